@@ -76,3 +76,62 @@ def base() -> ml_collections.ConfigDict:
     c.eval.num_samples = 1  # k of pass@k; 1 decodes greedily
     c.eval.temperature = 1.0  # of the samples when num_samples > 1
     return c
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without data or devices.
+
+    Raises:
+        ValueError: listing every problem, each with the value, what is allowed and how to mend it.
+    """
+    o, t = config.objective, config.train
+    pieces = t.minibatches * t.microbatches
+    allowed = {
+        "data.overlong": (config.data.overlong, ("drop", "shrink", "error")),
+        "data.format": (config.data.format, ("jsonl", "mini_vqa")),
+        "model.compute_dtype": (config.model.compute_dtype, ("float32", "bfloat16")),
+        "optimizer.schedule": (config.optimizer.schedule, ("constant", "cosine", "linear")),
+        "objective.selector": (o.selector, ("farthest_first", "nearest", "random", "mixed", "farthest")),
+        "objective.ratio": (o.ratio, ("token", "sequence")),
+        "objective.aggregate": (o.aggregate, ("sequence", "token", "constant")),
+        "objective.rescue.rank_by": (o.rescue.rank_by, ("sum", "mean")),
+        "objective.rescue.scale": (o.rescue.scale, ("zscore", "delta")),
+        "objective.reflect.source": (o.reflect.source, ("rationale", "scratch")),
+        "objective.reflect.train_on": (o.reflect.train_on, ("continuation", "rewrite")),
+    }
+    problems = [
+        f"{name}={value!r}: choose one of {', '.join(choices)}"
+        for name, (value, choices) in allowed.items()
+        if value not in choices
+    ]
+    checks = {
+        f"model.folder={config.model.folder!r}: name a folder with a config.json": bool(config.model.folder),
+        f"data.train={config.data.train!r}: name the training data": bool(config.data.train),
+        f"train.steps={t.steps}: must be at least 1": t.steps >= 1,
+        f"train.prompts={t.prompts}: must divide by minibatches * microbatches = {pieces}": pieces >= 1
+        and t.prompts % pieces == 0
+        and t.prompts > 0,
+        f"rollout.temperature={config.rollout.temperature}: training needs more than 0": config.rollout.temperature > 0,
+        f"rollout.num_rollouts={config.rollout.num_rollouts}: a group needs at least 2": config.rollout.num_rollouts >= 2,
+        f"rollout.response_len={config.rollout.response_len}: must be at least 8 tokens": config.rollout.response_len >= 8,
+        f"objective.num_negatives={o.num_negatives}: must be at least 1": o.num_negatives >= 1,
+        f"objective.num_neighbours={o.num_neighbours}: must be at least 1": o.num_neighbours >= 1,
+        f"objective.clip_low={o.clip_low}: must lie in (0, 1]": 0 < o.clip_low <= 1,
+        f"objective.overlong_buffer_len={o.overlong_buffer_len}: must lie in 0 .. rollout.response_len": 0
+        <= o.overlong_buffer_len
+        <= config.rollout.response_len,
+        "objective.reflect.enabled needs objective.anchored=True: reflection repairs a subgroup's negative": o.anchored
+        or not o.reflect.enabled,
+        f"objective.reflect.max_rationale_len={o.reflect.max_rationale_len}: must be below rollout.response_len="
+        f"{config.rollout.response_len}, or no repair has room": not o.reflect.enabled
+        or 0 < o.reflect.max_rationale_len < config.rollout.response_len,
+        f"eval.num_samples={config.eval.num_samples}: must be at least 1": config.eval.num_samples >= 1,
+        f"optimizer.lr={config.optimizer.lr}: must be above 0": config.optimizer.lr > 0,
+        f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below the run's steps * minibatches = "
+        f"{t.steps * t.minibatches} updates": 0 <= config.optimizer.warmup_steps < t.steps * t.minibatches,
+        f"train.checkpoint_every={t.checkpoint_every}: must be at least 1 step": t.checkpoint_every >= 1,
+        f"train.samples_every={t.samples_every}: must be at least 1 step": t.samples_every >= 1,
+    }
+    problems += [message for message, holds in checks.items() if not holds]
+    if problems:
+        raise ValueError("bad config: " + "; ".join(problems))

@@ -49,6 +49,7 @@ def grpo() -> ml_collections.ConfigDict:
     o.kl_coef = 1e-2  # on the k3 estimate against the reference policy; 0: no reference pass
     # What DAPO adds.
     o.dynamic_sampling = False  # drop uniform groups and draw more prompts until the batch is full
+    o.max_draws = 10  # batches drawn at the most for one step of dynamic sampling; then uniform groups fill up
     o.overlong_buffer_len = 0  # tokens before the limit where the length penalty sets in; 0: none
     o.overlong_penalty = 1.0  # reward taken off at the limit
     return o

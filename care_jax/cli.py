@@ -1,0 +1,48 @@
+"""What the entry points share: --config with overrides, --workdir, and errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+
+def run(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
+    """Parses `--config=configs/F.py --workdir=DIR [--config.a.b=v]` and calls main(config, workdir).
+
+    A ValueError (bad input, found before anything is written) becomes one line on stderr and exit code 2.
+    """
+    config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.a.b=v overrides.")
+    workdir_flag = flags.DEFINE_string("workdir", None, "The run folder; an existing one is resumed.")
+
+    def with_flags(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; options are --config, --config.a.b=v and --workdir")
+        if config_flag.value is None or workdir_flag.value is None:
+            raise ValueError("both --config=FILE and --workdir=DIR are needed")
+        main(config_flag.value, Path(workdir_flag.value))
+
+    logging.set_verbosity(logging.WARNING)
+    exit_on_bad_input(lambda: app.run(with_flags, flags_parser=_parse_flags))
+
+
+def exit_on_bad_input(call: Callable[[], None]) -> None:
+    """Runs `call`; a ValueError becomes its message on stderr and exit code 2."""
+    try:
+        call()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with an unknown config key or a missing config file as a ValueError of one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        message = str(error.args[0] if error.args else error).strip()
+        raise ValueError(" ".join(message.split())) from error

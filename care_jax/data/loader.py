@@ -1,0 +1,188 @@
+"""From the config to batches of encoded examples: sources, a train stream that resumes, a fixed eval order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import grain
+import ml_collections
+from absl import logging
+
+from care_jax.data import jsonl, mini_vqa
+from care_jax.data.records import Record
+
+FORMATS = ("jsonl", "mini_vqa")
+NUM_THREADS = 4  # threads that encode ahead, a process
+
+Example = TypeVar("Example")
+
+
+class RecordSource(Protocol):
+    """Random access to records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+class DropCounter(Generic[Example]):
+    """Wraps an encoder and counts the records it drops, each once however many epochs see it. Thread-safe."""
+
+    def __init__(self, encode: Callable[[Record], Example | None]) -> None:
+        self._encode = encode
+        self._lock = threading.Lock()
+        self._dropped_ids: set[str] = set()
+
+    def __call__(self, record: Record) -> Example | None:
+        """The encoded record, or None where the encoder drops it."""
+        example = self._encode(record)
+        if example is None:
+            with self._lock:
+                self._dropped_ids.add(record.id)
+        return example
+
+    @property
+    def num_dropped(self) -> int:
+        """Different records dropped so far."""
+        return len(self._dropped_ids)
+
+
+def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
+    """Opens the records that a config names; mini_vqa is built on first use, in seconds.
+
+    Args:
+        config: data.format, data.train, data.eval and data.strict are read. An empty data.eval of mini_vqa means
+            data.train.
+        split: "train" or "eval".
+
+    Raises:
+        ValueError: unknown split or format, no path given, or unusable data.
+    """
+    if split not in ("train", "eval"):
+        raise ValueError(f"unknown split {split!r}; choose train or eval")
+    data = config.data
+    if data.format not in FORMATS:
+        raise ValueError(f"data.format={data.format!r}: choose one of {', '.join(FORMATS)}")
+    path = data.train if split == "train" else data.eval
+    if data.format == "mini_vqa":
+        folder = path or data.train
+        if not folder:
+            raise ValueError("data.train is empty: name the folder to build mini_vqa in")
+        mini_vqa.build(Path(folder))
+        return mini_vqa.open_split(Path(folder), "train" if split == "train" else "heldout")
+    if not path:
+        raise ValueError(f"data.{split} is empty: name a file with one JSON object a line")
+    source = jsonl.read_jsonl(Path(path), strict=data.strict)
+    if source.problems:
+        number, reason = source.problems[0]
+        logging.warning("%s: dropped %d broken rows; row %d: %s", path, len(source.problems), number, reason)
+    return source
+
+
+def make_train_iterator(
+    source: RecordSource,
+    encode: Callable[[Record], Example | None],
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+) -> grain.DatasetIterator[list[Example]]:
+    """An endless stream of batches, shuffled anew each epoch; every process sees its own part of an epoch.
+
+    `get_state` and `set_state` resume with exactly the batch that would have come next, as does
+    grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops are skipped; wrap it in a
+    DropCounter to count them.
+
+    Args:
+        source: the records.
+        encode: record -> example, or None to drop it; called from several threads.
+        batch_size: examples of a batch of this process.
+        seed: of the order.
+        process_index: this process.
+        process_count: number of processes; each must be given the same source, seed and batch_size.
+
+    Returns:
+        Iterator over lists of `batch_size` examples.
+
+    Raises:
+        ValueError: the source is too small for a batch; from the iterator, when the encoder dropped so many records
+            that it is.
+    """
+    if batch_size < 1 or not 0 <= process_index < process_count:
+        raise ValueError(
+            f"batch_size={batch_size}, process_index={process_index}, process_count={process_count}: "
+            "batch_size must be at least 1, and the index below the count"
+        )
+    spare = len(source) - batch_size * process_count
+    wanted = f"a batch needs {batch_size} examples in each of {process_count} processes, more than the "
+    if spare < 0:
+        raise ValueError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
+    counter = DropCounter(encode)
+
+    def encode_or_refuse(record: Record) -> Example | None:
+        example = counter(record)
+        if example is None and counter.num_dropped > spare:
+            raise ValueError(
+                wanted + f"usable ones in {source!r}: the encoder dropped {counter.num_dropped} of {len(source)}; "
+                "lower the batch size or raise the length limits"
+            )
+        return example
+
+    shuffled = grain.MapDataset.source(source).seed(seed).shuffle()
+    mine = shuffled[process_index::process_count].repeat(reseed_each_epoch=True)
+    examples = mine.map(encode_or_refuse).to_iter_dataset(  # grain leaves out what is None
+        grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
+    )
+    return iter(examples.batch(batch_size, drop_remainder=True, batch_fn=list))
+
+
+def make_eval_batches(
+    source: RecordSource,
+    encode: Callable[[Record], Example | None],
+    *,
+    batch_size: int,
+    limit: int,
+) -> Iterator[tuple[list[Example], int]]:
+    """Batches in file order; the last one is filled up by repeating its last example.
+
+    Args:
+        source: the records.
+        encode: record -> example, or None to drop it.
+        batch_size: examples of a batch.
+        limit: records to take, evenly spread over the source; 0 takes all.
+
+    Yields:
+        (examples, num_real): `batch_size` examples, of which the first `num_real` count.
+
+    Raises:
+        ValueError: batch_size below 1 or limit below 0; from the generator, when every record was dropped.
+    """
+    if batch_size < 1 or limit < 0:
+        raise ValueError(f"batch_size={batch_size}, limit={limit}: give at least 1, and 0 (all) or more")
+    total = len(source)
+    count = min(limit, total) or total
+    return _eval_batches(source, encode, [i * total // count for i in range(count)], batch_size)
+
+
+def _eval_batches(
+    source: RecordSource, encode: Callable[[Record], Example | None], indices: list[int], batch_size: int
+) -> Iterator[tuple[list[Example], int]]:
+    batch: list[Example] = []
+    num_usable = 0
+    for index in indices:
+        example = encode(source[index])
+        if example is None:
+            continue
+        num_usable += 1
+        batch.append(example)
+        if len(batch) == batch_size:
+            yield batch, batch_size
+            batch = []
+    if batch:
+        yield batch + batch[-1:] * (batch_size - len(batch)), len(batch)
+    if not num_usable:
+        raise ValueError(f"the encoder dropped all {len(indices)} records of {source!r}; raise the length limits")

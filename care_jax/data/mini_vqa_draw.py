@@ -1,0 +1,214 @@
+"""The drawings of mini_vqa: 84 x 84 pixels, dark on white, cut into 28-pixel cells.
+
+A cell is one vision token of a Qwen-VL model (patch 14, merge 2), so scans and labels keep to multiples of 7, 14 and 28
+pixels: the same glyph then looks the same to the patch embedding wherever it stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CANVAS = 84  # pixels
+CELL = 28  # pixels, one vision token
+GRID = 7  # pixels, labels snap to it; a printed digit is one unit wide and two high
+BASELINE = 70  # pixels from the top, value 0 of a chart; the row below holds the labels
+CHART_HEIGHT = 63  # pixels between value 0 and the top of the axis
+
+Point = tuple[float, float]
+
+
+def draw_digits(scans: list[np.ndarray]) -> bytes:
+    """Puts handwritten digits side by side, one to a cell; a second row starts after three.
+
+    Args:
+        scans: 1 to 6 arrays [8, 8], ink from 0 to 16.
+
+    Returns:
+        The PNG.
+    """
+    canvas = Image.new("L", (CANVAS, CANVAS), 255)
+    top = CELL if len(scans) <= 3 else 0
+    for i, scan in enumerate(scans):
+        ink = Image.fromarray((255 - np.minimum(scan * 16, 255)).astype(np.uint8))
+        glyph = ink.resize((24, 24), Image.Resampling.BICUBIC)
+        canvas.paste(glyph, (i % 3 * CELL + 2, top + i // 3 * CELL + 2))
+    return _png(canvas)
+
+
+def draw_chart(values: list[int], *, num_levels: int, line: bool) -> bytes:
+    """Draws values as bars, or as a line with square markers, over a grid with one line a level; A, B, .. below.
+
+    Args:
+        values: 2 to 6 integers from 1 to num_levels.
+        num_levels: the top of the axis; a level is 63 // num_levels pixels.
+        line: a line with markers instead of bars.
+
+    Returns:
+        The PNG.
+    """
+    canvas = Image.new("L", (CANVAS, CANVAS), 255)
+    draw = ImageDraw.Draw(canvas)
+    pitch = CHART_HEIGHT // num_levels
+    for level in range(1, num_levels + 1):
+        y = BASELINE - pitch * level
+        draw.line((0, y, CANVAS - 1, y), fill=150 if level % 5 == 0 else 215)
+    slot = CANVAS // len(values)
+    left = (CANVAS - slot * len(values)) // 2
+    centers = [left + slot * i + slot // 2 for i in range(len(values))]
+    tops = [BASELINE - pitch * value for value in values]
+    if line:
+        draw.line(list(zip(centers, tops, strict=True)), fill=110, width=3)
+    for x, y in zip(centers, tops, strict=True):
+        half = 3 if line else slot // 2 - 3
+        draw.rectangle((x - half, y - 3, x + half, y + 3) if line else (x - half, y, x + half, BASELINE), fill=40)
+    draw.line((0, BASELINE, CANVAS - 1, BASELINE), fill=0)
+    for i, x in enumerate(centers):
+        canvas.paste(_glyph(chr(ord("A") + i), 2 * GRID), (x - GRID, BASELINE + 1))
+    return _png(canvas)
+
+
+def draw_triangle(first: int, second: int, *, rotation: int, mirrored: bool) -> tuple[bytes, tuple[int, int]]:
+    """Draws a triangle to scale and prints two of its inner angles beside their corners.
+
+    Args:
+        first: angle at the first corner, degrees.
+        second: angle at the second corner, degrees; first + second < 180.
+        rotation: of the triangle, degrees.
+        mirrored: flip it left to right first.
+
+    Returns:
+        The PNG, and the two angles in reading order: by the left edges of their labels, then from the top.
+
+    Raises:
+        ValueError: no size of the triangle leaves room for both labels.
+    """
+    unit = _unit_corners(first, second, rotation=rotation, mirrored=mirrored)
+    labels = (str(first), str(second))
+    for size in range(76, 20, -4):
+        corners = _fit(unit, labels, size)
+        if corners is None:
+            continue
+        boxes = _place_labels(corners, labels)
+        if boxes is not None:
+            break
+    else:
+        raise ValueError(
+            f"no room for a triangle with angles {first} and {second}; angles between 20 and 140 degrees fit"
+        )
+    scale = 4  # drawn larger and reduced, for clean slanted lines
+    large = Image.new("L", (CANVAS * scale, CANVAS * scale), 255)
+    outline = [(x * scale, y * scale) for x, y in corners]
+    ImageDraw.Draw(large).line([*outline, *outline[:2]], fill=40, width=6, joint="curve")
+    canvas = large.reduce(scale)
+    for text, (x, y) in zip(labels, boxes, strict=True):
+        for i, digit in enumerate(text):
+            canvas.paste(_glyph(digit, GRID), (x + GRID * i, y))
+    in_order = (first, second) if boxes[0] <= boxes[1] else (second, first)
+    return _png(canvas), in_order
+
+
+def _unit_corners(first: int, second: int, *, rotation: int, mirrored: bool) -> list[Point]:
+    """Corners with the given angles at the first two, centroid at 0, longest extent 1."""
+    a, b = math.radians(first), math.radians(second)
+    side = math.sin(b) / math.sin(a + b)
+    corners = np.array([(0.0, 0.0), (1.0, 0.0), (side * math.cos(a), side * math.sin(a))])
+    if mirrored:
+        corners[:, 0] *= -1
+    turn = math.radians(rotation)
+    corners = corners @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    corners -= corners.mean(axis=0)
+    corners /= np.ptp(corners, axis=0).max()
+    return [(float(x), float(y)) for x, y in corners]
+
+
+def _label_center(corner: Point, text: str) -> Point:
+    """Offset of a label's middle from its corner: outwards, just clear of the corner."""
+    length = math.hypot(*corner)
+    x, y = corner[0] / length, corner[1] / length
+    return x * (GRID * len(text) / 2 + 2), y * (GRID + 1)
+
+
+def _fit(unit: list[Point], labels: tuple[str, str], size: int) -> list[Point] | None:
+    """Corners in pixels, with the labels' room included and centred; None when that is too large for the canvas."""
+    corners = [(x * size, y * size) for x, y in unit]
+    xs, ys = [x for x, _ in corners], [y for _, y in corners]
+    for corner, text in zip(corners, labels, strict=False):
+        x, y = _label_center(corner, text)
+        half = GRID * len(text) / 2
+        xs += [corner[0] + x - half, corner[0] + x + half]
+        ys += [corner[1] + y - GRID, corner[1] + y + GRID]
+    if max(max(xs) - min(xs), max(ys) - min(ys)) > CANVAS - 6:
+        return None
+    dx, dy = (CANVAS - max(xs) - min(xs)) / 2, (CANVAS - max(ys) - min(ys)) / 2
+    return [(x + dx, y + dy) for x, y in corners]
+
+
+def _place_labels(corners: list[Point], labels: tuple[str, str]) -> list[tuple[int, int]] | None:
+    """Top left corners of the labels: on the grid, near their ideal places, clear of the sides and of each other."""
+    middle = (sum(x for x, _ in corners) / 3, sum(y for _, y in corners) / 3)
+    placed: list[tuple[int, int, int]] = []  # left, top, width
+    for corner, text in zip(corners, labels, strict=False):
+        offset = _label_center((corner[0] - middle[0], corner[1] - middle[1]), text)
+        width = GRID * len(text)
+        ideal = (corner[0] + offset[0] - width / 2, corner[1] + offset[1] - GRID)
+        best = None
+        for left, top in _nearby_grid(ideal, width):
+            distance = math.hypot(left - ideal[0], top - ideal[1])
+            if best is not None and distance >= best[0]:
+                continue
+            apart = all(left >= x + w or x >= left + width or abs(top - y) >= 2 * GRID for x, y, w in placed)
+            if apart and not _touches_sides(corners, left, top, width):
+                best = (distance, left, top)
+        if best is None:
+            return None
+        placed.append((best[1], best[2], width))
+    return [(x, y) for x, y, _ in placed]
+
+
+def _nearby_grid(ideal: Point, width: int) -> list[tuple[int, int]]:
+    """Grid points within 7 pixels of `ideal`, on both axes, whose label lies inside the canvas."""
+    lefts = [GRID * (math.floor(ideal[0] / GRID) + i) for i in range(2)]
+    tops = [GRID * (math.floor(ideal[1] / GRID) + i) for i in range(2)]
+    return [(x, y) for x in lefts for y in tops if 0 <= x <= CANVAS - width and 0 <= y <= CANVAS - 2 * GRID]
+
+
+def _touches_sides(corners: list[Point], left: float, top: float, width: float) -> bool:
+    """Whether a side of the triangle crosses the box of a label, by the separating axes of a box and a segment."""
+    half = (width / 2, GRID)
+    center = (left + width / 2, top + GRID)
+    for i in range(3):
+        (ax, ay), (bx, by) = corners[i], corners[(i + 1) % 3]
+        mid = ((ax + bx) / 2 - center[0], (ay + by) / 2 - center[1])
+        arm = (abs(bx - ax) / 2, abs(by - ay) / 2)
+        if abs(mid[0]) > half[0] + arm[0] or abs(mid[1]) > half[1] + arm[1]:
+            continue
+        across = abs(mid[0] * (by - ay) - mid[1] * (bx - ax))
+        if across <= half[0] * abs(by - ay) + half[1] * abs(bx - ax):
+            return True
+    return False
+
+
+@functools.cache
+def _glyph(character: str, width: int) -> Image.Image:
+    """One character in the middle of a white box, 14 pixels high; rendering text takes longer than all the rest."""
+    box = Image.new("L", (width, 2 * GRID), 255)
+    middle = (width / 2, GRID)
+    ImageDraw.Draw(box).text(middle, character, fill=0, font=ImageFont.load_default(12), anchor="mm")
+    return box
+
+
+def _png(canvas: Image.Image) -> bytes:
+    """An RGB PNG with unfiltered rows: PIL tries all filters on every row, which takes as long as the drawing."""
+    rows = np.zeros((CANVAS, 1 + 3 * CANVAS), np.uint8)  # a row starts with the number of its filter
+    rows[:, 1:] = np.repeat(np.asarray(canvas), 3, axis=1)
+    header = struct.pack(">IIBBBBB", CANVAS, CANVAS, 8, 2, 0, 0, 0)  # 8 bits, RGB, no interlace
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )

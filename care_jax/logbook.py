@@ -1,0 +1,161 @@
+"""What a step tells: metrics, one event a group, and sample groups for the report. Host arrays in, plain values out."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from care_jax.advantage import SubgroupAdvantages
+from care_jax.data.records import Record
+from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, TrainBatch
+from care_jax.train_batch import REFLECTED_SLOT, Reflection
+from care_jax.verify import Judged
+
+
+class Step(NamedTuple):
+    """Everything a finished step knows, as NumPy arrays."""
+
+    records: Sequence[Record]
+    rollouts: Rollouts
+    judged: Judged
+    scores: Scores
+    subgroup: Subgroup
+    reflection: Reflection
+    reflected: Judged | None  # the reflections' texts and verdicts [B][1]; None without reflection
+    batch: TrainBatch
+    advantages: SubgroupAdvantages
+
+
+def _mean(values: np.ndarray, where: np.ndarray) -> float:
+    """Mean of values over a mask; 0 where the mask is empty."""
+    return float(np.sum(values * where) / max(np.sum(where), 1))
+
+
+def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
+    """The step's scalars. Shares are of groups or rollouts; a rescued group never counts as a success."""
+    verdicts, subgroup, rollouts = step.judged.verdicts, step.subgroup, step.rollouts
+    sampled, outcome = rollouts.sampled_mask, subgroup.outcome
+    mixed, all_wrong = outcome == Outcome.MIXED, outcome == Outcome.ALL_WRONG
+    gap = np.abs(rollouts.logprobs - step.scores.logprobs)
+    values = {
+        "accuracy/train": float(np.mean(verdicts.correct)),
+        "reward/mean": float(np.mean(verdicts.rewards)),
+        "format_rate": float(np.mean(verdicts.format_ok)),
+        "unparsed_rate": 1.0 - float(np.mean(verdicts.parsed)),
+        "groups/mixed": float(np.mean(mixed)),
+        "groups/all_wrong": float(np.mean(all_wrong)),
+        "groups/all_correct": float(np.mean(outcome == Outcome.ALL_CORRECT)),
+        "entropy": _mean(step.scores.entropy, sampled),
+        "response_len/mean": float(np.mean(sampled.sum(-1))),
+        "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
+        "logprob_gap/mean": _mean(gap, sampled),
+        "logprob_gap/max": float(np.max(gap * sampled)),
+        "advantage/failure_share": _failure_share(step),
+    }
+    for source in sorted({record.source for record in step.records}):
+        rows = np.array([record.source == source for record in step.records])
+        values[f"accuracy/train/{source}"] = float(np.mean(verdicts.correct[rows]))
+    if anchored:
+        values |= _subgroup_metrics(step, mixed, all_wrong)
+    return values
+
+
+def _failure_share(step: Step) -> float:
+    """Share of the absolute advantage that comes from rows that started as failures."""
+    magnitude = np.abs(step.advantages.final)
+    failed = ~np.take_along_axis(step.judged.verdicts.correct, step.subgroup.index, axis=1)
+    return float(np.sum(magnitude * failed) / max(np.sum(magnitude), 1e-12))
+
+
+def _subgroup_metrics(step: Step, mixed: np.ndarray, all_wrong: np.ndarray) -> dict[str, float]:
+    subgroup, final, tried = step.subgroup, step.advantages.final, step.reflection.tried
+    anchor = (np.arange(final.shape[1]) == 0)[None] & subgroup.valid
+    negative = subgroup.valid & ~anchor
+    negative[:, REFLECTED_SLOT] &= ~(tried & step.reflection.correct)
+    count = np.bincount(subgroup.num_negatives, minlength=final.shape[1])
+    return {f"subgroup/num_negatives_{k}": float(n) / len(tried) for k, n in enumerate(count)} | {
+        "advantage/anchor": _mean(final, anchor & mixed[:, None]),
+        "advantage/negative": _mean(final, negative & mixed[:, None]),
+        "reflect/tried": float(np.sum(tried)),
+        "reflect/success_rate": _mean(step.reflection.correct, tried),
+        "rescue/rate": float(np.mean(all_wrong & subgroup.valid[:, 0])),
+    }
+
+
+def events(step: Step, *, anchored: bool) -> list[dict[str, Any]]:
+    """One line a group: outcome, anchor, negatives, raw advantages, reflection."""
+    lines = []
+    for b, record in enumerate(step.records):
+        valid = step.subgroup.valid[b]
+        index = step.subgroup.index[b][valid].tolist()
+        has_anchor = anchored and bool(index)
+        tried = bool(step.reflection.tried[b])
+        lines.append(
+            {
+                "id": record.id,
+                "source": record.source,
+                "outcome": Outcome(int(step.subgroup.outcome[b])).name,
+                "anchor": index[0] if has_anchor else None,
+                "negatives": index[1:] if has_anchor else [],
+                "num_negatives": int(step.subgroup.num_negatives[b]),
+                "advantages_raw": step.advantages.raw[b][valid].tolist(),
+                "reflected": index[REFLECTED_SLOT] if tried else None,
+                "reflection_correct": bool(step.reflection.correct[b]) if tried else None,
+            }
+        )
+    return lines
+
+
+def sample(step: Step, b: int, *, anchored: bool, cue: str) -> dict[str, Any]:
+    """Group b in full, for the report's browser: question, images, rollouts with their roles, the reflection."""
+    record, subgroup = step.records[b], step.subgroup
+    advantage = dict.fromkeys(range(len(step.judged.texts[b])), 0.0)
+    role = dict.fromkeys(advantage, "unselected")
+    for slot in np.flatnonzero(subgroup.valid[b]):
+        row = int(subgroup.index[b, slot])
+        advantage[row] = float(step.advantages.final[b, slot])
+        role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
+    reflection = None
+    if step.reflected is not None and step.reflection.tried[b]:
+        row = int(subgroup.index[b, REFLECTED_SLOT])
+        role[row] = "reflected"
+        after = step.reflected.texts[b][0]
+        reflection = {
+            "rollout": row,
+            "before": step.judged.texts[b][row],
+            "cue": cue,
+            "after": after.split(cue, 1)[-1] if cue else after,
+            "correct": bool(step.reflection.correct[b]),
+        }
+    verdicts = step.judged.verdicts
+    rollouts = [
+        {
+            "text": step.judged.texts[b][g],
+            "extracted": step.judged.extracted[b][g],
+            "correct": bool(verdicts.correct[b, g]),
+            "format_ok": bool(verdicts.format_ok[b, g]),
+            "parsed": bool(verdicts.parsed[b, g]),
+            "role": role[g],
+            "advantage": advantage[g],
+            "response_len": int(step.rollouts.response_len[b, g]),
+        }
+        for g in advantage
+    ]
+    return {
+        "id": record.id,
+        "source": record.source,
+        "images": [_data_url(image) for image in record.images],
+        "prompt": record.prompt,
+        "answer": record.answer,
+        "outcome": Outcome(int(subgroup.outcome[b])).name,
+        "rollouts": rollouts,
+        "reflection": reflection,
+    }
+
+
+def _data_url(image: bytes) -> str:
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -1,0 +1,154 @@
+"""The clipped policy loss of a batch of rows: ratio, clip, KL, and one sum with a named denominator
+(method.md section 5).
+
+Every denominator is a count over the whole minibatch, over all processes and micro-batches, and is handed
+in: the loss of a piece is its part of the whole, so that pieces and their gradients add up.
+
+Log-ratios are limited to at most 20 before exp, against inf * 0 in the gradient; a healthy run never gets there.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import ml_collections
+from flax import struct
+
+from care_jax.structs import Array, TrainBatch
+
+WEIGHT_EPS = 1e-6
+MAX_LOG_RATIO = 20.0
+RATIOS = ("token", "sequence")
+AGGREGATES = ("sequence", "token", "constant")
+
+
+@struct.dataclass
+class Denominators:
+    """Counts over a whole minibatch; never those of one micro-batch or one shard."""
+
+    num_rows: Array  # [] float32, rows that are updated
+    num_tokens: Array  # [] float32, sampled tokens of those rows
+
+
+@struct.dataclass
+class LossOutput:
+    """A piece's part of the minibatch loss."""
+
+    loss: Array  # [] float32, policy + kl_coef * KL
+    aux: dict[str, Array]  # [] float32 each, to be added up over pieces; see `policy_loss`
+
+
+def count_denominators(batch: TrainBatch) -> Denominators:
+    """Rows and sampled tokens of `batch` that count; call it on the minibatch before it is cut into pieces."""
+    sampled = batch.sampled_mask & batch.row_mask[..., None]
+    return Denominators(
+        num_rows=batch.row_mask.sum(dtype=jnp.int32).astype(jnp.float32),
+        num_tokens=sampled.sum(dtype=jnp.int32).astype(jnp.float32),
+    )
+
+
+def policy_loss(
+    logprobs: Array, batch: TrainBatch, *, objective: ml_collections.ConfigDict, denominators: Denominators
+) -> LossOutput:
+    """Clipped policy loss and k3 KL of the rows in `batch.row_mask` (method.md sections 5 and 6).
+
+        l = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)
+        k = exp(ref - new) - (ref - new) - 1
+        rho = exp(new - old)                                         ratio "token"
+        rho = exp(mean of new - old over the row's sampled tokens)   ratio "sequence" (GSPO, arXiv 2507.18071)
+
+    l is summed with the token weights, k with 1 at every sampled token, both divided as `aggregate_tokens` says; the
+    loss is the first plus kl_coef times the second, which is not computed at kl_coef 0.
+
+    Args:
+        logprobs: [B, S, R] float32, of the policy that is being updated. Where nothing was sampled the values
+            are not looked at and their gradient is exactly 0.
+        batch: the rows; all of a minibatch, or one piece of it.
+        objective: a record of objectives.py; static under jit.
+        denominators: counts of the whole minibatch.
+
+    Returns:
+        LossOutput. aux holds sums over this piece: `loss` = `policy_loss` + `kl_loss` (their parts of the minibatch
+        loss, already divided), `kl_sum` (k over tokens; divide by num_tokens), `log_ratio_sum` (new - old over
+        tokens; by num_tokens), `clipped_tokens` (tokens with a weight whose clipped branch is taken; by
+        weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`.
+
+    Raises:
+        ValueError: an unknown objective.ratio or objective.aggregate.
+    """
+    if objective.ratio not in RATIOS:
+        raise ValueError(f"objective.ratio is {objective.ratio!r}; allowed are {', '.join(RATIOS)}")
+    mask = batch.sampled_mask & batch.row_mask[..., None]
+    # Masked on the way in, so that a nan or inf under the mask reaches neither value nor gradient.
+    logprobs = jnp.where(mask, logprobs.astype(jnp.float32), 0.0)
+    log_ratio = logprobs - jnp.where(mask, batch.logprobs_old, 0.0)
+    sampled = mask.astype(jnp.float32)
+    weights = jnp.where(mask, batch.token_weights, 0.0)
+
+    exponent = _row_mean(log_ratio, sampled) if objective.ratio == "sequence" else log_ratio
+    ratio = jnp.exp(jnp.minimum(exponent, MAX_LOG_RATIO))
+    advantages = jnp.where(batch.row_mask, batch.advantages, 0.0)[..., None]
+    unclipped = ratio * advantages
+    clipped = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high) * advantages
+    policy = aggregate_tokens(-jnp.minimum(unclipped, clipped), weights, objective.aggregate, denominators)
+
+    kl_loss = kl_sum = jnp.zeros((), jnp.float32)
+    if objective.kl_coef != 0:
+        kl = _k3(jnp.where(mask, batch.logprobs_ref, 0.0) - logprobs)
+        kl_sum = kl.sum()
+        kl_loss = objective.kl_coef * aggregate_tokens(kl, sampled, objective.aggregate, denominators)
+    loss = policy + kl_loss
+    has_weight = weights > 0
+    aux = {
+        "loss": loss,
+        "policy_loss": policy,
+        "kl_loss": kl_loss,
+        "kl_sum": kl_sum,
+        "log_ratio_sum": log_ratio.sum(),
+        "clipped_tokens": (has_weight & (clipped < unclipped)).sum(dtype=jnp.float32),
+        "weighted_tokens": has_weight.sum(dtype=jnp.float32),
+        "num_tokens": sampled.sum(),
+        "num_rows": batch.row_mask.sum(dtype=jnp.float32),
+    }
+    return LossOutput(loss=loss, aux=aux)
+
+
+def aggregate_tokens(values: Array, weights: Array, aggregate: str, denominators: Denominators) -> Array:
+    """One number from the tokens of a piece: its part of the minibatch's mean (sections 5 and 6).
+
+        aggregate     sum                                                        divided by
+        "sequence"    over rows of sum_t w_t v_t / (sum_t w_t + 1e-6)            num_rows
+        "token"       over rows and tokens of w_t v_t                            num_tokens
+        "constant"    over rows and tokens of w_t v_t                            num_rows * R (arXiv 2503.20783)
+
+    Args:
+        values, weights: [B, S, R] float32; weights are 0 wherever a token does not count.
+        aggregate: objective.aggregate.
+        denominators: counts of the whole minibatch; a count of 0 divides as 1.
+
+    Returns:
+        [] float32.
+
+    Raises:
+        ValueError: another `aggregate`.
+    """
+    num_rows = jnp.maximum(denominators.num_rows, 1.0)
+    if aggregate == "sequence":
+        row_weight = weights.sum(axis=-1) + WEIGHT_EPS
+        return ((weights * values).sum(axis=-1) / row_weight).sum() / num_rows
+    if aggregate == "token":
+        return (weights * values).sum() / jnp.maximum(denominators.num_tokens, 1.0)
+    if aggregate == "constant":
+        return (weights * values).sum() / (num_rows * values.shape[-1])
+    raise ValueError(f"objective.aggregate is {aggregate!r}; allowed are {', '.join(AGGREGATES)}")
+
+
+def _row_mean(values: Array, sampled: Array) -> Array:
+    """Mean of `values` [..., R] over the sampled tokens of a row, at every token; 0 for a row without any."""
+    mean = (values * sampled).sum(axis=-1, keepdims=True) / jnp.maximum(sampled.sum(axis=-1, keepdims=True), 1.0)
+    return jnp.broadcast_to(mean, values.shape)
+
+
+def _k3(log_ratio_ref: Array) -> Array:
+    """exp(x) - x - 1 with x = ref - new: unbiased, never negative, 0 at x = 0 (Schulman's k3)."""
+    log_ratio_ref = jnp.minimum(log_ratio_ref, MAX_LOG_RATIO)
+    return jnp.exp(log_ratio_ref) - log_ratio_ref - 1.0

@@ -1,0 +1,35 @@
+"""Keys and values kept between calls: the prompt's once, each branch's own."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Prefix:
+    """A prefilled prompt; any number of branches continue from it."""
+
+    k: Array  # [L, B, P, N, C]
+    v: Array  # [L, B, P, N, C]
+    prompt_len: Array  # [B] int32
+    next_position: Array  # [B] int32
+    last_hidden: Array  # [B, D], after the final norm, at the last prompt token
+
+
+@struct.dataclass
+class BranchCache:
+    """Keys and values of the branches' own tokens, by slot."""
+
+    k: Array  # [L, B, J, R, N, C]
+    v: Array  # [L, B, J, R, N, C]
+
+
+def empty_branch_cache(prefix: Prefix, num_branches: int, num_slots: int) -> BranchCache:
+    """Zeros for `num_branches` branches of `num_slots` tokens each, shaped after the prefix."""
+    layers, batch, _, heads, channels = prefix.k.shape
+    zeros = jnp.zeros((layers, batch, num_branches, num_slots, heads, channels), prefix.k.dtype)
+    return BranchCache(k=zeros, v=zeros)

@@ -1,0 +1,75 @@
+"""The layers both towers share. Parameters carry Hugging Face's names; kernels are [in, out].
+
+Activations choose the compute type: a kernel is cast to its input's type. Norm statistics are float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+
+def _align(vector: Array, x: Array) -> Array:
+    """A [channels] vector with x's rank and type, so that no rank or type is promoted silently."""
+    return jnp.expand_dims(vector.astype(x.dtype), tuple(range(x.ndim - 1)))
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias, over the last axis."""
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool, rngs: nnx.Rngs):
+        init = jax.nn.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Array) -> Array:
+        y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + _align(self.bias[...], y)
+
+
+class Embedding(nnx.Module):
+    """Rows of a [V, D] table."""
+
+    def __init__(self, num_embeddings: int, features: int, *, rngs: nnx.Rngs):
+        init = jax.nn.initializers.normal(0.02)
+        self.weight = nnx.Param(init(rngs.params(), (num_embeddings, features), jnp.float32))
+
+    def __call__(self, token_ids: Array, dtype: jnp.dtype) -> Array:
+        return jnp.take(self.weight[...], token_ids, axis=0).astype(dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * weight; statistics in float32, the product with weight in x's type as in Qwen."""
+
+    def __init__(self, features: int, *, eps: float):
+        self.weight = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+        normed = (x32 * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        return normed * _align(self.weight[...], normed)
+
+
+class GatedMLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, features: int, intermediate: int, *, use_bias: bool, rngs: nnx.Rngs):
+        self.gate_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
+        self.up_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
+        self.down_proj = Linear(intermediate, features, use_bias=use_bias, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary embedding by halves (not even/odd pairs). x [..., heads, C]; cos, sin [..., C]."""
+    half = x.shape[-1] // 2
+    turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return x * cos + turned * sin

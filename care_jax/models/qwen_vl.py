@@ -1,0 +1,121 @@
+"""Qwen-VL: vision tower, decoder and head, run over prompts and the branches that share them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from care_jax.models import decoder
+from care_jax.models.cache import BranchCache, Prefix
+from care_jax.models.layers import Embedding, Linear, RMSNorm
+from care_jax.models.model_config import ModelConfig
+from care_jax.models.vision_qwen2_5 import VisionTower
+from care_jax.structs import Prompts
+
+Array = jax.Array
+
+
+@struct.dataclass
+class BranchHidden:
+    """Hidden states of full branches after the final norm."""
+
+    predicting: Array  # [B, J, R, D], the state that predicts token r (for r = 0 the prompt's last one)
+    own: Array  # [B, J, R, D], the state at token r
+
+
+class QwenVL(nnx.Module):
+    """The model. A pytree of float32 parameters; `config` says how it is computed."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        text = config.text
+        self.config = config
+        self.visual = VisionTower(config.vision, remat=config.remat, rngs=rngs)
+        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs)
+        self.layers = decoder.stack_layers(text, rngs=rngs)
+        self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+        tied = text.tie_word_embeddings
+        self.lm_head = None if tied else Linear(text.hidden_size, text.vocab_size, use_bias=False, rngs=rngs)
+
+    def prefill(self, prompts: Prompts) -> Prefix:
+        """Vision tower and prompt, once per prompt."""
+        x, (k, v) = decoder.prefill(self.layers, self._embed_prompts(prompts), self._rope(prompts.position_ids))
+        return Prefix(
+            k=k,
+            v=v,
+            prompt_len=prompts.prompt_len,
+            next_position=prompts.next_position,
+            last_hidden=self.norm(_at(x, prompts.prompt_len - 1)),
+        )
+
+    def forward_branches(self, prompts: Prompts, token_ids: Array) -> BranchHidden:
+        """Prompts and full branches token_ids [B, J, R] in one pass, every prompt computed once."""
+        batch, num_branches, num_response = token_ids.shape
+        num_prompt = prompts.token_ids.shape[1]
+        tokens = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
+        offsets = jnp.tile(jnp.arange(num_response, dtype=jnp.int32), num_branches)
+        positions = self._text_positions(prompts.next_position, offsets[None])
+        x = decoder.forward_branches(
+            self.layers,
+            jnp.concatenate([self._embed_prompts(prompts), tokens], axis=1),
+            self._rope(jnp.concatenate([prompts.position_ids, positions], axis=-1)),
+            prompt_len=prompts.prompt_len,
+            num_branches=num_branches,
+            num_prompt=num_prompt,
+            remat=self.config.remat,
+        )
+        x = self.norm(x)
+        own = x[:, num_prompt:].reshape(batch, num_branches, num_response, -1)
+        first = jnp.broadcast_to(_at(x[:, :num_prompt], prompts.prompt_len - 1)[:, None, None], own[:, :, :1].shape)
+        return BranchHidden(predicting=jnp.concatenate([first, own[:, :, :-1]], axis=2), own=own)
+
+    def extend(self, token_ids: Array, *, prefix: Prefix, cache: BranchCache, slot: Array, offset: Array,
+               own_visible: Array) -> tuple[Array, BranchCache]:
+        """New tokens [B, J, new] of each branch; offset [B, J, new] counts them from the prompt's end.
+
+        Returns hidden [B, J, new, D] after the final norm, and the grown cache (slots slot, slot + 1, ...).
+        """
+        batch = token_ids.shape[0]
+        x, cache = decoder.extend(
+            self.layers,
+            self.embed_tokens(token_ids.reshape(batch, -1), self._dtype),
+            self._rope(self._text_positions(prefix.next_position, offset.reshape(batch, -1))),
+            prefix=prefix,
+            cache=cache,
+            slot=slot,
+            own_visible=own_visible,
+        )
+        return self.norm(x).reshape(*token_ids.shape, -1), cache
+
+    def logits(self, hidden: Array) -> Array:
+        """[..., D] -> [..., V] float32."""
+        if self.lm_head is None:
+            table = self.embed_tokens.weight[...].astype(hidden.dtype)
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+    @property
+    def _dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.config.compute_dtype)
+
+    def _rope(self, position_ids: Array) -> decoder.Rope:
+        return decoder.mrope(position_ids, self.config.text, self._dtype)
+
+    def _embed_prompts(self, prompts: Prompts) -> Array:
+        """[B, P, D]: text embeddings, with the vision features at the image tokens (a gather, never a scatter)."""
+        text = self.embed_tokens(prompts.token_ids, self._dtype)
+        features = self.visual(prompts, self._dtype)
+        features = jax.lax.stop_gradient(features) if self.config.freeze_vision else features
+        rows = jnp.maximum(prompts.vision_index, 0)[..., None]
+        return jnp.where(prompts.vision_index[..., None] >= 0, jnp.take_along_axis(features, rows, axis=1), text)
+
+    def _text_positions(self, next_position: Array, offset: Array) -> Array:
+        """[B, 3, T]: text counts on by one on all three axes. offset [B or 1, T]."""
+        positions = next_position[:, None] + offset
+        return jnp.broadcast_to(positions[:, None], (positions.shape[0], 3, positions.shape[1]))
+
+
+def _at(x: Array, index: Array) -> Array:
+    """x [B, T, D] at index [B] -> [B, D]."""
+    return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,49 @@
+"""AdamW with a schedule and global-norm clipping, from the run's config."""
+
+from __future__ import annotations
+
+import jax
+import ml_collections
+import optax
+
+from care_jax.models import QwenVL, params_to_dict
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Learning rate by optimizer update: a linear warm-up, then constant, cosine or linear to the end."""
+    o = config.optimizer
+    updates = config.train.steps * config.train.minibatches - o.warmup_steps
+    decay = {
+        "constant": lambda: optax.constant_schedule(o.lr),
+        "cosine": lambda: optax.cosine_decay_schedule(o.lr, updates, alpha=o.final_lr_ratio),
+        "linear": lambda: optax.linear_schedule(o.lr, o.lr * o.final_lr_ratio, updates),
+    }[o.schedule]()
+    if o.warmup_steps == 0:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, o.lr, o.warmup_steps), decay], [o.warmup_steps])
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Clips the global norm, then AdamW; weight decay on matrices only. A frozen tower gets no update at all."""
+    o = config.optimizer
+
+    def is_matrix(params: QwenVL) -> QwenVL:
+        names = params_to_dict(params)
+        decayed = [name.endswith("kernel") or name == "embed_tokens.weight" for name in names]
+        return jax.tree.unflatten(jax.tree.structure(params), decayed)
+
+    adamw = optax.chain(
+        optax.clip_by_global_norm(o.clip_norm),
+        optax.adamw(
+            learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix
+        ),
+    )
+    if not config.model.freeze_vision:
+        return adamw
+
+    def group(params: QwenVL) -> QwenVL:
+        names = params_to_dict(params)
+        labels = ["frozen" if name.startswith("visual.") else "trained" for name in names]
+        return jax.tree.unflatten(jax.tree.structure(params), labels)
+
+    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, group)

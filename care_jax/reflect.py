@@ -1,0 +1,85 @@
+"""Reflection-guided resampling (method.md section 3): repair the nearest failure once, verify it again.
+
+    forced (never in a loss)                        sampled
+    <think> failed rationale + repair cue           repaired rationale </think><answer> .. </answer>
+
+One negative of each MIXED group, all groups in one batched decode that continues from the prompts' cache.
+Differs from the published code in two points: the forced tokens stay in the context the update conditions on,
+and a rationale longer than `max_rationale_len` is cut, so that the repair has room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+
+from care_jax import regions
+from care_jax.processor import Processor
+from care_jax.rollout import Forced
+from care_jax.structs import Outcome, Rollouts, Subgroup
+from care_jax.train_batch import REFLECTED_SLOT
+
+_OPENING = "<think>"
+
+
+def forced_width(processor: Processor, objective: ml_collections.ConfigDict) -> int:
+    """F, tokens of the longest forced prefix: the tag, the kept rationale and the cue."""
+    reflect = objective.reflect
+    return len(processor.encode_repair("", cue=reflect.cue, max_rationale_len=0)) + reflect.max_rationale_len
+
+
+def failed_rationale(text: str) -> str:
+    """The rationale of a response: inside <think> up to </think> or its end; without the tag, all before an answer."""
+    raw = text.encode()
+    span = regions.parse_response(raw).think
+    return raw[slice(*span)].decode(errors="replace") if span else text.split("<answer>")[0]
+
+
+def force_prefixes(processor: Processor, objective: ml_collections.ConfigDict, *, texts: Sequence[Sequence[str]],
+                   subgroup: Subgroup, response_len: int) -> Forced:
+    """The forced openings of a step's reflections (NumPy), inactive where the group has nothing to repair.
+
+    `texts` are the decoded rollouts [B][G]; `subgroup` holds NumPy arrays. With reflect.source "scratch" nothing is
+    forced: the prompt is sampled once more.
+    """
+    batch = len(texts)
+    token_ids = np.zeros((batch, 1, forced_width(processor, objective)), np.int32)
+    forced_len = np.zeros((batch, 1), np.int32)
+    active = (subgroup.outcome == Outcome.MIXED)[:, None] & subgroup.valid[:, REFLECTED_SLOT, None]
+    if objective.reflect.source == "rationale":
+        for b in np.flatnonzero(active):
+            text = texts[b][subgroup.index[b, REFLECTED_SLOT]]
+            ids = processor.encode_repair(
+                failed_rationale(text), cue=objective.reflect.cue, max_rationale_len=objective.reflect.max_rationale_len
+            )
+            token_ids[b, 0, : len(ids)] = ids
+            forced_len[b, 0] = len(ids)
+    return Forced(token_ids=token_ids, forced_len=forced_len, active=active & (forced_len < response_len))
+
+
+def rewrite(processor: Processor, token_bytes: Sequence[bytes], repaired: Rollouts) -> Rollouts:
+    """Clean responses from the sampled parts of reflections [B, 1, R] (reflect.train_on "rewrite").
+
+    `<think>` and what was sampled after the cue, tokenised afresh: the behaviour wanted at test time, where there is
+    no failed rationale to look at. Every token counts as sampled; log-probs must be recomputed under this context.
+    A rewrite that no longer fits into R keeps its first R tokens and counts as cut off.
+    """
+    token_ids = np.zeros_like(repaired.token_ids)
+    response_len = np.zeros_like(repaired.response_len)
+    for b in np.flatnonzero(repaired.sampled_mask.any(axis=(1, 2))):
+        sampled = repaired.token_ids[b, 0][repaired.sampled_mask[b, 0]]
+        text = _OPENING + b"".join(token_bytes[token] for token in sampled).decode(errors="replace")
+        ids = processor.encode_rewrite(text)
+        ids = ids[: token_ids.shape[-1]] if repaired.finished[b, 0] else ids[:-1][: token_ids.shape[-1]]
+        token_ids[b, 0, : len(ids)] = ids
+        response_len[b, 0] = len(ids)
+    sampled_mask = np.arange(token_ids.shape[-1]) < response_len[..., None]
+    return Rollouts(
+        token_ids=token_ids,
+        response_len=response_len,
+        logprobs=np.zeros_like(repaired.logprobs),
+        sampled_mask=sampled_mask,
+        finished=repaired.finished & (response_len < token_ids.shape[-1]),
+    )

@@ -1,0 +1,137 @@
+"use strict";
+// The browser of sample groups. Model text goes in as text nodes only.
+
+const PAGE_SIZE = 4;
+const ROLES = ["anchor", "reflected", "negative", "unselected"];
+const OUTCOMES = { ALL_WRONG: "all wrong", MIXED: "mixed", ALL_CORRECT: "all correct" };
+
+const badge = (text, kind) => element("span", { class: `badge ${kind}` }, text);
+
+// Text with its tags set apart, so that think and answer can be told at a glance.
+function tagged(text, className = "text") {
+  const pieces = text.split(/(<\/?(?:think|answer)>)/);
+  const node = element("p", { class: className });
+  pieces.forEach((piece, index) => node.append(index % 2 ? element("span", { class: "tag" }, piece) : piece));
+  return node;
+}
+
+function clipped(text) {
+  const node = tagged(text);
+  if (text.length > 420 || text.split("\n").length > 6) {
+    node.classList.add("clip");
+    node.title = "Click to show all";
+    node.addEventListener("click", () => node.classList.remove("clip"));
+  }
+  return node;
+}
+
+function picture(source) {
+  const image = element("img", { src: source, alt: "image of the question" });
+  image.addEventListener("load", () => {
+    const scale = Math.floor(224 / Math.max(image.naturalWidth, image.naturalHeight));
+    if (scale >= 2) {
+      image.classList.add("small");
+      image.style.width = `${image.naturalWidth * scale}px`;
+    }
+  });
+  return image;
+}
+
+function advantageCell(value, largest) {
+  const bar = element("i", { class: value < 0 ? "minus" : "plus" });
+  const share = (Math.abs(value) / largest) * 50;
+  bar.style.width = `${share}%`;
+  bar.style.left = `${value < 0 ? 50 - share : 50}%`;
+  const text = value === 0 ? "0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+  return element("td", { class: "number" }, text, element("div", { class: "signed" }, bar));
+}
+
+// The anchor of an all-wrong group is no right answer: the rescue only ranks it above the others.
+const roleName = (role, outcome) => (role === "anchor" && outcome === "ALL_WRONG" ? "pseudo-anchor" : role);
+
+function rolloutRow(rollout, number, largest, outcome) {
+  const verdicts = element("div", { class: "badges" }, badge(rollout.correct ? "correct" : "wrong", rollout.correct ? "good" : "bad"));
+  if (!rollout.parsed) verdicts.append(badge("no readable answer", ""));
+  if (!rollout.format_ok) verdicts.append(badge("badly formed", ""));
+  return element("tr", { class: rollout.role === "unselected" ? "outside" : "" },
+    element("td", { class: "number" }, String(number)),
+    element("td", {}, badge(roleName(rollout.role, outcome), rollout.role)),
+    element("td", {}, verdicts),
+    element("td", {}, rollout.extracted ?? "–"),
+    advantageCell(rollout.advantage, largest),
+    element("td", { class: "number" }, String(rollout.response_len)),
+    element("td", {}, clipped(rollout.text)));
+}
+
+function rolloutTable({ rollouts, outcome }) {
+  const largest = Math.max(1e-9, ...rollouts.map((rollout) => Math.abs(rollout.advantage)));
+  const rows = rollouts.map((rollout, number) => ({ rollout, number }))
+    .sort((a, b) => ROLES.indexOf(a.rollout.role) - ROLES.indexOf(b.rollout.role) || a.number - b.number);
+  const heads = ["#", "role", "verdict", "answer", "advantage", "tokens", "response"].map((name) => element("th", {}, name));
+  const table = element("table", { class: "rollouts" }, element("tr", {}, ...heads));
+  table.append(...rows.map(({ rollout, number }) => rolloutRow(rollout, number, largest, outcome)));
+  return element("div", { class: "scroll" }, table);
+}
+
+function reflectionBlock(reflection) {
+  if (reflection === null) return null;
+  const verdict = badge(reflection.correct ? "repaired" : "still wrong", reflection.correct ? "good" : "bad");
+  const words = element("p", { class: "text" },
+    element("span", { class: "failed" }, reflection.before),
+    element("mark", {}, reflection.cue.trim() || "(no cue)"), "\n");
+  return element("div", { class: "reflection" },
+    element("h4", {}, `Reflection on rollout ${reflection.rollout} `, verdict),
+    element("p", { class: "label" }, "failed rationale, then the cue (both forced, no loss)"), words,
+    element("p", { class: "label" }, "what the model went on with"), tagged(reflection.after));
+}
+
+function groupCard(sample) {
+  const head = element("div", { class: "group-head" }, element("b", {}, sample.source), badge(OUTCOMES[sample.outcome] ?? sample.outcome, ""),
+    ...[`step ${sample.step}`, `id ${sample.id}`, sample.run].map((text) => element("span", {}, text)));
+  const words = element("div", { class: "words" },
+    element("p", { class: "label" }, "question"), element("p", { class: "text" }, sample.prompt),
+    element("p", { class: "label" }, "right answer"), element("p", { class: "text" }, element("b", {}, sample.answer)));
+  const question = element("div", { class: "question" }, element("div", { class: "images" }, ...sample.images.map(picture)), words);
+  return element("div", { class: "card group" }, head, question, rolloutTable(sample), reflectionBlock(sample.reflection));
+}
+
+function browser(section, samples) {
+  const filters = { run: "run", source: "skill", outcome: "outcome", step: "step" };
+  const chosen = {};
+  const bar = element("div", { class: "filters" });
+  const list = element("div");
+  const count = element("span");
+  const earlier = element("button", { type: "button" }, "← earlier");
+  const later = element("button", { type: "button" }, "later →");
+  let first = 0;
+  const show = () => {
+    const found = samples.filter((sample) => Object.entries(chosen).every(([key, value]) => value === "" || String(sample[key]) === value));
+    first = Math.max(0, Math.min(first, found.length - 1));
+    const shown = found.slice(first, first + PAGE_SIZE);
+    count.textContent = shown.length ? `${first + 1}–${first + shown.length} of ${found.length}` : "none match";
+    earlier.disabled = first === 0;
+    later.disabled = first + PAGE_SIZE >= found.length;
+    list.replaceChildren(...shown.map(groupCard));
+  };
+  for (const [key, name] of Object.entries(filters)) {
+    const values = [...new Set(samples.map((sample) => String(sample[key])))];
+    if (key !== "step") values.sort();
+    if (values.length < 2) continue;
+    const select = element("select", {}, element("option", { value: "" }, "all"));
+    values.forEach((value) => select.append(element("option", { value }, OUTCOMES[value] ?? value)));
+    select.addEventListener("change", () => { chosen[key] = select.value; first = 0; show(); });
+    bar.append(element("label", {}, `${name} `, select));
+  }
+  earlier.addEventListener("click", () => { first -= PAGE_SIZE; show(); });
+  later.addEventListener("click", () => { first += PAGE_SIZE; show(); });
+  bar.append(earlier, later, count);
+  section.append(bar, list);
+  show();
+}
+
+{
+  const section = document.getElementById("samples");
+  if (DATA.samples.length) browser(section, DATA.samples);
+  else if (!DATA.has_training) section.remove();
+  else section.append(element("p", { class: "empty" }, "No sample groups yet: samples.jsonl is missing or empty."));
+}

@@ -1,0 +1,87 @@
+"""Scoring: parameters and tokens to log-probs, entropy and pooled think states. The only place that does.
+
+Sampler and trainer share `masked_logits`: the same temperature, the same forbidden ids, float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from care_jax.models import QwenVL
+from care_jax.structs import Prompts, Rollouts, Scores, Verdicts
+
+Array = jax.Array
+
+_FORBIDDEN = float(jnp.finfo(jnp.float32).min)
+
+
+@struct.dataclass
+class TokenScores:
+    """Per token of the branches."""
+
+    logprobs: Array  # [B, J, R] float32
+    entropy: Array  # [B, J, R] float32, nats
+
+
+def masked_logits(model: QwenVL, hidden: Array, *, forbidden_mask: Array, temperature: float) -> Array:
+    """Logits / temperature with forbidden ids out of reach. hidden [..., D] -> [..., V] float32."""
+    logits = model.logits(hidden) / temperature
+    return jnp.where(jnp.expand_dims(forbidden_mask, tuple(range(logits.ndim - 1))), _FORBIDDEN, logits)
+
+
+def token_scores(model: QwenVL, hidden: Array, token_ids: Array, *, forbidden_mask: Array, temperature: float,
+                 chunk: int) -> TokenScores:
+    """Log-probs and entropy of token_ids [B, J, R] from the states that predict them [B, J, R, D].
+
+    Runs the head over `chunk` tokens at a time and recomputes each chunk in the backward pass, so that no
+    [tokens, V] array exists. A forbidden token's log-prob is a huge negative number with no gradient.
+    """
+    shape, width = token_ids.shape, hidden.shape[-1]
+    hidden, flat_ids = hidden.reshape(-1, width), token_ids.reshape(-1)
+    num_chunks = -(-flat_ids.size // chunk)
+    padding = num_chunks * chunk - flat_ids.size
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(num_chunks, chunk, width)
+    flat_ids = jnp.pad(flat_ids, (0, padding)).reshape(num_chunks, chunk)
+
+    @jax.checkpoint
+    def score_chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        states, ids = inputs
+        logits = masked_logits(model, states, forbidden_mask=forbidden_mask, temperature=temperature)
+        logprobs = jax.nn.log_softmax(logits, axis=-1)
+        entropy = -jnp.sum(jnp.exp(logprobs) * jnp.where(forbidden_mask[None], 0.0, logprobs), axis=-1)
+        return None, (jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0], entropy)
+
+    _, (logprobs, entropy) = jax.lax.scan(score_chunk, None, (hidden, flat_ids))
+    size = flat_ids.size - padding
+    return TokenScores(
+        logprobs=logprobs.reshape(-1)[:size].reshape(shape), entropy=entropy.reshape(-1)[:size].reshape(shape)
+    )
+
+
+def pool_states(own_hidden: Array, mask: Array) -> Array:
+    """Mean of own_hidden [B, J, R, D] over mask [B, J, R], unit length, float32, no gradient. An empty mask gives 0."""
+    states = jax.lax.stop_gradient(own_hidden).astype(jnp.float32)
+    pooled = jnp.einsum("bjrd,bjr->bjd", states, mask.astype(jnp.float32))
+    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+
+
+@functools.partial(jax.jit, static_argnames=("temperature", "chunk"))
+def score(model: QwenVL, prompts: Prompts, rollouts: Rollouts, verdicts: Verdicts, forbidden_mask: Array, *,
+          temperature: float, chunk: int) -> Scores:
+    """One pass over the rollouts with the trainer's own graph: old log-probs and think states (method.md section 1).
+
+    The rationale's embedding is the mean of its states after the final norm; a response without a rationale is
+    pooled whole.
+    """
+    hidden = model.forward_branches(prompts, rollouts.token_ids)
+    scores = token_scores(
+        model, hidden.predicting, rollouts.token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk
+    )
+    in_response = jnp.arange(rollouts.token_ids.shape[-1])[None, None] < rollouts.response_len[..., None]
+    has_think = jnp.any(verdicts.think_mask, axis=-1, keepdims=True)
+    pooled = pool_states(hidden.own, jnp.where(has_think, verdicts.think_mask, in_response))
+    return Scores(logprobs=scores.logprobs, entropy=scores.entropy, think_states=pooled)

@@ -1,0 +1,202 @@
+"""What cold start and RL open first: the checked config, model, optimizer, data, checkpoints, metrics.
+
+They share all of it and differ in the loss and in the loop, so a session knows neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import signal
+import subprocess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import grain
+import jax
+import ml_collections
+import optax
+
+from care_jax import config as config_lib
+from care_jax.checkpoint import Checkpointer
+from care_jax.components import make_model, make_processor, make_verifier, stage_key
+from care_jax.data import loader
+from care_jax.data.records import Record
+from care_jax.evaluate import Evaluator
+from care_jax.metrics import CompileGuard, MetricsWriter, StageTimer
+from care_jax.optimizer import make_optimizer
+from care_jax.processor import Example, Processor, Trace
+from care_jax.structs import TrainState
+from care_jax.verify import Verifier
+
+BEST_METRIC = "eval/accuracy/mean"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+class StopFlag:
+    """Set by SIGTERM (a preemption notice); the loop polls it, saves and leaves with exit code 0."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.is_set = True
+
+
+@dataclasses.dataclass
+class Session:
+    """Everything a loop works with."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    processor: Processor
+    verifier: Verifier
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    iterator: grain.DatasetIterator[list[Example]]
+    evaluator: Evaluator
+    checkpointer: Checkpointer
+    writer: MetricsWriter
+    guard: CompileGuard
+    stop: StopFlag
+    timer: StageTimer
+    forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state.step)
+
+    def key(self, stage: int) -> jax.Array:
+        """The random key of a stage of the current step."""
+        return stage_key(jax.random.key(self.config.seed), self.step, stage)
+
+    def evaluate_if_due(self) -> dict[str, float] | None:
+        """Evaluates before the first step, every train.eval_every steps and at the end; logs and returns the result.
+
+        A run that resumes at a step it has already evaluated does not do it again.
+        """
+        config = self.config.train
+        at_end = self.step == config.steps
+        due = at_end or self.step == 0 or (config.eval_every > 0 and self.step % config.eval_every == 0)
+        if not due or self.step in self.writer.evaluated_steps:
+            return None
+        with self.timer("evaluate"):
+            metrics = self.evaluator.run(self.state.params, limit=0 if at_end else config.eval_examples)
+        self.writer.scalars(self.step, metrics)
+        self.writer.evaluated_steps.add(self.step)
+        return metrics
+
+    def checkpoint_if_due(self, metrics: dict[str, float] | None) -> None:
+        """Saves every train.checkpoint_every steps, at the end, and when asked to stop."""
+        config = self.config.train
+        due = self.step == config.steps or self.step % config.checkpoint_every == 0 or self.stop.is_set
+        if due and self.step > 0 and self.checkpointer.latest_step != self.step:
+            self.writer.flush()
+            self.checkpointer.save(self.state, self.iterator, metrics)
+
+    def close(self) -> None:
+        """Finishes writing and ends the worker processes."""
+        self.checkpointer.close()
+        self.writer.close()
+        self.verifier.close()
+        self.guard.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeRecord:
+    """Record -> Example, or None where the record is dropped. A cold start drops what it has no trace of."""
+
+    processor: Processor
+    cue: str
+    response_len: int
+    needs_trace: bool
+
+    def __call__(self, record: Record) -> Example | None:
+        if self.needs_trace and (record.rationale is None or self.trace(record) is None):
+            return None
+        return self.processor.encode_prompt(record)
+
+    def trace(self, record: Record) -> Trace | None:
+        """The response that the cold start learns."""
+        return self.processor.encode_trace(record, cue=self.cue, response_len=self.response_len)
+
+
+def open_session(config: ml_collections.ConfigDict, workdir: Path, *, stage: str) -> Session:
+    """Checks the config, then starts or resumes the run in `workdir`. `stage` is "cold_start" or "train".
+
+    Raises:
+        ValueError: one clear line on a bad config or unusable data, before any device work.
+    """
+    config_lib.validate(config)
+    stop = StopFlag()
+    processor = make_processor(config)
+    iterator = loader.make_train_iterator(
+        loader.open_source(config, "train"),
+        encoder(processor, config, stage=stage),
+        batch_size=config.train.prompts,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    guard = CompileGuard()
+    verifier = make_verifier(config)
+    optimizer = make_optimizer(config)
+    model = make_model(config)
+    state = TrainState(step=jax.numpy.zeros((), jax.numpy.int32), params=model, opt_state=jax.jit(optimizer.init)(model))
+    checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
+    if checkpointer.latest_step is not None:
+        state = checkpointer.restore(state, iterator)
+    _write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    _write_json(workdir / "manifest.json", _manifest(config, stage))
+    return Session(
+        config=config,
+        workdir=workdir,
+        processor=processor,
+        verifier=verifier,
+        optimizer=optimizer,
+        state=state,
+        iterator=iterator,
+        evaluator=Evaluator(config, processor=processor, verifier=verifier, model=model),
+        checkpointer=checkpointer,
+        writer=MetricsWriter(workdir, resume_step=int(state.step), total_steps=config.train.steps),
+        guard=guard,
+        stop=stop,
+        timer=StageTimer(),
+        forbidden_mask=jax.device_put(processor.forbidden_mask),
+    )
+
+
+def encoder(processor: Processor, config: ml_collections.ConfigDict, *, stage: str) -> EncodeRecord:
+    """How a stage turns records into examples."""
+    return EncodeRecord(
+        processor=processor,
+        cue=config.objective.reflect.cue,
+        response_len=config.rollout.response_len,
+        needs_trace=stage == "cold_start",
+    )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _manifest(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
+    """What the run ran on: versions, commit, device, seed."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    ).stdout.strip()
+    about = {
+        "stage": stage,
+        "seed": config.seed,
+        "commit": commit,
+        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "processes": jax.process_count(),
+    }
+    return about | {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,0 +1,286 @@
+"""CARE, or any objective of objectives.py: the loop, in the order of time.
+
+    python -m care_jax.train --config=configs/F.py --workdir=DIR [--config.a.b=v]     # the same command resumes
+
+One step: rollouts, verdicts, one scoring pass, subgroups, reflections, and one jitted update (method.md section 1).
+Host work is verification and bookkeeping; everything else is a program compiled before the first step.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from care_jax import cli, logbook, reflect
+from care_jax.components import make_model
+from care_jax.loss import policy_loss
+from care_jax.models import QwenVL
+from care_jax.models.cache import Prefix
+from care_jax.processor import Example
+from care_jax.programs import Bucket, TrainPrograms, bucket_of
+from care_jax.regions import TokenBytes
+from care_jax.rollout import nothing_forced
+from care_jax.session import Session, open_session
+from care_jax.structs import Outcome, Prompts, Rollouts, Subgroup, TrainState
+from care_jax.train_batch import Reflection, no_reflection
+from care_jax.update import make_update
+from care_jax.verify import Judged, judge
+
+# One number a random draw of a step, folded into its key. Redraws of dynamic sampling count on from ROLLOUT.
+SELECT, REFLECT, ROLLOUT = range(3)
+
+
+class Group(NamedTuple):
+    """B prompts with their rollouts and verdicts."""
+
+    examples: list[Example]
+    bucket: Bucket
+    prompts: Prompts  # on the device
+    prefix: Prefix
+    rollouts: Rollouts
+    judged: Judged
+
+
+class Trainer:
+    """The stages of a step over one session's programs."""
+
+    def __init__(self, session: Session):
+        config = session.config
+        self.session, self.config, self.objective = session, config, config.objective
+        self.token_bytes = TokenBytes(session.processor.tokenizer)
+        update = make_update(
+            session.optimizer,
+            functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(config.objective)),
+            minibatches=config.train.minibatches,
+            microbatches=config.train.microbatches,
+            temperature=config.rollout.temperature,
+            chunk=config.model.logits_chunk,
+        )
+        self.programs = TrainPrograms.build(config, session.processor, session.state, update)
+        self.reference: QwenVL | None = make_model(config) if self.objective.kl_coef > 0 else None
+        self.nothing_forced = jax.device_get(nothing_forced(config.train.prompts, config.rollout.num_rollouts))
+        self.no_reflection = jax.device_get(no_reflection(config.train.prompts, config.rollout.response_len))
+
+    def step(self) -> dict[str, float]:
+        """One step; returns its metrics, and writes events and samples."""
+        session, objective, programs, timer = self.session, self.objective, self.programs, self.session.timer
+        started = time.perf_counter()
+        params, forbidden = session.state.params, session.forbidden_mask
+
+        group = self._mixed_groups() if objective.dynamic_sampling else self._rollouts(ROLLOUT)
+        verdicts = jax.device_put(group.judged.verdicts)
+
+        with timer("score"):
+            scores = programs.score(group.bucket, params, group.prompts, group.rollouts, verdicts, forbidden)
+            jax.block_until_ready(scores)
+        with timer("select"):
+            key = session.key(SELECT)
+            subgroup = programs.select(group.bucket, group.rollouts, verdicts, scores, key)
+            chosen = jax.device_get(subgroup)
+        reflection, reflected = self.no_reflection, None
+        if objective.reflect.enabled:
+            with timer("reflect"):
+                reflection, reflected = self._reflect(group, chosen)
+        with timer("select"):
+            assembled = programs.assemble(
+                group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, reflection
+            )
+            batch = assembled.batch
+        if self.reference is not None:
+            with timer("score"):
+                ref = programs.reference(group.bucket, self.reference, group.prompts, batch.token_ids, forbidden)
+                batch = batch.replace(logprobs_ref=jax.block_until_ready(ref))
+        with timer("update"):
+            output = programs.update(group.bucket, session.state, batch, forbidden)
+            session.state = output.state
+            update_metrics = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
+
+        host = jax.device_get((group.rollouts, scores, batch.replace(prompts=None), assembled.advantages))
+        done = logbook.Step(
+            records=[example.record for example in group.examples],
+            rollouts=host[0],
+            judged=group.judged,
+            scores=host[1],
+            subgroup=chosen,
+            reflection=reflection,
+            reflected=reflected,
+            batch=host[2],
+            advantages=host[3],
+        )
+        return self._log(done, update_metrics, time.perf_counter() - started)
+
+    def _rollouts(self, draw: int) -> Group:
+        """The next batch of prompts, G rollouts each, judged."""
+        session, timer = self.session, self.session.timer
+        with timer("data"):
+            examples = next(session.iterator)
+            prompts = jax.device_put(session.processor.collate(examples))
+        bucket = bucket_of(prompts)
+        with timer("rollout"):
+            params, forbidden = session.state.params, session.forbidden_mask
+            prefix = self.programs.prefill(bucket, params, prompts)
+            key = session.key(draw)
+            rollouts = self.programs.rollout(bucket, params, prefix, self.nothing_forced, forbidden, key)
+            jax.block_until_ready(rollouts)
+        with timer("verify"):
+            judged = self._judge(examples, rollouts)
+        return Group(examples, bucket, prompts, prefix, rollouts, judged)
+
+    def _judge(self, examples: list[Example], rollouts: Rollouts) -> Judged:
+        verify = self.config.verify
+        return judge(
+            self.session.verifier,
+            [example.record for example in examples],
+            np.asarray(rollouts.token_ids),
+            np.asarray(rollouts.response_len),
+            self.token_bytes,
+            correct_weight=verify.correct_weight,
+            format_weight=verify.format_weight,
+            overlong_buffer_len=self.objective.overlong_buffer_len,
+            overlong_penalty=self.objective.overlong_penalty,
+        )
+
+    def _mixed_groups(self) -> Group:
+        """DAPO's dynamic sampling: draws batches until B groups are mixed; uniform ones fill up after max_draws.
+
+        Dropped groups are gone: their prompts are not asked again in this epoch.
+        """
+        kept: list[tuple[Example, Rollouts, Judged]] = []
+        spare: list[tuple[Example, Rollouts, Judged]] = []
+        wanted = self.config.train.prompts
+        for draw in range(self.objective.max_draws):
+            group = self._rollouts(ROLLOUT + draw)
+            host, correct = jax.device_get(group.rollouts), group.judged.verdicts.correct
+            for b, example in enumerate(group.examples):
+                is_mixed = 0 < correct[b].sum() < correct.shape[1]
+                (kept if is_mixed else spare).append((example, _row(host, b), _judged_row(group.judged, b)))
+            if len(kept) >= wanted:
+                break
+        rows = (kept + spare)[:wanted]
+        examples = [row[0] for row in rows]
+        prompts = jax.device_put(self.session.processor.collate(examples))
+        bucket = bucket_of(prompts)
+        return Group(
+            examples=examples,
+            bucket=bucket,
+            prompts=prompts,
+            prefix=self.programs.prefill(bucket, self.session.state.params, prompts),
+            rollouts=jax.device_put(_stack([row[1] for row in rows])),
+            judged=_join_judged([row[2] for row in rows]),
+        )
+
+    def _reflect(self, group: Group, chosen: Subgroup) -> tuple[Reflection, Judged]:
+        """One repair of the nearest failure of each MIXED group: decode, verify, score under its context."""
+        session, programs, objective = self.session, self.programs, self.objective
+        params, forbidden = session.state.params, session.forbidden_mask
+        forced = reflect.force_prefixes(
+            session.processor,
+            objective,
+            texts=group.judged.texts,
+            subgroup=chosen,
+            response_len=self.config.rollout.response_len,
+        )
+        key = session.key(REFLECT)
+        repaired = jax.device_get(programs.reflect(group.bucket, params, group.prefix, forced, forbidden, key))
+        tried = repaired.sampled_mask.any(axis=(1, 2))
+        if objective.reflect.train_on == "rewrite":
+            repaired = reflect.rewrite(session.processor, self.token_bytes, repaired)
+        judged = self._judge(group.examples, repaired)
+        scores = programs.score_reflected(group.bucket, params, group.prompts, repaired, judged.verdicts, forbidden)
+        scores = jax.device_get(scores)
+        reflection = Reflection(
+            tried=tried,
+            token_ids=repaired.token_ids[:, 0],
+            response_len=repaired.response_len[:, 0],
+            sampled_mask=repaired.sampled_mask[:, 0],
+            logprobs_old=scores.logprobs[:, 0],
+            correct=judged.verdicts.correct[:, 0],
+            rewards=judged.verdicts.rewards[:, 0],
+            think_mask=judged.verdicts.think_mask[:, 0],
+            answer_mask=judged.verdicts.answer_mask[:, 0],
+        )
+        return reflection, judged
+
+    def _log(self, done: logbook.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
+        session, config, anchored = self.session, self.config, self.objective.anchored
+        times = session.timer.take()
+        metrics = update_metrics | logbook.metrics(done, anchored=anchored) | times | {"time/step": seconds}
+        sampled = float(done.rollouts.sampled_mask.sum())
+        metrics["tokens_per_s/rollout"] = sampled / times["time/rollout"]
+        metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]
+        session.writer.scalars(session.step, metrics)
+        session.writer.events(session.step, logbook.events(done, anchored=anchored))
+        if session.step % config.train.samples_every == 0:
+            row = _interesting(done)
+            cue = self.objective.reflect.cue
+            session.writer.samples(session.step, [logbook.sample(done, row, anchored=anchored, cue=cue)])
+        gap = metrics["logprob_gap/mean"]
+        if gap > config.train.max_logprob_gap:
+            raise FloatingPointError(
+                f"step {session.step}: sampler and scorer differ by {gap:.3g} nats a token, more than "
+                f"train.max_logprob_gap={config.train.max_logprob_gap}; they must be one distribution"
+            )
+        return metrics
+
+
+def _row(rollouts: Rollouts, b: int) -> Rollouts:
+    return jax.tree.map(lambda x: x[b], rollouts)
+
+
+def _stack(rows: list[Rollouts]) -> Rollouts:
+    return jax.tree.map(lambda *xs: np.stack(xs), *rows)
+
+
+def _judged_row(judged: Judged, b: int) -> Judged:
+    verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
+    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1])
+
+
+def _join_judged(parts: list[Judged]) -> Judged:
+    verdicts = jax.tree.map(lambda *xs: np.concatenate(xs), *[part.verdicts for part in parts])
+    return Judged(verdicts, *(sum((part[i] for part in parts), []) for i in (1, 2, 3)))
+
+
+def _interesting(done: logbook.Step) -> int:
+    """The group to show: one with a successful reflection, else a MIXED one, else the first."""
+    mixed = done.subgroup.outcome == Outcome.MIXED
+    return int(np.argmax(2 * (done.reflection.tried & done.reflection.correct) + mixed))
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
+    session = open_session(config, workdir, stage="train")
+    trainer = Trainer(session)
+    fresh = held_out = session.evaluate_if_due()
+    session.guard.arm()
+    while session.step < config.train.steps and not session.stop.is_set:
+        metrics = trainer.step()
+        fresh = session.evaluate_if_due()
+        held_out = fresh or held_out
+        session.guard.check(session.step)
+        session.writer.progress(session.step, _figures(metrics, held_out))
+        session.checkpoint_if_due(fresh)
+    session.close()
+    return session.state
+
+
+def _figures(metrics: dict[str, float], held_out: dict[str, float] | None) -> dict[str, float]:
+    """What the progress line shows."""
+    names = {"accuracy/train": "acc", "groups/mixed": "mixed", "reflect/success_rate": "repaired", "entropy": "entropy"}
+    figures = {short: metrics[name] for name, short in names.items() if name in metrics}
+    return figures | ({"held-out": held_out["eval/accuracy/mean"]} if held_out else {})
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Runs the training."""
+    run(config, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)

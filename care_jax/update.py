@@ -1,0 +1,79 @@
+"""One jitted step: minibatches, each an optimizer update summed over micro-batches. It never sees an objective's name.
+
+Denominators are counted over the whole minibatch before its first micro-batch, so micro-batching and sharding
+cannot change the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from care_jax.loss import Denominators, LossOutput, count_denominators
+from care_jax.models import QwenVL
+from care_jax.score import token_scores
+from care_jax.structs import TrainBatch, TrainState
+
+Array = jax.Array
+# (logprobs [B, S, R], batch, denominators) -> loss and sums to report
+LossFn = Callable[[Array, TrainBatch, Denominators], LossOutput]
+
+
+@struct.dataclass
+class UpdateOutput:
+    """The new state, and what the update saw: means over the step's minibatches."""
+
+    state: TrainState
+    metrics: dict[str, Array]
+
+
+def split_batch(batch: TrainBatch, pieces: int) -> TrainBatch:
+    """[B, ...] -> [pieces, B / pieces, ...], dealt out round robin so that each piece touches every shard."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), batch)
+
+
+def make_update(optimizer: optax.GradientTransformation, loss_fn: LossFn, *, minibatches: int, microbatches: int,
+                temperature: float, chunk: int) -> Callable[[TrainState, TrainBatch, Array], UpdateOutput]:
+    """The update as a function of (state, batch, forbidden_mask), to be jitted with the state donated.
+
+    B must divide by minibatches * microbatches.
+    """
+
+    def loss_of(params: QwenVL, batch: TrainBatch, denominators: Denominators, forbidden_mask: Array):
+        hidden = params.forward_branches(batch.prompts, batch.token_ids)
+        scores = token_scores(
+            params, hidden.predicting, batch.token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk
+        )
+        output = loss_fn(scores.logprobs, batch, denominators=denominators)
+        return output.loss, output.aux
+
+    def gradient(params: QwenVL, minibatch: TrainBatch, forbidden_mask: Array) -> tuple[QwenVL, dict[str, Array]]:
+        denominators = count_denominators(minibatch)
+
+        def add(total: tuple, microbatch: TrainBatch) -> tuple[tuple, None]:
+            grads, aux = jax.grad(loss_of, has_aux=True)(params, microbatch, denominators, forbidden_mask)
+            return jax.tree.map(jnp.add, total, (grads, aux)), None
+
+        pieces = split_batch(minibatch, microbatches)
+        one = jax.tree.map(lambda x: x[0], pieces)
+        shapes = jax.eval_shape(lambda b: jax.grad(loss_of, has_aux=True)(params, b, denominators, forbidden_mask), one)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, pieces)[0]
+
+    def update(state: TrainState, batch: TrainBatch, forbidden_mask: Array) -> UpdateOutput:
+        def step(carry: tuple, minibatch: TrainBatch) -> tuple[tuple, dict[str, Array]]:
+            params, opt_state = carry
+            grads, aux = gradient(params, minibatch, forbidden_mask)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state), aux | {"grad_norm": optax.global_norm(grads)}
+
+        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), split_batch(batch, minibatches))
+        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+        return UpdateOutput(state=state, metrics=jax.tree.map(jnp.mean, metrics))
+
+    return update

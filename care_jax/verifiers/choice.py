@@ -1,0 +1,86 @@
+"""Answers that name one option, by its letter, its text, or both."""
+
+from __future__ import annotations
+
+import re
+
+from care_jax.verifiers import text
+from care_jax.verifiers.verdict import AMBIGUOUS, CORRECT, UNPARSED, WRONG, Verdict, refusal
+from care_jax.verifiers.wrapping import unwrap
+
+LETTERS = "ABCDEFGHIJKL"
+_LETTER = re.compile(r"(?:(?:option|choice) )?(?:\(([a-l])\)|\[([a-l])\]|([a-l]))[.:)]?")
+_LETTER_AND_TEXT = re.compile(
+    r"(?:(?:option|choice) )?(?:\(([a-l])\)[.:]?|\[([a-l])\][.:]?|([a-l])(?:[.:)]|(?P<unmarked> ))) ?(?P<text>.+)"
+)
+_MENTION = re.compile(r"(?<![a-z])[a-l](?![a-z])")
+_HEDGE = re.compile(r"\b(?:or|and|not|either|both|neither|option|choice)\b")
+
+
+def verify(response_answer: str, answer: str, *, choices: tuple[str, ...] | None) -> Verdict:
+    """Compare the option that an answer names with the gold, which is a letter or the text of an option.
+
+    Read: "B", "(b)", "B.", "option B", "B. text", "B text" and "text". Where the text belongs to another option than
+    the letter, or two options have that text, the answer names two and is wrong. Without `choices` a text after the
+    letter is not checked; it must mention no other letter. Raises ValueError as `read_gold` does.
+    """
+    refused = refusal(response_answer)
+    if refused:
+        return refused
+    gold = read_gold(answer, choices)
+    named = _named_options(response_answer, choices)
+    if len(named) > 1:
+        return AMBIGUOUS
+    if not named:
+        return UNPARSED
+    return CORRECT if named == {gold} else WRONG
+
+
+def read_gold(answer: str, choices: tuple[str, ...] | None) -> int:
+    """Return the index of the gold option, or raise ValueError where the gold does not name exactly one."""
+    if choices is not None and not 2 <= len(choices) <= len(LETTERS):
+        raise ValueError(f"{len(choices)} options given; a choice has 2 to {len(LETTERS)}, or None for unknown ones")
+    named = set() if refusal(answer) else _named_options(answer, choices)
+    if len(named) != 1:
+        options = f"the options {list(choices)}" if choices is not None else f"the letters A to {LETTERS[-1]}"
+        problem = "more than one" if named else "none"
+        raise ValueError(
+            f"the gold {answer[:80]!r} names {problem} of {options}; give one letter or one whole option text"
+        )
+    return named.pop()
+
+
+def _named_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:
+    """Return the indices of every option that the answer can be read as; two where it contradicts itself."""
+    options = [] if choices is None else [_plain(option) for option in choices]
+    num_options = len(LETTERS) if choices is None else len(options)
+    spaced = text.normalise(unwrap(answer))
+    named = {i for i, option in enumerate(options) if option and option == _plain(answer)}
+    if letter := _LETTER.fullmatch(spaced):
+        named.add(_index(letter))
+    elif not named and (letter := _LETTER_AND_TEXT.fullmatch(spaced)):
+        named = _letter_with_text(letter, options)
+    return named if all(i < num_options for i in named) else set()
+
+
+def _letter_with_text(match: re.Match[str], options: list[str]) -> set[int]:
+    index, words = _index(match), match["text"]
+    same = {i for i, option in enumerate(options) if option == _plain(words)}
+    if index in same:
+        return {index}  # the letter decides between options of one text
+    others = same | {LETTERS.index(letter.upper()) for letter in _MENTION.findall(words)}
+    if others - {index}:
+        return others | {index}
+    # What follows the letter cannot be compared with an option that nobody listed.
+    unchecked = not options and not others and not match["unmarked"] and not _HEDGE.search(words)
+    return {index} if unchecked else set()
+
+
+def _index(match: re.Match[str]) -> int:
+    return LETTERS.index((match[1] or match[2] or match[3]).upper())
+
+
+def _plain(answer: str) -> str:
+    """Return the text of an option for comparing; LaTeX without its spaces, which carry no meaning."""
+    plain = text.normalise(unwrap(answer))
+    return plain.replace(" ", "") if "\\" in plain else plain

@@ -1,0 +1,45 @@
+"""What a verifier says, and the refusals that every kind shares."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import NamedTuple
+
+MAX_ANSWER_LEN = 256  # characters of an answer; longer ones are refused unread
+
+
+class Verdict(NamedTuple):
+    """One judged answer. `reason` is one of a small set of fixed phrases, fit to be counted."""
+
+    correct: bool  # the answer equals the gold
+    parsed: bool  # the answer could be read as its kind
+    reason: str
+
+
+CORRECT = Verdict(True, True, "correct")
+WRONG = Verdict(False, True, "wrong")
+WRONG_UNIT = Verdict(False, True, "wrong unit")
+AMBIGUOUS = Verdict(False, False, "more than one answer")
+UNPARSED = Verdict(False, False, "unparsed")
+EMPTY = Verdict(False, False, "empty")
+TOO_LONG = Verdict(False, False, "too long")
+UNPRINTABLE = Verdict(False, False, "control characters")
+
+
+def refusal(text: str, *, control_allowed: bool = False) -> Verdict | None:
+    """Return the verdict on a text that is not worth reading, or None for one that is.
+
+    Control and format characters are refused because they make an answer look like another: with a
+    right-to-left override "51" is displayed as "15".
+    """
+    if len(text) > MAX_ANSWER_LEN:
+        return TOO_LONG
+    if not text.strip():
+        return EMPTY
+    if not control_allowed and not text.isprintable() and any(_is_control(c) for c in text):
+        return UNPRINTABLE
+    return None
+
+
+def _is_control(character: str) -> bool:
+    return character not in "\t\n\r" and unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs")

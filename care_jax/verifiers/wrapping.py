@@ -1,0 +1,73 @@
+"""Takes off what models write around an answer: LaTeX delimiters, boxes, bold, "the answer is", a full stop."""
+
+from __future__ import annotations
+
+import re
+
+_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+_COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textrm|mathrm|mathbf|mathsf|mbox)\s*\{")
+_LEAD = re.compile(r"(?:the )?(?:final |correct )?answer ?(?:is ?:?|:|=) ?", re.IGNORECASE)
+_LATEX_SPACE = re.compile(r"\\[,;: ]|\\q?quad(?![A-Za-z])|~")
+_MAX_LAYERS = 8
+
+
+def unwrap(text: str) -> str:
+    r"""Return the text inside its wrappers, LaTeX spaces made plain: r"$\boxed{5}$." gives "5".
+
+    A wrapper is taken off only where it holds the whole text, so r"\boxed{5} or \boxed{6}" stays as it is.
+    """
+    text = _LATEX_SPACE.sub(" ", text.replace(r"\!", ""))
+    for _ in range(_MAX_LAYERS):
+        inner = _without_outer_layer(text.strip())
+        if inner == text:
+            break
+        text = inner
+    return text
+
+
+def _without_outer_layer(text: str) -> str:
+    lead = _LEAD.match(text)
+    if lead:
+        return text[lead.end() :]
+    if text.endswith(".") and not text.endswith(".."):
+        return text[:-1]
+    for opening, closing in _DELIMITERS:
+        inner = text[len(opening) : -len(closing)]
+        wrapped = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
+        if wrapped and opening not in inner and closing not in inner:
+            return inner
+    return without_command(text)
+
+
+def without_command(text: str) -> str:
+    r"""Return the argument, stripped, of a LaTeX command that holds the whole text (r"\text{ cm}"), or the text."""
+    command = _COMMAND.match(text)
+    if command and _closing_brace(text, command.end() - 1) == len(text) - 1:
+        return text[command.end() : -1].strip()
+    return text
+
+
+def unwrap_head(text: str) -> str:
+    r"""Return the text with the wrapper of its beginning taken off: r"$5$ cm" and r"\boxed{5} cm" give "5 cm"."""
+    if text.startswith("$") and text.count("$") == 2 and r"\$" not in text:
+        end = text.index("$", 1)
+        head = text[1:end]
+    elif command := _COMMAND.match(text):
+        end = _closing_brace(text, command.end() - 1) or 0
+        head = text[command.end() : end]
+    else:
+        return text
+    # The space keeps "$5$6" from becoming 56.
+    return f"{head.strip()} {text[end + 1 :].strip()}".strip() if end else text
+
+
+def _closing_brace(text: str, opening: int) -> int | None:
+    depth = 0
+    for i in range(opening, len(text)):
+        if text[i] == "{":
+            depth += 1
+        elif text[i] == "}":
+            depth -= 1
+            if depth == 0:
+                return i
+    return None

@@ -1,0 +1,51 @@
+"""Cold start of the demo: a random 1 M-parameter Qwen2.5-VL learns the form of mini_vqa's traces, and not all of it.
+
+    python -m care_jax.cold_start --config=configs/demo_cold_start.py --workdir=runs/cold_start
+
+It stops well before the task is solved, so that groups are mixed and RL has something to learn from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+import care_jax
+from care_jax import config
+
+TINY_MODEL = str(Path(care_jax.__file__).parent / "models" / "tiny_qwen2_5_vl")
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """What the demo's cold start and its RL have in common, with the cold start's schedule."""
+    c = config.base()
+    c.model.folder = TINY_MODEL
+    c.model.compute_dtype = "float32"
+    c.model.remat = False
+    c.model.logits_chunk = 4096
+
+    c.data.format = "mini_vqa"
+    c.data.train = "runs/data"
+    c.data.prompt_suffix = ""  # the traces teach the format
+    c.data.prompt_buckets = (28,)
+    c.data.patch_buckets = (36,)  # one 84 x 84 picture
+    c.data.max_image_tokens = 9
+
+    c.rollout.response_len = 36
+    c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
+    c.objective.reflect.max_rationale_len = 20
+
+    c.train.steps = 600
+    c.train.prompts = 64
+    c.train.minibatches = 1
+    c.train.microbatches = 1
+    c.train.eval_every = 0
+    c.train.checkpoint_every = 200
+    c.optimizer.lr = 2e-3
+    c.optimizer.warmup_steps = 20
+    c.optimizer.schedule = "cosine"
+    c.optimizer.final_lr_ratio = 0.1
+    c.optimizer.b2 = 0.98
+    c.eval.batch_size = 125
+    return c

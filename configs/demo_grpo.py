@@ -1,0 +1,16 @@
+"""The demo's task with GRPO instead of CARE.
+
+    python -m care_jax.train --config=configs/demo_grpo.py --workdir=runs/grpo
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from care_jax import objectives
+from configs import demo
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """As configs/demo.py, with this objective."""
+    return demo.with_objective(objectives.grpo())

@@ -1,0 +1,16 @@
+"""The demo's task with GSPO instead of CARE.
+
+    python -m care_jax.train --config=configs/demo_gspo.py --workdir=runs/gspo
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from care_jax import objectives
+from configs import demo
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """As configs/demo.py, with this objective."""
+    return demo.with_objective(objectives.gspo())

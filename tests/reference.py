@@ -1,0 +1,247 @@
+"""A slow numpy reference for selection, advantages and loss, written from the method's text alone.
+
+One group, one row, one token at a time, in float64, without a vector operation beside the inner
+product: each function is meant to be read next to the paragraph of the method it repeats. It shares no
+code with care_jax, reads the same objective records, and is the oracle of the tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+
+ALL_WRONG, MIXED, ALL_CORRECT = 0, 1, 2
+EPS = 1e-6
+
+
+@dataclasses.dataclass
+class Group:
+    """The rows of one group that are updated: no padding, anchor first, then negatives, nearest first."""
+
+    rows: list[int]
+    outcome: int
+    num_negatives: int
+
+
+# Section 1.4: the outcome of a prompt.
+def classify(correct: Sequence[bool]) -> int:
+    right = 0
+    for is_correct in correct:
+        if is_correct:
+            right += 1
+    if right == 0:
+        return ALL_WRONG
+    if right == len(correct):
+        return ALL_CORRECT
+    return MIXED
+
+
+# Section 2: anchor and hard negatives.
+def choose_anchor(correct, think_len, answer_len, response_len) -> int:
+    best_row, best_key = None, None
+    for g in range(len(correct)):
+        if not correct[g]:
+            continue
+        think = think_len[g] if think_len[g] > 0 else response_len[g]
+        answer = answer_len[g] if answer_len[g] > 0 else response_len[g]
+        key = (think, answer, g)
+        if best_key is None or key < best_key:
+            best_row, best_key = g, key
+    return best_row
+
+
+def distance(state_a: np.ndarray, state_b: np.ndarray) -> float:
+    return 1.0 - float(np.dot(state_a.astype(np.float64), state_b.astype(np.float64)))
+
+
+def farthest_first(states: np.ndarray, candidates: list[int], start: int, count: int) -> list[int]:
+    chosen = [start]
+    while len(chosen) < count:
+        best_row, best_gap = None, None
+        for row in sorted(candidates):
+            if row in chosen:
+                continue
+            gap = min(distance(states[row], states[other]) for other in chosen)
+            if best_gap is None or gap > best_gap:
+                best_row, best_gap = row, gap
+        chosen.append(best_row)
+    return chosen
+
+
+def select_negatives(states, correct, anchor: int, num_negatives: int, num_neighbours: int, selector: str) -> list[int]:
+    failures = [g for g in range(len(correct)) if not correct[g]]
+    count = min(num_negatives, num_neighbours, len(failures))
+    to_anchor = {g: distance(states[g], states[anchor]) for g in failures}
+    nearest_first = sorted(failures, key=lambda g: (to_anchor[g], g))
+    farthest = sorted(failures, key=lambda g: (-to_anchor[g], g))
+    if selector == "nearest":
+        chosen = nearest_first[:count]
+    elif selector == "farthest":
+        chosen = farthest[:count]
+    elif selector == "mixed":  # the odd one goes to the nearest
+        chosen = nearest_first[: count - count // 2]
+        chosen += [g for g in farthest if g not in chosen][: count // 2]
+    elif selector == "farthest_first":
+        chosen = farthest_first(states, nearest_first[:num_neighbours], nearest_first[0], count)
+    else:
+        raise ValueError(f"the reference has no selector {selector!r}")
+    return sorted(chosen, key=lambda g: (to_anchor[g], g))
+
+
+# Section 4: the all-wrong group.
+def choose_pseudo_anchor(logprobs_old: np.ndarray, sampled_mask: np.ndarray, rank_by: str) -> int:
+    best_row, best_score = None, None
+    for g in range(len(logprobs_old)):
+        total, count = 0.0, 0
+        for t in range(len(logprobs_old[g])):
+            if sampled_mask[g][t]:
+                total += float(logprobs_old[g][t])
+                count += 1
+        score = -math.inf if count == 0 else total if rank_by == "sum" else total / count
+        if best_score is None or score > best_score:
+            best_row, best_score = g, score
+    return best_row
+
+
+def select_rescue(states, pseudo_anchor: int, num_negatives: int) -> list[int]:
+    others = [g for g in range(len(states)) if g != pseudo_anchor]
+    to_anchor = {g: distance(states[g], states[pseudo_anchor]) for g in others}
+    start = min(others, key=lambda g: (-to_anchor[g], g))
+    chosen = farthest_first(states, others, start, min(num_negatives, len(others)))
+    return sorted(chosen, key=lambda g: (to_anchor[g], g))
+
+
+def select_subgroup(
+    correct,
+    think_len,
+    answer_len,
+    response_len,
+    logprobs_old,
+    sampled_mask,
+    states,
+    objective: ml_collections.ConfigDict,
+) -> Group:
+    outcome = classify(correct)
+    if not objective.anchored:
+        return Group(list(range(len(correct))), outcome, 0)
+    if outcome == MIXED:
+        anchor = choose_anchor(correct, think_len, answer_len, response_len)
+        negatives = select_negatives(
+            states, correct, anchor, objective.num_negatives, objective.num_neighbours, objective.selector
+        )
+        return Group([anchor, *negatives], outcome, len(negatives))
+    if outcome == ALL_WRONG and objective.rescue.enabled:
+        anchor = choose_pseudo_anchor(logprobs_old, sampled_mask, objective.rescue.rank_by)
+        negatives = select_rescue(states, anchor, objective.num_negatives)
+        return Group([anchor, *negatives], outcome, len(negatives))
+    return Group([], outcome, 0)
+
+
+# Section 2: advantages of one group's rows.
+def z_score(values: Sequence[float], normalise_std: bool) -> list[float]:
+    mean = sum(float(v) for v in values) / len(values)
+    variance = sum((float(v) - mean) ** 2 for v in values) / len(values)
+    scale = math.sqrt(variance) + EPS if normalise_std else 1.0
+    return [(float(v) - mean) / scale for v in values]
+
+
+def pseudo_rewards(num_negatives: int, delta: float) -> list[float]:
+    return [delta] + [-delta / num_negatives] * num_negatives
+
+
+def subgroup_advantages(
+    rewards, correct, reflected, group: Group, objective: ml_collections.ConfigDict
+) -> tuple[list[float], list[float]]:
+    """`rewards`, `correct`, `reflected`: of the group's rows in their order. Returns raw, final."""
+    if not group.rows:
+        return [], []
+    if objective.anchored and group.outcome == ALL_WRONG:
+        rewards = pseudo_rewards(group.num_negatives, objective.rescue.delta)
+    raw = z_score(rewards, objective.normalise_std)
+    if not objective.anchored:
+        return raw, list(raw)
+    final = []
+    for slot, advantage in enumerate(raw):
+        if slot == 0 or (reflected[slot] and correct[slot]):
+            value = advantage
+        elif reflected[slot]:
+            value = -objective.reflected_scale * abs(advantage)
+        else:
+            value = -objective.negative_scale * abs(advantage)
+        if objective.equalise:
+            value *= math.sqrt(objective.num_negatives / group.num_negatives)
+        if group.outcome == ALL_WRONG and objective.rescue.scale == "delta":
+            value *= objective.rescue.delta
+        final.append(value)
+    return raw, final
+
+
+# Section 5: token weights of one response.
+def token_weights(
+    think_mask, answer_mask, sampled_mask, correct: bool, objective: ml_collections.ConfigDict
+) -> list[float]:
+    has_answer = False
+    for t in range(len(answer_mask)):
+        if answer_mask[t]:
+            has_answer = True
+    weights = []
+    for t in range(len(sampled_mask)):
+        if not sampled_mask[t]:
+            weight = 0.0
+        elif not objective.region.enabled or not has_answer or answer_mask[t]:
+            weight = 1.0
+        elif think_mask[t]:
+            weight = objective.region.gamma_pos if correct else 0.0
+        else:
+            weight = objective.region.format_weight
+        weights.append(weight)
+    return weights
+
+
+# Section 5: the loss of a batch of rows.
+def policy_loss(
+    logprobs,
+    logprobs_old,
+    logprobs_ref,
+    sampled_mask,
+    weights,
+    advantages,
+    row_mask,
+    objective: ml_collections.ConfigDict,
+) -> float:
+    """Arrays of rows [N, R]; rows with row_mask False are as if absent. The mean is over all rows given."""
+    num_rows, num_tokens = 0, 0
+    for i in range(len(row_mask)):
+        if row_mask[i]:
+            num_rows += 1
+            num_tokens += sum(1 for sampled in sampled_mask[i] if sampled)
+    total = 0.0
+    for i in range(len(row_mask)):
+        if not row_mask[i]:
+            continue
+        tokens = [t for t in range(len(sampled_mask[i])) if sampled_mask[i][t]]
+        if not tokens:
+            continue
+        gaps = {t: float(logprobs[i][t]) - float(logprobs_old[i][t]) for t in tokens}
+        sequence_ratio = math.exp(sum(gaps.values()) / len(tokens))
+        weight_sum = sum(float(weights[i][t]) for t in tokens)
+        for t in tokens:
+            ratio = sequence_ratio if objective.ratio == "sequence" else math.exp(gaps[t])
+            clipped = min(max(ratio, 1.0 - objective.clip_low), 1.0 + objective.clip_high)
+            advantage = float(advantages[i])
+            token_loss = -min(ratio * advantage, clipped * advantage)
+            gap_ref = float(logprobs_ref[i][t]) - float(logprobs[i][t])
+            kl = math.exp(gap_ref) - gap_ref - 1.0
+            weight = float(weights[i][t])
+            if objective.aggregate == "sequence":
+                total += weight / (weight_sum + EPS) * token_loss / num_rows
+                total += objective.kl_coef * kl / (len(tokens) + EPS) / num_rows
+            elif objective.aggregate == "token":
+                total += (weight * token_loss + objective.kl_coef * kl) / num_tokens
+            else:
+                total += (weight * token_loss + objective.kl_coef * kl) / (num_rows * len(sampled_mask[i]))
+    return total

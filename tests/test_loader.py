@@ -1,0 +1,205 @@
+"""The loader: exact resumption, disjoint shares, a fixed evaluation order, and no endless loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import orbax.checkpoint as ocp
+import pytest
+
+from care_jax import config as config_lib
+from care_jax.data import loader, mini_vqa
+from care_jax.data.mini_vqa_questions import Difficulty
+from care_jax.data.records import Record
+
+
+@dataclasses.dataclass
+class Numbers:
+    """Records "0" to "size - 1"."""
+
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(str(range(self.size)[index]), "numbers", "?", (), "1", "integer")
+
+
+def _number(record: Record) -> int:
+    return int(record.id)
+
+
+def _unless_third(record: Record) -> int | None:
+    return None if int(record.id) % 3 == 0 else int(record.id)
+
+
+def _iterator(source, encode=_number, *, batch_size=4, seed=0, process_index=0, process_count=1):
+    return loader.make_train_iterator(
+        source, encode, batch_size=batch_size, seed=seed, process_index=process_index, process_count=process_count
+    )
+
+
+def _take(iterator, count: int) -> list[list[int]]:
+    return [next(iterator) for _ in range(count)]
+
+
+def test_state_resumes_with_the_next_batch() -> None:
+    """Catches examples seen twice or skipped after a restart, dropped ones and an epoch's end included."""
+    whole = _take(_iterator(Numbers(23), _unless_third), 10)
+    assert all(len(batch) == 4 and isinstance(batch, list) for batch in whole)
+    first = _iterator(Numbers(23), _unless_third)
+    head = _take(first, 5)
+    second = _iterator(Numbers(23), _unless_third)
+    _take(second, 2)
+    second.set_state(first.get_state())
+    assert head + _take(second, 5) == whole
+
+
+def test_checkpoint_resumes_with_the_next_batch(tmp_path: Path) -> None:
+    """Catches a state that Orbax cannot write, or restores to another place."""
+    whole = _take(_iterator(Numbers(23), _unless_third), 10)
+    first = _iterator(Numbers(23), _unless_third)
+    _take(first, 5)
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(first)))
+        manager.wait_until_finished()
+        second = _iterator(Numbers(23), _unless_third)
+        manager.restore(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(second)))
+    assert _take(second, 5) == whole[5:]
+
+
+def test_epochs_hold_everything_once_in_new_orders() -> None:
+    """Catches a shuffle that is not one, and epochs that all have the same order."""
+    batches = _take(_iterator(Numbers(20)), 15)
+    epochs = [sum(batches[i : i + 5], []) for i in (0, 5, 10)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs} | {tuple(range(20))}) == 4
+    assert _take(_iterator(Numbers(20)), 15) == batches
+    assert _take(_iterator(Numbers(20), seed=1), 15) != batches
+
+
+def test_processes_share_an_epoch() -> None:
+    """Catches two hosts training on the same examples."""
+    shares = [
+        sum(_take(_iterator(Numbers(24), process_index=i, process_count=3, batch_size=2), 4), []) for i in range(3)
+    ]
+    assert sorted(sum(shares, [])) == list(range(24))
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(3, 4), (9, 8), (5, 4)])
+def test_too_few_usable_records_is_an_error(size: int, batch_size: int) -> None:
+    """Catches an endless search for a batch, and one filled with repeats of the same examples."""
+    with pytest.raises(ValueError, match="lower the batch size"):
+        _take(_iterator(Numbers(size), _unless_third, batch_size=batch_size), 20)
+    with pytest.raises(ValueError, match="lower the batch size"):
+        _take(_iterator(Numbers(8), lambda record: None), 1)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"process_index": 2, "process_count": 2}])
+def test_bad_sizes_are_refused(wrong: dict) -> None:
+    """Catches an empty share of a process that does not exist."""
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        _iterator(Numbers(20), **wrong)
+
+
+def test_encoder_errors_reach_the_caller() -> None:
+    """Catches errors in a prefetching thread that are swallowed or hang."""
+    with pytest.raises(KeyError, match="broken encoder"):
+        _take(_iterator(Numbers(20), lambda record: {}["broken encoder"]), 1)
+
+
+def test_dropped_records_are_counted_once() -> None:
+    """Catches a count that grows with every epoch."""
+    counter = loader.DropCounter(_unless_third)
+    _take(_iterator(Numbers(21), counter), 20)
+    assert counter.num_dropped == 7
+
+
+def test_eval_keeps_the_order_and_pads_the_end() -> None:
+    """Catches shuffled, missing or doubly counted evaluation examples."""
+    batches = list(loader.make_eval_batches(Numbers(10), _number, batch_size=4, limit=0))
+    assert batches == [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4), ([8, 9, 9, 9], 2)]
+    batches = list(loader.make_eval_batches(Numbers(10), _unless_third, batch_size=3, limit=0))
+    assert batches == [([1, 2, 4], 3), ([5, 7, 8], 3)]
+
+
+def test_eval_limit_spreads_over_the_source() -> None:
+    """Catches a limited evaluation that sees only the first skill of a sorted file."""
+    assert list(loader.make_eval_batches(Numbers(12), _number, batch_size=4, limit=4)) == [([0, 3, 6, 9], 4)]
+    every = loader.make_eval_batches(Numbers(5), _number, batch_size=5, limit=99)
+    assert list(every) == [([0, 1, 2, 3, 4], 5)]
+    with pytest.raises(ValueError, match="limit=-1"):
+        loader.make_eval_batches(Numbers(5), _number, batch_size=5, limit=-1)
+    with pytest.raises(ValueError, match="dropped all 5"):
+        list(loader.make_eval_batches(Numbers(5), lambda record: None, batch_size=5, limit=0))
+
+
+def test_open_source_builds_mini_vqa_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches train and held-out swapped, and a first run that asks for a build."""
+    small = Difficulty(num_train=60, num_heldout=30)
+    build, open_split = mini_vqa.build, mini_vqa.open_split
+    monkeypatch.setattr(mini_vqa, "build", lambda folder: build(folder, small))
+    monkeypatch.setattr(mini_vqa, "open_split", lambda folder, split: open_split(folder, split, small))
+    config = config_lib.base()
+    config.data.format, config.data.train = "mini_vqa", str(tmp_path / "task")
+    train, heldout = loader.open_source(config, "train"), loader.open_source(config, "eval")
+    assert (len(train), len(heldout)) == (60, 30)
+    ids = sum(_take(_iterator(train, lambda record: record.id, batch_size=20), 3), [])
+    assert set(ids) == {record.id for record in train}
+    batches = loader.make_eval_batches(heldout, lambda record: record.source, batch_size=15, limit=15)
+    assert {source for examples, _ in batches for source in examples} == {"digits", "chart", "geometry"}
+
+
+def test_open_source_reads_jsonl(tmp_path: Path) -> None:
+    """Catches data.strict being ignored, and the wrong file being opened."""
+    row = '{"id": "%s", "images": [], "prompt": "1+2?", "answer": "3", "answer_kind": "integer"}'
+    for split in ("train", "eval"):
+        (tmp_path / f"{split}.jsonl").write_text(row % split + "\n{\n")
+    config = config_lib.base()
+    config.data.train, config.data.eval = str(tmp_path / "train.jsonl"), str(tmp_path / "eval.jsonl")
+    assert [loader.open_source(config, split)[0].id for split in ("train", "eval")] == ["train", "eval"]
+    config.data.strict = True
+    with pytest.raises(ValueError, match="row 2"):
+        loader.open_source(config, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "split", "message"),
+    [
+        ({"format": "csv"}, "train", "data.format='csv': choose one of jsonl, mini_vqa"),
+        ({"train": ""}, "train", "data.train is empty"),
+        ({"eval": ""}, "eval", "data.eval is empty"),
+        ({"format": "mini_vqa", "train": ""}, "eval", "data.train is empty"),
+        ({}, "test", "unknown split 'test'"),
+    ],
+)
+def test_open_source_refuses_bad_settings(changes: dict, split: str, message: str) -> None:
+    """Catches a bad setting that surfaces as a traceback from deep inside."""
+    config = config_lib.base()
+    config.data.update(changes)
+    with pytest.raises(ValueError, match=message):
+        loader.open_source(config, split)
+
+
+def test_heavy_packages_stay_out(tmp_path: Path) -> None:
+    """Catches TensorFlow, torch or the datasets package coming in with a build, a read or a batch."""
+    script = f"""
+import pathlib, sys
+from care_jax.data import loader, mini_vqa
+folder, small = pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(num_train=30, num_heldout=30)
+mini_vqa.build(folder, small)
+source = mini_vqa.open_split(folder, "train", small)
+encode = lambda record: record.id
+next(loader.make_train_iterator(source, encode, batch_size=2, seed=0, process_index=0, process_count=1))
+next(loader.make_eval_batches(source, encode, batch_size=2, limit=4))
+print(sorted(set(sys.modules) & {{"tensorflow", "datasets", "torch", "vega_datasets"}}))
+"""
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
