@@ -5,7 +5,7 @@ SEED ?= 1
 # Running a candidate, not only finding it: version managers leave shims for versions that are not active.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
+PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 
 .PHONY: demo test lint clean
 

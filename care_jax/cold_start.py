@@ -104,7 +104,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     encode = encoder(session.processor, config, stage="cold_start")
     update = compile_update(session)
     held_out = session.evaluate_if_due()
-    session.guard.arm()
+    session.end_warm_up()
     while session.step < config.train.steps and not session.stop.is_set:
         started = time.perf_counter()
         with session.timer("data"):

@@ -74,6 +74,11 @@ class Session:
         """The random key of a stage of the current step."""
         return stage_key(jax.random.key(self.config.seed), self.step, stage)
 
+    def end_warm_up(self) -> None:
+        """From here on nothing may compile; `guard.check` says so at every step."""
+        stage_key(jax.random.key(self.config.seed), 0, 0)
+        self.guard.arm()
+
     def evaluate_if_due(self) -> dict[str, float] | None:
         """Evaluates before the first step, every train.eval_every steps and at the end; logs and returns the result.
 

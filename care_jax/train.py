@@ -258,7 +258,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     session = open_session(config, workdir, stage="train")
     trainer = Trainer(session)
     fresh = held_out = session.evaluate_if_due()
-    session.guard.arm()
+    session.end_warm_up()
     while session.step < config.train.steps and not session.stop.is_set:
         metrics = trainer.step()
         fresh = session.evaluate_if_due()
