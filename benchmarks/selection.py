@@ -27,7 +27,7 @@ import numpy as np
 
 from care_jax import objectives
 from care_jax.advantage import subgroup_advantages
-from care_jax.structs import Outcome
+from care_jax.structs import Array, Outcome
 from care_jax.subgroup import select_subgroup
 
 RESPONSE_LEN = 128  # tokens; only the rescue looks at them
@@ -55,7 +55,7 @@ def make_inputs(prompts: int, rollouts: int, width: int, seed: int = 0) -> Input
     }
 
 
-def select_and_weigh(inputs: dict[str, jax.Array], *, objective: ml_collections.ConfigDict) -> dict[str, jax.Array]:
+def select_and_weigh(inputs: dict[str, Array], *, objective: ml_collections.ConfigDict) -> dict[str, Array]:
     """The project's own path, over all prompts."""
     arrays = {name: value for name, value in inputs.items() if name != "rewards"}
     subgroup = select_subgroup(**arrays, key=None, objective=objective)
@@ -125,7 +125,7 @@ def weigh_group(rewards: np.ndarray, objective: ml_collections.ConfigDict) -> np
     return final * np.sqrt(objective.num_negatives / (len(rewards) - 1))
 
 
-def require_equal(ours: dict[str, jax.Array], theirs: Outputs) -> int:
+def require_equal(ours: dict[str, Array], theirs: Outputs) -> int:
     """Compares the two sides and returns how many groups a rounding tie ordered differently.
 
     Raises:

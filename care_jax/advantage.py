@@ -21,19 +21,6 @@ class SubgroupAdvantages:
     final: Array  # [B, S] float32, what the loss is given
 
 
-def group_advantages(rewards: Array, *, normalise_std: bool) -> Array:
-    """A = (r - mean) / (std + 1e-6) over the G rollouts of a prompt, population std (section 6, GRPO).
-
-    Args:
-        rewards: [B, G] float32.
-        normalise_std: False leaves out the division (Dr. GRPO).
-
-    Returns:
-        [B, G] float32; exactly 0 in a group of equal rewards.
-    """
-    return _z_score(rewards, jnp.ones(rewards.shape, dtype=bool), normalise_std)
-
-
 def subgroup_advantages(
     *, rewards: Array, correct: Array, reflected: Array, subgroup: Subgroup, objective: ml_collections.ConfigDict
 ) -> SubgroupAdvantages:

@@ -5,6 +5,7 @@ Parameters are stored by dotted name, so that a checkpoint outlives the classes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from care_jax.models import QwenVL, params_to_dict
-from care_jax.structs import TrainState
+from care_jax.models import params_to_dict
+from care_jax.structs import Array, TrainState
 
 
 def _by_path(tree: Any) -> dict[str, jax.Array]:
@@ -77,7 +78,9 @@ class Checkpointer:
             jax.tree.structure(state.params), [restored.params[name] for name in params_to_dict(state.params)]
         )
         return TrainState(
-            step=jax.numpy.full_like(state.step, step), params=params, opt_state=_like(state.opt_state, restored.opt_state)
+            step=jax.numpy.full_like(state.step, step),
+            params=params,
+            opt_state=_like(state.opt_state, restored.opt_state),
         )
 
     def wait(self) -> None:
@@ -106,14 +109,20 @@ def find_params(path: Path) -> Path:
     raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
 
 
-def load_params(path: Path, model: QwenVL | None = None) -> dict[str, jax.Array]:
-    """Parameters by dotted name from a run, a checkpoint or a converted model; into `model`'s shardings if given."""
+def load_params(path: Path) -> dict[str, jax.Array]:
+    """Parameters by dotted name from a run, a checkpoint or a converted model, on this process's first device.
+
+    Whatever devices wrote them: Orbax's default is the shardings they were saved with, which need those devices.
+    """
+    folder = find_params(path).absolute()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        target = None if model is None else _abstract(params_to_dict(model))
-        return checkpointer.restore(find_params(path).absolute(), target)
+        saved = checkpointer.metadata(folder).item_metadata.tree
+        target = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in saved.items()}
+        return checkpointer.restore(folder, target)
 
 
-def save_params(path: Path, params: dict[str, jax.Array]) -> None:
+def save_params(path: Path, params: Mapping[str, Array]) -> None:
     """Writes parameters alone, as `path/params`, for `load_params`. Atomic: Orbax renames when all is written."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((Path(path) / "params").absolute(), params)
+        checkpointer.save((Path(path) / "params").absolute(), dict(params))

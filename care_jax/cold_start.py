@@ -22,11 +22,11 @@ from care_jax.loss import Denominators, LossOutput
 from care_jax.processor import Example, Processor
 from care_jax.programs import Program, bucket_of
 from care_jax.session import EncodeRecord, Session, encoder, open_session
-from care_jax.structs import Prompts, TrainBatch, TrainState
+from care_jax.structs import Array, Prompts, TrainBatch, TrainState
 from care_jax.update import make_update
 
 
-def supervised_loss(logprobs: jax.Array, batch: TrainBatch, denominators: Denominators) -> LossOutput:
+def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denominators) -> LossOutput:
     """-sum of logprobs [B, 1, R] over the trace's tokens / number of such tokens in the minibatch."""
     mask = batch.sampled_mask & batch.row_mask[..., None]
     loss = -jnp.sum(jnp.where(mask, logprobs, 0.0)) / denominators.num_tokens
@@ -71,9 +71,9 @@ def compile_update(session: Session) -> Program:
     )
     program = Program("cold start update", update, donate=(0,))
     for bucket in programs.all_buckets(config):
-        batch = _abstract_batch(config, programs.abstract_prompts(
-            config.train.prompts, bucket, session.processor.image_spec.patch_values
-        ))
+        batch = _abstract_batch(
+            config, programs.abstract_prompts(config.train.prompts, bucket, session.processor.image_spec.patch_values)
+        )
         program.compile(bucket, session.state, batch, session.forbidden_mask)
     return program
 
@@ -82,47 +82,56 @@ def _abstract_batch(config: ml_collections.ConfigDict, prompts: Prompts) -> Trai
     rows = (config.train.prompts, 1)
     tokens = (*rows, config.rollout.response_len)
 
-    def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    return TrainBatch(
-        prompts=prompts,
-        token_ids=array(tokens, jnp.int32),
-        response_len=array(rows, jnp.int32),
-        sampled_mask=array(tokens, bool),
-        logprobs_old=array(tokens, jnp.float32),
-        logprobs_ref=array(tokens, jnp.float32),
-        advantages=array(rows, jnp.float32),
-        token_weights=array(tokens, jnp.float32),
-        row_mask=array(rows, bool),
+    return jax.eval_shape(
+        lambda prompts: TrainBatch(
+            prompts=prompts,
+            token_ids=jnp.zeros(tokens, jnp.int32),
+            response_len=jnp.zeros(rows, jnp.int32),
+            sampled_mask=jnp.zeros(tokens, bool),
+            logprobs_old=jnp.zeros(tokens, jnp.float32),
+            logprobs_ref=jnp.zeros(tokens, jnp.float32),
+            advantages=jnp.zeros(rows, jnp.float32),
+            token_weights=jnp.zeros(tokens, jnp.float32),
+            row_mask=jnp.zeros(rows, bool),
+        ),
+        prompts,
     )
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
-    session = open_session(config, workdir, stage="cold_start")
-    encode = encoder(session.processor, config, stage="cold_start")
-    update = compile_update(session)
-    held_out = session.evaluate_if_due()
-    session.end_warm_up()
-    while session.step < config.train.steps and not session.stop.is_set:
-        started = time.perf_counter()
-        with session.timer("data"):
-            batch = trace_batch(session.processor, encode, next(session.iterator))
-        with session.timer("update"):
-            output = update(bucket_of(batch.prompts), session.state, batch, session.forbidden_mask)
-            session.state = output.state
-            scalars = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
-        seconds = time.perf_counter() - started
-        scalars |= session.timer.take() | {"tokens_per_s/update": float(batch.response_len.sum()) / seconds}
-        session.writer.scalars(session.step, scalars)
-        session.writer.progress(session.step, {"loss": scalars["loss"]} | _shown(held_out))
-        fresh = session.evaluate_if_due()
-        held_out = fresh or held_out
-        session.guard.check(session.step)
-        session.checkpoint_if_due(fresh)
-    session.close()
-    return session.state
+    with open_session(config, workdir, stage="cold_start") as session:
+        held_out = session.evaluate_if_due()
+        if session.has_ended:
+            return session.state
+        encode = encoder(session.processor, config, stage="cold_start")
+        update = compile_update(session)
+        session.end_warm_up()
+        while not session.has_ended:
+            scalars = _step(session, encode, update)
+            fresh = session.evaluate_if_due()
+            held_out = fresh or held_out
+            session.guard.check(session.step)
+            session.writer.progress(session.step, {"loss": scalars["loss"]} | _shown(held_out))
+            session.checkpoint_if_due(fresh)
+        session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
+        return session.state
+
+
+def _step(session: Session, encode: EncodeRecord, update: Program) -> dict[str, float]:
+    """One step; returns and writes its metrics."""
+    started = time.perf_counter()
+    with session.timer("data"):
+        batch = trace_batch(session.processor, encode, next(session.iterator))
+    with session.timer("update"):
+        output = update(bucket_of(batch.prompts), session.state, batch, session.forbidden_mask)
+        session.state = output.state
+        scalars = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
+    seconds = time.perf_counter() - started
+    scalars |= session.timer.take() | {"lr": session.last_lr, "time/step": seconds}
+    scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
+    session.writer.scalars(session.step, scalars)
+    return scalars
 
 
 def _shown(metrics: dict[str, float] | None) -> dict[str, float]:

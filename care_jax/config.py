@@ -13,7 +13,7 @@ def base() -> ml_collections.ConfigDict:
     c.seed = 0
 
     c.model = ml_collections.ConfigDict()
-    c.model.folder = ""  # Hugging Face folder: config.json, tokenizer.json, chat template, processor and generation config
+    c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config
     c.model.weights = "random"  # random | a run folder or checkpoint folder to start from
     c.model.compute_dtype = "bfloat16"  # float32 | bfloat16; parameters and softmax stay float32
     c.model.freeze_vision = False  # no gradient into the vision tower
@@ -30,9 +30,10 @@ def base() -> ml_collections.ConfigDict:
     c.data.patch_buckets = (1024, 4096)  # patches of a prompt's images, the static sizes of the vision tower
     c.data.max_image_tokens = 1024  # tokens of one image; larger ones are scaled down
     c.data.min_image_tokens = 4  # tokens of one image; smaller ones are scaled up
+    # Appended to every question; the extractor in verify.py reads what it asks for.
     c.data.prompt_suffix = (
         "\nThink first inside <think> </think>, then give the final answer inside <answer> </answer>."
-    )  # appended to every question; the extractor in verify.py reads what it asks for
+    )
 
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_rollouts = 8  # G
@@ -84,7 +85,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
         ValueError: listing every problem, each with the value, what is allowed and how to mend it.
     """
-    o, t = config.objective, config.train
+    o, r, t = config.objective, config.rollout, config.train
     pieces = t.minibatches * t.microbatches
     allowed = {
         "data.overlong": (config.data.overlong, ("drop", "shrink", "error")),
@@ -111,20 +112,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"train.prompts={t.prompts}: must divide by minibatches * microbatches = {pieces}": pieces >= 1
         and t.prompts % pieces == 0
         and t.prompts > 0,
-        f"rollout.temperature={config.rollout.temperature}: training needs more than 0": config.rollout.temperature > 0,
-        f"rollout.num_rollouts={config.rollout.num_rollouts}: a group needs at least 2": config.rollout.num_rollouts >= 2,
-        f"rollout.response_len={config.rollout.response_len}: must be at least 8 tokens": config.rollout.response_len >= 8,
+        f"rollout.temperature={r.temperature}: training needs more than 0": r.temperature > 0,
+        f"rollout.num_rollouts={r.num_rollouts}: a group needs at least 2": r.num_rollouts >= 2,
+        f"rollout.response_len={r.response_len}: must be at least 8 tokens": r.response_len >= 8,
         f"objective.num_negatives={o.num_negatives}: must be at least 1": o.num_negatives >= 1,
         f"objective.num_neighbours={o.num_neighbours}: must be at least 1": o.num_neighbours >= 1,
         f"objective.clip_low={o.clip_low}: must lie in (0, 1]": 0 < o.clip_low <= 1,
         f"objective.overlong_buffer_len={o.overlong_buffer_len}: must lie in 0 .. rollout.response_len": 0
         <= o.overlong_buffer_len
-        <= config.rollout.response_len,
+        <= r.response_len,
         "objective.reflect.enabled needs objective.anchored=True: reflection repairs a subgroup's negative": o.anchored
         or not o.reflect.enabled,
         f"objective.reflect.max_rationale_len={o.reflect.max_rationale_len}: must be below rollout.response_len="
-        f"{config.rollout.response_len}, or no repair has room": not o.reflect.enabled
-        or 0 < o.reflect.max_rationale_len < config.rollout.response_len,
+        f"{r.response_len}, or no repair has room": not o.reflect.enabled
+        or 0 < o.reflect.max_rationale_len < r.response_len,
         f"eval.num_samples={config.eval.num_samples}: must be at least 1": config.eval.num_samples >= 1,
         f"optimizer.lr={config.optimizer.lr}: must be above 0": config.optimizer.lr > 0,
         f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below the run's steps * minibatches = "

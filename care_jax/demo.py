@@ -59,9 +59,7 @@ def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.Con
 
     exported = workdir / "export"
     _announce("export")
-    jax_to_hf.export(
-        load_params(workdir / "care"), Path(care.model.folder), exported, dtype="float32", overwrite=True
-    )
+    jax_to_hf.export(load_params(workdir / "care"), Path(care.model.folder), exported, dtype="float32", overwrite=True)
     _announce("report")
     report = workdir / "report.html"
     write_report([workdir / "cold_start", workdir / "care"], report)

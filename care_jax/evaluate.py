@@ -19,13 +19,15 @@ import numpy as np
 
 from care_jax import cli, rollout
 from care_jax import config as config_lib
+from care_jax.checkpoint import find_params
+from care_jax.components import make_model, make_processor, make_verifier, stage_key
 from care_jax.data import loader
+from care_jax.data.loader import RecordSource
 from care_jax.data.records import Record
 from care_jax.models import QwenVL
 from care_jax.processor import Processor
 from care_jax.programs import EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
-from care_jax.components import make_model, make_processor, make_verifier, stage_key
 from care_jax.verify import Judged, Verifier, judge
 
 _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is drawn twice
@@ -34,9 +36,16 @@ _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is draw
 class Evaluator:
     """Scores a model on the held-out records; compiled once, used at every evaluation of a run."""
 
-    def __init__(self, config: ml_collections.ConfigDict, *, processor: Processor, verifier: Verifier, model: QwenVL):
-        self._config, self._processor, self._verifier = config, processor, verifier
-        self._source = loader.open_source(config, "eval")
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        source: RecordSource,
+        processor: Processor,
+        verifier: Verifier,
+        model: QwenVL,
+    ):
+        self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._programs = EvalPrograms.build(config, processor, model)
         self._forced = jax.device_get(rollout.nothing_forced(config.eval.batch_size, config.eval.num_samples))
@@ -114,14 +123,23 @@ def _summarise(results: list[dict]) -> dict[str, float]:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
-    """Evaluates the newest checkpoint of `workdir` on all held-out records; writes samples and results there."""
+    """Evaluates the newest checkpoint of `workdir` on all held-out records; writes samples and results there.
+
+    Raises:
+        ValueError: a bad config, unusable data, or no checkpoint.
+    """
     config_lib.validate(config)
+    find_params(workdir)
     config = ml_collections.ConfigDict(config)
     config.model.weights = str(workdir)
-    processor, model = make_processor(config), make_model(config)
-    with make_verifier(config) as verifier, open(workdir / "eval_samples.jsonl", "w", encoding="utf-8") as samples:
-        evaluator = Evaluator(config, processor=processor, verifier=verifier, model=model)
-        summary = evaluator.run(model, limit=0, write=lambda result: print(json.dumps(result), file=samples))
+    processor, source = make_processor(config), loader.open_source(config, "eval")
+    model = make_model(config)
+    results: list[dict] = []
+    with make_verifier(config) as verifier:
+        evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model)
+        summary = evaluator.run(model, limit=0, write=results.append)
+    lines = "".join(json.dumps(result) + "\n" for result in results)
+    (workdir / "eval_samples.jsonl").write_text(lines, encoding="utf-8")
     (workdir / "eval_results.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

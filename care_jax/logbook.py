@@ -10,7 +10,7 @@ import numpy as np
 
 from care_jax.advantage import SubgroupAdvantages
 from care_jax.data.records import Record
-from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, TrainBatch
+from care_jax.structs import Array, Outcome, Rollouts, Scores, Subgroup, TrainBatch
 from care_jax.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.verify import Judged
 
@@ -29,7 +29,7 @@ class Step(NamedTuple):
     advantages: SubgroupAdvantages
 
 
-def _mean(values: np.ndarray, where: np.ndarray) -> float:
+def _mean(values: Array, where: Array) -> float:
     """Mean of values over a mask; 0 where the mask is empty."""
     return float(np.sum(values * where) / max(np.sum(where), 1))
 
@@ -66,11 +66,11 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
 def _failure_share(step: Step) -> float:
     """Share of the absolute advantage that comes from rows that started as failures."""
     magnitude = np.abs(step.advantages.final)
-    failed = ~np.take_along_axis(step.judged.verdicts.correct, step.subgroup.index, axis=1)
+    failed = ~np.take_along_axis(step.judged.verdicts.correct, np.asarray(step.subgroup.index), axis=1)
     return float(np.sum(magnitude * failed) / max(np.sum(magnitude), 1e-12))
 
 
-def _subgroup_metrics(step: Step, mixed: np.ndarray, all_wrong: np.ndarray) -> dict[str, float]:
+def _subgroup_metrics(step: Step, mixed: Array, all_wrong: Array) -> dict[str, float]:
     subgroup, final, tried = step.subgroup, step.advantages.final, step.reflection.tried
     anchor = (np.arange(final.shape[1]) == 0)[None] & subgroup.valid
     negative = subgroup.valid & ~anchor

@@ -70,7 +70,7 @@ def policy_loss(
         LossOutput. aux holds sums over this piece: `loss` = `policy_loss` + `kl_loss` (their parts of the minibatch
         loss, already divided), `kl_sum` (k over tokens; divide by num_tokens), `log_ratio_sum` (new - old over
         tokens; by num_tokens), `clipped_tokens` (tokens with a weight whose clipped branch is taken; by
-        weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`.
+        weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`. The two of the KL are absent at kl_coef 0.
 
     Raises:
         ValueError: an unknown objective.ratio or objective.aggregate.
@@ -91,25 +91,22 @@ def policy_loss(
     clipped = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high) * advantages
     policy = aggregate_tokens(-jnp.minimum(unclipped, clipped), weights, objective.aggregate, denominators)
 
-    kl_loss = kl_sum = jnp.zeros((), jnp.float32)
-    if objective.kl_coef != 0:
-        kl = _k3(jnp.where(mask, batch.logprobs_ref, 0.0) - logprobs)
-        kl_sum = kl.sum()
-        kl_loss = objective.kl_coef * aggregate_tokens(kl, sampled, objective.aggregate, denominators)
-    loss = policy + kl_loss
     has_weight = weights > 0
     aux = {
-        "loss": loss,
         "policy_loss": policy,
-        "kl_loss": kl_loss,
-        "kl_sum": kl_sum,
         "log_ratio_sum": log_ratio.sum(),
         "clipped_tokens": (has_weight & (clipped < unclipped)).sum(dtype=jnp.float32),
         "weighted_tokens": has_weight.sum(dtype=jnp.float32),
         "num_tokens": sampled.sum(),
         "num_rows": batch.row_mask.sum(dtype=jnp.float32),
     }
-    return LossOutput(loss=loss, aux=aux)
+    loss = policy
+    if objective.kl_coef != 0:
+        kl = _k3(jnp.where(mask, batch.logprobs_ref, 0.0) - logprobs)
+        kl_loss = objective.kl_coef * aggregate_tokens(kl, sampled, objective.aggregate, denominators)
+        loss = policy + kl_loss
+        aux |= {"kl_loss": kl_loss, "kl_sum": kl.sum()}
+    return LossOutput(loss=loss, aux=aux | {"loss": loss})
 
 
 def aggregate_tokens(values: Array, weights: Array, aggregate: str, denominators: Denominators) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from care_jax.models import QwenVL, params_to_dict
@@ -23,6 +24,13 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, o.lr, o.warmup_steps), decay], [o.warmup_steps])
 
 
+def schedule_table(config: ml_collections.ConfigDict) -> np.ndarray:
+    """Learning rates of all updates of a run [steps * minibatches] float32, for the metrics."""
+    updates = np.arange(config.train.steps * config.train.minibatches, dtype=np.int32)
+    rates = jax.vmap(learning_rate(config))(updates)
+    return np.broadcast_to(np.asarray(rates, np.float32), updates.shape)
+
+
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Clips the global norm, then AdamW; weight decay on matrices only. A frozen tower gets no update at all."""
     o = config.optimizer
@@ -34,9 +42,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 
     adamw = optax.chain(
         optax.clip_by_global_norm(o.clip_norm),
-        optax.adamw(
-            learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix
-        ),
+        optax.adamw(learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix),
     )
     if not config.model.freeze_vision:
         return adamw

@@ -69,11 +69,6 @@ class Processor:
     patch_buckets: tuple[int, ...]  # patches, ascending
     overlong: str  # drop | shrink | error
 
-    def count_image_tokens(self, height: int, width: int) -> int:
-        """Prompt tokens of an image of this size in pixels, without its pixels. Raises ValueError past 200 : 1."""
-        _, grid_h, grid_w = images.image_grid(height, width, self.image_spec, self.image_spec.max_pixels)
-        return grid_h * grid_w // self.image_spec.merge_size**2
-
     def encode_prompt(self, record: Record) -> Example | None:
         """The user turn of a record, its suffix and the opening of the assistant's turn.
 

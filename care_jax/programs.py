@@ -22,10 +22,9 @@ from care_jax.models import QwenVL
 from care_jax.processor import Processor
 from care_jax.rollout import Forced, Sampling
 from care_jax.score import score, token_scores
-from care_jax.structs import Prompts, Rollouts, Scores, TrainBatch, TrainState, Verdicts
+from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainState, Verdicts
 from care_jax.subgroup import select_subgroup
 
-Array = jax.Array
 Bucket = tuple[int, int]  # prompt tokens, patches
 
 
@@ -67,21 +66,34 @@ def abstract_prompts(batch: int, bucket: Bucket, patch_values: int) -> Prompts:
         "position_ids": (batch, 3, tokens),
         "next_position": (batch,),
         "vision_index": (batch, tokens),
-        "patches": (batch, patches, patch_values),
         "patch_position_ids": (batch, patches, 2),
         "window_ids": (batch, patches),
         "image_ids": (batch, patches),
     }
-    types = {name: jnp.float32 if name == "patches" else jnp.int32 for name in shapes}
-    return Prompts(**{name: jax.ShapeDtypeStruct(shape, types[name]) for name, shape in shapes.items()})
+    return jax.eval_shape(
+        lambda: Prompts(
+            patches=jnp.zeros((batch, patches, patch_values), jnp.float32),
+            **{name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()},
+        )
+    )
 
 
 def abstract_verdicts(batch: int, num_rollouts: int, response_len: int) -> Verdicts:
     """Verdicts as shapes."""
-    row = jax.ShapeDtypeStruct((batch, num_rollouts), bool)
-    tokens = jax.ShapeDtypeStruct((batch, num_rollouts, response_len), bool)
-    rewards = jax.ShapeDtypeStruct(row.shape, jnp.float32)
-    return Verdicts(correct=row, parsed=row, format_ok=row, rewards=rewards, think_mask=tokens, answer_mask=tokens)
+
+    def verdicts() -> Verdicts:
+        row = jnp.zeros((batch, num_rollouts), bool)
+        tokens = jnp.zeros((batch, num_rollouts, response_len), bool)
+        return Verdicts(
+            correct=row,
+            parsed=row,
+            format_ok=row,
+            rewards=row.astype(jnp.float32),
+            think_mask=tokens,
+            answer_mask=tokens,
+        )
+
+    return jax.eval_shape(verdicts)
 
 
 def training_sampling(config: ml_collections.ConfigDict, stop_ids: tuple[int, ...]) -> Sampling:
@@ -131,8 +143,9 @@ class TrainPrograms:
     update: Program
 
     @classmethod
-    def build(cls, config: ml_collections.ConfigDict, processor: Processor, state: TrainState,
-              update: Callable) -> TrainPrograms:
+    def build(
+        cls, config: ml_collections.ConfigDict, processor: Processor, state: TrainState, update: Callable
+    ) -> TrainPrograms:
         """Compiles every stage for every bucket; reflection and reference only where the objective uses them."""
         objective = ml_collections.FrozenConfigDict(config.objective)
         sampling = training_sampling(config, tuple(processor.stop_ids))
@@ -153,8 +166,9 @@ class TrainPrograms:
             programs._compile(bucket, config, processor, state)
         return programs
 
-    def _compile(self, bucket: Bucket, config: ml_collections.ConfigDict, processor: Processor,
-                 state: TrainState) -> None:
+    def _compile(
+        self, bucket: Bucket, config: ml_collections.ConfigDict, processor: Processor, state: TrainState
+    ) -> None:
         size, num_rollouts = config.train.prompts, config.rollout.num_rollouts
         length, forbidden, key = config.rollout.response_len, processor.forbidden_mask, _abstract_key()
         prompts = abstract_prompts(size, bucket, processor.image_spec.patch_values)
@@ -165,10 +179,12 @@ class TrainPrograms:
         scores = self.score.compile(bucket, state.params, prompts, rollouts, verdicts, forbidden)
         subgroup = self.select.compile(bucket, rollouts, verdicts, scores, key)
         num_forced = reflect.forced_width(processor, config.objective)
-        forced = Forced(
-            token_ids=jax.ShapeDtypeStruct((size, 1, num_forced), jnp.int32),
-            forced_len=jax.ShapeDtypeStruct((size, 1), jnp.int32),
-            active=jax.ShapeDtypeStruct((size, 1), bool),
+        forced = jax.eval_shape(
+            lambda: Forced(
+                token_ids=jnp.zeros((size, 1, num_forced), jnp.int32),
+                forced_len=jnp.zeros((size, 1), jnp.int32),
+                active=jnp.zeros((size, 1), bool),
+            )
         )
         one = abstract_verdicts(size, 1, length)
         if config.objective.reflect.enabled:
@@ -185,8 +201,9 @@ def _abstract_key() -> Array:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _select(rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: Array, *,
-            objective: ml_collections.FrozenConfigDict):
+def _select(
+    rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: Array, *, objective: ml_collections.FrozenConfigDict
+):
     return select_subgroup(
         correct=verdicts.correct,
         think_len=verdicts.think_mask.sum(-1, dtype=jnp.int32),
@@ -200,8 +217,9 @@ def _select(rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: Array, 
     )
 
 
-def _reference_logprobs(model: QwenVL, prompts: Prompts, token_ids: Array, forbidden_mask: Array, *, temperature: float,
-                        chunk: int) -> Array:
+def _reference_logprobs(
+    model: QwenVL, prompts: Prompts, token_ids: Array, forbidden_mask: Array, *, temperature: float, chunk: int
+) -> Array:
     hidden = model.forward_branches(prompts, token_ids).predicting
     return token_scores(
         model, hidden, token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk

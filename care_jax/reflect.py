@@ -37,8 +37,14 @@ def failed_rationale(text: str) -> str:
     return raw[slice(*span)].decode(errors="replace") if span else text.split("<answer>")[0]
 
 
-def force_prefixes(processor: Processor, objective: ml_collections.ConfigDict, *, texts: Sequence[Sequence[str]],
-                   subgroup: Subgroup, response_len: int) -> Forced:
+def force_prefixes(
+    processor: Processor,
+    objective: ml_collections.ConfigDict,
+    *,
+    texts: Sequence[Sequence[str]],
+    subgroup: Subgroup,
+    response_len: int,
+) -> Forced:
     """The forced openings of a step's reflections (NumPy), inactive where the group has nothing to repair.
 
     `texts` are the decoded rollouts [B][G]; `subgroup` holds NumPy arrays. With reflect.source "scratch" nothing is
@@ -49,8 +55,8 @@ def force_prefixes(processor: Processor, objective: ml_collections.ConfigDict, *
     forced_len = np.zeros((batch, 1), np.int32)
     active = (subgroup.outcome == Outcome.MIXED)[:, None] & subgroup.valid[:, REFLECTED_SLOT, None]
     if objective.reflect.source == "rationale":
-        for b in np.flatnonzero(active):
-            text = texts[b][subgroup.index[b, REFLECTED_SLOT]]
+        for b in np.flatnonzero(active).tolist():
+            text = texts[b][int(subgroup.index[b, REFLECTED_SLOT])]
             ids = processor.encode_repair(
                 failed_rationale(text), cue=objective.reflect.cue, max_rationale_len=objective.reflect.max_rationale_len
             )

@@ -17,9 +17,7 @@ from flax import struct
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
 from care_jax.score import masked_logits
-from care_jax.structs import Prompts, Rollouts
-
-Array = jax.Array
+from care_jax.structs import Array, Prompts, Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +73,9 @@ def prefill(model: QwenVL, prompts: Prompts) -> Prefix:
 
 
 @functools.partial(jax.jit, static_argnames=("sampling",))
-def generate(model: QwenVL, prefix: Prefix, forced: Forced, forbidden_mask: Array, key: Array, *,
-             sampling: Sampling) -> Rollouts:
+def generate(
+    model: QwenVL, prefix: Prefix, forced: Forced, forbidden_mask: Array, key: Array, *, sampling: Sampling
+) -> Rollouts:
     """Decodes every branch until all have stopped or are full. Returns Rollouts with J branches a prompt.
 
     `key` is used for this call alone; token t of all branches is drawn with fold_in(key, t).
@@ -163,7 +162,7 @@ def _join(forced: Forced, loop: _Loop) -> Rollouts:
     """Forced and sampled tokens side by side, without the gap the cache has between them."""
     column = jnp.arange(loop.token_ids.shape[-1])[None, None]
     from_start = column - forced.forced_len[..., None]
-    response_len = forced.forced_len + loop.sampled_len
+    response_len = jnp.minimum(forced.forced_len, column.shape[-1]) + loop.sampled_len
     sampled_mask = (from_start >= 0) & (column < response_len[..., None])
     take = jnp.clip(from_start, 0, column.shape[-1] - 1)
     token_ids = jnp.where(sampled_mask, jnp.take_along_axis(loop.token_ids, take, axis=-1), 0)

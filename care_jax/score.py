@@ -12,9 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from care_jax.models import QwenVL
-from care_jax.structs import Prompts, Rollouts, Scores, Verdicts
-
-Array = jax.Array
+from care_jax.structs import Array, Prompts, Rollouts, Scores, Verdicts
 
 _FORBIDDEN = float(jnp.finfo(jnp.float32).min)
 
@@ -33,8 +31,9 @@ def masked_logits(model: QwenVL, hidden: Array, *, forbidden_mask: Array, temper
     return jnp.where(jnp.expand_dims(forbidden_mask, tuple(range(logits.ndim - 1))), _FORBIDDEN, logits)
 
 
-def token_scores(model: QwenVL, hidden: Array, token_ids: Array, *, forbidden_mask: Array, temperature: float,
-                 chunk: int) -> TokenScores:
+def token_scores(
+    model: QwenVL, hidden: Array, token_ids: Array, *, forbidden_mask: Array, temperature: float, chunk: int
+) -> TokenScores:
     """Log-probs and entropy of token_ids [B, J, R] from the states that predict them [B, J, R, D].
 
     Runs the head over `chunk` tokens at a time and recomputes each chunk in the backward pass, so that no
@@ -70,8 +69,16 @@ def pool_states(own_hidden: Array, mask: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "chunk"))
-def score(model: QwenVL, prompts: Prompts, rollouts: Rollouts, verdicts: Verdicts, forbidden_mask: Array, *,
-          temperature: float, chunk: int) -> Scores:
+def score(
+    model: QwenVL,
+    prompts: Prompts,
+    rollouts: Rollouts,
+    verdicts: Verdicts,
+    forbidden_mask: Array,
+    *,
+    temperature: float,
+    chunk: int,
+) -> Scores:
     """One pass over the rollouts with the trainer's own graph: old log-probs and think states (method.md section 1).
 
     The rationale's embedding is the mean of its states after the final norm; a response without a rationale is
@@ -79,7 +86,12 @@ def score(model: QwenVL, prompts: Prompts, rollouts: Rollouts, verdicts: Verdict
     """
     hidden = model.forward_branches(prompts, rollouts.token_ids)
     scores = token_scores(
-        model, hidden.predicting, rollouts.token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk
+        model,
+        hidden.predicting,
+        rollouts.token_ids,
+        forbidden_mask=forbidden_mask,
+        temperature=temperature,
+        chunk=chunk,
     )
     in_response = jnp.arange(rollouts.token_ids.shape[-1])[None, None] < rollouts.response_len[..., None]
     has_think = jnp.any(verdicts.think_mask, axis=-1, keepdims=True)

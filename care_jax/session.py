@@ -17,6 +17,7 @@ from typing import Any
 import grain
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from care_jax import config as config_lib
@@ -26,12 +27,13 @@ from care_jax.data import loader
 from care_jax.data.records import Record
 from care_jax.evaluate import Evaluator
 from care_jax.metrics import CompileGuard, MetricsWriter, StageTimer
-from care_jax.optimizer import make_optimizer
+from care_jax.optimizer import make_optimizer, schedule_table
 from care_jax.processor import Example, Processor, Trace
 from care_jax.structs import TrainState
 from care_jax.verify import Verifier
 
 BEST_METRIC = "eval/accuracy/mean"
+MANIFEST_FILE = "manifest.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -64,11 +66,22 @@ class Session:
     stop: StopFlag
     timer: StageTimer
     forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
+    lr: np.ndarray  # [updates of the run] float32, the schedule
 
     @property
     def step(self) -> int:
         """Steps done."""
         return int(self.state.step)
+
+    @property
+    def has_ended(self) -> bool:
+        """All steps are done, or a SIGTERM came."""
+        return self.step >= self.config.train.steps or self.stop.is_set
+
+    @property
+    def last_lr(self) -> float:
+        """Learning rate of the newest update."""
+        return float(self.lr[self.step * self.config.train.minibatches - 1])
 
     def key(self, stage: int) -> jax.Array:
         """The random key of a stage of the current step."""
@@ -82,12 +95,13 @@ class Session:
     def evaluate_if_due(self) -> dict[str, float] | None:
         """Evaluates before the first step, every train.eval_every steps and at the end; logs and returns the result.
 
-        A run that resumes at a step it has already evaluated does not do it again.
+        A run that resumes at a step it has already evaluated does not do it again. After a SIGTERM there is no time
+        for it: the run that resumes does it.
         """
         config = self.config.train
         at_end = self.step == config.steps
         due = at_end or self.step == 0 or (config.eval_every > 0 and self.step % config.eval_every == 0)
-        if not due or self.step in self.writer.evaluated_steps:
+        if not due or self.stop.is_set or self.step in self.writer.evaluated_steps:
             return None
         with self.timer("evaluate"):
             metrics = self.evaluator.run(self.state.params, limit=0 if at_end else config.eval_examples)
@@ -104,11 +118,17 @@ class Session:
             self.checkpointer.save(self.state, self.iterator, metrics)
 
     def close(self) -> None:
-        """Finishes writing and ends the worker processes."""
+        """Finishes writing, a checkpoint under way included, and ends the worker processes. Saves nothing new."""
         self.checkpointer.close()
         self.writer.close()
         self.verifier.close()
         self.guard.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,30 +154,40 @@ def open_session(config: ml_collections.ConfigDict, workdir: Path, *, stage: str
     """Checks the config, then starts or resumes the run in `workdir`. `stage` is "cold_start" or "train".
 
     Raises:
-        ValueError: one clear line on a bad config or unusable data, before any device work.
+        ValueError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
+            run, before anything is written.
     """
     config_lib.validate(config)
+    if config.train.prompts % jax.process_count():
+        raise ValueError(
+            f"train.prompts={config.train.prompts}: must divide by the {jax.process_count()} processes; "
+            "each takes its share of a step's prompts"
+        )
+    _check_stage(workdir, stage)
     stop = StopFlag()
     processor = make_processor(config)
     iterator = loader.make_train_iterator(
         loader.open_source(config, "train"),
         encoder(processor, config, stage=stage),
-        batch_size=config.train.prompts,
+        batch_size=config.train.prompts // jax.process_count(),
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    held_out = loader.open_source(config, "eval")
+    optimizer = make_optimizer(config)
+    model = make_model(config)
     workdir.mkdir(parents=True, exist_ok=True)
     guard = CompileGuard()
     verifier = make_verifier(config)
-    optimizer = make_optimizer(config)
-    model = make_model(config)
-    state = TrainState(step=jax.numpy.zeros((), jax.numpy.int32), params=model, opt_state=jax.jit(optimizer.init)(model))
+    state = TrainState(
+        step=jax.numpy.zeros((), jax.numpy.int32), params=model, opt_state=jax.jit(optimizer.init)(model)
+    )
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     if checkpointer.latest_step is not None:
         state = checkpointer.restore(state, iterator)
     _write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-    _write_json(workdir / "manifest.json", _manifest(config, stage))
+    _write_json(workdir / MANIFEST_FILE, _manifest(config, stage))
     return Session(
         config=config,
         workdir=workdir,
@@ -166,13 +196,14 @@ def open_session(config: ml_collections.ConfigDict, workdir: Path, *, stage: str
         optimizer=optimizer,
         state=state,
         iterator=iterator,
-        evaluator=Evaluator(config, processor=processor, verifier=verifier, model=model),
+        evaluator=Evaluator(config, source=held_out, processor=processor, verifier=verifier, model=model),
         checkpointer=checkpointer,
         writer=MetricsWriter(workdir, resume_step=int(state.step), total_steps=config.train.steps),
         guard=guard,
         stop=stop,
         timer=StageTimer(),
         forbidden_mask=jax.device_put(processor.forbidden_mask),
+        lr=schedule_table(config),
     )
 
 
@@ -184,6 +215,13 @@ def encoder(processor: Processor, config: ml_collections.ConfigDict, *, stage: s
         response_len=config.rollout.response_len,
         needs_trace=stage == "cold_start",
     )
+
+
+def _check_stage(workdir: Path, stage: str) -> None:
+    """Refuses the folder of another stage: its checkpoints would pass for this one's."""
+    manifest = workdir / MANIFEST_FILE
+    if manifest.is_file() and (found := json.loads(manifest.read_text())["stage"]) != stage:
+        raise ValueError(f"--workdir={workdir} holds a run of stage {found!r}, this is {stage!r}; name another folder")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

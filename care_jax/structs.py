@@ -15,11 +15,18 @@ Masks come from lengths, never from comparing ids. Prompts and responses are pad
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 from flax import struct
 
-Array = jax.Array
+if TYPE_CHECKING:
+    import optax
+
+    from care_jax.models import QwenVL
+
+Array = jax.Array | np.ndarray  # on the device, or its copy on the host
 
 
 class Outcome(enum.IntEnum):
@@ -114,5 +121,5 @@ class TrainState:
     """What a checkpoint holds besides the data iterator."""
 
     step: Array  # [] int32, optimizer-facing steps done (one step = one batch of prompts)
-    params: object  # a QwenVL module, which is a pytree
-    opt_state: object
+    params: QwenVL  # a module is a pytree
+    opt_state: optax.OptState

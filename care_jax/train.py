@@ -210,7 +210,8 @@ class Trainer:
     def _log(self, done: logbook.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
         times = session.timer.take()
-        metrics = update_metrics | logbook.metrics(done, anchored=anchored) | times | {"time/step": seconds}
+        metrics = update_metrics | logbook.metrics(done, anchored=anchored) | times
+        metrics |= {"lr": session.last_lr, "time/step": seconds}
         sampled = float(done.rollouts.sampled_mask.sum())
         metrics["tokens_per_s/rollout"] = sampled / times["time/rollout"]
         metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]
@@ -244,7 +245,12 @@ def _judged_row(judged: Judged, b: int) -> Judged:
 
 def _join_judged(parts: list[Judged]) -> Judged:
     verdicts = jax.tree.map(lambda *xs: np.concatenate(xs), *[part.verdicts for part in parts])
-    return Judged(verdicts, *(sum((part[i] for part in parts), []) for i in (1, 2, 3)))
+    return Judged(
+        verdicts,
+        texts=[row for part in parts for row in part.texts],
+        extracted=[row for part in parts for row in part.extracted],
+        reasons=[row for part in parts for row in part.reasons],
+    )
 
 
 def _interesting(done: logbook.Step) -> int:
@@ -255,19 +261,21 @@ def _interesting(done: logbook.Step) -> int:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
-    session = open_session(config, workdir, stage="train")
-    trainer = Trainer(session)
-    fresh = held_out = session.evaluate_if_due()
-    session.end_warm_up()
-    while session.step < config.train.steps and not session.stop.is_set:
-        metrics = trainer.step()
-        fresh = session.evaluate_if_due()
-        held_out = fresh or held_out
-        session.guard.check(session.step)
-        session.writer.progress(session.step, _figures(metrics, held_out))
-        session.checkpoint_if_due(fresh)
-    session.close()
-    return session.state
+    with open_session(config, workdir, stage="train") as session:
+        held_out = session.evaluate_if_due()
+        if session.has_ended:
+            return session.state
+        trainer = Trainer(session)
+        session.end_warm_up()
+        while not session.has_ended:
+            metrics = trainer.step()
+            fresh = session.evaluate_if_due()
+            held_out = fresh or held_out
+            session.guard.check(session.step)
+            session.writer.progress(session.step, _figures(metrics, held_out))
+            session.checkpoint_if_due(fresh)
+        session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
+        return session.state
 
 
 def _figures(metrics: dict[str, float], held_out: dict[str, float] | None) -> dict[str, float]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import struct
 
 from care_jax.advantage import SubgroupAdvantages, subgroup_advantages, token_weights
-from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
-
-Array = jax.Array
+from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 
 REFLECTED_SLOT = 1  # the nearest negative
 
@@ -54,8 +51,16 @@ def no_reflection(batch: int, response_len: int) -> Reflection:
     )
 
 
-def assemble(prompts: Prompts, rollouts: Rollouts, verdicts: Verdicts, scores: Scores, subgroup: Subgroup,
-             reflection: Reflection, *, objective: ml_collections.FrozenConfigDict) -> Assembled:
+def assemble(
+    prompts: Prompts,
+    rollouts: Rollouts,
+    verdicts: Verdicts,
+    scores: Scores,
+    subgroup: Subgroup,
+    reflection: Reflection,
+    *,
+    objective: ml_collections.FrozenConfigDict,
+) -> Assembled:
     """Rows, advantages and token weights of the update (method.md sections 2 to 5).
 
     A reflection, right or wrong, replaces the negative in slot 1 of a MIXED group before rewards are normalised.

@@ -7,6 +7,7 @@ cannot change the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,33 @@ from flax import struct
 from care_jax.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
 from care_jax.score import token_scores
-from care_jax.structs import TrainBatch, TrainState
+from care_jax.structs import Array, TrainBatch, TrainState
 
-Array = jax.Array
-# (logprobs [B, S, R], batch, denominators) -> loss and sums to report
-LossFn = Callable[[Array, TrainBatch, Denominators], LossOutput]
+
+class LossFn(Protocol):
+    """Log-probs [B, S, R] of a piece and the counts of its minibatch -> loss and what to report.
+
+    Both are added up over micro-batches.
+    """
+
+    def __call__(self, logprobs: Array, batch: TrainBatch, *, denominators: Denominators) -> LossOutput: ...
+
+
+# Metrics that are one sum of the loss over another; both are added up over a minibatch before they are divided.
+_PER_TOKEN = {
+    "kl": ("kl_sum", "num_tokens"),
+    "log_ratio": ("log_ratio_sum", "num_tokens"),
+    "clip_fraction": ("clipped_tokens", "weighted_tokens"),
+}
 
 
 @struct.dataclass
 class UpdateOutput:
-    """The new state, and what the update saw: means over the step's minibatches."""
+    """The new state, and what the update saw: means over the step's minibatches.
+
+    `metrics`: loss, policy_loss, kl_loss, grad_norm before clipping, and kl, log_ratio and clip_fraction a token; of
+    these, what the loss reports.
+    """
 
     state: TrainState
     metrics: dict[str, Array]
@@ -36,8 +54,15 @@ def split_batch(batch: TrainBatch, pieces: int) -> TrainBatch:
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), batch)
 
 
-def make_update(optimizer: optax.GradientTransformation, loss_fn: LossFn, *, minibatches: int, microbatches: int,
-                temperature: float, chunk: int) -> Callable[[TrainState, TrainBatch, Array], UpdateOutput]:
+def make_update(
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFn,
+    *,
+    minibatches: int,
+    microbatches: int,
+    temperature: float,
+    chunk: int,
+) -> Callable[[TrainState, TrainBatch, Array], UpdateOutput]:
     """The update as a function of (state, batch, forbidden_mask), to be jitted with the state donated.
 
     B must divide by minibatches * microbatches.
@@ -46,7 +71,12 @@ def make_update(optimizer: optax.GradientTransformation, loss_fn: LossFn, *, min
     def loss_of(params: QwenVL, batch: TrainBatch, denominators: Denominators, forbidden_mask: Array):
         hidden = params.forward_branches(batch.prompts, batch.token_ids)
         scores = token_scores(
-            params, hidden.predicting, batch.token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk
+            params,
+            hidden.predicting,
+            batch.token_ids,
+            forbidden_mask=forbidden_mask,
+            temperature=temperature,
+            chunk=chunk,
         )
         output = loss_fn(scores.logprobs, batch, denominators=denominators)
         return output.loss, output.aux
@@ -70,10 +100,20 @@ def make_update(optimizer: optax.GradientTransformation, loss_fn: LossFn, *, min
             grads, aux = gradient(params, minibatch, forbidden_mask)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            return (params, opt_state), aux | {"grad_norm": optax.global_norm(grads)}
+            return (params, opt_state), _metrics(aux) | {"grad_norm": optax.tree.norm(grads)}
 
-        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), split_batch(batch, minibatches))
+        (params, opt_state), metrics = jax.lax.scan(
+            step, (state.params, state.opt_state), split_batch(batch, minibatches)
+        )
         state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
         return UpdateOutput(state=state, metrics=jax.tree.map(jnp.mean, metrics))
 
     return update
+
+
+def _metrics(sums: dict[str, Array]) -> dict[str, Array]:
+    """A minibatch's metrics from what its losses added up to; a count of 0 divides as 1."""
+    losses = {name: sums[name] for name in ("loss", "policy_loss", "kl_loss") if name in sums}
+    return losses | {
+        name: sums[top] / jnp.maximum(sums[bottom], 1.0) for name, (top, bottom) in _PER_TOKEN.items() if top in sums
+    }

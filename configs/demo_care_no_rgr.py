@@ -1,6 +1,6 @@
 """The demo's task with CARE without reflection-guided resampling instead of CARE.
 
-    python -m care_jax.train --config=configs/demo_care_no_rgr.py --workdir=runs/care_no_rgr
+python -m care_jax.train --config=configs/demo_care_no_rgr.py --workdir=runs/care_no_rgr
 """
 
 from __future__ import annotations

@@ -32,11 +32,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.patch_buckets = (36,)  # one 84 x 84 picture
     c.data.max_image_tokens = 9
 
-    c.rollout.response_len = 36
+    c.rollout.response_len = 32
     c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
-    c.objective.reflect.max_rationale_len = 20
+    c.objective.reflect.max_rationale_len = 16
 
-    c.train.steps = 600
+    c.train.steps = 450
     c.train.prompts = 64
     c.train.minibatches = 1
     c.train.microbatches = 1

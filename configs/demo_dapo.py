@@ -1,6 +1,6 @@
 """The demo's task with DAPO, with dynamic sampling and the soft overlong penalty instead of CARE.
 
-    python -m care_jax.train --config=configs/demo_dapo.py --workdir=runs/dapo
+python -m care_jax.train --config=configs/demo_dapo.py --workdir=runs/dapo
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ from configs import demo
 def get_config() -> ml_collections.ConfigDict:
     """As configs/demo.py, with this objective."""
     objective = objectives.dapo()
-    objective.overlong_buffer_len = 8  # of 36 tokens
+    objective.overlong_buffer_len = 8  # of 32 tokens
     return demo.with_objective(objective)

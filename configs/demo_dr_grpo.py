@@ -1,6 +1,6 @@
 """The demo's task with Dr. GRPO instead of CARE.
 
-    python -m care_jax.train --config=configs/demo_dr_grpo.py --workdir=runs/dr_grpo
+python -m care_jax.train --config=configs/demo_dr_grpo.py --workdir=runs/dr_grpo
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The demo's task with GRPO instead of CARE.
 
-    python -m care_jax.train --config=configs/demo_grpo.py --workdir=runs/grpo
+python -m care_jax.train --config=configs/demo_grpo.py --workdir=runs/grpo
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The demo's task with GSPO instead of CARE.
 
-    python -m care_jax.train --config=configs/demo_gspo.py --workdir=runs/gspo
+python -m care_jax.train --config=configs/demo_gspo.py --workdir=runs/gspo
 """
 
 from __future__ import annotations

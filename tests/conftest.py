@@ -1,8 +1,12 @@
-"""Before jax is imported anywhere: several fake CPU devices, strict promotion, no hub."""
+"""Before jax is imported anywhere: several fake CPU devices, strict promotion, no hub. And the tiny model for all."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,7 +15,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+
+from care_jax import models  # noqa: E402
+from care_jax.processor import Processor, load_processor  # noqa: E402
+from care_jax.structs import Prompts  # noqa: E402
+from tests.end_to_end import SmallTask, make_small_task  # noqa: E402
+from tests.pictures import encode, picture, question  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,3 +33,73 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def tiny_folder() -> Path:
     """The Hugging Face folder of the tiny Qwen2.5-VL: config, tokenizer and processor files, no weights."""
     return Path(__file__).parents[1] / "care_jax" / "models" / "tiny_qwen2_5_vl"
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tiny_folder, tmp_path_factory) -> Processor:
+    """One bucket of each kind; images down to one token, which is less than a window."""
+    folder = tmp_path_factory.mktemp("processor") / "tiny"
+    shutil.copytree(tiny_folder, folder)
+    fields = json.loads((folder / "preprocessor_config.json").read_text())
+    fields["size"]["shortest_edge"] = 28**2
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+    return load_processor(
+        folder,
+        prompt_suffix="",
+        prompt_buckets=(40,),
+        patch_buckets=(64,),
+        max_image_tokens=16,
+        min_image_tokens=1,
+        overlong="error",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder) -> models.QwenVL:
+    """A float32 model whose norms, biases and head are far from their initial values, so that each of them counts."""
+    config = models.load_model_config(tiny_folder)
+    rng = np.random.default_rng(0)
+    params = {}
+    for name, leaf in models.params_to_dict(models.abstract_model(config)).items():
+        if name.endswith("kernel"):
+            mean, std = 0.0, leaf.shape[-2] ** -0.5
+        elif name == "embed_tokens.weight":
+            mean, std = 0.0, 0.02
+        else:
+            mean, std = (0.0 if name.endswith("bias") else 1.0), 0.1
+        params[name] = rng.normal(mean, std, leaf.shape).astype(np.float32)
+    params["norm.weight"] *= 6.0  # or the distribution over tokens is almost flat
+    return models.params_from_dict(config, jax.device_put(params))
+
+
+@pytest.fixture(scope="session")
+def tiny_prompts(tiny_processor) -> Prompts:
+    """Three prompts of different lengths in one padded batch: one image, two images, none."""
+    records = [
+        question("<image>=?", encode(picture(84, 84))),
+        question("<image>+<image>", encode(picture(140, 28)), encode(picture(28, 84))),
+        question("1+2=?"),
+    ]
+    return jax.device_put(tiny_processor.collate([tiny_processor.encode_prompt(record) for record in records]))
+
+
+@pytest.fixture(scope="session")
+def small_task(tmp_path_factory: pytest.TempPathFactory) -> SmallTask:
+    """A small cold-started model and its data, made once."""
+    return make_small_task(tmp_path_factory.mktemp("small_task"))
+
+
+@pytest.fixture
+def cached(small_task: SmallTask) -> Iterator[SmallTask]:
+    """The same for runs in this process: compilations are shared, and the handler of SIGTERM is put back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    jax.config.update("jax_compilation_cache_dir", str(small_task.cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()  # it has noted that there is none
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam has b1**count with an integer count
+        yield small_task
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    signal.signal(signal.SIGTERM, handler)

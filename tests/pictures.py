@@ -1,4 +1,4 @@
-"""Pictures to encode, and the order transformers' vision model puts their patches in."""
+"""Pictures to encode, questions about them, and the order transformers' vision model puts their patches in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.vision_utils import get_vision_window_index
+
+from care_jax.data.records import Record
 
 
 def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
@@ -23,6 +25,15 @@ def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def question(prompt: str, *encoded: bytes, **fields) -> Record:
+    """A record about encoded images, with an integer answer unless told otherwise."""
+    return Record(
+        **{"id": "row", "source": "test", "answer": "3", "answer_kind": "integer", **fields},
+        prompt=prompt,
+        images=encoded,
+    )
 
 
 def hub_order(grids: list[tuple[int, int, int]], unit: int = 1) -> np.ndarray:

@@ -63,12 +63,6 @@ def text_of(processor: Processor, token_ids) -> str:
 # Images
 
 
-@pytest.mark.parametrize("size", [(84, 84), (42, 70), (20, 300), (500, 333)])
-def test_image_tokens_are_counted_without_pixels(processor, hub, size):
-    """Catches a count that ignores the limits or the merge."""
-    assert processor.count_image_tokens(*size) == hub.image_processor.get_number_of_image_patches(*size) // 4
-
-
 @pytest.mark.parametrize("encoded", [b"", b"no image", encode(picture(60, 80))[:400]])
 def test_unreadable_image_names_the_record(processor, encoded):
     with pytest.raises(ValueError, match=rf"'row-7'.*{len(encoded)} bytes are no readable image"):

@@ -85,13 +85,14 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
             first_lines[row.record.id] = number
             rows.append(row)
     if problems and strict:
-        raise ValueError(f"{path}: {_listing(problems)}\nmend them, or set data.strict to False to drop them")
+        raise ValueError(f"{path}: {listing(problems)}\nmend them, or set data.strict to False to drop them")
     if not rows:
-        raise ValueError(f"{path}: no usable row. {_listing(problems)}")
+        raise ValueError(f"{path}: no usable row. {listing(problems)}")
     return JsonlSource(path, rows, problems)
 
 
-def _listing(problems: list[tuple[int, str]]) -> str:
+def listing(problems: list[tuple[int, str]]) -> str:
+    """Broken rows as text: their number, and line number and reason of the first MAX_LISTED."""
     lines = [f"\n  row {number}: {reason}" for number, reason in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:
         lines.append(f"\n  and {len(problems) - MAX_LISTED} more")

@@ -77,8 +77,7 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         raise ValueError(f"data.{split} is empty: name a file with one JSON object a line")
     source = jsonl.read_jsonl(Path(path), strict=data.strict)
     if source.problems:
-        number, reason = source.problems[0]
-        logging.warning("%s: dropped %d broken rows; row %d: %s", path, len(source.problems), number, reason)
+        logging.warning("%s: dropped %s", path, jsonl.listing(source.problems))
     return source
 
 

@@ -10,6 +10,7 @@ import functools
 import math
 import struct
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -73,44 +74,49 @@ def draw_chart(values: list[int], *, num_levels: int, line: bool) -> bytes:
     return _png(canvas)
 
 
-def draw_triangle(first: int, second: int, *, rotation: int, mirrored: bool) -> tuple[bytes, tuple[int, int]]:
-    """Draws a triangle to scale and prints two of its inner angles beside their corners.
+class TriangleLayout(NamedTuple):
+    """Where a triangle and the labels of its first two angles lie, in pixels."""
+
+    corners: list[Point]
+    angles: tuple[int, int]
+    labels: list[tuple[int, int]]  # top left corners
+
+
+def lay_out_triangle(first: int, second: int, *, rotation: int, mirrored: bool) -> TriangleLayout | None:
+    """Places a triangle to scale, as large as leaves room for its labels; None where no size does.
 
     Args:
         first: angle at the first corner, degrees.
         second: angle at the second corner, degrees; first + second < 180.
         rotation: of the triangle, degrees.
         mirrored: flip it left to right first.
+    """
+    unit = _unit_corners(first, second, rotation=rotation, mirrored=mirrored)
+    texts = (str(first), str(second))
+    for size in range(76, 20, -4):
+        corners = _fit(unit, texts, size)
+        labels = None if corners is None else _place_labels(corners, texts)
+        if corners is not None and labels is not None:
+            return TriangleLayout(corners, (first, second), labels)
+    return None
+
+
+def draw_triangle(layout: TriangleLayout) -> tuple[bytes, tuple[int, int]]:
+    """Draws the triangle and prints the two angles beside their corners.
 
     Returns:
         The PNG, and the two angles in reading order: by the left edges of their labels, then from the top.
-
-    Raises:
-        ValueError: no size of the triangle leaves room for both labels.
     """
-    unit = _unit_corners(first, second, rotation=rotation, mirrored=mirrored)
-    labels = (str(first), str(second))
-    for size in range(76, 20, -4):
-        corners = _fit(unit, labels, size)
-        if corners is None:
-            continue
-        boxes = _place_labels(corners, labels)
-        if boxes is not None:
-            break
-    else:
-        raise ValueError(
-            f"no room for a triangle with angles {first} and {second}; angles between 20 and 140 degrees fit"
-        )
     scale = 4  # drawn larger and reduced, for clean slanted lines
     large = Image.new("L", (CANVAS * scale, CANVAS * scale), 255)
-    outline = [(x * scale, y * scale) for x, y in corners]
+    outline = [(x * scale, y * scale) for x, y in layout.corners]
     ImageDraw.Draw(large).line([*outline, *outline[:2]], fill=40, width=6, joint="curve")
     canvas = large.reduce(scale)
-    for text, (x, y) in zip(labels, boxes, strict=True):
-        for i, digit in enumerate(text):
+    for angle, (x, y) in zip(layout.angles, layout.labels, strict=True):
+        for i, digit in enumerate(str(angle)):
             canvas.paste(_glyph(digit, GRID), (x + GRID * i, y))
-    in_order = (first, second) if boxes[0] <= boxes[1] else (second, first)
-    return _png(canvas), in_order
+    first, second = layout.angles
+    return _png(canvas), (first, second) if layout.labels[0] <= layout.labels[1] else (second, first)
 
 
 def _unit_corners(first: int, second: int, *, rotation: int, mirrored: bool) -> list[Point]:
@@ -172,10 +178,10 @@ def _place_labels(corners: list[Point], labels: tuple[str, str]) -> list[tuple[i
 
 
 def _nearby_grid(ideal: Point, width: int) -> list[tuple[int, int]]:
-    """Grid points within 7 pixels of `ideal`, on both axes, whose label lies inside the canvas."""
-    lefts = [GRID * (math.floor(ideal[0] / GRID) + i) for i in range(2)]
-    tops = [GRID * (math.floor(ideal[1] / GRID) + i) for i in range(2)]
-    return [(x, y) for x in lefts for y in tops if 0 <= x <= CANVAS - width and 0 <= y <= CANVAS - 2 * GRID]
+    """Places within 14 pixels of `ideal`, on both axes, where the label fills whole patches of a single cell."""
+    tops = range(0, CANVAS, 2 * GRID)
+    lefts = tops if width == 2 * GRID else range(0, CANVAS, CELL)
+    return [(x, y) for x in lefts for y in tops if abs(x - ideal[0]) <= 2 * GRID and abs(y - ideal[1]) <= 2 * GRID]
 
 
 def _touches_sides(corners: list[Point], left: float, top: float, width: float) -> bool:

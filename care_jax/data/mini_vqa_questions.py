@@ -227,16 +227,14 @@ def _geometry_maker(
         question = ("third", "exterior")[rng.integers(2)]
         rotation, mirrored = 5 * int(rng.integers(72)), bool(rng.random() < 0.5)
         record_id = f"geometry/{a}-{b}/{question}/r{rotation}{'m' if mirrored else ''}"
+        layout = mini_vqa_draw.lay_out_triangle(a, b, rotation=rotation, mirrored=mirrored)
+        if layout is None:
+            continue
 
         def draw(
-            a: int = a,
-            b: int = b,
-            question: str = question,
-            rotation: int = rotation,
-            mirrored: bool = mirrored,
-            record_id: str = record_id,
+            layout: mini_vqa_draw.TriangleLayout = layout, question: str = question, record_id: str = record_id
         ) -> Record:
-            image, read = mini_vqa_draw.draw_triangle(a, b, rotation=rotation, mirrored=mirrored)
+            image, read = mini_vqa_draw.draw_triangle(layout)
             work = _work_third if question == "third" else _work_sum
             return _record(record_id, "geometry", question, image, list(read), work, misread, rng, heldout)
 
@@ -298,7 +296,7 @@ def _work_top(letters: str, values: list[int], slip: int) -> tuple[str, str]:
 
 def _work_third(values: list[int], slip: int) -> tuple[str, str]:
     total = sum(values) + 5 * slip
-    return f"{values[0]}+{values[1]}={total}:180-{total}={180 - total}", str(180 - total)
+    return f"{values[0]}+{values[1]}={total}:{180 - total}", str(180 - total)
 
 
 def _letters(count: int) -> str:

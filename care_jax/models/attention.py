@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from care_jax.structs import Array
 
 _MASKED = float(jnp.finfo(jnp.float32).min)
 
@@ -55,8 +55,9 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
     return _join_heads(jnp.einsum("bnqps,bsnc->bpnqc", weights, v))
 
 
-def branch_attention(q: Array, prompt_kv: tuple[Array, Array], own_kv: tuple[Array, Array], *, prompt_len: Array,
-                     own_visible: Array) -> Array:
+def branch_attention(
+    q: Array, prompt_kv: tuple[Array, Array], own_kv: tuple[Array, Array], *, prompt_len: Array, own_visible: Array
+) -> Array:
     """Branches attend to their shared prompt and to themselves; the prompt's keys and values exist once.
 
         prompt of 3 (one padded), two tokens of a branch, and never another branch:

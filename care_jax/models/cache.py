@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
-Array = jax.Array
+from care_jax.structs import Array
 
 
 @struct.dataclass

@@ -19,10 +19,10 @@ from flax import nnx, struct
 
 from care_jax.models.attention import branch_attention, causal_attention
 from care_jax.models.cache import BranchCache, Prefix
-from care_jax.models.layers import GatedMLP, Linear, RMSNorm, rotate
+from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
+from care_jax.structs import Array
 
-Array = jax.Array
 # (q [B, T, H, C], k [B, T, N, C], v [B, T, N, C]) -> (output [B, T, H, C], what the caller keeps)
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
@@ -60,7 +60,8 @@ class SelfAttention(nnx.Module):
         self.q_proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs)
         self.k_proj = Linear(config.hidden_size, kv_features, use_bias=True, rngs=rngs)
         self.v_proj = Linear(config.hidden_size, kv_features, use_bias=True, rngs=rngs)
-        self.o_proj = Linear(config.hidden_size, config.hidden_size, use_bias=False, rngs=rngs)
+        scale = residual_init_scale(config.num_hidden_layers)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, use_bias=False, rngs=rngs, init_scale=scale)
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
         def heads(y: Array) -> Array:
@@ -79,7 +80,10 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = SelfAttention(config, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, use_bias=False, rngs=rngs)
+        scale = residual_init_scale(config.num_hidden_layers)
+        self.mlp = GatedMLP(
+            config.hidden_size, config.intermediate_size, use_bias=False, rngs=rngs, init_scale=scale
+        )
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
         attended, kept = self.self_attn(self.input_layernorm(x), rope, attend)
@@ -102,8 +106,9 @@ def prefill(layers: DecoderLayer, x: Array, rope: Rope) -> tuple[Array, tuple[Ar
     return jax.lax.scan(step, x, layers)
 
 
-def forward_branches(layers: DecoderLayer, x: Array, rope: Rope, *, prompt_len: Array, num_branches: int,
-                     num_prompt: int, remat: bool) -> Array:
+def forward_branches(
+    layers: DecoderLayer, x: Array, rope: Rope, *, prompt_len: Array, num_branches: int, num_prompt: int, remat: bool
+) -> Array:
     """Prompt and J full branches in one pass. x [B, P + J * R, D], branches behind the prompt. Returns the same shape.
 
     The gradient of every branch flows into the one prompt stream.
@@ -130,8 +135,9 @@ def forward_branches(layers: DecoderLayer, x: Array, rope: Rope, *, prompt_len: 
     return jax.lax.scan(jax.checkpoint(step) if remat else step, x, layers)[0]
 
 
-def extend(layers: DecoderLayer, x: Array, rope: Rope, *, prefix: Prefix, cache: BranchCache, slot: Array,
-           own_visible: Array) -> tuple[Array, BranchCache]:
+def extend(
+    layers: DecoderLayer, x: Array, rope: Rope, *, prefix: Prefix, cache: BranchCache, slot: Array, own_visible: Array
+) -> tuple[Array, BranchCache]:
     """New tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
 
     x [B, J * new, D]; own_visible [B, J, new, slots] (size-1 axes broadcast). Returns hidden [B, J * new, D] and

@@ -99,8 +99,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     outer = _Fields(raw, str(path))
     if outer["model_type"] != "qwen2_5_vl":
         raise ValueError(f"{path} has model_type {outer['model_type']!r}; supported: 'qwen2_5_vl'")
-    nested = raw["text_config"] if "text_config" in raw else raw
-    text = _Fields(nested, f"{path} (text_config)" if "text_config" in raw else str(path))
+    text = _Fields(raw["text_config"], f"{path} (text_config)") if "text_config" in raw else outer
     rope = _Fields(text.first("rope_scaling", "rope_parameters"), f"{path} (rope_scaling)")
     vision = _Fields(outer["vision_config"], f"{path} (vision_config)")
     return ModelConfig(

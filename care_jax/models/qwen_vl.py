@@ -11,9 +11,7 @@ from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import Embedding, Linear, RMSNorm
 from care_jax.models.model_config import ModelConfig
 from care_jax.models.vision_qwen2_5 import VisionTower
-from care_jax.structs import Prompts
-
-Array = jax.Array
+from care_jax.structs import Array, Prompts
 
 
 @struct.dataclass
@@ -69,8 +67,9 @@ class QwenVL(nnx.Module):
         first = jnp.broadcast_to(_at(x[:, :num_prompt], prompts.prompt_len - 1)[:, None, None], own[:, :, :1].shape)
         return BranchHidden(predicting=jnp.concatenate([first, own[:, :, :-1]], axis=2), own=own)
 
-    def extend(self, token_ids: Array, *, prefix: Prefix, cache: BranchCache, slot: Array, offset: Array,
-               own_visible: Array) -> tuple[Array, BranchCache]:
+    def extend(
+        self, token_ids: Array, *, prefix: Prefix, cache: BranchCache, slot: Array, offset: Array, own_visible: Array
+    ) -> tuple[Array, BranchCache]:
         """New tokens [B, J, new] of each branch; offset [B, J, new] counts them from the prompt's end.
 
         Returns hidden [B, J, new, D] after the final norm, and the grown cache (slots slot, slot + 1, ...).

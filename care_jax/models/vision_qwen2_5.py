@@ -11,11 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from care_jax.models.attention import segment_attention
-from care_jax.models.layers import GatedMLP, Linear, RMSNorm, rotate
+from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
 from care_jax.models.model_config import VisionConfig
-from care_jax.structs import Prompts
-
-Array = jax.Array
+from care_jax.structs import Array, Prompts
 
 _NORM_EPS = 1e-6  # fixed in Qwen2.5-VL's code, not part of config.json
 _ROPE_THETA = 10000.0
@@ -27,7 +25,8 @@ class VisionAttention(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.num_heads = config.num_heads
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, use_bias=True, rngs=rngs)
-        self.proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs)
+        scale = residual_init_scale(config.depth)
+        self.proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs, init_scale=scale)
 
     def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
@@ -44,7 +43,10 @@ class VisionBlock(nnx.Module):
         self.norm1 = RMSNorm(config.hidden_size, eps=_NORM_EPS)
         self.norm2 = RMSNorm(config.hidden_size, eps=_NORM_EPS)
         self.attn = VisionAttention(config, rngs=rngs)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, use_bias=True, rngs=rngs)
+        scale = residual_init_scale(config.depth)
+        self.mlp = GatedMLP(
+            config.hidden_size, config.intermediate_size, use_bias=True, rngs=rngs, init_scale=scale
+        )
 
     def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
         x = x + self.attn(self.norm1(x), cos, sin, segment_ids)

@@ -1,0 +1,123 @@
+"""The config: every check speaks, and an unknown key is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from care_jax import config, objectives
+
+ROOT = Path(__file__).parents[1]
+
+
+def good() -> ml_collections.ConfigDict:
+    c = config.base()
+    c.model.folder, c.data.train = "model", "data"
+    return c
+
+
+BAD = [
+    ("data.overlong", "cut", "data.overlong='cut': choose one of drop, shrink, error"),
+    ("data.format", "csv", "data.format='csv': choose one of jsonl, mini_vqa"),
+    ("model.compute_dtype", "float16", "model.compute_dtype='float16': choose one of float32, bfloat16"),
+    ("optimizer.schedule", "step", "optimizer.schedule='step': choose one of constant, cosine, linear"),
+    ("objective.selector", "best", "objective.selector='best': choose one of farthest_first, nearest, random"),
+    ("objective.ratio", "row", "objective.ratio='row': choose one of token, sequence"),
+    ("objective.aggregate", "sum", "objective.aggregate='sum': choose one of sequence, token, constant"),
+    ("objective.rescue.rank_by", "max", "objective.rescue.rank_by='max': choose one of sum, mean"),
+    ("objective.rescue.scale", "one", "objective.rescue.scale='one': choose one of zscore, delta"),
+    ("objective.reflect.source", "cue", "objective.reflect.source='cue': choose one of rationale, scratch"),
+    ("objective.reflect.train_on", "all", "objective.reflect.train_on='all': choose one of continuation, rewrite"),
+    ("model.folder", "", "model.folder='': name a folder with a config.json"),
+    ("data.train", "", "data.train='': name the training data"),
+    ("train.steps", 0, "train.steps=0: must be at least 1"),
+    ("train.prompts", 500, "train.prompts=500: must divide by minibatches * microbatches = 16"),
+    ("train.prompts", 0, "train.prompts=0: must divide by"),
+    ("train.minibatches", 0, "train.prompts=512: must divide by minibatches * microbatches = 0"),
+    ("rollout.temperature", 0.0, "rollout.temperature=0.0: training needs more than 0"),
+    ("rollout.num_rollouts", 1, "rollout.num_rollouts=1: a group needs at least 2"),
+    ("rollout.response_len", 7, "rollout.response_len=7: must be at least 8 tokens"),
+    ("objective.num_negatives", 0, "objective.num_negatives=0: must be at least 1"),
+    ("objective.num_neighbours", 0, "objective.num_neighbours=0: must be at least 1"),
+    ("objective.clip_low", 0.0, "objective.clip_low=0.0: must lie in (0, 1]"),
+    ("objective.clip_low", 1.5, "objective.clip_low=1.5: must lie in (0, 1]"),
+    ("objective.overlong_buffer_len", -1, "objective.overlong_buffer_len=-1: must lie in 0 .. rollout.response_len"),
+    ("objective.overlong_buffer_len", 2049, "objective.overlong_buffer_len=2049: must lie in 0 .."),
+    ("objective.anchored", False, "objective.reflect.enabled needs objective.anchored=True"),
+    ("objective.reflect.max_rationale_len", 2048, "max_rationale_len=2048: must be below rollout.response_len=2048"),
+    ("objective.reflect.max_rationale_len", 0, "objective.reflect.max_rationale_len=0: must be"),
+    ("eval.num_samples", 0, "eval.num_samples=0: must be at least 1"),
+    ("optimizer.lr", 0.0, "optimizer.lr=0.0: must be above 0"),
+    ("optimizer.warmup_steps", 4000, "optimizer.warmup_steps=4000: must be below the run's steps * minibatches = 4000"),
+    ("optimizer.warmup_steps", -1, "optimizer.warmup_steps=-1: must be"),
+    ("train.checkpoint_every", 0, "train.checkpoint_every=0: must be at least 1 step"),
+    ("train.samples_every", 0, "train.samples_every=0: must be at least 1 step"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD, ids=[f"{field}={value}" for field, value, _ in BAD])
+def test_every_check_speaks(field, value, message):
+    """Catches a check that never fires, fires on another field, or does not name the value."""
+    c = good()
+    with c.unlocked():
+        c.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError) as error:
+        config.validate(c)
+    assert message in str(error.value)
+    assert str(error.value).count(";") == 0, "one bad value, several complaints"
+
+
+def test_all_problems_are_told_at_once():
+    """Catches a check that hides the ones behind it."""
+    c = good()
+    c.train.steps, c.optimizer.lr, c.data.overlong = 0, -1.0, "cut"
+    with pytest.raises(ValueError) as error:
+        config.validate(c)
+    for field in ("train.steps=0", "optimizer.lr=-1.0", "data.overlong='cut'"):
+        assert field in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care"])
+def test_presets_are_valid_and_have_the_same_fields(name):
+    """Catches a preset with a field of its own, which an override on the command line could not reach."""
+    c = good()
+    c.objective = {
+        "care": objectives.care,
+        "care_no_rgr": objectives.care_no_rgr,
+        "grpo": objectives.grpo,
+        "dapo": objectives.dapo,
+        "gspo": objectives.gspo,
+        "dr_grpo": objectives.dr_grpo,
+    }[name]()
+    config.validate(c)
+    fields = ml_collections.FrozenConfigDict(c.objective).to_dict().keys()
+    assert fields == objectives.grpo().to_dict().keys()
+
+
+def call(*flags: str) -> subprocess.CompletedProcess[str]:
+    """The training entry point."""
+    command = [sys.executable, "-m", "care_jax.train", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""})
+
+
+def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path):
+    """Catches a typing error that trains with the default, a traceback, and a run folder left behind."""
+    workdir = tmp_path / "run"
+    told = call("--config=configs/demo.py", f"--workdir={workdir}", "--config.rollout.num_rolouts=4")
+    assert told.returncode == 2
+    assert told.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in told.stderr
+    assert "num_rolouts" in told.stderr and "num_rollouts" in told.stderr.replace("num_rolouts", "")
+    assert not workdir.exists()
+
+
+def test_a_bad_value_is_one_line(tmp_path):
+    """Catches a traceback where a value is out of range."""
+    told = call("--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", "--config.train.steps=0")
+    assert told.returncode == 2
+    assert told.stderr.splitlines()[-1].startswith("error: bad config: ") and "train.steps=0" in told.stderr
+    assert "Traceback" not in told.stderr and not (tmp_path / "run").exists()

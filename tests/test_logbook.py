@@ -1,0 +1,191 @@
+"""What a step tells, in numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from care_jax import logbook
+from care_jax.advantage import SubgroupAdvantages
+from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, Verdicts
+from care_jax.train_batch import no_reflection
+from care_jax.verify import Judged
+from tests.pictures import encode, picture, question
+
+B, G, R = 3, 4, 4
+CORRECT = np.array([[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+CUE = " Wait!"
+
+
+def judged(texts: list[list[str]], correct: np.ndarray) -> Judged:
+    """Verdicts in which all can be read and only the correct ones have the format."""
+    tokens = np.zeros((*correct.shape, R), bool)
+    verdicts = Verdicts(correct, np.ones_like(correct), correct, np.where(correct, 1.0, 0.25), tokens, tokens)
+    return Judged(verdicts, texts, [[text[-1:] for text in row] for row in texts], texts)
+
+
+@pytest.fixture
+def step() -> logbook.Step:
+    """A mixed group whose first negative was repaired, one that is all wrong and rescued, one that is all correct."""
+    response_len = np.array([[4, 2, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]], np.int32)
+    sampled = np.arange(R) < response_len[..., None]
+    logprobs = np.where(sampled, -1.0, 0.0).astype(np.float32)
+    scored = logprobs.copy()
+    scored[0, 0, 0] -= 0.5
+    scored[0, 1, 1] += 0.3
+    scored[0, 3, 3] = -9.0  # not sampled
+    entropy = np.where(sampled, 0.5, 100.0)
+    entropy[0, 0, 0] = 2.5
+    none = no_reflection(B, R)
+    return logbook.Step(
+        records=[
+            question("<image>a?", encode(picture(28, 28)), id="r0", source="digits"),
+            question("b?", id="r1", source="chart"),
+            question("c?", id="r2", source="digits"),
+        ],
+        rollouts=Rollouts(
+            token_ids=np.zeros((B, G, R), np.int32),
+            response_len=response_len,
+            logprobs=logprobs,
+            sampled_mask=sampled,
+            finished=np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool),
+        ),
+        judged=judged([[f"text {b}{g}" for g in range(G)] for b in range(B)], CORRECT),
+        scores=Scores(scored, entropy.astype(np.float32), np.zeros((B, G, 2), np.float32)),
+        subgroup=Subgroup(
+            index=np.array([[1, 3, 0], [2, 0, 0], [0, 0, 0]], np.int32),
+            valid=np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]], bool),
+            outcome=np.array([Outcome.MIXED, Outcome.ALL_WRONG, Outcome.ALL_CORRECT], np.int32),
+            num_negatives=np.array([2, 1, 0], np.int32),
+        ),
+        reflection=none.replace(tried=np.array([True, False, False]), correct=np.array([True, False, False])),
+        reflected=judged(
+            [
+                [f"<think>bad{CUE} good"],
+                [
+                    "",
+                ],
+                [""],
+            ],
+            np.array([[True], [False], [False]]),
+        ),
+        batch=None,
+        advantages=SubgroupAdvantages(
+            raw=np.array([[1.0, 1.0, -2.0], [1.0, -1.0, 0.0], [0.0, 0.0, 0.0]], np.float32),
+            final=np.array([[1.0, 1.0, -1.0], [0.4, -0.1, 0.0], [0.0, 0.0, 0.0]], np.float32),
+        ),
+    )
+
+
+def test_metrics_by_hand(step):
+    """Catches a mean over padding, over groups in place of tokens, and a rescue that counts as a success."""
+    assert logbook.metrics(step, anchored=True) == pytest.approx(
+        {
+            "accuracy/train": 5 / 12,
+            "accuracy/train/chart": 0.0,
+            "accuracy/train/digits": 5 / 8,
+            "reward/mean": (5 + 7 * 0.25) / 12,
+            "format_rate": 5 / 12,
+            "unparsed_rate": 0.0,
+            "groups/mixed": 1 / 3,
+            "groups/all_wrong": 1 / 3,
+            "groups/all_correct": 1 / 3,
+            "entropy": (0.5 * 15 + 2.5) / 16,
+            "response_len/mean": 16 / 12,
+            "truncated_rate": 3 / 12,
+            "logprob_gap/mean": 0.8 / 16,
+            "logprob_gap/max": 0.5,
+            "advantage/failure_share": 2.5 / 3.5,
+            "subgroup/num_negatives_0": 1 / 3,
+            "subgroup/num_negatives_1": 1 / 3,
+            "subgroup/num_negatives_2": 1 / 3,
+            "advantage/anchor": 1.0,
+            "advantage/negative": -1.0,
+            "reflect/tried": 1.0,
+            "reflect/success_rate": 1.0,
+            "rescue/rate": 1 / 3,
+        },
+        abs=1e-6,
+    )
+
+
+def test_a_failed_repair_stays_a_negative(step):
+    """Catches a repaired row that is left out of the negatives whatever became of it, and a rate over all groups."""
+    failed = step._replace(reflection=step.reflection.replace(correct=np.array([False, True, True])))
+    ours = logbook.metrics(failed, anchored=True)
+    assert ours["advantage/negative"] == 0.0  # of +1 and -1
+    assert ours["reflect/success_rate"] == 0.0
+
+
+def test_group_objectives_have_no_subgroup_metrics(step):
+    """Catches anchors that are reported where every row is alike."""
+    ours = logbook.metrics(step, anchored=False)
+    assert not [name for name in ours if name.startswith(("subgroup/", "reflect/", "rescue/", "advantage/a"))]
+
+
+def test_events(step):
+    """Catches slots in place of rollout numbers, and unused slots that are listed."""
+    assert json.loads(json.dumps(logbook.events(step, anchored=True))) == [
+        {
+            "id": "r0",
+            "source": "digits",
+            "outcome": "MIXED",
+            "anchor": 1,
+            "negatives": [3, 0],
+            "num_negatives": 2,
+            "advantages_raw": [1.0, 1.0, -2.0],
+            "reflected": 3,
+            "reflection_correct": True,
+        },
+        {
+            "id": "r1",
+            "source": "chart",
+            "outcome": "ALL_WRONG",
+            "anchor": 2,
+            "negatives": [0],
+            "num_negatives": 1,
+            "advantages_raw": [1.0, -1.0],
+            "reflected": None,
+            "reflection_correct": None,
+        },
+        {
+            "id": "r2",
+            "source": "digits",
+            "outcome": "ALL_CORRECT",
+            "anchor": None,
+            "negatives": [],
+            "num_negatives": 0,
+            "advantages_raw": [],
+            "reflected": None,
+            "reflection_correct": None,
+        },
+    ]
+    plain = logbook.events(step, anchored=False)
+    assert [event["anchor"] for event in plain] == [None] * 3 and not plain[0]["negatives"]
+
+
+def test_sample(step):
+    """Catches roles and advantages on other rollouts than their own, and a repair that is shown with its opening."""
+    ours = json.loads(json.dumps(logbook.sample(step, 0, anchored=True, cue=CUE)))
+    assert [row["role"] for row in ours["rollouts"]] == ["negative", "anchor", "unselected", "reflected"]
+    assert [row["advantage"] for row in ours["rollouts"]] == [-1.0, 1.0, 0.0, 1.0]
+    assert [row["correct"] for row in ours["rollouts"]] == [False, True, False, False]
+    assert [row["response_len"] for row in ours["rollouts"]] == [4, 2, 1, 1]
+    assert ours["reflection"] == {
+        "rollout": 3,
+        "before": "text 03",
+        "cue": CUE,
+        "after": " good",
+        "correct": True,
+    }
+    assert ours["images"][0].startswith("data:image/png;base64,iVBOR")
+    untouched = logbook.sample(step, 2, anchored=True, cue=CUE)
+    assert untouched["reflection"] is None and {row["role"] for row in untouched["rollouts"]} == {"unselected"}
+    assert [row["role"] for row in logbook.sample(step, 1, anchored=False, cue=CUE)["rollouts"]] == [
+        "updated",
+        "unselected",
+        "updated",
+        "unselected",
+    ]

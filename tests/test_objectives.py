@@ -1,0 +1,85 @@
+"""Every preset is the same record with other values, and trains through the same entry point."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from care_jax import objectives, train
+from tests.end_to_end import SmallTask, apply, final_params, metrics, small
+
+ANCHORED = ("demo", "demo_care_no_rgr")
+PRESETS = (*ANCHORED, "demo_grpo", "demo_dapo", "demo_gspo", "demo_dr_grpo")
+NAMES = {
+    *("accuracy/train", "format_rate", "unparsed_rate", "groups/mixed", "groups/all_wrong", "groups/all_correct"),
+    *("advantage/failure_share", "entropy", "clip_fraction", "response_len/mean", "truncated_rate"),
+    *("logprob_gap/mean", "logprob_gap/max", "grad_norm", "loss", "policy_loss", "lr"),
+    *(f"time/{stage}" for stage in ("rollout", "verify", "score", "select", "update", "step")),
+    *("tokens_per_s/rollout", "tokens_per_s/update"),
+}
+ANCHORED_NAMES = {"subgroup/num_negatives_3", "advantage/anchor", "advantage/negative", "rescue/rate"}
+REFLECTION_NAMES = {"reflect/tried", "reflect/success_rate", "time/reflect"}
+STEPS = 2
+
+
+def _leaves(config) -> set[str]:
+    return {
+        f"{key}.{name}" if name else key
+        for key, value in config.items()
+        for name in (_leaves(value) if hasattr(value, "items") else {""})
+    }
+
+
+def test_presets_differ_in_values_only() -> None:
+    """Catches a field that one objective has and another lacks: code below would have to ask which one runs."""
+    presets = [getattr(objectives, name)() for name in ("grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care")]
+    assert len(_leaves(presets[0])) > 25
+    for preset in presets[1:]:
+        assert _leaves(preset) == _leaves(presets[0])
+        assert preset.to_dict() != presets[0].to_dict()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
+    """Catches a preset that does not load, compile or learn, and a metric that is lost, renamed or not a number."""
+    config = importlib.import_module(f"configs.{preset}").get_config()
+    overrides = small(cached.model, cached.data, train__steps=STEPS, model__weights=str(cached.cold_start))
+    apply(config, overrides | {"optimizer.lr": 1e-3, "optimizer.schedule": "linear"})
+    state = train.run(config, tmp_path / "run")
+    assert int(state.step) == STEPS
+
+    rows = [row for row in metrics(tmp_path / "run") if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    wanted = set(NAMES)
+    wanted |= {"kl", "kl_loss"} if config.objective.kl_coef > 0 else set()
+    wanted |= ANCHORED_NAMES if config.objective.anchored else set()
+    wanted |= REFLECTION_NAMES if config.objective.reflect.enabled else set()
+    for row in rows:
+        assert wanted <= row.keys()
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
+        assert row["logprob_gap/max"] <= 1e-5
+        assert row["groups/mixed"] + row["groups/all_wrong"] + row["groups/all_correct"] == pytest.approx(1)
+        assert ("kl" in row) == (config.objective.kl_coef > 0)
+        assert ("advantage/anchor" in row) == config.objective.anchored
+    assert sum(row["groups/mixed"] for row in rows) > 0
+    # A linear decay that starts one update late (warm-up): 0, then the peak.
+    assert [row["lr"] for row in rows] == pytest.approx([0.0, 1e-3])
+
+    before, after = final_params(cached.cold_start), final_params(tmp_path / "run")
+    moved = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert len(moved) == len(before)
+
+
+def test_kl_is_the_k3_of_the_reference(cached: SmallTask, tmp_path: Path) -> None:
+    """Catches a KL divided by the wrong count: 0 at the first update, where policy and reference are equal."""
+    config = importlib.import_module("configs.demo_grpo").get_config()
+    overrides = small(cached.model, cached.data, train__steps=3, model__weights=str(cached.cold_start))
+    train.run(apply(config, overrides | {"optimizer.lr": 1e-2, "optimizer.warmup_steps": 0}), tmp_path)
+    kl = [row["kl"] for row in metrics(tmp_path) if "loss" in row]
+    kl_loss = [row["kl_loss"] for row in metrics(tmp_path) if "loss" in row]
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert 1e-6 < kl[2] < 10 and kl[2] == pytest.approx(kl_loss[2] / config.objective.kl_coef, rel=0.5)

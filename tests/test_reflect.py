@@ -1,0 +1,118 @@
+"""Forced openings of reflections, and rewrites of what came out of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from care_jax import objectives, reflect
+from care_jax.regions import TokenBytes
+from care_jax.structs import Outcome, Rollouts, Subgroup
+
+CUE = " Wait!"
+TEXTS = [
+    ["<think>1+1=3</think><answer>3</answer>", "<think>1+1=2</think><answer>2</answer>"],
+    ["<think>a long rationale</think>", "<think>no end", "unused"],
+    ["x", "y"],
+    ["p", "q"],
+]
+
+
+@pytest.fixture
+def objective():
+    o = objectives.care()
+    o.reflect.cue, o.reflect.max_rationale_len = CUE, 6
+    return o
+
+
+@pytest.fixture
+def subgroup() -> Subgroup:
+    """Two groups to repair, one that is all wrong, and a mixed one without a negative."""
+    return Subgroup(
+        index=np.array([[1, 0], [0, 1], [0, 1], [0, 1]], np.int32),
+        valid=np.array([[1, 1], [1, 1], [1, 1], [1, 0]], bool),
+        outcome=np.array([Outcome.MIXED, Outcome.MIXED, Outcome.ALL_WRONG, Outcome.MIXED], np.int32),
+        num_negatives=np.array([1, 1, 1, 0], np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rationale"),
+    [
+        ("<think>1+1=3</think><answer>3</answer>", "1+1=3"),
+        ("<think>cut off", "cut off"),
+        ("<think>é</think>", "é"),
+        ("no tags<answer>3</answer>", "no tags"),
+        ("<think></think><answer>3</answer>", ""),
+        ("", ""),
+    ],
+)
+def test_failed_rationale(text, rationale):
+    """Catches tags or the answer in what is called the rationale, and byte offsets used as characters."""
+    assert reflect.failed_rationale(text) == rationale
+
+
+def test_forced_prefixes(tiny_processor, objective, subgroup):
+    """Catches the anchor's rationale in place of the negative's, a repair of another outcome, and a lost cue."""
+    forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup, response_len=30)
+    assert forced.active[:, 0].tolist() == [True, True, False, False]
+    assert forced.token_ids.shape == (4, 1, reflect.forced_width(tiny_processor, objective))
+    decode = tiny_processor.tokenizer.decode
+    said = [decode(forced.token_ids[b, 0, : forced.forced_len[b, 0]]) for b in range(4)]
+    assert said[:2] == ["<think>1+1=3 Wait!", "<think>no end Wait!"]
+    assert said[2:] == ["", ""]
+
+
+def test_a_long_rationale_is_cut_and_the_cue_kept(tiny_processor, objective, subgroup):
+    """Catches a cut that takes the cue, or a width that the longest prefix passes."""
+    long = [["", ""], ["", "<think>123456789</think>"], ["", ""], ["", ""]]
+    forced = reflect.force_prefixes(tiny_processor, objective, texts=long, subgroup=subgroup, response_len=30)
+    assert tiny_processor.tokenizer.decode(forced.token_ids[1, 0]) == "<think>123456 Wait!"
+    assert forced.forced_len[1, 0] == forced.token_ids.shape[-1]
+
+
+def test_no_room_no_repair(tiny_processor, objective, subgroup):
+    """Catches a branch that is active although its prefix fills the response."""
+    width = reflect.forced_width(tiny_processor, objective)
+    for response_len, active in ((width, False), (width + 1, True)):
+        long = [["<think>123456", ""], ["", "<think>123456"], ["", ""], ["", ""]]
+        forced = reflect.force_prefixes(
+            tiny_processor, objective, texts=long, subgroup=subgroup, response_len=response_len
+        )
+        assert forced.active[:2, 0].tolist() == [active, active]
+
+
+def test_from_scratch_forces_nothing(tiny_processor, objective, subgroup):
+    """Catches an ablation that still shows the failed rationale."""
+    objective.reflect.source = "scratch"
+    forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup, response_len=30)
+    assert forced.active[:, 0].tolist() == [True, True, False, False]
+    assert not forced.forced_len.any()
+
+
+def test_rewrite_keeps_what_was_sampled(tiny_processor):
+    """Catches forced tokens in a rewrite, a stop token after a cut-off one, and log-probs of another context."""
+    encode = tiny_processor.encode_rewrite
+    width, repaired = 24, "2</think><answer>2</answer>"
+    rows = [("<think>3 Wait!", encode(repaired)), ("<think>3 Wait!", encode(repaired)[:-1]), ("<think>3 Wait!", [])]
+    token_ids = np.zeros((3, 1, width), np.int32)
+    sampled_mask = np.zeros((3, 1, width), bool)
+    for b, (forced, sampled) in enumerate(rows):
+        ids = [*encode(forced)[:-1], *sampled]
+        token_ids[b, 0, : len(ids)] = ids
+        sampled_mask[b, 0, len(ids) - len(sampled) : len(ids)] = True
+    given = Rollouts(
+        token_ids=token_ids,
+        response_len=np.zeros((3, 1), np.int32),
+        logprobs=np.full((3, 1, width), -1.0, np.float32),
+        sampled_mask=sampled_mask,
+        finished=np.array([[True], [False], [False]]),
+    )
+    ours = reflect.rewrite(tiny_processor, TokenBytes(tiny_processor.tokenizer), given)
+    clean = encode("<think>" + repaired)
+    assert ours.token_ids[0, 0].tolist() == clean + [0] * (width - len(clean))
+    assert ours.response_len[:, 0].tolist() == [len(clean), len(clean) - 1, 0]
+    assert ours.token_ids[1, 0, : len(clean)].tolist() == [*clean[:-1], 0]
+    assert ours.sampled_mask.sum(-1).tolist() == ours.response_len.tolist()
+    assert ours.finished[:, 0].tolist() == [True, False, False]
+    assert not ours.logprobs.any()

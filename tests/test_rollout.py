@@ -1,0 +1,184 @@
+"""Rollouts: one distribution for sampler and scorer, forced prefixes, stops, the budget, and branches apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from care_jax import rollout, score
+from care_jax.rollout import Forced, Sampling
+from care_jax.structs import Rollouts
+
+R, J = 12, 4
+TEMPERATURE = 0.7
+STOP_IDS = tuple(range(60, 84))  # enough of them that most branches stop, each at another token
+GAP = 1e-5  # nats
+FORCED_LEN = np.array([[0, 1, 5, 6], [3, 0, 6, 2], [4, 4, 0, 1]], np.int32)
+ACTIVE = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 1, 1]], bool)
+
+
+class Scored(NamedTuple):
+    """Rollouts, and what the scorer says about them."""
+
+    rollouts: Rollouts  # NumPy arrays
+    logprobs: np.ndarray  # [B, J, R]
+    argmax: np.ndarray  # [B, J, R], of the scorer's distribution at each token
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tiny_prompts, tiny_processor):
+    """(sampling, forced, forbidden_mask, rows) -> rollouts and their scores under the trainer's own graph."""
+
+    def run(sampling: Sampling, forced: Forced, forbidden=tiny_processor.forbidden_mask, rows=slice(None)) -> Scored:
+        prompts = jax.tree.map(lambda x: x[rows], tiny_prompts)
+        prefix = rollout.prefill(tiny_model, prompts)
+        forbidden = jnp.asarray(forbidden)
+        rollouts = rollout.generate(tiny_model, prefix, forced, forbidden, jax.random.key(7), sampling=sampling)
+        logprobs, argmax = teacher_forced(
+            tiny_model, prompts, rollouts.token_ids, forbidden, sampling.logits_temperature
+        )
+        return Scored(jax.device_get(rollouts), np.asarray(logprobs), np.asarray(argmax))
+
+    return run
+
+
+@jax.jit
+def teacher_forced(model, prompts, token_ids, forbidden, temperature):
+    hidden = model.forward_branches(prompts, token_ids).predicting
+    logits = score.masked_logits(model, hidden, forbidden_mask=forbidden, temperature=temperature)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), token_ids[..., None], axis=-1)[..., 0]
+    return logprobs, logits.argmax(-1)
+
+
+def forced_prefixes(lengths: np.ndarray = FORCED_LEN, active: np.ndarray = ACTIVE, width: int = 6) -> Forced:
+    """Random letters, different in every branch; rubbish behind their end, which nobody may read."""
+    ids = np.random.default_rng(0).integers(0, 60, (*lengths.shape, width)).astype(np.int32)
+    return Forced(token_ids=jnp.asarray(ids), forced_len=jnp.asarray(lengths), active=jnp.asarray(active))
+
+
+SAMPLED = Sampling(R, TEMPERATURE, STOP_IDS)
+GREEDY = Sampling(R, 0.0, STOP_IDS)
+
+
+@pytest.fixture(scope="module")
+def free(run) -> Scored:
+    """Branches without a forced prefix."""
+    return run(SAMPLED, rollout.nothing_forced(3, J))
+
+
+@pytest.fixture(scope="module")
+def forced(run) -> Scored:
+    """Branches with forced prefixes of all lengths, two of them inactive."""
+    return run(SAMPLED, forced_prefixes())
+
+
+@pytest.fixture(scope="module")
+def greedy(run) -> Scored:
+    return run(GREEDY, forced_prefixes())
+
+
+@pytest.mark.parametrize("case", ["free", "forced", "greedy"])
+def test_sampler_and_scorer_agree(case, request):
+    """Catches a cache, mask, position, temperature or prompt length that sampler and trainer see differently."""
+    ours, logprobs, _ = request.getfixturevalue(case)
+    assert ours.sampled_mask.sum() > 40
+    gap = np.abs(ours.logprobs - logprobs) * ours.sampled_mask
+    assert gap.max() <= GAP
+    assert not ours.logprobs[~ours.sampled_mask].any()
+
+
+@pytest.mark.parametrize("case", ["free", "forced"])
+def test_responses_end_at_their_first_stop(case, request):
+    """Catches a stop token outside the mask, tokens after it, and a length that is off by one."""
+    ours = request.getfixturevalue(case).rollouts
+    forced_len = FORCED_LEN if case == "forced" else np.zeros_like(FORCED_LEN)
+    finished = 0
+    for row in np.ndindex(3, J):
+        length, start = ours.response_len[row], forced_len[row]
+        sampled = ours.token_ids[row][start:length]
+        is_stop = np.isin(sampled, STOP_IDS)
+        assert ours.sampled_mask[row].tolist() == [start <= r < length for r in range(R)]
+        assert not ours.token_ids[row][length:].any()
+        assert is_stop.sum() == is_stop[-1:].sum() == ours.finished[row]
+        assert ours.finished[row] or length == R or not len(sampled)
+        finished += ours.finished[row]
+    assert 0 < finished < 3 * J, "the case says nothing"
+    assert len(set(ours.response_len.ravel().tolist())) > 3, "almost all as long as each other"
+
+
+def test_forced_tokens_are_kept_and_not_sampled(forced):
+    """Catches forced tokens with a log-prob or in the mask, shifted by one, and an inactive branch that samples."""
+    given = forced_prefixes()
+    ours = forced.rollouts
+    for row in np.ndindex(3, J):
+        start = FORCED_LEN[row]
+        assert ours.token_ids[row][:start].tolist() == given.token_ids[row][:start].tolist()
+        assert not ours.sampled_mask[row][:start].any()
+        if not ACTIVE[row]:
+            assert ours.response_len[row] == start and not ours.sampled_mask[row].any() and not ours.finished[row]
+        else:
+            assert ours.response_len[row] > start
+
+
+def test_a_forced_prefix_of_length_0_is_none(free, forced):
+    """Catches padding of a forced prefix that shifts positions or is attended to."""
+    rows = (FORCED_LEN == 0) & ACTIVE
+    assert rows.sum() == 3
+    np.testing.assert_array_equal(forced.rollouts.token_ids[rows], free.rollouts.token_ids[rows])
+    np.testing.assert_allclose(forced.rollouts.logprobs[rows], free.rollouts.logprobs[rows], rtol=0, atol=GAP)
+
+
+def test_forbidden_ids_are_never_sampled(run, tiny_processor):
+    """Catches a mask applied after the draw, and log-probs of another distribution than the one drawn from."""
+    forbidden = np.ones_like(tiny_processor.forbidden_mask)
+    forbidden[[61, 65, 97, 98, 99]] = False
+    ours, logprobs, _ = run(SAMPLED, rollout.nothing_forced(3, J), forbidden)
+    drawn = ours.token_ids[ours.sampled_mask]
+    assert set(drawn.tolist()) <= {61, 65, 97, 98, 99} and len(set(drawn.tolist())) > 2
+    assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
+
+
+def test_forced_and_sampled_tokens_fit_the_response(run):
+    """Catches a budget of sampled tokens alone, and a length past R where the forced prefix is longer than R."""
+    length = 5
+    assert {length, length + 1} < set(FORCED_LEN.ravel().tolist())
+    ours, logprobs, _ = run(Sampling(length, TEMPERATURE, ()), forced_prefixes(active=np.ones_like(ACTIVE)))
+    assert ours.token_ids.shape[-1] == length
+    assert (ours.response_len == length).all()  # nothing stops them, so all of them are full
+    np.testing.assert_array_equal(ours.sampled_mask.sum(-1), np.maximum(length - FORCED_LEN, 0))
+    assert not ours.finished.any()
+    assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
+
+
+@pytest.mark.parametrize("row", [(0, 2), (1, 0), (2, 3)])
+def test_a_branch_sees_neither_branches_nor_other_prompts(run, greedy, row):
+    """Catches attention across branches or prompts: a branch alone gives the same tokens and log-probs."""
+    b, j = row
+    one = jax.tree.map(lambda x: x[b : b + 1, j : j + 1], forced_prefixes())
+    alone = run(GREEDY, one, rows=slice(b, b + 1)).rollouts
+    together = jax.tree.map(lambda x: x[b, j], greedy.rollouts)
+    np.testing.assert_array_equal(alone.token_ids[0, 0], together.token_ids)
+    np.testing.assert_allclose(alone.logprobs[0, 0], together.logprobs, rtol=0, atol=GAP)
+    assert alone.response_len[0, 0] == together.response_len and alone.finished[0, 0] == together.finished
+
+
+def test_leaving_early_changes_nothing(run, free, tiny_processor):
+    """Catches a branch that ends when another one does, or that goes on: cut at its stop, the whole run is the same."""
+    whole = run(Sampling(R, TEMPERATURE, ()), rollout.nothing_forced(3, J)).rollouts
+    assert whole.sampled_mask.all()
+    for row in np.ndindex(3, J):
+        stops = np.flatnonzero(np.isin(whole.token_ids[row], STOP_IDS))
+        length = stops[0] + 1 if len(stops) else R
+        assert free.rollouts.response_len[row] == length
+        np.testing.assert_array_equal(free.rollouts.token_ids[row][:length], whole.token_ids[row][:length])
+        np.testing.assert_array_equal(free.rollouts.logprobs[row][:length], whole.logprobs[row][:length])
+
+
+def test_greedy_takes_the_scorers_first_choice(greedy):
+    """Catches a greedy decode that still draws, or that looks one token off."""
+    ours = greedy.rollouts
+    np.testing.assert_array_equal(ours.token_ids[ours.sampled_mask], greedy.argmax[ours.sampled_mask])
