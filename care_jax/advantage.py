@@ -72,9 +72,9 @@ def token_weights(
 ) -> Array:
     """Region weights of the tokens (section 5); the loss divides by their sum over a response.
 
-        response      <think> t  t  </think> <answer> a  </answer> <stop>   (f: format_weight, g: gamma_pos)
+        response      <think> t  t  </think> <answer> a  </answer> <stop>   (f: format_weight, g: gamma_pos, n: gamma_neg)
         weight        f       g  g  f        f        1  f         f         correct
-        weight        f       0  0  f        f        1  f         f         wrong
+        weight        f       n  n  f        f        1  f         f         wrong
         weight        1       1  1  1        1        1  1         1         no answer span, or regions off
 
     Args:
@@ -89,7 +89,9 @@ def token_weights(
     sampled = sampled_mask.astype(jnp.float32)
     if not objective.region.enabled:
         return sampled
-    think_weight = jnp.where(correct, objective.region.gamma_pos, 0.0).astype(jnp.float32)[..., None]
+    think_weight = jnp.where(correct, objective.region.gamma_pos, objective.region.gamma_neg).astype(jnp.float32)[
+        ..., None
+    ]
     weights = jnp.where(think_mask, think_weight, objective.region.format_weight)
     is_answer = answer_mask | ~answer_mask.any(axis=-1, keepdims=True)
     return jnp.where(is_answer, 1.0, weights).astype(jnp.float32) * sampled

@@ -103,7 +103,7 @@ def find_params(path: Path) -> Path:
         if (folder / "_METADATA").is_file() and folder.name == "params":
             return folder
     for root in (path / "checkpoints", path):
-        steps = [int(child.name) for child in root.iterdir() if child.name.isdigit()] if root.is_dir() else []
+        steps = [int(file.parts[-3]) for file in root.glob("*/params/_METADATA") if file.parts[-3].isdigit()]
         if steps:
             return root / str(max(steps)) / "params"
     raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")

@@ -24,6 +24,9 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
             raise ValueError(f"unexpected argument {argv[1]!r}; options are --config, --config.a.b=v and --workdir")
         if config_flag.value is None or workdir_flag.value is None:
             raise ValueError("both --config=FILE and --workdir=DIR are needed")
+        if not isinstance(config_flag.value, ml_collections.ConfigDict):  # a stand-in that raises when it is read
+            name = config_flags.get_config_filename(flags.FLAGS["config"])
+            raise ValueError(f"--config={name} cannot be loaded; give a file of configs/ or one like them")
         main(config_flag.value, Path(workdir_flag.value))
 
     logging.set_verbosity(logging.WARNING)

@@ -102,12 +102,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
     with open_session(config, workdir, stage="cold_start") as session:
         held_out = session.evaluate_if_due()
-        if session.has_ended:
+        if session.has_ended():
             return session.state
         encode = encoder(session.processor, config, stage="cold_start")
         update = compile_update(session)
         session.end_warm_up()
-        while not session.has_ended:
+        while not session.has_ended():
             scalars = _step(session, encode, update)
             fresh = session.evaluate_if_due()
             held_out = fresh or held_out

@@ -39,7 +39,8 @@ def grpo() -> ml_collections.ConfigDict:
     # Region weights of the tokens.
     o.region = ml_collections.ConfigDict()
     o.region.enabled = False  # False: every sampled token weighs 1
-    o.region.gamma_pos = 0.005  # weight of a correct response's rationale (a wrong one's is 0)
+    o.region.gamma_pos = 0.005  # weight of a correct response's rationale
+    o.region.gamma_neg = 0.0  # weight of a wrong response's rationale (published: masked)
     o.region.format_weight = 0.0  # weight of tags and the stop token
     # The policy loss.
     o.ratio = "token"  # token | sequence (length-normalised, GSPO)

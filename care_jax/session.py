@@ -73,7 +73,6 @@ class Session:
         """Steps done."""
         return int(self.state.step)
 
-    @property
     def has_ended(self) -> bool:
         """All steps are done, or a SIGTERM came."""
         return self.step >= self.config.train.steps or self.stop.is_set

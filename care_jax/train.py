@@ -263,11 +263,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
     with open_session(config, workdir, stage="train") as session:
         held_out = session.evaluate_if_due()
-        if session.has_ended:
+        if session.has_ended():
             return session.state
         trainer = Trainer(session)
         session.end_warm_up()
-        while not session.has_ended:
+        while not session.has_ended():
             metrics = trainer.step()
             fresh = session.evaluate_if_due()
             held_out = fresh or held_out

@@ -28,6 +28,7 @@ def care_for_tiny(objective: ml_collections.ConfigDict) -> ml_collections.Config
     * kl_coef 0: the cold start is far from good, and a reference pass costs time.
     """
     objective.region.gamma_pos = 1.0
+    objective.region.gamma_neg = 1.0
     objective.region.format_weight = 1.0
     objective.rescue.scale = "delta"
     objective.kl_coef = 0.0

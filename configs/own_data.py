@@ -2,8 +2,8 @@
 
     python -m care_jax.train --config=configs/own_data.py --workdir=runs/own --config.data.train=train.jsonl ...
 
-README.md has the lines from a folder of images to a report. For a real model set model.folder and model.weights, and
-leave out `shrink`'s small buckets: the defaults of care_jax/config.py are meant for one.
+README.md has the lines from a folder of images to a report. For a real model start from care_jax.config.base()
+instead, whose sizes are meant for one.
 """
 
 from __future__ import annotations

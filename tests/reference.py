@@ -195,7 +195,7 @@ def token_weights(
         elif not objective.region.enabled or not has_answer or answer_mask[t]:
             weight = 1.0
         elif think_mask[t]:
-            weight = objective.region.gamma_pos if correct else 0.0
+            weight = objective.region.gamma_pos if correct else objective.region.gamma_neg
         else:
             weight = objective.region.format_weight
         weights.append(weight)

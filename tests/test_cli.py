@@ -2,68 +2,81 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.end_to_end import flags, run, small, write_small_model, write_squares
+
+from tests.end_to_end import REPO, environment, flags, small, write_small_model, write_squares
 
 TRAIN, EVALUATE = "care_jax.train", "care_jax.evaluate"
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model and data, which every case below spoils in one point."""
-    folder = tmp_path_factory.mktemp("cli")
-    write_small_model(folder / "model")
-    write_squares(folder / "data")
-    return folder
-
-
-# What is asked for, changes to it, and what the line must say.
-CASES = {
+# What is asked for, changes to a good command, and what the line must say.
+CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "unknown key": (TRAIN, {"train.stepz": 3}, ["stepz", "steps"]),
     "bad value": (TRAIN, {"train.steps": 0}, ["train.steps=0", "at least 1"]),
     "not a number": (TRAIN, {"train.steps": "three"}, ["train.steps", "three"]),
-    "unknown objective option": (TRAIN, {"objective.selector": "best"}, ["objective.selector", "farthest_first"]),
+    "unknown choice": (TRAIN, {"objective.selector": "best"}, ["objective.selector", "farthest_first"]),
     "no model folder": (TRAIN, {"model.folder": "nowhere/model"}, ["nowhere/model", "Hugging Face"]),
     "no data": (TRAIN, {"data.train": "nowhere/train.jsonl"}, ["nowhere/train.jsonl", "JSON object a line"]),
     "no held-out data": (TRAIN, {"data.eval": "nowhere/eval.jsonl"}, ["nowhere/eval.jsonl", "JSON object a line"]),
     "no weights": (TRAIN, {"model.weights": "nowhere/run"}, ["nowhere/run", "checkpoint"]),
     "nothing to evaluate": (EVALUATE, {}, ["no finished checkpoint"]),
 }
+# Whole command lines.
+FLAGS: dict[str, tuple[list[str], list[str]]] = {
+    "no workdir": (["--config=configs/demo.py"], ["--workdir"]),
+    "no config": (["--workdir=run"], ["--config"]),
+    "a word": (["--config=configs/demo.py", "--workdir=run", "extra"], ["extra"]),
+    "absent config": (["--config=configs/absent.py", "--workdir=run"], ["configs/absent.py"]),
+    "unknown flag": (["--config=configs/demo.py", "--workdir=run", "--stepz=3"], ["stepz"]),
+}
+# Runs modules as `python -m` does, each in a fork of one process that has imported them: importing takes seconds.
+FORKS = """
+import json, os, runpy, sys
+import care_jax.evaluate, care_jax.train
+for folder, module, arguments in json.load(sys.stdin):
+    if os.fork() == 0:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY), number)
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        sys.exit(0)
+    with open(os.path.join(folder, "code"), "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(os.wait()[1])))
+"""
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_one_line_and_exit_code_2(case: str, files: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each case, with its exit code and what it printed."""
+    root = tmp_path_factory.mktemp("cli")
+    model, data = write_small_model(root / "model"), write_squares(root / "data")
+    good = small(model, data, model__weights="random")
+    jobs: list[tuple[str, str, list[str]]] = []
+    for name, (module, changes, _) in CASES.items():
+        arguments = ["--config=configs/demo.py", f"--workdir={root / name / 'run'}", *flags(good | changes)]
+        jobs.append((str(root / name), module, arguments))
+    jobs += [(str(root / name), TRAIN, arguments) for name, (arguments, _) in FLAGS.items()]
+    for folder, *_ in jobs:
+        Path(folder).mkdir()
+    command = [sys.executable, "-W", "ignore", "-c", FORKS]
+    subprocess.run(command, input=json.dumps(jobs), text=True, check=True, cwd=REPO, env=environment(root / "cache"))
+    return root
+
+
+@pytest.mark.parametrize("name", [*CASES, *FLAGS])
+def test_one_line_and_exit_code_2(name: str, outcomes: Path) -> None:
     """Catches a traceback, a wrong exit code, a message without the culprit, and half a run folder."""
-    module, changes, words = CASES[case]
-    workdir = tmp_path / "run"
-    overrides = small(files / "model", files / "data", model__weights="random") | changes
-    ended = run(module, "--config=configs/demo.py", f"--workdir={workdir}", *flags(overrides), cache=files / "cache")
-    _assert_refused(ended.returncode, ended.stderr, words)
-    assert ended.stdout == "" and not workdir.exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--config=configs/demo.py"], ["--workdir"]),
-        (["--workdir=run"], ["--config"]),
-        (["--config=configs/demo.py", "--workdir=run", "extra"], ["extra"]),
-        (["--config=configs/absent.py", "--workdir=run"], ["configs/absent.py"]),
-        (["--config=configs/demo.py", "--workdir=run", "--stepz=3"], ["stepz"]),
-    ],
-)
-def test_missing_and_unknown_flags(arguments: list[str], words: list[str], files: Path) -> None:
-    """Catches absl's own help page, or a traceback, where a flag is wrong."""
-    ended = run(TRAIN, *arguments, cache=files / "cache")
-    _assert_refused(ended.returncode, ended.stderr, words)
-
-
-def _assert_refused(code: int, stderr: str, words: list[str]) -> None:
-    assert code == 2, stderr
-    assert "Traceback" not in stderr
+    code, stdout, stderr = [(outcomes / name / file).read_text() for file in ("code", "stdout", "stderr")]
+    assert code == "2", stderr
+    assert "Traceback" not in stderr and stdout == ""
     lines = stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), stderr
-    for word in words:
+    for word in CASES[name][2] if name in CASES else FLAGS[name][1]:
         assert word in lines[0]
+    assert not (outcomes / name / "run").exists() and not (REPO / "run").exists()

@@ -1,18 +1,11 @@
-"""The config: every check speaks, and an unknown key is refused."""
+"""The config: every check speaks. What the command line makes of it is in test_cli.py."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import ml_collections
 import pytest
 
 from care_jax import config, objectives
-
-ROOT = Path(__file__).parents[1]
 
 
 def good() -> ml_collections.ConfigDict:
@@ -69,7 +62,7 @@ def test_every_check_speaks(field, value, message):
     with pytest.raises(ValueError) as error:
         config.validate(c)
     assert message in str(error.value)
-    assert str(error.value).count(";") == 0, "one bad value, several complaints"
+    config.validate(good())
 
 
 def test_all_problems_are_told_at_once():
@@ -97,27 +90,3 @@ def test_presets_are_valid_and_have_the_same_fields(name):
     config.validate(c)
     fields = ml_collections.FrozenConfigDict(c.objective).to_dict().keys()
     assert fields == objectives.grpo().to_dict().keys()
-
-
-def call(*flags: str) -> subprocess.CompletedProcess[str]:
-    """The training entry point."""
-    command = [sys.executable, "-m", "care_jax.train", *flags]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""})
-
-
-def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path):
-    """Catches a typing error that trains with the default, a traceback, and a run folder left behind."""
-    workdir = tmp_path / "run"
-    told = call("--config=configs/demo.py", f"--workdir={workdir}", "--config.rollout.num_rolouts=4")
-    assert told.returncode == 2
-    assert told.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in told.stderr
-    assert "num_rolouts" in told.stderr and "num_rollouts" in told.stderr.replace("num_rolouts", "")
-    assert not workdir.exists()
-
-
-def test_a_bad_value_is_one_line(tmp_path):
-    """Catches a traceback where a value is out of range."""
-    told = call("--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", "--config.train.steps=0")
-    assert told.returncode == 2
-    assert told.stderr.splitlines()[-1].startswith("error: bad config: ") and "train.steps=0" in told.stderr
-    assert "Traceback" not in told.stderr and not (tmp_path / "run").exists()

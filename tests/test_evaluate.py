@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.end_to_end import SOURCES, SmallTask, flags, run, small
 
 from care_jax import evaluate
+from tests.end_to_end import SOURCES, SmallTask, flags, run, small
 
 
 def _evaluate(task: SmallTask, workdir: Path, **changes: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
 from tests.end_to_end import (
     COLD_START,
     SmallTask,
@@ -61,9 +62,7 @@ def care(small_task: SmallTask, tmp_path_factory: pytest.TempPathFactory) -> Sta
         optimizer__lr=1e-3,
     )
     expected = tmp_path_factory.mktemp("uninterrupted") / "run"
-    stage = Stage(
-        "care_jax.train", ["--config=configs/demo.py", *flags(overrides)], small_task.cache, STEPS, expected
-    )
+    stage = Stage("care_jax.train", ["--config=configs/demo.py", *flags(overrides)], small_task.cache, STEPS, expected)
     ended = finish(stage.start(expected))
     assert ended.returncode == 0, ended.stderr
     return stage

@@ -20,7 +20,8 @@ from care_jax.update import make_update, split_batch
 from tests.pictures import encode, picture, question
 
 B, S, R = 8, 2, 5
-SGD = optax.sgd(0.05)  # Adam divides by the gradient's size, so its first step shows rounding and not the gradient
+PINNED = (0.42804, 45.828)  # loss and gradient norm of `batch` at the test model
+SGD = optax.sgd(optax.constant_schedule(0.05))
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +96,13 @@ def test_micro_batches_change_nothing(run, batch, whole, tiny_model):
 
 def test_each_minibatch_is_an_update(run, batch, tiny_model):
     """Catches minibatches whose gradients are added up, and a step that keeps only the last one's update."""
-    adam = optax.adam(1e-3)
-    params, _, opt_state = run(batch, optimizer=adam, minibatches=4)
-    assert int(opt_state[0].count) == 4
-
-    once = run(batch, minibatches=4)[0]
+    once, _, opt_state = run(batch, minibatches=2)
+    assert int(opt_state[1].count) == 2
     model = tiny_model
-    for piece in range(4):
-        part = jax.tree.map(lambda x, i=piece: x[i], split_batch(batch, 4))
+    for piece in range(2):
+        part = jax.tree.map(lambda x, i=piece: x[i], split_batch(batch, 2))
         model = models.params_from_dict(model.config, run(part, model=model)[0])
     assert largest_difference(jax.device_get(models.params_to_dict(model)), once) <= 1e-6
-    assert largest_difference(params, once) > 1e-3
 
 
 def test_forced_tokens_have_no_gradient(run, batch, whole):
@@ -148,7 +145,4 @@ def test_a_frozen_tower_stays(run, batch, tiny_model):
 def test_pinned_step(whole):
     """Catches any change of loss or model that was not meant."""
     metrics = whole[1]
-    assert [f"{metrics[name]:.4g}" for name in ("loss", "grad_norm")] == PINNED
-
-
-PINNED = ["0", "0"]
+    assert (metrics["loss"], metrics["grad_norm"]) == pytest.approx(PINNED, rel=1e-4)

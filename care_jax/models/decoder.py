@@ -81,9 +81,7 @@ class DecoderLayer(nnx.Module):
         self.self_attn = SelfAttention(config, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         scale = residual_init_scale(config.num_hidden_layers)
-        self.mlp = GatedMLP(
-            config.hidden_size, config.intermediate_size, use_bias=False, rngs=rngs, init_scale=scale
-        )
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, use_bias=False, rngs=rngs, init_scale=scale)
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
         attended, kept = self.self_attn(self.input_layernorm(x), rope, attend)

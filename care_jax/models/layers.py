@@ -20,9 +20,7 @@ def _align(vector: Array, x: Array) -> Array:
 class Linear(nnx.Module):
     """y = x @ kernel + bias, over the last axis."""
 
-    def __init__(
-        self, in_features: int, out_features: int, *, use_bias: bool, rngs: nnx.Rngs, init_scale: float = 1.0
-    ):
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool, rngs: nnx.Rngs, init_scale: float = 1.0):
         init = jax.nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
         self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None

@@ -44,9 +44,7 @@ class VisionBlock(nnx.Module):
         self.norm2 = RMSNorm(config.hidden_size, eps=_NORM_EPS)
         self.attn = VisionAttention(config, rngs=rngs)
         scale = residual_init_scale(config.depth)
-        self.mlp = GatedMLP(
-            config.hidden_size, config.intermediate_size, use_bias=True, rngs=rngs, init_scale=scale
-        )
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, use_bias=True, rngs=rngs, init_scale=scale)
 
     def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
         x = x + self.attn(self.norm1(x), cos, sin, segment_ids)

@@ -1,0 +1,64 @@
+"""The main job end to end, with a small model and few steps: its files, its figures, and a second run that resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from care_jax import demo
+from care_jax.models import load_model_config
+from convert import hf_to_jax
+from tests.end_to_end import SOURCES, SmallTask, apply, metrics, saved_steps, small, train_steps
+
+STAGES = ("init", "cold_start", "care")
+
+
+def _stages(task: SmallTask, workdir: Path) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
+    """The demo's two stages on the small task; the weights of the second stay the first's."""
+    cold, care = demo.stage_configs(workdir, seed=3)
+    apply(cold, small(task.model, task.data, train__steps=20, train__prompts=16, optimizer__lr=1e-2))
+    apply(care, small(task.model, task.data, train__steps=2))
+    return cold, care
+
+
+def test_stages_fit_together(tmp_path: Path) -> None:
+    """Catches a second stage that starts from other weights, data or seed than the first left."""
+    cold, care = demo.stage_configs(tmp_path, seed=7)
+    assert care.model.weights == str(tmp_path / "cold_start")
+    assert cold.data.train == care.data.train and cold.data.format == care.data.format == "mini_vqa"
+    assert cold.seed == care.seed == 7
+    assert care.objective.reflect.enabled and care.objective.anchored and care.objective.rescue.enabled
+
+
+def test_demo(cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a stage that is left out or trained twice, an empty report, and a last line that programs cannot read."""
+    first = demo.run(tmp_path, *_stages(cached, tmp_path))
+    assert first is not None
+    assert first.keys() == {"accuracy", "seconds", "report", "checkpoint", "export"}
+    assert tuple(first["accuracy"]) == STAGES
+    for stage, folder, step in (("init", "cold_start", 0), ("cold_start", "cold_start", 20), ("care", "care", 2)):
+        logged = [row for row in metrics(tmp_path / folder) if row["step"] == step and "eval/accuracy/mean" in row]
+        assert first["accuracy"][stage] == {name: logged[0][f"eval/accuracy/{name}"] for name in (*SOURCES, "mean")}
+    assert first["accuracy"]["init"]["mean"] == 0
+
+    assert (Path(first["checkpoint"]) / "params" / "_METADATA").is_file()
+    assert saved_steps(tmp_path / "care") == [2]
+    exported = Path(first["export"])
+    assert hf_to_jax.read(exported).keys() and load_model_config(exported).text.hidden_size == 32
+    sample = json.loads((tmp_path / "care" / "samples.jsonl").read_text().splitlines()[0])
+    page = Path(first["report"]).read_text()
+    assert sample["id"] in page and sample["images"][0] in page
+
+    demo.show(first)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last) == first
+
+    written = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cold_start", "care")]
+    second = demo.run(tmp_path, *_stages(cached, tmp_path))
+    assert second is not None
+    assert second | {"seconds": 0} == first | {"seconds": 0}
+    assert [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cold_start", "care")] == written
+    assert train_steps(tmp_path / "care") == [1, 2]
