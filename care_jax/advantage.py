@@ -72,7 +72,8 @@ def token_weights(
 ) -> Array:
     """Region weights of the tokens (section 5); the loss divides by their sum over a response.
 
-        response      <think> t  t  </think> <answer> a  </answer> <stop>   (f: format_weight, g: gamma_pos, n: gamma_neg)
+        f: format_weight, g: gamma_pos, n: gamma_neg
+        response      <think> t  t  </think> <answer> a  </answer> <stop>
         weight        f       g  g  f        f        1  f         f         correct
         weight        f       n  n  f        f        1  f         f         wrong
         weight        1       1  1  1        1        1  1         1         no answer span, or regions off
