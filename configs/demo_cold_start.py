@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
     c.objective.reflect.max_rationale_len = 16
 
-    c.train.steps = 450
+    c.train.steps = 600
     c.train.prompts = 64
     c.train.minibatches = 1
     c.train.microbatches = 1

@@ -48,7 +48,7 @@ def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     """Catches a preset that does not load, compile or learn, and a metric that is lost, renamed or not a number."""
     config = importlib.import_module(f"configs.{preset}").get_config()
     overrides = small(cached.model, cached.data, train__steps=STEPS, model__weights=str(cached.cold_start))
-    apply(config, overrides | {"optimizer.lr": 1e-3, "optimizer.schedule": "linear"})
+    apply(config, overrides | {"optimizer.lr": 1e-3, "optimizer.schedule": "linear", "optimizer.final_lr_ratio": 0.1})
     state = train.run(config, tmp_path / "run")
     assert int(state.step) == STEPS
 

@@ -27,7 +27,7 @@ from tests.end_to_end import (
     train_steps,
 )
 
-STEPS, EVERY = 12, 4
+STEPS, EVERY = 16, 4
 
 
 class Stage(NamedTuple):
