@@ -8,6 +8,7 @@ wrong draft shows draft and cue without a loss on them, so that the policy knows
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ import ml_collections
 import numpy as np
 
 from care_jax import cli, programs
+from care_jax.data.records import Record
 from care_jax.loss import Denominators, LossOutput
-from care_jax.processor import Example, Processor
+from care_jax.processor import Example, Processor, Trace
 from care_jax.programs import Program, bucket_of
-from care_jax.session import EncodeRecord, Session, encoder, open_session
+from care_jax.session import Session, open_session
 from care_jax.structs import Array, Prompts, TrainBatch, TrainState
 from care_jax.update import make_update
 
@@ -33,22 +35,45 @@ def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denomin
     return LossOutput(loss=loss, aux={"loss": loss})
 
 
-def trace_batch(processor: Processor, encode: EncodeRecord, examples: Sequence[Example]) -> TrainBatch:
+@dataclasses.dataclass(frozen=True)
+class TracedExample:
+    """A prompt and the response that the cold start learns."""
+
+    prompt: Example
+    trace: Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeTraced:
+    """Record -> TracedExample, or None where it has no rationale or does not fit."""
+
+    processor: Processor
+    cue: str
+    response_len: int  # R, tokens
+
+    def __call__(self, record: Record) -> TracedExample | None:
+        if record.rationale is None:
+            return None
+        trace = self.processor.encode_trace(record, cue=self.cue, response_len=self.response_len)
+        prompt = self.processor.encode_prompt(record)
+        return None if trace is None or prompt is None else TracedExample(prompt, trace)
+
+
+def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, response_len: int) -> TrainBatch:
     """Prompts and one branch each: the trace, with loss on its learned tokens (NumPy arrays)."""
-    shape = (len(examples), 1, encode.response_len)
+    shape = (len(examples), 1, response_len)
     token_ids, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    response_len = np.zeros(shape[:2], np.int32)
+    trace_len = np.zeros(shape[:2], np.int32)
     for row, example in enumerate(examples):
-        trace = encode.trace(example.record)
-        assert trace is not None  # the encoder dropped records without one
+        trace = example.trace
         token_ids[row, 0, : len(trace.token_ids)] = trace.token_ids
         loss_mask[row, 0, : len(trace.token_ids)] = trace.loss_mask
-        response_len[row, 0] = len(trace.token_ids)
+        trace_len[row, 0] = len(trace.token_ids)
     zeros = np.zeros(shape, np.float32)
     return TrainBatch(
-        prompts=processor.collate(examples),
+        prompts=processor.collate([example.prompt for example in examples]),
         token_ids=token_ids,
-        response_len=response_len,
+        response_len=trace_len,
         sampled_mask=loss_mask,
         logprobs_old=zeros,
         logprobs_ref=zeros,
@@ -100,15 +125,18 @@ def _abstract_batch(config: ml_collections.ConfigDict, prompts: Prompts) -> Trai
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
-    with open_session(config, workdir, stage="cold_start") as session:
+
+    def make_encoder(processor: Processor) -> EncodeTraced:
+        return EncodeTraced(processor, cue=config.objective.reflect.cue, response_len=config.rollout.response_len)
+
+    with open_session(config, workdir, stage="cold_start", make_encoder=make_encoder) as session:
         held_out = session.evaluate_if_due()
         if session.has_ended():
             return session.state
-        encode = encoder(session.processor, config, stage="cold_start")
         update = compile_update(session)
         session.end_warm_up()
         while not session.has_ended():
-            scalars = _step(session, encode, update)
+            scalars = _step(session, update)
             fresh = session.evaluate_if_due()
             held_out = fresh or held_out
             session.guard.check(session.step)
@@ -118,11 +146,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         return session.state
 
 
-def _step(session: Session, encode: EncodeRecord, update: Program) -> dict[str, float]:
+def _step(session: Session, update: Program) -> dict[str, float]:
     """One step; returns and writes its metrics."""
     started = time.perf_counter()
     with session.timer("data"):
-        batch = trace_batch(session.processor, encode, next(session.iterator))
+        examples, length = next(session.iterator), session.config.rollout.response_len
+        batch = trace_batch(session.processor, examples, response_len=length)
     with session.timer("update"):
         output = update(bucket_of(batch.prompts), session.state, batch, session.forbidden_mask)
         session.state = output.state

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,12 +29,14 @@ from care_jax.data.records import Record
 from care_jax.evaluate import Evaluator
 from care_jax.metrics import CompileGuard, MetricsWriter, StageTimer
 from care_jax.optimizer import make_optimizer, schedule_table
-from care_jax.processor import Example, Processor, Trace
+from care_jax.processor import Processor
 from care_jax.structs import TrainState
 from care_jax.verify import Verifier
 
 BEST_METRIC = "eval/accuracy/mean"
 MANIFEST_FILE = "manifest.json"
+# A record as the stage needs it, or None to drop it.
+Encoder = Callable[[Record], Any]
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -58,7 +61,7 @@ class Session:
     verifier: Verifier
     optimizer: optax.GradientTransformation
     state: TrainState
-    iterator: grain.DatasetIterator[list[Example]]
+    iterator: grain.DatasetIterator[list[Any]]  # lists of what the stage's encoder makes of records
     evaluator: Evaluator
     checkpointer: Checkpointer
     writer: MetricsWriter
@@ -130,27 +133,12 @@ class Session:
         self.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodeRecord:
-    """Record -> Example, or None where the record is dropped. A cold start drops what it has no trace of."""
-
-    processor: Processor
-    cue: str
-    response_len: int
-    needs_trace: bool
-
-    def __call__(self, record: Record) -> Example | None:
-        if self.needs_trace and (record.rationale is None or self.trace(record) is None):
-            return None
-        return self.processor.encode_prompt(record)
-
-    def trace(self, record: Record) -> Trace | None:
-        """The response that the cold start learns."""
-        return self.processor.encode_trace(record, cue=self.cue, response_len=self.response_len)
-
-
-def open_session(config: ml_collections.ConfigDict, workdir: Path, *, stage: str) -> Session:
+def open_session(
+    config: ml_collections.ConfigDict, workdir: Path, *, stage: str, make_encoder: Callable[[Processor], Encoder]
+) -> Session:
     """Checks the config, then starts or resumes the run in `workdir`. `stage` is "cold_start" or "train".
+
+    The iterator yields lists of what the encoder makes of records; it drops those that become None.
 
     Raises:
         ValueError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
@@ -167,7 +155,7 @@ def open_session(config: ml_collections.ConfigDict, workdir: Path, *, stage: str
     processor = make_processor(config)
     iterator = loader.make_train_iterator(
         loader.open_source(config, "train"),
-        encoder(processor, config, stage=stage),
+        make_encoder(processor),
         batch_size=config.train.prompts // jax.process_count(),
         seed=config.seed,
         process_index=jax.process_index(),
@@ -203,16 +191,6 @@ def open_session(config: ml_collections.ConfigDict, workdir: Path, *, stage: str
         timer=StageTimer(),
         forbidden_mask=jax.device_put(processor.forbidden_mask),
         lr=schedule_table(config),
-    )
-
-
-def encoder(processor: Processor, config: ml_collections.ConfigDict, *, stage: str) -> EncodeRecord:
-    """How a stage turns records into examples."""
-    return EncodeRecord(
-        processor=processor,
-        cue=config.objective.reflect.cue,
-        response_len=config.rollout.response_len,
-        needs_trace=stage == "cold_start",
     )
 
 

@@ -261,7 +261,9 @@ def _interesting(done: logbook.Step) -> int:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
-    with open_session(config, workdir, stage="train") as session:
+    with open_session(
+        config, workdir, stage="train", make_encoder=lambda processor: processor.encode_prompt
+    ) as session:
         held_out = session.evaluate_if_due()
         if session.has_ended():
             return session.state

@@ -237,6 +237,6 @@ def final_params(workdir: Path) -> dict[str, np.ndarray]:
 def assert_same_params(actual: Path, expected: Path) -> None:
     """Bit for bit."""
     ours, theirs = final_params(actual), final_params(expected)
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     differing = [name for name, value in theirs.items() if not np.array_equal(ours[name], value)]
-    assert not differing
+    assert not differing, f"these parameters differ: {differing}"
