@@ -30,7 +30,7 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
         main(config_flag.value, Path(workdir_flag.value))
 
     logging.set_verbosity(logging.WARNING)
-    exit_on_bad_input(lambda: app.run(with_flags, flags_parser=_parse_flags))
+    exit_on_bad_input(lambda: app.run(with_flags, flags_parser=parse_flags))
 
 
 def exit_on_bad_input(call: Callable[[], None]) -> None:
@@ -42,7 +42,7 @@ def exit_on_bad_input(call: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with an unknown config key or a missing config file as a ValueError of one line."""
     try:
         return flags.FLAGS(argv)

@@ -102,4 +102,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.exit_on_bad_input(lambda: app.run(main))
+    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))
