@@ -136,7 +136,9 @@ def make_train_iterator(
     examples = mine.map(encode_or_refuse).to_iter_dataset(  # grain leaves out what is None
         grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
     )
-    return iter(examples.batch(batch_size, drop_remainder=True, batch_fn=list))
+    batches = examples.batch(batch_size, drop_remainder=True, batch_fn=list)
+    # A thread of its own puts batches together; pulled by the training loop, they would wait for the encoders' GIL.
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 
 
 def make_eval_batches(

@@ -41,12 +41,12 @@ class Difficulty:
         ValueError: a knob is out of range, or a split would be empty.
     """
 
-    num_digits: int = 3  # scans in an image, 2 to 6
+    num_digits: int = 3  # scans in an image, 2 to 6; a rationale about six has 26 tokens, the others at most 22
     min_bars: int = 3  # values of a chart, 2 to 5
     max_bars: int = 5
     num_levels: int = 9  # values go from 1 to this, 3 to 21
     angle_step: int = 5  # degrees; printed angles are multiples of it: 1, 5 or 10
-    num_train: int = 20_000  # records, spread evenly over the skills
+    num_train: int = 48_000  # records, spread evenly over the skills
     num_heldout: int = 1_500
     seed: int = 0
 
@@ -235,7 +235,7 @@ def _geometry_maker(
             layout: mini_vqa_draw.TriangleLayout = layout, question: str = question, record_id: str = record_id
         ) -> Record:
             image, read = mini_vqa_draw.draw_triangle(layout)
-            work = _work_third if question == "third" else _work_sum
+            work = _work_third if question == "third" else _work_exterior
             return _record(record_id, "geometry", question, image, list(read), work, misread, rng, heldout)
 
         yield record_id, draw
@@ -274,8 +274,10 @@ def _wrong_draft(values: list[int], answer: str, work: Work, misread: Misread, r
 
 
 def _work_sum(values: list[int], slip: int) -> tuple[str, str]:
-    total = sum(values) + slip
-    return f"{'+'.join(map(str, values))}={total}", str(total)
+    """One addition at a time: 3+5=8+2=10."""
+    totals = list(itertools.accumulate(values))
+    totals[-1] += slip
+    return str(values[0]) + "".join(f"+{v}={t}" for v, t in zip(values[1:], totals[1:], strict=True)), str(totals[-1])
 
 
 def _work_range(values: list[int], slip: int) -> tuple[str, str]:
@@ -294,9 +296,16 @@ def _work_top(letters: str, values: list[int], slip: int) -> tuple[str, str]:
     return f"{' '.join(f'{x}{v}' for x, v in zip(letters, values, strict=True))}:{top}", top
 
 
+def _work_exterior(values: list[int], slip: int) -> tuple[str, str]:
+    """Tens first: 45+65 is 45+60=105+5=110. Such steps are shared by many pairs, so unseen pairs can be added."""
+    first, second = values
+    tens, ones = second - second % 10, second % 10
+    return _work_sum([first, tens, ones] if ones else [first, tens], slip)
+
+
 def _work_third(values: list[int], slip: int) -> tuple[str, str]:
-    total = sum(values) + 5 * slip
-    return f"{values[0]}+{values[1]}={total}:{180 - total}", str(180 - total)
+    work, total = _work_exterior(values, 5 * slip)
+    return f"{work}:{180 - int(total)}", str(180 - int(total))
 
 
 def _letters(count: int) -> str:
