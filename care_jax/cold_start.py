@@ -97,7 +97,7 @@ def compile_update(session: Session) -> Program:
     program = Program("cold start update", update, donate=(0,))
     for bucket in programs.all_buckets(config):
         batch = _abstract_batch(
-            config, programs.abstract_prompts(config.train.prompts, bucket, session.processor.image_spec.patch_values)
+            config, programs.abstract_prompts(config.train.prompts, bucket, session.processor.image_spec)
         )
         program.compile(bucket, session.state, batch, session.forbidden_mask)
     return program

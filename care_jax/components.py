@@ -11,15 +11,19 @@ import ml_collections
 from care_jax.checkpoint import load_params
 from care_jax.models import QwenVL, init_model, load_model_config, params_from_dict
 from care_jax.processor import Processor, load_processor
+from care_jax.response_format import FORMATS
 from care_jax.verify import Verifier
 
 
 def make_processor(config: ml_collections.ConfigDict) -> Processor:
     """The processor of the config's model folder."""
     data = config.data
+    response_format = FORMATS[data.response_format]
+    if not data.ask_for_format:
+        response_format = dataclasses.replace(response_format, request="")
     return load_processor(
         Path(config.model.folder),
-        prompt_suffix=data.prompt_suffix,
+        response_format=response_format,
         prompt_buckets=tuple(data.prompt_buckets),
         patch_buckets=tuple(data.patch_buckets),
         max_image_tokens=data.max_image_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_collections
 
 from care_jax import objectives
+from care_jax.response_format import FORMATS
 
 
 def base() -> ml_collections.ConfigDict:
@@ -21,29 +22,37 @@ def base() -> ml_collections.ConfigDict:
     c.model.logits_chunk = 256  # tokens of one chunk of the LM head; [tokens, V] is never materialised
 
     c.data = ml_collections.ConfigDict()
-    c.data.format = "jsonl"  # jsonl | mini_vqa
-    c.data.train = ""  # jsonl: a file, images beside it; mini_vqa: the folder it is built into
-    c.data.eval = ""  # the same for held-out data; mini_vqa: the same folder
+    c.data.format = "jsonl"  # jsonl | mini_vqa | prepared
+    # jsonl: a file, images beside it; mini_vqa: the folder it is built into; prepared: a folder of
+    # care_jax.data.prepare, or several to mix as ((folder, weight), ...): set under `with c.ignore_type()`, as in
+    # configs/data_care_49k.py.
+    c.data.train = ""
+    c.data.eval = ""  # the same for held-out data, one file or folder; mini_vqa: the same folder
     c.data.strict = False  # refuse a file with broken rows instead of dropping them
     c.data.overlong = "drop"  # drop | shrink | error, for prompts past the largest bucket; never truncated
     c.data.prompt_buckets = (1024, 2048)  # tokens, the static prompt lengths
     c.data.patch_buckets = (1024, 4096)  # patches of a prompt's images, the static sizes of the vision tower
     c.data.max_image_tokens = 1024  # tokens of one image; larger ones are scaled down
     c.data.min_image_tokens = 4  # tokens of one image; smaller ones are scaled up
-    # Appended to every question; the extractor in verify.py reads what it asks for.
-    c.data.prompt_suffix = (
-        "\nThink first inside <think> </think>, then give the final answer inside <answer> </answer>."
-    )
+    c.data.response_format = "answer_tags"  # answer_tags | boxed: what is asked for and read, see response_format.py
+    c.data.ask_for_format = True  # append the format's request to every question; False: the cold start teaches it
 
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_rollouts = 8  # G
     c.rollout.response_len = 2048  # R, tokens
     c.rollout.temperature = 1.0  # above 0
+    # Shares of all branches, descending: when no more are alive, they are decoded as a batch of that size.
+    c.rollout.compact_shares = (0.25, 0.0625)
+
+    c.score = ml_collections.ConfigDict()
+    # Old log-probs and think states: a pass of their own, or kept while sampling. `logprob_gap` says whether the
+    # sampler is close enough; with several minibatches it then holds the policy's own movement too.
+    c.score.old_from = "pass"  # pass | sampler
 
     c.verify = ml_collections.ConfigDict()
     c.verify.workers = 2  # processes
     c.verify.deadline = 5.0  # seconds an item may take before its worker is killed
-    c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number"
+    c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
     c.verify.correct_weight = 0.9  # reward of a correct answer
     c.verify.format_weight = 0.1  # reward of a well-formed response
 
@@ -89,7 +98,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     pieces = t.minibatches * t.microbatches
     allowed = {
         "data.overlong": (config.data.overlong, ("drop", "shrink", "error")),
-        "data.format": (config.data.format, ("jsonl", "mini_vqa")),
+        "data.format": (config.data.format, ("jsonl", "mini_vqa", "prepared")),
+        "data.response_format": (config.data.response_format, tuple(FORMATS)),
         "model.compute_dtype": (config.model.compute_dtype, ("float32", "bfloat16")),
         "optimizer.schedule": (config.optimizer.schedule, ("constant", "cosine", "linear")),
         "objective.selector": (o.selector, ("farthest_first", "nearest", "random", "mixed", "farthest")),
@@ -97,6 +107,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "objective.aggregate": (o.aggregate, ("sequence", "token", "constant")),
         "objective.rescue.rank_by": (o.rescue.rank_by, ("sum", "mean")),
         "objective.rescue.scale": (o.rescue.scale, ("zscore", "delta")),
+        "score.old_from": (config.score.old_from, ("pass", "sampler")),
         "objective.reflect.source": (o.reflect.source, ("rationale", "scratch")),
         "objective.reflect.train_on": (o.reflect.train_on, ("continuation", "rewrite")),
     }
@@ -108,6 +119,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     checks = {
         f"model.folder={config.model.folder!r}: name a folder with a config.json": bool(config.model.folder),
         f"data.train={config.data.train!r}: name the training data": bool(config.data.train),
+        **{
+            f"data.{split}={config.data[split]!r}: give one path, or with data.format='prepared' "
+            "((folder, weight), ...), weights above 0": _names_data(config.data[split], config.data.format)
+            for split in ("train", "eval")
+        },
         f"train.steps={t.steps}: must be at least 1": t.steps >= 1,
         f"train.prompts={t.prompts}: must divide by minibatches * microbatches = {pieces}": pieces >= 1
         and t.prompts % pieces == 0
@@ -115,6 +131,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"rollout.temperature={r.temperature}: training needs more than 0": r.temperature > 0,
         f"rollout.num_rollouts={r.num_rollouts}: a group needs at least 2": r.num_rollouts >= 2,
         f"rollout.response_len={r.response_len}: must be at least 8 tokens": r.response_len >= 8,
+        f"rollout.compact_shares={r.compact_shares}: must be shares between 0 and 1, descending": list(r.compact_shares)
+        == sorted({share for share in r.compact_shares if 0 < share < 1}, reverse=True),
         f"objective.num_negatives={o.num_negatives}: must be at least 1": o.num_negatives >= 1,
         f"objective.num_neighbours={o.num_neighbours}: must be at least 1": o.num_neighbours >= 1,
         f"objective.clip_low={o.clip_low}: must lie in (0, 1]": 0 < o.clip_low <= 1,
@@ -136,3 +154,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     problems += [message for message, holds in checks.items() if not holds]
     if problems:
         raise ValueError("bad config: " + "; ".join(problems))
+
+
+def _names_data(value: object, data_format: str) -> bool:
+    """Whether a value is one path or a mixture of prepared folders; an empty one is another check's matter."""
+    if isinstance(value, str) or not isinstance(value, tuple | list):
+        return isinstance(value, str)
+    pairs = [pair for pair in value if isinstance(pair, tuple | list) and len(pair) == 2]
+    return (
+        data_format == "prepared"
+        and len(pairs) == len(value)
+        and all(isinstance(folder, str) and folder for folder, _ in pairs)
+        and all(isinstance(weight, int | float) and weight > 0 for _, weight in pairs)
+    )

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 
 from care_jax import cli, cold_start, train
-from care_jax.checkpoint import load_params
 from care_jax.metrics import METRICS_FILE
 from care_jax.report import write_report
 from configs import demo, demo_cold_start
@@ -59,7 +58,7 @@ def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.Con
 
     exported = workdir / "export"
     _announce("export")
-    jax_to_hf.export(load_params(workdir / "care"), Path(care.model.folder), exported, dtype="float32", overwrite=True)
+    jax_to_hf.convert(workdir / "care", Path(care.model.folder), exported, dtype="float32", overwrite=True)
     _announce("report")
     report = workdir / "report.html"
     write_report([workdir / "cold_start", workdir / "care"], report)
@@ -95,6 +94,7 @@ def main(argv: list[str]) -> None:
     """Runs the demo and shows its figures."""
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; options are --workdir and --seed")
+    logging.set_verbosity(logging.WARNING)
     workdir = Path(_WORKDIR.value)
     result = run(workdir, *stage_configs(workdir, _SEED.value))
     if result is not None:

@@ -75,6 +75,7 @@ class Evaluator:
                 rollouts.token_ids[:num_real],
                 rollouts.response_len[:num_real],
                 self._token_bytes,
+                response_format=self._processor.response_format,
                 correct_weight=config.verify.correct_weight,
                 format_weight=config.verify.format_weight,
             )

@@ -1,13 +1,7 @@
-"""Pixels to patches on the host, with the tables that say where each patch lies.
+"""Pixels to patches on the host: what is decoded, how large it is resized, how its patches are laid out.
 
-Patches of an image leave here in window order, in units of one merged token (merge * merge patches),
-so that no device ever permutes them. A 6 x 6 grid with merge 2 and windows of 2 x 2 merged tokens:
-
-    merged tokens, reading order      window order            window_ids of the merged tokens
-        0 1 | 2                       0 1 3 4 | 2 5 | 6 7 | 8        1 1 1 1 2 2 3 3 4
-        3 4 | 5
-        ---------
-        6 7 | 8
+A still image is a clip of one frame, repeated to fill a patch in time; the last frame of a video is repeated
+where its number is odd.
 """
 
 from __future__ import annotations
@@ -20,16 +14,16 @@ import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from care_jax.grids import Grid, Layout, grid_tables
+
 if TYPE_CHECKING:
     from care_jax.models.model_config import VisionConfig
-
-Grid = tuple[int, int, int]  # (frames, height, width) in patches
 
 _MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
 _RESCALE_FACTOR = 1 / 255
@@ -46,33 +40,44 @@ _FIXED_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """What preprocessor_config.json and the vision part of config.json say about images."""
+    """What the preprocessor files and the vision part of config.json say about images and videos."""
 
     patch_size: int  # pixels
-    merge_size: int  # patches a side of one merged token
-    temporal_patch_size: int  # frames of a patch; a still image is repeated to fill them
-    window_size: int  # merged tokens a side of one attention window
-    min_pixels: int
-    max_pixels: int
+    temporal_patch_size: int  # frames of a patch
+    layout: Layout
+    min_pixels: int  # of a still image
+    max_pixels: int  # of a still image, and of a frame of a video
+    # Of a video: of each frame where `tokens_per_second` is not 0, else of all its frames together.
+    video_min_pixels: int
+    video_max_pixels: int
+    tokens_per_second: float  # M-RoPE positions of a second of video; 0: the text tells the time of each frame
     mean: tuple[float, ...]  # a channel
     std: tuple[float, ...]  # a channel
 
     @property
     def factor(self) -> int:
         """Pixels a side of one merged token."""
-        return self.patch_size * self.merge_size
+        return self.patch_size * self.layout.merge
 
     @property
     def patch_values(self) -> int:
         """F, values of one patch."""
         return len(self.mean) * self.temporal_patch_size * self.patch_size**2
 
+    @property
+    def grid_cells(self) -> int:
+        """Cells of the learned position grid that a patch takes its position from."""
+        return 4 if self.layout.side else 0
+
 
 def read_fields(path: Path, *names: str) -> dict[str, Any]:
     """The JSON object in a file of the model folder. Raises ValueError without the file or one of the fields."""
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}; give the complete folder of a Hugging Face checkpoint")
-    fields: dict[str, Any] = json.loads(path.read_text())
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy the file from the source checkpoint") from error
     for name in names:
         if name not in fields:
             raise ValueError(f"{path} has no field {name!r}; copy the file from the source checkpoint")
@@ -80,12 +85,51 @@ def read_fields(path: Path, *names: str) -> dict[str, Any]:
 
 
 def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, max_image_tokens: int) -> ImageSpec:
-    """Reads preprocessor_config.json; the limits, in prompt tokens an image, tighten its own.
+    """Reads preprocessor_config.json, and video_preprocessor_config.json where there is one (without, videos follow
+    the first, as in transformers). The limits, in prompt tokens an image, tighten those of images; a video has at most
+    `max_image_tokens` for each `temporal_patch_size` frames.
 
     Raises ValueError for a missing field, one this code does not follow, sizes that differ from those of the vision
     tower, and limits that leave no size.
     """
-    path = folder / "preprocessor_config.json"
+    path, video_path = folder / "preprocessor_config.json", folder / "video_preprocessor_config.json"
+    fields = _read_preprocessor(path, vision)
+    area = (vision.patch_size * vision.spatial_merge_size) ** 2
+    low = max(_pixel_limit(path, fields, "min_pixels", "shortest_edge"), min_image_tokens * area)
+    high = min(_pixel_limit(path, fields, "max_pixels", "longest_edge"), max_image_tokens * area)
+    if not 1 <= min_image_tokens * area <= low <= high:
+        raise ValueError(
+            f"images must have {low / area:g} to {high / area:g} tokens after data.min_image_tokens {min_image_tokens},"
+            f" data.max_image_tokens {max_image_tokens} and the limits in {path}; widen the first two, from 1 up"
+        )
+    if not video_path.is_file():
+        video_path = path
+    video = _read_preprocessor(video_path, vision)
+    for name in ("image_mean", "image_std"):
+        if video[name] != fields[name]:
+            raise ValueError(
+                f"{video_path} has {name} {video[name]}, {path.name} {fields[name]}; they must be the same"
+            )
+    return ImageSpec(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        layout=Layout(
+            merge=vision.spatial_merge_size,
+            window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
+            side=vision.grid_side,
+        ),
+        min_pixels=low,
+        max_pixels=high,
+        video_min_pixels=_pixel_limit(video_path, video, "min_pixels", "shortest_edge"),
+        video_max_pixels=_pixel_limit(video_path, video, "max_pixels", "longest_edge"),
+        tokens_per_second=vision.tokens_per_second,
+        mean=tuple(fields["image_mean"]),
+        std=tuple(fields["image_std"]),
+    )
+
+
+def _read_preprocessor(path: Path, vision: VisionConfig) -> dict[str, Any]:
+    """The fields of a preprocessor's file, which must agree with this code and with the vision tower."""
     fields = read_fields(path, "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
     for name, value in _FIXED_FIELDS.items():
         if name in fields and fields[name] != value:
@@ -97,24 +141,7 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
     ):
         if fields[name] != value:
             raise ValueError(f"{path} has {name} {fields[name]}, config.json {value}; take both from one checkpoint")
-    area = (vision.patch_size * vision.spatial_merge_size) ** 2
-    low = max(_pixel_limit(path, fields, "min_pixels", "shortest_edge"), min_image_tokens * area)
-    high = min(_pixel_limit(path, fields, "max_pixels", "longest_edge"), max_image_tokens * area)
-    if not 1 <= min_image_tokens * area <= low <= high:
-        raise ValueError(
-            f"images must have {low / area:g} to {high / area:g} tokens after data.min_image_tokens {min_image_tokens},"
-            f" data.max_image_tokens {max_image_tokens} and the limits in {path}; widen the first two, from 1 up"
-        )
-    return ImageSpec(
-        patch_size=vision.patch_size,
-        merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        window_size=vision.window_size // vision.spatial_merge_size // vision.patch_size,
-        min_pixels=low,
-        max_pixels=high,
-        mean=tuple(fields["image_mean"]),
-        std=tuple(fields["image_std"]),
-    )
+    return fields
 
 
 def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> int:
@@ -126,22 +153,16 @@ def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> in
     raise ValueError(f"{path} has neither {name!r} nor {edge!r} in 'size'; copy the file from the source checkpoint")
 
 
-class GridTables(NamedTuple):
-    """Tables of one grid; all in window order but `vision_index`."""
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, num_frames: int = 1, frame_step: int = 1
+) -> tuple[int, int]:
+    """The (height, width) an image or frame is resized to: multiples of `factor`, area within the limits.
 
-    order: npt.NDArray[np.int32]  # [n] reading-order index of each merged token
-    vision_index: npt.NDArray[np.int32]  # [n] row, in window order, of each merged token in reading order
-    patch_position_ids: npt.NDArray[np.int32]  # [n * merge**2, 2] (height, width) of each patch
-    window_ids: npt.NDArray[np.int32]  # [n * merge**2] from 1
-    frame_ids: npt.NDArray[np.int32]  # [n * merge**2] from 1
-
-
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (height, width) an image is resized to: multiples of `factor`, area within the limits.
-
-    Takes sizes and areas in pixels. Rounds halves to the even multiple, as Python's `round` does and the
-    checkpoints were trained with. Raises ValueError past an aspect ratio of 200.
-    Source: `smart_resize` of transformers' Qwen2-VL image processor; qwen_vl_utils differs at tiny sides.
+    Takes sizes and areas in pixels; limits are those of `num_frames` frames together, which count as the nearest
+    multiple of `frame_step`. Rounds halves to the even multiple, as Python's `round` does and the checkpoints were
+    trained with. Raises ValueError past an aspect ratio of 200.
+    Source: `smart_resize` of transformers' Qwen2-VL image and Qwen3-VL video processors; qwen_vl_utils differs at
+    tiny sides.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image of {height} x {width} pixels has no area; drop it from the data")
@@ -152,13 +173,14 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
             "crop or pad it"
         )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
-    if new_height * new_width > max_pixels:
+    area = round(num_frames / frame_step) * frame_step * new_height * new_width
+    if area > max_pixels:
         # The order of the divisions is transformers'; another order floors differently at exact multiples.
-        scale = math.sqrt((height * width) / max_pixels)
+        scale = math.sqrt((num_frames * height * width) / max_pixels)
         new_height = max(factor, math.floor(height / scale / factor) * factor)
         new_width = max(factor, math.floor(width / scale / factor) * factor)
-    elif new_height * new_width < min_pixels:
-        scale = math.sqrt(min_pixels / (height * width))
+    elif area < min_pixels:
+        scale = math.sqrt(min_pixels / (num_frames * height * width))
         new_height = math.ceil(height * scale / factor) * factor
         new_width = math.ceil(width * scale / factor) * factor
     return new_height, new_width
@@ -196,47 +218,35 @@ def image_grid(height: int, width: int, spec: ImageSpec, max_pixels: int) -> Gri
     return 1, new_height // spec.patch_size, new_width // spec.patch_size
 
 
-def count_tokens(grids: Sequence[Grid], merge: int) -> int:
-    """Merged tokens of several grids."""
-    return sum(t * (h // merge) * (w // merge) for t, h, w in grids)
-
-
-def fit_grids(sizes: Sequence[tuple[int, int]], spec: ImageSpec, room: int) -> list[Grid] | None:
-    """The grids of still images, (height, width) in pixels, that together take at most `room` tokens.
-
-    One limit of tokens an image, the largest that fits, holds for all, so the largest images shrink first. None
-    where even the limit of `min_pixels` takes more.
-    """
-    low, high = math.ceil(spec.min_pixels / spec.factor**2), spec.max_pixels // spec.factor**2
-    best = None
-    while low <= high:
-        limit = (low + high) // 2
-        grids = [image_grid(height, width, spec, limit * spec.factor**2) for height, width in sizes]
-        if count_tokens(grids, spec.merge_size) <= room:
-            best, low = grids, limit + 1
-        else:
-            high = limit - 1
-    return best
-
-
-def patchify(image: Image.Image, grid: Grid, spec: ImageSpec) -> npt.NDArray[np.float32]:
-    """Resizes an RGB image to its grid, normalises it and cuts it into patches in window order.
+def patchify(frames: Sequence[Image.Image], grid: Grid, spec: ImageSpec) -> npt.NDArray[np.float32]:
+    """Resizes RGB frames to their grid, normalises them and cuts them into patches, frame by frame in window order.
 
     Returns [I, F] float32; the values of a patch are (channel, time, height, width), equal bit for bit to
-    transformers' `Qwen2VLImageProcessorPil` after the window permutation of its vision model.
+    transformers' `Qwen2VLImageProcessorPil` after the window permutation of its vision model. Frames of a video are
+    resized in the same way, by Pillow; transformers' video processors leave that to torchvision.
     """
-    _, grid_h, grid_w = grid
-    size, merge, channels = spec.patch_size, spec.merge_size, len(spec.mean)
+    times, grid_h, grid_w = grid
+    order = grid_tables((1, grid_h, grid_w), spec.layout).order
+    table = _pixel_table(spec.mean, spec.std)
+    span, channels, values = spec.temporal_patch_size, len(spec.mean), spec.patch_size**2
+    num_patches = grid_h * grid_w
+    patches = np.empty((times * num_patches, channels, span, values), np.float32)
+    for time in range(times):
+        here = frames[time * span : (time + 1) * span]
+        cut = [_cut(frame, grid_h, grid_w, spec)[order].reshape(-1, channels, values) for frame in here]
+        cut += cut[-1:] * (span - len(cut)) if len(cut) > 1 else []
+        bytes_ = cut[0][:, :, None] if len(cut) == 1 else np.stack(cut, axis=2)  # one frame fills the span
+        for channel in range(channels):
+            patches[time * num_patches : (time + 1) * num_patches, channel] = table[channel][bytes_[:, channel]]
+    return patches.reshape(len(patches), -1)
+
+
+def _cut(image: Image.Image, grid_h: int, grid_w: int, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """[merged tokens, patches of one, C, height * width] bytes of a resized frame, in reading order."""
+    size, merge, channels = spec.patch_size, spec.layout.merge, len(spec.mean)
     pixels = np.asarray(image.resize((grid_w * size, grid_h * size), Image.Resampling.BICUBIC))
     blocks = pixels.reshape(grid_h // merge, merge, size, grid_w // merge, merge, size, channels)
-    merged = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, merge * merge, channels, size * size)
-    order = grid_tables(grid, merge, spec.window_size).order
-    values = merged[order].reshape(-1, channels, size * size)
-    table = _pixel_table(spec.mean, spec.std)
-    patches = np.empty((len(values), channels, spec.temporal_patch_size, size * size), np.float32)
-    for channel in range(channels):
-        patches[:, channel] = table[channel][values[:, channel]][:, None]
-    return patches.reshape(len(values), -1)
+    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, merge * merge, channels, size * size)
 
 
 @functools.lru_cache(maxsize=8)
@@ -244,59 +254,3 @@ def _pixel_table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray
     """[C, 256] the normalised value of each byte: the product in float64, the rest in float32, as transformers."""
     scaled = (np.arange(256, dtype=np.float64) * _RESCALE_FACTOR).astype(np.float32)
     return (scaled - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
-
-
-@functools.lru_cache(maxsize=4096)
-def grid_tables(grid: Grid, merge: int, window: int) -> GridTables:
-    """The tables of a grid (frames, height, width) in patches, for windows of `window` merged tokens a side.
-
-    A frame's windows are never shared with another frame; windows at the right and lower edge are smaller.
-    Source: Qwen2.5-VL technical report (arXiv 2502.13923) section 2.1, checked against transformers.
-    """
-    frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    t, h, w = (axis.ravel() for axis in np.indices((frames, height, width)))
-    windows_h, windows_w = -(-height // window), -(-width // window)
-    window_of = (t * windows_h + h // window) * windows_w + w // window
-    order = np.argsort(window_of, kind="stable")
-    in_h, in_w = (axis.ravel() for axis in np.indices((merge, merge)))
-    positions = np.stack([h[order, None] * merge + in_h, w[order, None] * merge + in_w], axis=-1)
-    tables = GridTables(
-        order=order.astype(np.int32),
-        vision_index=np.argsort(order).astype(np.int32),
-        patch_position_ids=positions.reshape(-1, 2).astype(np.int32),
-        window_ids=np.repeat(window_of[order] + 1, merge * merge).astype(np.int32),
-        frame_ids=np.repeat(t[order] + 1, merge * merge).astype(np.int32),
-    )
-    for table in tables:
-        table.setflags(write=False)  # shared by every example with this grid
-    return tables
-
-
-def mrope_position_ids(
-    vision_mask: npt.NDArray[np.bool_],
-    grids: list[Grid],
-    time_steps: list[float],
-    *,
-    merge: int,
-) -> npt.NDArray[np.int32]:
-    """M-RoPE positions [3, P] (time, height, width) of a prompt whose vision tokens lie where the mask is True.
-
-    `grids` holds (frames, height, width) in patches, one a vision item in order; `time_steps` the positions from
-    one frame to the next, rounded down a frame (1 for images; tokens_per_second * seconds for videos). Text counts
-    on all three axes alike and continues after an item at the largest position over all axes plus one.
-    Source: Qwen2-VL (arXiv 2409.12191) section 2.1. Raises ValueError when mask and grids disagree.
-    """
-    tokens = [t * (h // merge) * (w // merge) for t, h, w in grids]
-    if sum(tokens) != int(vision_mask.sum()):
-        raise ValueError(f"{int(vision_mask.sum())} vision tokens given for grids {grids} that need {sum(tokens)}")
-    positions = np.empty((3, len(vision_mask)), np.int32)
-    starts = np.flatnonzero(vision_mask)[np.cumsum([0, *tokens[:-1]])] if grids else []
-    done, position = 0, 0
-    for start, count, (t, h, w), step in zip(starts, tokens, grids, time_steps, strict=True):
-        positions[:, done:start] = np.arange(position, position + start - done)
-        position += start - done
-        time, row, column = np.indices((t, h // merge, w // merge)).reshape(3, -1)
-        positions[:, start : start + count] = np.stack([np.floor(time * step).astype(int), row, column]) + position
-        done, position = start + count, int(positions[:, start : start + count].max()) + 1
-    positions[:, done:] = np.arange(position, position + len(vision_mask) - done)
-    return positions

@@ -39,7 +39,6 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
     verdicts, subgroup, rollouts = step.judged.verdicts, step.subgroup, step.rollouts
     sampled, outcome = rollouts.sampled_mask, subgroup.outcome
     mixed, all_wrong = outcome == Outcome.MIXED, outcome == Outcome.ALL_WRONG
-    gap = np.abs(rollouts.logprobs - step.scores.logprobs)
     values = {
         "accuracy/train": float(np.mean(verdicts.correct)),
         "reward/mean": float(np.mean(verdicts.rewards)),
@@ -51,10 +50,11 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "entropy": _mean(step.scores.entropy, sampled),
         "response_len/mean": float(np.mean(sampled.sum(-1))),
         "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
-        "logprob_gap/mean": _mean(gap, sampled),
-        "logprob_gap/max": float(np.max(gap * sampled)),
         "advantage/failure_share": _failure_share(step),
     }
+    if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
+        gap = np.abs(rollouts.logprobs - step.scores.logprobs)
+        values |= {"logprob_gap/mean": _mean(gap, sampled), "logprob_gap/max": float(np.max(gap * sampled))}
     for source in sorted({record.source for record in step.records}):
         rows = np.array([record.source == source for record in step.records])
         values[f"accuracy/train/{source}"] = float(np.mean(verdicts.correct[rows]))

@@ -69,8 +69,9 @@ def policy_loss(
     Returns:
         LossOutput. aux holds sums over this piece: `loss` = `policy_loss` + `kl_loss` (their parts of the minibatch
         loss, already divided), `kl_sum` (k over tokens; divide by num_tokens), `log_ratio_sum` (new - old over
-        tokens; by num_tokens), `clipped_tokens` (tokens with a weight whose clipped branch is taken; by
-        weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`. The two of the KL are absent at kl_coef 0.
+        tokens; by num_tokens) and `abs_log_ratio_sum`, `clipped_tokens` (tokens with a weight whose clipped branch is
+        taken; by weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`. The two of the KL are absent at
+        kl_coef 0.
 
     Raises:
         ValueError: an unknown objective.ratio or objective.aggregate.
@@ -95,6 +96,7 @@ def policy_loss(
     aux = {
         "policy_loss": policy,
         "log_ratio_sum": log_ratio.sum(),
+        "abs_log_ratio_sum": jnp.abs(log_ratio).sum(),
         "clipped_tokens": (has_weight & (clipped < unclipped)).sum(dtype=jnp.float32),
         "weighted_tokens": has_weight.sum(dtype=jnp.float32),
         "num_tokens": sampled.sum(),

@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from care_jax import images
+from care_jax import clips, grids, images
+from care_jax.clips import Clip
 from care_jax.data.records import Record
-from care_jax.images import Grid
+from care_jax.grids import Grid
 from care_jax.models.model_config import load_model_config
+from care_jax.response_format import ResponseFormat
 from care_jax.structs import Prompts
 
-_IMAGE_MARK = "<image>"
 _OVERLONG = ("drop", "shrink", "error")
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_VIDEO_TEXT = ("vision_start_token_id", "video_token_id", "vision_end_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Example:
     patch_position_ids: npt.NDArray[np.int32]  # [I, 2] (height, width)
     window_ids: npt.NDArray[np.int32]  # [I] from 1
     image_ids: npt.NDArray[np.int32]  # [I] from 1, one an image or frame
+    grid_index: npt.NDArray[np.int32]  # [I, 4 or 0] cells of the learned position grid
+    grid_weights: npt.NDArray[np.float32]  # [I, 4 or 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +62,13 @@ class Processor:
     text_tokenizer: Tokenizer  # reads "<|im_end|>" and the like as plain characters
     image_spec: images.ImageSpec
     image_token_id: int
+    video_token_id: int
+    video_text: str  # what the chat template writes for a video
     pad_token_id: int
     stop_ids: tuple[int, ...]  # from generation_config.json, the end of a turn first
     forbidden_mask: npt.NDArray[np.bool_]  # [V] ids that must not be sampled
     special_texts: tuple[str, ...]
-    prompt_suffix: str
+    response_format: ResponseFormat
     prompt_buckets: tuple[int, ...]  # tokens, ascending
     patch_buckets: tuple[int, ...]  # patches, ascending
     overlong: str  # drop | shrink | error
@@ -74,27 +78,32 @@ class Processor:
 
         Returns None where the prompt passes the largest bucket and `overlong` is "drop", or is "shrink" and the
         text alone leaves no room for the smallest images. Raises ValueError, naming the record, for text that
-        spells a special token, a count of <image> marks that differs from the images, an unreadable image, and
-        for a prompt that is too long when `overlong` is "error".
+        spells a special token, a count of <image> or <video> marks that differs from the images or videos, an
+        unreadable image, and for a prompt that is too long when `overlong` is "error".
         """
-        pictures = self._decode_images(record)
-        text_ids = self._encode_turn(record)
-        grids = self._fit_grids(record, len(text_ids) - len(pictures), pictures)
-        if grids is None:
+        spec = self.image_spec
+        given = clips.decode_clips(record, spec)
+        text_ids = self._encode_turn(record, given)
+        is_vision = (text_ids == self.image_token_id) | (text_ids == self.video_token_id)
+        clip_grids = self._fit_grids(record, len(text_ids) - int(is_vision.sum()), given)
+        if clip_grids is None:
             return None
-        merge, window = self.image_spec.merge_size, self.image_spec.window_size
-        tables = [images.grid_tables(grid, merge, window) for grid in grids]
+        pairs = list(zip(given, clip_grids, strict=True))
+        runs = [run for clip, grid in pairs for run in clips.token_runs(clip, grid, spec)]
+        run_grids = [grid for grid, _ in runs]
+        tables = [grids.grid_tables(grid, spec.layout) for grid in run_grids]
         tokens = [len(table.order) for table in tables]
 
-        is_image = text_ids == self.image_token_id
         repeats = np.ones(len(text_ids), np.int64)
-        repeats[is_image] = tokens
+        repeats[is_vision] = tokens
         token_ids = np.repeat(text_ids, repeats)
-        is_image = np.repeat(is_image, repeats)
-        position_ids = images.mrope_position_ids(is_image, grids, [1.0] * len(grids), merge=merge)
+        is_vision = np.repeat(is_vision, repeats)
+        position_ids = grids.mrope_position_ids(
+            is_vision, run_grids, [step for _, step in runs], merge=spec.layout.merge
+        )
         vision_index = np.full(len(token_ids), -1, np.int32)
-        vision_index[is_image] = _join_ids([table.vision_index for table in tables], tokens)
-        patches = [images.patchify(*pair, self.image_spec) for pair in zip(pictures, grids, strict=True)]
+        vision_index[is_vision] = _join_ids([table.vision_index for table in tables], tokens)
+        patches = [images.patchify(clip.frames, grid, spec) for clip, grid in pairs]
         windows = [int(table.window_ids[-1]) for table in tables]
         return Example(
             record=record,
@@ -102,10 +111,12 @@ class Processor:
             position_ids=position_ids,
             next_position=int(position_ids.max()) + 1,
             vision_index=vision_index,
-            patches=_join(patches, (self.image_spec.patch_values,), np.float32),
+            patches=_join(patches, (spec.patch_values,), np.float32),
             patch_position_ids=_join([table.patch_position_ids for table in tables], (2,), np.int32),
             window_ids=_join_ids([table.window_ids for table in tables], windows),
-            image_ids=_join_ids([table.frame_ids for table in tables], [t for t, _, _ in grids]),
+            image_ids=_join_ids([table.frame_ids for table in tables], [t for t, _, _ in run_grids]),
+            grid_index=_join([table.grid_index for table in tables], (spec.grid_cells,), np.int32),
+            grid_weights=_join([table.grid_weights for table in tables], (spec.grid_cells,), np.float32),
         )
 
     def collate(self, examples: Sequence[Example]) -> Prompts:
@@ -124,11 +135,13 @@ class Processor:
             "patch_position_ids": _pad([e.patch_position_ids for e in examples], room, 0),
             "window_ids": _pad([e.window_ids for e in examples], room, 0),
             "image_ids": _pad([e.image_ids for e in examples], room, 0),
+            "grid_index": _pad([e.grid_index for e in examples], room, 0),
+            "grid_weights": _pad([e.grid_weights for e in examples], room, 0),
         }
         return Prompts(**fields)
 
     def encode_trace(self, record: Record, *, cue: str, response_len: int) -> Trace | None:
-        """The response the cold start learns: <think>[draft cue] rationale</think><answer>answer</answer> and a stop.
+        """The response the cold start learns: <think>[draft cue] rationale</think>, the answer in its marks, a stop.
 
         Draft and cue are read, not learned: their `loss_mask` is False. They are tokenised apart from what follows,
         as `encode_repair` does, so that training and reflection see the same tokens. Returns None past
@@ -138,8 +151,8 @@ class Processor:
             raise ValueError(f"record {record.id!r} has no rationale; the cold start needs one in every record")
         texts = {"rationale": record.rationale, "answer": record.answer, "draft": record.draft}
         for field, text in texts.items():
-            self._refuse_texts(record, field, text, (*_TAGS, *self.special_texts))
-        ending = f"{record.rationale}</think><answer>{record.answer}</answer>"
+            self._refuse_texts(record, field, text, (*self.response_format.marks, *self.special_texts))
+        ending = self.response_format.ending(record.rationale, record.answer)
         if record.draft is None:
             token_ids = self._encode_text("<think>" + ending)
             loss_mask = [True] * len(token_ids)
@@ -167,37 +180,34 @@ class Processor:
     def _encode_text(self, text: str) -> list[int]:
         return self.text_tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _decode_images(self, record: Record) -> list[Image.Image]:
-        marks = record.prompt.count(_IMAGE_MARK)
-        if marks != len(record.images):
-            raise ValueError(
-                f"record {record.id!r} has {marks} {_IMAGE_MARK} marks in its prompt and {len(record.images)} images; "
-                "give one mark an image"
-            )
-        try:
-            return [images.decode_image(encoded) for encoded in record.images]
-        except ValueError as error:
-            raise ValueError(f"record {record.id!r}: {error}") from error
-
-    def _encode_turn(self, record: Record) -> npt.NDArray[np.int32]:
-        """[tokens] of the rendered turn, one image token an image."""
-        question = record.prompt + self.prompt_suffix
+    def _encode_turn(self, record: Record, given: Sequence[Clip]) -> npt.NDArray[np.int32]:
+        """[tokens] of the rendered turn, one vision token for each run of them."""
+        question = record.prompt + self.response_format.request
         self._refuse_texts(record, "prompt", question, self.special_texts)
-        content: list[dict[str, str]] = []
-        for number, text in enumerate(question.split(_IMAGE_MARK)):
-            if number > 0:
-                content.append({"type": "image"})
-            if text:
-                content.append({"type": "text", "text": text})
+        content = [
+            {"type": text.strip("<>")} if text in clips.MARKS else {"type": "text", "text": text}
+            for text in clips.MARK_PATTERN.split(question)
+            if text
+        ]
         turns: list[Any] = [{"role": "user", "content": content}]
-        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        token_ids = self.tokenizer.backend_tokenizer.encode(rendered, add_special_tokens=False).ids
-        if token_ids.count(self.image_token_id) != len(record.images):
-            raise ValueError(
-                f"the chat template renders {token_ids.count(self.image_token_id)} image tokens for "
-                f"{len(record.images)} images; use the template of the vision-language checkpoint"
+        rendered = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        videos = [clips.video_texts(clip, self.image_spec, self.video_text) for clip in given if clip.fps]
+        pieces = rendered.split(self.video_text)
+        if len(pieces) == len(videos) + 1:  # else the counts below do not agree
+            rendered = pieces[0] + "".join(
+                "".join(texts) + rest for texts, rest in zip(videos, pieces[1:], strict=True)
             )
-        return np.array(token_ids, np.int32)
+        token_ids = np.array(self.tokenizer.backend_tokenizer.encode(rendered, add_special_tokens=False).ids, np.int32)
+        for name, token_id, needed in (
+            ("image", self.image_token_id, len(given) - len(videos)),
+            ("video", self.video_token_id, sum(len(texts) for texts in videos)),
+        ):
+            if (found := int((token_ids == token_id).sum())) != needed:
+                raise ValueError(
+                    f"the chat template renders {found} {name} tokens where {needed} are needed; use the template of "
+                    "the vision-language checkpoint"
+                )
+        return token_ids
 
     def _refuse_texts(self, record: Record, field: str, text: str | None, refused: Sequence[str]) -> None:
         found = [mark for mark in refused if text is not None and mark in text]
@@ -207,31 +217,30 @@ class Processor:
                 "take it out of the data"
             )
 
-    def _fit_grids(self, record: Record, text_len: int, pictures: list[Image.Image]) -> list[Grid] | None:
-        """The images' grids within the largest buckets, or what `overlong` says where they do not fit."""
-        spec, unit = self.image_spec, self.image_spec.merge_size**2
-        sizes = [(picture.height, picture.width) for picture in pictures]
+    def _fit_grids(self, record: Record, text_len: int, given: Sequence[Clip]) -> list[Grid] | None:
+        """The clips' grids within the largest buckets, or what `overlong` says where they do not fit."""
+        spec, unit = self.image_spec, self.image_spec.layout.merge**2
         try:
-            grids = [images.image_grid(*size, spec, spec.max_pixels) for size in sizes]
+            clip_grids = [clips.clip_grid(clip, spec, spec.max_pixels) for clip in given]
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
-        needed = images.count_tokens(grids, spec.merge_size)
+        needed = grids.count_tokens(clip_grids, spec.layout.merge)
         room = min(self.prompt_buckets[-1] - text_len, self.patch_buckets[-1] // unit)
         if needed <= room:
-            return grids
+            return clip_grids
         if self.overlong == "error":
             raise ValueError(
                 f"record {record.id!r} needs {text_len + needed} tokens and {needed * unit} patches, the largest "
                 f"buckets hold {self.prompt_buckets[-1]} and {self.patch_buckets[-1]}; raise data.prompt_buckets or "
                 "data.patch_buckets, lower data.max_image_tokens, or set data.overlong to drop or shrink"
             )
-        return images.fit_grids(sizes, spec, room) if self.overlong == "shrink" else None
+        return clips.fit_grids(given, spec, room) if self.overlong == "shrink" else None
 
 
 def load_processor(
     folder: Path,
     *,
-    prompt_suffix: str,
+    response_format: ResponseFormat,
     prompt_buckets: Sequence[int],
     patch_buckets: Sequence[int],
     max_image_tokens: int,
@@ -240,9 +249,10 @@ def load_processor(
 ) -> Processor:
     """Reads the processor of a Hugging Face model folder.
 
-    The keywords are the fields of `config.data` of the same names: buckets in tokens and patches, image limits in
-    prompt tokens, which tighten those of the preprocessor and never widen them. Raises ValueError for a missing
-    file or field, files that contradict each other, and settings outside what is allowed, naming each.
+    `response_format` is what the prompts ask for; the other keywords are the fields of `config.data` of the same
+    names: buckets in tokens and patches, image limits in prompt tokens, which tighten those of the preprocessor and
+    never widen them. Raises ValueError for a missing file or field, files that contradict each other, and settings
+    outside what is allowed, naming each.
     """
     folder = Path(folder)
     model = load_model_config(folder)
@@ -253,7 +263,7 @@ def load_processor(
     image_spec = images.read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
     if overlong not in _OVERLONG:
         raise ValueError(f"data.overlong is {overlong!r}; allowed are {', '.join(_OVERLONG)}")
-    unit = image_spec.merge_size**2
+    unit = image_spec.layout.merge**2
     _check_buckets("data.prompt_buckets", prompt_buckets, 1)
     _check_buckets("data.patch_buckets", patch_buckets, unit)
 
@@ -265,21 +275,23 @@ def load_processor(
     text_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     text_tokenizer.encode_special_tokens = True
     special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    found = [text for text in (*special_texts, _IMAGE_MARK) if text in prompt_suffix]
+    found = [text for text in (*special_texts, *clips.MARKS) if text in response_format.request]
     if found:
-        raise ValueError(f"data.prompt_suffix spells {', '.join(found)}, which are control tokens; take them out")
+        raise ValueError(f"the response format's request spells {', '.join(found)}, which are control tokens")
     return Processor(
         tokenizer=tokenizer,
         text_tokenizer=text_tokenizer,
         image_spec=image_spec,
         image_token_id=config["image_token_id"],
+        video_token_id=config["video_token_id"],
+        video_text="".join(tokenizer.convert_ids_to_tokens([config[name] for name in _VIDEO_TEXT])),
         pad_token_id=generation["pad_token_id"],
         stop_ids=stop_ids,
         forbidden_mask=_forbidden_mask(
             tokenizer, model.text.vocab_size, stop_ids, [config[name] for name in _VISION_TOKENS]
         ),
         special_texts=special_texts,
-        prompt_suffix=prompt_suffix,
+        response_format=response_format,
         prompt_buckets=tuple(prompt_buckets),
         patch_buckets=tuple(patch_buckets),
         overlong=overlong,

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,11 @@ import ml_collections
 from absl import logging
 
 from care_jax import reflect, rollout, train_batch
+from care_jax.images import ImageSpec
 from care_jax.models import QwenVL
 from care_jax.processor import Processor
 from care_jax.rollout import Forced, Sampling
-from care_jax.score import score, token_scores
+from care_jax.score import score, scores_of_sampler, token_scores
 from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainState, Verdicts
 from care_jax.subgroup import select_subgroup
 
@@ -57,7 +58,7 @@ def all_buckets(config: ml_collections.ConfigDict) -> list[Bucket]:
     return list(itertools.product(config.data.prompt_buckets, config.data.patch_buckets))
 
 
-def abstract_prompts(batch: int, bucket: Bucket, patch_values: int) -> Prompts:
+def abstract_prompts(batch: int, bucket: Bucket, spec: ImageSpec) -> Prompts:
     """Prompts of a bucket as shapes."""
     tokens, patches = bucket
     shapes = {
@@ -69,10 +70,12 @@ def abstract_prompts(batch: int, bucket: Bucket, patch_values: int) -> Prompts:
         "patch_position_ids": (batch, patches, 2),
         "window_ids": (batch, patches),
         "image_ids": (batch, patches),
+        "grid_index": (batch, patches, spec.grid_cells),
     }
     return jax.eval_shape(
         lambda: Prompts(
-            patches=jnp.zeros((batch, patches, patch_values), jnp.float32),
+            patches=jnp.zeros((batch, patches, spec.patch_values), jnp.float32),
+            grid_weights=jnp.zeros((batch, patches, spec.grid_cells), jnp.float32),
             **{name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()},
         )
     )
@@ -96,9 +99,14 @@ def abstract_verdicts(batch: int, num_rollouts: int, response_len: int) -> Verdi
     return jax.eval_shape(verdicts)
 
 
-def training_sampling(config: ml_collections.ConfigDict, stop_ids: tuple[int, ...]) -> Sampling:
-    """How rollouts and reflections are drawn."""
-    return Sampling(config.rollout.response_len, config.rollout.temperature, stop_ids)
+def make_sampling(config: ml_collections.ConfigDict, stop_ids: Sequence[int], temperature: float) -> Sampling:
+    """How responses are drawn."""
+    return Sampling(
+        response_len=config.rollout.response_len,
+        temperature=temperature,
+        stop_ids=tuple(stop_ids),
+        compact_shares=tuple(config.rollout.compact_shares),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +120,7 @@ class EvalPrograms:
     def build(cls, config: ml_collections.ConfigDict, processor: Processor, model: QwenVL) -> EvalPrograms:
         """Compiles both for every bucket."""
         greedy = config.eval.num_samples == 1
-        sampling = Sampling(
-            config.rollout.response_len, 0.0 if greedy else config.eval.temperature, tuple(processor.stop_ids)
-        )
+        sampling = make_sampling(config, processor.stop_ids, 0.0 if greedy else config.eval.temperature)
         programs = cls(
             prefill=Program("evaluation prefill", rollout.prefill),
             generate=Program("evaluation decode", functools.partial(rollout.generate, sampling=sampling)),
@@ -122,7 +128,7 @@ class EvalPrograms:
         size = config.eval.batch_size
         forced = jax.eval_shape(lambda: rollout.nothing_forced(size, config.eval.num_samples))
         for bucket in all_buckets(config):
-            prompts = abstract_prompts(size, bucket, processor.image_spec.patch_values)
+            prompts = abstract_prompts(size, bucket, processor.image_spec)
             prefix = programs.prefill.compile(bucket, model, prompts)
             programs.generate.compile(bucket, model, prefix, forced, processor.forbidden_mask, _abstract_key())
         return programs
@@ -148,15 +154,16 @@ class TrainPrograms:
     ) -> TrainPrograms:
         """Compiles every stage for every bucket; reflection and reference only where the objective uses them."""
         objective = ml_collections.FrozenConfigDict(config.objective)
-        sampling = training_sampling(config, tuple(processor.stop_ids))
+        sampling = make_sampling(config, processor.stop_ids, config.rollout.temperature)
         scoring = {"temperature": config.rollout.temperature, "chunk": config.model.logits_chunk}
-        generate = functools.partial(rollout.generate, sampling=sampling)
+        from_sampler = config.score.old_from == "sampler"
+        keeping = dataclasses.replace(sampling, keep_states=from_sampler)
         programs = cls(
             prefill=Program("prefill", rollout.prefill),
-            rollout=Program("rollout", generate),
-            score=Program("score", functools.partial(score, **scoring)),
+            rollout=Program("rollout", functools.partial(rollout.generate, sampling=keeping)),
+            score=Program("score", _scores_of_sampler if from_sampler else functools.partial(score, **scoring)),
             select=Program("select", functools.partial(_select, objective=objective)),
-            reflect=Program("reflect", generate),
+            reflect=Program("reflect", functools.partial(rollout.generate, sampling=sampling)),
             score_reflected=Program("score of reflections", functools.partial(score, **scoring)),
             assemble=Program("assemble", functools.partial(train_batch.assemble, objective=objective)),
             reference=Program("reference", functools.partial(_reference_logprobs, **scoring)),
@@ -171,7 +178,7 @@ class TrainPrograms:
     ) -> None:
         size, num_rollouts = config.train.prompts, config.rollout.num_rollouts
         length, forbidden, key = config.rollout.response_len, processor.forbidden_mask, _abstract_key()
-        prompts = abstract_prompts(size, bucket, processor.image_spec.patch_values)
+        prompts = abstract_prompts(size, bucket, processor.image_spec)
         prefix = self.prefill.compile(bucket, state.params, prompts)
         forced = jax.eval_shape(lambda: rollout.nothing_forced(size, num_rollouts))
         rollouts = self.rollout.compile(bucket, state.params, prefix, forced, forbidden, key)
@@ -199,6 +206,13 @@ class TrainPrograms:
 
 def _abstract_key() -> Array:
     return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _scores_of_sampler(
+    model: QwenVL, prompts: Prompts, rollouts: Rollouts, verdicts: Verdicts, forbidden_mask: Array
+) -> Scores:
+    """In place of a scoring pass, so that a step reads the same with both."""
+    return scores_of_sampler(rollouts, verdicts)
 
 
 def _select(

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import ml_collections
 import numpy as np
 
-from care_jax import regions
 from care_jax.processor import Processor
+from care_jax.response_format import ResponseFormat
 from care_jax.rollout import Forced
 from care_jax.structs import Outcome, Rollouts, Subgroup
 from care_jax.train_batch import REFLECTED_SLOT
@@ -30,11 +30,11 @@ def forced_width(processor: Processor, objective: ml_collections.ConfigDict) -> 
     return len(processor.encode_repair("", cue=reflect.cue, max_rationale_len=0)) + reflect.max_rationale_len
 
 
-def failed_rationale(text: str) -> str:
+def failed_rationale(text: str, response_format: ResponseFormat) -> str:
     """The rationale of a response: inside <think> up to </think> or its end; without the tag, all before an answer."""
     raw = text.encode()
-    span = regions.parse_response(raw).think
-    return raw[slice(*span)].decode(errors="replace") if span else text.split("<answer>")[0]
+    span = response_format.parse(raw).think
+    return raw[slice(*span)].decode(errors="replace") if span else text.split(response_format.answer[0])[0]
 
 
 def force_prefixes(
@@ -58,7 +58,9 @@ def force_prefixes(
         for b in np.flatnonzero(active).tolist():
             text = texts[b][int(subgroup.index[b, REFLECTED_SLOT])]
             ids = processor.encode_repair(
-                failed_rationale(text), cue=objective.reflect.cue, max_rationale_len=objective.reflect.max_rationale_len
+                failed_rationale(text, processor.response_format),
+                cue=objective.reflect.cue,
+                max_rationale_len=objective.reflect.max_rationale_len,
             )
             token_ids[b, 0, : len(ids)] = ids
             forced_len[b, 0] = len(ids)

@@ -1,70 +1,17 @@
-"""Where the rationale and the answer lie in a response: byte spans of the text, then masks over its tokens.
-
-Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
-before it, so one tag has many spellings in ids (method.md section 5).
-"""
+"""Which tokens of a response are rationale, and which are answer: masks from the byte spans of its text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
+from care_jax.response_format import TAGS, ParsedResponse, Span
+
 _TAG = re.compile(b"|".join(TAGS))
-
-Span = tuple[int, int]  # bytes, end excluded
-
-
-class ParsedResponse(NamedTuple):
-    """The spans of a response's contents, tags excluded; None where a region does not exist."""
-
-    think: Span | None
-    answer: Span | None
-    format_ok: bool  # <think>..</think><answer>..</answer>, each tag once, nothing but white space around
-
-
-def parse_response(text: bytes) -> ParsedResponse:
-    """Find the think and answer spans of a response.
-
-    The rationale goes from the first <think> to the next </think>; if that never comes, to the next <answer> or the
-    end. The answer is the last <answer>..</answer> with no answer tag inside; one that is not closed does not count.
-
-    Args:
-        text: the response's bytes, special tokens left out.
-    """
-    tags = [(match.group(), *match.span()) for match in _TAG.finditer(text)]
-    return ParsedResponse(_think_span(tags, len(text)), _answer_span(tags), _is_well_formed(text, tags))
-
-
-def _think_span(tags: list[tuple[bytes, int, int]], text_len: int) -> Span | None:
-    names = [name for name, _, _ in tags]
-    if THINK not in names:
-        return None
-    first = names.index(THINK)
-    start = tags[first][2]
-    for closing in (END_THINK, ANSWER):
-        if closing in names[first:]:
-            return start, tags[names.index(closing, first)][1]
-    return start, text_len
-
-
-def _answer_span(tags: list[tuple[bytes, int, int]]) -> Span | None:
-    answer_tags = [tag for tag in tags if tag[0] in (ANSWER, END_ANSWER)]
-    for i in range(len(answer_tags) - 1, 0, -1):
-        if answer_tags[i - 1][0] == ANSWER and answer_tags[i][0] == END_ANSWER:
-            return answer_tags[i - 1][2], answer_tags[i][1]
-    return None
-
-
-def _is_well_formed(text: bytes, tags: list[tuple[bytes, int, int]]) -> bool:
-    if tuple(name for name, _, _ in tags) != TAGS:
-        return False
-    outside = text[: tags[0][1]] + text[tags[1][2] : tags[2][1]] + text[tags[3][2] :]
-    return not outside.strip()
 
 
 def token_spans(token_bytes: Sequence[bytes]) -> np.ndarray:

@@ -3,6 +3,8 @@
 `generate` serves the rollouts (G empty branches) and the reflection (one branch that starts with a forced
 prefix). Forced tokens carry sampled_mask False and log-prob 0. Responses hold at most `response_len` tokens,
 forced ones included.
+
+Lengths have a long tail: when few enough branches are left, they go on as a smaller batch (Sampling.compact_shares).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from flax import struct
 
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
-from care_jax.score import masked_logits
+from care_jax.score import entropy_of, masked_logits
 from care_jax.structs import Array, Prompts, Rollouts
 
 
@@ -27,6 +29,8 @@ class Sampling:
     response_len: int  # R, tokens
     temperature: float  # 0 decodes greedily (log-probs are then those of temperature 1)
     stop_ids: tuple[int, ...]
+    compact_shares: tuple[float, ...] = ()  # of all branches, descending: so few alive go on as a batch of that size
+    keep_states: bool = False  # also return entropy and states, which stand in for a scoring pass
 
     @property
     def logits_temperature(self) -> float:
@@ -44,17 +48,35 @@ class Forced:
 
 
 @struct.dataclass
+class _Written:
+    """What has been sampled; tokens count from the first sampled one."""
+
+    token_ids: Array  # [B, J, R]
+    logprobs: Array  # [B, J, R]
+    sampled_len: Array  # [B, J]
+    stopped: Array  # [B, J], a stop token was sampled
+    entropy: Array | None  # [B, J, R], with keep_states
+    states: Array | None  # [B, J, R, D], with keep_states
+
+
+@struct.dataclass
 class _Loop:
-    """The decoding loop's state after t sampled tokens."""
+    """The decoding loop's state after t sampled tokens, for all branches [B, J] or for N that are left, as [N, 1]."""
 
     t: Array  # []
     hidden: Array  # [B, J, D], predicts token t
     cache: BranchCache
-    token_ids: Array  # [B, J, R], sampled tokens only
-    logprobs: Array  # [B, J, R]
-    sampled_len: Array  # [B, J]
-    stopped: Array  # [B, J], a stop token was sampled
+    written: _Written
     alive: Array  # [B, J]
+
+
+@struct.dataclass
+class _Branches:
+    """What does not change while the branches of a loop are decoded."""
+
+    prefix: Prefix
+    forced_len: Array  # [B, J]
+    number: Array  # [B, J] of the branch among all: its random draws do not depend on the batch it is decoded in
 
 
 def nothing_forced(batch: int, num_branches: int) -> Forced:
@@ -78,53 +100,119 @@ def generate(
 ) -> Rollouts:
     """Decodes every branch until all have stopped or are full. Returns Rollouts with J branches a prompt.
 
-    `key` is used for this call alone; token t of all branches is drawn with fold_in(key, t).
+    `key` is used for this call alone; token t of branch n is drawn with fold_in(fold_in(key, t), n).
     """
-    num_forced = forced.token_ids.shape[-1]
+    batch, num_branches, num_forced = forced.token_ids.shape
     slots = jnp.arange(num_forced + sampling.response_len, dtype=jnp.int32)
-    forced_visible = slots[None, None] < forced.forced_len[..., None]
 
-    def unfinished(loop: _Loop) -> Array:
-        return (loop.t < sampling.response_len) & jnp.any(loop.alive)
-
-    def decode_token(loop: _Loop) -> _Loop:
+    def decode_token(branches: _Branches, loop: _Loop) -> _Loop:
         logits = masked_logits(
             model, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
         )
         if sampling.temperature > 0:
-            token = jax.random.categorical(jax.random.fold_in(key, loop.t), logits).astype(jnp.int32)
+            token = _draw(jax.random.fold_in(key, loop.t), branches.number, logits)
         else:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], axis=-1)
+        logprobs = jax.nn.log_softmax(logits)
         is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
-        sampled_len = loop.sampled_len + loop.alive.astype(jnp.int32)
-        is_full = forced.forced_len + sampled_len >= sampling.response_len
-
-        def record(column: Array, value: Array) -> Array:
-            value = jnp.where(loop.alive[..., None], value, jnp.zeros_like(value))
-            return jax.lax.dynamic_update_slice(column, value, (0, 0, loop.t))
-
+        sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
+        is_full = branches.forced_len + sampled_len >= sampling.response_len
+        forced_visible = slots[None, None] < branches.forced_len[..., None]
         own_visible = forced_visible | ((slots >= num_forced) & (slots <= num_forced + loop.t))[None, None]
         hidden, cache = model.extend(
             token[..., None],
-            prefix=prefix,
+            prefix=branches.prefix,
             cache=loop.cache,
             slot=num_forced + loop.t,
-            offset=(forced.forced_len + loop.t)[..., None],
+            offset=(branches.forced_len + loop.t)[..., None],
             own_visible=own_visible[:, :, None],
         )
+
+        def record(column: Array, value: Array) -> Array:
+            """Writes value [B, J, ...] as token t of the branches that are alive."""
+            value = jnp.where(jnp.expand_dims(loop.alive, tuple(range(2, value.ndim))), value, jnp.zeros_like(value))
+            return jax.lax.dynamic_update_index_in_dim(column, value, loop.t, axis=2)
+
+        written = loop.written
         return _Loop(
             t=loop.t + 1,
             hidden=hidden[:, :, 0],
             cache=cache,
-            token_ids=record(loop.token_ids, token[..., None]),
-            logprobs=record(loop.logprobs, logprob),
-            sampled_len=sampled_len,
-            stopped=loop.stopped | (loop.alive & is_stop),
+            written=_Written(
+                token_ids=record(written.token_ids, token),
+                logprobs=record(written.logprobs, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]),
+                sampled_len=sampled_len,
+                stopped=written.stopped | (loop.alive & is_stop),
+                entropy=None
+                if written.entropy is None
+                else record(written.entropy, entropy_of(logprobs, forbidden_mask)),
+                states=None if written.states is None else record(written.states, hidden[:, :, 0]),
+            ),
             alive=loop.alive & ~is_stop & ~is_full,
         )
 
-    return _join(forced, jax.lax.while_loop(unfinished, decode_token, _start(model, prefix, forced, slots, sampling)))
+    def finish(branches: _Branches, loop: _Loop, sizes: list[int]) -> _Written:
+        """Decodes to the end; once no more than sizes[0] branches are alive, these alone."""
+        enough = sizes[0] if sizes else 0
+
+        def goes_on(loop: _Loop) -> Array:
+            return (loop.t < sampling.response_len) & (jnp.sum(loop.alive) > enough)
+
+        loop = jax.lax.while_loop(goes_on, functools.partial(decode_token, branches), loop)
+        if not sizes:
+            return loop.written
+        left = jnp.argsort(~loop.alive.reshape(-1), stable=True)[:enough]
+        rest = finish(_take_branches(branches, left), _take_loop(loop, left), sizes[1:])
+        return jax.tree.map(lambda every, some: _put(every, left, some), loop.written, rest)
+
+    total = batch * num_branches
+    sizes = sorted({max(1, int(share * total)) for share in sampling.compact_shares} - {total}, reverse=True)
+    everyone = _Branches(prefix, forced.forced_len, jnp.arange(total, dtype=jnp.int32).reshape(batch, num_branches))
+    return _join(forced, finish(everyone, _start(model, prefix, forced, slots, sampling), sizes))
+
+
+def _draw(key: Array, number: Array, logits: Array) -> Array:
+    """An id [B, J] int32 for each branch from logits [B, J, V], with a key of its own made from its number [B, J]."""
+    keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
+    return jax.vmap(jax.vmap(jax.random.categorical))(keys, logits).astype(jnp.int32)
+
+
+def _take(x: Array, rows: Array) -> Array:
+    """Branches `rows` [N] of x [B, J, ...] -> [N, 1, ...]."""
+    return x.reshape(-1, *x.shape[2:])[rows][:, None]
+
+
+def _put(x: Array, rows: Array, new: Array) -> Array:
+    """The inverse of `_take`: x with its branches `rows` replaced by new [N, 1, ...]."""
+    return jnp.asarray(x).reshape(-1, *x.shape[2:]).at[rows].set(new[:, 0]).reshape(x.shape)
+
+
+def _take_branches(branches: _Branches, rows: Array) -> _Branches:
+    """Branches `rows`, each with a copy of its prompt's keys and values."""
+    prompt = rows // branches.number.shape[1]
+    prefix = branches.prefix
+    return _Branches(
+        prefix=Prefix(
+            k=prefix.k[:, prompt],
+            v=prefix.v[:, prompt],
+            prompt_len=prefix.prompt_len[prompt],
+            next_position=prefix.next_position[prompt],
+            last_hidden=prefix.last_hidden[prompt],
+        ),
+        forced_len=_take(branches.forced_len, rows),
+        number=_take(branches.number, rows),
+    )
+
+
+def _take_loop(loop: _Loop, rows: Array) -> _Loop:
+    take = functools.partial(_take, rows=rows)
+    return _Loop(
+        t=loop.t,
+        hidden=take(loop.hidden),
+        cache=jax.tree.map(jax.vmap(take), loop.cache),
+        written=jax.tree.map(take, loop.written),
+        alive=take(loop.alive),
+    )
 
 
 def _start(model: QwenVL, prefix: Prefix, forced: Forced, slots: Array, sampling: Sampling) -> _Loop:
@@ -145,27 +233,38 @@ def _start(model: QwenVL, prefix: Prefix, forced: Forced, slots: Array, sampling
         last = jnp.maximum(forced.forced_len - 1, 0)[..., None, None]
         at_last = jnp.take_along_axis(states, last, axis=2)[:, :, 0]
         hidden = jnp.where((forced.forced_len > 0)[..., None], at_last, hidden)
-    empty = jnp.zeros((batch, num_branches, sampling.response_len))
+    shape = (batch, num_branches, sampling.response_len)
     return _Loop(
         t=jnp.int32(0),
         hidden=hidden,
         cache=cache,
-        token_ids=empty.astype(jnp.int32),
-        logprobs=empty.astype(jnp.float32),
-        sampled_len=jnp.zeros((batch, num_branches), jnp.int32),
-        stopped=jnp.zeros((batch, num_branches), bool),
+        written=_Written(
+            token_ids=jnp.zeros(shape, jnp.int32),
+            logprobs=jnp.zeros(shape, jnp.float32),
+            sampled_len=jnp.zeros((batch, num_branches), jnp.int32),
+            stopped=jnp.zeros((batch, num_branches), bool),
+            entropy=jnp.zeros(shape, jnp.float32) if sampling.keep_states else None,
+            states=jnp.zeros((*shape, hidden.shape[-1]), hidden.dtype) if sampling.keep_states else None,
+        ),
         alive=forced.active & (forced.forced_len < sampling.response_len),
     )
 
 
-def _join(forced: Forced, loop: _Loop) -> Rollouts:
+def _join(forced: Forced, written: _Written) -> Rollouts:
     """Forced and sampled tokens side by side, without the gap the cache has between them."""
-    column = jnp.arange(loop.token_ids.shape[-1])[None, None]
+    column = jnp.arange(written.token_ids.shape[-1])[None, None]
     from_start = column - forced.forced_len[..., None]
-    response_len = jnp.minimum(forced.forced_len, column.shape[-1]) + loop.sampled_len
+    response_len = jnp.minimum(forced.forced_len, column.shape[-1]) + written.sampled_len
     sampled_mask = (from_start >= 0) & (column < response_len[..., None])
     take = jnp.clip(from_start, 0, column.shape[-1] - 1)
-    token_ids = jnp.where(sampled_mask, jnp.take_along_axis(loop.token_ids, take, axis=-1), 0)
+
+    def shift(x: Array) -> Array:
+        """x [B, J, R, ...] moved behind the forced tokens; 0 where nothing was sampled."""
+        more = tuple(range(3, x.ndim))
+        moved = jnp.take_along_axis(x, jnp.expand_dims(take, more), axis=2)
+        return jnp.where(jnp.expand_dims(sampled_mask, more), moved, jnp.zeros_like(moved))
+
+    token_ids = shift(written.token_ids)
     if forced.token_ids.shape[-1]:
         pad = max(0, column.shape[-1] - forced.token_ids.shape[-1])
         start = jnp.pad(forced.token_ids, ((0, 0), (0, 0), (0, pad)))[..., : column.shape[-1]]
@@ -173,7 +272,9 @@ def _join(forced: Forced, loop: _Loop) -> Rollouts:
     return Rollouts(
         token_ids=token_ids,
         response_len=response_len,
-        logprobs=jnp.where(sampled_mask, jnp.take_along_axis(loop.logprobs, take, axis=-1), 0.0),
+        logprobs=shift(written.logprobs),
         sampled_mask=sampled_mask,
-        finished=loop.stopped,
+        finished=written.stopped,
+        entropy=None if written.entropy is None else shift(written.entropy),
+        states=None if written.states is None else shift(written.states),
     )

@@ -31,6 +31,12 @@ def masked_logits(model: QwenVL, hidden: Array, *, forbidden_mask: Array, temper
     return jnp.where(jnp.expand_dims(forbidden_mask, tuple(range(logits.ndim - 1))), _FORBIDDEN, logits)
 
 
+def entropy_of(logprobs: Array, forbidden_mask: Array) -> Array:
+    """Entropy in nats of log-probs [..., V] -> [...]; forbidden ids, of probability 0, give nothing."""
+    forbidden = jnp.expand_dims(forbidden_mask, tuple(range(logprobs.ndim - 1)))
+    return -jnp.sum(jnp.exp(logprobs) * jnp.where(forbidden, 0.0, logprobs), axis=-1)
+
+
 def token_scores(
     model: QwenVL, hidden: Array, token_ids: Array, *, forbidden_mask: Array, temperature: float, chunk: int
 ) -> TokenScores:
@@ -51,8 +57,8 @@ def token_scores(
         states, ids = inputs
         logits = masked_logits(model, states, forbidden_mask=forbidden_mask, temperature=temperature)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
-        entropy = -jnp.sum(jnp.exp(logprobs) * jnp.where(forbidden_mask[None], 0.0, logprobs), axis=-1)
-        return None, (jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0], entropy)
+        chosen = jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
+        return None, (chosen, entropy_of(logprobs, forbidden_mask))
 
     _, (logprobs, entropy) = jax.lax.scan(score_chunk, None, (hidden, flat_ids))
     size = flat_ids.size - padding
@@ -79,11 +85,7 @@ def score(
     temperature: float,
     chunk: int,
 ) -> Scores:
-    """One pass over the rollouts with the trainer's own graph: old log-probs and think states (method.md section 1).
-
-    The rationale's embedding is the mean of its states after the final norm; a response without a rationale is
-    pooled whole.
-    """
+    """One pass over the rollouts with the trainer's own graph: old log-probs and think states (method.md section 1)."""
     hidden = model.forward_branches(prompts, rollouts.token_ids)
     scores = token_scores(
         model,
@@ -93,7 +95,25 @@ def score(
         temperature=temperature,
         chunk=chunk,
     )
+    states = think_states(hidden.own, rollouts, verdicts)
+    return Scores(logprobs=scores.logprobs, entropy=scores.entropy, think_states=states)
+
+
+def scores_of_sampler(rollouts: Rollouts, verdicts: Verdicts) -> Scores:
+    """The same without a pass, from what the sampler kept (Sampling.keep_states)."""
+    assert rollouts.entropy is not None and rollouts.states is not None
+    return Scores(
+        logprobs=rollouts.logprobs,
+        entropy=rollouts.entropy,
+        think_states=think_states(rollouts.states, rollouts, verdicts),
+    )
+
+
+def think_states(own_hidden: Array, rollouts: Rollouts, verdicts: Verdicts) -> Array:
+    """The rationales' embeddings [B, J, D]: the states after the final norm, pooled over the rationale.
+
+    A response without a rationale is pooled whole.
+    """
     in_response = jnp.arange(rollouts.token_ids.shape[-1])[None, None] < rollouts.response_len[..., None]
     has_think = jnp.any(verdicts.think_mask, axis=-1, keepdims=True)
-    pooled = pool_states(hidden.own, jnp.where(has_think, verdicts.think_mask, in_response))
-    return Scores(logprobs=scores.logprobs, entropy=scores.entropy, think_states=pooled)
+    return pool_states(own_hidden, jnp.where(has_think, verdicts.think_mask, in_response))

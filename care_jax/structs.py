@@ -8,6 +8,7 @@ Dimension key (no letter has a second meaning anywhere in the project):
     D hidden width                V vocabulary                 L layers
     H query heads                 N key/value heads            Q queries a key/value head (H = N * Q)
     C channels of a head          I patches of a prompt        F values of a patch (channels * time * height * width)
+    E decoder layers that get deepstack features (Qwen3-VL)
 
 Masks come from lengths, never from comparing ids. Prompts and responses are padded on the right.
 """
@@ -54,6 +55,17 @@ class Prompts:
     patch_position_ids: Array  # [B, I, 2] int32 (height, width)
     window_ids: Array  # [B, I] int32, attention segment in windowed blocks; 0 is padding
     image_ids: Array  # [B, I] int32, attention segment in full blocks (one an image or frame); 0 is padding
+    # Qwen3-VL; [B, I, 0] where the model has no learned position grid
+    grid_index: Array  # [B, I, 4] int32, cells of the position grid around each patch
+    grid_weights: Array  # [B, I, 4] float32, and their bilinear weights
+
+
+@struct.dataclass
+class VisionFeatures:
+    """What a vision tower makes of a batch's patches, in their order, a row for each merged token."""
+
+    merged: Array  # [B, I / merge_unit, D]
+    deepstack: Array  # [E, B, I / merge_unit, D], added after the decoder's first E layers; E is 0 in Qwen2.5-VL
 
 
 @struct.dataclass
@@ -65,6 +77,8 @@ class Rollouts:
     logprobs: Array  # [B, G, R] float32, the sampler's, from untruncated logits / temperature; 0 where not sampled
     sampled_mask: Array  # [B, G, R] bool
     finished: Array  # [B, G] bool, a stop token was sampled (False: cut off at R)
+    entropy: Array | None = None  # [B, G, R] float32, nats; where the sampler's scores are used
+    states: Array | None = None  # [B, G, R, D], at each token after the final norm; likewise
 
 
 @struct.dataclass

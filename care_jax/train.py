@@ -8,6 +8,7 @@ Host work is verification and bookkeeping; everything else is a program compiled
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from pathlib import Path
@@ -101,7 +102,14 @@ class Trainer:
             session.state = output.state
             update_metrics = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
 
-        host = jax.device_get((group.rollouts, scores, batch.replace(prompts=None), assembled.advantages))
+        host = jax.device_get(
+            (
+                dataclasses.replace(group.rollouts, states=None),
+                scores,
+                batch.replace(prompts=None),
+                assembled.advantages,
+            )
+        )
         done = logbook.Step(
             records=[example.record for example in group.examples],
             rollouts=host[0],
@@ -140,6 +148,7 @@ class Trainer:
             np.asarray(rollouts.token_ids),
             np.asarray(rollouts.response_len),
             self.token_bytes,
+            response_format=self.session.processor.response_format,
             correct_weight=verify.correct_weight,
             format_weight=verify.format_weight,
             overlong_buffer_len=self.objective.overlong_buffer_len,
@@ -212,6 +221,7 @@ class Trainer:
         times = session.timer.take()
         metrics = update_metrics | logbook.metrics(done, anchored=anchored) | times
         metrics |= {"lr": session.last_lr, "time/step": seconds}
+        metrics.setdefault("logprob_gap/mean", metrics["abs_log_ratio"])  # where the sampler's scores are used
         sampled = float(done.rollouts.sampled_mask.sum())
         metrics["tokens_per_s/rollout"] = sampled / times["time/rollout"]
         metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]

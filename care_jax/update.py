@@ -33,6 +33,7 @@ class LossFn(Protocol):
 _PER_TOKEN = {
     "kl": ("kl_sum", "num_tokens"),
     "log_ratio": ("log_ratio_sum", "num_tokens"),
+    "abs_log_ratio": ("abs_log_ratio_sum", "num_tokens"),
     "clip_fraction": ("clipped_tokens", "weighted_tokens"),
 }
 
@@ -41,8 +42,8 @@ _PER_TOKEN = {
 class UpdateOutput:
     """The new state, and what the update saw: means over the step's minibatches.
 
-    `metrics`: loss, policy_loss, kl_loss, grad_norm before clipping, and kl, log_ratio and clip_fraction a token; of
-    these, what the loss reports.
+    `metrics`: loss, policy_loss, kl_loss, grad_norm before clipping, and kl, log_ratio, abs_log_ratio and clip_fraction
+    a token; of these, what the loss reports.
     """
 
     state: TrainState
@@ -51,7 +52,7 @@ class UpdateOutput:
 
 def split_batch(batch: TrainBatch, pieces: int) -> TrainBatch:
     """[B, ...] -> [pieces, B / pieces, ...], dealt out round robin so that each piece touches every shard."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), batch)
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), batch)
 
 
 def make_update(

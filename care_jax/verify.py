@@ -13,8 +13,9 @@ import numpy as np
 
 from care_jax import regions, structs
 from care_jax.data.records import Record
+from care_jax.response_format import ResponseFormat
 from care_jax.verifiers.pool import Item, Verifier
-from care_jax.verifiers.verdict import Verdict
+from care_jax.verifiers.verdict import AMBIGUOUS, Verdict
 
 __all__ = ["Item", "Judged", "Verdict", "Verifier", "judge", "overlong_penalty"]
 
@@ -59,6 +60,7 @@ class _Read(NamedTuple):
 
     texts: np.ndarray  # [B, G] str
     extracted: np.ndarray  # [B, G] str or None
+    several_answers: np.ndarray  # [B, G] bool
     format_ok: np.ndarray  # [B, G] bool
     think_mask: np.ndarray  # [B, G, R] bool
     answer_mask: np.ndarray  # [B, G, R] bool
@@ -71,12 +73,13 @@ def judge(
     response_len: np.ndarray,
     token_bytes: Sequence[bytes],
     *,
+    response_format: ResponseFormat,
     correct_weight: float,
     format_weight: float,
     overlong_buffer_len: int = 0,
     overlong_penalty: float = 0.0,
 ) -> Judged:
-    """Decode, parse and verify B x G responses.
+    """Decode, parse and verify B x G responses. One that gives two different answers is wrong, whatever they are.
 
     rewards = correct_weight * correct + format_weight * format_ok, less the overlong penalty with R as the limit. The
     masks cover forced tokens too; `sampled_mask` is the caller's to apply.
@@ -87,6 +90,7 @@ def judge(
         token_ids: [B, G, R] int32.
         response_len: [B, G] int32, tokens.
         token_bytes: the bytes of each token id, a `regions.TokenBytes`.
+        response_format: the layout that the prompts ask for.
         correct_weight: reward of a correct answer.
         format_weight: reward of a well-formed response.
         overlong_buffer_len: tokens before R where the length penalty sets in; 0: none.
@@ -96,8 +100,8 @@ def judge(
     """
     token_ids, response_len = np.asarray(token_ids), np.asarray(response_len)
     _check_shapes(len(records), token_ids, response_len)
-    read = _read_responses(token_ids, response_len, token_bytes)
-    verdicts = _check_answers(verifier, records, read.extracted)
+    read = _read_responses(token_ids, response_len, token_bytes, response_format)
+    verdicts = _check_answers(verifier, records, read)
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
     rewards = correct_weight * correct + format_weight * read.format_ok
     rewards += _length_term(response_len, token_ids.shape[-1], overlong_buffer_len, overlong_penalty)
@@ -136,10 +140,13 @@ def _check_shapes(num_records: int, token_ids: np.ndarray, response_len: np.ndar
         )
 
 
-def _read_responses(token_ids: np.ndarray, response_len: np.ndarray, token_bytes: Sequence[bytes]) -> _Read:
+def _read_responses(
+    token_ids: np.ndarray, response_len: np.ndarray, token_bytes: Sequence[bytes], response_format: ResponseFormat
+) -> _Read:
     read = _Read(
         texts=np.full(response_len.shape, None, object),
         extracted=np.full(response_len.shape, None, object),
+        several_answers=np.zeros(response_len.shape, bool),
         format_ok=np.zeros(response_len.shape, bool),
         think_mask=np.zeros(token_ids.shape, bool),
         answer_mask=np.zeros(token_ids.shape, bool),
@@ -148,10 +155,11 @@ def _read_responses(token_ids: np.ndarray, response_len: np.ndarray, token_bytes
         length = response_len[row]
         pieces = _pieces(token_ids[row][:length], token_bytes)
         text = b"".join(pieces)
-        parsed = regions.parse_response(text)
+        parsed = response_format.parse(text)
         read.texts[row] = text.decode(errors="replace")
         if parsed.answer is not None:
             read.extracted[row] = text[slice(*parsed.answer)].decode(errors="replace")
+        read.several_answers[row] = parsed.several_answers
         read.format_ok[row] = parsed.format_ok
         read.think_mask[row][:length], read.answer_mask[row][:length] = regions.span_masks(pieces, parsed)
     return read
@@ -166,13 +174,17 @@ def _pieces(ids: np.ndarray, token_bytes: Sequence[bytes]) -> list[bytes]:
     return [token_bytes[token_id] for token_id in ids.tolist()]
 
 
-def _check_answers(verifier: Verifier, records: Sequence[Record], extracted: np.ndarray) -> list[Verdict]:
+def _check_answers(verifier: Verifier, records: Sequence[Record], read: _Read) -> list[Verdict]:
     """Return B * G verdicts, those of one record side by side."""
-    items = [
-        Item(record.answer_kind, answer, record.answer, record.choices)
-        for record, answers in zip(records, extracted, strict=True)
-        for answer in answers
-        if answer is not None
-    ]
-    checked = iter(verifier.check(items))
-    return [NO_ANSWER if answer is None else next(checked) for answer in extracted.flat]
+    known: dict[tuple[int, ...], Verdict] = {}
+    items: dict[tuple[int, ...], Item] = {}
+    for row, answer in np.ndenumerate(read.extracted):
+        record = records[row[0]]
+        if read.several_answers[row]:
+            known[row] = AMBIGUOUS
+        elif answer is None:
+            known[row] = NO_ANSWER
+        else:
+            items[row] = Item(record.answer_kind, answer, record.answer, record.choices)
+    known |= zip(items, verifier.check(list(items.values())), strict=True)
+    return [known[row] for row in np.ndindex(*read.extracted.shape)]

@@ -1,84 +1,65 @@
-"""Hugging Face folder to our parameters.
+"""Hugging Face folder to our parameters, bit for bit and a few tens of megabytes at a time.
 
 python -m convert.hf_to_jax --hf=DIR --out=DIR
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
-from safetensors import SafetensorError, safe_open
+from absl import flags
 
-from care_jax import checkpoint, cli
+from care_jax import checkpoint
 from care_jax.models import load_model_config
-from convert import mapping, qwen2_5_vl
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-
-class HFTensors(Mapping[str, np.ndarray]):
-    """The safetensors of a folder by name, read from disk when asked for."""
-
-    def __init__(self, folder: Path):
-        """Reads the headers.
-
-        Raises:
-            ValueError: no safetensors, a shard of the index is not there, or a file is cut off.
-        """
-        index, single = folder / INDEX_FILE, folder / SINGLE_FILE
-        if index.is_file():
-            files = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
-        elif single.is_file():
-            files = [single]
-        else:
-            raise ValueError(f"no weights in {folder}: looked for {SINGLE_FILE} and {INDEX_FILE}; download one of them")
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise ValueError(f"{index} names files that are not there: {', '.join(absent)}; download them")
-        self._files: dict[str, Path] = {}
-        for file in files:
-            try:
-                with safe_open(file, framework="numpy") as tensors:
-                    self._files.update(dict.fromkeys(tensors.keys(), file))
-            except SafetensorError as error:
-                raise ValueError(f"{file} is not a whole safetensors file ({error}); download it again") from error
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        with safe_open(self._files[name], framework="numpy") as tensors:
-            return tensors.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+from convert import command, hf_folder, mapping, staging, tables
+from convert.mapping import DTYPES, Index, Weight
+from convert.safetensors_io import Tensor
 
 
-def read(hf_folder: Path) -> dict[str, np.ndarray]:
-    """The float32 parameters of a Hugging Face folder by our dotted names.
+def convert(folder: Path, out: Path) -> int:
+    """Writes the parameters of a Hugging Face folder for `checkpoint.load_params` and gives their number.
+
+    Each keeps its type; where the layers of one differ in it, float32 holds them all.
 
     Raises:
-        ValueError: unreadable files, or weights that do not fit config.json, all of them listed.
+        ValueError: unreadable files, weights that do not fit config.json (all of them listed), or an `out` that
+            exists or cannot be written.
     """
-    return mapping.to_jax(HFTensors(hf_folder), qwen2_5_vl.table(load_model_config(hf_folder)))
-
-
-def convert(hf_folder: Path, out: Path) -> int:
-    """Writes the parameters of `hf_folder` for `checkpoint.load_params` and gives their number.
-
-    Raises:
-        ValueError: as `read`, or `out` already holds parameters.
-    """
-    if out.exists():
-        raise ValueError(f"--out={out} exists already; name a new folder or remove it")
-    params = read(hf_folder)
-    checkpoint.save_params(out, params)
+    table = tables.table(load_model_config(folder))
+    tensors = hf_folder.all_tensors(hf_folder.read_shards(folder))
+    sources = mapping.check_tensors(tensors, table)
+    layers = {(source.weight.ours, source.layer): tensors[name] for name, source in sources.items()}
+    params = {
+        weight.ours: _streamed(weight, [layers[weight.ours, i] for i in range(len(weight.hf_names))])
+        for weight in table
+    }
+    with staging.new_folder(out, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as new:
+        checkpoint.save_params(new, params)
     return sum(param.size for param in params.values())
+
+
+def _streamed(weight: Weight, tensors: list[Tensor]) -> checkpoint.StreamedParam:
+    types = {tensor.dtype for tensor in tensors}
+    dtype = DTYPES[types.pop()] if len(types) == 1 else np.dtype(np.float32)
+    return checkpoint.StreamedParam(weight.our_shape, dtype, functools.partial(_parts, weight, tensors, dtype))
+
+
+def _parts(
+    weight: Weight, tensors: list[Tensor], dtype: np.dtype, chunk_shape: tuple[int, ...]
+) -> Iterator[tuple[Index, np.ndarray]]:
+    """Whole chunks: of several layers, if they are small, or some rows of one."""
+    if weight.layers is not None and chunk_shape[0] > 1:
+        whole = np.empty(weight.our_shape, dtype)
+        for layer, tensor in enumerate(tensors):
+            whole[layer] = weight.to_ours(tensor.read())
+        yield (slice(None),), whole
+        return
+    for layer, tensor in enumerate(tensors):
+        for rows in mapping.row_ranges(weight, chunk_shape, dtype):
+            yield weight.place(layer, rows), weight.to_ours(tensor.read(rows).astype(dtype, copy=False))
 
 
 def _define_flags() -> None:
@@ -86,14 +67,13 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "New folder for the parameters.", required=True)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """The command; raises ValueError on bad input."""
-    del argv
     out = Path(flags.FLAGS.out)
     size = convert(Path(flags.FLAGS.hf), out)
     print(f"{size:,} parameters -> {out}")
 
 
 if __name__ == "__main__":
-    _define_flags()  # not at import: the other direction has flags of the same names
-    cli.exit_on_bad_input(lambda: app.run(main))
+    _define_flags()  # not at import: the other commands have flags of the same names
+    command.run(main)

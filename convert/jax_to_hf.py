@@ -7,72 +7,72 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
-import ml_dtypes
 import numpy as np
-from absl import app, flags
-from safetensors.numpy import save_file
+import tensorstore as ts
+from absl import flags
 
-from care_jax import checkpoint, cli
+from care_jax import checkpoint
+from care_jax.checkpoint import StoredParam
 from care_jax.models import load_model_config
-from convert import mapping, qwen2_5_vl
-from convert.hf_to_jax import INDEX_FILE, SINGLE_FILE, HFTensors
+from convert import command, hf_folder, mapping, safetensors_io, staging, tables
+from convert.hf_folder import INDEX_FILE, SINGLE_FILE
+from convert.mapping import DTYPES, Layout, Source, Weight
+from convert.safetensors_io import Shard, Spec
 
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
+_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+_WEIGHT_FILES = ("*.safetensors", INDEX_FILE, "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
 _NOT_CARRIED = (*_WEIGHT_FILES, ".cache", ".git")  # what the hub's client and a clone leave in a folder
 _MAX_SHARD_BYTES = 4 * 2**30
 
 
-def export(
-    params: Mapping[str, np.ndarray | jax.Array],
-    hf_folder: Path,
+def convert(
+    path: Path,
+    folder: Path,
     out: Path,
     *,
     dtype: str = "source",
     overwrite: bool = False,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
-) -> None:
-    """Writes `params` (dotted names) to `out` beside unchanged copies of the non-weight files of `hf_folder`.
+) -> int:
+    """Writes the parameters at `path` to `out`, beside unchanged copies of the other files of `folder`.
 
-    `dtype` is float32, bfloat16 or source (what config.json says, which stays as it is in any case). The key layout
-    is that of the source's weights, and what transformers writes if it has none. `out` appears whole or not at all.
+    Where `folder` has weights, the new ones have their files, names, order and types, so that what was converted
+    from it gives the same bytes again; where it has none, they have the names of the published files, the type
+    that config.json names, and files of at most `max_shard_bytes`. A `dtype` of float32 or bfloat16 goes before
+    the source's; config.json stays as it is in any case.
+
+    Returns the number of parameters.
 
     Raises:
-        ValueError: parameters that do not fit config.json (all listed), an unknown dtype, an `out` that may not be
-            written.
+        ValueError: no checkpoint at `path`, parameters that do not fit config.json (all listed), an unknown dtype,
+            or an `out` that may not or cannot be written.
     """
-    _check_out(out, hf_folder, overwrite=overwrite)
-    config = load_model_config(hf_folder)
-    np_dtype = _resolve_dtype(dtype, hf_folder)
-    has_weights = any((hf_folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
-    layout = mapping.layout_of(HFTensors(hf_folder)) if has_weights else "hub"
-    tensors = mapping.to_hf(params, qwen2_5_vl.table(config), layout)
-
-    partial, replaced = out.with_name(out.name + ".partial"), out.with_name(out.name + ".replaced")
-    for leftover in (partial, replaced):
-        if leftover.exists():
-            raise ValueError(f"{leftover} is left from an export that was cut off; look at it and remove it")
-    try:
-        shutil.copytree(hf_folder, partial, ignore=shutil.ignore_patterns(*_NOT_CARRIED))
-        _write_weights(tensors, partial, np_dtype, max_shard_bytes)
-        if out.exists():
-            out.rename(replaced)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    _check_out(out, folder, overwrite=overwrite)
+    config = load_model_config(folder)
+    table = tables.table(config)
+    shards = _plan(folder, table, tables.usual_layout(config), dtype, max_shard_bytes)
+    params = checkpoint.open_params(path)
+    mapping.check_params(params, table)
+    num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
+    with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
+        shutil.copytree(folder, new, ignore=shutil.ignore_patterns(*_NOT_CARRIED), dirs_exist_ok=True)
+        _write_weights(new, shards, table, params)
+        if dtype == "source" and (folder / INDEX_FILE).is_file():
+            shutil.copy(folder / INDEX_FILE, new)
+        elif shards.keys() != {SINGLE_FILE}:
+            write_index(new / INDEX_FILE, shards, num_bytes)
+    return sum(np.prod(param.shape, dtype=int) for param in params.values())
 
 
-def _check_out(out: Path, hf_folder: Path, *, overwrite: bool) -> None:
+def _check_out(out: Path, folder: Path, *, overwrite: bool) -> None:
     """Refuses to write over anything but a Hugging Face folder, and over the source."""
-    ours, source = out.resolve(), hf_folder.resolve()
+    ours, source = out.resolve(), folder.resolve()
     if ours == source or ours in source.parents or source in ours.parents:
-        raise ValueError(f"--out={out} and --hf={hf_folder} lie inside each other; name a folder beside it")
+        raise ValueError(f"--out={out} and --hf={folder} lie inside each other; name a folder beside it")
     if not out.exists():
         return
     if not overwrite:
@@ -81,64 +81,113 @@ def _check_out(out: Path, hf_folder: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--out={out} is not a Hugging Face folder (no config.json), so --overwrite leaves it alone")
 
 
-def _resolve_dtype(dtype: str, hf_folder: Path) -> np.dtype:
-    named = dtype
-    if dtype == "source":
-        raw = json.loads((hf_folder / "config.json").read_text())
-        keys = [key for key in ("dtype", "torch_dtype") if key in raw]  # transformers 5 and the hub
-        if not keys:
-            raise ValueError(f"{hf_folder / 'config.json'} names no dtype; pass --dtype=float32 or --dtype=bfloat16")
-        named = raw[keys[0]]
-    if named not in _DTYPES:
-        raise ValueError(f"cannot write dtype {named!r} ({dtype=}); pass --dtype=float32 or --dtype=bfloat16")
-    return _DTYPES[named]
+def _plan(folder: Path, table: list[Weight], layout: Layout, dtype: str, max_shard_bytes: int) -> dict[str, Shard]:
+    """What to write, by file name."""
+    if dtype != "source" and dtype not in _DTYPES:
+        raise ValueError(f"cannot write {dtype=}; pass --dtype=float32 or --dtype=bfloat16")
+    if not hf_folder.has_weights(folder):
+        named = _DTYPES[_config_dtype(folder) if dtype == "source" else dtype]
+        sources = mapping.by_hf_name(table).items()
+        specs = {mapping.laid_out(name, layout): Spec(named, source.weight.shape) for name, source in sources}
+        return split(specs, max_shard_bytes)
+    shards = hf_folder.read_shards(folder)
+    mapping.check_tensors(hf_folder.all_tensors(shards), table)
+    return {
+        file: Shard(
+            {
+                name: tensor if dtype == "source" else Spec(_DTYPES[dtype], tensor.shape)
+                for name, tensor in shard.tensors.items()
+            },
+            shard.metadata,
+        )
+        for file, shard in shards.items()
+    }
 
 
-def _write_weights(tensors: Mapping[str, np.ndarray], folder: Path, dtype: np.dtype, max_shard_bytes: int) -> None:
-    """One file, or shards of at most `max_shard_bytes` and an index; only one shard is in memory at a time."""
-    shards: list[list[str]] = [[]]
+def _config_dtype(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    keys = [key for key in ("dtype", "torch_dtype") if key in config]  # transformers 5 and the hub
+    if not keys:
+        raise ValueError(f"{folder / 'config.json'} names no dtype; pass --dtype=float32 or --dtype=bfloat16")
+    if config[keys[0]] not in _DTYPES:
+        raise ValueError(f"cannot write dtype {config[keys[0]]!r}; pass --dtype=float32 or --dtype=bfloat16")
+    return config[keys[0]]
+
+
+def split(specs: dict[str, Spec], max_shard_bytes: int) -> dict[str, Shard]:
+    """One file, or files of at most `max_shard_bytes` where no single tensor is larger."""
+    parts: list[dict[str, Spec]] = [{}]
     filled = 0
-    for name, tensor in tensors.items():
-        size = tensor.size * dtype.itemsize
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
+    for name, spec in specs.items():
+        if parts[-1] and filled + spec.nbytes > max_shard_bytes:
+            parts.append({})
             filled = 0
-        shards[-1].append(name)
-        filled += size
-
-    count = len(shards)
+        parts[-1][name] = spec
+        filled += spec.nbytes
+    count = len(parts)
     files = [SINGLE_FILE] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
-    for file, names in zip(files, shards, strict=True):
-        # safetensors writes an array's memory as it lies, whatever its strides: transposed views must be copied.
-        shard = {name: tensors[name].astype(dtype, order="C") for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    if count > 1:
-        index = {
-            "metadata": {"total_size": sum(tensor.size for tensor in tensors.values()) * dtype.itemsize},
-            "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
-        }
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    return {file: Shard(part, {"format": "pt"}) for file, part in zip(files, parts, strict=True)}
+
+
+def _write_weights(
+    folder: Path, shards: Mapping[str, Shard], table: list[Weight], params: Mapping[str, StoredParam]
+) -> None:
+    sources = mapping.by_hf_name(table)
+    for file, shard in shards.items():
+        pieces = (
+            piece
+            for name, spec in shard.tensors.items()
+            for piece in _pieces(sources[mapping.hub_name(name)], params, DTYPES[spec.dtype])
+        )
+        rows = (weight.to_hf(part.result().astype(dtype, copy=False)) for weight, part, dtype in _one_ahead(pieces))
+        safetensors_io.write(folder / file, shard, rows)
+
+
+class _Piece(NamedTuple):
+    """Some rows of a tensor, being read from our array."""
+
+    weight: Weight
+    part: ts.Future[np.ndarray]
+    dtype: np.dtype  # to write
+
+
+def _pieces(source: Source, params: Mapping[str, StoredParam], dtype: np.dtype) -> Iterator[_Piece]:
+    param = params[source.weight.ours]
+    for rows in mapping.row_ranges(source.weight, param.chunk_shape, param.dtype):
+        yield _Piece(source.weight, param.read(source.weight.place(source.layer, rows)), dtype)
+
+
+def _one_ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+    """The same; each is asked for, and so starts to be read, while the one before is worked on."""
+    current = next(pieces)
+    for following in pieces:
+        yield current
+        current = following
+    yield current
+
+
+def write_index(file: Path, shards: Mapping[str, Shard], num_bytes: int) -> None:
+    weight_map = {name: file for file, shard in shards.items() for name in shard.tensors}
+    index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+    file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Run, checkpoint, or converted model with the parameters.", required=True)
     flags.DEFINE_string("hf", None, "Hugging Face folder whose non-weight files are carried over.", required=True)
     flags.DEFINE_string("out", None, "New Hugging Face folder.", required=True)
-    flags.DEFINE_enum("dtype", "source", ["source", *_DTYPES], "Of the weights; source: what config.json says.")
+    flags.DEFINE_enum("dtype", "source", ["source", *_DTYPES], "Of the weights; source: what --hf has.")
     flags.DEFINE_bool("overwrite", False, "Replace an --out that is a Hugging Face folder.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """The command; raises ValueError on bad input."""
-    del argv
     args = flags.FLAGS
-    hf_folder, out = Path(args.hf), Path(args.out)
-    _check_out(out, hf_folder, overwrite=args.overwrite)  # before the parameters are read, which may take minutes
-    params = checkpoint.load_params(Path(args.checkpoint))
-    export(params, hf_folder, out, dtype=args.dtype, overwrite=args.overwrite)
-    print(f"{sum(param.size for param in params.values()):,} parameters -> {out}")
+    out = Path(args.out)
+    size = convert(Path(args.checkpoint), Path(args.hf), out, dtype=args.dtype, overwrite=args.overwrite)
+    print(f"{size:,} parameters -> {out}")
 
 
 if __name__ == "__main__":
-    _define_flags()  # not at import: the other direction has flags of the same names
-    cli.exit_on_bad_input(lambda: app.run(main))
+    _define_flags()  # not at import: the other commands have flags of the same names
+    command.run(main)

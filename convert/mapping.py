@@ -1,24 +1,47 @@
-"""A table of weights, applied both ways between Hugging Face's names and layouts and ours.
+"""A table of weights, read both ways between Hugging Face's names and layouts and ours.
 
 Hugging Face keeps one tensor a layer and matrices as [out, in]; we stack the layers of a tower on a leading axis
-and keep matrices as [in, out]. A table is written once, in the key layout of the hub's Qwen2.5-VL files, and read
-in both directions. Everything that does not fit is told in one error.
+and keep matrices as [in, out]. A table is written once, in the key layout of the hub's Qwen2.5-VL files. Everything
+that does not fit is told in one error.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, Protocol
 
-import jax
+import ml_dtypes
 import numpy as np
 
-# "hub": visual.*, model.*, lm_head.* (what transformers writes); "nested": model.visual.*, model.language_model.*
-# (the names of transformers' modules in memory, found in files that other tools saved).
+from care_jax.checkpoint import Index
+
+# "hub": visual.*, model.*, lm_head.* (published Qwen2.5-VL, and what transformers writes for it);
+# "nested": model.visual.*, model.language_model.*, lm_head.* (published Qwen3-VL, the names of transformers' modules
+# in memory, and Qwen2.5-VL in files that other tools saved).
 Layout = Literal["hub", "nested"]
 
 _NESTED_TO_HUB = {"model.language_model.": "model.", "model.visual.": "visual."}
+# By safetensors' names: what is kept bit for bit, and is exact in float32.
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+
+PIECE_BYTES = 64 * 2**20  # of what is in memory at a time; two or three pieces are, with their copies
+_STRIP = 16  # columns that are transposed at a time
+
+
+class Shaped(Protocol):
+    """An array, or one that is still on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Typed(Shaped, Protocol):
+    """The same, with safetensors' name of its type."""
+
+    @property
+    def dtype(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,72 +62,105 @@ class Weight:
     @property
     def our_shape(self) -> tuple[int, ...]:
         """Shape of our array."""
-        one = (int(np.prod(self.shape[1:])), self.shape[0]) if self.kernel else self.shape
+        one = (math.prod(self.shape[1:]), self.shape[0]) if self.kernel else self.shape
         return one if self.layers is None else (self.layers, *one)
 
+    @property
+    def row_axis(self) -> int:
+        """The axis of our array along which the rows of a Hugging Face tensor lie."""
+        return len(self.our_shape) - 1 if self.kernel else int(self.layers is not None)
 
-def to_jax(hf_tensors: Mapping[str, np.ndarray], table: Sequence[Weight]) -> dict[str, np.ndarray]:
-    """Our float32 parameters by dotted name; each tensor is read once, so a mapping that reads from disk is welcome.
+    def place(self, layer: int, rows: slice = slice(None)) -> Index:
+        """Where `rows` of a layer's tensor lie in our array."""
+        one = (slice(None), rows) if self.kernel else (rows,)
+        return one if self.layers is None else (layer, *one)
+
+    def to_ours(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of a tensor as they lie in our array: a view."""
+        return rows.reshape(len(rows), -1).T if self.kernel else rows
+
+    def to_hf(self, part: np.ndarray) -> np.ndarray:
+        """The inverse of `to_ours`, contiguous."""
+        return _transposed(part).reshape(-1, *self.shape[1:]) if self.kernel else part
+
+
+def _transposed(matrix: np.ndarray) -> np.ndarray:
+    """A contiguous copy, in strips that stay in the cache: numpy's own takes ten times as long."""
+    out = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), _STRIP):
+        out[:, start : start + _STRIP] = matrix[start : start + _STRIP].T
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A Hugging Face tensor of a table."""
+
+    weight: Weight
+    layer: int
+
+
+def row_ranges(weight: Weight, chunk_shape: tuple[int, ...], dtype: np.dtype) -> Iterator[slice]:
+    """The rows of a Hugging Face tensor in whole chunks of our array, at most PIECE_BYTES if one chunk is."""
+    chunk_rows = min(chunk_shape[weight.row_axis], weight.shape[0])
+    row_bytes = math.prod(weight.shape[1:]) * dtype.itemsize
+    step = chunk_rows * max(1, PIECE_BYTES // (chunk_rows * row_bytes))
+    return (slice(start, min(start + step, weight.shape[0])) for start in range(0, weight.shape[0], step))
+
+
+def by_hf_name(table: Sequence[Weight]) -> dict[str, Source]:
+    """The tensors of a table by name in the hub layout, in the table's order."""
+    return {name: Source(weight, i) for weight in table for i, name in enumerate(weight.hf_names)}
+
+
+def check_tensors(tensors: Mapping[str, Typed], table: Sequence[Weight]) -> dict[str, Source]:
+    """What each of the Hugging Face tensors, in either layout, is in the table.
 
     Raises:
-        ValueError: listing every missing, unknown, repeated or mis-shaped tensor.
+        ValueError: listing every missing, unknown, repeated or mis-shaped tensor, and every type that is not kept.
     """
+    wanted = by_hf_name(table)
     given: dict[str, str] = {}
     problems = []
-    for name in hf_tensors:
+    for name in tensors:
         if hub_name(name) in given:
             problems.append(f"{name}: the same weight as {given[hub_name(name)]}")
         given[hub_name(name)] = name
-    wanted = [name for weight in table for name in weight.hf_names]
     problems += [f"{name}: missing" for name in wanted if name not in given]
-    problems += [f"{given[name]}: unknown" for name in sorted(given.keys() - set(wanted))]
-
-    params = {}
-    for weight in table:
-        stacked = np.empty(weight.our_shape, np.float32)
-        slots = [stacked] if weight.layers is None else list(stacked)  # views, filled in place
-        for name, slot in zip(weight.hf_names, slots, strict=True):
-            if name not in given:
-                continue
-            tensor = hf_tensors[given[name]]
-            if tensor.shape != weight.shape:
-                problems.append(f"{given[name]}: shape {tensor.shape}, expected {weight.shape}")
-                continue
-            slot[...] = tensor.reshape(weight.shape[0], -1).T if weight.kernel else tensor
-        params[weight.ours] = stacked
-    _raise_for(problems, "Hugging Face tensors")
-    return params
-
-
-def to_hf(
-    params: Mapping[str, np.ndarray | jax.Array], table: Sequence[Weight], layout: Layout
-) -> dict[str, np.ndarray]:
-    """Hugging Face's tensors by name: views of `params` where these are host arrays, so this takes no memory.
-
-    Raises:
-        ValueError: listing every missing, unknown or mis-shaped parameter.
-    """
-    known = {weight.ours for weight in table}
-    problems = [f"{weight.ours}: missing" for weight in table if weight.ours not in params]
-    problems += [f"{name}: unknown" for name in sorted(params.keys() - known)]
+    problems += [f"{given[name]}: unknown" for name in sorted(given.keys() - wanted.keys())]
+    problems += _misshapen({given[name]: wanted[name].weight.shape for name in wanted if name in given}, tensors)
     problems += [
-        f"{weight.ours}: shape {params[weight.ours].shape}, expected {weight.our_shape}"
-        for weight in table
-        if weight.ours in params and params[weight.ours].shape != weight.our_shape
+        f"{name}: type {tensor.dtype}, supported: {', '.join(DTYPES)}"
+        for name, tensor in tensors.items()
+        if tensor.dtype not in DTYPES
     ]
+    _raise_for(problems, "Hugging Face tensors")
+    return {name: wanted[hub_name(name)] for name in tensors}
+
+
+def check_params(params: Mapping[str, Shaped], table: Sequence[Weight]) -> None:
+    """Raises a ValueError that lists every missing, unknown or mis-shaped parameter."""
+    shapes = {weight.ours: weight.our_shape for weight in table}
+    problems = [f"{name}: missing" for name in shapes if name not in params]
+    problems += [f"{name}: unknown" for name in sorted(params.keys() - shapes.keys())]
+    problems += _misshapen({name: shape for name, shape in shapes.items() if name in params}, params)
     _raise_for(problems, "parameters")
 
-    tensors = {}
-    for weight in table:
-        ours = np.asarray(params[weight.ours])
-        for name, one in zip(weight.hf_names, [ours] if weight.layers is None else ours, strict=True):
-            tensors[laid_out(name, layout)] = one.T.reshape(weight.shape) if weight.kernel else one
-    return tensors
+
+def _misshapen(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Shaped]) -> list[str]:
+    return [
+        f"{name}: shape {tuple(given[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if tuple(given[name].shape) != shape
+    ]
 
 
-def layout_of(names: Iterable[str]) -> Layout:
-    """The key layout of a folder's tensor names."""
-    return "nested" if any(name.startswith(tuple(_NESTED_TO_HUB)) for name in names) else "hub"
+def _raise_for(problems: list[str], what: str) -> None:
+    if problems:
+        raise ValueError(
+            f"{len(problems)} {what} do not fit the model of config.json (missing: the model needs it; unknown: the"
+            " model has no place for it); use the config.json that belongs to them:\n  " + "\n  ".join(problems)
+        )
 
 
 def hub_name(name: str) -> str:
@@ -122,11 +178,3 @@ def laid_out(name: str, layout: Layout) -> str:
             if name.startswith(hub):
                 return nested + name.removeprefix(hub)
     return name
-
-
-def _raise_for(problems: list[str], what: str) -> None:
-    if problems:
-        raise ValueError(
-            f"{len(problems)} {what} do not fit the model of config.json (missing: the model needs it; unknown: the"
-            " model has no place for it); use the config.json that belongs to them:\n  " + "\n  ".join(problems)
-        )

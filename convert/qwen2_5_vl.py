@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from care_jax.models.model_config import ModelConfig, TextConfig, VisionConfig
+from care_jax.models.model_config import ModelConfig, VisionConfig
 from convert.mapping import Weight
+from convert.qwen_text import text_weights
 
 
 def table(config: ModelConfig) -> list[Weight]:
     """All weights, in the order they are written. A tied head has no tensor of its own."""
-    return [*_text(config.text), *_vision(config.vision)]
-
-
-def _text(text: TextConfig) -> list[Weight]:
-    width, ffn, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    heads, kv_heads = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-
-    def layer(name: str, ours: str, shape: tuple[int, ...], *, kernel: bool = False) -> Weight:
-        return Weight("model.layers.{i}." + name, "layers." + ours, shape, kernel=kernel, layers=layers)
-
-    weights = [
-        Weight("model.embed_tokens.weight", "embed_tokens.weight", (text.vocab_size, width)),
-        layer("input_layernorm.weight", "input_layernorm.weight", (width,)),
-        layer("self_attn.q_proj.weight", "self_attn.q_proj.kernel", (heads, width), kernel=True),
-        layer("self_attn.q_proj.bias", "self_attn.q_proj.bias", (heads,)),
-        layer("self_attn.k_proj.weight", "self_attn.k_proj.kernel", (kv_heads, width), kernel=True),
-        layer("self_attn.k_proj.bias", "self_attn.k_proj.bias", (kv_heads,)),
-        layer("self_attn.v_proj.weight", "self_attn.v_proj.kernel", (kv_heads, width), kernel=True),
-        layer("self_attn.v_proj.bias", "self_attn.v_proj.bias", (kv_heads,)),
-        layer("self_attn.o_proj.weight", "self_attn.o_proj.kernel", (width, heads), kernel=True),
-        layer("post_attention_layernorm.weight", "post_attention_layernorm.weight", (width,)),
-        layer("mlp.gate_proj.weight", "mlp.gate_proj.kernel", (ffn, width), kernel=True),
-        layer("mlp.up_proj.weight", "mlp.up_proj.kernel", (ffn, width), kernel=True),
-        layer("mlp.down_proj.weight", "mlp.down_proj.kernel", (width, ffn), kernel=True),
-        Weight("model.norm.weight", "norm.weight", (width,)),
-    ]
-    if not text.tie_word_embeddings:
-        weights.append(Weight("lm_head.weight", "lm_head.kernel", (text.vocab_size, width), kernel=True))
-    return weights
+    return [*text_weights(config.text), *_vision(config.vision)]
 
 
 def _vision(vision: VisionConfig) -> list[Weight]:

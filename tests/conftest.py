@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from care_jax import models  # noqa: E402
 from care_jax.processor import Processor, load_processor  # noqa: E402
+from care_jax.response_format import ANSWER_TAGS  # noqa: E402
 from care_jax.structs import Prompts  # noqa: E402
 from tests.end_to_end import SmallTask, make_small_task  # noqa: E402
 from tests.pictures import encode, picture, question  # noqa: E402
@@ -45,7 +47,7 @@ def tiny_processor(tiny_folder, tmp_path_factory) -> Processor:
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
     return load_processor(
         folder,
-        prompt_suffix="",
+        response_format=dataclasses.replace(ANSWER_TAGS, request=""),
         prompt_buckets=(40,),
         patch_buckets=(64,),
         max_image_tokens=16,

@@ -1,4 +1,4 @@
-"""Pictures to encode, questions about them, and the order transformers' vision model puts their patches in."""
+"""Pictures and videos to encode, questions about them, and transformers' patches of them in its models' order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.vision_utils import get_vision_window_index
 
 from care_jax.data.records import Record
@@ -34,6 +35,21 @@ def question(prompt: str, *encoded: bytes, **fields) -> Record:
         prompt=prompt,
         images=encoded,
     )
+
+
+def frames_of(num_frames: int, height: int, width: int) -> list[Image.Image]:
+    """Frames of a video, each another picture."""
+    whole = picture(num_frames * height, width)
+    return [whole.crop((0, n * height, width, (n + 1) * height)) for n in range(num_frames)]
+
+
+def hub_video(pixels_of: BaseImageProcessor, frames: list[Image.Image]) -> tuple[torch.Tensor, list[int]]:
+    """Patches and grid of a video out of transformers' patches of its frames, each of which holds one frame twice."""
+    outputs = pixels_of(images=frames + frames[-1:] * (len(frames) % 2), return_tensors="pt")
+    _, height, width = outputs["image_grid_thw"][0].tolist()
+    patches = outputs["pixel_values"].reshape(-1, 2, height * width, 3, 2, pixels_of.patch_size**2)
+    merged = torch.stack([patches[:, 0, :, :, 0], patches[:, 1, :, :, 0]], dim=3)
+    return merged.reshape(-1, outputs["pixel_values"].shape[1]), [len(patches), height, width]
 
 
 def hub_order(grids: list[tuple[int, int, int]], unit: int = 1) -> np.ndarray:

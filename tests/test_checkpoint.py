@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from care_jax import checkpoint, models
@@ -20,6 +21,7 @@ from care_jax.data import loader
 from care_jax.data.records import Record
 from care_jax.models import params_to_dict
 from care_jax.structs import TrainState
+from tests import weights
 
 METRIC = "eval/accuracy/mean"
 OPTIMIZER = optax.adam(1e-3)
@@ -111,7 +113,7 @@ def test_params_are_found_from_every_folder(tiny_model, tmp_path):
     assert loaded.keys() == params.keys()
     assert all(np.array_equal(loaded[name], value + 10) for name, value in params.items())
 
-    checkpoint.save_params(tmp_path / "converted", params)
+    weights.save_params(tmp_path / "converted", params)
     assert checkpoint.find_params(tmp_path / "converted") == tmp_path / "converted" / "params"
 
 
@@ -127,7 +129,9 @@ def test_params_load_on_another_number_of_devices(tmp_path):
     """Catches a restore that asks for the devices that wrote the parameters."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
-    checkpoint.save_params(tmp_path, {"w": jax.device_put(jnp.arange(8.0), sharded), "b": np.float32([1, 2, 3])})
+    params = {"w": jax.device_put(jnp.arange(8.0), sharded), "b": np.float32([1, 2, 3])}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", params)
     assert checkpoint.load_params(tmp_path)["w"].sharding.device_set == {jax.local_devices()[0]}
     program = (
         "import sys, json, jax; from care_jax import checkpoint; params = checkpoint.load_params(sys.argv[1]);"

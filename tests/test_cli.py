@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.end_to_end import REPO, environment, flags, small, write_small_model, write_squares
+from tests.end_to_end import REPO, flags, run_forked, small, write_small_model, write_squares
 
 TRAIN, EVALUATE = "care_jax.train", "care_jax.evaluate"
 
@@ -35,20 +32,6 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "absent config": (["--config=configs/absent.py", "--workdir=run"], ["configs/absent.py"]),
     "unknown flag": (["--config=configs/demo.py", "--workdir=run", "--stepz=3"], ["stepz"]),
 }
-# Runs modules as `python -m` does, each in a fork of one process that has imported them: importing takes seconds.
-FORKS = """
-import json, os, runpy, sys
-import care_jax.evaluate, care_jax.train
-for folder, module, arguments in json.load(sys.stdin):
-    if os.fork() == 0:
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY), number)
-        sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        sys.exit(0)
-    with open(os.path.join(folder, "code"), "w") as file:
-        file.write(str(os.waitstatus_to_exitcode(os.wait()[1])))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +40,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cli")
     model, data = write_small_model(root / "model"), write_squares(root / "data")
     good = small(model, data, model__weights="random")
-    jobs: list[tuple[str, str, list[str]]] = []
+    jobs: list[tuple[Path, str, list[str]]] = []
     for name, (module, changes, _) in CASES.items():
         arguments = ["--config=configs/demo.py", f"--workdir={root / name / 'run'}", *flags(good | changes)]
-        jobs.append((str(root / name), module, arguments))
-    jobs += [(str(root / name), TRAIN, arguments) for name, (arguments, _) in FLAGS.items()]
-    for folder, *_ in jobs:
-        Path(folder).mkdir()
-    command = [sys.executable, "-W", "ignore", "-c", FORKS]
-    subprocess.run(command, input=json.dumps(jobs), text=True, check=True, cwd=REPO, env=environment(root / "cache"))
+        jobs.append((root / name, module, arguments))
+    jobs += [(root / name, TRAIN, arguments) for name, (arguments, _) in FLAGS.items()]
+    run_forked(jobs, cache=root / "cache")
     return root
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import ml_collections
 import pytest
 
@@ -28,6 +31,8 @@ BAD = [
     ("objective.reflect.train_on", "all", "objective.reflect.train_on='all': choose one of continuation, rewrite"),
     ("model.folder", "", "model.folder='': name a folder with a config.json"),
     ("data.train", "", "data.train='': name the training data"),
+    ("data.train", (("a", 1.0),), "data.train=(('a', 1.0),): give one path, or with data.format='prepared' ((folder"),
+    ("data.eval", 3, "data.eval=3: give one path, or with"),
     ("train.steps", 0, "train.steps=0: must be at least 1"),
     ("train.prompts", 500, "train.prompts=500: must divide by minibatches * microbatches = 16"),
     ("train.prompts", 0, "train.prompts=0: must divide by"),
@@ -57,12 +62,25 @@ BAD = [
 def test_every_check_speaks(field, value, message):
     """Catches a check that never fires, fires on another field, or does not name the value."""
     c = good()
-    with c.unlocked():
+    with c.unlocked(), c.ignore_type():
         c.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
         config.validate(c)
     assert message in str(error.value)
     config.validate(good())
+
+
+@pytest.mark.parametrize("train", [("a", 1.0), (("a", 1.0), "b"), (("", 1.0),), (("a", 0.0),), (("a", "b"),), (1, 2)])
+def test_mixtures_are_checked(train):
+    """Catches a mixture that only fails when the run opens it, and a sound one that is refused."""
+    c = good()
+    c.data.format = "prepared"
+    with c.ignore_type():
+        c.data.train = (("a", 1.0), ("b", 2))
+    config.validate(c)
+    c.data.train = train
+    with pytest.raises(ValueError, match="weights above 0"):
+        config.validate(c)
 
 
 def test_all_problems_are_told_at_once():
@@ -90,3 +108,14 @@ def test_presets_are_valid_and_have_the_same_fields(name):
     config.validate(c)
     fields = ml_collections.FrozenConfigDict(c.objective).to_dict().keys()
     assert fields == objectives.grpo().to_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("care_*.py")), ids=lambda path: path.stem
+)
+def test_configs_of_real_models_are_valid(path: Path) -> None:
+    """Catches a key that has gone, and a value that is refused only after the weights were converted."""
+    c = importlib.import_module(f"configs.{path.stem}").get_config()
+    config.validate(c)
+    assert c.model.weights == "weights/" + path.stem.removeprefix("care_")
+    assert f"--out={c.model.weights}" in path.read_text() and f"--config=configs/{path.name}" in path.read_text()

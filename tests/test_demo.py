@@ -10,7 +10,7 @@ import pytest
 
 from care_jax import demo
 from care_jax.models import load_model_config
-from convert import hf_to_jax
+from tests import weights
 from tests.end_to_end import SOURCES, SmallTask, apply, metrics, saved_steps, small, train_steps
 
 STAGES = ("init", "cold_start", "care")
@@ -47,7 +47,7 @@ def test_demo(cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (Path(first["checkpoint"]) / "params" / "_METADATA").is_file()
     assert saved_steps(tmp_path / "care") == [2]
     exported = Path(first["export"])
-    assert hf_to_jax.read(exported).keys() and load_model_config(exported).text.hidden_size == 32
+    assert weights.read_hf(exported).keys() and load_model_config(exported).text.hidden_size == 32
     sample = json.loads((tmp_path / "care" / "samples.jsonl").read_text().splitlines()[0])
     page = Path(first["report"]).read_text()
     assert sample["id"] in page and sample["images"][0] in page

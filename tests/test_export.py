@@ -21,6 +21,7 @@ from care_jax.data import loader
 from care_jax.processor import Example, Processor
 from configs import demo
 from convert import jax_to_hf
+from tests import weights
 from tests.end_to_end import SmallTask, apply, final_params, small
 
 NUM_PROMPTS, RESPONSE_LEN = 4, 16
@@ -42,7 +43,7 @@ def _random(task: SmallTask) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     params = _trained(task)
     for name, value in params.items():
-        scale = 1.5 * value.shape[-2] ** -0.5 if name.endswith("kernel") else 0.2
+        scale = 3.0 * value.shape[-2] ** -0.5 if name.endswith("kernel") else 0.2
         params[name] = value + scale * rng.normal(size=value.shape).astype(np.float32)
     return params
 
@@ -67,17 +68,18 @@ def _own_answers(task: SmallTask, params: dict[str, np.ndarray]) -> tuple[Proces
     return processor, examples, [token_ids[i, 0, : response_len[i, 0]].tolist() for i in range(NUM_PROMPTS)]
 
 
-@pytest.mark.parametrize("weights", [_trained, _random])
+@pytest.mark.parametrize("make_params", [_trained, _random])
 def test_transformers_gives_the_same_greedy_answers(
-    weights, small_task: SmallTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_params, small_task: SmallTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Catches a tensor that lands elsewhere, other positions or another image pipeline: token for token."""
-    params = weights(small_task)
+    params = make_params(small_task)
     processor, examples, own_answers = _own_answers(small_task, params)
-    assert weights is _trained or len({tuple(answer) for answer in own_answers}) > 1
+    assert make_params is _trained or len({tuple(answer) for answer in own_answers}) > 1
 
     exported = tmp_path / "export"
-    jax_to_hf.export(params, small_task.model, exported, dtype="float32")
+    weights.save_params(tmp_path / "checkpoint", params)
+    jax_to_hf.convert(tmp_path / "checkpoint", small_task.model, exported, dtype="float32")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         transformers.logging.enable_propagation()

@@ -1,4 +1,4 @@
-"""Pixels and tables against transformers' own image processor and modelling code, and by hand."""
+"""Pixels against transformers' own image processor, and by hand."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as smart_resize_hf
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from care_jax import images
+from care_jax.grids import count_tokens
 from care_jax.models.model_config import load_model_config
-from tests.pictures import encode, hub_order, picture, segments
+from tests.families import FAMILIES, make_folder
+from tests.pictures import encode, hub_order, picture
 
 # Heights and widths in pixels: one window, less than one, many, odd grids, halves that round to even, slim ones.
+# The last three in full: the slimmest that is allowed, lying and standing, and a photo.
 SIZES = [(84, 84), (56, 56), (28, 112), (140, 84), (196, 252), (42, 70), (20, 300), (13, 9), (500, 333)]
-# Grids in patches, windows of 2 x 2 merged tokens: exact multiples, smaller than a window, odd remainders.
-GRIDS = [(1, 4, 4), (1, 2, 2), (1, 6, 6), (1, 2, 10), (1, 10, 6), (1, 8, 14), (3, 6, 4)]
+SIZES += [(1, 200), (200, 1), (3000, 4000)]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tiny_folder, tmp_path_factory) -> Path:
+    return make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("images") / "model")
 
 
 @pytest.fixture(scope="module")
-def spec(tiny_folder: Path) -> images.ImageSpec:
-    return images.read_image_spec(tiny_folder, load_model_config(tiny_folder).vision, 4, 64)
+def spec(folder) -> images.ImageSpec:
+    return images.read_image_spec(folder, load_model_config(folder).vision, 4, 64)
 
 
 @pytest.fixture(scope="module")
-def hub(tiny_folder: Path, spec: images.ImageSpec) -> Qwen2VLImageProcessorPil:
+def hub(folder, spec) -> Qwen2VLImageProcessorPil:
     size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
-    return AutoImageProcessor.from_pretrained(tiny_folder, backend="pil", size=size)
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", size=size)
+
+
+def in_hub_order(patches: np.ndarray, grid: tuple[int, int, int], spec: images.ImageSpec) -> np.ndarray:
+    """Patches in the order that transformers' vision model works on them."""
+    return patches[hub_order([grid], 4)] if spec.layout.window else patches
 
 
 def assert_equal_to_hub(encoded: bytes, image: Image.Image, spec: images.ImageSpec, hub: Qwen2VLImageProcessorPil):
@@ -40,10 +50,10 @@ def assert_equal_to_hub(encoded: bytes, image: Image.Image, spec: images.ImageSp
     wanted = hub(image, return_tensors="np")
     decoded = images.decode_image(encoded)
     grid = images.image_grid(decoded.height, decoded.width, spec, spec.max_pixels)
-    patches = images.patchify(decoded, grid, spec)
+    patches = images.patchify([decoded], grid, spec)
     assert wanted["image_grid_thw"].tolist() == [list(grid)]
     assert patches.dtype == np.float32
-    assert np.array_equal(patches, wanted["pixel_values"][hub_order([grid], 4)])
+    assert np.array_equal(patches, in_hub_order(wanted["pixel_values"], grid, spec))
 
 
 @pytest.mark.parametrize(("factor", "low", "high"), [(28, 3136, 200704), (28, 3136, 50176), (32, 65536, 16777216)])
@@ -63,11 +73,25 @@ def test_smart_resize_refuses_slim_images():
         images.smart_resize(1, 201, factor=28, min_pixels=784, max_pixels=78400)
 
 
+@pytest.mark.parametrize("limits", [(4, 64), (1, 4096)], ids=["tight", "wide"])
+def test_token_counts_from_the_size_alone(folder, limits):
+    """Catches a count that only the decoded image would tell: transformers' own count of patches, without an image."""
+    spec = images.read_image_spec(folder, load_model_config(folder).vision, *limits)
+    hub = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    hub.size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+    for height in (1, 13, 28, 45, 333, 1080, 3000):
+        for width in (2, 56, 100, 199, 640, 4000):
+            if max(height, width) / min(height, width) <= 200:
+                grid = images.image_grid(height, width, spec, spec.max_pixels)
+                wanted = hub.get_number_of_image_patches(height, width)
+                assert count_tokens([grid], spec.layout.merge) * 4 == wanted
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_patches_equal_transformers_bit_for_bit(spec, hub, size):
     """Catches a wrong layout inside a patch, a wrong resampling filter and another order of float operations."""
     image = picture(*size)
-    assert_equal_to_hub(encode(image), image, spec, hub)
+    assert_equal_to_hub(encode(image, "BMP"), image, spec, hub)
 
 
 def palette_png(transparent: bool) -> bytes:
@@ -111,41 +135,3 @@ def test_transparent_drawing_stays_visible():
     pixels = np.asarray(images.decode_image(encode(drawing)))
     assert pixels[2, 1].tolist() == [0, 0, 0]
     assert pixels.sum() == 15 * 3 * 255
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_window_order_and_positions_equal_transformers(grid):
-    """Catches windows cut in patches instead of merged tokens, edge windows dropped, frames sharing a window."""
-    tables = images.grid_tables(grid, 2, 2)
-    tensor = torch.tensor([grid])
-    index, cumulative = get_vision_window_index(tensor, 2, 56, 14)
-    assert np.array_equal(tables.order, index.numpy())
-    assert np.array_equal(tables.vision_index, torch.argsort(index).numpy())
-    positions = get_vision_position_ids(tensor, 2).numpy()
-    assert np.array_equal(tables.patch_position_ids, positions[hub_order([grid], 4)])
-    assert np.array_equal(tables.window_ids, segments(np.diff(cumulative.numpy())))
-    assert np.array_equal(tables.frame_ids, segments(np.diff(get_vision_cu_seqlens(tensor).numpy())))
-
-
-def test_window_order_by_hand():
-    """The picture at the top of images.py: 3 x 3 merged tokens, windows of 2 x 2."""
-    tables = images.grid_tables((1, 6, 6), 2, 2)
-    assert tables.order.tolist() == [0, 1, 3, 4, 2, 5, 6, 7, 8]
-    assert tables.window_ids[::4].tolist() == [1, 1, 1, 1, 2, 2, 3, 3, 4]
-    assert tables.patch_position_ids[16:20].tolist() == [[0, 4], [0, 5], [1, 4], [1, 5]]
-
-
-def test_mrope_by_hand():
-    """Two words, an image of 2 x 3 merged tokens, one word, a video of 3 frames of 1 x 2, one word."""
-    mask = np.array([0, 0] + [1] * 6 + [0] + [1] * 6 + [0], bool)
-    positions = images.mrope_position_ids(mask, [(1, 4, 6), (3, 2, 4)], [1.0, 1.5], merge=2)
-    assert positions.tolist() == [
-        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 6, 7, 7, 9, 9, 10],  # frames at 0, 1.5 and 3, rounded down
-        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 6, 6, 6, 6, 6, 10],
-        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 6, 7, 6, 7, 10],
-    ]
-
-
-def test_mrope_refuses_a_mask_that_misses_tokens():
-    with pytest.raises(ValueError, match="3 vision tokens given for grids .* that need 4"):
-        images.mrope_position_ids(np.array([0, 1, 1, 1], bool), [(1, 4, 4)], [1.0], merge=2)

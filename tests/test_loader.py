@@ -13,22 +13,24 @@ import orbax.checkpoint as ocp
 import pytest
 
 from care_jax import config as config_lib
-from care_jax.data import loader, mini_vqa
+from care_jax.data import loader, mini_vqa, store
 from care_jax.data.mini_vqa_questions import Difficulty
 from care_jax.data.records import Record
+from configs import data_care_49k
 
 
 @dataclasses.dataclass
 class Numbers:
-    """Records "0" to "size - 1"."""
+    """Records "first" to "first + size - 1"."""
 
     size: int
+    first: int = 0
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Record:
-        return Record(str(range(self.size)[index]), "numbers", "?", (), "1", "integer")
+        return Record(str(self.first + range(self.size)[index]), "numbers", "?", (), "1", "integer")
 
 
 def _number(record: Record) -> int:
@@ -114,6 +116,61 @@ def test_encoder_errors_reach_the_caller() -> None:
         _take(_iterator(Numbers(20), lambda record: {}["broken encoder"]), 1)
 
 
+def _mixture(*parts: tuple[int, float]) -> loader.Mixture:
+    """Sources of the given sizes and weights; ids say the source in thousands."""
+    return loader.Mixture(
+        tuple((Numbers(size, first=1000 * number), weight) for number, (size, weight) in enumerate(parts))
+    )
+
+
+def test_mixture_follows_its_weights() -> None:
+    """Catches weights taken for sizes, sizes for weights, and a small source that is used up."""
+    ids = sum(_take(_iterator(_mixture((10, 3), (90, 1)), batch_size=8), 50), [])
+    for end in (8, 40, 400):
+        assert abs(sum(number < 1000 for number in ids[:end]) - 0.75 * end) <= 1
+    small, large = ([n for n in ids if n // 1000 == part] for part in (0, 1))
+    assert all(sorted(small[i : i + 10]) == list(range(10)) for i in range(0, 300, 10))
+    assert sorted(large[:90]) == list(range(1000, 1090)) and large[:90] != sorted(large[:90])
+
+
+def test_mixture_resumes_with_the_next_batch(tmp_path: Path) -> None:
+    """Catches a resumed mixture that starts one of its sources anew."""
+    mixture = _mixture((23, 0.2), (40, 0.5), (9, 0.3))
+    whole = _take(_iterator(mixture, _unless_third), 30)
+    first = _iterator(mixture, _unless_third)
+    head = _take(first, 13)
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(13, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(first)))
+        manager.wait_until_finished()
+        second = _iterator(mixture, _unless_third)
+        manager.restore(13, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(second)))
+    assert head + _take(second, 17) == whole
+
+
+def test_processes_share_a_mixture() -> None:
+    """Catches two hosts that train on the same examples of one of the sources."""
+    mixture = _mixture((24, 1), (48, 2))
+    shares = [sum(_take(_iterator(mixture, process_index=i, process_count=3), 6), []) for i in range(3)]
+    assert sorted(sum(shares, [])) == [*range(24), *range(1000, 1048)]
+
+
+def test_mixture_with_a_source_too_small_is_an_error() -> None:
+    """Catches a batch with the same example twice because one source is far smaller than its weight."""
+    with pytest.raises(ValueError, match="a step needs 6 different examples .* more than the 5 records"):
+        _iterator(_mixture((5, 3), (90, 1)), batch_size=8)
+    with pytest.raises(ValueError, match="the encoder dropped 2 of 4"):
+        _take(_iterator(_mixture((4, 3), (90, 1)), _unless_third), 9)
+
+
+def test_mixture_in_file_order_for_evaluation() -> None:
+    """Catches sources that are left out where a mixture is read from first to last."""
+    mixture = _mixture((3, 5), (2, 1))
+    assert list(loader.make_eval_batches(mixture, _number, batch_size=5, limit=0)) == [([0, 1, 2, 1000, 1001], 5)]
+    assert mixture[-1].id == "1001"
+    with pytest.raises(IndexError):
+        mixture[5]
+
+
 def test_dropped_records_are_counted_once() -> None:
     """Catches a count that grows with every epoch."""
     counter = loader.DropCounter(_unless_third)
@@ -169,10 +226,32 @@ def test_open_source_reads_jsonl(tmp_path: Path) -> None:
         loader.open_source(config, "train")
 
 
+def test_open_source_reads_prepared_folders(tmp_path: Path) -> None:
+    """Catches the paper's mixture that does not open, and a folder alone that must be a mixture."""
+    for name, size in (("a", 2), ("b", 3)):
+        records = [Record(f"{name}{number}", "numbers", "?", (), "1", "integer") for number in range(size)]
+        folder = tmp_path / name
+        folder.mkdir()
+        writer = store.ShardWriter(folder, "train")
+        writer.finish([writer.write(0, records)])
+    config = data_care_49k.get_config()
+    assert sum(weight for _, weight in config.data.train) == 49_329
+    config.model.folder, config.data.eval = "model", str(tmp_path / "b")
+    with config.ignore_type():
+        config.data.train = ((str(tmp_path / "a"), 1), (str(tmp_path / "b"), 2))
+    config_lib.validate(config)
+    assert [record.id for record in loader.open_source(config, "train")] == ["a0", "a1", "b0", "b1", "b2"]
+    assert [record.id for record in loader.open_source(config, "eval")] == ["b0", "b1", "b2"]
+    batches = _iterator(loader.open_source(config, "train"), lambda record: record.id, batch_size=3)
+    assert sorted(id[0] for id in next(batches)) == ["a", "b", "b"]
+
+
 @pytest.mark.parametrize(
     ("changes", "split", "message"),
     [
-        ({"format": "csv"}, "train", "data.format='csv': choose one of jsonl, mini_vqa"),
+        ({"format": "csv"}, "train", "data.format='csv': choose one of jsonl, mini_vqa, prepared"),
+        ({"format": "prepared"}, "train", "data.train is empty: name a folder of care_jax.data.prepare"),
+        ({"format": "prepared", "train": "absent"}, "train", "absent is no prepared data; build it with"),
         ({"train": ""}, "train", "data.train is empty"),
         ({"eval": ""}, "eval", "data.eval is empty"),
         ({"format": "mini_vqa", "train": ""}, "eval", "data.train is empty"),

@@ -19,9 +19,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from care_jax.data import mini_vqa, mini_vqa_draw
-from care_jax.data.mini_vqa import MiniVqaSource
 from care_jax.data.mini_vqa_questions import Difficulty, _unique, generate
 from care_jax.data.records import Record
+from care_jax.data.store import StoredRecords
 
 SMALL = Difficulty(num_train=90, num_heldout=30)
 
@@ -56,11 +56,11 @@ def _pixels(record: Record) -> np.ndarray:
 
 def test_sizes_and_balance(train: list[Record], heldout: list[Record]) -> None:
     """Catches a skill that is missing or too rare, and records written twice."""
-    assert (len(train), len(heldout)) == (48_000, 1_500)
+    assert (len(train), len(heldout)) == (40_000, 1_500)
     for records in (train, heldout):
         counts = collections.Counter(record.source for record in records)
         assert set(counts) == {"digits", "chart", "geometry"} and max(counts.values()) - min(counts.values()) <= 1
-    assert len({record.id for record in train + heldout}) == 49_500
+    assert len({record.id for record in train + heldout}) == 41_500
 
 
 def test_no_scan_in_both_splits(train: list[Record], heldout: list[Record]) -> None:
@@ -307,7 +307,7 @@ def test_build_twice_changes_nothing(folder: Path) -> None:
 def test_source_is_picklable_and_keeps_every_field(tmp_path: Path) -> None:
     """Catches fields lost or altered between the generator and the reader, in this process and in a worker."""
     mini_vqa.build(tmp_path, SMALL)
-    source: MiniVqaSource = pickle.loads(pickle.dumps(mini_vqa.open_split(tmp_path, "train", SMALL)))
+    source: StoredRecords = pickle.loads(pickle.dumps(mini_vqa.open_split(tmp_path, "train", SMALL)))
     made = {record.id: record for record in generate("train", SMALL)}
     assert [made[record.id] for record in source] == list(source) and len(source) == len(made)
     with pytest.raises(ValueError, match="no split 'test'"):

@@ -76,3 +76,17 @@ def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     before, after = final_params(cached.cold_start), final_params(tmp_path / "run")
     moved = [name for name in before if not np.array_equal(before[name], after[name])]
     assert len(moved) == len(before)
+
+
+def test_the_samplers_scores_train_too(cached: SmallTask, tmp_path: Path) -> None:
+    """Catches a step that still needs the scoring pass, and a gap that is no longer measured."""
+    config = importlib.import_module("configs.demo").get_config()
+    apply(config, small(cached.model, cached.data, train__steps=2, model__weights=str(cached.cold_start)))
+    config.score.old_from = "sampler"
+    config.rollout.compact_shares = (0.5,)
+    train.run(config, tmp_path / "run")
+    rows = [row for row in metrics(tmp_path / "run") if "loss" in row]
+    assert sum(row["groups/mixed"] for row in rows) > 0
+    for row in rows:
+        assert row["entropy"] > 0 and "logprob_gap/max" not in row
+        assert 0 < row["logprob_gap/mean"] <= 1e-5

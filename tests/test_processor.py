@@ -1,29 +1,24 @@
-"""Prompts against transformers' own processor and modelling code, and hand-made cases where it has no answer."""
+"""The processor of one folder: errors, responses, buckets, and what its files must say. Prompts: test_prompts.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_window_index
+from transformers import AutoConfig
 
-from care_jax import images
 from care_jax.data.records import Record
 from care_jax.processor import Example, Processor, load_processor
-from tests.pictures import encode, hub_order, picture, segments
+from care_jax.response_format import ANSWER_TAGS, BOXED
+from tests.families import edit_json
+from tests.pictures import encode, picture
 
 DEFAULTS = {
-    "prompt_suffix": "\nAnswer.",
+    "response_format": dataclasses.replace(ANSWER_TAGS, request="\nAnswer."),
     "prompt_buckets": (64, 512),
     "patch_buckets": (64, 1024),
     "max_image_tokens": 64,
@@ -32,24 +27,9 @@ DEFAULTS = {
 }
 
 
-class HubProcessor(Qwen2_5_VLProcessor):
-    """transformers' processor without its video part, which wants torchvision."""
-
-    def check_argument_for_proper_class(self, argument_name, argument):
-        return type(argument)
-
-
 @pytest.fixture(scope="module")
 def processor(tiny_folder: Path) -> Processor:
     return load_processor(tiny_folder, **DEFAULTS)
-
-
-@pytest.fixture(scope="module")
-def hub(tiny_folder: Path) -> HubProcessor:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    image_processor = AutoImageProcessor.from_pretrained(tiny_folder, backend="pil")
-    image_processor.size = {"shortest_edge": 4 * 28**2, "longest_edge": 64 * 28**2}  # the limits of DEFAULTS
-    return HubProcessor(image_processor, tokenizer, None, chat_template=tokenizer.chat_template)
 
 
 def record(prompt: str, *encoded: bytes, **fields) -> Record:
@@ -69,77 +49,7 @@ def test_unreadable_image_names_the_record(processor, encoded):
         processor.encode_prompt(record("<image>?", encoded))
 
 
-def test_images_of_a_prompt_never_share_a_segment(processor):
-    """Catches window or image ids that start again at the second image, which would let images attend each other."""
-    sizes = [(140, 84), (28, 112), (84, 140)]
-    example = processor.encode_prompt(record("<image>a<image>b<image>", *[encode(picture(*size)) for size in sizes]))
-    grids = [images.image_grid(*size, processor.image_spec, processor.image_spec.max_pixels) for size in sizes]
-    tensor = torch.tensor(grids)
-    _, cumulative = get_vision_window_index(tensor, 2, 56, 14)
-    assert np.array_equal(example.window_ids, segments(np.diff(cumulative.numpy())))
-    assert np.array_equal(example.image_ids, segments(np.diff(get_vision_cu_seqlens(tensor).numpy())))
-    index = torch.argsort(torch.from_numpy(hub_order(grids))).numpy()
-    assert np.array_equal(example.vision_index[example.vision_index >= 0], index)
-    assert np.array_equal(example.vision_index >= 0, example.token_ids == processor.image_token_id)
-
-
-def test_vision_index_reads_the_picture_in_reading_order(processor):
-    """Catches the inverse permutation swapped with the permutation: cell n of a mosaic is grey level 20 n."""
-    cells = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    mosaic = encode(Image.fromarray(np.kron(cells, np.ones((28, 28), np.uint8))))
-    black = encode(Image.new("L", (84, 84)))
-    example = processor.encode_prompt(record("<image> and <image>", black, mosaic))
-    spec = processor.image_spec
-    bytes_ = example.patches[:, :196].mean(axis=1) * spec.std[0] + spec.mean[0]
-    merged = (bytes_ * 255).reshape(-1, 4).mean(axis=1)
-    read = merged[example.vision_index[example.vision_index >= 0]]
-    assert np.round(read[9:]).tolist() == [20 * n for n in range(12)]
-    assert np.round(np.abs(read[:9])).tolist() == [0] * 9
-
-
-def hub_positions(tiny_folder: Path, mask: np.ndarray, grids: list[tuple[int, int, int]]) -> tuple[np.ndarray, int]:
-    model = SimpleNamespace(config=AutoConfig.from_pretrained(tiny_folder))
-    model.get_vision_position_ids = functools.partial(Qwen2_5_VLModel.get_vision_position_ids, model)
-    types = torch.from_numpy(mask[None].astype(np.int64))
-    grid = torch.tensor(grids) if grids else None
-    positions, delta = Qwen2_5_VLModel.get_rope_index(model, types, types, image_grid_thw=grid)
-    return positions[:, 0].numpy(), int(delta) + len(mask)
-
-
-@pytest.mark.parametrize("sizes", [[], [(84, 84)], [(28, 196), (140, 84)], [(56, 56), (500, 333), (20, 300)]])
-def test_mrope_equals_transformers(processor, tiny_folder, sizes):
-    """Catches text that continues at the count of image tokens, and a response that starts one position off."""
-    prompt = "Look: " + " then ".join(["<image>"] * len(sizes)) + " how many?"
-    example = processor.encode_prompt(record(prompt, *[encode(picture(*size)) for size in sizes]))
-    grids = [images.image_grid(*size, processor.image_spec, processor.image_spec.max_pixels) for size in sizes]
-    positions, following = hub_positions(tiny_folder, example.token_ids == processor.image_token_id, grids)
-    assert np.array_equal(example.position_ids, positions)
-    assert example.next_position == following
-
-
 # Text
-
-
-@pytest.mark.parametrize(
-    ("prompt", "sizes"),
-    [
-        ("<image>How many red squares? 12.5%", [(84, 84)]),
-        ("Compare <image> with <image>, naïve Ａ <think>ok</think>", [(140, 84), (28, 112)]),
-        ("<image><image>", [(56, 56), (56, 56)]),
-        ("What is 2 + 2?\n\n", []),
-    ],
-)
-def test_token_ids_equal_transformers(processor, hub, prompt, sizes):
-    """Catches a missing generation prompt, a wrong number of image tokens and text tokenised apart from the turn."""
-    pictures = [picture(*size) for size in sizes]
-    pieces = (prompt + "\nAnswer.").split("<image>")
-    content = [{"type": "text", "text": pieces[0]}]
-    for piece in pieces[1:]:
-        content += [{"type": "image"}, {"type": "text", "text": piece}]
-    chat = hub.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-    wanted = hub(text=[chat], images=pictures or None, return_tensors="np")
-    example = processor.encode_prompt(record(prompt, *[encode(each) for each in pictures]))
-    assert example.token_ids.tolist() == wanted["input_ids"][0].tolist()
 
 
 def test_chat_layout(processor):
@@ -197,6 +107,17 @@ def test_trace_without_a_draft(processor):
     trace = processor.encode_trace(row, cue=" No:", response_len=64)
     assert text_of(processor, trace.token_ids) == "<think>so B</think><answer>B</answer><|im_end|>"
     assert trace.loss_mask.all()
+
+
+def test_trace_of_the_boxed_format(processor):
+    """Catches a cold start that teaches another layout than the one that is asked for and read."""
+    boxed = dataclasses.replace(processor, response_format=BOXED)
+    trace = boxed.encode_trace(record("?", rationale="it is 3"), cue=" No:", response_len=64)
+    text = text_of(processor, trace.token_ids)
+    assert text == r"<think>it is 3</think>\boxed{3}<|im_end|>"
+    assert BOXED.parse(text.removesuffix("<|im_end|>").encode()).format_ok
+    with pytest.raises(ValueError, match=r"spells \\boxed"):
+        boxed.encode_trace(record("?", rationale=r"\boxed{4}"), cue="", response_len=64)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +213,7 @@ def test_collate_pads_on_the_right(processor):
         assert (batch.token_ids[row, size:] == processor.pad_token_id).all()
         assert (batch.vision_index[row, size:] == -1).all() and not batch.window_ids[row, count:].any()
     dtypes = {name: str(value.dtype) for name, value in vars(batch).items()}
-    assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches"}
+    assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches", "grid_weights"}
 
 
 def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
@@ -313,8 +234,7 @@ def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
 def edited(folder: Path, target: Path, name: str, **changes) -> Path:
     """A copy of the folder with fields of one file changed; None takes a field out."""
     copy = Path(shutil.copytree(folder, target / "model"))
-    fields = {**json.loads((copy / name).read_text()), **changes}
-    (copy / name).write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+    edit_json(copy / name, **changes)
     return copy
 
 
@@ -364,7 +284,10 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
         ({"patch_buckets": ()}, "data.patch_buckets is "),
         ({"overlong": "truncate"}, "data.overlong is 'truncate'; allowed are drop, shrink, error"),
         ({"min_image_tokens": 65}, "images must have 65 to 64 tokens"),
-        ({"prompt_suffix": "<|im_end|>"}, r"data.prompt_suffix spells <\|im_end\|>"),
+        (
+            {"response_format": dataclasses.replace(ANSWER_TAGS, request="<|im_end|>")},
+            r"the response format's request spells <\|im_end\|>",
+        ),
     ],
 )
 def test_settings_outside_what_is_allowed_are_refused(tiny_folder, setting, message):

@@ -7,6 +7,7 @@ import pytest
 
 from care_jax import objectives, reflect
 from care_jax.regions import TokenBytes
+from care_jax.response_format import ANSWER_TAGS, BOXED
 from care_jax.structs import Outcome, Rollouts, Subgroup
 
 CUE = " Wait!"
@@ -49,7 +50,20 @@ def subgroup() -> Subgroup:
 )
 def test_failed_rationale(text, rationale):
     """Catches tags or the answer in what is called the rationale, and byte offsets used as characters."""
-    assert reflect.failed_rationale(text) == rationale
+    assert reflect.failed_rationale(text, ANSWER_TAGS) == rationale
+
+
+@pytest.mark.parametrize(
+    ("text", "rationale"),
+    [
+        (r"<think>\boxed{1} no</think>\boxed{2}", r"\boxed{1} no"),
+        (r"<think>1+1 \boxed{2}", "1+1 "),
+        (r"so it is \boxed{2}", "so it is "),
+    ],
+)
+def test_failed_rationale_of_the_boxed_format(text, rationale):
+    """Catches an answer that is forced as part of the rationale to repair."""
+    assert reflect.failed_rationale(text, BOXED) == rationale
 
 
 def test_forced_prefixes(tiny_processor, objective, subgroup):

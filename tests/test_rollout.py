@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from care_jax import rollout, score
 from care_jax.rollout import Forced, Sampling
-from care_jax.structs import Rollouts
+from care_jax.structs import Rollouts, Verdicts
 
 R, J = 12, 4
 TEMPERATURE = 0.7
@@ -182,3 +183,37 @@ def test_greedy_takes_the_scorers_first_choice(greedy):
     """Catches a greedy decode that still draws, or that looks one token off."""
     ours = greedy.rollouts
     np.testing.assert_array_equal(ours.token_ids[ours.sampled_mask], greedy.argmax[ours.sampled_mask])
+
+
+@pytest.mark.parametrize("forces", [False, True])
+def test_a_smaller_batch_for_the_last_branches_changes_nothing(run, forces):
+    """Catches a branch that loses its prompt, cache, draws or place when the last ones are decoded by themselves."""
+    given = forced_prefixes() if forces else rollout.nothing_forced(3, J)
+    whole = run(SAMPLED, given).rollouts
+    ours, logprobs, _ = run(dataclasses.replace(SAMPLED, compact_shares=(0.7, 0.3)), given)
+    sampled_len = whole.sampled_mask.sum(-1)
+    assert (sampled_len == sampled_len.max()).sum() <= int(0.7 * sampled_len.size), "no tail to speak of"
+    for name in ("token_ids", "response_len", "sampled_mask", "finished"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(whole, name), err_msg=name)
+    assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
+
+
+def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_processor):
+    """Catches states that are one token off, lost in the smaller batch, or of another distribution."""
+    sampling = dataclasses.replace(SAMPLED, compact_shares=(0.5,), keep_states=True)
+    forbidden = jnp.asarray(tiny_processor.forbidden_mask)
+    prefix = rollout.prefill(tiny_model, tiny_prompts)
+    nothing = rollout.nothing_forced(3, J)
+    rollouts = rollout.generate(tiny_model, prefix, nothing, forbidden, jax.random.key(7), sampling=sampling)
+    row = rollouts.finished
+    first_tokens = (jnp.arange(R) < 3)[None, None] & rollouts.sampled_mask
+    think = first_tokens & (jnp.arange(J) > 0)[None, :, None]  # branch 0 has no rationale and is pooled whole
+    verdicts = Verdicts(row, row, row, row.astype(jnp.float32), think, think)
+    ours = score.scores_of_sampler(rollouts, verdicts)
+    theirs = score.score(
+        tiny_model, tiny_prompts, rollouts, verdicts, forbidden, temperature=sampling.temperature, chunk=16
+    )
+    sampled = np.asarray(rollouts.sampled_mask)
+    assert np.abs(np.where(sampled, ours.logprobs - theirs.logprobs, 0)).max() <= GAP
+    assert np.abs(np.where(sampled, ours.entropy - theirs.entropy, 0)).max() <= GAP
+    np.testing.assert_allclose(ours.think_states, theirs.think_states, rtol=0, atol=GAP)

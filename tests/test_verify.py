@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from care_jax.data.records import Record
+from care_jax.response_format import ANSWER_TAGS, BOXED
 from care_jax.verify import Item, Verdict, Verifier, judge, overlong_penalty
 
 RIGHT = Verdict(True, True, "correct")
@@ -51,18 +53,18 @@ def test_every_kind_goes_through_the_workers(verifier):
     """Catches a field lost on the way: the options, the tolerance, a character that is not ASCII."""
     items = [
         integer("5"),
+        Item("latex", "(x+1)^2", "x^2+2x+1", None),
+        Item("list", "1, 2.51", "[1, 2.5]", None),
+        Item("chart_relaxed", "52", "50", None),
+        Item("tests.own_verifier:anagram", "silent", "listen", None),
         Item("number", "0.505", "0.5", None),
         Item("choice", "red", "B", ("blue", "red")),
         Item("text", "CAFÉ\0\n", "café\0", None),
         Item("text", "\udc80", "\ufffd", None),
     ]
-    assert [verdict.reason for verdict in verifier.check(items)] == [
-        "correct",
-        "correct",
-        "correct",
-        "correct",
-        "wrong",
-    ]
+    verdicts = verifier.check(items)
+    assert [verdict.correct for verdict in verdicts] == [True] * (len(items) - 1) + [False]
+    assert verdicts[-1].reason == "wrong"
     assert verifier.check([]) == []
 
 
@@ -103,6 +105,29 @@ def test_a_lost_worker_costs_one_item(fault, reason, deadline, workers):
         assert pool.check([integer(5)]) == [RIGHT]
 
 
+def test_a_worker_killed_in_mid_batch_costs_one_item():
+    """Catches a batch lost with a worker that the system kills (out of memory), and one that is lost in silence."""
+    items = [Item("tests.own_verifier:fragile", str(i), str(i), None) for i in range(400)]
+    items[200] = Item("tests.own_verifier:fragile", "kill", "5", None)
+    items[300] = Item("tests.own_verifier:fragile", "hang", "5", None)
+    with Verifier(workers=2, deadline=2.0, tolerance=0.0) as pool:
+        verdicts = pool.check(items)
+    lost = {i: verdict for i, verdict in enumerate(verdicts) if not verdict.correct}
+    assert lost == {200: Verdict(False, False, "worker died"), 300: Verdict(False, False, "deadline")}
+
+
+def test_a_worker_killed_from_outside_costs_one_item():
+    """Catches the same for a signal that comes at any moment."""
+    items = [integer(5)] * 10_000
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
+        pool.check(items[:10])
+        killer = threading.Timer(0.2, pool._workers[0]._process.kill)
+        killer.start()
+        verdicts = pool.check(items)
+        killer.join()
+    assert [verdict for verdict in verdicts if verdict != RIGHT] == [Verdict(False, False, "worker died")]
+
+
 def test_the_deadline_is_for_an_item_and_not_for_the_batch():
     """Catches a clock that starts when an item is handed over: behind 20 slow ones it would be killed unread."""
     slow = STUB.replace('if request["answer"] == "hang":\n        time.sleep(60)', "time.sleep(0.1)")
@@ -116,6 +141,21 @@ def test_a_slow_start_is_not_a_missed_deadline():
         assert pool.check([integer("hang"), integer(5)]) == [Verdict(False, False, "deadline"), RIGHT]
 
 
+def test_loading_is_not_a_missed_deadline():
+    """Catches a worker that is killed while it imports what the first item of a kind needs, for ever."""
+    loads = 'print(json.dumps("loading"), flush=True); time.sleep(1); print(json.dumps("ready"), flush=True)'
+    slow = STUB.replace("    request = json.loads(line)", f"    request = json.loads(line)\n    {loads}")
+    with stub_verifier(slow, deadline=0.5) as pool:
+        assert pool.check([integer(5)] * 2) == [RIGHT] * 2
+
+
+def test_a_worker_that_dies_while_it_loads_is_an_error():
+    """Catches a missing package that makes every answer of a kind wrong in silence."""
+    broken = STUB.replace("request = json", 'print(json.dumps("loading"), flush=True); request = 1 / 0; json')
+    with stub_verifier(broken) as pool, pytest.raises(RuntimeError, match="did not start or load"):
+        pool.check([integer(5)])
+
+
 def test_a_worker_that_died_while_idle_costs_nothing(verifier):
     """Catches the first item of a step being blamed for a worker that the system killed between two steps."""
     with stub_verifier() as pool:
@@ -127,7 +167,7 @@ def test_a_worker_that_died_while_idle_costs_nothing(verifier):
 
 def test_workers_that_do_not_start_are_an_error():
     """Catches an endless loop of replacements."""
-    with stub_verifier("raise SystemExit(1)") as pool, pytest.raises(RuntimeError, match="did not start"):
+    with stub_verifier("raise SystemExit(1)") as pool, pytest.raises(RuntimeError, match="did not start or load"):
         pool.check([integer(5)])
 
 
@@ -154,7 +194,7 @@ def test_the_worker_ends_with_its_input():
     request = b'{"id": 4, "kind": "integer", "answer": "x=5", "gold": "5", "choices": null, "tolerance": 0}\n'
     done = subprocess.run(command, input=request, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == b'"ready"\n[4, true, true, "correct"]\n'
+    assert done.stdout == b'"ready"\n"loading"\n"ready"\n[4, true, true, "correct"]\n'
 
 
 @pytest.mark.parametrize(
@@ -209,7 +249,9 @@ def padded(responses: list[list[list[int]]], length: int) -> tuple[np.ndarray, n
 def test_judge_by_hand(verifier):
     """Catches padding that is read, a format bonus that counts as correct, and rows that are mixed up."""
     ids, lengths = padded(RESPONSES, 12)
-    judged = judge(verifier, RECORDS, ids, lengths, TOKEN_BYTES, correct_weight=0.9, format_weight=0.1)
+    judged = judge(
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, correct_weight=0.9, format_weight=0.1
+    )
     v = judged.verdicts
     assert v.correct.tolist() == [[True, True, False, False], [True, False, False, False]]
     assert v.parsed.tolist() == [[True, True, True, False], [True, True, False, False]]
@@ -231,11 +273,27 @@ def test_judge_takes_the_overlong_penalty_off_the_reward_alone(verifier):
     """Catches a penalty that turns a correct answer into a failure."""
     ids, lengths = padded(RESPONSES, 10)
     judged = judge(
-        verifier, RECORDS, ids, lengths, TOKEN_BYTES,
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS,
         correct_weight=0.9, format_weight=0.1, overlong_buffer_len=4, overlong_penalty=2.0,
     )  # fmt: skip
     np.testing.assert_allclose(judged.verdicts.rewards, [[-1.0, 0.9, -0.4, 0], [1.0, -0.4, -0.4, 0]], rtol=1e-6)
     assert judged.verdicts.correct[0, 0]
+
+
+def test_judge_reads_the_format_that_it_is_given(verifier):
+    """Catches a reader that looks for tags where a box was asked for, and two answers of which the right one counts."""
+    table = [b"<think>", b"</think>", rb"\boxed{", b"5", b"}", b"6", b"<answer>", b"</answer>"]
+    ids = np.array([[[0, 1, 2, 3, 4, 4, 4, 4], [0, 1, 2, 5, 4, 2, 3, 4], [0, 1, 6, 3, 7, 7, 7, 7]]], np.int32)
+    lengths = np.array([[5, 8, 5]], np.int32)
+    weights = {"correct_weight": 0.9, "format_weight": 0.1}
+    judged = judge(verifier, RECORDS[:1], ids, lengths, table, response_format=BOXED, **weights)
+    assert judged.reasons == [["correct", "more than one answer", "no answer"]]
+    assert judged.verdicts.correct.tolist() == [[True, False, False]]
+    assert judged.verdicts.parsed.tolist() == [[True, False, False]]
+    assert judged.verdicts.format_ok.tolist() == [[True, False, False]]
+    assert np.flatnonzero(judged.verdicts.answer_mask[0, 0]).tolist() == [3]
+    tagged = judge(verifier, RECORDS[:1], ids, lengths, table, response_format=ANSWER_TAGS, **weights)
+    assert tagged.verdicts.correct.tolist() == [[False, False, True]]
 
 
 @pytest.mark.parametrize(
@@ -251,4 +309,13 @@ def test_judge_takes_the_overlong_penalty_off_the_reward_alone(verifier):
 def test_judge_refuses_what_does_not_fit(verifier, ids, lengths, message):
     """Catches ids of the unused vocabulary tail (-1 would silently be the last token) and wrong shapes."""
     with pytest.raises(ValueError, match=message):
-        judge(verifier, RECORDS, ids, lengths, TOKEN_BYTES, correct_weight=0.9, format_weight=0.1)
+        judge(
+            verifier,
+            RECORDS,
+            ids,
+            lengths,
+            TOKEN_BYTES,
+            response_format=ANSWER_TAGS,
+            correct_weight=0.9,
+            format_weight=0.1,
+        )

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from care_jax.data.records import Record
-from care_jax.verifiers import check_gold
+from care_jax.data.rows import BadRow, Row, check_gold_of, place_marks
+from care_jax.data.tables import Numbered, line_rows, split_files
 
-PLACEHOLDER = "<image>"
 REQUIRED = ("id", "images", "prompt", "answer", "answer_kind")
 OPTIONAL = ("choices", "rationale", "source")
 MAX_LISTED = 20  # problems spelled out in an error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """A checked row; `record` lacks only its images' bytes."""
-
-    record: Record
-    paths: tuple[Path, ...]
 
 
 class JsonlSource:
@@ -31,7 +22,7 @@ class JsonlSource:
     `problems` lists the rows that were dropped: (line number from 1, reason).
     """
 
-    def __init__(self, path: Path, rows: list[_Row], problems: list[tuple[int, str]]) -> None:
+    def __init__(self, path: Path, rows: list[Row], problems: list[tuple[int, str]]) -> None:
         self.path = path
         self.problems = problems
         self._rows = rows
@@ -40,8 +31,7 @@ class JsonlSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        row = self._rows[index]
-        return dataclasses.replace(row.record, images=tuple(path.read_bytes() for path in row.paths))
+        return self._rows[index].load()
 
     def __repr__(self) -> str:
         return f"JsonlSource({self.path}, {len(self)} records, {len(self.problems)} broken rows dropped)"
@@ -67,28 +57,29 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     """
     if not path.is_file():
         raise ValueError(f"no data file {path}; give a file with one JSON object a line")
-    rows: list[_Row] = []
+    usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
-    verified: set[Path] = set()
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _parse(line, path, verified)
-                if row.record.id in first_lines:
-                    raise ValueError(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
-            except ValueError as error:
-                problems.append((number, str(error)))
-                continue
-            first_lines[row.record.id] = number
-            rows.append(row)
+    verified: set[bytes | Path] = set()
+    for number, raw in rows(path):
+        try:
+            if isinstance(raw, BadRow):
+                raise raw
+            row = parse("", raw, path.parent)
+            for image in row.images:
+                _verify_image(image, verified)
+            if row.record.id in first_lines:
+                raise BadRow(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
+        except BadRow as error:
+            problems.append((number, str(error)))
+            continue
+        first_lines[row.record.id] = number
+        usable.append(row)
     if problems and strict:
         raise ValueError(f"{path}: {listing(problems)}\nmend them, or set data.strict to False to drop them")
-    if not rows:
+    if not usable:
         raise ValueError(f"{path}: no usable row. {listing(problems)}")
-    return JsonlSource(path, rows, problems)
+    return JsonlSource(path, usable, problems)
 
 
 def listing(problems: list[tuple[int, str]]) -> str:
@@ -99,64 +90,56 @@ def listing(problems: list[tuple[int, str]]) -> str:
     return f"{len(problems)} broken row{'' if len(problems) == 1 else 's'}{''.join(lines)}"
 
 
-def _parse(line: bytes, path: Path, verified: set[Path]) -> _Row:
-    """One line to a row; a ValueError's text is the reason it cannot be used."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON object is needed, not {type(row).__name__}")
-    if missing := [key for key in REQUIRED if key not in row]:
-        raise ValueError(f"missing {', '.join(missing)}")
-    if unknown := sorted(set(row) - {*REQUIRED, *OPTIONAL}):
-        raise ValueError(f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}")
+def files(root: Path, split: str) -> list[Path]:
+    """<split>.jsonl, or `root` itself where it is a file."""
+    return [root] if root.is_file() else split_files(root, split, "jsonl")
+
+
+def rows(path: Path) -> Numbered:
+    """Rows that carry the file's name as their source where they name none."""
+    for number, raw in line_rows(path):
+        yield number, raw if isinstance(raw, BadRow) else {"source": path.stem} | raw
+
+
+def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One row; a BadRow's text is the reason it cannot be used."""
+    if missing := [key for key in REQUIRED if key not in raw]:
+        raise BadRow(f"missing {', '.join(missing)}")
+    if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
+        raise BadRow(f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key")
     for key in ("id", "prompt", "answer", "answer_kind", "rationale", "source"):
-        if key in row and (not isinstance(row[key], str) or not row[key].strip()):
-            raise ValueError(f"{key} must be a string that is not empty, not {row[key]!r}")
+        if key in raw and (not isinstance(raw[key], str) or not raw[key].strip()):
+            wanted = f"{key} must be a string that is not empty"
+            raise BadRow(f"{wanted}, not {raw[key]!r}", wanted)
     for key in ("images", "choices"):
-        if key in row and not (isinstance(row[key], list) and all(isinstance(x, str) and x for x in row[key])):
-            raise ValueError(f"{key} must be a list of strings that are not empty, not {row[key]!r}")
-    if row["answer_kind"] == "choice" and "choices" not in row:
-        raise ValueError("answer_kind 'choice' needs choices, a list of texts")
-    choices = tuple(row["choices"]) if "choices" in row else None
-    check_gold(row["answer_kind"], row["answer"], choices)
+        if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, str) and x for x in raw[key])):
+            wanted = f"{key} must be a list of strings that are not empty"
+            raise BadRow(f"{wanted}, not {raw[key]!r}", wanted)
+    if raw["answer_kind"] == "choice" and "choices" not in raw:
+        raise BadRow("answer_kind 'choice' needs choices, a list of texts")
     record = Record(
-        id=row["id"],
-        source=row.get("source", path.stem),
-        prompt=_with_placeholders(row["prompt"], len(row["images"])),
+        id=raw["id"],
+        source=raw["source"],
+        prompt=place_marks(raw["prompt"], len(raw["images"]), mend_up_to=len(raw["images"])),
         images=(),
-        answer=row["answer"].strip(),
-        answer_kind=row["answer_kind"],
-        choices=choices,
-        rationale=row.get("rationale"),
+        answer=raw["answer"].strip(),
+        answer_kind=raw["answer_kind"],
+        choices=tuple(raw["choices"]) if "choices" in raw else None,
+        rationale=raw.get("rationale"),
     )
-    paths = tuple(path.parent / name for name in row["images"])
-    for image_path in paths:
-        _verify_image(image_path, verified)
-    return _Row(record, paths)
+    check_gold_of(record)
+    return Row(where, record, tuple(folder / name for name in raw["images"]))
 
 
-def _with_placeholders(prompt: str, num_images: int) -> str:
-    count = prompt.count(PLACEHOLDER)
-    if count == 0:
-        return PLACEHOLDER * num_images + prompt
-    if count != num_images:
-        raise ValueError(f"the prompt holds {count} {PLACEHOLDER} for {num_images} images; give one each, or none")
-    return prompt
-
-
-def _verify_image(path: Path, verified: set[Path]) -> None:
+def _verify_image(path: bytes | Path, verified: set[bytes | Path]) -> None:
     """Opens the image and lets PIL check its structure; pixels are not decoded."""
-    if path in verified:
+    if path in verified or isinstance(path, bytes):
         return
     if not path.is_file():
-        raise ValueError(f"no image {path}")
+        raise BadRow(f"no image {path}", "no image file")
     try:
         with Image.open(path) as image:
             image.verify()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say: damaged
-        raise ValueError(f"damaged image {path}: {error}") from None
+        raise BadRow(f"damaged image {path}: {error}", "damaged image") from None
     verified.add(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +13,10 @@ import grain
 import ml_collections
 from absl import logging
 
-from care_jax.data import jsonl, mini_vqa
+from care_jax.data import jsonl, mini_vqa, store
 from care_jax.data.records import Record
 
-FORMATS = ("jsonl", "mini_vqa")
+FORMATS = ("jsonl", "mini_vqa", "prepared")
 NUM_THREADS = 4  # threads that encode ahead, a process
 
 Example = TypeVar("Example")
@@ -26,6 +28,24 @@ class RecordSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several sources, one after the other; training takes from each in proportion to its weight, whatever its size."""
+
+    parts: tuple[tuple[RecordSource, float], ...]  # (source, weight above 0)
+
+    def __len__(self) -> int:
+        return sum(len(source) for source, _ in self.parts)
+
+    def __getitem__(self, index: int) -> Record:
+        index = range(len(self))[index]  # IndexError past the end, as iteration needs
+        for source, _ in self.parts:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
 
 
 class DropCounter(Generic[Example]):
@@ -74,7 +94,14 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         mini_vqa.build(Path(folder))
         return mini_vqa.open_split(Path(folder), "train" if split == "train" else "heldout")
     if not path:
-        raise ValueError(f"data.{split} is empty: name a file with one JSON object a line")
+        wanted = (
+            "a folder of care_jax.data.prepare" if data.format == "prepared" else "a file with one JSON object a line"
+        )
+        raise ValueError(f"data.{split} is empty: name {wanted}")
+    if data.format == "prepared":
+        if isinstance(path, str):
+            return store.open_folder(Path(path))
+        return Mixture(tuple((store.open_folder(Path(folder)), float(weight)) for folder, weight in path))
     source = jsonl.read_jsonl(Path(path), strict=data.strict)
     if source.problems:
         logging.warning("%s: dropped %s", path, jsonl.listing(source.problems))
@@ -91,6 +118,9 @@ def make_train_iterator(
     process_count: int,
 ) -> grain.DatasetIterator[list[Example]]:
     """An endless stream of batches, shuffled anew each epoch; every process sees its own part of an epoch.
+
+    The parts of a Mixture have epochs of their own and take turns by weight: among any n records drawn, each part has
+    its share of n, to within one for each part. (What `encode` drops was drawn.)
 
     `get_state` and `set_state` resume with exactly the batch that would have come next, as does
     grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops are skipped; wrap it in a
@@ -116,8 +146,29 @@ def make_train_iterator(
             f"batch_size={batch_size}, process_index={process_index}, process_count={process_count}: "
             "batch_size must be at least 1, and the index below the count"
         )
-    spare = len(source) - batch_size * process_count
-    wanted = f"a batch needs {batch_size} examples in each of {process_count} processes, more than the "
+    parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
+    total = sum(weight for _, weight in parts)
+    streams = []
+    for number, (part, weight) in enumerate(parts):
+        needed = math.ceil(batch_size * weight / total) * process_count
+        shuffled = grain.MapDataset.source(part).seed(seed + number).shuffle()
+        mine = shuffled[process_index::process_count].repeat(reseed_each_epoch=True)
+        streams.append(mine.map(_encode_or_refuse(part, encode, needed)))
+    mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [weight for _, weight in parts])
+    examples = mixed.to_iter_dataset(  # grain leaves out what is None
+        grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
+    )
+    batches = examples.batch(batch_size, drop_remainder=True, batch_fn=list)
+    # A thread of its own puts batches together; pulled by the training loop, they would wait for the encoders' GIL.
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+
+def _encode_or_refuse(
+    source: RecordSource, encode: Callable[[Record], Example | None], needed: int
+) -> Callable[[Record], Example | None]:
+    """`encode`, with an error where it leaves fewer records than the `needed` ones of a step."""
+    spare = len(source) - needed
+    wanted = f"a step needs {needed} different examples over all processes, more than the "
     if spare < 0:
         raise ValueError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
     counter = DropCounter(encode)
@@ -131,14 +182,7 @@ def make_train_iterator(
             )
         return example
 
-    shuffled = grain.MapDataset.source(source).seed(seed).shuffle()
-    mine = shuffled[process_index::process_count].repeat(reseed_each_epoch=True)
-    examples = mine.map(encode_or_refuse).to_iter_dataset(  # grain leaves out what is None
-        grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
-    )
-    batches = examples.batch(batch_size, drop_remainder=True, batch_fn=list)
-    # A thread of its own puts batches together; pulled by the training loop, they would wait for the encoders' GIL.
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+    return encode_or_refuse
 
 
 def make_eval_batches(

@@ -1,7 +1,6 @@
 """The embedded task: a small visual question answering set that builds itself in seconds, with no download.
 
-Written and read as a TFDS data set of ArrayRecord files, without TensorFlow. Image bytes are stored as text features:
-an image feature would decode them, and the processor wants the encoded original.
+Drawn once and kept as store.py keeps records; TFDS's builder shuffles them and writes both splits or none.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from care_jax.data.mini_vqa_questions import SPLITS, Difficulty, generate
-from care_jax.data.records import Record
+from care_jax.data.store import StoredRecords, record_features, to_example
 
 
 class MiniVqa(tfds.core.GeneratorBasedBuilder):
@@ -31,62 +30,14 @@ class MiniVqa(tfds.core.GeneratorBasedBuilder):
         super().__init__(data_dir=data_dir / difficulty.name, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        names = ("id", "source", "prompt", "answer", "answer_kind", "rationale", "draft")
-        many = {name: tfds.features.Sequence(text) for name in ("images", "choices")}
-        features = tfds.features.FeaturesDict({**{name: text for name in names}, **many})
-        return tfds.core.DatasetInfo(builder=self, features=features, description=__doc__)
+        return tfds.core.DatasetInfo(builder=self, features=record_features(), description=__doc__)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict]]]:
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
         for record in generate(split, self._difficulty):
-            yield (
-                record.id,
-                {
-                    "id": record.id,
-                    "source": record.source,
-                    "prompt": record.prompt,
-                    "images": list(record.images),
-                    "answer": record.answer,
-                    "answer_kind": record.answer_kind,
-                    "choices": list(record.choices or ()),
-                    "rationale": record.rationale or "",
-                    "draft": record.draft or "",
-                },
-            )
-
-
-class MiniVqaSource:
-    """Random access to the records of one split. Picklable: a worker process opens the files anew."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self._folder, self._split = folder, split
-        self._rows = tfds.builder_from_directory(folder).as_data_source(split)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Record:
-        row = self._rows[range(len(self))[index]]  # IndexError past the end, as iteration needs
-        return Record(
-            id=row["id"].decode(),
-            source=row["source"].decode(),
-            prompt=row["prompt"].decode(),
-            images=tuple(row["images"]),
-            answer=row["answer"].decode(),
-            answer_kind=row["answer_kind"].decode(),
-            choices=tuple(choice.decode() for choice in row["choices"]) or None,
-            rationale=row["rationale"].decode() or None,
-            draft=row["draft"].decode() or None,
-        )
-
-    def __reduce__(self) -> tuple[type[MiniVqaSource], tuple[Path, str]]:
-        return MiniVqaSource, (self._folder, self._split)
-
-    def __repr__(self) -> str:
-        return f"MiniVqaSource({self._split}, {len(self)} records)"
+            yield record.id, to_example(record)
 
 
 def build(data_dir: Path, difficulty: Difficulty | None = None) -> None:
@@ -118,7 +69,7 @@ def build(data_dir: Path, difficulty: Difficulty | None = None) -> None:
                 raise
 
 
-def open_split(data_dir: Path, split: str, difficulty: Difficulty | None = None) -> MiniVqaSource:
+def open_split(data_dir: Path, split: str, difficulty: Difficulty | None = None) -> StoredRecords:
     """Opens a finished split, in an order shuffled by a hash of the ids.
 
     Args:
@@ -134,7 +85,7 @@ def open_split(data_dir: Path, split: str, difficulty: Difficulty | None = None)
     folder = MiniVqa(difficulty=difficulty or Difficulty(), data_dir=data_dir).data_path
     if not folder.exists():
         raise ValueError(f"no finished mini_vqa in {folder}; call mini_vqa.build({str(data_dir)!r}) first")
-    return MiniVqaSource(Path(folder), split)
+    return StoredRecords(Path(folder), split)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class Difficulty:
     max_bars: int = 5
     num_levels: int = 9  # values go from 1 to this, 3 to 21
     angle_step: int = 5  # degrees; printed angles are multiples of it: 1, 5 or 10
-    num_train: int = 48_000  # records, spread evenly over the skills
+    num_train: int = 40_000  # records, spread evenly over the skills
     num_heldout: int = 1_500
     seed: int = 0
 
@@ -128,16 +128,29 @@ def _digits_maker(
 
     while True:
         chosen = [int(i) for i in rng.integers(low, high, difficulty.num_digits)]
+        tilts = [_tilt(rng, heldout) for _ in chosen]
         question = ("sum", "range")[rng.integers(2)]
         record_id = f"digits/{'-'.join(f's{i}' for i in chosen)}/{question}"
 
-        def draw(chosen: list[int] = chosen, question: str = question, record_id: str = record_id) -> Record:
-            image = mini_vqa_draw.draw_digits([scans[i].reshape(8, 8) for i in chosen])
+        def draw(
+            chosen: list[int] = chosen,
+            tilts: list[mini_vqa_draw.Tilt] = tilts,
+            question: str = question,
+            record_id: str = record_id,
+        ) -> Record:
+            image = mini_vqa_draw.draw_digits([scans[i].reshape(8, 8) for i in chosen], tilts)
             values = [int(labels[i]) for i in chosen]
             work = _work_sum if question == "sum" else _work_range
             return _record(record_id, "digits", question, image, values, work, misread, rng, heldout)
 
         yield record_id, draw
+
+
+def _tilt(rng: np.random.Generator, heldout: bool) -> mini_vqa_draw.Tilt:
+    """Train scans are turned and moved a little, since there are few of them; held-out ones stay as they are."""
+    if heldout:
+        return mini_vqa_draw.Tilt(0.0, 0, 0)
+    return mini_vqa_draw.Tilt(float(rng.uniform(-12, 12)), *(int(x) for x in rng.integers(-2, 3, 2)))
 
 
 def _chart_maker(

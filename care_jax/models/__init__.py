@@ -5,15 +5,21 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
+from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
-from care_jax.models.qwen_vl import QwenVL
+from care_jax.models.qwen_vl import QwenVL, Tower
 
 __all__ = ["ModelConfig", "QwenVL", "init_model", "load_model_config", "params_from_dict", "params_to_dict"]
+
+_TOWERS: dict[str, type[Tower]] = {
+    "qwen2_5_vl": vision_qwen2_5.VisionTower,
+    "qwen3_vl": vision_qwen3.VisionTower,
+}
 
 
 def init_model(config: ModelConfig, key: jax.Array) -> QwenVL:
     """A randomly initialised model."""
-    return QwenVL(config, rngs=nnx.Rngs(key))
+    return QwenVL(config, _TOWERS[config.model_type], rngs=nnx.Rngs(key))
 
 
 def abstract_model(config: ModelConfig) -> QwenVL:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 
 from care_jax.models.attention import branch_attention, causal_attention
@@ -38,50 +39,71 @@ class Rope:
 def mrope(position_ids: Array, config: TextConfig, dtype: jnp.dtype) -> Rope:
     """Multimodal rotary tables from position_ids [B, 3, T] (time, height, width).
 
-    Frequencies are split into sections; section i turns by axis i mod 3 (Qwen2-VL, arXiv 2409.12191).
     Angles are float32; the tables are cast once, as the reference does.
     """
     channels = config.head_dim
     inv_freq = 1.0 / (config.rope_theta ** (jnp.arange(0, channels, 2, dtype=jnp.float32) / channels))
-    axis = jnp.repeat(
-        jnp.arange(len(config.mrope_section)) % 3, jnp.asarray(config.mrope_section), total_repeat_length=channels // 2
-    )
+    axis = mrope_axes(config)
     angles = jnp.einsum("btf,f->btf", jnp.moveaxis(position_ids, 1, 2)[..., axis].astype(jnp.float32), inv_freq)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return Rope(cos=jnp.cos(angles).astype(dtype), sin=jnp.sin(angles).astype(dtype))
 
 
+def mrope_axes(config: TextConfig) -> Array:
+    """[C / 2] which axis (0 time, 1 height, 2 width) turns each frequency.
+
+    sections (2, 1, 1)      one after the other (Qwen2-VL, arXiv 2409.12191)    0 0 1 2
+                            interleaved (Qwen3-VL): time where the others end   0 1 2 0
+    """
+    sections = config.mrope_section
+    if not config.mrope_interleaved:
+        return np.repeat(np.arange(len(sections)) % 3, sections)
+    index = np.arange(config.head_dim // 2)
+    return np.where(index < 3 * np.asarray(sections)[index % 3], index % 3, 0)
+
+
 class SelfAttention(nnx.Module):
-    """The projections; biases on q, k and v, none on o."""
+    """The projections, and the norms of each head of q and k where the model has them."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         self.head_dim = config.head_dim
+        features = config.num_attention_heads * config.head_dim
         kv_features = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs)
-        self.k_proj = Linear(config.hidden_size, kv_features, use_bias=True, rngs=rngs)
-        self.v_proj = Linear(config.hidden_size, kv_features, use_bias=True, rngs=rngs)
+        self.q_proj = Linear(config.hidden_size, features, use_bias=config.qkv_bias, rngs=rngs)
+        self.k_proj = Linear(config.hidden_size, kv_features, use_bias=config.qkv_bias, rngs=rngs)
+        self.v_proj = Linear(config.hidden_size, kv_features, use_bias=config.qkv_bias, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
         scale = residual_init_scale(config.num_hidden_layers)
-        self.o_proj = Linear(config.hidden_size, config.hidden_size, use_bias=False, rngs=rngs, init_scale=scale)
+        self.o_proj = Linear(features, config.hidden_size, use_bias=config.o_bias, rngs=rngs, init_scale=scale)
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
         def heads(y: Array) -> Array:
             return y.reshape(*y.shape[:-1], -1, self.head_dim)
 
-        q = rotate(heads(self.q_proj(x)), rope.cos, rope.sin)
-        k = rotate(heads(self.k_proj(x)), rope.cos, rope.sin)
+        q, k = heads(self.q_proj(x)), heads(self.k_proj(x))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, rope.cos, rope.sin), rotate(k, rope.cos, rope.sin)
         out, kept = attend(q, k, heads(self.v_proj(x)))
-        return self.o_proj(out.reshape(x.shape)), kept
+        return self.o_proj(out.reshape(*x.shape[:-1], -1)), kept
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and SwiGLU."""
+    """Pre-norm attention and gated MLP."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = SelfAttention(config, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        scale = residual_init_scale(config.num_hidden_layers)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, use_bias=False, rngs=rngs, init_scale=scale)
+        self.mlp = GatedMLP(
+            config.hidden_size,
+            config.intermediate_size,
+            act=config.hidden_act,
+            use_bias=False,
+            rngs=rngs,
+            init_scale=residual_init_scale(config.num_hidden_layers),
+        )
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
         attended, kept = self.self_attn(self.input_layernorm(x), rope, attend)
@@ -95,21 +117,57 @@ def stack_layers(config: TextConfig, *, rngs: nnx.Rngs) -> DecoderLayer:
     return jax.vmap(lambda key: DecoderLayer(config, rngs=nnx.Rngs(key)))(keys)
 
 
-def prefill(layers: DecoderLayer, x: Array, rope: Rope) -> tuple[Array, tuple[Array, Array]]:
-    """The prompt alone. x [B, P, D]. Returns hidden [B, P, D] and (k, v), each [L, B, P, N, C]."""
+def _add_deepstack(x: Array, deepstack: Array, index: Array) -> Array:
+    """x [B, T, D] after layer `index`, with that layer's deepstack features [E, B, P, D] added to its first P tokens.
 
-    def step(x: Array, layer: DecoderLayer) -> tuple[Array, tuple[Array, Array]]:
-        return layer(x, rope, lambda q, k, v: (causal_attention(q, k, v), (k, v)))
+    Only E layers have any. A branch taken inside the scan, not the features stacked with zeros for all other layers:
+    those would take the memory of L hidden states.
+    """
+    num_added, _, num_prompt, _ = deepstack.shape
+    if num_added == 0:
+        return x
 
-    return jax.lax.scan(step, x, layers)
+    def add(x: Array) -> Array:
+        features = jax.lax.dynamic_index_in_dim(deepstack, jnp.minimum(index, num_added - 1), keepdims=False)
+        return jnp.concatenate([x[:, :num_prompt] + features, x[:, num_prompt:]], axis=1)
+
+    return jax.lax.cond(index < num_added, add, lambda x: x, x)
+
+
+def _indexed(layers: DecoderLayer) -> tuple[DecoderLayer, Array]:
+    """The layers and their indexes, to be scanned together."""
+    return layers, jnp.arange(layers.input_layernorm.weight[...].shape[0], dtype=jnp.int32)
+
+
+def prefill(layers: DecoderLayer, x: Array, rope: Rope, deepstack: Array) -> tuple[Array, tuple[Array, Array]]:
+    """The prompt alone. x [B, P, D], deepstack [E, B, P, D]: added after each of the first E layers.
+
+    Returns hidden [B, P, D] and (k, v), each [L, B, P, N, C].
+    """
+
+    def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
+        layer, index = inputs
+        x, kept = layer(x, rope, lambda q, k, v: (causal_attention(q, k, v), (k, v)))
+        return _add_deepstack(x, deepstack, index), kept
+
+    return jax.lax.scan(step, x, _indexed(layers))
 
 
 def forward_branches(
-    layers: DecoderLayer, x: Array, rope: Rope, *, prompt_len: Array, num_branches: int, num_prompt: int, remat: bool
+    layers: DecoderLayer,
+    x: Array,
+    rope: Rope,
+    deepstack: Array,
+    *,
+    prompt_len: Array,
+    num_branches: int,
+    num_prompt: int,
+    remat: bool,
 ) -> Array:
     """Prompt and J full branches in one pass. x [B, P + J * R, D], branches behind the prompt. Returns the same shape.
 
-    The gradient of every branch flows into the one prompt stream.
+    deepstack [E, B, P, D] is added to the prompt after each of the first E layers; branches hold no images. The
+    gradient of every branch flows into the one prompt stream.
     """
     batch, total, _ = x.shape
     num_response = (total - num_prompt) // num_branches
@@ -127,10 +185,11 @@ def forward_branches(
         flat = of_branches.reshape(batch, num_branches * num_response, *q.shape[2:])
         return jnp.concatenate([of_prompt, flat], axis=1), None
 
-    def step(x: Array, layer: DecoderLayer) -> tuple[Array, None]:
-        return layer(x, rope, attend)
+    def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
+        layer, index = inputs
+        return _add_deepstack(layer(x, rope, attend)[0], deepstack, index), None
 
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, layers)[0]
+    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, _indexed(layers))[0]
 
 
 def extend(
@@ -143,9 +202,9 @@ def extend(
     """
     batch, num_branches = cache.k.shape[1:3]
 
-    def step(carry: tuple[Array, Array, Array], inputs: tuple[Array, DecoderLayer, Array, Array]):
+    def step(carry: tuple[Array, Array, Array], inputs: tuple[tuple[DecoderLayer, Array], Array, Array]):
         x, cache_k, cache_v = carry
-        index, layer, prompt_k, prompt_v = inputs
+        (layer, index), prompt_k, prompt_v = inputs
 
         def write(stored: Array, new: Array) -> Array:
             new = new.reshape(1, batch, num_branches, -1, *new.shape[2:])
@@ -167,6 +226,5 @@ def extend(
         x, (cache_k, cache_v) = layer(x, rope, attend)
         return (x, cache_k, cache_v), None
 
-    indexes = jnp.arange(prefix.k.shape[0], dtype=jnp.int32)
-    carry, _ = jax.lax.scan(step, (x, cache.k, cache.v), (indexes, layers, prefix.k, prefix.v))
+    carry, _ = jax.lax.scan(step, (x, cache.k, cache.v), (_indexed(layers), prefix.k, prefix.v))
     return carry[0], BranchCache(k=carry[1], v=carry[2])

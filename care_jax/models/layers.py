@@ -5,11 +5,21 @@ Activations choose the compute type: a kernel is cast to its input's type. Norm 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from care_jax.structs import Array
+
+# By their names in config.json. "gelu" is the exact one, not JAX's default.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 def _align(vector: Array, x: Array) -> Array:
@@ -57,16 +67,35 @@ class RMSNorm(nnx.Module):
         return normed * _align(self.weight[...], normed)
 
 
-class GatedMLP(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, all of it in float32 as in PyTorch."""
 
-    def __init__(self, features: int, intermediate: int, *, use_bias: bool, rngs: nnx.Rngs, init_scale: float):
+    def __init__(self, features: int, *, eps: float):
+        self.weight = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normed * _align(self.weight[...], normed) + _align(self.bias[...], normed)).astype(x.dtype)
+
+
+class GatedMLP(nnx.Module):
+    """down(act(gate(x)) * up(x)), SwiGLU where act is "silu"."""
+
+    def __init__(
+        self, features: int, intermediate: int, *, act: str, use_bias: bool, rngs: nnx.Rngs, init_scale: float
+    ):
+        self.act = act
         self.gate_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
         self.up_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
         self.down_proj = Linear(intermediate, features, use_bias=use_bias, rngs=rngs, init_scale=init_scale)
 
     def __call__(self, x: Array) -> Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
 
 
 def residual_init_scale(num_layers: int) -> float:

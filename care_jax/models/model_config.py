@@ -7,6 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from care_jax.models.layers import ACTIVATIONS
+
+MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
+_VISION_ROPE_THETA = 10000.0  # fixed in Qwen's code; transformers 5 also writes it down
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -20,9 +25,16 @@ class VisionConfig:
     patch_size: int
     temporal_patch_size: int
     spatial_merge_size: int
-    window_size: int
-    fullatt_block_indexes: tuple[int, ...]
     out_hidden_size: int
+    hidden_act: str
+    rope_theta: float
+    # Qwen2.5-VL
+    window_size: int = 0  # 0: full attention in every block
+    fullatt_block_indexes: tuple[int, ...] = ()
+    tokens_per_second: float = 0.0  # M-RoPE positions of a second of video; 0: the text tells the time of each frame
+    # Qwen3-VL
+    num_position_embeddings: int = 0  # cells of the learned, square position grid; 0: there is none
+    deepstack_visual_indexes: tuple[int, ...] = ()  # blocks whose features go to the decoder's first layers
 
     @property
     def merge_unit(self) -> int:
@@ -33,6 +45,11 @@ class VisionConfig:
     def patch_values(self) -> int:
         """F, values of one flattened patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def grid_side(self) -> int:
+        """Cells a side of the learned position grid."""
+        return round(self.num_position_embeddings**0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +62,23 @@ class TextConfig:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
+    head_dim: int  # C, channels of a head
+    hidden_act: str
     rms_norm_eps: float
     rope_theta: float
-    mrope_section: tuple[int, ...]
+    mrope_section: tuple[int, ...]  # frequencies of time, height and width
+    mrope_interleaved: bool  # the axes take turns frequency by frequency, not section by section
+    qkv_bias: bool
+    o_bias: bool
+    qk_norm: bool  # RMSNorm on each head of q and k
     tie_word_embeddings: bool
-
-    @property
-    def head_dim(self) -> int:
-        """C, channels of a head."""
-        return self.hidden_size // self.num_attention_heads
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Both towers, and how they are computed (the last three come from the run's config, not from config.json)."""
 
+    model_type: str  # one of MODEL_TYPES
     vision: VisionConfig
     text: TextConfig
     compute_dtype: str = "float32"
@@ -81,52 +100,102 @@ class _Fields:
     def first(self, *names: str) -> Any:
         """The field under the first of its names that is there (the hub and transformers 5 differ)."""
         for name in names:
-            if name in self.values:
+            if self.values.get(name) is not None:
                 return self.values[name]
         return self[names[0]]
 
+    def sub(self, *names: str) -> _Fields:
+        """The JSON object in a field, under the first of its names that is there."""
+        return _Fields(self.first(*names), f"{self.where} ({names[0]})")
+
+    def one_of(self, name: str, allowed: tuple[Any, ...], *, missing: Any = None) -> Any:
+        """A field that must have one of the values `allowed`; where it is not there, `missing`, if that is given."""
+        value = self[name] if missing is None else self.values.get(name, missing)
+        if value not in allowed:
+            raise ValueError(f"{self.where} has {name} {value!r}; supported: {', '.join(map(repr, allowed))}")
+        return value
+
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """Reads `folder/config.json`, in the hub's flat layout or the nested one transformers 5 writes.
+    """Reads `folder/config.json`, in the hub's layout or the one transformers 5 writes.
 
     Raises:
-        ValueError: no such file, an unknown model_type, or a missing field (named).
+        ValueError: no such file, no JSON, an unknown model_type or variant, or a missing field (named).
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"no config.json in {folder}; give the folder of a Hugging Face Qwen2.5-VL model")
-    raw = json.loads(path.read_text())
+        raise ValueError(f"no config.json in {folder}; give the folder of a Hugging Face Qwen-VL model")
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy it from the source checkpoint") from error
     outer = _Fields(raw, str(path))
-    if outer["model_type"] != "qwen2_5_vl":
-        raise ValueError(f"{path} has model_type {outer['model_type']!r}; supported: 'qwen2_5_vl'")
-    text = _Fields(raw["text_config"], f"{path} (text_config)") if "text_config" in raw else outer
-    rope = _Fields(text.first("rope_scaling", "rope_parameters"), f"{path} (rope_scaling)")
-    vision = _Fields(outer["vision_config"], f"{path} (vision_config)")
+    model_type = outer.one_of("model_type", MODEL_TYPES)
+    is_qwen3 = model_type == "qwen3_vl"
     return ModelConfig(
-        vision=VisionConfig(
-            depth=vision["depth"],
-            hidden_size=vision["hidden_size"],
-            intermediate_size=vision["intermediate_size"],
-            num_heads=vision["num_heads"],
-            in_channels=vision.first("in_channels", "in_chans"),
-            patch_size=vision["patch_size"],
-            temporal_patch_size=vision["temporal_patch_size"],
-            spatial_merge_size=vision["spatial_merge_size"],
-            window_size=vision["window_size"],
-            fullatt_block_indexes=tuple(vision["fullatt_block_indexes"]),
-            out_hidden_size=vision["out_hidden_size"],
-        ),
-        text=TextConfig(
-            vocab_size=text["vocab_size"],
-            hidden_size=text["hidden_size"],
-            intermediate_size=text["intermediate_size"],
-            num_hidden_layers=text["num_hidden_layers"],
-            num_attention_heads=text["num_attention_heads"],
-            num_key_value_heads=text["num_key_value_heads"],
-            rms_norm_eps=text["rms_norm_eps"],
-            rope_theta=rope["rope_theta"] if "rope_theta" in rope.values else text["rope_theta"],
-            mrope_section=tuple(rope["mrope_section"]),
-            # Nested text configs of some hub files contradict the outer flag; the outer one is right.
-            tie_word_embeddings=outer["tie_word_embeddings"],
-        ),
+        model_type=model_type,
+        vision=_read_vision(outer.sub("vision_config"), is_qwen3),
+        text=_read_text(outer, is_qwen3),
+    )
+
+
+def _read_vision(vision: _Fields, is_qwen3: bool) -> VisionConfig:
+    rope = vision.values.get("rope_parameters") or {}
+    family: dict[str, Any]
+    if is_qwen3:
+        indexes, cells = tuple(vision["deepstack_visual_indexes"]), vision["num_position_embeddings"]
+        if list(indexes) != sorted(set(indexes)) or not all(0 <= index < vision["depth"] for index in indexes):
+            raise ValueError(f"{vision.where} has deepstack_visual_indexes {indexes}; they must be ascending blocks")
+        if round(cells**0.5) ** 2 != cells:
+            raise ValueError(f"{vision.where} has num_position_embeddings {cells}; it must be a square number")
+        family = {"num_position_embeddings": cells, "deepstack_visual_indexes": indexes}
+    else:
+        family = {
+            "window_size": vision["window_size"],
+            "fullatt_block_indexes": tuple(vision["fullatt_block_indexes"]),
+            "tokens_per_second": vision["tokens_per_second"],
+        }
+    return VisionConfig(
+        depth=vision["depth"],
+        hidden_size=vision["hidden_size"],
+        intermediate_size=vision["intermediate_size"],
+        num_heads=vision["num_heads"],
+        in_channels=vision.first("in_channels", "in_chans"),
+        patch_size=vision["patch_size"],
+        temporal_patch_size=vision["temporal_patch_size"],
+        spatial_merge_size=vision["spatial_merge_size"],
+        out_hidden_size=vision["out_hidden_size"],
+        hidden_act=vision.one_of("hidden_act", tuple(ACTIVATIONS)),
+        rope_theta=rope.get("rope_theta", _VISION_ROPE_THETA),
+        **family,
+    )
+
+
+def _read_text(outer: _Fields, is_qwen3: bool) -> TextConfig:
+    text = outer.sub("text_config") if is_qwen3 or "text_config" in outer.values else outer
+    rope = text.sub("rope_scaling", "rope_parameters")
+    for name in ("rope_type", "type"):  # of transformers 5, and of the hub
+        rope.one_of(name, ("default", "mrope"), missing="default")
+    rope.one_of("mrope_interleaved", (is_qwen3,), missing=is_qwen3)
+    text.one_of("use_sliding_window", (False, None), missing=False)
+    width, heads = text["hidden_size"], text["num_attention_heads"]
+    bias = text["attention_bias"] if is_qwen3 else False
+    return TextConfig(
+        vocab_size=text["vocab_size"],
+        hidden_size=width,
+        intermediate_size=text["intermediate_size"],
+        num_hidden_layers=text["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=text["num_key_value_heads"],
+        head_dim=text["head_dim"] if is_qwen3 else width // heads,
+        hidden_act=text.one_of("hidden_act", tuple(ACTIVATIONS)),
+        rms_norm_eps=text["rms_norm_eps"],
+        rope_theta=rope.values["rope_theta"] if "rope_theta" in rope.values else text["rope_theta"],
+        mrope_section=tuple(rope["mrope_section"]),
+        mrope_interleaved=is_qwen3,
+        qkv_bias=bias or not is_qwen3,  # Qwen2.5-VL's code has it whatever config.json says
+        o_bias=bias,
+        qk_norm=is_qwen3,
+        # Nested text configs of some hub files contradict the outer flag; the outer one is right.
+        tie_word_embeddings=outer["tie_word_embeddings"],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -9,9 +11,16 @@ from flax import nnx, struct
 from care_jax.models import decoder
 from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import Embedding, Linear, RMSNorm
-from care_jax.models.model_config import ModelConfig
-from care_jax.models.vision_qwen2_5 import VisionTower
-from care_jax.structs import Array, Prompts
+from care_jax.models.model_config import ModelConfig, VisionConfig
+from care_jax.structs import Array, Prompts, VisionFeatures
+
+
+class Tower(Protocol):
+    """A vision tower, called with prompts and the type to compute in."""
+
+    def __init__(self, config: VisionConfig, *, remat: bool, rngs: nnx.Rngs): ...
+
+    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures: ...
 
 
 @struct.dataclass
@@ -25,10 +34,10 @@ class BranchHidden:
 class QwenVL(nnx.Module):
     """The model. A pytree of float32 parameters; `config` says how it is computed."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, tower: type[Tower], *, rngs: nnx.Rngs):
         text = config.text
         self.config = config
-        self.visual = VisionTower(config.vision, remat=config.remat, rngs=rngs)
+        self.visual = tower(config.vision, remat=config.remat, rngs=rngs)
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs)
         self.layers = decoder.stack_layers(text, rngs=rngs)
         self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
@@ -37,7 +46,8 @@ class QwenVL(nnx.Module):
 
     def prefill(self, prompts: Prompts) -> Prefix:
         """Vision tower and prompt, once per prompt."""
-        x, (k, v) = decoder.prefill(self.layers, self._embed_prompts(prompts), self._rope(prompts.position_ids))
+        x, deepstack = self._embed_prompts(prompts)
+        x, (k, v) = decoder.prefill(self.layers, x, self._rope(prompts.position_ids), deepstack)
         return Prefix(
             k=k,
             v=v,
@@ -53,10 +63,12 @@ class QwenVL(nnx.Module):
         tokens = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
         offsets = jnp.tile(jnp.arange(num_response, dtype=jnp.int32), num_branches)
         positions = self._text_positions(prompts.next_position, offsets[None])
+        x, deepstack = self._embed_prompts(prompts)
         x = decoder.forward_branches(
             self.layers,
-            jnp.concatenate([self._embed_prompts(prompts), tokens], axis=1),
+            jnp.concatenate([x, tokens], axis=1),
             self._rope(jnp.concatenate([prompts.position_ids, positions], axis=-1)),
+            deepstack,
             prompt_len=prompts.prompt_len,
             num_branches=num_branches,
             num_prompt=num_prompt,
@@ -101,13 +113,17 @@ class QwenVL(nnx.Module):
     def _rope(self, position_ids: Array) -> decoder.Rope:
         return decoder.mrope(position_ids, self.config.text, self._dtype)
 
-    def _embed_prompts(self, prompts: Prompts) -> Array:
-        """[B, P, D]: text embeddings, with the vision features at the image tokens (a gather, never a scatter)."""
+    def _embed_prompts(self, prompts: Prompts) -> tuple[Array, Array]:
+        """[B, P, D] text embeddings with the vision features in their places, and [E, B, P, D] the deepstack
+        features, 0 at text. A gather, never a scatter."""
         text = self.embed_tokens(prompts.token_ids, self._dtype)
         features = self.visual(prompts, self._dtype)
         features = jax.lax.stop_gradient(features) if self.config.freeze_vision else features
         rows = jnp.maximum(prompts.vision_index, 0)[..., None]
-        return jnp.where(prompts.vision_index[..., None] >= 0, jnp.take_along_axis(features, rows, axis=1), text)
+        is_vision = prompts.vision_index[..., None] >= 0
+        x = jnp.where(is_vision, jnp.take_along_axis(features.merged, rows, axis=1), text)
+        deepstack = jnp.take_along_axis(features.deepstack, rows[None], axis=2)
+        return x, jnp.where(is_vision[None], deepstack, jnp.zeros_like(deepstack))
 
     def _text_positions(self, next_position: Array, offset: Array) -> Array:
         """[B, 3, T]: text counts on by one on all three axes. offset [B or 1, T]."""

@@ -14,6 +14,8 @@ _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice) )?(?:\(([a-l])\)[.:]?|\[([a-l])\][.:]?|([a-l])(?:[.:)]|(?P<unmarked> ))) ?(?P<text>.+)"
 )
 _MENTION = re.compile(r"(?<![a-z])[a-l](?![a-z])")
+_COMMA = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+(?:and|&)\s+", re.IGNORECASE)
+_COLLAPSED = re.compile(r"[A-L]{2,12}")
 _HEDGE = re.compile(r"\b(?:or|and|not|either|both|neither|option|choice)\b")
 
 
@@ -22,32 +24,48 @@ def verify(response_answer: str, answer: str, *, choices: tuple[str, ...] | None
 
     Read: "B", "(b)", "B.", "option B", "B. text", "B text" and "text". Where the text belongs to another option than
     the letter, or two options have that text, the answer names two and is wrong. Without `choices` a text after the
-    letter is not checked; it must mention no other letter. Raises ValueError as `read_gold` does.
+    letter is not checked; it must mention no other letter. A gold of several options, "A, C", needs them all, in any
+    order. Raises ValueError as `read_gold` does.
     """
+    gold = read_gold(answer, choices)
     refused = refusal(response_answer)
     if refused:
         return refused
-    gold = read_gold(answer, choices)
     named = _named_options(response_answer, choices)
-    if len(named) > 1:
+    if len(gold) > 1:
+        letters = _COLLAPSED.fullmatch(unwrap(response_answer))
+        named = _listed_options(",".join(letters[0]) if letters else response_answer, choices)
+    elif len(named) > 1:
         return AMBIGUOUS
     if not named:
         return UNPARSED
-    return CORRECT if named == {gold} else WRONG
+    return CORRECT if named == gold else WRONG
 
 
-def read_gold(answer: str, choices: tuple[str, ...] | None) -> int:
-    """Return the index of the gold option, or raise ValueError where the gold does not name exactly one."""
+def read_gold(answer: str, choices: tuple[str, ...] | None) -> set[int]:
+    """Return the indices of the gold options, or raise ValueError where the gold names none or contradicts itself."""
     if choices is not None and not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"{len(choices)} options given; a choice has 2 to {len(LETTERS)}, or None for unknown ones")
     named = set() if refusal(answer) else _named_options(answer, choices)
-    if len(named) != 1:
-        options = f"the options {list(choices)}" if choices is not None else f"the letters A to {LETTERS[-1]}"
-        problem = "more than one" if named else "none"
-        raise ValueError(
-            f"the gold {answer[:80]!r} names {problem} of {options}; give one letter or one whole option text"
-        )
-    return named.pop()
+    if len(named) == 1:
+        return named
+    listed = set() if refusal(answer) else _listed_options(answer, choices)
+    if listed:
+        return listed
+    options = f"the options {list(choices)}" if choices is not None else f"the letters A to {LETTERS[-1]}"
+    problem = "more than one" if named else "none"
+    raise ValueError(
+        f"the gold {answer[:80]!r} names {problem} of {options}; give one letter or one whole option text, or several "
+        "with commas between them where all are needed"
+    )
+
+
+def _listed_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:
+    """Return the options of a list like "A, C" or "A and C"; none where an entry does not name exactly one."""
+    entries = _COMMA.split(unwrap(answer))
+    named = [_named_options(entry, choices) for entry in entries]
+    once = {index for options in named for index in options}
+    return once if all(len(options) == 1 for options in named) and len(once) == len(entries) else set()
 
 
 def _named_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from care_jax.verifiers.quantity import Quantity, count_numbers, read_quantity
-from care_jax.verifiers.verdict import AMBIGUOUS, CORRECT, UNPARSED, WRONG, WRONG_UNIT, Verdict, refusal
+from care_jax.verifiers.quantity import Quantity, read_quantity, unread
+from care_jax.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 
 def verify(response_answer: str, answer: str) -> Verdict:
@@ -12,13 +12,13 @@ def verify(response_answer: str, answer: str) -> Verdict:
     "5.0" equals 5 and "5.5" is a wrong answer; a fraction is not read. "%" counts as a unit, so "50%" equals 50. Units
     are compared only where both sides have one. Raises ValueError for a gold that is no whole number.
     """
+    gold = read_gold(answer)
     refused = refusal(response_answer)
     if refused:
         return refused
-    gold = read_gold(answer)
     given = read_quantity(response_answer, fractions_allowed=False)
     if given is None:
-        return AMBIGUOUS if count_numbers(response_answer) > 1 else UNPARSED
+        return unread(response_answer)
     if given.unit and gold.unit and given.unit != gold.unit:
         return WRONG_UNIT
     return CORRECT if given.value == gold.value else WRONG

@@ -19,10 +19,10 @@ WORKER_COMMAND = (sys.executable, "-m", "care_jax.verifiers.worker")
 DEADLINE = Verdict(False, False, "deadline")
 WORKER_DIED = Verdict(False, False, "worker died")
 
-_IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[2])  # workers import this care_jax from any folder
+_IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
 _READ_SIZE = 1 << 16  # bytes
-_START_LIMIT = 120.0  # seconds until a new worker must have said that it is ready
+_START_LIMIT = 120.0  # seconds until a worker that starts or loads must have said that it is ready
 
 
 class Item(NamedTuple):
@@ -38,7 +38,8 @@ class _Worker:
     """One process, the requests that it holds, and the bytes under way in both directions."""
 
     def __init__(self, command: Sequence[str], selector: selectors.BaseSelector) -> None:
-        path = os.pathsep.join(filter(None, [_IMPORT_ROOT, os.environ.get("PYTHONPATH")]))
+        # Workers import this care_jax, and a user's verifier, from any folder.
+        path = os.pathsep.join(filter(None, [_IMPORT_ROOT, *sys.path]))
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -195,6 +196,8 @@ class Verifier:
     def _take_reply(self, worker: _Worker, reply: object, batch: _Batch) -> None:
         if reply == "ready" and not worker.ready:
             worker.ready = True
+        elif reply == "loading" and worker.ready:
+            worker.ready = False
         elif isinstance(reply, list) and worker.requests and reply[0] == worker.requests[0]:
             batch.close(worker.requests.popleft(), reply[1:])
         else:
@@ -203,7 +206,9 @@ class Verifier:
     def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
         """Put a new worker in the place of one that is lost; only the item it was at is lost with it."""
         if not worker.ready:
-            raise RuntimeError(f"a verifier worker did not start: {' '.join(self._command)}; see its message above")
+            raise RuntimeError(
+                f"a verifier worker did not start or load: {' '.join(self._command)}; see its message above"
+            )
         self._workers[self._workers.index(worker)] = _Worker(self._command, self._selector)
         worker.kill()
         if worker.requests:

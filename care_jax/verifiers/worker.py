@@ -5,17 +5,21 @@ It says "ready" once, then answers each request line with one line:
     {"id": 7, "kind": "integer", "answer": "x = 5", "gold": "5", "choices": null, "tolerance": 0.01}
     [7, true, true, "correct"]
 
-or [7, null, null, message] for a gold that is not of its kind. It ends with its input, so with its parent.
+or [7, null, null, message] for a gold that is not of its kind. Before the first request of a kind it says "loading",
+and "ready" again when the verifier and what it needs are imported (for LaTeX a second or more): no item's deadline is
+to pay for that. It ends with its input, so with its parent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from typing import Any
 
-from care_jax.verifiers import verify_answer
+from care_jax.verifiers import load_kind, verify_answer
 
 
 def main() -> None:
@@ -23,18 +27,25 @@ def main() -> None:
     # An interrupt at the keyboard reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = sys.stdout.fileno()
+    loaded: set[str] = set()
     try:
         os.write(output, b'"ready"\n')
         for line in sys.stdin.buffer:
+            request = json.loads(line)
+            if request["kind"] not in loaded:
+                os.write(output, b'"loading"\n')
+                with contextlib.suppress(ValueError):  # an unknown kind; `respond` says so
+                    load_kind(request["kind"])
+                loaded.add(request["kind"])
+                os.write(output, b'"ready"\n')
             # One write an answer: what is held back in a buffer would be lost, and another item blamed, on a kill.
-            os.write(output, respond(line))
+            os.write(output, respond(request))
     except BrokenPipeError:
         os._exit(1)  # the parent is gone; closing the streams would only fail again
 
 
-def respond(line: bytes) -> bytes:
-    """Return the answer line to one request line."""
-    request = json.loads(line)
+def respond(request: dict[str, Any]) -> bytes:
+    """Return the answer line to one request."""
     choices = request["choices"]
     try:
         verdict = verify_answer(

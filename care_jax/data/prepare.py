@@ -1,0 +1,314 @@
+"""A downloaded data set to the ArrayRecord files that training reads: rows checked, counted, filtered.
+
+    python -m care_jax.data.prepare --source=virl39k --root=ViRL39K --out=data/virl39k
+
+Run again it goes on after the last whole shard, or says that all is done; the bytes are the same either way. OUT
+appears when it is complete; what is under way lies in OUT.partial. OUT/report.json has every count.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from absl import app, flags
+from PIL import Image
+from tqdm import tqdm
+
+from care_jax import cli, images
+from care_jax.data import prepare_report
+from care_jax.data.dedup import Benchmarks, Thumbnail, thumbnail
+from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
+from care_jax.data.records import Record
+from care_jax.data.rows import BadRow, Row
+from care_jax.data.store import ShardWriter, open_folder
+
+if TYPE_CHECKING:
+    from care_jax.processor import Processor
+
+REPORT_FILE = "report.json"
+SHARD_RECORDS = 1024
+_THREADS = min(os.cpu_count() or 1, 8)  # that read and decode images
+_ROWS_AHEAD = 4  # rows a thread may be ahead; what they hold is all that is in memory
+
+_SOURCE = flags.DEFINE_enum("source", None, list(READERS), "The data set.")
+_ROOT = flags.DEFINE_string("root", None, "The folder it was downloaded to; for easyr1 and jsonl a file will do.")
+_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+_SPLIT = flags.DEFINE_string("split", "train", "train, val or test, as far as the set has them.")
+_IMAGES = flags.DEFINE_string("images", None, "The folder that image paths count from; ROOT if not given.")
+_KEEP = flags.DEFINE_multi_string(
+    "keep", [], "COLUMN:LOW:HIGH, rows to keep by a number, as PassRate_32BTrained:0.1:0.9; may be repeated."
+)
+_AGAINST = flags.DEFINE_multi_string(
+    "against", [], "A prepared folder of a benchmark; rows that repeat it are dropped. May be repeated."
+)
+_MODEL = flags.DEFINE_string("model", None, "A Hugging Face model folder to count tokens of prompts with.")
+_STRICT = flags.DEFINE_bool("strict", False, "Refuse broken rows instead of dropping them.")
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to prepare: the flags of these names."""
+
+    source: str
+    root: Path
+    out: Path
+    split: str = "train"
+    images: Path | None = None
+    keep: tuple[ColumnRange, ...] = ()
+    against: tuple[Path, ...] = ()
+    model: Path | None = None
+    strict: bool = False
+
+
+class _Sound(NamedTuple):
+    """A record that training can use."""
+
+    record: Record
+    num_tokens: int | None  # of the prompt; None where no model was named
+
+
+def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[str, Any]:
+    """Prepares one split of one source, or goes on with it; does nothing where it is complete.
+
+    Every image is decoded once, so that none can stop a run later, and stored as it was.
+
+    Returns:
+        The report: settings, counts, reasons with examples, what repeats a benchmark.
+
+    Raises:
+        ValueError: unknown source, no such split, unreadable files, no usable row, with `strict` a broken row, an
+            `out` that holds something else, or another process at work on it. Nothing is left then.
+    """
+    root, out = settings.root.absolute(), settings.out.absolute()
+    files = split_files(settings.source, root, settings.split)
+    wanted = _comparable(settings, files, root, shard_records)
+    partial = out.with_name(out.name + ".partial")
+    if not _is_taken(out):
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial):
+            if not _is_taken(out):  # by a process that was first
+                _build(settings, files, root, partial, wanted, shard_records)
+                partial.replace(out)
+    report = _read_report(out)
+    if report is None or report["settings"] != wanted:
+        raise ValueError(f"{out} holds other data, or the same with other settings; remove it or name another folder")
+    return report
+
+
+def map_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """As map, in order, with threads that are a few items ahead."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        under_way: collections.deque[Future[_Out]] = collections.deque()
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) > _THREADS * _ROWS_AHEAD:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _build(
+    settings: Settings, files: list[Path], root: Path, folder: Path, wanted: dict[str, Any], shard_records: int
+) -> None:
+    """Writes the shards that are missing in `folder`, and its metadata; removes the folder on bad input."""
+    report = _read_report(folder)
+    if report is None or report["settings"] != wanted:
+        for path in folder.iterdir():
+            path.unlink()
+        report = prepare_report.new(wanted)
+    image_root = settings.images or (root if root.is_dir() else root.parent)
+    rows = read(settings.source, files, root=root, images=image_root.absolute(), ranges=settings.keep)
+    try:
+        records = _records(settings, itertools.islice(rows, report["rows"], None), report)
+        writer = ShardWriter(folder, settings.split)
+        count = shard_records
+        while count == shard_records:
+            count = writer.write(len(report["shards"]), itertools.islice(records, shard_records))
+            report["shards"] += [count] if count else []
+            _write_report(folder, report)
+        if not report["shards"]:
+            raise ValueError(f"{root} has no usable row:\n{prepare_report.table(report)}")
+        writer.finish(report["shards"])
+    except ValueError:
+        shutil.rmtree(folder)
+        raise
+
+
+def _records(settings: Settings, rows: Iterable[Row | Dropped], report: dict[str, Any]) -> Iterator[Record]:
+    """The records to keep; `report` counts every row up to the one last given out."""
+    benchmarks = _read_benchmarks(settings.against)
+    processor = _load_processor(settings.model) if settings.model else None
+    inspected = map_ahead(lambda row: _inspect(row, benchmarks, processor), rows)
+    name = f"{settings.source} {settings.split}"
+    for row in tqdm(inspected, desc=name, unit=" rows", initial=report["rows"], mininterval=1.0):
+        if isinstance(row, _Sound):
+            prepare_report.count_kept(report, row.record, row.num_tokens)
+            yield row.record
+            continue
+        if settings.strict and row.broken:
+            raise ValueError(
+                f"{settings.root}: row {row.where}: {row.detail}; mend it, or leave --strict out to drop such rows"
+            )
+        prepare_report.count_dropped(report, row)
+
+
+def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | None) -> _Sound | Dropped:
+    """Reads and decodes the images of a row, compares it with the benchmarks, counts its tokens."""
+    if isinstance(row, Dropped):
+        return row
+    try:
+        record = row.load()
+        pictures = [_decode(encoded) for encoded in record.images]
+        num_tokens = _count_tokens(record, processor) if processor else None
+    except BadRow as error:
+        return Dropped(row.where, error.reason, str(error))
+    if len(benchmarks) and (match := benchmarks.match(record.prompt, [thumbnail(picture) for picture in pictures])):
+        detail = f"{record.id} repeats {match.benchmark_id}"
+        return Dropped(row.where, match.reason, detail, broken=False, repeats=match.benchmark_id)
+    return _Sound(record, num_tokens)
+
+
+def _decode(encoded: bytes) -> Image.Image:
+    try:
+        picture = images.decode_image(encoded)
+        # For its check alone: an image whose sides differ too much cannot be resized by any model's processor.
+        images.smart_resize(picture.height, picture.width, factor=28, min_pixels=1, max_pixels=1 << 30)
+    except ValueError as error:
+        raise BadRow(str(error), "unusable image") from None
+    return picture
+
+
+def _count_tokens(record: Record, processor: Processor) -> int:
+    try:
+        example = processor.encode_prompt(record)
+    except ValueError as error:
+        raise BadRow(str(error), "the model's processor refuses it") from None
+    assert example is not None  # the buckets are larger than any prompt
+    return len(example.token_ids)
+
+
+def _load_processor(folder: Path) -> Processor:
+    """The processor of a model folder as training loads it by default, with room for any prompt."""
+    from care_jax.components import make_processor  # imports JAX, and only counting tokens needs it
+    from care_jax.config import base
+
+    config = base()
+    config.model.folder = str(folder)
+    config.data.overlong = "error"
+    config.data.prompt_buckets = config.data.patch_buckets = (1 << 24,)
+    return make_processor(config)
+
+
+def _read_benchmarks(folders: Iterable[Path]) -> Benchmarks:
+    """The questions and pictures of prepared benchmarks."""
+    benchmarks = Benchmarks()
+    for folder in folders:
+        stored = open_folder(folder)
+        for record, thumbnails in map_ahead(_with_thumbnails, tqdm(stored, desc=f"against {folder}", mininterval=1.0)):
+            benchmarks.add(record.id, record.prompt, thumbnails)
+    return benchmarks
+
+
+def _with_thumbnails(record: Record) -> tuple[Record, list[Thumbnail]]:
+    return record, [thumbnail(images.decode_image(encoded)) for encoded in record.images]
+
+
+def _is_taken(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on the folder; it moves with the folder and ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is writing {folder}; wait for it, or name another --out") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _comparable(settings: Settings, files: list[Path], root: Path, shard_records: int) -> dict[str, Any]:
+    """What the output depends on, as the report keeps it; only two equal ones may share a folder."""
+    digest = 0
+    for path in tqdm(files, desc="checksum", unit=" files", mininterval=1.0, leave=False):
+        digest = zlib.crc32(f"{path.relative_to(root) if path != root else path.name}".encode(), digest)
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest = zlib.crc32(block, digest)
+    return {
+        "source": settings.source,
+        "split": settings.split,
+        "keep": [list(wanted) for wanted in settings.keep],
+        "against": [str(folder) for folder in settings.against],
+        "model": str(settings.model) if settings.model else None,
+        "images": str(settings.images) if settings.images else None,
+        "files": len(files),
+        "crc32": f"{digest:08x}",
+        "shard_records": shard_records,
+    }
+
+
+def _read_report(folder: Path) -> dict[str, Any] | None:
+    path = folder / REPORT_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _write_report(folder: Path, report: dict[str, Any]) -> None:
+    unfinished = folder / (REPORT_FILE + ".unfinished")
+    unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(folder / REPORT_FILE)
+
+
+def _column_range(text: str) -> ColumnRange:
+    """COLUMN:LOW:HIGH."""
+    try:
+        column, low, high = text.rsplit(":", 2)
+        wanted = ColumnRange(column, float(low), float(high))
+    except ValueError:
+        raise ValueError(f"--keep={text}: give COLUMN:LOW:HIGH, as PassRate_32BTrained:0.1:0.9") from None
+    if not wanted.low <= wanted.high:
+        raise ValueError(f"--keep={text}: {low} is above {high}; give the lower number first")
+    return wanted
+
+
+def main(argv: list[str]) -> None:
+    """Prepares what the flags name, and prints the counts."""
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; see --help for the options")
+    if _SOURCE.value is None or _ROOT.value is None or _OUT.value is None:
+        raise ValueError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
+    settings = Settings(
+        source=_SOURCE.value,
+        root=Path(_ROOT.value),
+        out=Path(_OUT.value),
+        split=_SPLIT.value,
+        images=Path(_IMAGES.value) if _IMAGES.value else None,
+        keep=tuple(map(_column_range, _KEEP.value)),
+        against=tuple(map(Path, _AGAINST.value)),
+        model=Path(_MODEL.value) if _MODEL.value else None,
+        strict=_STRICT.value,
+    )
+    print(prepare_report.table(prepare(settings)))
+
+
+if __name__ == "__main__":
+    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))

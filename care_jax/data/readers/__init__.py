@@ -1,0 +1,128 @@
+"""The readers, one file a data set: from the files as they are downloaded to rows.
+
+A reader is three functions: which files make a split, the rows of one file, and one row parsed. `read` does what is
+the same for all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from care_jax.data import jsonl
+from care_jax.data.readers import chartqa, easyr1, geometry3k, virl39k, vision_r1
+from care_jax.data.rows import BadRow, Row, check_gold_of, check_texts
+from care_jax.data.tables import Numbered
+
+
+class Reader(NamedTuple):
+    """A data set's layout."""
+
+    files: Callable[[Path, str], list[Path]]  # (root, split) -> the files that hold it; empty: no such split
+    rows: Callable[[Path], Numbered]  # file -> its rows
+    parse: Callable[[str, dict[str, Any], Path], Row]  # (where it stands, row, folder of image paths); raises BadRow
+
+
+def _chartqa(*writers: str) -> Reader:
+    return Reader(
+        functools.partial(chartqa.files, writers=writers),
+        functools.partial(chartqa.rows, writers=writers),
+        chartqa.parse,
+    )
+
+
+READERS: Mapping[str, Reader] = {
+    "geometry3k": Reader(geometry3k.files, geometry3k.rows, geometry3k.parse),
+    "chartqa": _chartqa("human", "machine"),
+    "chartqa_human": _chartqa("human"),
+    "chartqa_machine": _chartqa("machine"),
+    "virl39k": Reader(virl39k.files, virl39k.rows, virl39k.parse),
+    "vision_r1_cold": Reader(vision_r1.files, vision_r1.rows, vision_r1.parse),
+    "easyr1": Reader(easyr1.files, easyr1.rows, easyr1.parse),
+    "jsonl": Reader(jsonl.files, jsonl.rows, jsonl.parse),
+}
+
+
+class Dropped(NamedTuple):
+    """A row that is left out."""
+
+    where: str  # file and row
+    reason: str  # one of few, to count by
+    detail: str
+    broken: bool = True  # False where the row is sound and was filtered out
+    repeats: str = ""  # id of the benchmark's question that it repeats
+
+
+class ColumnRange(NamedTuple):
+    """Keeps rows whose number in `column`, a pass rate for one, lies in low .. high, ends included."""
+
+    column: str
+    low: float
+    high: float
+
+
+def split_files(source: str, root: Path, split: str) -> list[Path]:
+    """The files that hold the rows of a split.
+
+    Raises:
+        ValueError: no such source, folder or split.
+    """
+    if source not in READERS:
+        raise ValueError(f"no source {source!r}; choose one of {', '.join(READERS)}")
+    if not root.exists():
+        raise ValueError(f"no {root}; give the folder that {source} was downloaded to")
+    if not (files := READERS[source].files(root, split)):
+        raise ValueError(f"{root} holds no split {split!r} of {source}; the layouts are in care_jax/data/readers/")
+    return files
+
+
+def read(
+    source: str, files: Sequence[Path], *, root: Path, images: Path, ranges: Sequence[ColumnRange] = ()
+) -> Iterator[Row | Dropped]:
+    """Every row of the files, in their order, images not yet read.
+
+    Args:
+        source: a key of READERS.
+        files: of `split_files`.
+        root: the folder that `where` counts from.
+        images: the folder that image paths count from.
+        ranges: rows outside one of them are dropped.
+
+    Raises:
+        ValueError: a file that cannot be read at all, or that lacks a column of `ranges`.
+    """
+    reader = READERS[source]
+    first: dict[str, str] = {}  # id -> where
+    for path in files:
+        for number, raw in reader.rows(path):
+            where = f"{path.relative_to(root) if path != root else path.name}:{number}"
+            try:
+                if isinstance(raw, BadRow):
+                    raise raw
+                if outside := next(filter(None, (_outside(raw, r, path) for r in ranges)), None):
+                    yield Dropped(where, outside, "", broken=False)
+                    continue
+                row = reader.parse(where, raw, images)
+                check_gold_of(row.record)
+                check_texts(row.record)
+                if (record_id := row.record.id) in first:
+                    raise BadRow(f"id {record_id!r} was used in {first[record_id]}", "id used before")
+                first[record_id] = where
+            except BadRow as error:
+                yield Dropped(where, error.reason, str(error))
+            else:
+                yield row
+
+
+def _outside(raw: Mapping[str, Any], wanted: ColumnRange, path: Path) -> str | None:
+    """The reason to leave a row out, if there is one."""
+    if wanted.column not in raw:
+        numbers = [name for name, value in raw.items() if isinstance(value, int | float)]
+        raise ValueError(
+            f"{path} has no column {wanted.column!r} to filter by; columns of numbers: {', '.join(numbers) or 'none'}"
+        )
+    value = raw[wanted.column]
+    inside = isinstance(value, int | float) and wanted.low <= value <= wanted.high
+    return None if inside else f"{wanted.column} outside {wanted.low:g} .. {wanted.high:g}"

@@ -1,0 +1,62 @@
+"""ChartQA: the hub's parquet files (HuggingFaceM4/ChartQA) or the folder of the original release (vis-nlp/ChartQA).
+
+Questions by people: 7,398, 960 and 1,250 rows of train, val and test; by a machine: 20,901, 960 and 1,250.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.records import Record
+from care_jax.data.rows import BadRow, Row, gold_field, image_of, place_marks, text_field
+from care_jax.data.tables import Numbered, array_rows, parquet_rows, split_files
+
+WRITERS = ("human", "machine")  # the order of the hub's class label human_or_machine
+_JSON_NAMES = {"human": "human", "machine": "augmented"}
+
+
+def files(root: Path, split: str, writers: Sequence[str] = WRITERS) -> list[Path]:
+    """Parquet files, or a JSON array for each of the `writers`."""
+    if parquet := split_files(root, split, "parquet"):
+        return parquet
+    for folder in (root / split, root / "ChartQA Dataset" / split):
+        if folder.is_dir():
+            return [path for w in writers if (path := folder / f"{split}_{_JSON_NAMES[w]}.json").is_file()]
+    return []
+
+
+def rows(path: Path, writers: Sequence[str] = WRITERS) -> Numbered:
+    """Rows of either layout under the hub's names, those of other writers left out."""
+    if path.suffix == ".parquet":
+        for number, raw in parquet_rows(path, "image", "query", "label", "human_or_machine"):
+            if isinstance(raw, BadRow) or _writer(raw) in writers:
+                yield number, raw
+        return
+    (writer,) = (w for w in WRITERS if path.stem.endswith(_JSON_NAMES[w]))
+    for number, raw in array_rows(path):
+        if not isinstance(raw, BadRow):
+            image = str(path.parent / "png" / raw["imgname"]) if raw.get("imgname") else None
+            raw = {**raw, "image": image, "human_or_machine": WRITERS.index(writer)}
+        yield number, raw
+
+
+def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One question; "label" is a text, or a list of which the first counts."""
+    label = raw.get("label")
+    writer = _writer(raw)
+    record = Record(
+        id=f"chartqa/{writer}/{where}",
+        source=f"chartqa_{writer}",
+        prompt=place_marks(text_field(raw, "query"), 1),
+        images=(),
+        answer=gold_field({"label": label[0] if isinstance(label, list) and label else label}, "label"),
+        answer_kind="chart_relaxed",
+    )
+    return Row(where, record, (image_of(raw.get("image"), folder),))
+
+
+def _writer(raw: dict[str, Any]) -> str:
+    number = raw["human_or_machine"]
+    return WRITERS[number] if number in (0, 1) else "unknown"

@@ -1,0 +1,47 @@
+"""Sets in EasyR1's form: parquet, JSON lines or a JSON array with problem, answer and images.
+
+As there, every answer is a LaTeX or number gold, unless a column `answer_kind` names another kind; `choices` are then a
+list of texts or a string that spells one. Vision-R1-rl, PAPO_ViRL39K_train and many others have this form.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.records import Record
+from care_jax.data.rows import BadRow, Row, gold_field, images_of, option_texts, place_marks, text_field, unbox
+from care_jax.data.tables import Numbered, array_rows, line_rows, parquet_rows, split_files
+
+_QUESTION_KEYS = ("problem", "prompt", "question")
+
+
+def files(root: Path, split: str) -> list[Path]:
+    """The split's files, or `root` itself where it is a file."""
+    return [root] if root.is_file() else split_files(root, split, "parquet", "jsonl", "json")
+
+
+def rows(path: Path) -> Numbered:
+    """Rows by the file's ending."""
+    readers = {".parquet": lambda path: parquet_rows(path, "answer"), ".jsonl": line_rows, ".json": array_rows}
+    if path.suffix not in readers:
+        raise ValueError(f"{path} ends in {path.suffix!r}; give a file that ends in {', '.join(readers)}")
+    return readers[path.suffix](path)
+
+
+def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One question, under any of EasyR1's names for it."""
+    if raw.get("videos"):
+        raise BadRow("a video; only images can be read", "video")
+    key = next((key for key in _QUESTION_KEYS if key in raw), _QUESTION_KEYS[0])
+    images = images_of(raw.get("images"), folder)
+    record = Record(
+        id=str(where if raw.get("id") is None else raw["id"]),
+        source=str(raw.get("source") or "easyr1"),
+        prompt=place_marks(text_field(raw, key), len(images)),
+        images=(),
+        answer=unbox(gold_field(raw, "answer")),
+        answer_kind=str(raw.get("answer_kind") or "latex"),
+        choices=option_texts(raw.get("choices")) if raw.get("answer_kind") == "choice" else None,
+    )
+    return Row(where, record, images)

@@ -1,0 +1,63 @@
+"""Vision-R1-cold (Osilly): 260,994 traces for the cold start, in two JSON arrays of different keys.
+
+The images come from elsewhere: LLaVA-CoT-100k as llava_cot_images/, Mulberry-SFT as mulberry_images/; --images names
+the folder of both. Licence: non-commercial. The answers serve as targets of the cold start only, hence kind text.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.records import Record
+from care_jax.data.rows import BadRow, Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.tables import Numbered, array_rows
+
+_FILES = {"vision_r1_llava_cot_full.json": "llava_cot", "vision_r1_mulberry_sft_full.json": "mulberry"}
+_ROLES = (("human", "gpt"), ("user", "assistant"))
+_RESPONSE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+# Both ask for and begin with this; care_jax asks for its own form, so neither stays.
+_ANSWER_PREFIX = re.compile(r"\s*final answer\s*:\s*", re.IGNORECASE)
+_HINT = re.compile(r"\s*return the final answer as [\"“']?final answer:\s?option[\"”']?\.?\s*$", re.IGNORECASE)
+
+
+def files(root: Path, split: str) -> list[Path]:
+    """One array or both."""
+    return [path for name in _FILES if split == "train" and (path := root / name).is_file()]
+
+
+def rows(path: Path) -> Numbered:
+    """Rows that carry the name of their array as `part`."""
+    for number, raw in array_rows(path):
+        yield number, raw if isinstance(raw, BadRow) else {**raw, "part": _FILES[path.name]}
+
+
+def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One trace. `images` holds one path, as `image` does in the other array."""
+    question, response = _turns(raw.get("conversations"))
+    parts = _RESPONSE.fullmatch(response)
+    if not parts:
+        raise BadRow(f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form")
+    texts = {"rationale": parts[1], "answer": _ANSWER_PREFIX.sub("", parts[2], count=1)}
+    images = images_of(raw.get("image", raw.get("images")), folder)
+    record = Record(
+        id=f"vision_r1/{where}",
+        source=f"vision_r1_{raw['part']}",
+        prompt=place_marks(_HINT.sub("", question), len(images)),
+        images=(),
+        answer=gold_field(texts, "answer"),
+        answer_kind="text",
+        rationale=text_field(texts, "rationale"),
+    )
+    return Row(where, record, images)
+
+
+def _turns(conversations: Any) -> tuple[str, str]:
+    """Question and response of a conversation of one turn each."""
+    if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
+        raise BadRow(f"conversations must be a list of turns, not {conversations!r:.80}", "no conversations")
+    roles = tuple(turn.get("from") for turn in conversations)
+    if roles not in _ROLES:
+        raise BadRow(f"the roles are {roles}; one question and one response are needed", "several turns")
+    return text_field(conversations[0], "value"), text_field(conversations[1], "value")

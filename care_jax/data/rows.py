@@ -1,0 +1,149 @@
+"""What the readers share: a row whose images are still to be read, the reasons to drop one, and the checks of a row."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.records import Record
+from care_jax.verifiers import check_gold
+
+PLACEHOLDER = "<image>"
+_CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+# A degree sign that was read in the wrong encoding: UTF-8 as GBK, or as Latin-1.
+_BROKEN_DEGREE = re.compile(r"(?<=[\d}]) ?(?:\u63b3|\u00c2\u00b0)")
+
+
+class BadRow(ValueError):
+    """A row that cannot be used. Rows are counted by `reason`; the text says what was found."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row that was read; `record` lacks only its images' bytes."""
+
+    where: str  # file and row
+    record: Record
+    images: tuple[bytes | Path, ...]
+
+    def load(self) -> Record:
+        """The whole record. Raises BadRow where an image's file is missing."""
+        return dataclasses.replace(self.record, images=tuple(map(_image_bytes, self.images)))
+
+
+def _image_bytes(image: bytes | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise BadRow(f"no image {image}: {error.strerror}", "no image file") from None
+
+
+def text_field(raw: Mapping[str, Any], key: str) -> str:
+    """A text of a row, degree signs and newlines mended. Raises BadRow where it is missing, empty or no text."""
+    value = raw.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # a gold of 0 is a gold
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(f"{key} must be a text that is not empty, not {value!r}", f"no {key}")
+    return _BROKEN_DEGREE.sub("°", value.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def gold_field(raw: Mapping[str, Any], key: str) -> str:
+    """As text_field, on one line: several lines would be several right answers."""
+    return " ".join(text_field(raw, key).splitlines())
+
+
+def option_texts(value: Any) -> tuple[str, ...] | None:
+    """Option texts from a list, from a string that spells one, or from None."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise BadRow(f"choices {value!r} spell no list", "unreadable choices") from None
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(option, str) for option in value):
+        raise BadRow(f"choices must be a list of texts, not {value!r}", "unreadable choices")
+    return tuple(value) or None
+
+
+def image_of(value: Any, folder: Path) -> bytes | Path:
+    """An image column's entry: a struct of bytes and path, a path from `folder`, or bytes."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and value:
+        return folder / value
+    raise BadRow(f"an image has neither bytes nor path, but {value!r}", "image without bytes and path")
+
+
+def images_of(value: Any, folder: Path) -> tuple[bytes | Path, ...]:
+    """An image column: a list in the prompt's order, one image alone, or None for a text-only row."""
+    if value is None or value == "":
+        return ()
+    return tuple(image_of(image, folder) for image in (value if isinstance(value, list) else [value]))
+
+
+def place_marks(prompt: str, num_images: int, *, mend_up_to: int = 1) -> str:
+    """The prompt with one "<image>" an image; if it has none, they are put first for up to `mend_up_to` images."""
+    count = prompt.count(PLACEHOLDER)
+    if count == 0 and num_images <= mend_up_to:
+        return PLACEHOLDER * num_images + prompt
+    if count != num_images:
+        raise BadRow(
+            f"the prompt holds {count} {PLACEHOLDER} for {num_images} images; give one each, or none",
+            f"{PLACEHOLDER} marks and images differ in number",
+        )
+    return prompt
+
+
+def unbox(answer: str) -> str:
+    r"""What stands inside the one \boxed{...} of an answer; an answer without a box is returned as it is.
+
+    Raises BadRow for a box that does not close, an empty one, and for several.
+    """
+    start = answer.find(r"\boxed{")
+    if start < 0:
+        return answer
+    first = start + len(r"\boxed{")
+    depth, end = 1, first
+    while end < len(answer) and depth:
+        depth += {"{": 1, "}": -1}.get(answer[end], 0) if answer[end - 1] != "\\" else 0
+        end += 1
+    if depth:
+        raise BadRow(f"the box in {answer[:80]!r} does not close", r"unbalanced \boxed")
+    if r"\boxed{" in answer[end:]:
+        raise BadRow(f"{answer[:80]!r} holds several boxes", r"several \boxed")
+    inside = answer[first : end - 1].strip()
+    if not inside:
+        raise BadRow(f"the box in {answer[:80]!r} is empty", r"empty \boxed")
+    return inside
+
+
+def check_gold_of(record: Record) -> None:
+    """Raises BadRow where the gold is not of its kind."""
+    try:
+        check_gold(record.answer_kind, record.answer, record.choices)
+    except ValueError as error:
+        raise BadRow(str(error), f"gold is no {record.answer_kind}") from None
+
+
+def check_texts(record: Record) -> None:
+    """Raises BadRow where a text spells a tag or a control token, which no run could encode."""
+    for field in ("prompt", "answer", "rationale"):
+        text = getattr(record, field) or ""
+        tags = [tag for tag in _TAGS if tag in text] if field != "prompt" else []
+        if found := [*tags, *_CONTROL.findall(text)]:
+            raise BadRow(f"{field} spells {', '.join(found)}", f"{field} spells a tag or control token")

@@ -1,0 +1,51 @@
+"""What the vision towers of both families share: patch embedding, attention inside segments, rotary positions."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from care_jax.models.attention import segment_attention
+from care_jax.models.layers import Linear, residual_init_scale, rotate
+from care_jax.models.model_config import VisionConfig
+from care_jax.structs import Array
+
+NORM_EPS = 1e-6  # fixed in Qwen's code, not part of config.json
+
+
+class PatchEmbed(nnx.Module):
+    """A flattened patch times the Conv3d weight of the reference."""
+
+    def __init__(self, config: VisionConfig, *, use_bias: bool, rngs: nnx.Rngs):
+        self.proj = Linear(config.patch_values, config.hidden_size, use_bias=use_bias, rngs=rngs)
+
+    def __call__(self, patches: Array) -> Array:
+        return self.proj(patches)
+
+
+class VisionAttention(nnx.Module):
+    """Multi-head attention inside segments; the rotation is done in float32."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.num_heads = config.num_heads
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, use_bias=True, rngs=rngs)
+        scale = residual_init_scale(config.depth)
+        self.proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs, init_scale=scale)
+
+    def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        q = rotate(qkv[:, :, 0].astype(jnp.float32), cos, sin).astype(x.dtype)
+        k = rotate(qkv[:, :, 1].astype(jnp.float32), cos, sin).astype(x.dtype)
+        out = segment_attention(q, k, qkv[:, :, 2], segment_ids)
+        return self.proj(out.reshape(x.shape))
+
+
+def rotary_tables(position_ids: Array, config: VisionConfig) -> tuple[Array, Array]:
+    """cos, sin [B, I, C] float32 from position_ids [B, I, 2]: a quarter of the channels for the row, a quarter for
+    the column, twice."""
+    half = config.hidden_size // config.num_heads // 2
+    inv_freq = 1.0 / (config.rope_theta ** (jnp.arange(0, half, 2, dtype=jnp.float32) / half))
+    angles = jnp.einsum("bid,f->bidf", position_ids.astype(jnp.float32), inv_freq)
+    angles = angles.reshape(*angles.shape[:2], -1)
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)

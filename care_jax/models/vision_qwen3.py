@@ -1,0 +1,110 @@
+"""Qwen3-VL's vision tower: a learned position grid beside the rotary positions, full attention inside each frame,
+and a merger of its own for each of the blocks whose features the decoder's first layers get (deepstack).
+
+The four grid cells around each patch and their weights come from the host (grids.py).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, residual_init_scale
+from care_jax.models.model_config import VisionConfig
+from care_jax.models.vision import NORM_EPS, PatchEmbed, VisionAttention, rotary_tables
+from care_jax.structs import Array, Prompts, VisionFeatures
+
+
+class VisionMLP(nnx.Module):
+    """linear_fc2(act(linear_fc1(x)))."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.act = config.hidden_act
+        scale = residual_init_scale(config.depth)
+        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size, use_bias=True, rngs=rngs)
+        self.linear_fc2 = Linear(
+            config.intermediate_size, config.hidden_size, use_bias=True, rngs=rngs, init_scale=scale
+        )
+
+    def __call__(self, x: Array) -> Array:
+        return self.linear_fc2(ACTIVATIONS[self.act](self.linear_fc1(x)))
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(config.hidden_size, eps=NORM_EPS)
+        self.norm2 = LayerNorm(config.hidden_size, eps=NORM_EPS)
+        self.attn = VisionAttention(config, rngs=rngs)
+        self.mlp = VisionMLP(config, rngs=rngs)
+
+    def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
+        x = x + self.attn(self.norm1(x), cos, sin, segment_ids)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nnx.Module):
+    """Joins the patches of a merged token; the norm is on single patches, or (deepstack) on the joined ones.
+
+    The GELU is the exact (erf) one, whatever the blocks have.
+    """
+
+    def __init__(self, config: VisionConfig, *, norm_joined: bool, rngs: nnx.Rngs):
+        merged = config.hidden_size * config.merge_unit
+        self.merge_unit = config.merge_unit
+        self.norm_joined = norm_joined
+        self.norm = LayerNorm(merged if norm_joined else config.hidden_size, eps=NORM_EPS)
+        self.linear_fc1 = Linear(merged, merged, use_bias=True, rngs=rngs)
+        self.linear_fc2 = Linear(merged, config.out_hidden_size, use_bias=True, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        joined = (x.shape[0], x.shape[1] // self.merge_unit, -1)
+        x = self.norm(x.reshape(joined)) if self.norm_joined else self.norm(x).reshape(joined)
+        return self.linear_fc2(ACTIVATIONS["gelu"](self.linear_fc1(x)))
+
+
+class VisionTower(nnx.Module):
+    """Patches to merged features in the decoder's width, of the last block and of the deepstack blocks."""
+
+    def __init__(self, config: VisionConfig, *, remat: bool, rngs: nnx.Rngs):
+        self.config = config
+        self.remat = remat
+        self.patch_embed = PatchEmbed(config, use_bias=True, rngs=rngs)
+        self.pos_embed = Embedding(config.num_position_embeddings, config.hidden_size, rngs=rngs)
+        keys = jax.random.split(rngs.params(), config.depth)
+        self.blocks = jax.vmap(lambda key: VisionBlock(config, rngs=nnx.Rngs(key)))(keys)
+        self.merger = PatchMerger(config, norm_joined=False, rngs=rngs)
+        keys = jax.random.split(rngs.params(), len(config.deepstack_visual_indexes))
+        self.deepstack_merger_list = jax.vmap(lambda key: PatchMerger(config, norm_joined=True, rngs=nnx.Rngs(key)))(
+            keys
+        )
+
+    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
+        """Features in the patches' order; rows of padding are finite and unread."""
+        cos, sin = rotary_tables(prompts.patch_position_ids, self.config)
+        tapped = jnp.asarray(self.config.deepstack_visual_indexes, jnp.int32)
+
+        def block(x: Array, module: VisionBlock) -> Array:
+            return module(x, cos, sin, prompts.image_ids)
+
+        block = jax.checkpoint(block) if self.remat else block
+
+        # The tapped states are carried, outside of what is recomputed, and not stacked for every block.
+        def step(carry: tuple[Array, Array], layer: tuple[VisionBlock, Array]):
+            x, taps = carry
+            module, index = layer
+            x = block(x, module)
+            return (x, jnp.where((tapped == index)[:, None, None, None], x[None], taps)), None
+
+        x = self.patch_embed(prompts.patches.astype(dtype)) + self._learned_positions(prompts).astype(dtype)
+        taps = jnp.zeros((tapped.size, *x.shape), x.dtype)
+        (x, taps), _ = jax.lax.scan(step, (x, taps), (self.blocks, jnp.arange(self.config.depth)))
+        deepstack = jax.vmap(lambda merger, states: merger(states))(self.deepstack_merger_list, taps)
+        return VisionFeatures(merged=self.merger(x), deepstack=deepstack)
+
+    def _learned_positions(self, prompts: Prompts) -> Array:
+        """[B, I, width] float32: the four grid cells around each patch, by their weights."""
+        cells = self.pos_embed(prompts.grid_index, jnp.dtype("float32"))
+        return jnp.einsum("bikw,bik->biw", cells, prompts.grid_weights, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,143 @@
+r"""The layout of a response: one object asks for it, writes it for the cold start, and reads it.
+
+    ANSWER_TAGS   <think> rationale </think><answer> answer </answer>
+    BOXED         <think> rationale </think> any words \boxed{answer} any words
+
+Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
+before it, so one tag has many spellings in ids (method.md section 5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
+_TAG = re.compile(b"|".join(TAGS))
+_THINK_TAG = re.compile(b"|".join((THINK, END_THINK)))
+_BOX = re.compile(rb"\\boxed\s*\{")
+_BRACE = re.compile(rb"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
+
+Span = tuple[int, int]  # bytes, end excluded
+_Tag = tuple[bytes, int, int]  # name, start, end
+
+
+class ParsedResponse(NamedTuple):
+    """The spans of a response's contents, tags excluded; None where a region does not exist."""
+
+    think: Span | None
+    answer: Span | None  # the last one that is closed
+    several_answers: bool  # answers were given, closed or not, that differ: no answer at all
+    format_ok: bool  # the layout of the format, each part once
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseFormat:
+    """A layout of responses. All begin with <think> rationale </think>."""
+
+    request: str  # appended to every question; "" where the cold start alone teaches the layout
+    answer: tuple[str, str]  # what opens and what closes the answer
+    marks: tuple[str, ...]  # what neither a rationale nor an answer may spell
+    parse: Callable[[bytes], ParsedResponse]  # reads the bytes of a response, special tokens left out
+
+    def ending(self, rationale: str, answer: str) -> str:
+        """The response after its <think>."""
+        return f"{rationale}</think>{self.answer[0]}{answer}{self.answer[1]}"
+
+
+def _parse_tagged(text: bytes) -> ParsedResponse:
+    """Find the spans between tags.
+
+    The rationale goes from the first <think> to the next </think>; if that never comes, to the next <answer> or the
+    end. The answer is the last <answer>..</answer> with no answer tag inside; one that is not closed does not count.
+    The format is well where each tag stands once, in order, with nothing but white space around the two regions.
+    """
+    tags = [(match.group(), *match.span()) for match in _TAG.finditer(text)]
+    answer_tags = [tag for tag in tags if tag[0] in (ANSWER, END_ANSWER)]
+    answers: list[Span] = []
+    given: set[bytes] = set()
+    for (name, _, start), (following, end, _) in itertools.pairwise([*answer_tags, (b"", len(text), len(text))]):
+        if name == ANSWER:
+            given.add(text[start:end].strip())
+            answers += [(start, end)] if following == END_ANSWER else []
+    return ParsedResponse(
+        think=_think_span(tags, (END_THINK, ANSWER), len(text)),
+        answer=answers[-1] if answers else None,
+        several_answers=len(given - {b""}) > 1,
+        format_ok=_is_well_tagged(text, tags),
+    )
+
+
+def _think_span(tags: list[_Tag], closings: tuple[bytes, ...], text_len: int) -> Span | None:
+    names = [name for name, _, _ in tags]
+    if THINK not in names:
+        return None
+    first = names.index(THINK)
+    start = tags[first][2]
+    for closing in closings:
+        if closing in names[first:]:
+            return start, tags[names.index(closing, first)][1]
+    return start, text_len
+
+
+def _is_well_tagged(text: bytes, tags: list[_Tag]) -> bool:
+    if tuple(name for name, _, _ in tags) != TAGS:
+        return False
+    outside = text[: tags[0][1]] + text[tags[1][2] : tags[2][1]] + text[tags[3][2] :]
+    return not outside.strip()
+
+
+def _parse_boxed(text: bytes) -> ParsedResponse:
+    r"""Find the rationale between its tags and the answer in the last \boxed{..} behind it.
+
+    A rationale that is not closed ends at the first box, and without a rationale the boxes of the whole text count. The
+    format is well where <think> begins the text, each of its tags stands once, and one closed box follows.
+    """
+    tags = [(match.group(), *match.span()) for match in _THINK_TAG.finditer(text)]
+    think = _think_span(tags, (END_THINK,), len(text))
+    is_closed = think is not None and text.startswith(END_THINK, think[1])
+    boxes, is_open = _box_spans(text, think[1] if think and is_closed else 0)
+    if think and not is_closed and (box := _BOX.search(text, think[0])):
+        think = think[0], box.start()
+    closed = boxes[:-1] if is_open else boxes
+    well_tagged = tuple(name for name, _, _ in tags) == (THINK, END_THINK) and text.lstrip().startswith(THINK)
+    return ParsedResponse(
+        think=think,
+        answer=closed[-1] if closed else None,
+        several_answers=len({text[slice(*box)].strip() for box in boxes} - {b""}) > 1,
+        format_ok=well_tagged and len(boxes) == len(closed) == 1,
+    )
+
+
+def _box_spans(text: bytes, start: int) -> tuple[list[Span], bool]:
+    """Return the contents of the boxes from `start` on, and whether the last one is not closed: it runs to the end."""
+    spans: list[Span] = []
+    while box := _BOX.search(text, start):
+        depth = 1
+        for brace in _BRACE.finditer(text, box.end()):
+            depth += {b"{": 1, b"}": -1}.get(brace.group(), 0)
+            if depth == 0:
+                spans.append((box.end(), brace.start()))
+                start = brace.end()
+                break
+        else:
+            return [*spans, (box.end(), len(text))], True
+    return spans, False
+
+
+ANSWER_TAGS = ResponseFormat(
+    request="\nThink first inside <think> </think>, then give the final answer inside <answer> </answer>.",
+    answer=("<answer>", "</answer>"),
+    marks=tuple(tag.decode() for tag in TAGS),
+    parse=_parse_tagged,
+)
+BOXED = ResponseFormat(
+    request="\nThink first inside <think> </think>, then put the final answer inside \\boxed{}.",
+    answer=(r"\boxed{", "}"),
+    marks=(THINK.decode(), END_THINK.decode(), r"\boxed{"),
+    parse=_parse_boxed,
+)
+FORMATS = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}

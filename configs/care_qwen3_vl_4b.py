@@ -1,0 +1,23 @@
+"""CARE on Qwen3-VL-4B-Instruct with the paper's data and values.
+
+    python -m convert.hf_to_jax --hf=Qwen3-VL-4B-Instruct --out=weights/qwen3_vl_4b
+    python -m care_jax.train --config=configs/care_qwen3_vl_4b.py --workdir=runs/care_qwen3_vl_4b
+    python -m convert.jax_to_hf --checkpoint=runs/care_qwen3_vl_4b --hf=Qwen3-VL-4B-Instruct --out=export
+
+The data: see configs/data_care_49k.py. 4.44 billion parameters: weights and Adam's two moments, all float32, take
+53 GB of the device; gradients and activations come on top.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import data_care_49k
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The paper's run, from the converted weights."""
+    c = data_care_49k.get_config()
+    c.model.folder = "Qwen3-VL-4B-Instruct"
+    c.model.weights = "weights/qwen3_vl_4b"
+    return c

@@ -1,0 +1,54 @@
+"""The weights of a Hugging Face folder as they lie in its files: one, or several and an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from convert import safetensors_io
+from convert.safetensors_io import StoredShard, Tensor
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def has_weights(folder: Path) -> bool:
+    """There are safetensors, or an index that names some."""
+    return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+
+
+def read_shards(folder: Path) -> dict[str, StoredShard]:
+    """The headers of the weight files by file name.
+
+    Raises:
+        ValueError: no safetensors, files that the index names and that are not there, a file that is cut off, or
+            an index that says otherwise than the files.
+    """
+    if not has_weights(folder):
+        raise ValueError(f"no weights in {folder}: looked for {SINGLE_FILE} and {INDEX_FILE}; download one of them")
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return {SINGLE_FILE: safetensors_io.read_header(folder / SINGLE_FILE)}
+    weight_map = _read_weight_map(index)
+    files = sorted(set(weight_map.values()))
+    if absent := [file for file in files if not (folder / file).is_file()]:
+        raise ValueError(f"{index} names files that are not there: {', '.join(absent)}; download them")
+    shards = {file: safetensors_io.read_header(folder / file) for file in files}
+    found = {(name, file) for file, shard in shards.items() for name in shard.tensors}
+    if differing := sorted(found ^ set(weight_map.items())):
+        lines = (f"{name}: {'not ' if (name, file) not in found else ''}in {file}" for name, file in differing)
+        raise ValueError(f"{index} says otherwise than the files; download both again:\n  " + "\n  ".join(lines))
+    return shards
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of safetensors ({error!r}); download it again") from error
+
+
+def all_tensors(shards: dict[str, StoredShard]) -> dict[str, Tensor]:
+    """The tensors of all files by name."""
+    return {name: tensor for shard in shards.values() for name, tensor in shard.tensors.items()}

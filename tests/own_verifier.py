@@ -1,0 +1,41 @@
+"""Verifiers as a user would write them, and some that go wrong; data names them as "tests.own_verifier:NAME"."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from care_jax.verifiers import answer_verifier
+
+
+@answer_verifier
+def anagram(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+    """Accepts the letters of the gold in any order."""
+    return sorted(response_answer) == sorted(answer), response_answer.isalpha(), "letters compared"
+
+
+@answer_verifier
+def fragile(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+    """Accepts its gold, and breaks in the way that the answer asks for."""
+    match response_answer:
+        case "raise":
+            raise KeyError(answer)
+        case "shape":
+            return True  # type: ignore[return-value]
+        case "hang":
+            time.sleep(600)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return response_answer == answer, True, "compared"
+
+
+@answer_verifier
+def never(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+    """Accepts nothing."""
+    return False, True, "no"
+
+
+def unmarked(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+    """Looks like a verifier, but nobody said that it is one."""
+    return True, True, "yes"

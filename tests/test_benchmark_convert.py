@@ -1,0 +1,27 @@
+"""The conversion benchmark at a tiny size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import convert
+
+
+def test_figures_are_the_last_line_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a command that fails, a result that is not the source's, and gigabytes left behind."""
+    figures = convert.main(["--folder", str(tmp_path), "--model", "tiny"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert 0 < figures["peak_rss_gib"] < 3 and figures["mb_per_s_in"] > 0 and figures["mb_per_s_out"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_is_noticed(tmp_path: Path) -> None:
+    """Catches a comparison of names or sizes only."""
+    for name, text in (("a", "1"), ("b", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(text)
+    with pytest.raises(ValueError, match="differ in file"):
+        convert.require_equal(tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,204 @@
+"""config.json of every published size, the parameter counts it gives, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from care_jax import models
+from convert import tables
+from tests.families import FAMILIES, make_folder, read_json
+
+# hidden, intermediate, layers, heads, key/value heads, vocabulary, tied head, the vision tower's intermediate.
+_QWEN2_5 = {
+    "Qwen2.5-VL-3B": (2048, 11008, 36, 16, 2, 151936, True, 3420),
+    "Qwen2.5-VL-7B": (3584, 18944, 28, 28, 4, 152064, False, 3420),
+    "Qwen2.5-VL-32B": (5120, 27648, 64, 40, 8, 152064, False, 3456),
+    "Qwen2.5-VL-72B": (8192, 29568, 80, 64, 8, 152064, False, 3456),
+}
+# hidden, intermediate, layers, heads, tied head, the vision tower's depth, hidden, intermediate, deepstack blocks.
+_SMALL, _LARGE = (24, 1024, 4096, [5, 11, 17]), (27, 1152, 4304, [8, 16, 24])
+_QWEN3 = {
+    "Qwen3-VL-2B": (2048, 6144, 28, 16, True, *_SMALL),
+    "Qwen3-VL-4B": (2560, 9728, 36, 32, True, *_SMALL),
+    "Qwen3-VL-8B": (4096, 12288, 36, 32, False, *_LARGE),
+    "Qwen3-VL-32B": (5120, 25600, 64, 64, False, *_LARGE),
+}
+# Of transformers 5.23's models of the same configs, on torch's meta device; a tied head counts once. The Thinking
+# checkpoints of Qwen3-VL have the configs of the Instruct ones.
+NUM_PARAMS = {
+    "Qwen2.5-VL-3B": 3_754_622_976,
+    "Qwen2.5-VL-7B": 8_292_166_656,
+    "Qwen2.5-VL-32B": 33_452_718_336,
+    "Qwen2.5-VL-72B": 73_410_777_344,
+    "Qwen3-VL-2B": 2_127_532_032,
+    "Qwen3-VL-4B": 4_437_815_808,
+    "Qwen3-VL-8B": 8_767_123_696,
+    "Qwen3-VL-32B": 33_357_390_064,
+}
+
+
+def published(name: str) -> dict[str, Any]:
+    """The fields of the hub's config.json that make the model, in the hub's layout."""
+    if name in _QWEN2_5:
+        hidden, intermediate, layers, heads, kv_heads, vocab, tied, vision_intermediate = _QWEN2_5[name]
+        return {
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": kv_heads,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": tied,
+            "use_sliding_window": False,
+            "vocab_size": vocab,
+            "vision_config": {
+                "depth": 32,
+                "fullatt_block_indexes": [7, 15, 23, 31],
+                "hidden_act": "silu",
+                "hidden_size": 1280,
+                "in_chans": 3,
+                "intermediate_size": vision_intermediate,
+                "num_heads": 16,
+                "out_hidden_size": hidden,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "tokens_per_second": 2,
+                "window_size": 112,
+            },
+        }
+    hidden, intermediate, layers, heads, tied, depth, width, vision_intermediate, deepstack = _QWEN3[name]
+    return {
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "attention_bias": False,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+            "rope_theta": 5000000,
+            "vocab_size": 151936,
+        },
+        "tie_word_embeddings": tied,
+        "vision_config": {
+            "deepstack_visual_indexes": deepstack,
+            "depth": depth,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": width,
+            "in_channels": 3,
+            "intermediate_size": vision_intermediate,
+            "num_heads": 16,
+            "num_position_embeddings": 2304,
+            "out_hidden_size": hidden,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    }
+
+
+@pytest.mark.parametrize("name", NUM_PARAMS)
+def test_published_sizes(name, tmp_path):
+    """Catches a bias, norm or merger too many or too few, a head that is not tied, and a weight the table lacks."""
+    (tmp_path / "config.json").write_text(json.dumps(published(name)))
+    config = models.load_model_config(tmp_path)
+    model = models.abstract_model(config)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model)) == NUM_PARAMS[name]
+    shapes = {key: leaf.shape for key, leaf in models.params_to_dict(model).items()}
+    assert {weight.ours: weight.our_shape for weight in tables.table(config)} == shapes
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request, tiny_folder, tmp_path) -> Path:
+    return make_folder(request.param, tiny_folder, tmp_path / "model")
+
+
+def write(folder: Path, change) -> None:
+    config = read_json(folder / "config.json")
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_every_field_that_is_read_is_needed(folder):
+    """Catches a default that silently stands in for what the checkpoint says."""
+    config = read_json(folder / "config.json")
+    where = {"": config, "vision_config": config["vision_config"]}
+    where |= {"text_config": config["text_config"]} if "text_config" in config else {}
+    rope = where.get("text_config", config)
+    where["rope_scaling"] = rope["rope_scaling"]
+    needed = 0
+    for place, fields in where.items():
+        for name in list(fields):
+            value = fields.pop(name)
+            (folder / "config.json").write_text(json.dumps(config))
+            try:
+                models.load_model_config(folder)
+            except ValueError as error:
+                needed += 1
+                assert f"has no field '{name}'" in str(error) and str(folder / "config.json") in str(error)
+                assert place in str(error)
+            fields[name] = value
+    assert needed >= 26
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen2_vl"}, "has model_type 'qwen2_vl'; supported: 'qwen2_5_vl', 'qwen3_vl'"),
+        ({"vision_config": {"hidden_act": "relu"}}, r"\(vision_config\) has hidden_act 'relu'; supported: 'silu'"),
+        ({"rope": {"rope_type": "yarn"}}, r"\(rope_scaling\) has rope_type 'yarn'; supported: 'default', 'mrope'"),
+        ({"rope": {"type": "yarn"}}, r"\(rope_scaling\) has type 'yarn'; supported: 'default', 'mrope'"),
+        ({"rope": {"mrope_interleaved": "?"}}, r"has mrope_interleaved '\?'; supported: (True|False)"),
+        ({"text": {"use_sliding_window": True}}, "has use_sliding_window True; supported: False"),
+    ],
+)
+def test_unknown_variants_are_refused(folder, change, message):
+    """Catches a model that is computed as something else than it was trained as."""
+
+    def apply(config):
+        text = config.get("text_config", config)
+        places = {"rope": text["rope_scaling"], "text": text, "vision_config": config["vision_config"]}
+        for name, value in change.items():
+            places[name].update(value) if name in places else config.update({name: value})
+
+    write(folder, apply)
+    with pytest.raises(ValueError, match=message):
+        models.load_model_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"deepstack_visual_indexes": [2, 0]}, r"deepstack_visual_indexes \(2, 0\); they must be ascending"),
+        ({"deepstack_visual_indexes": [4]}, r"deepstack_visual_indexes \(4,\)"),
+        ({"num_position_embeddings": 24}, "num_position_embeddings 24; it must be a square"),
+    ],
+)
+def test_impossible_qwen3_towers_are_refused(tiny_folder, tmp_path, change, message):
+    folder = make_folder("qwen3_vl", tiny_folder, tmp_path / "model")
+    write(folder, lambda config: config["vision_config"].update(change))
+    with pytest.raises(ValueError, match=message):
+        models.load_model_config(folder)
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(ValueError, match="no config.json in"):
+        models.load_model_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is no JSON"):
+        models.load_model_config(tmp_path)

@@ -1,0 +1,105 @@
+"""Weights in tests: Hugging Face folders with random ones, and the table applied in memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from care_jax import checkpoint
+from care_jax.checkpoint import StreamedParam
+from convert import hf_to_jax, mapping
+from convert.mapping import Weight
+from tests.families import edit_json, make_folder
+
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors has them
+
+
+def random_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Tensors of transformers' own model of `folder`, in the hub layout; norms and biases random too, so swaps show."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    tensors = {mapping.hub_name(name): torch.randn_like(x).to(dtype) for name, x in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    return tensors
+
+
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], *, num_files: int = 1) -> None:
+    """Weights as the hub has them: one file, or shards and an index."""
+    for i in range(num_files):
+        names = sorted(tensors)[i::num_files]
+        file = f"model-{i + 1:05}-of-{num_files:05}.safetensors" if num_files > 1 else "model.safetensors"
+        save_file({name: tensors[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+    if num_files > 1:
+        write_index(folder)
+
+
+def write_index(folder: Path) -> None:
+    """The index of the shards in `folder`."""
+    weight_map = {name: file.name for file in sorted(folder.glob("*.safetensors")) for name in load_file(file)}
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}  # what is copied need not be right
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def make_source(
+    family: str,
+    tiny_folder: Path,
+    folder: Path,
+    *,
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    layout: mapping.Layout = "hub",
+    num_files: int = 1,
+) -> Path:
+    """A folder of the family with random weights."""
+    make_folder(family, tiny_folder, folder)
+    edit_json(folder / "config.json", tie_word_embeddings=tied)
+    tensors = {mapping.laid_out(name, layout): tensor for name, tensor in random_tensors(folder, dtype).items()}
+    write(folder, tensors, num_files=num_files)
+    return folder
+
+
+def assert_same_bits(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """The same names, types, shapes and bits."""
+    assert actual.keys() == expected.keys(), actual.keys() ^ expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype, name
+        assert actual[name].shape == tensor.shape, name
+        assert torch.equal(actual[name].view(torch.uint8), tensor.contiguous().view(torch.uint8)), name
+
+
+def save_params(path: Path, params: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """A checkpoint of parameters alone."""
+    arrays = {name: np.asarray(value) for name, value in params.items()}
+    checkpoint.save_params(
+        path, {name: StreamedParam(x.shape, x.dtype, lambda _, x=x: [((), x)]) for name, x in arrays.items()}
+    )
+
+
+def read_hf(folder: Path) -> dict[str, jax.Array]:
+    """The float32 parameters of a Hugging Face folder."""
+    with tempfile.TemporaryDirectory() as work:
+        hf_to_jax.convert(folder, Path(work) / "params")
+        return checkpoint.load_params(Path(work) / "params")
+
+
+def to_hf(params: Mapping[str, np.ndarray | jax.Array], table: Sequence[Weight]) -> dict[str, np.ndarray]:
+    """Hugging Face's tensors by name in the hub layout, of parameters in memory."""
+    return {
+        name: source.weight.to_hf(np.asarray(params[source.weight.ours])[source.weight.place(source.layer)])
+        for name, source in mapping.by_hf_name(table).items()
+    }
