@@ -116,10 +116,9 @@ def test_digit_answers_match_the_scans(train: list[Record], heldout: list[Record
 
 def _read_chart(pixels: np.ndarray, count: int) -> list[int]:
     """Values of a drawn chart, from its pixels alone."""
-    slot = 84 // count
     values = []
     for i in range(count):
-        x = (84 - slot * count) // 2 + slot * i + slot // 2
+        x = 14 * i + 7
         top = int(np.argmax(pixels[:, x] == 40))
         is_bar = pixels[top, x + 4] == 40
         values.append((70 - top - (0 if is_bar else 3)) / 7)
@@ -148,9 +147,8 @@ def test_chart_answers_match_the_pixels(train: list[Record], heldout: list[Recor
 
 
 def _labels_fit(pixels: np.ndarray, count: int) -> bool:
-    """Whether exactly `count` letters stand below the chart, in its slots."""
-    slot = 84 // count
-    lefts = [(84 - slot * count) // 2 + slot * i + slot // 2 - 7 for i in range(count)]
+    """Whether exactly `count` letters stand below the chart, a patch each."""
+    lefts = [14 * i for i in range(count)]
     letters = [np.asarray(mini_vqa_draw._glyph("ABCDE"[i], 14))[:13] for i in range(count)]
     return all(
         np.array_equal(pixels[71:84, x : x + 14], letter) for x, letter in zip(lefts, letters, strict=True)
