@@ -141,6 +141,12 @@ def _read_preprocessor(path: Path, vision: VisionConfig) -> dict[str, Any]:
     ):
         if fields[name] != value:
             raise ValueError(f"{path} has {name} {fields[name]}, config.json {value}; take both from one checkpoint")
+    mean, std = fields["image_mean"], fields["image_std"]
+    if not all(isinstance(each, list) and len(each) == vision.in_channels for each in (mean, std)) or min(std) <= 0:
+        raise ValueError(
+            f"{path} has image_mean {mean} and image_std {std}; give one number for each of {vision.in_channels} "
+            "channels, image_std above 0"
+        )
     return fields
 
 
@@ -148,8 +154,9 @@ def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> in
     """A limit in pixels, under the hub's name or inside `size`, where transformers 5 writes it."""
     if name in fields and fields[name] is not None:
         return fields[name]
-    if "size" in fields and edge in fields["size"]:
-        return fields["size"][edge]
+    size = fields.get("size")
+    if isinstance(size, dict) and edge in size:
+        return size[edge]
     raise ValueError(f"{path} has neither {name!r} nor {edge!r} in 'size'; copy the file from the source checkpoint")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from care_jax import clips, grids, images
+from care_jax import clips, grids, images, vocabulary
 from care_jax.clips import Clip
 from care_jax.data.records import Record
 from care_jax.grids import Grid
@@ -260,6 +260,8 @@ def load_processor(
     generation = images.read_fields(folder / "generation_config.json", "eos_token_id", "pad_token_id")
     eos = generation["eos_token_id"]
     stop_ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    vision_ids = [config[name] for name in _VISION_TOKENS]
+    vocabulary.check_ids((*vision_ids, *stop_ids, generation["pad_token_id"]), model.text.vocab_size)
     image_spec = images.read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
     if overlong not in _OVERLONG:
         raise ValueError(f"data.overlong is {overlong!r}; allowed are {', '.join(_OVERLONG)}")
@@ -267,11 +269,8 @@ def load_processor(
     _check_buckets("data.prompt_buckets", prompt_buckets, 1)
     _check_buckets("data.patch_buckets", patch_buckets, unit)
 
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; copy it from the source checkpoint")
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if tokenizer.chat_template is None:
-        raise ValueError(f"{folder} has no chat_template.jinja; copy it from the source checkpoint")
+    tokenizer = vocabulary.load_tokenizer(folder, config["image_token_id"])
+    vocabulary.check_ids([max(tokenizer.get_vocab().values())], model.text.vocab_size)
     text_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     text_tokenizer.encode_special_tokens = True
     special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
@@ -284,12 +283,10 @@ def load_processor(
         image_spec=image_spec,
         image_token_id=config["image_token_id"],
         video_token_id=config["video_token_id"],
-        video_text="".join(tokenizer.convert_ids_to_tokens([config[name] for name in _VIDEO_TEXT])),
+        video_text=vocabulary.text_of(tokenizer, [config[name] for name in _VIDEO_TEXT]),
         pad_token_id=generation["pad_token_id"],
         stop_ids=stop_ids,
-        forbidden_mask=_forbidden_mask(
-            tokenizer, model.text.vocab_size, stop_ids, [config[name] for name in _VISION_TOKENS]
-        ),
+        forbidden_mask=vocabulary.forbidden_mask(tokenizer, model.text.vocab_size, stop_ids, vision_ids),
         special_texts=special_texts,
         response_format=response_format,
         prompt_buckets=tuple(prompt_buckets),
@@ -302,25 +299,6 @@ def _check_buckets(name: str, buckets: Sequence[int], unit: int) -> None:
     ascending = list(buckets) == sorted(set(buckets))
     if not buckets or not ascending or any(size < 1 or size % unit for size in buckets):
         raise ValueError(f"{name} is {tuple(buckets)}; give ascending positive multiples of {unit}")
-
-
-def _forbidden_mask(
-    tokenizer: PreTrainedTokenizerFast, vocab_size: int, stop_ids: Sequence[int], vision_ids: Sequence[int]
-) -> npt.NDArray[np.bool_]:
-    """[V]: every id without a token (the tail behind the tokenizer) and every special one but the stop ids."""
-    known = np.array(sorted(tokenizer.get_vocab().values()))
-    outside = [int(i) for i in (known[-1], *stop_ids, *vision_ids) if i >= vocab_size]
-    if outside:
-        raise ValueError(
-            f"token ids {outside} lie outside vocab_size {vocab_size} of config.json; "
-            "take it and the tokenizer from the same checkpoint"
-        )
-    mask = np.ones(vocab_size, np.bool_)
-    mask[known] = False
-    mask[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
-    mask[list(vision_ids)] = True
-    mask[list(stop_ids)] = False
-    return mask
 
 
 def _join(parts: Sequence[npt.NDArray], tail: tuple[int, ...], dtype: Any) -> npt.NDArray:

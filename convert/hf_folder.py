@@ -21,8 +21,8 @@ def read_shards(folder: Path) -> dict[str, StoredShard]:
     """The headers of the weight files by file name.
 
     Raises:
-        ValueError: no safetensors, files that the index names and that are not there, a file that is cut off, or
-            an index that says otherwise than the files.
+        ValueError: no safetensors, files that the index names and that are not there, a file that is cut off, an
+            index that says otherwise than the files, or weights beside those of the index.
     """
     if not has_weights(folder):
         raise ValueError(f"no weights in {folder}: looked for {SINGLE_FILE} and {INDEX_FILE}; download one of them")
@@ -31,6 +31,8 @@ def read_shards(folder: Path) -> dict[str, StoredShard]:
         return {SINGLE_FILE: safetensors_io.read_header(folder / SINGLE_FILE)}
     weight_map = _read_weight_map(index)
     files = sorted(set(weight_map.values()))
+    if SINGLE_FILE not in files and (folder / SINGLE_FILE).is_file():
+        raise ValueError(f"{folder} has {SINGLE_FILE} and {INDEX_FILE}, which does not name it; remove one of them")
     if absent := [file for file in files if not (folder / file).is_file()]:
         raise ValueError(f"{index} names files that are not there: {', '.join(absent)}; download them")
     shards = {file: safetensors_io.read_header(folder / file) for file in files}

@@ -12,6 +12,14 @@ import transformers
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 FACTOR = {"qwen2_5_vl": 28, "qwen3_vl": 32}  # pixels a side of one merged token
+# What the families' templates do with a turn of the user, in our own words: Qwen2.5-VL's puts a system turn first.
+SYSTEM = {"qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "qwen3_vl": ""}
+_TURN = (
+    "<|im_start|>user\n{% for part in messages[0].content %}"
+    "{{ '<|vision_start|><|' ~ part.type ~ '_pad|><|vision_end|>' if part.type != 'text' else part.text }}"
+    "{% endfor %}<|im_end|>\n<|im_start|>assistant{{ '\\n' }}"
+)
+CHAT_TEMPLATE = {family: system + _TURN for family, system in SYSTEM.items()}
 
 # Heads wider than the stream, more layers than deepstack features, a position grid smaller and larger than pictures.
 _QWEN3 = {

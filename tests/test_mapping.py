@@ -110,6 +110,10 @@ def test_an_index_that_disagrees_with_its_files_is_refused(tiny_folder, tmp_path
     with pytest.raises(ValueError, match="says otherwise than the files") as error:
         hf_to_jax.convert(source, tmp_path / "params")
     assert str(error.value).splitlines()[1:] == [f"  {kept[0]}: not in {first.name}"]
+    save_file(tensors, source / "model.safetensors")  # transformers would load this one
+    with pytest.raises(ValueError, match="has model.safetensors and .*, which does not name it"):
+        hf_to_jax.convert(source, tmp_path / "params")
+    (source / "model.safetensors").unlink()
     (source / "model.safetensors.index.json").write_text('{"metadata": {}}')
     with pytest.raises(ValueError, match="is not an index of safetensors"):
         hf_to_jax.convert(source, Path(tmp_path / "params"))

@@ -134,6 +134,14 @@ def write(folder: Path, change) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def change_fields(config, change) -> None:
+    """Fields of config.json; "rope" and "text" are where the family has them."""
+    text = config.get("text_config", config)
+    places = {"rope": text["rope_scaling"], "text": text, "vision_config": config["vision_config"]}
+    for name, value in change.items():
+        places[name].update(value) if isinstance(value, dict) else config.update({name: value})
+
+
 def test_every_field_that_is_read_is_needed(folder):
     """Catches a default that silently stands in for what the checkpoint says."""
     config = read_json(folder / "config.json")
@@ -169,14 +177,31 @@ def test_every_field_that_is_read_is_needed(folder):
 )
 def test_unknown_variants_are_refused(folder, change, message):
     """Catches a model that is computed as something else than it was trained as."""
+    write(folder, lambda config: change_fields(config, change))
+    with pytest.raises(ValueError, match=message):
+        models.load_model_config(folder)
 
-    def apply(config):
-        text = config.get("text_config", config)
-        places = {"rope": text["rope_scaling"], "text": text, "vision_config": config["vision_config"]}
-        for name, value in change.items():
-            places[name].update(value) if name in places else config.update({name: value})
 
-    write(folder, apply)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": {"hidden_size": "96"}}, "has hidden_size '96'; it must be a whole number from 1 up"),
+        ({"text": {"hidden_size": 96.0}}, "has hidden_size 96.0; it must be"),
+        ({"text": {"num_hidden_layers": 0}}, "has num_hidden_layers 0; it must be"),
+        ({"text": {"rms_norm_eps": None}}, "has rms_norm_eps None; it must be a number above 0"),
+        ({"text": {"num_key_value_heads": 3}}, "config.json: num_key_value_heads must divide num_attention_heads"),
+        ({"rope": {"mrope_section": None}}, r"\(rope_scaling\) has mrope_section None; it must be a list"),
+        ({"rope": {"mrope_section": [6, 5, 4]}}, "mrope_section must be three sizes that add up to half of a head's"),
+        ({"rope": {"mrope_section": [8, 8]}}, "mrope_section must be three sizes"),
+        ({"vision_config": {"num_heads": 3}}, "hidden_size of vision_config must be a multiple of 4 num_heads"),
+        ({"vision_config": {"out_hidden_size": 64}}, "out_hidden_size of vision_config must be hidden_size"),
+        ({"vision_config": None}, "has vision_config None; it must be an object"),
+        ({"tie_word_embeddings": "no"}, "has tie_word_embeddings 'no'; supported: False, True"),
+    ],
+)
+def test_impossible_values_are_refused(folder, change, message):
+    """Catches a traceback, or a model that fails only when it is first run."""
+    write(folder, lambda config: change_fields(config, change))
     with pytest.raises(ValueError, match=message):
         models.load_model_config(folder)
 

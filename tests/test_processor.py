@@ -246,9 +246,15 @@ def edited(folder: Path, target: Path, name: str, **changes) -> Path:
         ("preprocessor_config.json", {"patch_size": 16}, "has patch_size 16, config.json 14"),
         ("preprocessor_config.json", {"resample": 2}, "has resample 2; only 3 is supported"),
         ("preprocessor_config.json", {"max_pixels": 784}, "images must have 4 to 1 tokens"),
+        ("preprocessor_config.json", {"size": 448}, "neither 'min_pixels' nor 'shortest_edge'"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 .*; give one number for each of 3 channels"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std above 0"),
         ("config.json", {"image_token_id": None}, "config.json has no field 'image_token_id'"),
         ("config.json", {"vocab_size": 280}, r"token ids \[283\] lie outside vocab_size 280"),
+        ("config.json", {"image_token_id": "278"}, r"token ids \['278'\] lie outside vocab_size 288"),
         ("generation_config.json", {"eos_token_id": None}, "generation_config.json has no field 'eos_token_id'"),
+        ("generation_config.json", {"eos_token_id": [274, -1]}, r"token ids \[-1\] lie outside vocab_size 288"),
+        ("generation_config.json", {"pad_token_id": 288}, r"token ids \[288\] lie outside vocab_size 288"),
     ],
 )
 def test_incomplete_or_contradicting_folders_are_refused(tiny_folder, tmp_path, name, changes, message):
@@ -263,6 +269,34 @@ def test_missing_files_are_named(tiny_folder, tmp_path, missing):
     (copy / missing).unlink()
     with pytest.raises(ValueError, match=f"has no {missing}"):
         load_processor(copy, **DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "{", "model has unreadable tokenizer files"),
+        ("chat_template.jinja", "{% for x in %}", "the chat template of .* cannot be rendered"),
+        ("chat_template.jinja", "{{ messages[0].content }}", "renders 0 image tokens where 1 is needed"),
+        ("chat_template.json", "{}", "chat_template.json has no field 'chat_template'"),
+    ],
+)
+def test_broken_tokenizers_and_templates_are_told_at_the_start(tiny_folder, tmp_path, name, text, message):
+    """Catches a traceback of a library, and a template without images that is noticed at the first prompt."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (copy / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_processor(copy, **DEFAULTS)
+
+
+def test_the_processors_template_goes_before_the_tokenizers(processor, tiny_folder, tmp_path):
+    """Catches images left out: the hub's Qwen2.5-VL has the template of a text model in tokenizer_config.json."""
+    copy = edited(tiny_folder, tmp_path, "tokenizer_config.json", chat_template="{{ messages[0].content }}")
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    row = record("See <image>!", encode(picture(56, 56)))
+    expected = processor.encode_prompt(row).token_ids
+    assert load_processor(copy, **DEFAULTS).encode_prompt(row).token_ids.tolist() == expected.tolist()
 
 
 def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):

@@ -22,7 +22,7 @@ from care_jax import clips, images
 from care_jax.data.records import Video
 from care_jax.processor import Processor, load_processor
 from care_jax.response_format import ANSWER_TAGS
-from tests.families import FACTOR, FAMILIES, make_folder
+from tests.families import CHAT_TEMPLATE, FACTOR, FAMILIES, SYSTEM, make_folder
 from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question, segments
 
 SETTINGS = {
@@ -33,13 +33,6 @@ SETTINGS = {
     "min_image_tokens": 4,
     "overlong": "drop",
 }
-# What the families' templates do with a turn of the user, in our own words: Qwen2.5-VL's puts a system turn first.
-TURN = (
-    "<|im_start|>user\n{% for part in messages[0].content %}"
-    "{{ '<|vision_start|><|' ~ part.type ~ '_pad|><|vision_end|>' if part.type != 'text' else part.text }}"
-    "{% endfor %}<|im_end|>\n<|im_start|>assistant{{ '\\n' }}"
-)
-SYSTEM = {"qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "qwen3_vl": ""}
 
 
 class WithoutVideos:
@@ -72,7 +65,7 @@ class Family(NamedTuple):
 def family(request, tiny_folder, tmp_path_factory) -> Family:
     name = request.param
     folder = make_folder(name, tiny_folder, tmp_path_factory.mktemp("prompts") / "model")
-    (folder / "chat_template.jinja").write_text(SYSTEM[name] + TURN)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE[name])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     image_processor.size = {"shortest_edge": 4 * FACTOR[name] ** 2, "longest_edge": 64 * FACTOR[name] ** 2}

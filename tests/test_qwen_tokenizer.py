@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from care_jax.processor import Processor, load_processor
 from care_jax.regions import TokenBytes, _byte_alphabet, span_masks
 from care_jax.response_format import ANSWER_TAGS
-from tests.families import FAMILIES, edit_json, make_folder, read_json
+from tests.families import CHAT_TEMPLATE, FAMILIES, SYSTEM, edit_json, make_folder, read_json
 from tests.pictures import encode, picture, question
 
 # Added tokens of the hub's tokenizers from id 151643 on. Only the first list is of special ones, and
@@ -86,7 +86,12 @@ class Family:
         ]
         (folder / "tokenizer.json").write_text(json.dumps(content))
         ids = {text: first + n for n, text in enumerate(ADDED[name])}
-        edit_json(folder / "tokenizer_config.json", added_tokens_decoder=None)
+        # As the hub has Qwen2.5-VL: its template in a file of its own, a text model's with the tokenizer.
+        (folder / "chat_template.jinja").unlink()
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE[name]}))
+        edit_json(
+            folder / "tokenizer_config.json", added_tokens_decoder=None, chat_template="{{ messages[0].content }}"
+        )
         config = read_json(folder / "config.json")
         config.get("text_config", config)["vocab_size"] = VOCAB_SIZE[name]
         config |= {f"{kind}_token_id": ids[f"<|{kind}_pad|>"] for kind in ("image", "video")}
@@ -192,5 +197,6 @@ def test_prompt_and_trace_round_trip(family):
     start, end, image = (family.ids[f"<|{name}|>"] for name in ("vision_start", "vision_end", "image_pad"))
     pictures = [start, *[image] * (len(example.patches) // 4), end]
     encode_text = TIKTOKEN.encode
-    user, assistant = encode_text("<|im_start|>user\n"), encode_text("<|im_end|>\n<|im_start|>assistant\n")
+    user = encode_text(SYSTEM[family.name] + "<|im_start|>user\n")
+    assistant = encode_text("<|im_end|>\n<|im_start|>assistant\n")
     assert example.token_ids.tolist() == [*user, *pictures, *encode_text("How many?"), *assistant]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,31 @@ class _Fields:
 
     def sub(self, *names: str) -> _Fields:
         """The JSON object in a field, under the first of its names that is there."""
-        return _Fields(self.first(*names), f"{self.where} ({names[0]})")
+        return _Fields(self._typed("an object", lambda x: isinstance(x, dict), *names), f"{self.where} ({names[0]})")
+
+    def count(self, *names: str) -> int:
+        """A whole number from 1 up."""
+        return self._typed("a whole number from 1 up", lambda x: type(x) is int and x > 0, *names)
+
+    def real(self, *names: str) -> float:
+        """A number above 0."""
+        return self._typed("a number above 0", lambda x: type(x) in (int, float) and x > 0, *names)
+
+    def indexes(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers from 0 up."""
+        return tuple(
+            self._typed(
+                "a list of whole numbers",
+                lambda x: isinstance(x, list) and all(type(each) is int and each >= 0 for each in x),
+                name,
+            )
+        )
+
+    def _typed(self, kind: str, is_kind: Callable[[Any], bool], *names: str) -> Any:
+        value = self.first(*names)
+        if not is_kind(value):
+            raise ValueError(f"{self.where} has {names[0]} {value!r}; it must be {kind}")
+        return value
 
     def one_of(self, name: str, allowed: tuple[Any, ...], *, missing: Any = None) -> Any:
         """A field that must have one of the values `allowed`; where it is not there, `missing`, if that is given."""
@@ -120,7 +145,8 @@ def load_model_config(folder: Path) -> ModelConfig:
     """Reads `folder/config.json`, in the hub's layout or the one transformers 5 writes.
 
     Raises:
-        ValueError: no such file, no JSON, an unknown model_type or variant, or a missing field (named).
+        ValueError: no such file, no JSON, an unknown model_type or variant, a field (named) that is missing or of
+            another type, or sizes that do not go together.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -132,39 +158,47 @@ def load_model_config(folder: Path) -> ModelConfig:
     outer = _Fields(raw, str(path))
     model_type = outer.one_of("model_type", MODEL_TYPES)
     is_qwen3 = model_type == "qwen3_vl"
-    return ModelConfig(
-        model_type=model_type,
-        vision=_read_vision(outer.sub("vision_config"), is_qwen3),
-        text=_read_text(outer, is_qwen3),
-    )
+    vision = _read_vision(outer.sub("vision_config"), is_qwen3)
+    text = _read_text(outer, is_qwen3)
+    laws = {
+        "num_key_value_heads must divide num_attention_heads": text.num_attention_heads % text.num_key_value_heads == 0,
+        "mrope_section must be three sizes that add up to half of a head's channels": len(text.mrope_section) == 3
+        and 2 * sum(text.mrope_section) == text.head_dim,
+        "hidden_size of vision_config must be a multiple of 4 num_heads": vision.hidden_size % (4 * vision.num_heads)
+        == 0,
+        "out_hidden_size of vision_config must be hidden_size": vision.out_hidden_size == text.hidden_size,
+    }
+    if broken := [law for law, holds in laws.items() if not holds]:
+        raise ValueError(f"{path}: {'; '.join(broken)}; copy the file from the source checkpoint")
+    return ModelConfig(model_type=model_type, vision=vision, text=text)
 
 
 def _read_vision(vision: _Fields, is_qwen3: bool) -> VisionConfig:
     rope = vision.values.get("rope_parameters") or {}
     family: dict[str, Any]
     if is_qwen3:
-        indexes, cells = tuple(vision["deepstack_visual_indexes"]), vision["num_position_embeddings"]
-        if list(indexes) != sorted(set(indexes)) or not all(0 <= index < vision["depth"] for index in indexes):
+        indexes, cells = vision.indexes("deepstack_visual_indexes"), vision.count("num_position_embeddings")
+        if list(indexes) != sorted(set(indexes)) or not all(index < vision.count("depth") for index in indexes):
             raise ValueError(f"{vision.where} has deepstack_visual_indexes {indexes}; they must be ascending blocks")
         if round(cells**0.5) ** 2 != cells:
             raise ValueError(f"{vision.where} has num_position_embeddings {cells}; it must be a square number")
         family = {"num_position_embeddings": cells, "deepstack_visual_indexes": indexes}
     else:
         family = {
-            "window_size": vision["window_size"],
-            "fullatt_block_indexes": tuple(vision["fullatt_block_indexes"]),
-            "tokens_per_second": vision["tokens_per_second"],
+            "window_size": vision.count("window_size"),
+            "fullatt_block_indexes": vision.indexes("fullatt_block_indexes"),
+            "tokens_per_second": vision.real("tokens_per_second"),
         }
     return VisionConfig(
-        depth=vision["depth"],
-        hidden_size=vision["hidden_size"],
-        intermediate_size=vision["intermediate_size"],
-        num_heads=vision["num_heads"],
-        in_channels=vision.first("in_channels", "in_chans"),
-        patch_size=vision["patch_size"],
-        temporal_patch_size=vision["temporal_patch_size"],
-        spatial_merge_size=vision["spatial_merge_size"],
-        out_hidden_size=vision["out_hidden_size"],
+        depth=vision.count("depth"),
+        hidden_size=vision.count("hidden_size"),
+        intermediate_size=vision.count("intermediate_size"),
+        num_heads=vision.count("num_heads"),
+        in_channels=vision.count("in_channels", "in_chans"),
+        patch_size=vision.count("patch_size"),
+        temporal_patch_size=vision.count("temporal_patch_size"),
+        spatial_merge_size=vision.count("spatial_merge_size"),
+        out_hidden_size=vision.count("out_hidden_size"),
         hidden_act=vision.one_of("hidden_act", tuple(ACTIVATIONS)),
         rope_theta=rope.get("rope_theta", _VISION_ROPE_THETA),
         **family,
@@ -178,24 +212,24 @@ def _read_text(outer: _Fields, is_qwen3: bool) -> TextConfig:
         rope.one_of(name, ("default", "mrope"), missing="default")
     rope.one_of("mrope_interleaved", (is_qwen3,), missing=is_qwen3)
     text.one_of("use_sliding_window", (False, None), missing=False)
-    width, heads = text["hidden_size"], text["num_attention_heads"]
-    bias = text["attention_bias"] if is_qwen3 else False
+    width, heads = text.count("hidden_size"), text.count("num_attention_heads")
+    bias = text.one_of("attention_bias", (False, True)) if is_qwen3 else False
     return TextConfig(
-        vocab_size=text["vocab_size"],
+        vocab_size=text.count("vocab_size"),
         hidden_size=width,
-        intermediate_size=text["intermediate_size"],
-        num_hidden_layers=text["num_hidden_layers"],
+        intermediate_size=text.count("intermediate_size"),
+        num_hidden_layers=text.count("num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=text["num_key_value_heads"],
-        head_dim=text["head_dim"] if is_qwen3 else width // heads,
+        num_key_value_heads=text.count("num_key_value_heads"),
+        head_dim=text.count("head_dim") if is_qwen3 else width // heads,
         hidden_act=text.one_of("hidden_act", tuple(ACTIVATIONS)),
-        rms_norm_eps=text["rms_norm_eps"],
-        rope_theta=rope.values["rope_theta"] if "rope_theta" in rope.values else text["rope_theta"],
-        mrope_section=tuple(rope["mrope_section"]),
+        rms_norm_eps=text.real("rms_norm_eps"),
+        rope_theta=(rope if "rope_theta" in rope.values else text).real("rope_theta"),
+        mrope_section=rope.indexes("mrope_section"),
         mrope_interleaved=is_qwen3,
         qkv_bias=bias or not is_qwen3,  # Qwen2.5-VL's code has it whatever config.json says
         o_bias=bias,
         qk_norm=is_qwen3,
         # Nested text configs of some hub files contradict the outer flag; the outer one is right.
-        tie_word_embeddings=outer["tie_word_embeddings"],
+        tie_word_embeddings=outer.one_of("tie_word_embeddings", (False, True)),
     )
