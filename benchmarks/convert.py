@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from benchmarks import child
 from care_jax.models import load_model_config
 from convert import hf_folder, jax_to_hf, mapping, safetensors_io, tables
 from convert.safetensors_io import Shard, Spec
@@ -98,20 +96,9 @@ def write_random(folder: Path, config: dict[str, object], max_shard_bytes: int) 
     return num_bytes
 
 
-def run_command(module: str, **flags: Path) -> tuple[float, float]:
-    """Seconds and peak resident GiB of a command in its own process.
-
-    Raises:
-        ValueError: it failed; its own message has been printed.
-    """
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=_REPO, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise ValueError(f"python -m {module} {' '.join(arguments)} ended with exit code {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss / 2**20  # of KiB
+def run_command(module: str, **flags: Path) -> child.Usage:
+    """What a command of convert/ takes. Raises ValueError where it fails."""
+    return child.run([sys.executable, "-m", module, *(f"--{name}={value}" for name, value in flags.items())], cwd=_REPO)
 
 
 def require_equal(ours: Path, theirs: Path) -> None:
@@ -136,23 +123,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         free = shutil.disk_usage(work).free
         if free < (_COPIES - 1) * num_bytes:
             parser.error(f"--folder {args.folder} has {free / 1e9:.0f} GB left; {2 * num_bytes / 1e9:.0f} are needed")
-        seconds_in, gib_in = run_command("convert.hf_to_jax", hf=source, out=params)
-        seconds_out, gib_out = run_command("convert.jax_to_hf", checkpoint=params, hf=source, out=result)
+        there = run_command("convert.hf_to_jax", hf=source, out=params)
+        back = run_command("convert.jax_to_hf", checkpoint=params, hf=source, out=result)
         require_equal(result, source)
 
     figures: dict[str, object] = {
         "benchmark": "convert",
         "model": args.model,
         "gb": round(num_bytes / 1e9, 3),
-        "peak_rss_gib": round(max(gib_in, gib_out), 3),
-        "peak_rss_gib_in": round(gib_in, 3),
-        "peak_rss_gib_out": round(gib_out, 3),
-        "mb_per_s_in": round(num_bytes / 1e6 / seconds_in, 3),
-        "mb_per_s_out": round(num_bytes / 1e6 / seconds_out, 3),
+        "peak_rss_gib": round(max(there.peak_gib, back.peak_gib), 3),
+        "peak_rss_gib_in": round(there.peak_gib, 3),
+        "peak_rss_gib_out": round(back.peak_gib, 3),
+        "mb_per_s_in": round(num_bytes / 1e6 / there.seconds, 3),
+        "mb_per_s_out": round(num_bytes / 1e6 / back.seconds, 3),
     }
     print(f"{args.model}, {num_bytes / 1e9:.3f} GB of bfloat16; the result has the source's bytes")
-    print(f"{'hf_to_jax':<12}{seconds_in:>8.1f} s{figures['mb_per_s_in']:>10.1f} MB/s{gib_in:>8.2f} GiB")
-    print(f"{'jax_to_hf':<12}{seconds_out:>8.1f} s{figures['mb_per_s_out']:>10.1f} MB/s{gib_out:>8.2f} GiB")
+    for name, usage in (("hf_to_jax", there), ("jax_to_hf", back)):
+        speed = num_bytes / 1e6 / usage.seconds
+        print(f"{name:<12}{usage.seconds:>8.1f} s{speed:>10.1f} MB/s{usage.peak_gib:>8.2f} GiB")
     print(json.dumps(figures))
     return figures
 

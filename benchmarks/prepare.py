@@ -11,12 +11,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from benchmarks import child
 
 SIDE = 64  # pixels of an image
 WORDS = 80  # of a question
@@ -64,11 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     try:
         make_set(folder / "root", args.rows)
         command = [sys.executable, "-m", "care_jax.data.prepare", "--source=virl39k", "--strict"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        start = time.perf_counter()
-        subprocess.run([*command, f"--root={folder / 'root'}", f"--out={folder / 'out'}"], check=True)
-        seconds = time.perf_counter() - start
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = child.run([*command, f"--root={folder / 'root'}", f"--out={folder / 'out'}"])
         report = json.loads((folder / "out/report.json").read_text())
         if sum(report["shards"]) != args.rows:
             raise ValueError(f"{sum(report['shards'])} of {args.rows} rows were kept; all must be")
@@ -78,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     figures: dict[str, object] = {
         "benchmark": "prepare",
         "rows": args.rows,
-        "seconds": round(seconds, 2),  # the start of Python included
-        "rows_per_s": round(args.rows / seconds, 1),
-        "cpu_s": round(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, 2),  # over all threads
-        "peak_rss_gib": round(used.ru_maxrss / 2**20, 3),
+        "seconds": round(used.seconds, 2),  # the start of Python included
+        "rows_per_s": round(args.rows / used.seconds, 1),
+        "cpu_s": round(used.cpu_seconds, 2),  # over all threads
+        "peak_rss_gib": round(used.peak_gib, 3),
         "written_mib": round(num_bytes / 2**20, 1),
     }
     print(json.dumps(figures))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import convert
+from benchmarks import child, convert
 
 
 def test_figures_are_the_last_line_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +18,14 @@ def test_figures_are_the_last_line_and_nothing_is_left(tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert 0 < figures["peak_rss_gib"] < 3 and figures["mb_per_s_in"] > 0 and figures["mb_per_s_out"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_that_of_the_command_alone() -> None:
+    """Catches a peak that holds what this process has in memory, which a command inherits when it is forked."""
+    ballast = np.ones(2**26)
+    assert child.run([sys.executable, "-c", "pass"]).peak_gib < 0.1 < ballast.nbytes / 2**30
+    with pytest.raises(ValueError, match="ended with exit code 3"):
+        child.run([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_a_difference_is_noticed(tmp_path: Path) -> None:

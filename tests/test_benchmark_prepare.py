@@ -14,4 +14,4 @@ def test_all_rows_are_prepared_and_the_last_line_is_json(capsys: pytest.CaptureF
     figures = prepare.main(["--rows", "40"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["rows"] == 40 and figures["rows_per_s"] > 0
-    assert figures["peak_rss_gib"] > 0  # of all children of this process so far, so no more can be said here
+    assert 0 < figures["peak_rss_gib"] < 3

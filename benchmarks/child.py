@@ -1,0 +1,41 @@
+"""A command in a process of its own, with the time and the memory that it took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+# A process counts what its parent had in memory when it was forked, so a small one stands between.
+_MEASURE = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).pid, 0)
+print(json.dumps([time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+class Usage(NamedTuple):
+    """Of a process and the children it has waited for; the peak is that of the largest of them."""
+
+    seconds: float  # wall time, its start included
+    cpu_seconds: float
+    peak_gib: float  # resident
+
+
+def run(command: Sequence[str | Path], *, cwd: Path | None = None) -> Usage:
+    """Runs a command, whose stdout is dropped.
+
+    Raises:
+        ValueError: it failed; its own message has been printed.
+    """
+    words = [str(word) for word in command]
+    done = subprocess.run([sys.executable, "-c", _MEASURE, *words], cwd=cwd, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"{' '.join(words)} ended with exit code {done.returncode}")
+    seconds, cpu_seconds, peak_kib = json.loads(done.stdout)
+    return Usage(seconds, cpu_seconds, peak_kib / 2**20)
