@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -226,6 +227,26 @@ def test_a_whole_forward_is_its_stages(family):
     assert_close(model.prefill(prompts).last_hidden, expected, STATE_TOLERANCE, "prefill")
     branches = model.forward_branches(prompts, jnp.zeros((len(last), 2, 3), jnp.int32))
     assert_close(branches.predicting[:, 1, 0], expected, STATE_TOLERANCE, "forward_branches")
+
+
+def test_bfloat16_stays_as_near_as_transformers(family):
+    """Catches rotary angles or logits that are computed in bfloat16, which trains, and trains another model."""
+    oracle, model, processor, rows = family
+    names, prompts = batch_of(ALL, processor)
+    config = dataclasses.replace(model.config, compute_dtype="bfloat16")
+    rough = models.params_from_dict(config, models.params_to_dict(model))
+    exact, ours = (
+        np.asarray(jax.nn.log_softmax(each.logits(rollout.prefill(each, prompts).last_hidden)))
+        for each in (model, rough)
+    )
+    low = copy.deepcopy(oracle).to(torch.bfloat16)
+    theirs = []
+    for name in names:
+        inputs = {k: v.to(torch.bfloat16) if "pixel" in k else v for k, v in rows[name].inputs().items()}
+        with torch.no_grad():
+            theirs.append(torch.log_softmax(low(**inputs).logits[0, -1].float(), -1).numpy())
+    error, allowed = (np.abs(logprobs - exact).mean() for logprobs in (ours, np.stack(theirs)))
+    assert 1e-4 < error <= 1.1 * allowed
 
 
 def test_positions_of_a_response_go_on_from_the_prompt(family):
