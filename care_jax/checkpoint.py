@@ -1,27 +1,33 @@
 """Checkpoints with Orbax: state and data iterator in one step folder, asynchronous, best and last kept.
 
-Parameters are stored by dotted name, so that a checkpoint outlives the classes that wrote it.
+Parameters are stored by dotted name, so that a checkpoint outlives the classes that wrote it. Beside the arrays lies a
+checksum of each, taken on the devices: what comes back is what was trained, whatever disk and network did to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from care_jax.array_store import Index, StoredParam, open_arrays, read_arrays
 from care_jax.models import params_to_dict
 from care_jax.structs import TrainState
-
-Index = tuple[int | slice, ...]
 
 # Arrays above the first size are stored in chunks of at most the second, so that a part can be read without the rest:
 # by another mesh, or by an export.
@@ -39,11 +45,6 @@ def _like(tree: Any, leaves: dict[str, jax.Array]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in names])
 
 
-def _abstract(tree: Any) -> Any:
-    """Shapes, types and shardings to restore into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
 def _save_args(tree: Any) -> Any:
     """How Orbax cuts the leaves of `tree` into chunks; those of stacked matrices [L, in, out] lie within a layer."""
 
@@ -53,6 +54,36 @@ def _save_args(tree: Any) -> Any:
         return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if len(x.shape) == 3 else ())
 
     return jax.tree.map(of, tree)
+
+
+Sums = dict[str, dict[str, jax.Array]]
+
+
+def checksums(state: TrainState) -> Sums:
+    """A uint32 for each array of params and opt_state, the same on every mesh; any one changed bit changes it.
+
+    Sum of (2 i + 1) times the bits of element i, modulo 2^32: integers, so the order of summation is free. Computed
+    where the arrays are, and asynchronously.
+    """
+    return _checksums(_named_arrays(state))
+
+
+@jax.jit
+def _checksums(arrays: dict[str, dict[str, jax.Array]]) -> Sums:
+    def of(x: jax.Array) -> jax.Array:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        index = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        return jnp.sum(bits * (jnp.uint32(2) * index + jnp.uint32(1)), dtype=jnp.uint32)
+
+    return jax.tree.map(of, arrays)
+
+
+def _named_arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
+    """What is stored of a state: folder -> name -> array."""
+    return {"params": params_to_dict(state.params), "opt_state": _by_path(state.opt_state)}
 
 
 class Checkpointer:
@@ -67,6 +98,7 @@ class Checkpointer:
                 [preservation_policy.LatestN(keep_last), best]
             ),
             enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # what a kill left half written; they would fill the disk
         )
         self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
@@ -75,35 +107,92 @@ class Checkpointer:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, metrics: dict[str, float] | None) -> None:
-        """Starts writing in the background; `metrics` decide what is best (None: not evaluated at this step)."""
-        params, opt_state = params_to_dict(state.params), _by_path(state.opt_state)
+    def save(
+        self,
+        state: TrainState,
+        iterator: grain.DatasetIterator,
+        metrics: dict[str, float] | None,
+        *,
+        sums: Sums | None = None,
+    ) -> None:
+        """Copies the state to the host, and starts to write it in the background; waits for a save still under way.
+
+        `metrics` decide what is best (None: not evaluated at this step). `sums` are the state's `checksums`; without
+        them they are computed now, which on a busy device means after what it is doing.
+        """
+        arrays = _named_arrays(state)
+        sums = jax.device_get(sums or checksums(state))
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params, save_args=_save_args(params)),
-            opt_state=ocp.args.StandardSave(opt_state, save_args=_save_args(opt_state)),
+            **{name: ocp.args.StandardSave(tree, save_args=_save_args(tree)) for name, tree in arrays.items()},
             data=grain.checkpoint.CheckpointSave(iterator),
+            checksums=ocp.args.JsonSave(
+                jax.tree.map(int, sums) | {"data": _from_all_processes(_crc(iterator.get_state()))}
+            ),
         )
         self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
-    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The newest state, in the structure and shardings of `state`; sets `iterator` to where it was."""
-        step = self._manager.latest_step()
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(params_to_dict(state.params))),
-                opt_state=ocp.args.StandardRestore(_abstract(_by_path(state.opt_state))),
-                data=grain.checkpoint.CheckpointRestore(iterator),
-            ),
+    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState | None:
+        """The newest state that is whole, in the structure and shardings of `state`; sets `iterator` to where it was.
+
+        A damaged checkpoint is told in one line on stderr, renamed to STEP.damaged and passed over. None: there is no
+        checkpoint.
+
+        Raises:
+            ValueError: all are damaged; nothing is changed then.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore(step, state, iterator)
+            except ValueError as error:
+                damaged[step] = str(error)
+                continue
+            if damaged:
+                self._set_aside(damaged, used=step)
+            return restored
+        if damaged:
+            told = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+            raise ValueError(
+                f"no checkpoint in {self._manager.directory} is whole ({told}). They are left as they are: put back "
+                "a copy of one, or start anew in another --workdir"
+            )
+        return None
+
+    def _restore(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """Raises ValueError on every process where the checkpoint is damaged on one."""
+        folder = self._manager.directory / str(step)
+        stored, problem = None, "another process cannot read it"
+        try:
+            stored = _read_step(folder, state)
+        except (OSError, ValueError) as error:
+            problem = _one_line(error)
+        whole = all(_from_all_processes(int(stored is not None)))
+        if stored is None or not whole:
+            raise ValueError(problem)
+        restored = TrainState(
+            step=jnp.full_like(state.step, step),
+            params=jax.tree.unflatten(jax.tree.structure(state.params), list(stored.arrays["params"].values())),
+            opt_state=_like(state.opt_state, stored.arrays["opt_state"]),
         )
-        params = jax.tree.unflatten(
-            jax.tree.structure(state.params), [restored.params[name] for name in params_to_dict(state.params)]
-        )
-        return TrainState(
-            step=jax.numpy.full_like(state.step, step),
-            params=params,
-            opt_state=_like(state.opt_state, restored.opt_state),
-        )
+        _check(jax.device_get(checksums(restored)), stored.sums)
+        iterator.set_state(stored.position)
+        return restored
+
+    def _set_aside(self, damaged: Mapping[int, str], *, used: int) -> None:
+        """Renames what was passed over, so that neither a save nor an export meets it."""
+        for step, problem in damaged.items() if jax.process_index() == 0 else ():
+            folder = self._manager.directory / str(step)
+            aside = folder.with_name(f"{step}.damaged")
+            if aside.exists():
+                aside.rmtree()
+            folder.rename(aside)
+            print(
+                f"warning: the checkpoint of step {step} is damaged ({problem}); that of step {used} is used instead, "
+                f"and it is now {aside}",
+                file=sys.stderr,
+            )
+        _from_all_processes(0)  # none goes on before the names are right
+        self._manager.reload()
 
     def wait(self) -> None:
         """Blocks until everything that was started is on disk."""
@@ -114,77 +203,118 @@ class Checkpointer:
         self._manager.close()
 
 
-def find_params(path: Path) -> Path:
+def _is_finished(params: epath.Path) -> bool:
+    # On gs:// a checkpoint has its name from the start, and a file of its own says that it is finished.
+    return (params / "_METADATA").is_file() and ocp.utils.is_checkpoint_finalized(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StoredStep:
+    """What a step folder holds, read by this process."""
+
+    arrays: dict[str, dict[str, jax.Array]]  # as `_named_arrays`
+    sums: dict[str, Any]  # as `checksums`, and "data": a CRC-32 of each process's position
+    position: Any  # state of the data iterator
+
+
+def _read_step(folder: epath.Path, state: TrainState) -> _StoredStep:
+    """Raises OSError or ValueError on a folder that is not whole."""
+    process, count = jax.process_index(), jax.process_count()
+    sums = _read_json(folder / "checksums" / "metadata")
+    position = _read_json(folder / "data" / f"process_{process}-of-{count}.json")
+    if sums.get("data", [])[process : process + 1] != [_crc(position)]:
+        raise ValueError("data is not what was saved")
+    return _StoredStep(
+        arrays={name: read_arrays(folder / name, tree) for name, tree in _named_arrays(state).items()},
+        sums=sums,
+        position=position,
+    )
+
+
+def _check(actual: Mapping[str, Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the arrays whose checksums differ."""
+    differing = [
+        f"{folder}: {name}"
+        for folder, sums in actual.items()
+        for name, value in sums.items()
+        if saved.get(folder, {}).get(name) != int(value)
+    ]
+    if differing:
+        raise ValueError(f"not what was saved: {', '.join(differing)}")
+
+
+def _one_line(error: Exception) -> str:
+    """The head of a message; tensorstore's go on for pages."""
+    return " ".join(str(error).split())[:200]
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.parent.name}/{path.name} is no JSON object")
+    return values
+
+
+def _crc(position: Any) -> int:
+    """CRC-32 of a data iterator's state."""
+    return zlib.crc32(json.dumps(position, sort_keys=True).encode())
+
+
+def _from_all_processes(value: int) -> list[int]:
+    """The values (uint32) of all processes, in their order; each has to call it."""
+    return multihost_utils.process_allgather(np.uint32(value)).tolist()
+
+
+def find_params(path: epath.PathLike) -> epath.Path:
     """The folder of the newest parameters under a run folder, its checkpoints, one step, or a converted model.
 
     Raises:
         ValueError: there is no finished checkpoint at `path`.
     """
-    path = Path(path)
+    path = epath.Path(path)
     for folder in (path, path / "params"):
-        if (folder / "_METADATA").is_file() and folder.name == "params":
-            return folder
+        if folder.name == "params" and _is_finished(folder):
+            return folder.absolute()
     for root in (path / "checkpoints", path):
-        steps = [int(file.parts[-3]) for file in root.glob("*/params/_METADATA") if file.parts[-3].isdigit()]
+        children = root.iterdir() if root.is_dir() else ()
+        steps = [int(child.name) for child in children if child.name.isdigit() and _is_finished(child / "params")]
         if steps:
-            return root / str(max(steps)) / "params"
+            return (root / str(max(steps)) / "params").absolute()
     raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
-
-
-def _saved(folder: Path) -> dict[str, ocp.metadata.ArrayMetadata]:
-    """Shapes, types and chunks of the parameters in `folder`, by name."""
-    # From the handler: a checkpointer also asks for a file that the parameters of a run do not have, and warns.
-    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
 
 
 def load_params(path: Path) -> dict[str, jax.Array]:
     """float32 parameters by dotted name from a run, a checkpoint or a converted model, on this process's first device.
 
-    Whatever devices and types wrote them: Orbax's default is the shardings they were saved with, which need those
-    devices.
+    Whatever devices and types wrote them.
+
+    Raises:
+        ValueError: there is no finished checkpoint at `path`, or it is damaged.
     """
-    folder = find_params(path).absolute()
+    folder = find_params(path)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = {name: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=here) for name, x in _saved(folder).items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, target)
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredParam:
-    """A parameter on disk, in the type it was saved with."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    chunk_shape: tuple[int, ...]  # the least that is read
-    store: ts.TensorStore
-
-    def read(self, index: Index) -> ts.Future[np.ndarray]:
-        """Starts reading a part of it."""
-        future = self.store[index].read()
-        future.force()
-        return future
+    try:
+        shapes = {name: param.shape for name, param in open_arrays(folder).items()}
+        like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for name, shape in shapes.items()}
+        params = read_arrays(folder, like)
+        sums = folder.parent / "checksums" / "metadata"
+        if sums.exists():  # not beside a converted model
+            _check(jax.device_get(_checksums({"params": params})), _read_json(sums))
+    except ValueError as error:
+        raise ValueError(f"{folder} is damaged ({_one_line(error)}); name another step's folder") from error
+    return params
 
 
 def open_params(path: Path) -> dict[str, StoredParam]:
     """The parameters that `load_params` would load, to be read in parts and on the host.
 
     Raises:
-        ValueError: there is no finished checkpoint at `path`.
+        ValueError: there is no finished checkpoint at `path`, or it is damaged.
     """
-    folder = find_params(path).absolute()
-    saved = _saved(folder)
-    stores = {
-        name: ts.open(
-            {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}},
-            read=True,
-        )
-        for name in saved
-    }
-    return {
-        name: StoredParam(tuple(x.shape), np.dtype(x.dtype), tuple(x.storage.chunk_shape), stores[name].result())
-        for name, x in saved.items()
-    }
+    return open_arrays(find_params(path))
 
 
 @dataclasses.dataclass(frozen=True)

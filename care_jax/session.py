@@ -171,8 +171,7 @@ def open_session(
         step=jax.numpy.zeros((), jax.numpy.int32), params=model, opt_state=jax.jit(optimizer.init)(model)
     )
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
-    if checkpointer.latest_step is not None:
-        state = checkpointer.restore(state, iterator)
+    state = checkpointer.restore(state, iterator) or state
     _write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     _write_json(workdir / MANIFEST_FILE, _manifest(config, stage))
     return Session(

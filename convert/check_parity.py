@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from care_jax import checkpoint
-from care_jax.checkpoint import StoredParam
+from care_jax.array_store import StoredParam
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, tables
 from convert.mapping import Source

@@ -16,7 +16,7 @@ import tensorstore as ts
 from absl import flags
 
 from care_jax import checkpoint
-from care_jax.checkpoint import StoredParam
+from care_jax.array_store import StoredParam
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, safetensors_io, staging, tables
 from convert.hf_folder import INDEX_FILE, SINGLE_FILE

@@ -14,7 +14,7 @@ import transformers
 from safetensors import safe_open
 
 from care_jax import checkpoint
-from care_jax.checkpoint import StoredParam
+from care_jax.array_store import StoredParam
 from convert import hf_to_jax, jax_to_hf, mapping
 from convert.safetensors_io import Tensor
 from tests import weights

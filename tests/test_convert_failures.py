@@ -40,7 +40,7 @@ BROKEN = {
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from care_jax.checkpoint import StoredParam
+from care_jax.array_store import StoredParam
 from convert import hf_to_jax, jax_to_hf
 from convert.safetensors_io import Tensor
 

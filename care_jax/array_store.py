@@ -1,0 +1,108 @@
+"""Named arrays on disk, as Orbax writes them: read in parts, in any sharding, or left where they are."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+Index = tuple[int | slice, ...]
+
+_AT_ONCE = 4  # arrays being read, so that their size on the host is bounded
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParam:
+    """An array on disk, in the type it was saved with."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk_shape: tuple[int, ...]  # the least that is read
+    store: ts.TensorStore
+
+    def read(self, index: Index) -> ts.Future[np.ndarray]:
+        """Starts reading a part of it."""
+        future = self.store[index].read()
+        future.force()
+        return future
+
+
+def open_arrays(folder: epath.Path) -> dict[str, StoredParam]:
+    """The arrays in `folder`, by name; none of their values is read.
+
+    Raises:
+        ValueError: there is none, or what lists or describes them cannot be read.
+    """
+    try:
+        stores = _open(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder.name} cannot be read: {error}") from error
+    if not stores:
+        raise ValueError(f"{folder.name} holds no arrays")
+    return {
+        name: StoredParam(
+            tuple(store.shape), store.dtype.numpy_dtype, tuple(store.chunk_layout.read_chunk_template.shape), store
+        )
+        for name, store in stores.items()
+    }
+
+
+def _open(folder: epath.Path) -> dict[str, ts.TensorStore]:
+    parent, name = str(folder.parent).removeprefix("gs://"), f"{folder.name}/"
+    base = {"driver": "file", "path": f"{parent}/{name}"}
+    if str(folder).startswith("gs://"):
+        bucket, *path = parent.split("/")
+        base = {"driver": "gcs", "bucket": bucket, "path": "/".join((*path, name))}
+    database = {"driver": "ocdbt", "base": base}
+    keys = ts.KvStore.open(database).result().list().result()
+    names = [key.decode().removesuffix("/.zarray") for key in sorted(keys) if key.endswith(b"/.zarray")]
+    opening = {
+        name: ts.open({"driver": "zarr", "kvstore": database | {"path": f"{name}/"}}, read=True) for name in names
+    }
+    return {name: future.result() for name, future in opening.items()}
+
+
+def read_arrays(folder: epath.Path, like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The arrays in `folder`, by the names and in the shapes, types and shardings of `like`.
+
+    Not with Orbax: where one array fails, its reader leaves its other tasks running and other processes waiting.
+
+    Args:
+        folder: of one item of a checkpoint.
+        like: arrays or ShapeDtypeStructs by name.
+    Raises:
+        ValueError: one line that names what is missing, unknown, of another shape or unreadable.
+    """
+    stored = open_arrays(folder)
+    problems = [f"missing {name}" for name in like if name not in stored]
+    problems += [
+        f"{name} has shape {param.shape}, expected {like[name].shape}" if name in like else f"unknown {name}"
+        for name, param in stored.items()
+        if name not in like or param.shape != like[name].shape
+    ]
+    if problems:
+        raise ValueError(f"{folder.name}: {'; '.join(problems)}")
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        arrays = pool.map(lambda name: _read(f"{folder.name}: {name}", stored[name], like[name]), like)
+        return dict(zip(like, arrays, strict=True))
+
+
+def _read(name: str, stored: StoredParam, like: Any) -> jax.Array:
+    parts: dict[str, np.ndarray] = {}  # devices that hold the same part share one reading of it
+
+    def part(index: Any) -> np.ndarray:
+        key = str(index)
+        if key not in parts:
+            parts[key] = stored.read(index).result().astype(like.dtype, copy=False)
+        return parts[key]
+
+    try:
+        return jax.make_array_from_callback(like.shape, like.sharding, part)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
