@@ -18,6 +18,7 @@ import transformers
 from care_jax import models, rollout, score
 from care_jax.data.records import Record, Video
 from care_jax.models import decoder
+from care_jax.models.attention import segment_attention
 from care_jax.models.vision import rotary_tables
 from care_jax.processor import Processor, load_processor
 from care_jax.response_format import ANSWER_TAGS
@@ -132,8 +133,9 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
     x = blocks[0] + tower._learned_positions(prompts) if config.vision.grid_side else blocks[0]
     for index in range(config.vision.depth):
         whole = not config.vision.window_size or index in config.vision.fullatt_block_indexes
+        ids = prompts.image_ids if whole else prompts.window_ids
         block = jax.tree.map(lambda x, i=index: x[i], tower.blocks)
-        x = block(x, cos, sin, prompts.image_ids if whole else prompts.window_ids)
+        x = block(x, cos, sin, functools.partial(segment_attention, segment_ids=ids, implementation="xla"))
         blocks.append(x)
 
     rope = model._rope(prompts.position_ids)
@@ -141,7 +143,7 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
     layers = [x]
     for index in range(config.text.num_hidden_layers):
         layer = jax.tree.map(lambda x, i=index: x[i : i + 1], model.layers)
-        layers.append(decoder.prefill(layer, layers[-1], rope, deepstack[index : index + 1])[0])
+        layers.append(decoder.prefill(layer, layers[-1], rope, deepstack[index : index + 1], attention="xla")[0])
     layers[-1] = model.norm(layers[-1])
     return Stages(blocks, deepstack, layers, model.logits(layers[-1]))
 

@@ -1,15 +1,22 @@
-"""Attention in its three forms: segments (images), causal (the prompt), branches over a shared prompt.
+"""Attention in its three forms: segments (images), a prompt and its branches at once, new tokens of branches.
 
-Scores and softmax are float32. A fully masked row gives a finite average instead of NaN, in value and in
+Full sequences have two implementations: XLA's matrix products, whose scores exist in memory, and on a TPU the kernel
+of splash.py. Scores and softmax are float32. A fully masked row gives a finite average instead of NaN, in value and in
 gradient; such rows are padding and nobody reads them.
 """
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from care_jax.models import splash
 from care_jax.structs import Array
+
+# Of full sequences; the last is splash's kernel step by step, anywhere and slowly.
+IMPLEMENTATIONS = ("xla", "splash", "splash_interpret")
 
 _MASKED = float(jnp.finfo(jnp.float32).min)
 
@@ -24,22 +31,48 @@ def _join_heads(o: Array) -> Array:
     return o.reshape(*o.shape[:-3], -1, o.shape[-1])
 
 
-def segment_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+def segment_attention(
+    q: Array, k: Array, v: Array, segment_ids: Array, *, segment_len: int | None = None, implementation: str
+) -> Array:
     """Full attention inside segments: a patch sees the patches with its own segment id.
 
         ids 1 1 2:   1 1 0
                      1 1 0
                      0 0 1
 
-    q, k, v [B, I, H, C]; segment_ids [B, I]. Returns [B, I, H, C].
+    q, k, v [B, I, H, C]; segment_ids [B, I]; segment_len, where it is known, the most patches of a segment, whose
+    patches then lie side by side. Returns [B, I, H, C].
     """
+    if implementation != "xla":
+        interpret = implementation == "splash_interpret"
+        return splash.segment_attention(q, k, v, segment_ids, segment_len=segment_len, interpret=interpret)
     scores = jnp.einsum("bihc,bkhc->bhik", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     visible = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
     weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1).astype(v.dtype)
     return jnp.einsum("bhik,bkhc->bihc", weights, v)
 
 
-def causal_attention(q: Array, k: Array, v: Array) -> Array:
+def windowed_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    is_full: Array,
+    image_ids: Array,
+    window_ids: Array,
+    window_len: int,
+    implementation: str,
+) -> Array:
+    """`segment_attention` in whole images where is_full [], else in windows of at most window_len patches."""
+    attend = functools.partial(segment_attention, implementation=implementation)
+    if implementation == "xla":
+        return attend(q, k, v, jnp.where(is_full, image_ids, window_ids))
+    in_images = functools.partial(attend, segment_ids=image_ids)
+    in_windows = functools.partial(attend, segment_ids=window_ids, segment_len=window_len)
+    return jax.lax.cond(is_full, in_images, in_windows, q, k, v)
+
+
+def causal_attention(q: Array, k: Array, v: Array, *, implementation: str) -> Array:
     """Causal attention of the prompt stream. Prompts are padded on the right, so no real token sees padding.
 
         1 0 0
@@ -48,11 +81,66 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
 
     q [B, P, H, C]; k, v [B, P, N, C]. Returns [B, P, H, C].
     """
+    if implementation != "xla":
+        return splash.causal_attention(q, k, v, interpret=implementation == "splash_interpret")
     grouped = _split_heads(q, k.shape[-2])
     scores = jnp.einsum("bpnqc,bsnc->bnqps", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     visible = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))[None, None, None]
     weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1).astype(v.dtype)
     return _join_heads(jnp.einsum("bnqps,bsnc->bpnqc", weights, v))
+
+
+def stream_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    prompt_len: Array,
+    num_prompt: int,
+    num_branches: int,
+    implementation: str,
+) -> Array:
+    """Prompts and full branches: tokens see what is before them in the prompt and in their own branch.
+
+        prompt of 3 (one padded), two branches of 2:
+
+        1 0 0 0 0 0 0
+        1 1 0 0 0 0 0
+        1 1 1 0 0 0 0
+        1 1 0 1 0 0 0
+        1 1 0 1 1 0 0
+        1 1 0 0 0 1 0
+        1 1 0 0 0 1 1
+
+    k, v [B, P + J * R, N, C], branches behind the prompt; q [B, T, H, C] the last T tokens: all of them, or those of
+    the branches alone. prompt_len [B]. Returns [B, T, H, C].
+    """
+    if implementation != "xla":
+        return splash.stream_attention(
+            q,
+            k,
+            v,
+            prompt_len=prompt_len,
+            num_prompt=num_prompt,
+            num_branches=num_branches,
+            interpret=implementation == "splash_interpret",
+        )
+
+    num_own = k.shape[1] - num_prompt
+
+    def split(x: Array) -> tuple[Array, Array]:
+        """Prompt tokens, of which a q of the branches alone has none, and branch tokens [B, J, R, ...]."""
+        own = x[:, x.shape[1] - num_own :]
+        return x[:, : x.shape[1] - num_own], own.reshape(x.shape[0], num_branches, -1, *x.shape[2:])
+
+    (prompt_q, own_q), (prompt_k, own_k), (prompt_v, own_v) = split(q), split(k), split(v)
+    causal = jnp.tril(jnp.ones((own_k.shape[2], own_k.shape[2]), bool))[None, None]
+    out = branch_attention(own_q, (prompt_k, prompt_v), (own_k, own_v), prompt_len=prompt_len, own_visible=causal)
+    out = out.reshape(q.shape[0], num_own, *q.shape[2:])
+    if not prompt_q.size:
+        return out
+    of_prompt = causal_attention(prompt_q, prompt_k, prompt_v, implementation=implementation)
+    return jnp.concatenate([of_prompt, out], axis=1)
 
 
 def branch_attention(

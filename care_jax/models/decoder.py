@@ -10,6 +10,7 @@ every projection and MLP as one matrix product, and split only inside attention:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from care_jax.models.attention import branch_attention, causal_attention
+from care_jax.models.attention import branch_attention, causal_attention, stream_attention
 from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
@@ -139,15 +140,18 @@ def _indexed(layers: DecoderLayer) -> tuple[DecoderLayer, Array]:
     return layers, jnp.arange(layers.input_layernorm.weight[...].shape[0], dtype=jnp.int32)
 
 
-def prefill(layers: DecoderLayer, x: Array, rope: Rope, deepstack: Array) -> tuple[Array, tuple[Array, Array]]:
+def prefill(
+    layers: DecoderLayer, x: Array, rope: Rope, deepstack: Array, *, attention: str
+) -> tuple[Array, tuple[Array, Array]]:
     """The prompt alone. x [B, P, D], deepstack [E, B, P, D]: added after each of the first E layers.
 
     Returns hidden [B, P, D] and (k, v), each [L, B, P, N, C].
     """
+    attend = functools.partial(causal_attention, implementation=attention)
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
         layer, index = inputs
-        x, kept = layer(x, rope, lambda q, k, v: (causal_attention(q, k, v), (k, v)))
+        x, kept = layer(x, rope, lambda q, k, v: (attend(q, k, v), (k, v)))
         return _add_deepstack(x, deepstack, index), kept
 
     return jax.lax.scan(step, x, _indexed(layers))
@@ -163,31 +167,25 @@ def forward_branches(
     num_branches: int,
     num_prompt: int,
     remat: bool,
+    attention: str,
 ) -> Array:
     """Prompt and J full branches in one pass. x [B, P + J * R, D], branches behind the prompt. Returns the same shape.
 
     deepstack [E, B, P, D] is added to the prompt after each of the first E layers; branches hold no images. The
     gradient of every branch flows into the one prompt stream.
     """
-    batch, total, _ = x.shape
-    num_response = (total - num_prompt) // num_branches
-    causal = jnp.tril(jnp.ones((num_response, num_response), bool))[None, None]
-
-    def branches(y: Array) -> Array:
-        return y[:, num_prompt:].reshape(batch, num_branches, num_response, *y.shape[2:])
-
-    def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        prompt_k, prompt_v = k[:, :num_prompt], v[:, :num_prompt]
-        of_prompt = causal_attention(q[:, :num_prompt], prompt_k, prompt_v)
-        of_branches = branch_attention(
-            branches(q), (prompt_k, prompt_v), (branches(k), branches(v)), prompt_len=prompt_len, own_visible=causal
-        )
-        flat = of_branches.reshape(batch, num_branches * num_response, *q.shape[2:])
-        return jnp.concatenate([of_prompt, flat], axis=1), None
+    attend = functools.partial(
+        stream_attention,
+        prompt_len=prompt_len,
+        num_prompt=num_prompt,
+        num_branches=num_branches,
+        implementation=attention,
+    )
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, index = inputs
-        return _add_deepstack(layer(x, rope, attend)[0], deepstack, index), None
+        x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
+        return _add_deepstack(x, deepstack, index), None
 
     return jax.lax.scan(jax.checkpoint(step) if remat else step, x, _indexed(layers))[0]
 

@@ -38,6 +38,11 @@ class VisionConfig:
     deepstack_visual_indexes: tuple[int, ...] = ()  # blocks whose features go to the decoder's first layers
 
     @property
+    def window_len(self) -> int:
+        """The most patches of a window."""
+        return (self.window_size // self.patch_size) ** 2
+
+    @property
     def merge_unit(self) -> int:
         """Patches of one merged token."""
         return self.spatial_merge_size**2
@@ -77,13 +82,14 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Both towers, and how they are computed (the last three come from the run's config, not from config.json)."""
+    """Both towers, and how they are computed (the last four come from the run's config, not from config.json)."""
 
     model_type: str  # one of MODEL_TYPES
     vision: VisionConfig
     text: TextConfig
     compute_dtype: str = "float32"
     remat: bool = False  # recompute each layer in the backward pass
+    attention: str = "xla"  # of full sequences, one of attention.IMPLEMENTATIONS
     freeze_vision: bool = False  # no gradient into the vision tower
 
 

@@ -18,7 +18,7 @@ from care_jax.structs import Array, Prompts, VisionFeatures
 class Tower(Protocol):
     """A vision tower, called with prompts and the type to compute in."""
 
-    def __init__(self, config: VisionConfig, *, remat: bool, rngs: nnx.Rngs): ...
+    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs): ...
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures: ...
 
@@ -37,7 +37,7 @@ class QwenVL(nnx.Module):
     def __init__(self, config: ModelConfig, tower: type[Tower], *, rngs: nnx.Rngs):
         text = config.text
         self.config = config
-        self.visual = tower(config.vision, remat=config.remat, rngs=rngs)
+        self.visual = tower(config.vision, remat=config.remat, attention=config.attention, rngs=rngs)
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs)
         self.layers = decoder.stack_layers(text, rngs=rngs)
         self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
@@ -47,7 +47,8 @@ class QwenVL(nnx.Module):
     def prefill(self, prompts: Prompts) -> Prefix:
         """Vision tower and prompt, once per prompt."""
         x, deepstack = self._embed_prompts(prompts)
-        x, (k, v) = decoder.prefill(self.layers, x, self._rope(prompts.position_ids), deepstack)
+        rope = self._rope(prompts.position_ids)
+        x, (k, v) = decoder.prefill(self.layers, x, rope, deepstack, attention=self.config.attention)
         return Prefix(
             k=k,
             v=v,
@@ -73,6 +74,7 @@ class QwenVL(nnx.Module):
             num_branches=num_branches,
             num_prompt=num_prompt,
             remat=self.config.remat,
+            attention=self.config.attention,
         )
         x = self.norm(x)
         own = x[:, num_prompt:].reshape(batch, num_branches, num_response, -1)

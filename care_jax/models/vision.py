@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import nnx
 
-from care_jax.models.attention import segment_attention
 from care_jax.models.layers import Linear, residual_init_scale, rotate
 from care_jax.models.model_config import VisionConfig
 from care_jax.structs import Array
+
+Attend = Callable[[Array, Array, Array], Array]  # q, k, v [B, I, H, C] each -> [B, I, H, C]
 
 NORM_EPS = 1e-6  # fixed in Qwen's code, not part of config.json
 
@@ -32,11 +35,11 @@ class VisionAttention(nnx.Module):
         scale = residual_init_scale(config.depth)
         self.proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs, init_scale=scale)
 
-    def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
+    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend) -> Array:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         q = rotate(qkv[:, :, 0].astype(jnp.float32), cos, sin).astype(x.dtype)
         k = rotate(qkv[:, :, 1].astype(jnp.float32), cos, sin).astype(x.dtype)
-        out = segment_attention(q, k, qkv[:, :, 2], segment_ids)
+        out = attend(q, k, qkv[:, :, 2])
         return self.proj(out.reshape(x.shape))
 
 

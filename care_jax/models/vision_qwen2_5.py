@@ -6,13 +6,16 @@ merger sees the units of one merged token side by side, and `Prompts.vision_inde
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from care_jax.models.attention import windowed_attention
 from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, residual_init_scale
 from care_jax.models.model_config import VisionConfig
-from care_jax.models.vision import NORM_EPS, PatchEmbed, VisionAttention, rotary_tables
+from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, rotary_tables
 from care_jax.structs import Array, Prompts, VisionFeatures
 
 
@@ -32,8 +35,8 @@ class VisionBlock(nnx.Module):
             init_scale=residual_init_scale(config.depth),
         )
 
-    def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
-        x = x + self.attn(self.norm1(x), cos, sin, segment_ids)
+    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend) -> Array:
+        x = x + self.attn(self.norm1(x), cos, sin, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -56,9 +59,10 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches to merged features in the decoder's width."""
 
-    def __init__(self, config: VisionConfig, *, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
         self.config = config
         self.remat = remat
+        self.attention = attention
         self.patch_embed = PatchEmbed(config, use_bias=False, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.depth)
         self.blocks = jax.vmap(lambda key: VisionBlock(config, rngs=nnx.Rngs(key)))(keys)
@@ -71,7 +75,15 @@ class VisionTower(nnx.Module):
 
         def block(x: Array, layer: tuple[VisionBlock, Array]) -> tuple[Array, None]:
             module, full = layer
-            return module(x, cos, sin, jnp.where(full, prompts.image_ids, prompts.window_ids)), None
+            attend = functools.partial(
+                windowed_attention,
+                is_full=full,
+                image_ids=prompts.image_ids,
+                window_ids=prompts.window_ids,
+                window_len=self.config.window_len,
+                implementation=self.attention,
+            )
+            return module(x, cos, sin, attend), None
 
         block = jax.checkpoint(block) if self.remat else block
         x = self.patch_embed(prompts.patches.astype(dtype))

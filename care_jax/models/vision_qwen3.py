@@ -6,13 +6,16 @@ The four grid cells around each patch and their weights come from the host (grid
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from care_jax.models.attention import segment_attention
 from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, residual_init_scale
 from care_jax.models.model_config import VisionConfig
-from care_jax.models.vision import NORM_EPS, PatchEmbed, VisionAttention, rotary_tables
+from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, rotary_tables
 from care_jax.structs import Array, Prompts, VisionFeatures
 
 
@@ -40,8 +43,8 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(config, rngs=rngs)
         self.mlp = VisionMLP(config, rngs=rngs)
 
-    def __call__(self, x: Array, cos: Array, sin: Array, segment_ids: Array) -> Array:
-        x = x + self.attn(self.norm1(x), cos, sin, segment_ids)
+    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend) -> Array:
+        x = x + self.attn(self.norm1(x), cos, sin, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -68,9 +71,10 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches to merged features in the decoder's width, of the last block and of the deepstack blocks."""
 
-    def __init__(self, config: VisionConfig, *, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
         self.config = config
         self.remat = remat
+        self.attention = attention
         self.patch_embed = PatchEmbed(config, use_bias=True, rngs=rngs)
         self.pos_embed = Embedding(config.num_position_embeddings, config.hidden_size, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.depth)
@@ -86,8 +90,10 @@ class VisionTower(nnx.Module):
         cos, sin = rotary_tables(prompts.patch_position_ids, self.config)
         tapped = jnp.asarray(self.config.deepstack_visual_indexes, jnp.int32)
 
+        attend = functools.partial(segment_attention, segment_ids=prompts.image_ids, implementation=self.attention)
+
         def block(x: Array, module: VisionBlock) -> Array:
-            return module(x, cos, sin, prompts.image_ids)
+            return module(x, cos, sin, attend)
 
         block = jax.checkpoint(block) if self.remat else block
 

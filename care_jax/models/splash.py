@@ -1,0 +1,138 @@
+"""Full sequences on a TPU: jax's splash attention kernel, whose scores never leave the chip's own memory.
+
+What a token may see is a mask, known when the program is compiled, and segment ids, known when it runs. Blocks that
+the mask leaves empty are skipped. Prompt and branches are one call, so the prompt's keys and values exist once. For a
+prompt of three, one of them padding, and two branches of two:
+
+    mask               segment ids
+    1 0 0 0 0 0 0      1 1 0 1 1 1 1
+    1 1 0 0 0 0 0
+    1 1 1 0 0 0 0
+    1 1 1 1 0 0 0
+    1 1 1 1 1 0 0
+    1 1 1 0 0 1 0
+    1 1 1 0 0 1 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    BlockSizes,
+    Mask,
+    MultiHeadMask,
+    SegmentIds,
+    make_splash_mha,
+)
+
+from care_jax.structs import Array
+
+_LANES = 128  # a block is a multiple of it
+_LARGEST_BLOCK = 512  # with 1024 the gradient needs more of a v5p's vector memory than there is
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _LazyMask(Mask):
+    """A mask that is computed a block at a time; the kernel stores the blocks that are neither full nor empty."""
+
+    num_queries: int
+    num_keys: int
+    visible: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of indices [queries, 1] and [1, keys]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_queries, self.num_keys
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        queries, keys = (np.arange(part.start, part.stop) for part in index)
+        return self.visible(queries[:, None], keys[None])
+
+
+def causal_attention(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
+    """`attention.causal_attention`."""
+    return _splash(q, k, v, None, lambda query, key: key <= query, interpret)
+
+
+def stream_attention(
+    q: Array, k: Array, v: Array, *, prompt_len: Array, num_prompt: int, num_branches: int, interpret: bool
+) -> Array:
+    """`attention.stream_attention` in one call of the kernel."""
+    num_keys = k.shape[1]
+    first = num_keys - q.shape[1]  # key of the first query
+    num_response = (num_keys - num_prompt) // num_branches
+
+    def visible(query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        query = query + first
+        start = num_prompt + (query - num_prompt) // num_response * num_response
+        return (key <= query) & ((key < num_prompt) | (key >= start))
+
+    token = jnp.arange(num_keys)[None]
+    real = ((token < prompt_len[:, None]) | (token >= num_prompt)).astype(jnp.int32)
+    ids = SegmentIds(q=real[:, first:], kv=real)
+    return _splash(q, k, v, ids, visible, interpret)
+
+
+def segment_attention(
+    q: Array, k: Array, v: Array, segment_ids: Array, *, segment_len: int | None, interpret: bool
+) -> Array:
+    """`attention.segment_attention`, where segments are contiguous and of at most segment_len tokens (None: any)."""
+    block = _block(q.shape[1])
+    reach = -(-(segment_len or q.shape[1]) // block)  # blocks to each side
+
+    def visible(query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        return np.abs(query // block - key // block) <= reach
+
+    return _splash(q, k, v, SegmentIds(q=segment_ids, kv=segment_ids), visible, interpret)
+
+
+def _block(length: int) -> int:
+    """The block for a sequence: of those up to the largest, the one that pads it least among the fewest blocks."""
+    num_blocks = -(-length // _LARGEST_BLOCK)
+    return -(-length // num_blocks // _LANES) * _LANES
+
+
+def _splash(
+    q: Array,
+    k: Array,
+    v: Array,
+    ids: SegmentIds | None,
+    visible: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    interpret: bool,
+) -> Array:
+    """q [B, T, H, C]; k, v [B, S, N, C]; ids [B, T] and [B, S]. Returns [B, T, H, C].
+
+    Sequences are padded to whole blocks with tokens of segment 0. Their rows are cut off, and no real token sees them:
+    they are to its right or in another segment.
+    """
+    num_queries, block_q, block_kv = q.shape[1], _block(q.shape[1]), _block(k.shape[1])
+
+    def pad(x: Array, block: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
+
+    def by_head(x: Array, block: int) -> Array:
+        return jnp.swapaxes(pad(x, block), 1, 2)
+
+    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+    q, k, v = by_head(q, block_q), by_head(k, block_kv), by_head(v, block_kv)
+    kernel = make_splash_mha(
+        MultiHeadMask([_LazyMask(q.shape[2], k.shape[2], visible)] * q.shape[1]),
+        block_sizes=BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    if ids is not None:
+        ids = SegmentIds(q=pad(ids.q, block_q), kv=pad(ids.kv, block_kv))
+    return jnp.swapaxes(jax.vmap(kernel)(q, k, v, ids), 1, 2)[:, :num_queries]
