@@ -35,8 +35,8 @@ def test_every_gold_accepts_itself(kind, gold, options):
 
 
 GOLDS = (
-    ("integer", "5", None), ("number", "0.5", None), ("rounded", "5.0", None), ("choice", "A", ("5", "0.5")), ("text", "5", None),
-    ("latex", "a+5", None), ("list", "[5, 0.5]", None), ("chart_relaxed", "55", None),
+    ("integer", "5", None), ("number", "0.5", None), ("rounded", "5.0", None), ("choice", "A", ("5", "0.5")),
+    ("text", "5", None), ("latex", "a+5", None), ("list", "[5, 0.5]", None), ("chart_relaxed", "55", None),
 )  # fmt: skip
 HOSTILE = {
     "a megabyte of fives": "5" * 1_000_000,
