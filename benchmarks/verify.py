@@ -23,6 +23,7 @@ OPTIONS = tuple(f"option {n}" for n in range(10))
 KINDS: dict[str, tuple[int, str, tuple[str, ...] | None]] = {
     "integer": (1000, "{}", None),
     "number": (1000, r"\frac{{{}}}{{7}}", None),
+    "rounded": (1000, "{}.25", None),
     "latex": (1000, r"{}\sqrt{{3}}", None),
     "choice": (10, "option {}", OPTIONS),
     "text": (1000, "number {}", None),

@@ -3,6 +3,8 @@ r"""The layout of a response: one object asks for it, writes it for the cold sta
     ANSWER_TAGS   <think> rationale </think><answer> answer </answer>
     BOXED         <think> rationale </think> any words \boxed{answer} any words
 
+    ANY           what models write that were asked for none of these; it is only read, never asked for
+
 Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
 before it, so one tag has many spellings in ids (method.md section 5).
 """
@@ -19,6 +21,15 @@ THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answe
 _TAG = re.compile(b"|".join(TAGS))
 _THINK_TAG = re.compile(b"|".join((THINK, END_THINK)))
 _BOX = re.compile(rb"\\boxed\s*\{")
+# "**Final answer:** B" at the start of a line, or the same in LaTeX; what it says may stand on the next line.
+_ANSWER_LINE = re.compile(
+    rb"^[\s*#>\\\[]*(?:text\{)?(?:the )?(?:final |correct )?answer(?: is)?[\s*]*:[\s*]*(\S[^\r\n]*?)[\s*'\"]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ANSWER_PHRASE = re.compile(
+    rb"\b(?:answer|option|choice)(?: is)?(?::| is:?)[\s*]*(\S[^\r\n]*?)[\s*'\"]*$", re.IGNORECASE | re.MULTILINE
+)
+_ONLY_LINE = re.compile(rb"\s*(\S[^\r\n]*?)\s*")
 _BRACE = re.compile(rb"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
 
 Span = tuple[int, int]  # bytes, end excluded
@@ -112,6 +123,33 @@ def _parse_boxed(text: bytes) -> ParsedResponse:
     )
 
 
+def _parse_any(text: bytes) -> ParsedResponse:
+    """Find the answer in tags; else in the last box or on the last line "Answer: ..", behind "answer is", or alone.
+
+    Unlike the formats that are asked for, and as every public scorer does: without tags what stands last counts,
+    whatever was said before.
+    """
+    tagged = _parse_tagged(text)
+    if tagged.answer or tagged.several_answers:
+        return tagged
+    start = text.find(END_THINK) + len(END_THINK) if END_THINK in text else 0
+    box = _parse_boxed(text).answer
+    given = [_without_open_brace(text, match.span(1)) for match in _ANSWER_LINE.finditer(text, start)]
+    given += [box] if box else []
+    given = given or [_without_open_brace(text, match.span(1)) for match in _ANSWER_PHRASE.finditer(text, start)]
+    alone = _ONLY_LINE.fullmatch(text, start)
+    given = given or ([alone.span(1)] if alone else [])
+    return tagged._replace(answer=max(given, default=None))
+
+
+def _without_open_brace(text: bytes, span: Span) -> Span:
+    """Without the brace at the end that closes one before the span, as in r"\text{Answer: B}"."""
+    start, end = span
+    while text.endswith(b"}", start, end) and text.count(b"}", start, end) > text.count(b"{", start, end):
+        end -= 1
+    return start, end
+
+
 def _box_spans(text: bytes, start: int) -> tuple[list[Span], bool]:
     """Return the contents of the boxes from `start` on, and whether the last one is not closed: it runs to the end."""
     spans: list[Span] = []
@@ -140,4 +178,5 @@ BOXED = ResponseFormat(
     marks=(THINK.decode(), END_THINK.decode(), r"\boxed{"),
     parse=_parse_boxed,
 )
+ANY = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_any)
 FORMATS = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}

@@ -13,11 +13,11 @@ import numpy as np
 
 from care_jax import regions, structs
 from care_jax.data.records import Record
-from care_jax.response_format import ResponseFormat
+from care_jax.response_format import ParsedResponse, ResponseFormat
 from care_jax.verifiers.pool import Item, Verifier
 from care_jax.verifiers.verdict import AMBIGUOUS, Verdict
 
-__all__ = ["Item", "Judged", "Verdict", "Verifier", "judge", "overlong_penalty"]
+__all__ = ["Item", "Judged", "JudgedText", "Verdict", "Verifier", "judge", "judge_texts", "overlong_penalty"]
 
 NO_ANSWER = Verdict(False, False, "no answer")
 
@@ -53,6 +53,14 @@ def overlong_penalty(response_len: np.ndarray, limit: int, buffer_len: int, pena
         return np.zeros(np.shape(response_len), np.float32)
     overshoot = np.asarray(response_len) - (limit - buffer_len)
     return np.float32(-penalty) * np.clip(overshoot / buffer_len, 0, 1).astype(np.float32)
+
+
+class JudgedText(NamedTuple):
+    """A judged response that came as text."""
+
+    extracted: str | None  # the answer, None without one
+    format_ok: bool
+    verdict: Verdict
 
 
 class _Read(NamedTuple):
@@ -101,7 +109,8 @@ def judge(
     token_ids, response_len = np.asarray(token_ids), np.asarray(response_len)
     _check_shapes(len(records), token_ids, response_len)
     read = _read_responses(token_ids, response_len, token_bytes, response_format)
-    verdicts = _check_answers(verifier, records, read)
+    asked = [record for record in records for _ in range(response_len.shape[1])]
+    verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.several_answers.ravel().tolist())
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
     rewards = correct_weight * correct + format_weight * read.format_ok
     rewards += _length_term(response_len, token_ids.shape[-1], overlong_buffer_len, overlong_penalty)
@@ -120,6 +129,21 @@ def judge(
         extracted=read.extracted.tolist(),
         reasons=np.array([verdict.reason for verdict in verdicts], object).reshape(response_len.shape).tolist(),
     )
+
+
+def judge_texts(
+    verifier: Verifier, responses: Sequence[tuple[Record, str]], response_format: ResponseFormat
+) -> list[JudgedText]:
+    """As `judge`, for responses that are texts. Raises ValueError for a gold that is not of its kind."""
+    texts = [text.encode(errors="replace") for _, text in responses]
+    parsed = [response_format.parse(text) for text in texts]
+    extracted = [_answer_in(text, spans) for text, spans in zip(texts, parsed, strict=True)]
+    several = [spans.several_answers for spans in parsed]
+    verdicts = _check_answers(verifier, [record for record, _ in responses], extracted, several)
+    return [
+        JudgedText(answer, spans.format_ok, verdict)
+        for answer, spans, verdict in zip(extracted, parsed, verdicts, strict=True)
+    ]
 
 
 def _length_term(response_len: np.ndarray, limit: int, buffer_len: int, penalty: float) -> np.ndarray:
@@ -157,8 +181,7 @@ def _read_responses(
         text = b"".join(pieces)
         parsed = response_format.parse(text)
         read.texts[row] = text.decode(errors="replace")
-        if parsed.answer is not None:
-            read.extracted[row] = text[slice(*parsed.answer)].decode(errors="replace")
+        read.extracted[row] = _answer_in(text, parsed)
         read.several_answers[row] = parsed.several_answers
         read.format_ok[row] = parsed.format_ok
         read.think_mask[row][:length], read.answer_mask[row][:length] = regions.span_masks(pieces, parsed)
@@ -174,17 +197,22 @@ def _pieces(ids: np.ndarray, token_bytes: Sequence[bytes]) -> list[bytes]:
     return [token_bytes[token_id] for token_id in ids.tolist()]
 
 
-def _check_answers(verifier: Verifier, records: Sequence[Record], read: _Read) -> list[Verdict]:
-    """Return B * G verdicts, those of one record side by side."""
-    known: dict[tuple[int, ...], Verdict] = {}
-    items: dict[tuple[int, ...], Item] = {}
-    for row, answer in np.ndenumerate(read.extracted):
-        record = records[row[0]]
-        if read.several_answers[row]:
+def _answer_in(text: bytes, parsed: ParsedResponse) -> str | None:
+    return None if parsed.answer is None else text[slice(*parsed.answer)].decode(errors="replace")
+
+
+def _check_answers(
+    verifier: Verifier, records: Sequence[Record], extracted: Sequence[str | None], several_answers: Sequence[bool]
+) -> list[Verdict]:
+    """Return the verdict on the answer to each record."""
+    known: dict[int, Verdict] = {}
+    items: dict[int, Item] = {}
+    for row, (record, answer) in enumerate(zip(records, extracted, strict=True)):
+        if several_answers[row]:
             known[row] = AMBIGUOUS
         elif answer is None:
             known[row] = NO_ANSWER
         else:
             items[row] = Item(record.answer_kind, answer, record.answer, record.choices)
     known |= zip(items, verifier.check(list(items.values())), strict=True)
-    return [known[row] for row in np.ndindex(*read.extracted.shape)]
+    return [known[row] for row in range(len(records))]

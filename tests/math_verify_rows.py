@@ -15,6 +15,7 @@ DISAGREEMENTS = {
         ("number", "4.5", "4½"), ("number", "0.5", "½"), ("number", "0.125", "⅛"), ("number", "-0.5", "-½"),
         ("number", "0.001", "10⁻³"), ("number", "1500", "1.5*10**3"), ("number", "1500", "15e2"),
         ("number", r"5\sqrt{3}", "5√3"), ("number", r"\sqrt{12}", "√12"), ("number", "0.866", "√3/2"),
+        ("rounded", "1.5e3", "1500"),
         ("number", r"5\pi", "5pi"), ("number", r"25\pi", "25*pi"),
     ],
     "It drops units, the wrong ones too.": [
@@ -48,6 +49,13 @@ DISAGREEMENTS = {
         ("number", "0.382", r"\frac{3-\sqrt{5}}{2}"), ("number", "12.944", r"2(3+2\sqrt{5})-2"),
         ("number", r"5\pi", "15.7"), ("number", r"\frac{\pi}{3}", "1.047 rad"),
     ],
+    "A number may be given with more decimals than were asked for.": [
+        ("rounded", "1.2", "1.23"), ("rounded", "1.2", "1.15"), ("rounded", "1.2", "1.25"),
+        ("rounded", "1.20", "1.204"),
+        ("rounded", "0.0", "0.04"), ("rounded", "0.0", "-0.04"), ("rounded", "-4.3", "-4.28"),
+        ("rounded", "3.5 cm", "3.52 cm"), ("rounded", "24/7\n3.429", "3.4286"),
+        ("rounded", r"60.21 \mathrm{m}^2", r"60.208\text{ m}^2"),
+    ],
     "An option is named by its letter or its text, which only the record's options can tell.": [
         ("choice", "B", "B."), ("choice", "B", "B)"), ("choice", "B", "B. red"), ("choice", "B", "(B) Red"),
         ("choice", "B", "B: red."), ("choice", "B", "B red"), ("choice", "B", "option B"),
@@ -56,7 +64,8 @@ DISAGREEMENTS = {
         ("choice", "C", r"C. $5\sqrt{3}$"), ("choice", "D", "none of the above"), ("choice", "B", "B. 35"),
         ("choice", "B", "(B) 35"), ("choice", "A", "A. same"), ("choice", "L", "L. opt l"), ("choice", "K", "opt k"),
         ("choice", "Canada", "A"), ("choice", "A, C", "AC"), ("choice", "A, C", "35, C"),
-        ("choice", "A, B, D", "A, B, and D"), ("choice", "red and blue", "B"),
+        ("choice", "A, B, D", "A, B, and D"), ("choice", "red and blue", "B"), ("choice", "(B)", "red"),
+        ("choice", "(C)", "C. B"), ("choice", "D", "IV"), ("choice", "A", "I"),
     ],
     "Letters are a product to it, without order, case or space.": [
         ("choice", "China", "Chain"), ("text", "listen", "silent"), ("text", "silent", "listen"), ("text", "no", "on"),

@@ -18,7 +18,7 @@ from care_jax.data import prepare_report
 from care_jax.data.prepare import Settings, prepare
 from care_jax.data.readers import ColumnRange, read, split_files
 from care_jax.data.store import StoredRecords, open_folder
-from tests import data_sets
+from tests import benchmark_sets, data_sets
 from tests.data_sets import picture
 from tests.end_to_end import TINY, write_squares
 
@@ -30,6 +30,12 @@ WRITERS = {
     "virl39k": (data_sets.write_virl39k, "train", 7, 5),
     "easyr1": (data_sets.write_easyr1_parquet, "train", 2, 2),
     "jsonl": (write_squares, "heldout", 12, 0),
+    "mathvista": (benchmark_sets.write_mathvista, "testmini", 5, 1),
+    "mathverse": (benchmark_sets.write_mathverse, "testmini", 5, 1),
+    "mathvision": (benchmark_sets.write_mathvision, "test", 4, 1),
+    "mmmu": (benchmark_sets.write_mmmu, "validation", 4, 2),
+    "mmmu_pro_standard": (benchmark_sets.write_mmmu_pro, "test", 3, 1),
+    "mmmu_pro_vision": (benchmark_sets.write_mmmu_pro, "test", 3, 1),
 }
 
 
@@ -212,6 +218,14 @@ def test_command_line(tmp_path: Path) -> None:
     assert len(open_folder(out)) == 6
     again = _run(*flags)
     assert (again.returncode, again.stdout) == (0, done.stdout)
+
+
+def test_command_line_without_a_split(tmp_path: Path) -> None:
+    """Catches a benchmark of which the training split is sought."""
+    root = benchmark_sets.write_mathvista(tmp_path / "root")
+    done = _run("--source=mathvista", f"--root={root}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("mathvista testmini\n")
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def test_every_gold_accepts_itself(kind, gold, options):
 
 
 GOLDS = (
-    ("integer", "5", None), ("number", "0.5", None), ("choice", "A", ("5", "0.5")), ("text", "5", None),
-    ("latex", "a+5", None), ("list", "[5, 0.5]", None), ("chart_relaxed", "55", None),
+    ("integer", "5", None), ("number", "0.5", None), ("rounded", "5.0", None), ("choice", "A", ("5", "0.5")),
+    ("text", "5", None), ("latex", "a+5", None), ("list", "[5, 0.5]", None), ("chart_relaxed", "55", None),
 )  # fmt: skip
 HOSTILE = {
     "a megabyte of fives": "5" * 1_000_000,
@@ -150,7 +150,7 @@ def test_tolerance_is_relative_and_its_border_counts(gold, given, tolerance, cor
         ("list", "[1, [2]]", None, "is no list"),
         ("list", "[1,, 2]", None, "is no list"),
         ("chart_relaxed", " ", None, "is empty"),
-        ("colour", "5", None, "integer, number, latex, choice, text, list, chart_relaxed, or module:function"),
+        ("colour", "5", None, "integer, number, rounded, latex, choice, text, list, chart_relaxed, or module:function"),
     ],
 )
 def test_bad_golds_are_errors(kind, gold, options, message):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 FOUR = ("35", "red", r"5\sqrt{3}", "None of the above")
 TWELVE = tuple(f"opt {letter}" for letter in "abcdefghijkl")
+SHUFFLED = ("A", "C", "B")
+ROMAN = ("I", "II", "III", "IV")
 COUNTRIES = ("Canada", "China", "Chad")
 RIGHT, WRONG, UNREAD = (True, True), (False, True), (False, False)
 
@@ -82,6 +84,20 @@ NUMBERS = [
     ("2/4", r"\frac{1}{2}", RIGHT), ("-3/4", r"\frac{-3}{4}", RIGHT), ("2.5\n5/2 cm", "2.5 m", RIGHT),
 ]
 
+ROUNDED = [
+    # A gold with decimals takes what rounds to it, one without takes itself.
+    ("1.2", "1.2", RIGHT), ("1.2", "1.20", RIGHT), ("1.2", "1.23", RIGHT), ("1.2", "1.15", RIGHT),
+    ("1.2", "1.25", RIGHT), ("1.2", "1.26", WRONG), ("1.2", "1.14", WRONG), ("1.2", "-1.2", WRONG),
+    ("1.20", "1.2", RIGHT), ("1.20", "1.21", WRONG), ("1.20", "1.204", RIGHT), ("0.0", "0.04", RIGHT),
+    ("0.0", "0", RIGHT), ("0.0", "-0.04", RIGHT), ("-4.3", "-4.28", RIGHT), ("-4.3", "4.3", WRONG),
+    ("131253.5", "131,253.5", RIGHT), ("131253.5", "131253.6", WRONG), ("4", "4.0", RIGHT), ("4", "4.4", WRONG),
+    ("4", "3.9", WRONG), ("6/5", "1.2", RIGHT), ("6/5", "1.21", WRONG), (r"4\sqrt{6}", r"\sqrt{96}", RIGHT),
+    (r"4\sqrt{6}", "9.8", WRONG), ("3.5 cm", "3.52 cm", RIGHT), ("3.5 cm", "3.52 m", WRONG), ("1.2%", "1.23%", WRONG),
+    ("1.2%", "0.012", RIGHT), ("1.5e3", "1500", RIGHT), ("1.5e3", "1500.04", WRONG), ("1.2", "1.2 or 1.3", UNREAD),
+    ("1.2", "about 1.2", UNREAD), ("24/7\n3.429", "3.4286", RIGHT), ("24/7\n3.429", "24/7", RIGHT),
+    (r"60.21 \mathrm{m}^2", "60.2", WRONG), (r"60.21 \mathrm{m}^2", r"60.208\text{ m}^2", RIGHT),
+]
+
 CHOICES = [
     # gold, response, options, (correct, parsed)
     ("B", "B", FOUR, RIGHT), ("B", "b", FOUR, RIGHT), ("B", "(B)", FOUR, RIGHT), ("B", "[b]", FOUR, RIGHT),
@@ -105,6 +121,13 @@ CHOICES = [
     ("B", "A. same", ("same", "same"), WRONG),
     # An option whose text is another option's letter.
     ("B", "A", ("x", "A", "y"), UNREAD), ("A", ".", ("", "red"), UNREAD),
+    # Options in another order than their texts, as MMMU-Pro shuffles them: the gold in brackets asks for the letter.
+    ("(C)", "C", SHUFFLED, RIGHT), ("(C)", "(C)", SHUFFLED, RIGHT), ("(C)", "C. B", SHUFFLED, RIGHT),
+    ("(C)", "B", SHUFFLED, WRONG), ("(C)", "B. C", SHUFFLED, WRONG), ("(C)", "C. C", SHUFFLED, UNREAD),
+    ("(C)", "B, C", SHUFFLED, UNREAD), ("(B)", "red", FOUR, RIGHT), ("(C)", "(C)", ("(a)", "(c)", "(b)"), RIGHT),
+    ("(C)", "c", ("(a)", "(c)", "(b)"), RIGHT), ("(C)", "(b)", ("(a)", "(c)", "(b)"), WRONG),
+    # A letter past the options is no letter, so a text may be one.
+    ("D", "IV", ROMAN, RIGHT), ("D", "I", ROMAN, WRONG), ("A", "I", ROMAN, RIGHT), ("D", "E", ROMAN, UNREAD),
     # Twelve options, as in MMMU-Pro, whose I and J other parsers miss.
     ("I", "I", TWELVE, RIGHT), ("I", "(I)", TWELVE, RIGHT), ("J", "(J)", TWELVE, RIGHT),
     ("L", "L. opt l", TWELVE, RIGHT),
@@ -222,6 +245,7 @@ CHARTS = [
 TABLE = [
     *[("integer", gold, response, None, verdict) for gold, response, verdict in INTEGERS],
     *[("number", gold, response, None, verdict) for gold, response, verdict in NUMBERS],
+    *[("rounded", gold, response, None, verdict) for gold, response, verdict in ROUNDED],
     *[("choice", gold, response, options, verdict) for gold, response, options, verdict in CHOICES],
     *[("text", gold, response, None, verdict) for gold, response, verdict in TEXTS],
     *[("latex", gold, response, None, verdict) for gold, response, verdict in LATEX],

@@ -27,6 +27,9 @@ SIDE = 32  # pixels
 # Mean difference of two thumbnails, of 255 levels. JPEG at quality 50 costs about 1; drawings of one style differ by
 # more than 5.
 NEAR = 3.0
+# What benchmarks put around a question: a hint before "Question:", and from the first option on all that follows.
+_HINT = re.compile(r"\A.*?^Question:", re.DOTALL | re.MULTILINE)
+_OPTIONS = re.compile(r"^\s*(?:Choices?:\s*$|\(?A[).:]).*", re.DOTALL | re.MULTILINE)
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|mathrm|text|quad|[,;:! ])")
 _IDLE = re.compile(r"[\s$.,;:?!'\"{}]+")
 
@@ -44,8 +47,9 @@ def thumbnail(image: Image.Image) -> Thumbnail:
 
 
 def normalise_question(prompt: str) -> str:
-    """The question without image marks, case, spacing, punctuation and LaTeX's layout commands."""
-    text = unicodedata.normalize("NFKC", prompt.replace(PLACEHOLDER, " ")).casefold()
+    """The question without hint, options, image marks, case, spacing, punctuation and LaTeX's layout commands."""
+    question = _OPTIONS.sub("", _HINT.sub("", prompt)) or prompt
+    text = unicodedata.normalize("NFKC", question.replace(PLACEHOLDER, " ")).casefold()
     return _IDLE.sub("", _SPACING.sub("", text))
 
 

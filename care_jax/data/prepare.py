@@ -45,7 +45,7 @@ _ROWS_AHEAD = 4  # rows a thread may be ahead; what they hold is all that is in 
 _SOURCE = flags.DEFINE_enum("source", None, list(READERS), "The data set.")
 _ROOT = flags.DEFINE_string("root", None, "The folder it was downloaded to; for easyr1 and jsonl a file will do.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write.")
-_SPLIT = flags.DEFINE_string("split", "train", "train, val or test, as far as the set has them.")
+_SPLIT = flags.DEFINE_string("split", None, "The split, as the set names it; train if not given, or a benchmark's own.")
 _IMAGES = flags.DEFINE_string("images", None, "The folder that image paths count from; ROOT if not given.")
 _KEEP = flags.DEFINE_multi_string(
     "keep", [], "COLUMN:LOW:HIGH, rows to keep by a number, as PassRate_32BTrained:0.1:0.9; may be repeated."
@@ -300,7 +300,7 @@ def main(argv: list[str]) -> None:
         source=_SOURCE.value,
         root=Path(_ROOT.value),
         out=Path(_OUT.value),
-        split=_SPLIT.value,
+        split=_SPLIT.value or READERS[_SOURCE.value].split,
         images=Path(_IMAGES.value) if _IMAGES.value else None,
         keep=tuple(map(_column_range, _KEEP.value)),
         against=tuple(map(Path, _AGAINST.value)),

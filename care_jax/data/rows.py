@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from care_jax.data.records import Record
 from care_jax.verifiers import check_gold
+from care_jax.verifiers.choice import LETTERS
+from care_jax.verifiers.number import read_number
 
 PLACEHOLDER = "<image>"
 _CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
 # A degree sign that was read in the wrong encoding: UTF-8 as GBK, or as Latin-1.
 _BROKEN_DEGREE = re.compile(r"(?<=[\d}]) ?(?:\u63b3|\u00c2\u00b0)")
 
@@ -76,6 +79,37 @@ def option_texts(value: Any) -> tuple[str, ...] | None:
     if not isinstance(value, list | tuple) or not all(isinstance(option, str) for option in value):
         raise BadRow(f"choices must be a list of texts, not {value!r}", "unreadable choices")
     return tuple(value) or None
+
+
+def ask_for_letter(question: str, choices: Sequence[str]) -> str:
+    """The question with its options, one a line."""
+    options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, choices, strict=False))
+    return f"{question}\n{options}\nAnswer with the letter of the right option."
+
+
+def letter_gold(gold: str, choices: Sequence[str]) -> str:
+    """The gold of a question that asks for a letter, from a letter or the text of an option: "(C)".
+
+    In brackets it stays a letter where option texts are letters in another order. `choices` are empty where they are
+    unknown. Raises BadRow for a gold that names no option.
+    """
+    letter = _LETTER.fullmatch(gold)
+    if letter and (not choices or LETTERS.index(letter[1]) < len(choices)):
+        return f"({letter[1]})"
+    return option_gold(gold, choices)
+
+
+def option_gold(gold: str, choices: Sequence[str]) -> str:
+    """As letter_gold, from the text of an option alone; options of one text are all right, each on a line."""
+    right = [letter for letter, option in zip(LETTERS, choices, strict=False) if option.strip() == gold]
+    if not right:
+        raise BadRow(f"the gold {gold!r} names none of the options {list(choices)}", "gold names no option")
+    return "\n".join(f"({letter})" for letter in right)
+
+
+def number_or(kind: str, gold: str) -> str:
+    """The kind of a free answer that no column names: "rounded" where every line is one number, else `kind`."""
+    return "rounded" if all(map(read_number, gold.splitlines())) else kind
 
 
 def image_of(value: Any, folder: Path) -> bytes | Path:

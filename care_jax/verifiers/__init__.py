@@ -5,13 +5,13 @@ The worker processes import this package, so nothing in it imports JAX or NumPy.
 
 from __future__ import annotations
 
-from care_jax.verifiers import chart, choice, integer, latex, number, own, sequence, symbolic, text
+from care_jax.verifiers import chart, choice, integer, latex, number, own, rounded, sequence, symbolic, text
 from care_jax.verifiers.own import answer_verifier
 from care_jax.verifiers.verdict import Verdict
 
 __all__ = ["ANSWER_KINDS", "answer_verifier", "check_gold", "load_kind", "verify_answer"]
 
-ANSWER_KINDS = ("integer", "number", "latex", "choice", "text", "list", "chart_relaxed")
+ANSWER_KINDS = ("integer", "number", "rounded", "latex", "choice", "text", "list", "chart_relaxed")
 
 
 def verify_answer(kind: str, extracted: str, gold: str, choices: tuple[str, ...] | None, tolerance: float) -> Verdict:
@@ -55,6 +55,8 @@ def _verify(kind: str, extracted: str, gold: str, choices: tuple[str, ...] | Non
             return integer.verify(extracted, gold)
         case "number":
             return number.verify(extracted, gold, tolerance=tolerance)
+        case "rounded":
+            return rounded.verify(extracted, gold)
         case "latex":
             return latex.verify(extracted, gold)
         case "choice":

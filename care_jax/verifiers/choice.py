@@ -13,6 +13,7 @@ _LETTER = re.compile(r"(?:(?:option|choice) )?(?:\(([a-l])\)|\[([a-l])\]|([a-l])
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice) )?(?:\(([a-l])\)[.:]?|\[([a-l])\][.:]?|([a-l])(?:[.:)]|(?P<unmarked> ))) ?(?P<text>.+)"
 )
+_IN_BRACKETS = re.compile(r"\([A-L]\)")
 _MENTION = re.compile(r"(?<![a-z])[a-l](?![a-z])")
 _COMMA = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+(?:and|&)\s+", re.IGNORECASE)
 _COLLAPSED = re.compile(r"[A-L]{2,12}")
@@ -25,13 +26,14 @@ def verify(response_answer: str, answer: str, *, choices: tuple[str, ...] | None
     Read: "B", "(b)", "B.", "option B", "B. text", "B text" and "text". Where the text belongs to another option than
     the letter, or two options have that text, the answer names two and is wrong. Without `choices` a text after the
     letter is not checked; it must mention no other letter. A gold of several options, "A, C", needs them all, in any
-    order. Raises ValueError as `read_gold` does.
+    order. Where an option's text is a letter, as in "A. C", a lone "C" names two; a gold in brackets, "(C)", says that
+    letters were asked for, and then it names the third option. Raises ValueError as `read_gold` does.
     """
     gold = read_gold(answer, choices)
     refused = refusal(response_answer)
     if refused:
         return refused
-    named = _named_options(response_answer, choices)
+    named = _named_options(response_answer, choices, letters_first=_asks_for_letters(answer))
     if len(gold) > 1:
         letters = _COLLAPSED.fullmatch(unwrap(response_answer))
         named = _listed_options(",".join(letters[0]) if letters else response_answer, choices)
@@ -46,7 +48,7 @@ def read_gold(answer: str, choices: tuple[str, ...] | None) -> set[int]:
     """Return the indices of the gold options, or raise ValueError where the gold names none or contradicts itself."""
     if choices is not None and not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"{len(choices)} options given; a choice has 2 to {len(LETTERS)}, or None for unknown ones")
-    named = set() if refusal(answer) else _named_options(answer, choices)
+    named = set() if refusal(answer) else _named_options(answer, choices, letters_first=_asks_for_letters(answer))
     if len(named) == 1:
         return named
     listed = set() if refusal(answer) else _listed_options(answer, choices)
@@ -60,6 +62,10 @@ def read_gold(answer: str, choices: tuple[str, ...] | None) -> set[int]:
     )
 
 
+def _asks_for_letters(gold: str) -> bool:
+    return _IN_BRACKETS.fullmatch(gold.strip()) is not None
+
+
 def _listed_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:
     """Return the options of a list like "A, C" or "A and C"; none where an entry does not name exactly one."""
     entries = _COMMA.split(unwrap(answer))
@@ -68,14 +74,15 @@ def _listed_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:
     return once if all(len(options) == 1 for options in named) and len(once) == len(entries) else set()
 
 
-def _named_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:
+def _named_options(answer: str, choices: tuple[str, ...] | None, *, letters_first: bool = False) -> set[int]:
     """Return the indices of every option that the answer can be read as; two where it contradicts itself."""
     options = [] if choices is None else [_plain(option) for option in choices]
     num_options = len(LETTERS) if choices is None else len(options)
     spaced = text.normalise(unwrap(answer))
     named = {i for i, option in enumerate(options) if option and option == _plain(answer)}
-    if letter := _LETTER.fullmatch(spaced):
-        named.add(_index(letter))
+    letter = _LETTER.fullmatch(spaced)
+    if letter and (_index(letter) < num_options or not named):
+        named = {_index(letter)} | (set() if letters_first else named)
     elif not named and (letter := _LETTER_AND_TEXT.fullmatch(spaced)):
         named = _letter_with_text(letter, options)
     return named if all(i < num_options for i in named) else set()

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from care_jax.data import jsonl
-from care_jax.data.readers import chartqa, easyr1, geometry3k, virl39k, vision_r1
+from care_jax.data.readers import (
+    chartqa,
+    easyr1,
+    geometry3k,
+    mathverse,
+    mathvision,
+    mathvista,
+    mmmu,
+    virl39k,
+    vision_r1,
+)
 from care_jax.data.rows import BadRow, Row, check_gold_of, check_texts
 from care_jax.data.tables import Numbered
 
@@ -23,6 +33,7 @@ class Reader(NamedTuple):
     files: Callable[[Path, str], list[Path]]  # (root, split) -> the files that hold it; empty: no such split
     rows: Callable[[Path], Numbered]  # file -> its rows
     parse: Callable[[str, dict[str, Any], Path], Row]  # (where it stands, row, folder of image paths); raises BadRow
+    split: str = "train"  # the one that is read where none is named
 
 
 def _chartqa(*writers: str) -> Reader:
@@ -40,6 +51,12 @@ READERS: Mapping[str, Reader] = {
     "chartqa_machine": _chartqa("machine"),
     "virl39k": Reader(virl39k.files, virl39k.rows, virl39k.parse),
     "vision_r1_cold": Reader(vision_r1.files, vision_r1.rows, vision_r1.parse),
+    "mathvista": Reader(mathvista.files, mathvista.rows, mathvista.parse, mathvista.SPLIT),
+    "mathverse": Reader(mathverse.files, mathverse.rows, mathverse.parse, mathverse.SPLIT),
+    "mathvision": Reader(mathvision.files, mathvision.rows, mathvision.parse, mathvision.SPLIT),
+    "mmmu": Reader(mmmu.files, mmmu.rows, mmmu.parse, mmmu.SPLIT),
+    "mmmu_pro_standard": Reader(mmmu.standard_files, mmmu.standard_rows, mmmu.parse_standard, mmmu.PRO_SPLIT),
+    "mmmu_pro_vision": Reader(mmmu.vision_files, mmmu.vision_rows, mmmu.parse_vision, mmmu.PRO_SPLIT),
     "easyr1": Reader(easyr1.files, easyr1.rows, easyr1.parse),
     "jsonl": Reader(jsonl.files, jsonl.rows, jsonl.parse),
 }

@@ -1,4 +1,6 @@
-"""ChartQA: the hub's parquet files (HuggingFaceM4/ChartQA) or the folder of the original release (vis-nlp/ChartQA).
+"""ChartQA: parquet files of the hub or the folder of the original release (vis-nlp/ChartQA).
+
+On the hub are HuggingFaceM4/ChartQA and ahmed-masry/ChartQA with all splits, and lmms-lab/ChartQA with test alone.
 
 Questions by people: 7,398, 960 and 1,250 rows of train, val and test; by a machine: 20,901, 960 and 1,250.
 """
@@ -15,6 +17,7 @@ from care_jax.data.tables import Numbered, array_rows, parquet_rows, split_files
 
 WRITERS = ("human", "machine")  # the order of the hub's class label human_or_machine
 _JSON_NAMES = {"human": "human", "machine": "augmented"}
+_NAMES = {"question": "query", "answer": "label", "type": "human_or_machine"}  # of other hub sets -> HuggingFaceM4's
 
 
 def files(root: Path, split: str, writers: Sequence[str] = WRITERS) -> list[Path]:
@@ -30,7 +33,8 @@ def files(root: Path, split: str, writers: Sequence[str] = WRITERS) -> list[Path
 def rows(path: Path, writers: Sequence[str] = WRITERS) -> Numbered:
     """Rows of either layout under the hub's names, those of other writers left out."""
     if path.suffix == ".parquet":
-        for number, raw in parquet_rows(path, "image", "query", "label", "human_or_machine"):
+        for number, raw in parquet_rows(path, "image"):
+            raw = _under_one_name(path, raw) if isinstance(raw, dict) else raw
             if isinstance(raw, BadRow) or _writer(raw) in writers:
                 yield number, raw
         return
@@ -57,6 +61,16 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     return Row(where, record, (image_of(raw.get("image"), folder),))
 
 
+def _under_one_name(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    raw = {_NAMES.get(name, name): value for name, value in raw.items()}
+    if missing := [name for name in ("query", "label", "human_or_machine") if name not in raw]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(raw)}")
+    return raw
+
+
 def _writer(raw: dict[str, Any]) -> str:
+    """The writer by the class label, or by "human", "augmented", "human_test", "augmented_test"."""
     number = raw["human_or_machine"]
+    if isinstance(number, str):
+        number = next((n for n, writer in enumerate(WRITERS) if number.startswith(_JSON_NAMES[writer])), None)
     return WRITERS[number] if number in (0, 1) else "unknown"

@@ -1,0 +1,95 @@
+r"""MathVerse: testmini.parquet of AI4Math/MathVerse, or the folder of CaraJ/MathVerse-lmmseval with one file a version.
+
+788 problems in five versions each, from all text to none; "Text Only", which has no image, is left out. The prompt is
+the column `query_cot`; in the version "Vision Only" it says that the question stands in the image.
+
+A free-form answer has no column for its kind: one number is kind "rounded", everything else LaTeX. Golds come with the
+quantity's name and as `$...$` ("Volume $=367.57 \mathrm{~cm}^{3}$"); both are taken off.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.records import Record
+from care_jax.data.rows import (
+    BadRow,
+    Row,
+    gold_field,
+    images_of,
+    letter_gold,
+    number_or,
+    place_marks,
+    text_field,
+)
+from care_jax.data.tables import Numbered, parquet_rows, split_files
+
+SPLIT = "testmini"
+VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")
+_LEFT_OUT = "Text Only"
+_OPTION = re.compile(r"^([A-H])\s?[.:]\s*(.*?)\s*$", re.MULTILINE)
+_OPTIONS_HEAD = re.compile(r"^Choices?:\s*$", re.MULTILINE)
+_NAME = re.compile(r"^[A-Za-z][A-Za-z. ]*[A-Za-z.]\s*\$?\s*=\s*")
+
+
+def slug(version: str) -> str:
+    """ "Text Dominant" as text_dominant."""
+    return version.lower().replace(" ", "_")
+
+
+def files(root: Path, split: str) -> list[Path]:
+    """The one file, or one a version."""
+    if parquet := split_files(root, split, "parquet"):
+        return parquet
+    by_version = [split_files(root / f"{split}_version_split", slug(version), "parquet") for version in VERSIONS]
+    return [path for paths in by_version for path in paths]
+
+
+def rows(path: Path) -> Numbered:
+    """Rows of the five versions."""
+    for number, raw in parquet_rows(path, "sample_index", "problem_version", "query_cot", "image", "answer"):
+        if isinstance(raw, BadRow) or raw["problem_version"] != _LEFT_OUT:
+            yield number, raw
+
+
+def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One question in one version."""
+    version = raw["problem_version"]
+    if version not in VERSIONS:
+        raise BadRow(f"problem_version is {version!r}, none of {', '.join(VERSIONS)}", "unknown problem_version")
+    images = images_of(raw["image"], folder)
+    if len(images) != 1:
+        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+    choices = None
+    if raw["question_type"] == "multi-choice":
+        choices = _options(raw.get("question") or raw.get("question_for_eval") or "")
+        gold, kind = _choice_gold(raw, choices), "choice"
+    else:
+        gold = _NAME.sub("", gold_field(raw, "answer")).replace("$", "")
+        kind = number_or("latex", gold)
+    record = Record(
+        id=f"mathverse/{text_field(raw, 'sample_index')}",
+        source=f"mathverse_{slug(version)}",
+        prompt=place_marks(text_field(raw, "query_cot"), 1),
+        images=(),
+        answer=gold,
+        answer_kind=kind,
+        choices=choices,
+    )
+    return Row(where, record, images)
+
+
+def _options(question: str) -> tuple[str, ...] | None:
+    """The options at the end of a question, from A on; None where they cannot be read."""
+    head = _OPTIONS_HEAD.search(question)
+    found = _OPTION.findall(question, head.end()) if head else []
+    in_order = [letter for letter, _ in found] == list("ABCDEFGH"[: len(found)])
+    return tuple(text for _, text in found) if len(found) > 1 and in_order else None
+
+
+def _choice_gold(raw: dict[str, Any], choices: tuple[str, ...] | None) -> str:
+    """A letter, the text of an option, or letters on lines of their own, all of which are needed."""
+    lines = text_field(raw, "answer").splitlines()
+    return ", ".join(lines) if len(lines) > 1 else letter_gold(lines[0], choices or ())

@@ -1,0 +1,65 @@
+r"""MATH-Vision: the hub's parquet files (MathLLMs/MathVision) or test.jsonl of the original release (mathllm/MATH-V).
+
+Test has 3,040 questions, testmini 304 of them. There is one picture, whatever marks <image1>, <image2> .. the question
+holds: several were drawn into one. So it comes first, and the marks stay where there are several. An answer without
+options has no column for its kind: one number is kind "rounded", everything else LaTeX.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.records import Record
+from care_jax.data.rows import (
+    PLACEHOLDER,
+    BadRow,
+    Row,
+    ask_for_letter,
+    gold_field,
+    images_of,
+    letter_gold,
+    number_or,
+    option_texts,
+    text_field,
+)
+from care_jax.data.tables import Numbered, line_rows, parquet_rows, split_files
+
+SPLIT = "test"
+_MARK = re.compile(r"\s*<image[0-9]*>\s*")
+
+
+def files(root: Path, split: str) -> list[Path]:
+    """Parquet files, or JSON lines with images/ beside them."""
+    return split_files(root, split, "parquet") or split_files(root, split, "jsonl")
+
+
+def rows(path: Path) -> Numbered:
+    """Rows of either layout."""
+    return line_rows(path) if path.suffix == ".jsonl" else parquet_rows(path, "id", "question", "options", "answer")
+
+
+def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One question."""
+    images = images_of(raw.get("decoded_image") or raw.get("image"), folder)
+    if len(images) != 1:
+        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+    question, choices = text_field(raw, "question"), option_texts(raw["options"])
+    if len(_MARK.findall(question)) == 1:
+        question = _MARK.sub(" ", question).strip()
+    answer = raw["answer"]
+    if isinstance(answer, str):
+        answer = answer.replace("\f", "\\f")  # of one "\frac", read as a form feed
+    gold = gold_field({"answer": answer}, "answer")
+    kind = "choice" if choices else number_or("latex", gold)
+    record = Record(
+        id=f"mathvision/{text_field(raw, 'id')}",
+        source="mathvision",
+        prompt=PLACEHOLDER + (ask_for_letter(question, choices) if choices else question),
+        images=(),
+        answer=letter_gold(gold, choices) if choices else gold,
+        answer_kind=kind,
+        choices=choices,
+    )
+    return Row(where, record, images)

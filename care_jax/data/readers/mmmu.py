@@ -1,0 +1,139 @@
+"""MMMU and MMMU-Pro: parquet files of MMMU/MMMU and MMMU/MMMU_Pro as the hub has them.
+
+MMMU comes in 30 folders, one a subject, or merged; its validation split has 900 questions. MMMU-Pro has 1,730, once as
+text with up to twelve options ("standard (10 options)") and once drawn into one picture ("vision").
+
+Question and options name their pictures as <image 1> .. <image 7>, in MMMU-Pro in any order: the first mention becomes
+the picture. An open answer has no column for its kind: one number is kind "rounded", everything else text.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.records import Record
+from care_jax.data.rows import (
+    PLACEHOLDER,
+    BadRow,
+    Row,
+    ask_for_letter,
+    gold_field,
+    image_of,
+    letter_gold,
+    number_or,
+    option_texts,
+    text_field,
+)
+from care_jax.data.tables import Numbered, parquet_rows, split_files
+
+SPLIT, PRO_SPLIT = "validation", "test"
+STANDARD, VISION = "standard (10 options)", "vision"  # folders of MMMU-Pro
+NUM_IMAGES = 7  # columns image_1 ..
+_MARK = re.compile(r"<image (\d)>")
+_OPEN = "\nAnswer with one number, word or phrase."
+_LOOK = "Answer the multiple-choice question in the picture with the letter of the right option."
+
+
+def files(root: Path, split: str) -> list[Path]:
+    """The merged files, or those of each subject."""
+    if merged := split_files(root, split, "parquet"):
+        return merged
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    return [path for folder in folders for path in split_files(folder, split, "parquet")]
+
+
+def rows(path: Path) -> Numbered:
+    """Rows of MMMU."""
+    return parquet_rows(path, "id", "question", "options", "image_1", "answer", "question_type")
+
+
+def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One question of MMMU."""
+    if raw["question_type"] == "multiple-choice":
+        return _parse_choice(where, raw, folder, "mmmu")
+    gold = _open_gold(raw)
+    prompt, images = _place_images(text_field(raw, "question") + _OPEN, raw, folder)
+    record = Record(f"mmmu/{text_field(raw, 'id')}", "mmmu", prompt, (), gold, number_or("text", gold))
+    return Row(where, record, images)
+
+
+def standard_files(root: Path, split: str) -> list[Path]:
+    """The files of MMMU-Pro's questions as text."""
+    return split_files(root / STANDARD, split, "parquet")
+
+
+def standard_rows(path: Path) -> Numbered:
+    """Rows of MMMU-Pro's questions as text."""
+    return parquet_rows(path, "id", "question", "options", "image_1", "answer")
+
+
+def parse_standard(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One question of MMMU-Pro as text."""
+    return _parse_choice(where, raw, folder, "mmmu_pro_standard")
+
+
+def vision_files(root: Path, split: str) -> list[Path]:
+    """The files of MMMU-Pro's questions as pictures."""
+    return split_files(root / VISION, split, "parquet")
+
+
+def vision_rows(path: Path) -> Numbered:
+    """Rows of MMMU-Pro's questions as pictures."""
+    return parquet_rows(path, "id", "image", "options", "answer")
+
+
+def parse_vision(where: str, raw: dict[str, Any], folder: Path) -> Row:
+    """One question of MMMU-Pro as a picture, which shows the options too."""
+    return _choice_row(where, raw, "mmmu_pro_vision", PLACEHOLDER + _LOOK, (image_of(raw["image"], folder),))
+
+
+def _parse_choice(where: str, raw: dict[str, Any], folder: Path, source: str) -> Row:
+    prompt, images = _place_images(ask_for_letter(text_field(raw, "question"), _options(raw)), raw, folder)
+    return _choice_row(where, raw, source, prompt, images)
+
+
+def _choice_row(where: str, raw: dict[str, Any], source: str, prompt: str, images: tuple[bytes | Path, ...]) -> Row:
+    choices = _options(raw)
+    gold = letter_gold(gold_field(raw, "answer"), choices)
+    return Row(where, Record(f"{source}/{text_field(raw, 'id')}", source, prompt, (), gold, "choice", choices), images)
+
+
+def _options(raw: dict[str, Any]) -> tuple[str, ...]:
+    """The options, in the files a string that spells a list; one question has its list in a list."""
+    value = raw["options"]
+    listed = ast.literal_eval(value) if isinstance(value, str) and value.startswith("[[") else [value]
+    choices = option_texts(listed[0])
+    if choices is None:
+        raise BadRow(f"options are {value!r}", "no options")
+    return choices
+
+
+def _open_gold(raw: dict[str, Any]) -> str:
+    """The gold of an open question; a string that spells a list has several, any of which will do."""
+    gold = gold_field(raw, "answer")
+    return "\n".join(option_texts(gold) or ()) if gold.startswith("[") else gold
+
+
+def _place_images(prompt: str, raw: dict[str, Any], folder: Path) -> tuple[str, tuple[bytes | Path, ...]]:
+    """The prompt with its pictures in the order of their first mention; where none is mentioned, all come first.
+
+    A picture that is mentioned again stands there as "image 1", and as that beside the picture too.
+    """
+    mentions = _MARK.findall(prompt)
+    if not mentions:
+        present = [raw[name] for n in range(NUM_IMAGES) if raw.get(name := f"image_{n + 1}") is not None]
+        return PLACEHOLDER * len(present) + prompt, tuple(image_of(image, folder) for image in present)
+    placed: list[str] = []
+
+    def place(mark: re.Match[str]) -> str:
+        name = f"image {mark[1]}"
+        if mark[1] in placed:
+            return name
+        placed.append(mark[1])
+        return PLACEHOLDER if mentions.count(mark[1]) == 1 else f"{PLACEHOLDER} ({name})"
+
+    prompt = _MARK.sub(place, prompt)
+    return prompt, tuple(image_of(raw.get(f"image_{number}"), folder) for number in placed)
