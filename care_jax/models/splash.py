@@ -87,7 +87,8 @@ def segment_attention(
     def visible(query: np.ndarray, key: np.ndarray) -> np.ndarray:
         return np.abs(query // block - key // block) <= reach
 
-    return _splash(q, k, v, SegmentIds(q=segment_ids, kv=segment_ids), visible, interpret)
+    ids = jnp.asarray(segment_ids)
+    return _splash(q, k, v, SegmentIds(q=ids, kv=ids), visible, interpret)
 
 
 def _block(length: int) -> int:
@@ -111,7 +112,7 @@ def _splash(
     """
     num_queries, block_q, block_kv = q.shape[1], _block(q.shape[1]), _block(k.shape[1])
 
-    def pad(x: Array, block: int) -> Array:
+    def pad(x: Array, block: int) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
 
     def by_head(x: Array, block: int) -> Array:
