@@ -101,6 +101,11 @@ class Checkpointer:
             cleanup_tmp_directories=True,  # what a kill left half written; they would fill the disk
         )
         self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        self._checksums: Callable[[dict], Sums] = _checksums
+
+    def warm_up(self, state: TrainState) -> None:
+        """Compiles what a save computes on the device."""
+        self._checksums = _checksums.lower(_named_arrays(state)).compile()
 
     @property
     def latest_step(self) -> int | None:
@@ -112,16 +117,13 @@ class Checkpointer:
         state: TrainState,
         iterator: grain.DatasetIterator,
         metrics: dict[str, float] | None,
-        *,
-        sums: Sums | None = None,
     ) -> None:
         """Copies the state to the host, and starts to write it in the background; waits for a save still under way.
 
-        `metrics` decide what is best (None: not evaluated at this step). `sums` are the state's `checksums`; without
-        them they are computed now, which on a busy device means after what it is doing.
+        `metrics` decide what is best (None: not evaluated at this step).
         """
         arrays = _named_arrays(state)
-        sums = jax.device_get(sums or checksums(state))
+        sums = jax.device_get(self._checksums(arrays))
         items = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree, save_args=_save_args(tree)) for name, tree in arrays.items()},
             data=grain.checkpoint.CheckpointSave(iterator),

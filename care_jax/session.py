@@ -92,6 +92,7 @@ class Session:
     def end_warm_up(self) -> None:
         """From here on nothing may compile; `guard.check` says so at every step."""
         stage_key(jax.random.key(self.config.seed), 0, 0)
+        self.checkpointer.warm_up(self.state)
         self.guard.arm()
 
     def evaluate_if_due(self) -> dict[str, float] | None:
