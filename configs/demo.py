@@ -51,7 +51,7 @@ def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.Confi
 
     c.model.weights = "runs/cold_start"
     c.rollout.num_rollouts = 8
-    c.train.steps = 600
+    c.train.steps = 1200
     c.train.prompts = 16
     c.train.eval_every = 100
     c.train.eval_examples = 375
