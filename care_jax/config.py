@@ -21,6 +21,12 @@ def base() -> ml_collections.ConfigDict:
     c.model.remat = True  # recompute each layer in the backward pass
     c.model.logits_chunk = 256  # tokens of one chunk of the LM head; [tokens, V] is never materialised
 
+    # Devices along each axis of the mesh; one may be -1: what the others leave. See sharding.py for what they divide.
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
     c.data = ml_collections.ConfigDict()
     c.data.format = "jsonl"  # jsonl | mini_vqa | prepared
     # jsonl: a file, images beside it; mini_vqa: the folder it is built into; prepared: a folder of

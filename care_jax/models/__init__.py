@@ -8,6 +8,7 @@ from flax import nnx
 from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
+from care_jax.sharding import param_name
 
 __all__ = ["ModelConfig", "QwenVL", "init_model", "load_model_config", "params_from_dict", "params_to_dict"]
 
@@ -27,14 +28,9 @@ def abstract_model(config: ModelConfig) -> QwenVL:
     return jax.eval_shape(lambda key: init_model(config, key), jax.random.key(0))
 
 
-def _name(path: tuple) -> str:
-    """Dotted parameter name of a key path; the Variable's own `value` level is left out."""
-    return ".".join(key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey) and key.name != "value")
-
-
 def params_to_dict(model: QwenVL) -> dict[str, jax.Array]:
     """All parameters by dotted name, e.g. "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+    return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
 def params_from_dict(config: ModelConfig, params: dict[str, jax.Array]) -> QwenVL:
@@ -44,7 +40,7 @@ def params_from_dict(config: ModelConfig, params: dict[str, jax.Array]) -> QwenV
         ValueError: listing every missing, unknown or mis-shaped parameter at once.
     """
     wanted = jax.tree_util.tree_leaves_with_path(abstract_model(config))
-    shapes = {_name(path): leaf.shape for path, leaf in wanted}
+    shapes = {param_name(path): leaf.shape for path, leaf in wanted}
     problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in params]
     problems += [f"unknown {name}" for name in params if name not in shapes]
     problems += [
@@ -54,5 +50,5 @@ def params_from_dict(config: ModelConfig, params: dict[str, jax.Array]) -> QwenV
     ]
     if problems:
         raise ValueError("parameters do not fit the model:\n  " + "\n  ".join(problems))
-    leaves = [params[_name(path)] for path, _ in wanted]
+    leaves = [params[param_name(path)] for path, _ in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract_model(config)), leaves)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import struct
 
+from care_jax.sharding import BRANCH_KEYS, KEYS, ROWS
 from care_jax.structs import Array
 
 
@@ -25,6 +28,11 @@ class BranchCache:
 
     k: Array  # [L, B, J, R, N, C]
     v: Array  # [L, B, J, R, N, C]
+
+
+# How they are divided (PartitionSpecs in the arrays' places).
+PREFIX_SPECS: Any = Prefix(k=KEYS, v=KEYS, prompt_len=ROWS, next_position=ROWS, last_hidden=ROWS)
+BRANCH_CACHE_SPECS: Any = BranchCache(k=BRANCH_KEYS, v=BRANCH_KEYS)
 
 
 def empty_branch_cache(prefix: Prefix, num_branches: int, num_slots: int) -> BranchCache:

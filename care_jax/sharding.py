@@ -1,0 +1,235 @@
+"""Where arrays live: one mesh, and the one table from parameters to its axes.
+
+    axis     divides                                  parameters
+    data     prompts                                  repeated
+    fsdp     prompts                                  divided; gathered a layer at a time while in use (ZeRO-3,
+                                                      arXiv 1910.02054)
+    tensor   heads, MLP channels, the vocabulary;     divided and used so (Megatron-LM, arXiv 1909.08053); those of
+             the vision tower's patches               the vision tower repeated
+
+The leading axis of everything else is the prompt, so a group of rollouts lies whole on one shard. Shardings are made
+here and programs compiled for them; what a program communicates is written in collectives.py, and the compiler is left
+nothing to choose. Nothing here is global: a mesh is made once and handed on.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+if TYPE_CHECKING:
+    from care_jax.models import ModelConfig
+    from care_jax.structs import TrainState
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of Prompts, Rollouts, Verdicts, Scores, TrainBatch, ...
+WHOLE = PartitionSpec()  # the same on every device
+KEYS = PartitionSpec(None, ("data", "fsdp"), None, "tensor")  # keys and values of prompts [L, B, P, N, C]
+BRANCH_KEYS = PartitionSpec(None, ("data", "fsdp"), None, None, "tensor")  # of branches [L, B, J, R, N, C]
+
+# Parameters by name, first match, to the logical names of their axes.
+LOGICAL_AXES: dict[str, tuple[str, ...]] = {
+    "embed_tokens.weight": ("vocab", "embed"),
+    "lm_head.kernel": ("embed", "vocab"),
+    "norm.weight": ("norm",),
+    "layers.self_attn.q_proj.kernel": ("layers", "embed", "heads"),
+    "layers.self_attn.q_proj.bias": ("layers", "heads"),
+    "layers.self_attn.[kv]_proj.kernel": ("layers", "embed", "kv_heads"),
+    "layers.self_attn.[kv]_proj.bias": ("layers", "kv_heads"),
+    "layers.self_attn.o_proj.kernel": ("layers", "heads", "embed"),
+    "layers.self_attn.o_proj.bias": ("layers", "norm"),
+    "layers.self_attn.[qk]_norm.weight": ("layers", "head_channels"),
+    "layers.mlp.gate_proj.kernel": ("layers", "embed", "mlp"),
+    "layers.mlp.up_proj.kernel": ("layers", "embed", "mlp"),
+    "layers.mlp.down_proj.kernel": ("layers", "mlp", "embed"),
+    "layers.*norm.weight": ("layers", "norm"),
+    "visual.patch_embed.proj.kernel": ("patch_values", "vision_embed"),
+    "visual.pos_embed.weight": ("grid_cells", "vision_embed"),
+    "visual.blocks.attn.qkv.kernel": ("layers", "vision_embed", "vision_qkv"),
+    "visual.blocks.attn.proj.kernel": ("layers", "vision_embed", "vision_out"),
+    "visual.blocks.mlp.down_proj.kernel": ("layers", "vision_mlp", "vision_embed"),
+    "visual.blocks.mlp.linear_fc2.kernel": ("layers", "vision_mlp", "vision_embed"),
+    "visual.blocks.mlp.*.kernel": ("layers", "vision_embed", "vision_mlp"),
+    "visual.merger.*.kernel": ("vision_merged", "vision_out"),
+    "visual.deepstack_merger_list.*.kernel": ("layers", "vision_merged", "vision_out"),
+    "visual.blocks.*": ("layers", "vision_vector"),
+    "visual.deepstack_merger_list.*": ("layers", "vision_vector"),
+    "visual.*": ("vision_vector",),
+}
+
+# Logical axes to mesh axes; the others are not divided.
+RULES: dict[str, str] = {
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "embed": "fsdp",
+    "vision_embed": "fsdp",
+    "vision_merged": "fsdp",
+}
+
+
+def param_name(path: tuple) -> str:
+    """Dotted parameter name of a key path; the Variable's own `value` level is left out."""
+    return ".".join(key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey) and key.name != "value")
+
+
+def logical_axes(name: str) -> tuple[str, ...]:
+    """The logical axes of a parameter, or of what an optimizer keeps of it ("mu.norm.weight").
+
+    Raises:
+        ValueError: a parameter without a line in LOGICAL_AXES.
+    """
+    parts = name.split(".")
+    for start in range(len(parts)):
+        known = ".".join(parts[start:])
+        for pattern, axes in LOGICAL_AXES.items():
+            if fnmatch.fnmatchcase(known, pattern):
+                return axes
+    raise ValueError(f"parameter {name} has no line in sharding.LOGICAL_AXES; give its axes names there")
+
+
+def param_spec(name: str) -> PartitionSpec:
+    """How a parameter is divided at rest."""
+    return PartitionSpec(*(RULES.get(axis) for axis in logical_axes(name)))
+
+
+def param_specs(tree: Any) -> Any:
+    """PartitionSpecs for any tree whose leaves are parameters or, as in an optimizer's state, made of them.
+
+    Numbers (a count of updates) are whole.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, x: param_spec(param_name(path)) if x.ndim else WHOLE, tree)
+
+
+def gathered(specs: Any) -> Any:
+    """The specs of parameters that are not divided over fsdp: what the sampler decodes with."""
+    return jax.tree.map(lambda spec: PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)), specs)
+
+
+def state_specs(state: TrainState) -> TrainState:
+    """PartitionSpecs of a training state."""
+    return state.replace(step=WHOLE, params=param_specs(state.params), opt_state=param_specs(state.opt_state))
+
+
+def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
+    """`tree` as ShapeDtypeStructs with shardings, to compile for or to restore into.
+
+    `specs` is a tree of PartitionSpecs like `tree`, or one for all its leaves.
+    """
+
+    def placed(x: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    if isinstance(specs, PartitionSpec):
+        return jax.tree.map(lambda x: placed(x, specs), tree)
+    return jax.tree.map(placed, tree, specs)
+
+
+def named(mesh: Mesh, specs: Any) -> Any:
+    """NamedShardings of a tree of PartitionSpecs."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def put(mesh: Mesh, tree: Any, spec: PartitionSpec = ROWS) -> Any:
+    """Host arrays to the devices; every process holds the whole arrays and puts its own part of them."""
+    sharding = NamedSharding(mesh, spec)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index]), tree
+    )
+
+
+def on_shards(mesh: Mesh, function: Callable, in_specs: Callable[..., tuple], out_specs: Any) -> Callable:
+    """`function` on each device's part of its arguments; on one device the function itself.
+
+    `in_specs` makes the arguments' specs from the arguments. `out_specs` are the results'. What `function` communicates
+    is in collectives.py.
+    """
+    if mesh.size == 1:
+        return function
+
+    def run(*args: Any) -> Any:
+        # Kernels written in Pallas do not say which axes their results vary over, hence no check.
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs(*args), out_specs=out_specs, check_vma=False)(*args)
+
+    return run
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of sizes that `mesh_sizes` gave, over the devices, with neighbours on neighbouring chips."""
+    shape = tuple(sizes[axis] for axis in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int) -> dict[str, int]:
+    """Axis sizes from config.mesh, where one may be -1: what the others leave.
+
+    Raises:
+        ValueError: one line with what does not divide, and the factorisations that work.
+    """
+    given = {axis: int(config.mesh[axis]) for axis in AXES}
+    product = int(np.prod([size for size in given.values() if size > 0]))
+    sizes = {axis: num_devices // product if size == -1 else size for axis, size in given.items()}
+    problems = _problems(sizes, config, model, num_devices)
+    if list(given.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in given.values()):
+        problems = ["sizes are positive, and one of them may be -1 (what the others leave)"]
+    if not problems:
+        return sizes
+    working = [
+        "x".join(str(size) for size in choice.values())
+        for choice in _factorisations(num_devices)
+        if not _problems(choice, config, model, num_devices)
+    ]
+    shown = "x".join(str(size) for size in given.values())
+    raise ValueError(
+        f"mesh data x fsdp x tensor = {shown} on {num_devices} devices: {', '.join(problems)}; "
+        + (f"these work: {', '.join(working)}" if working else "no other factorisation works with this config either")
+    )
+
+
+def _factorisations(num_devices: int) -> list[dict[str, int]]:
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    return [
+        dict(zip(AXES, (num_devices // fsdp // tensor, fsdp, tensor), strict=True))
+        for tensor in divisors
+        for fsdp in reversed(divisors)
+        if num_devices // tensor % fsdp == 0
+    ]
+
+
+def _problems(
+    sizes: Mapping[str, int], config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int
+) -> list[str]:
+    """What a mesh does not divide."""
+    data, fsdp, tensor = (sizes[axis] for axis in AXES)
+    if data * fsdp * tensor != num_devices:
+        return [f"the product is {data * fsdp * tensor}"]
+    text, vision, train = model.text, model.vision, config.train
+    rows = train.prompts // (train.minibatches * train.microbatches)
+    needs = {
+        f"train.prompts / minibatches / microbatches = {rows}": (rows, "data * fsdp", data * fsdp),
+        f"eval.batch_size = {config.eval.batch_size}": (config.eval.batch_size, "data * fsdp", data * fsdp),
+        f"hidden_size {text.hidden_size}": (text.hidden_size, "fsdp", fsdp),
+        f"the vision tower's hidden_size {vision.hidden_size}": (vision.hidden_size, "fsdp", fsdp),
+        f"{text.num_attention_heads} heads": (text.num_attention_heads, "tensor", tensor),
+        f"{text.num_key_value_heads} key/value heads": (text.num_key_value_heads, "tensor", tensor),
+        f"intermediate_size {text.intermediate_size}": (text.intermediate_size, "tensor", tensor),
+        f"vocab_size {text.vocab_size}": (text.vocab_size, "tensor", tensor),
+        **{
+            f"{size // vision.merge_unit} image tokens of data.patch_buckets": (
+                size // vision.merge_unit,
+                "tensor",
+                tensor,
+            )
+            for size in config.data.patch_buckets
+        },
+    }
+    return [f"{what} must divide by {axes} = {size}" for what, (count, axes, size) in needs.items() if count % size]
