@@ -288,9 +288,10 @@ def find_params(path: epath.PathLike) -> epath.Path:
     raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
 
 
-def load_params(path: Path) -> dict[str, jax.Array]:
-    """float32 parameters by dotted name from a run, a checkpoint or a converted model, on this process's first device.
+def load_params(path: Path, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, jax.Array]:
+    """float32 parameters by dotted name from a run, a checkpoint or a converted model.
 
+    Each process reads what its devices hold by `shardings`; what these do not name is put on its first device.
     Whatever devices and types wrote them.
 
     Raises:
@@ -300,7 +301,8 @@ def load_params(path: Path) -> dict[str, jax.Array]:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         shapes = {name: param.shape for name, param in open_arrays(folder).items()}
-        like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for name, shape in shapes.items()}
+        where = {name: (shardings or {}).get(name, here) for name in shapes}
+        like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=where[name]) for name, shape in shapes.items()}
         params = read_arrays(folder, like)
         sums = folder.parent / "checksums" / "metadata"
         if sums.exists():  # not beside a converted model

@@ -24,8 +24,9 @@ from care_jax.loss import Denominators, LossOutput
 from care_jax.processor import Example, Processor, Trace
 from care_jax.programs import Program, bucket_of
 from care_jax.session import Session, open_session
+from care_jax.sharding import ROWS, place
 from care_jax.structs import Array, Prompts, TrainBatch, TrainState
-from care_jax.update import make_update
+from care_jax.update import make_update, update_shardings
 
 
 def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denominators) -> LossOutput:
@@ -93,13 +94,20 @@ def compile_update(session: Session) -> Program:
         microbatches=config.train.microbatches,
         temperature=1.0,
         chunk=config.model.logits_chunk,
+        mesh=session.mesh,
     )
-    program = Program("cold start update", update, donate=(0,))
+    program = Program(
+        "cold start update",
+        update,
+        session.mesh,
+        out_shardings=update_shardings(session.mesh, session.state),
+        donate=(0,),
+    )
     for bucket in programs.all_buckets(config):
         batch = _abstract_batch(
             config, programs.abstract_prompts(config.train.prompts, bucket, session.processor.image_spec)
         )
-        program.compile(bucket, session.state, batch, session.forbidden_mask)
+        program.compile(bucket, session.state, place(session.mesh, batch, ROWS), session.forbidden_mask)
     return program
 
 
@@ -153,7 +161,7 @@ def _step(session: Session, update: Program) -> dict[str, float]:
         examples, length = next(session.iterator), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)
     with session.timer("update"):
-        output = update(bucket_of(batch.prompts), session.state, batch, session.forbidden_mask)
+        output = update(bucket_of(batch.prompts), session.state, session.put(batch), session.forbidden_mask)
         session.state = output.state
         scalars = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
     seconds = time.perf_counter() - started

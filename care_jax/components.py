@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
+from jax.sharding import Mesh, NamedSharding
 
+from care_jax import sharding
 from care_jax.checkpoint import load_params
-from care_jax.models import QwenVL, init_model, load_model_config, params_from_dict
+from care_jax.models import (
+    ModelConfig,
+    QwenVL,
+    abstract_model,
+    init_model,
+    load_model_config,
+    params_from_dict,
+    params_to_dict,
+)
 from care_jax.processor import Processor, load_processor
 from care_jax.response_format import FORMATS
 from care_jax.verify import Verifier
@@ -32,17 +44,39 @@ def make_processor(config: ml_collections.ConfigDict) -> Processor:
     )
 
 
-def make_model(config: ml_collections.ConfigDict) -> QwenVL:
-    """The model a run starts from: random by config.seed, or the parameters under config.model.weights."""
-    model_config = dataclasses.replace(
+def make_model_config(config: ml_collections.ConfigDict) -> ModelConfig:
+    """The architecture of the config's model folder, and how the config wants it computed."""
+    return dataclasses.replace(
         load_model_config(Path(config.model.folder)),
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
         freeze_vision=config.model.freeze_vision,
     )
+
+
+def make_model(config: ml_collections.ConfigDict, mesh: Mesh) -> QwenVL:
+    """The model a run starts from, as the mesh divides it: random by config.seed, or from config.model.weights.
+
+    No device and no host holds more of it than its own part.
+    """
+    model_config = make_model_config(config)
+    abstract = abstract_model(model_config)
+    shardings: Any = sharding.named(mesh, sharding.param_specs(abstract))
     if config.model.weights == "random":
-        return jax.jit(init_model, static_argnums=0)(model_config, jax.random.key(config.seed))
-    return params_from_dict(model_config, load_params(Path(config.model.weights)))
+        make = jax.jit(init_model, static_argnums=0, out_shardings=shardings)
+        return make(model_config, jax.random.key(config.seed))
+    by_name: dict[str, Any] = params_to_dict(shardings)
+    return params_from_dict(model_config, load_params(Path(config.model.weights), by_name))
+
+
+def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """The mesh of config.mesh over all devices.
+
+    Raises:
+        ValueError: one line on a factorisation that does not work for this model and these batches.
+    """
+    devices = jax.devices()
+    return sharding.make_mesh(sharding.mesh_sizes(config, make_model_config(config), len(devices)), devices)
 
 
 def make_verifier(config: ml_collections.ConfigDict) -> Verifier:
@@ -51,7 +85,8 @@ def make_verifier(config: ml_collections.ConfigDict) -> Verifier:
     return Verifier(workers=verify.workers, deadline=verify.deadline, tolerance=verify.tolerance)
 
 
-@jax.jit
-def stage_key(root: jax.Array, step: int, stage: int) -> jax.Array:
-    """fold_in(fold_in(root, step), stage); each (step, stage) is asked for once."""
-    return jax.random.fold_in(jax.random.fold_in(root, step), stage)
+@functools.partial(jax.jit, static_argnames=("seed", "mesh"))
+def stage_key(step: int, stage: int, *, seed: int, mesh: Mesh) -> jax.Array:
+    """fold_in(fold_in(key(seed), step), stage), on all devices; each (step, stage) is asked for once."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stage)
+    return jax.lax.with_sharding_constraint(key, NamedSharding(mesh, sharding.WHOLE))

@@ -66,7 +66,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict()
     c.train.steps = 1000  # batches of prompts
-    c.train.prompts = 512  # B, prompts of a step over all processes
+    c.train.prompts = 512  # B, prompts of a step over all devices
     c.train.minibatches = 4  # optimizer updates a step
     c.train.microbatches = 4  # pieces of a minibatch whose gradients are added up
     c.train.eval_every = 50  # steps; 0: only at the end
@@ -88,7 +88,7 @@ def base() -> ml_collections.ConfigDict:
     c.optimizer.clip_norm = 1.0  # global norm
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.batch_size = 64  # prompts
+    c.eval.batch_size = 64  # prompts, rounded up to a multiple of the mesh's data * fsdp
     c.eval.num_samples = 1  # k of pass@k; 1 decodes greedily
     c.eval.temperature = 1.0  # of the samples when num_samples > 1
     return c

@@ -16,17 +16,18 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
-from care_jax import cli, rollout
+from care_jax import cli, rollout, sharding
 from care_jax import config as config_lib
 from care_jax.checkpoint import find_params
-from care_jax.components import make_model, make_processor, make_verifier, stage_key
+from care_jax.components import make_mesh, make_model, make_processor, make_verifier, stage_key
 from care_jax.data import loader
 from care_jax.data.loader import RecordSource
 from care_jax.data.records import Record
 from care_jax.models import QwenVL
 from care_jax.processor import Processor
-from care_jax.programs import EvalPrograms, bucket_of
+from care_jax.programs import EVERY_BUCKET, EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
 from care_jax.verify import Judged, Verifier, judge
 
@@ -44,11 +45,15 @@ class Evaluator:
         processor: Processor,
         verifier: Verifier,
         model: QwenVL,
+        mesh: Mesh,
     ):
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes = TokenBytes(processor.tokenizer)
-        self._programs = EvalPrograms.build(config, processor, model)
-        self._forced = jax.device_get(rollout.nothing_forced(config.eval.batch_size, config.eval.num_samples))
+        self._programs, self._mesh = EvalPrograms.build(config, processor, model, mesh), mesh
+        self._batch_size = sharding.share_rows(mesh, config.eval.batch_size)
+        forced = jax.device_get(rollout.nothing_forced(self._batch_size, config.eval.num_samples))
+        self._forced = sharding.put(mesh, forced)
+        self._forbidden_mask = sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE)
 
     def run(self, model: QwenVL, *, limit: int, write: Callable[[dict], None] | None = None) -> dict[str, float]:
         """Accuracy per source and their mean, unparsed and format rates; `limit` 0 takes all records.
@@ -56,17 +61,18 @@ class Evaluator:
         With eval.num_samples k > 1 accuracy is the mean over the samples, and pass@k is added. `write` is given one
         dict a record: id, source, prompt, answer and, per sample, response, extracted answer, verdict and reason.
         """
-        config, results = self._config, []
+        config, programs, results = self._config, self._programs, []
+        sampler = programs.sampler(EVERY_BUCKET, model)
         batches = loader.make_eval_batches(
-            self._source, self._processor.encode_prompt, batch_size=config.eval.batch_size, limit=limit
+            self._source, self._processor.encode_prompt, batch_size=self._batch_size, limit=limit
         )
         for number, (examples, num_real) in enumerate(batches):
-            prompts = jax.device_put(self._processor.collate(examples))
+            prompts = sharding.put(self._mesh, self._processor.collate(examples))
             bucket = bucket_of(prompts)
-            key = stage_key(jax.random.key(config.seed), number, _EVAL_STAGE)
-            prefix = self._programs.prefill(bucket, model, prompts)
-            rollouts = jax.device_get(
-                self._programs.generate(bucket, model, prefix, self._forced, self._processor.forbidden_mask, key)
+            key = stage_key(number, _EVAL_STAGE, seed=config.seed, mesh=self._mesh)
+            prefix = programs.prefill(bucket, model, prompts)
+            rollouts = programs.generate.fetch(
+                programs.generate(bucket, sampler, prefix, self._forced, self._forbidden_mask, key)
             )
             records = [example.record for example in examples[:num_real]]
             judged = judge(
@@ -134,10 +140,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     config = ml_collections.ConfigDict(config)
     config.model.weights = str(workdir)
     processor, source = make_processor(config), loader.open_source(config, "eval")
-    model = make_model(config)
+    mesh = make_mesh(config)
+    model = make_model(config, mesh)
     results: list[dict] = []
     with make_verifier(config) as verifier:
-        evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model)
+        evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model, mesh=mesh)
         summary = evaluator.run(model, limit=0, write=results.append)
     lines = "".join(json.dumps(result) + "\n" for result in results)
     (workdir / "eval_samples.jsonl").write_text(lines, encoding="utf-8")

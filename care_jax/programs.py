@@ -15,37 +15,87 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
+from jax.sharding import Mesh, NamedSharding
 
 from care_jax import reflect, rollout, train_batch
 from care_jax.images import ImageSpec
 from care_jax.models import QwenVL
+from care_jax.models.cache import PREFIX_SPECS
 from care_jax.processor import Processor
 from care_jax.rollout import Forced, Sampling
 from care_jax.score import score, scores_of_sampler, token_scores
+from care_jax.sharding import (
+    ROWS,
+    WHOLE,
+    gathered,
+    is_addressable,
+    on_shards,
+    param_specs,
+    place,
+    share_rows,
+)
 from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainState, Verdicts
 from care_jax.subgroup import select_subgroup
+from care_jax.update import update_shardings
 
 Bucket = tuple[int, int]  # prompt tokens, patches
+EVERY_BUCKET = (0, 0)  # of a program that has nothing to do with prompts
 
 
 class Program:
-    """A function compiled ahead of time, once per bucket."""
+    """A function compiled ahead of time, once per bucket, for the shapes and shardings of its arguments.
 
-    def __init__(self, name: str, function: Callable, *, donate: tuple[int, ...] = ()):
+    `specs` makes the PartitionSpecs of a function that runs on shards, as `sharding.on_shards` takes them; without them
+    it runs on whole arrays, its results divided as `out_shardings` say. `read` is the part of the results that the host
+    reads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable,
+        mesh: Mesh,
+        *,
+        specs: Callable[..., tuple[tuple, Any]] | None = None,
+        out_shardings: Any = None,
+        donate: tuple[int, ...] = (),
+        read: Callable[[Any], Any] | None = None,
+    ):
         self.name = name
-        self._jitted = jax.jit(function, donate_argnums=donate)
+        if specs is not None:
+            function = on_shards(mesh, function, specs)
+        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
         self._compiled: dict[Bucket, Any] = {}
+        self._read, self._mesh = read, mesh
+        self._copy_to_all: Any = None
 
     def compile(self, bucket: Bucket, *args: Any) -> Any:
-        """Compiles for the shapes of `args` (arrays or ShapeDtypeStructs). Returns the abstract output."""
+        """Compiles for the shapes and shardings of `args`, arrays or ShapeDtypeStructs. Returns the abstract output."""
         started = time.time()
-        self._compiled[bucket] = self._jitted.lower(*args).compile()
+        compiled = self._jitted.lower(*args).compile()
+        self._compiled[bucket] = compiled
         logging.info("compiled %s for %d tokens, %d patches in %.1f s", self.name, *bucket, time.time() - started)
-        return jax.eval_shape(self._jitted, *args)
+        output = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(self._jitted, *args),
+            compiled.output_shardings,
+        )
+        if self._read is not None and self._copy_to_all is None and not is_addressable(self._mesh):
+            copy = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, WHOLE))
+            self._copy_to_all = copy.lower(self._read(output)).compile()
+        return output
 
     def __call__(self, bucket: Bucket, *args: Any) -> Any:
         return self._compiled[bucket](*args)
+
+    def fetch(self, output: Any) -> Any:
+        """What the host reads of an output, as NumPy arrays, whole on every process. Its shapes know no bucket."""
+        assert self._read is not None
+        if self._copy_to_all is None:
+            return jax.device_get(self._read(output))
+        return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copy_to_all(self._read(output)))
 
 
 def bucket_of(prompts: Prompts) -> Bucket:
@@ -113,24 +163,34 @@ def make_sampling(config: ml_collections.ConfigDict, stop_ids: Sequence[int], te
 class EvalPrograms:
     """Prefill and decode at the size of an evaluation batch."""
 
+    sampler: Program
     prefill: Program
     generate: Program
 
     @classmethod
-    def build(cls, config: ml_collections.ConfigDict, processor: Processor, model: QwenVL) -> EvalPrograms:
-        """Compiles both for every bucket."""
+    def build(cls, config: ml_collections.ConfigDict, processor: Processor, model: QwenVL, mesh: Mesh) -> EvalPrograms:
+        """Compiles all for every bucket."""
         greedy = config.eval.num_samples == 1
         sampling = make_sampling(config, processor.stop_ids, 0.0 if greedy else config.eval.temperature)
         programs = cls(
-            prefill=Program("evaluation prefill", rollout.prefill),
-            generate=Program("evaluation decode", functools.partial(rollout.generate, sampling=sampling)),
+            sampler=_sampler(mesh),
+            prefill=_prefill("evaluation prefill", mesh),
+            generate=_generate("evaluation decode", sampling, mesh),
         )
-        size = config.eval.batch_size
+        size = share_rows(mesh, config.eval.batch_size)
         forced = jax.eval_shape(lambda: rollout.nothing_forced(size, config.eval.num_samples))
+        sampler = programs.sampler.compile(EVERY_BUCKET, model)
         for bucket in all_buckets(config):
-            prompts = abstract_prompts(size, bucket, processor.image_spec)
+            prompts = place(mesh, abstract_prompts(size, bucket, processor.image_spec), ROWS)
             prefix = programs.prefill.compile(bucket, model, prompts)
-            programs.generate.compile(bucket, model, prefix, forced, processor.forbidden_mask, _abstract_key())
+            programs.generate.compile(
+                bucket,
+                sampler,
+                prefix,
+                place(mesh, forced, ROWS),
+                place(mesh, processor.forbidden_mask, WHOLE),
+                _abstract_key(mesh),
+            )
         return programs
 
 
@@ -138,6 +198,7 @@ class EvalPrograms:
 class TrainPrograms:
     """The stages of a CARE step, in order."""
 
+    sampler: Program
     prefill: Program
     rollout: Program
     score: Program
@@ -150,7 +211,7 @@ class TrainPrograms:
 
     @classmethod
     def build(
-        cls, config: ml_collections.ConfigDict, processor: Processor, state: TrainState, update: Callable
+        cls, config: ml_collections.ConfigDict, processor: Processor, state: TrainState, update: Callable, mesh: Mesh
     ) -> TrainPrograms:
         """Compiles every stage for every bucket; reflection and reference only where the objective uses them."""
         objective = ml_collections.FrozenConfigDict(config.objective)
@@ -158,31 +219,81 @@ class TrainPrograms:
         scoring = {"temperature": config.rollout.temperature, "chunk": config.model.logits_chunk}
         from_sampler = config.score.old_from == "sampler"
         keeping = dataclasses.replace(sampling, keep_states=from_sampler)
+        rows = NamedSharding(mesh, ROWS)
         programs = cls(
-            prefill=Program("prefill", rollout.prefill),
-            rollout=Program("rollout", functools.partial(rollout.generate, sampling=keeping)),
-            score=Program("score", _scores_of_sampler if from_sampler else functools.partial(score, **scoring)),
-            select=Program("select", functools.partial(_select, objective=objective)),
-            reflect=Program("reflect", functools.partial(rollout.generate, sampling=sampling)),
-            score_reflected=Program("score of reflections", functools.partial(score, **scoring)),
-            assemble=Program("assemble", functools.partial(train_batch.assemble, objective=objective)),
-            reference=Program("reference", functools.partial(_reference_logprobs, **scoring)),
-            update=Program("update", update, donate=(0,)),
+            sampler=_sampler(mesh),
+            prefill=_prefill("prefill", mesh),
+            # What dynamic sampling puts together anew must have all its parts.
+            rollout=_generate("rollout", keeping, mesh, read_states=objective.dynamic_sampling),
+            score=Program(
+                "score",
+                _scores_of_sampler if from_sampler else functools.partial(score, **scoring),
+                mesh,
+                specs=_score_specs,
+                read=lambda scores: scores,
+            ),
+            select=Program(
+                "select",
+                functools.partial(_select, objective=objective),
+                mesh,
+                out_shardings=rows,
+                read=lambda subgroup: subgroup,
+            ),
+            reflect=_generate("reflect", sampling, mesh),
+            score_reflected=Program(
+                "score of reflections",
+                functools.partial(score, **scoring),
+                mesh,
+                specs=_score_specs,
+                read=lambda scores: scores,
+            ),
+            assemble=Program(
+                "assemble",
+                functools.partial(train_batch.assemble, objective=objective),
+                mesh,
+                out_shardings=rows,
+                read=lambda assembled: assembled.replace(batch=assembled.batch.replace(prompts=None)),
+            ),
+            reference=Program(
+                "reference",
+                functools.partial(_reference_logprobs, **scoring),
+                mesh,
+                specs=lambda model, *_: ((param_specs(model), ROWS, ROWS, WHOLE), ROWS),
+            ),
+            update=Program(
+                "update",
+                update,
+                mesh,
+                out_shardings=update_shardings(mesh, state),
+                donate=(0,),
+            ),
         )
+        sampler = programs.sampler.compile(EVERY_BUCKET, state.params)
         for bucket in all_buckets(config):
-            programs._compile(bucket, config, processor, state)
+            programs._compile(bucket, config, processor, state, sampler, mesh)
         return programs
 
     def _compile(
-        self, bucket: Bucket, config: ml_collections.ConfigDict, processor: Processor, state: TrainState
+        self,
+        bucket: Bucket,
+        config: ml_collections.ConfigDict,
+        processor: Processor,
+        state: TrainState,
+        sampler: QwenVL,
+        mesh: Mesh,
     ) -> None:
         size, num_rollouts = config.train.prompts, config.rollout.num_rollouts
-        length, forbidden, key = config.rollout.response_len, processor.forbidden_mask, _abstract_key()
-        prompts = abstract_prompts(size, bucket, processor.image_spec)
+        length, key = config.rollout.response_len, _abstract_key(mesh)
+        forbidden = place(mesh, processor.forbidden_mask, WHOLE)
+
+        def rows(tree: Any) -> Any:
+            return place(mesh, tree, ROWS)
+
+        prompts = rows(abstract_prompts(size, bucket, processor.image_spec))
         prefix = self.prefill.compile(bucket, state.params, prompts)
-        forced = jax.eval_shape(lambda: rollout.nothing_forced(size, num_rollouts))
-        rollouts = self.rollout.compile(bucket, state.params, prefix, forced, forbidden, key)
-        verdicts = abstract_verdicts(size, num_rollouts, length)
+        forced = rows(jax.eval_shape(lambda: rollout.nothing_forced(size, num_rollouts)))
+        rollouts = self.rollout.compile(bucket, sampler, prefix, forced, forbidden, key)
+        verdicts = rows(abstract_verdicts(size, num_rollouts, length))
         scores = self.score.compile(bucket, state.params, prompts, rollouts, verdicts, forbidden)
         subgroup = self.select.compile(bucket, rollouts, verdicts, scores, key)
         num_forced = reflect.forced_width(processor, config.objective)
@@ -193,19 +304,47 @@ class TrainPrograms:
                 active=jnp.zeros((size, 1), bool),
             )
         )
-        one = abstract_verdicts(size, 1, length)
+        one = rows(abstract_verdicts(size, 1, length))
         if config.objective.reflect.enabled:
-            reflected = self.reflect.compile(bucket, state.params, prefix, forced, forbidden, key)
+            reflected = self.reflect.compile(bucket, sampler, prefix, rows(forced), forbidden, key)
             self.score_reflected.compile(bucket, state.params, prompts, reflected, one, forbidden)
-        reflection = jax.eval_shape(lambda: train_batch.no_reflection(size, length))
+        reflection = rows(jax.eval_shape(lambda: train_batch.no_reflection(size, length)))
         output = self.assemble.compile(bucket, prompts, rollouts, verdicts, scores, subgroup, reflection)
         if config.objective.kl_coef > 0:
             self.reference.compile(bucket, state.params, prompts, output.batch.token_ids, forbidden)
         self.update.compile(bucket, state, output.batch, forbidden)
 
 
-def _abstract_key() -> Array:
-    return jax.eval_shape(lambda: jax.random.key(0))
+def _sampler(mesh: Mesh) -> Program:
+    def specs(model: QwenVL) -> tuple[tuple, Any]:
+        return (param_specs(model),), gathered(param_specs(jax.eval_shape(QwenVL.for_sampling, model)))
+
+    return Program("the sampler's parameters", QwenVL.for_sampling, mesh, specs=specs)
+
+
+def _prefill(name: str, mesh: Mesh) -> Program:
+    return Program(name, rollout.prefill, mesh, specs=lambda model, _: ((param_specs(model), ROWS), PREFIX_SPECS))
+
+
+def _generate(name: str, sampling: Sampling, mesh: Mesh, *, read_states: bool = False) -> Program:
+    def specs(sampler: QwenVL, *_: Any) -> tuple[tuple, Any]:
+        return (gathered(param_specs(sampler)), PREFIX_SPECS, ROWS, WHOLE, WHOLE), ROWS
+
+    return Program(
+        name,
+        functools.partial(rollout.generate, sampling=sampling),
+        mesh,
+        specs=specs,
+        read=lambda rollouts: rollouts if read_states else dataclasses.replace(rollouts, states=None),
+    )
+
+
+def _score_specs(model: QwenVL, *_: Any) -> tuple[tuple, Any]:
+    return (param_specs(model), ROWS, ROWS, ROWS, WHOLE), ROWS
+
+
+def _abstract_key(mesh: Mesh) -> Array:
+    return place(mesh, jax.eval_shape(lambda: jax.random.key(0)), WHOLE)
 
 
 def _scores_of_sampler(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from care_jax.collectives import first_row, join_parts, most
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
 from care_jax.score import entropy_of, masked_logits
@@ -109,6 +110,7 @@ def generate(
         logits = masked_logits(
             model, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
         )
+        logits = join_parts(logits, axis=-1)
         if sampling.temperature > 0:
             token = _draw(jax.random.fold_in(key, loop.t), branches.number, logits)
         else:
@@ -156,7 +158,8 @@ def generate(
         enough = sizes[0] if sizes else 0
 
         def goes_on(loop: _Loop) -> Array:
-            return (loop.t < sampling.response_len) & (jnp.sum(loop.alive) > enough)
+            # On shards all go on together: none leaves a loop in which others still exchange data.
+            return (loop.t < sampling.response_len) & (most(jnp.sum(loop.alive)) > enough)
 
         loop = jax.lax.while_loop(goes_on, functools.partial(decode_token, branches), loop)
         if not sizes:
@@ -167,7 +170,8 @@ def generate(
 
     total = batch * num_branches
     sizes = sorted({max(1, int(share * total)) for share in sampling.compact_shares} - {total}, reverse=True)
-    everyone = _Branches(prefix, forced.forced_len, jnp.arange(total, dtype=jnp.int32).reshape(batch, num_branches))
+    number = first_row(batch) * num_branches + jnp.arange(total, dtype=jnp.int32)
+    everyone = _Branches(prefix, forced.forced_len, number.reshape(batch, num_branches))
     return _join(forced, finish(everyone, _start(model, prefix, forced, slots, sampling), sizes))
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from care_jax.collectives import log_softmax, own_part, pick, sum_parts, to_parts
 from care_jax.models import QwenVL
 from care_jax.structs import Array, Prompts, Rollouts, Scores, Verdicts
 
@@ -26,15 +27,22 @@ class TokenScores:
 
 
 def masked_logits(model: QwenVL, hidden: Array, *, forbidden_mask: Array, temperature: float) -> Array:
-    """Logits / temperature with forbidden ids out of reach. hidden [..., D] -> [..., V] float32."""
+    """Logits / temperature with forbidden ids out of reach. hidden [..., D] -> [..., V] float32, this device's part."""
     logits = model.logits(hidden) / temperature
-    return jnp.where(jnp.expand_dims(forbidden_mask, tuple(range(logits.ndim - 1))), _FORBIDDEN, logits)
+    return jnp.where(_of_vocabulary(forbidden_mask, logits), _FORBIDDEN, logits)
+
+
+def _of_vocabulary(forbidden_mask: Array, logits: Array) -> Array:
+    """forbidden_mask [V] with the rank of logits [..., V]; where those are a part of the vocabulary, its part."""
+    mask = forbidden_mask if logits.shape[-1] == forbidden_mask.size else own_part(forbidden_mask, axis=0)
+    return jnp.expand_dims(mask, tuple(range(logits.ndim - 1)))
 
 
 def entropy_of(logprobs: Array, forbidden_mask: Array) -> Array:
-    """Entropy in nats of log-probs [..., V] -> [...]; forbidden ids, of probability 0, give nothing."""
-    forbidden = jnp.expand_dims(forbidden_mask, tuple(range(logprobs.ndim - 1)))
-    return -jnp.sum(jnp.exp(logprobs) * jnp.where(forbidden, 0.0, logprobs), axis=-1)
+    """Entropy in nats of log-probs [..., V] or this device's part -> [...]; forbidden ids, of probability 0, give 0."""
+    forbidden = _of_vocabulary(forbidden_mask, logprobs)
+    entropy = -jnp.sum(jnp.exp(logprobs) * jnp.where(forbidden, 0.0, logprobs), axis=-1)
+    return entropy if logprobs.shape[-1] == forbidden_mask.size else sum_parts(entropy)
 
 
 def token_scores(
@@ -45,6 +53,7 @@ def token_scores(
     Runs the head over `chunk` tokens at a time and recomputes each chunk in the backward pass, so that no
     [tokens, V] array exists. A forbidden token's log-prob is a huge negative number with no gradient.
     """
+    model, hidden = model.with_whole_head(), to_parts(hidden)
     shape, width = token_ids.shape, hidden.shape[-1]
     hidden, flat_ids = hidden.reshape(-1, width), token_ids.reshape(-1)
     num_chunks = -(-flat_ids.size // chunk)
@@ -56,9 +65,8 @@ def token_scores(
     def score_chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         states, ids = inputs
         logits = masked_logits(model, states, forbidden_mask=forbidden_mask, temperature=temperature)
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        chosen = jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
-        return None, (chosen, entropy_of(logprobs, forbidden_mask))
+        logprobs = log_softmax(logits)
+        return None, (pick(logprobs, ids), entropy_of(logprobs, forbidden_mask))
 
     _, (logprobs, entropy) = jax.lax.scan(score_chunk, None, (hidden, flat_ids))
     size = flat_ids.size - padding

@@ -20,10 +20,12 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from care_jax import config as config_lib
+from care_jax import sharding
 from care_jax.checkpoint import Checkpointer
-from care_jax.components import make_model, make_processor, make_verifier, stage_key
+from care_jax.components import make_mesh, make_model, make_processor, make_verifier, stage_key
 from care_jax.data import loader
 from care_jax.data.records import Record
 from care_jax.evaluate import Evaluator
@@ -68,6 +70,7 @@ class Session:
     guard: CompileGuard
     stop: StopFlag
     timer: StageTimer
+    mesh: Mesh
     forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
     lr: np.ndarray  # [updates of the run] float32, the schedule
 
@@ -87,11 +90,15 @@ class Session:
 
     def key(self, stage: int) -> jax.Array:
         """The random key of a stage of the current step."""
-        return stage_key(jax.random.key(self.config.seed), self.step, stage)
+        return stage_key(self.step, stage, seed=self.config.seed, mesh=self.mesh)
+
+    def put(self, tree: Any) -> Any:
+        """Host arrays whose leading axis is the prompt, to the devices."""
+        return sharding.put(self.mesh, tree)
 
     def end_warm_up(self) -> None:
         """From here on nothing may compile; `guard.check` says so at every step."""
-        stage_key(jax.random.key(self.config.seed), 0, 0)
+        stage_key(0, 0, seed=self.config.seed, mesh=self.mesh)
         self.checkpointer.warm_up(self.state)
         self.guard.arm()
 
@@ -163,13 +170,17 @@ def open_session(
         process_count=jax.process_count(),
     )
     held_out = loader.open_source(config, "eval")
+    mesh = make_mesh(config)
     optimizer = make_optimizer(config)
-    model = make_model(config)
+    model = make_model(config, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     guard = CompileGuard()
     verifier = make_verifier(config)
+    opt_shardings = sharding.named(mesh, sharding.param_specs(jax.eval_shape(optimizer.init, model)))
     state = TrainState(
-        step=jax.numpy.zeros((), jax.numpy.int32), params=model, opt_state=jax.jit(optimizer.init)(model)
+        step=sharding.put(mesh, np.int32(0), sharding.WHOLE),
+        params=model,
+        opt_state=jax.jit(optimizer.init, out_shardings=opt_shardings)(model),
     )
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     state = checkpointer.restore(state, iterator) or state
@@ -183,13 +194,14 @@ def open_session(
         optimizer=optimizer,
         state=state,
         iterator=iterator,
-        evaluator=Evaluator(config, source=held_out, processor=processor, verifier=verifier, model=model),
+        evaluator=Evaluator(config, source=held_out, processor=processor, verifier=verifier, model=model, mesh=mesh),
         checkpointer=checkpointer,
         writer=MetricsWriter(workdir, resume_step=int(state.step), total_steps=config.train.steps),
         guard=guard,
         stop=stop,
         timer=StageTimer(),
-        forbidden_mask=jax.device_put(processor.forbidden_mask),
+        mesh=mesh,
+        forbidden_mask=sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE),
         lr=schedule_table(config),
     )
 

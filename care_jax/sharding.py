@@ -14,6 +14,7 @@ nothing to choose. Nothing here is global: a mesh is made once and handed on.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,10 @@ RULES: dict[str, str] = {
     "vision_merged": "fsdp",
 }
 
+# Of parameters that each device of `tensor` has whole and uses on its own heads or patches, so that its gradient is a
+# part of a sum.
+PARTIAL_AXES = ("head_channels", "vision_embed", "vision_merged", "vision_vector")
+
 
 def param_name(path: tuple) -> str:
     """Dotted parameter name of a key path; the Variable's own `value` level is left out."""
@@ -115,7 +120,10 @@ def gathered(specs: Any) -> Any:
 
 def state_specs(state: TrainState) -> TrainState:
     """PartitionSpecs of a training state."""
-    return state.replace(step=WHOLE, params=param_specs(state.params), opt_state=param_specs(state.opt_state))
+    whole: Any = WHOLE
+    return dataclasses.replace(
+        state, step=whole, params=param_specs(state.params), opt_state=param_specs(state.opt_state)
+    )
 
 
 def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
@@ -137,28 +145,40 @@ def named(mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
+def share_rows(mesh: Mesh, num_rows: int) -> int:
+    """The least number of rows, at least `num_rows`, of which each shard can have as many as the others."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-num_rows // shards) * shards
+
+
+def is_addressable(mesh: Mesh) -> bool:
+    """Whether all devices of the mesh are this process's."""
+    return NamedSharding(mesh, WHOLE).is_fully_addressable
+
+
 def put(mesh: Mesh, tree: Any, spec: PartitionSpec = ROWS) -> Any:
     """Host arrays to the devices; every process holds the whole arrays and puts its own part of them."""
     sharding = NamedSharding(mesh, spec)
-    if sharding.is_fully_addressable:
+    if is_addressable(mesh):
         return jax.device_put(tree, sharding)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index]), tree
     )
 
 
-def on_shards(mesh: Mesh, function: Callable, in_specs: Callable[..., tuple], out_specs: Any) -> Callable:
-    """`function` on each device's part of its arguments; on one device the function itself.
+def on_shards(mesh: Mesh | None, function: Callable, specs: Callable[..., tuple[tuple, Any]]) -> Callable:
+    """`function` on each device's part of its arguments; on one device (or no mesh) the function itself.
 
-    `in_specs` makes the arguments' specs from the arguments. `out_specs` are the results'. What `function` communicates
-    is in collectives.py.
+    `specs` makes, from the whole arguments, the arguments' PartitionSpecs and the results'. What `function`
+    communicates is in collectives.py.
     """
-    if mesh.size == 1:
+    if mesh is None or mesh.size == 1:
         return function
 
     def run(*args: Any) -> Any:
+        in_specs, out_specs = specs(*args)
         # Kernels written in Pallas do not say which axes their results vary over, hence no check.
-        return jax.shard_map(function, mesh=mesh, in_specs=in_specs(*args), out_specs=out_specs, check_vma=False)(*args)
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
 
     return run
 
@@ -216,11 +236,11 @@ def _problems(
     rows = train.prompts // (train.minibatches * train.microbatches)
     needs = {
         f"train.prompts / minibatches / microbatches = {rows}": (rows, "data * fsdp", data * fsdp),
-        f"eval.batch_size = {config.eval.batch_size}": (config.eval.batch_size, "data * fsdp", data * fsdp),
         f"hidden_size {text.hidden_size}": (text.hidden_size, "fsdp", fsdp),
         f"the vision tower's hidden_size {vision.hidden_size}": (vision.hidden_size, "fsdp", fsdp),
         f"{text.num_attention_heads} heads": (text.num_attention_heads, "tensor", tensor),
         f"{text.num_key_value_heads} key/value heads": (text.num_key_value_heads, "tensor", tensor),
+        f"the vision tower's {vision.num_heads} heads": (vision.num_heads, "tensor", tensor),
         f"intermediate_size {text.intermediate_size}": (text.intermediate_size, "tensor", tensor),
         f"vocab_size {text.vocab_size}": (text.vocab_size, "tensor", tensor),
         **{

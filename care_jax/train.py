@@ -8,7 +8,6 @@ Host work is verification and bookkeeping; everything else is a program compiled
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from care_jax.loss import policy_loss
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
 from care_jax.processor import Example
-from care_jax.programs import Bucket, TrainPrograms, bucket_of
+from care_jax.programs import EVERY_BUCKET, Bucket, TrainPrograms, bucket_of
 from care_jax.regions import TokenBytes
 from care_jax.rollout import nothing_forced
 from care_jax.session import Session, open_session
@@ -45,6 +44,7 @@ class Group(NamedTuple):
     prompts: Prompts  # on the device
     prefix: Prefix
     rollouts: Rollouts
+    on_host: Rollouts  # the same as NumPy arrays
     judged: Judged
 
 
@@ -62,10 +62,13 @@ class Trainer:
             microbatches=config.train.microbatches,
             temperature=config.rollout.temperature,
             chunk=config.model.logits_chunk,
+            mesh=session.mesh,
         )
-        self.programs = TrainPrograms.build(config, session.processor, session.state, update)
-        self.reference: QwenVL | None = make_model(config) if self.objective.kl_coef > 0 else None
-        self.nothing_forced = jax.device_get(nothing_forced(config.train.prompts, config.rollout.num_rollouts))
+        self.programs = TrainPrograms.build(config, session.processor, session.state, update, session.mesh)
+        self.reference: QwenVL | None = make_model(config, session.mesh) if self.objective.kl_coef > 0 else None
+        self.nothing_forced = session.put(
+            jax.device_get(nothing_forced(config.train.prompts, config.rollout.num_rollouts))
+        )
         self.no_reflection = jax.device_get(no_reflection(config.train.prompts, config.rollout.response_len))
 
     def step(self) -> dict[str, float]:
@@ -74,8 +77,10 @@ class Trainer:
         started = time.perf_counter()
         params, forbidden = session.state.params, session.forbidden_mask
 
-        group = self._mixed_groups() if objective.dynamic_sampling else self._rollouts(ROLLOUT)
-        verdicts = jax.device_put(group.judged.verdicts)
+        with timer("rollout"):
+            sampler = programs.sampler(EVERY_BUCKET, params)
+        group = self._mixed_groups(sampler) if objective.dynamic_sampling else self._rollouts(sampler, ROLLOUT)
+        verdicts = session.put(group.judged.verdicts)
 
         with timer("score"):
             scores = programs.score(group.bucket, params, group.prompts, group.rollouts, verdicts, forbidden)
@@ -83,14 +88,15 @@ class Trainer:
         with timer("select"):
             key = session.key(SELECT)
             subgroup = programs.select(group.bucket, group.rollouts, verdicts, scores, key)
-            chosen = jax.device_get(subgroup)
+            chosen = programs.select.fetch(subgroup)
         reflection, reflected = self.no_reflection, None
         if objective.reflect.enabled:
             with timer("reflect"):
-                reflection, reflected = self._reflect(group, chosen)
+                reflection, reflected = self._reflect(sampler, group, chosen)
+        del sampler  # the update needs the room
         with timer("select"):
             assembled = programs.assemble(
-                group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, reflection
+                group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, session.put(reflection)
             )
             batch = assembled.batch
         if self.reference is not None:
@@ -102,43 +108,35 @@ class Trainer:
             session.state = output.state
             update_metrics = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
 
-        host = jax.device_get(
-            (
-                dataclasses.replace(group.rollouts, states=None),
-                scores,
-                batch.replace(prompts=None),
-                assembled.advantages,
-            )
-        )
+        on_host = programs.assemble.fetch(assembled.replace(batch=batch))
         done = logbook.Step(
             records=[example.record for example in group.examples],
-            rollouts=host[0],
+            rollouts=group.on_host,
             judged=group.judged,
-            scores=host[1],
+            scores=programs.score.fetch(scores),
             subgroup=chosen,
             reflection=reflection,
             reflected=reflected,
-            batch=host[2],
-            advantages=host[3],
+            batch=on_host.batch,
+            advantages=on_host.advantages,
         )
         return self._log(done, update_metrics, time.perf_counter() - started)
 
-    def _rollouts(self, draw: int) -> Group:
+    def _rollouts(self, sampler: QwenVL, draw: int) -> Group:
         """The next batch of prompts, G rollouts each, judged."""
         session, timer = self.session, self.session.timer
         with timer("data"):
             examples = next(session.iterator)
-            prompts = jax.device_put(session.processor.collate(examples))
+            prompts = session.put(session.processor.collate(examples))
         bucket = bucket_of(prompts)
         with timer("rollout"):
-            params, forbidden = session.state.params, session.forbidden_mask
-            prefix = self.programs.prefill(bucket, params, prompts)
+            prefix = self.programs.prefill(bucket, session.state.params, prompts)
             key = session.key(draw)
-            rollouts = self.programs.rollout(bucket, params, prefix, self.nothing_forced, forbidden, key)
-            jax.block_until_ready(rollouts)
+            rollouts = self.programs.rollout(bucket, sampler, prefix, self.nothing_forced, session.forbidden_mask, key)
+            on_host = self.programs.rollout.fetch(rollouts)
         with timer("verify"):
-            judged = self._judge(examples, rollouts)
-        return Group(examples, bucket, prompts, prefix, rollouts, judged)
+            judged = self._judge(examples, on_host)
+        return Group(examples, bucket, prompts, prefix, rollouts, on_host, judged)
 
     def _judge(self, examples: list[Example], rollouts: Rollouts) -> Judged:
         verify = self.config.verify
@@ -155,7 +153,7 @@ class Trainer:
             overlong_penalty=self.objective.overlong_penalty,
         )
 
-    def _mixed_groups(self) -> Group:
+    def _mixed_groups(self, sampler: QwenVL) -> Group:
         """DAPO's dynamic sampling: draws batches until B groups are mixed; uniform ones fill up after max_draws.
 
         Dropped groups are gone: their prompts are not asked again in this epoch.
@@ -164,27 +162,28 @@ class Trainer:
         spare: list[tuple[Example, Rollouts, Judged]] = []
         wanted = self.config.train.prompts
         for draw in range(self.objective.max_draws):
-            group = self._rollouts(ROLLOUT + draw)
-            host, correct = jax.device_get(group.rollouts), group.judged.verdicts.correct
+            group = self._rollouts(sampler, ROLLOUT + draw)
+            correct = group.judged.verdicts.correct
             for b, example in enumerate(group.examples):
                 is_mixed = 0 < correct[b].sum() < correct.shape[1]
-                (kept if is_mixed else spare).append((example, _row(host, b), _judged_row(group.judged, b)))
+                (kept if is_mixed else spare).append((example, _row(group.on_host, b), _judged_row(group.judged, b)))
             if len(kept) >= wanted:
                 break
         rows = (kept + spare)[:wanted]
         examples = [row[0] for row in rows]
-        prompts = jax.device_put(self.session.processor.collate(examples))
-        bucket = bucket_of(prompts)
+        prompts = self.session.put(self.session.processor.collate(examples))
+        bucket, rollouts = bucket_of(prompts), _stack([row[1] for row in rows])
         return Group(
             examples=examples,
             bucket=bucket,
             prompts=prompts,
             prefix=self.programs.prefill(bucket, self.session.state.params, prompts),
-            rollouts=jax.device_put(_stack([row[1] for row in rows])),
+            rollouts=self.session.put(rollouts),
+            on_host=rollouts,
             judged=_join_judged([row[2] for row in rows]),
         )
 
-    def _reflect(self, group: Group, chosen: Subgroup) -> tuple[Reflection, Judged]:
+    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, Judged]:
         """One repair of the nearest failure of each MIXED group: decode, verify, score under its context."""
         session, programs, objective = self.session, self.programs, self.objective
         params, forbidden = session.state.params, session.forbidden_mask
@@ -196,13 +195,17 @@ class Trainer:
             response_len=self.config.rollout.response_len,
         )
         key = session.key(REFLECT)
-        repaired = jax.device_get(programs.reflect(group.bucket, params, group.prefix, forced, forbidden, key))
+        repaired = programs.reflect.fetch(
+            programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
+        )
         tried = repaired.sampled_mask.any(axis=(1, 2))
         if objective.reflect.train_on == "rewrite":
             repaired = reflect.rewrite(session.processor, self.token_bytes, repaired)
         judged = self._judge(group.examples, repaired)
-        scores = programs.score_reflected(group.bucket, params, group.prompts, repaired, judged.verdicts, forbidden)
-        scores = jax.device_get(scores)
+        responses, verdicts = session.put(repaired), session.put(judged.verdicts)
+        scores = programs.score_reflected.fetch(
+            programs.score_reflected(group.bucket, params, group.prompts, responses, verdicts, forbidden)
+        )
         reflection = Reflection(
             tried=tried,
             token_ids=repaired.token_ids[:, 0],

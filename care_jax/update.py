@@ -7,16 +7,19 @@ cannot change the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from care_jax.collectives import sum_gradients, sum_rows
 from care_jax.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
 from care_jax.score import token_scores
+from care_jax.sharding import ROWS, WHOLE, named, on_shards, param_specs, state_specs
 from care_jax.structs import Array, TrainBatch, TrainState
 
 
@@ -63,10 +66,12 @@ def make_update(
     microbatches: int,
     temperature: float,
     chunk: int,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, TrainBatch, Array], UpdateOutput]:
     """The update as a function of (state, batch, forbidden_mask), to be jitted with the state donated.
 
-    B must divide by minibatches * microbatches.
+    B must divide by minibatches * microbatches, and such a piece by the shards of the mesh (None: one device). Each
+    shard goes over its own part of the micro-batches; the optimizer works on parameters as they lie.
     """
 
     def loss_of(params: QwenVL, batch: TrainBatch, denominators: Denominators, forbidden_mask: Array):
@@ -83,7 +88,7 @@ def make_update(
         return output.loss, output.aux
 
     def gradient(params: QwenVL, minibatch: TrainBatch, forbidden_mask: Array) -> tuple[QwenVL, dict[str, Array]]:
-        denominators = count_denominators(minibatch)
+        denominators = sum_rows(count_denominators(minibatch))
 
         def add(total: tuple, microbatch: TrainBatch) -> tuple[tuple, None]:
             grads, aux = jax.grad(loss_of, has_aux=True)(params, microbatch, denominators, forbidden_mask)
@@ -93,23 +98,36 @@ def make_update(
         one = jax.tree.map(lambda x: x[0], pieces)
         shapes = jax.eval_shape(lambda b: jax.grad(loss_of, has_aux=True)(params, b, denominators, forbidden_mask), one)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, pieces)[0]
+        grads, aux = jax.lax.scan(add, zeros, pieces)[0]
+        return sum_gradients(grads), sum_rows(aux)
+
+    def specs(params: QwenVL, *_: Any) -> tuple[tuple, Any]:
+        return (param_specs(params), ROWS, WHOLE), (param_specs(params), WHOLE)
+
+    gradient_of_all = on_shards(mesh, gradient, specs)
 
     def update(state: TrainState, batch: TrainBatch, forbidden_mask: Array) -> UpdateOutput:
         def step(carry: tuple, minibatch: TrainBatch) -> tuple[tuple, dict[str, Array]]:
             params, opt_state = carry
-            grads, aux = gradient(params, minibatch, forbidden_mask)
+            grads, aux = gradient_of_all(params, minibatch, forbidden_mask)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             return (params, opt_state), _metrics(aux) | {"grad_norm": optax.tree.norm(grads)}
 
-        (params, opt_state), metrics = jax.lax.scan(
-            step, (state.params, state.opt_state), split_batch(batch, minibatches)
-        )
+        pieces = split_batch(batch, minibatches)
+        if mesh is not None:
+            pieces = jax.lax.with_sharding_constraint(pieces, NamedSharding(mesh, PartitionSpec(None, *ROWS)))
+        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), pieces)
         state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
         return UpdateOutput(state=state, metrics=jax.tree.map(jnp.mean, metrics))
 
     return update
+
+
+def update_shardings(mesh: Mesh, state: TrainState) -> UpdateOutput:
+    """Where an update's results lie: the state where it lay, metrics everywhere."""
+    whole: Any = NamedSharding(mesh, WHOLE)
+    return UpdateOutput(state=named(mesh, state_specs(state)), metrics=whole)
 
 
 def _metrics(sums: dict[str, Array]) -> dict[str, Array]:

@@ -30,9 +30,10 @@ class BranchCache:
     v: Array  # [L, B, J, R, N, C]
 
 
-# How they are divided (PartitionSpecs in the arrays' places).
-PREFIX_SPECS: Any = Prefix(k=KEYS, v=KEYS, prompt_len=ROWS, next_position=ROWS, last_hidden=ROWS)
-BRANCH_CACHE_SPECS: Any = BranchCache(k=BRANCH_KEYS, v=BRANCH_KEYS)
+# How they are divided: PartitionSpecs in the arrays' places.
+_prefix: dict[str, Any] = {"k": KEYS, "v": KEYS, "prompt_len": ROWS, "next_position": ROWS, "last_hidden": ROWS}
+_branches: dict[str, Any] = {"k": BRANCH_KEYS, "v": BRANCH_KEYS}
+PREFIX_SPECS, BRANCH_CACHE_SPECS = Prefix(**_prefix), BranchCache(**_branches)
 
 
 def empty_branch_cache(prefix: Prefix, num_branches: int, num_slots: int) -> BranchCache:

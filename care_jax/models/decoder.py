@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from care_jax.collectives import gather, to_parts
 from care_jax.models.attention import branch_attention, causal_attention, stream_attention
 from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
@@ -76,7 +77,9 @@ class SelfAttention(nnx.Module):
         self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
         scale = residual_init_scale(config.num_hidden_layers)
-        self.o_proj = Linear(features, config.hidden_size, use_bias=config.o_bias, rngs=rngs, init_scale=scale)
+        self.o_proj = Linear(
+            features, config.hidden_size, use_bias=config.o_bias, rngs=rngs, init_scale=scale, from_parts=True
+        )
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
         def heads(y: Array) -> Array:
@@ -104,12 +107,13 @@ class DecoderLayer(nnx.Module):
             use_bias=False,
             rngs=rngs,
             init_scale=residual_init_scale(config.num_hidden_layers),
+            in_parts=True,
         )
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
-        attended, kept = self.self_attn(self.input_layernorm(x), rope, attend)
+        attended, kept = self.self_attn(to_parts(self.input_layernorm(x)), rope, attend)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), kept
+        return x + self.mlp(to_parts(self.post_attention_layernorm(x))), kept
 
 
 def stack_layers(config: TextConfig, *, rngs: nnx.Rngs) -> DecoderLayer:
@@ -151,6 +155,7 @@ def prefill(
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
         layer, index = inputs
+        layer = gather(layer, "layers", x.dtype)
         x, kept = layer(x, rope, lambda q, k, v: (attend(q, k, v), (k, v)))
         return _add_deepstack(x, deepstack, index), kept
 
@@ -184,6 +189,7 @@ def forward_branches(
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, index = inputs
+        layer = gather(layer, "layers", x.dtype)
         x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
         return _add_deepstack(x, deepstack, index), None
 
@@ -196,7 +202,8 @@ def extend(
     """New tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
 
     x [B, J * new, D]; own_visible [B, J, new, slots] (size-1 axes broadcast). Returns hidden [B, J * new, D] and
-    the grown cache. The cache is carried through the layer scan, so XLA updates it in place.
+    the grown cache. The cache is carried through the layer scan, so XLA updates it in place. On shards the layers must
+    be the sampler's (QwenVL.for_sampling): gathering them for every token would take longer than the token.
     """
     batch, num_branches = cache.k.shape[1:3]
 

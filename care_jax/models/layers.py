@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from care_jax.collectives import lookup, sum_parts
 from care_jax.structs import Array
 
 # By their names in config.json. "gelu" is the exact one, not JAX's default.
@@ -28,17 +29,31 @@ def _align(vector: Array, x: Array) -> Array:
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, over the last axis."""
+    """y = x @ kernel + bias, over the last axis.
 
-    def __init__(self, in_features: int, out_features: int, *, use_bias: bool, rngs: nnx.Rngs, init_scale: float = 1.0):
+    `from_parts`: inside a program on shards x and the kernel's rows are parts, and the result is summed over them.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool,
+        rngs: nnx.Rngs,
+        init_scale: float = 1.0,
+        from_parts: bool = False,
+    ):
         init = jax.nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
         self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+        self.from_parts = from_parts
 
     def __call__(self, x: Array) -> Array:
         # Two dimensions: with three, XLA's CPU backend takes twice as long for the kernel's gradient.
         flat = x.reshape(-1, x.shape[-1])
         y = (flat @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        y = sum_parts(y) if self.from_parts else y
         return y if self.bias is None else y + _align(self.bias[...], y)
 
 
@@ -47,10 +62,11 @@ class Embedding(nnx.Module):
 
     def __init__(self, num_embeddings: int, features: int, *, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(features**-0.5)
-        self.weight = nnx.Param(init(rngs.params(), (num_embeddings, features), jnp.float32))
+        self.shape = (num_embeddings, features)
+        self.weight = nnx.Param(init(rngs.params(), self.shape, jnp.float32))
 
     def __call__(self, token_ids: Array, dtype: jnp.dtype) -> Array:
-        return jnp.take(self.weight[...], token_ids, axis=0).astype(dtype)
+        return lookup(self.weight[...], token_ids, self.shape, dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -84,15 +100,25 @@ class LayerNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)), SwiGLU where act is "silu"."""
+    """down(act(gate(x)) * up(x)), SwiGLU where act is "silu". `in_parts`: its channels are divided over tensor."""
 
     def __init__(
-        self, features: int, intermediate: int, *, act: str, use_bias: bool, rngs: nnx.Rngs, init_scale: float
+        self,
+        features: int,
+        intermediate: int,
+        *,
+        act: str,
+        use_bias: bool,
+        rngs: nnx.Rngs,
+        init_scale: float,
+        in_parts: bool = False,
     ):
         self.act = act
         self.gate_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
         self.up_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
-        self.down_proj = Linear(intermediate, features, use_bias=use_bias, rngs=rngs, init_scale=init_scale)
+        self.down_proj = Linear(
+            intermediate, features, use_bias=use_bias, rngs=rngs, init_scale=init_scale, from_parts=in_parts
+        )
 
     def __call__(self, x: Array) -> Array:
         return self.down_proj(ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from care_jax.collectives import gather
 from care_jax.models import decoder
 from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import Embedding, Linear, RMSNorm
@@ -100,8 +102,20 @@ class QwenVL(nnx.Module):
         )
         return self.norm(x).reshape(*token_ids.shape, -1), cache
 
+    def for_sampling(self) -> QwenVL:
+        """What decoding reads for every token: no tower, the compute type, and on shards whole along fsdp."""
+        model = copy.copy(self)
+        model.visual = None  # type: ignore[assignment]
+        return jax.tree.map(lambda x: x.astype(self._dtype), gather(model, "", self._dtype))
+
+    def with_whole_head(self) -> QwenVL:
+        """The model with what `logits` reads whole along fsdp, for several uses."""
+        model, name = copy.copy(self), "embed_tokens" if self.lm_head is None else "lm_head"
+        setattr(model, name, gather(getattr(self, name), name, self._dtype))
+        return model
+
     def logits(self, hidden: Array) -> Array:
-        """[..., D] -> [..., V] float32."""
+        """[..., D] -> [..., V] float32; on shards this device's part of V, with a whole head."""
         if self.lm_head is None:
             table = self.embed_tokens.weight[...].astype(hidden.dtype)
             return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)

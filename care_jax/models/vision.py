@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
 
+from care_jax.collectives import heads_apart, heads_together, own_part
 from care_jax.models.layers import Linear, residual_init_scale, rotate
 from care_jax.models.model_config import VisionConfig
-from care_jax.structs import Array
+from care_jax.structs import Array, Prompts
 
 Attend = Callable[[Array, Array, Array], Array]  # q, k, v [B, I, H, C] each -> [B, I, H, C]
 
@@ -39,8 +41,15 @@ class VisionAttention(nnx.Module):
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         q = rotate(qkv[:, :, 0].astype(jnp.float32), cos, sin).astype(x.dtype)
         k = rotate(qkv[:, :, 1].astype(jnp.float32), cos, sin).astype(x.dtype)
-        out = attend(q, k, qkv[:, :, 2])
+        out = heads_together(attend(*(heads_apart(y) for y in (q, k, qkv[:, :, 2]))))
         return self.proj(out.reshape(x.shape))
+
+
+def own_patches(prompts: Prompts) -> Prompts:
+    """Prompts with this device's part of the patches: the tower's way to be divided over tensor. Its parameters stay
+    whole, and only attention needs the others' patches, for a part of the heads (arXiv 2309.14509)."""
+    tables = ("patches", "patch_position_ids", "grid_index", "grid_weights")
+    return dataclasses.replace(prompts, **{name: own_part(getattr(prompts, name), axis=1) for name in tables})
 
 
 def rotary_tables(position_ids: Array, config: VisionConfig) -> tuple[Array, Array]:

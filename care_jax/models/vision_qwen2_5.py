@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from care_jax.collectives import gather, join_parts
 from care_jax.models.attention import windowed_attention
 from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, residual_init_scale
 from care_jax.models.model_config import VisionConfig
-from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, rotary_tables
+from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, own_patches, rotary_tables
 from care_jax.structs import Array, Prompts, VisionFeatures
 
 
@@ -70,6 +71,7 @@ class VisionTower(nnx.Module):
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
         """Features in window order; rows of padding are finite and unread."""
+        prompts = own_patches(prompts)
         cos, sin = rotary_tables(prompts.patch_position_ids, self.config)
         is_full = jnp.isin(jnp.arange(self.config.depth), jnp.asarray(self.config.fullatt_block_indexes))
 
@@ -83,10 +85,10 @@ class VisionTower(nnx.Module):
                 window_len=self.config.window_len,
                 implementation=self.attention,
             )
-            return module(x, cos, sin, attend), None
+            return gather(module, "visual.blocks", dtype)(x, cos, sin, attend), None
 
         block = jax.checkpoint(block) if self.remat else block
-        x = self.patch_embed(prompts.patches.astype(dtype))
+        x = gather(self.patch_embed, "visual.patch_embed", dtype)(prompts.patches.astype(dtype))
         x, _ = jax.lax.scan(block, x, (self.blocks, is_full))
-        merged = self.merger(x)
+        merged = join_parts(gather(self.merger, "visual.merger", dtype)(x), axis=1)
         return VisionFeatures(merged=merged, deepstack=jnp.zeros((0, *merged.shape), merged.dtype))

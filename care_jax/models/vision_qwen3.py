@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from care_jax.collectives import gather, join_parts
 from care_jax.models.attention import segment_attention
 from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, residual_init_scale
 from care_jax.models.model_config import VisionConfig
-from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, rotary_tables
+from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, own_patches, rotary_tables
 from care_jax.structs import Array, Prompts, VisionFeatures
 
 
@@ -87,13 +88,14 @@ class VisionTower(nnx.Module):
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
         """Features in the patches' order; rows of padding are finite and unread."""
+        prompts = own_patches(prompts)
         cos, sin = rotary_tables(prompts.patch_position_ids, self.config)
         tapped = jnp.asarray(self.config.deepstack_visual_indexes, jnp.int32)
 
         attend = functools.partial(segment_attention, segment_ids=prompts.image_ids, implementation=self.attention)
 
         def block(x: Array, module: VisionBlock) -> Array:
-            return module(x, cos, sin, attend)
+            return gather(module, "visual.blocks", dtype)(x, cos, sin, attend)
 
         block = jax.checkpoint(block) if self.remat else block
 
@@ -104,13 +106,17 @@ class VisionTower(nnx.Module):
             x = block(x, module)
             return (x, jnp.where((tapped == index)[:, None, None, None], x[None], taps)), None
 
-        x = self.patch_embed(prompts.patches.astype(dtype)) + self._learned_positions(prompts).astype(dtype)
+        x = gather(self.patch_embed, "visual.patch_embed", dtype)(prompts.patches.astype(dtype))
+        x = x + self._learned_positions(prompts).astype(dtype)
         taps = jnp.zeros((tapped.size, *x.shape), x.dtype)
         (x, taps), _ = jax.lax.scan(step, (x, taps), (self.blocks, jnp.arange(self.config.depth)))
-        deepstack = jax.vmap(lambda merger, states: merger(states))(self.deepstack_merger_list, taps)
-        return VisionFeatures(merged=self.merger(x), deepstack=deepstack)
+        mergers = gather(self.deepstack_merger_list, "visual.deepstack_merger_list", dtype)
+        deepstack = jax.vmap(lambda merger, states: merger(states))(mergers, taps)
+        merged = gather(self.merger, "visual.merger", dtype)(x)
+        return VisionFeatures(merged=join_parts(merged, axis=1), deepstack=join_parts(deepstack, axis=2))
 
     def _learned_positions(self, prompts: Prompts) -> Array:
         """[B, I, width] float32: the four grid cells around each patch, by their weights."""
-        cells = self.pos_embed(prompts.grid_index, jnp.dtype("float32"))
+        table = gather(self.pos_embed, "visual.pos_embed", jnp.dtype("float32"))
+        cells = table(prompts.grid_index, jnp.dtype("float32"))
         return jnp.einsum("bikw,bik->biw", cells, prompts.grid_weights, precision=jax.lax.Precision.HIGHEST)
