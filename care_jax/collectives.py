@@ -162,15 +162,16 @@ def lookup(table: Array, ids: Array, shape: tuple[int, int], dtype: jnp.dtype) -
     tensor each looks up the ids it has. Returns [B, T, D] in `dtype`.
     """
     num_rows, num_columns = table.shape
+    wanted = jnp.asarray(ids)
     if num_columns < shape[1]:
-        ids = jax.lax.all_gather(jnp.asarray(ids), "fsdp", tiled=True)
+        wanted = jax.lax.all_gather(wanted, "fsdp", tiled=True)
     if num_rows < shape[0]:
-        ids = ids - jax.lax.axis_index("tensor") * num_rows
-        is_mine = (ids >= 0) & (ids < num_rows)
-        rows = jnp.take(table, jnp.clip(ids, 0, num_rows - 1), axis=0).astype(dtype)
-        rows = sum_parts(jnp.where(is_mine[..., None], rows, jnp.zeros_like(rows)))
+        wanted = wanted - jax.lax.axis_index("tensor") * num_rows
+        is_mine = (wanted >= 0) & (wanted < num_rows)
+        rows = jnp.take(table, jnp.clip(wanted, 0, num_rows - 1), axis=0).astype(dtype)
+        rows = jnp.asarray(sum_parts(jnp.where(is_mine[..., None], rows, jnp.zeros_like(rows))))
     else:
-        rows = jnp.take(table, ids, axis=0).astype(dtype)
+        rows = jnp.take(table, wanted, axis=0).astype(dtype)
     if num_columns < shape[1]:
         rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=rows.ndim - 1, tiled=True)
     return rows

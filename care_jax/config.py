@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import ml_collections
 
 from care_jax import objectives
@@ -160,6 +161,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     problems += [message for message, holds in checks.items() if not holds]
     if problems:
         raise ValueError("bad config: " + "; ".join(problems))
+
+
+def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """The values by dotted key, as `--config.` takes them."""
+    leaves = jax.tree_util.tree_leaves_with_path(config.to_dict(), is_leaf=lambda x: not isinstance(x, dict))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _names_data(value: object, data_format: str) -> bool:

@@ -26,6 +26,7 @@ from care_jax.data import loader
 from care_jax.data.loader import RecordSource
 from care_jax.data.records import Record
 from care_jax.models import QwenVL
+from care_jax.processes import is_first, require_same, together
 from care_jax.processor import Processor
 from care_jax.programs import EVERY_BUCKET, EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
@@ -135,26 +136,33 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     Raises:
         ValueError: a bad config, unusable data, or no checkpoint.
     """
-    config_lib.validate(config)
-    find_params(workdir)
+    require_same({"--workdir": str(workdir)} | config_lib.flat(config))
     config = ml_collections.ConfigDict(config)
     config.model.weights = str(workdir)
-    processor, source = make_processor(config), loader.open_source(config, "eval")
-    mesh = make_mesh(config)
+
+    def open_inputs() -> tuple[Processor, RecordSource, Mesh]:
+        config_lib.validate(config)
+        find_params(workdir)
+        return make_processor(config), loader.open_source(config, "eval"), make_mesh(config, training=False)
+
+    processor, source, mesh = together(open_inputs)
     model = make_model(config, mesh)
     results: list[dict] = []
     with make_verifier(config) as verifier:
         evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model, mesh=mesh)
         summary = evaluator.run(model, limit=0, write=results.append)
-    lines = "".join(json.dumps(result) + "\n" for result in results)
-    (workdir / "eval_samples.jsonl").write_text(lines, encoding="utf-8")
-    (workdir / "eval_results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if is_first():
+        lines = "".join(json.dumps(result) + "\n" for result in results)
+        (workdir / "eval_samples.jsonl").write_text(lines, encoding="utf-8")
+        (workdir / "eval_results.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Prints the results as one JSON object."""
-    print(json.dumps(run(config, workdir)))
+    summary = run(config, workdir)
+    if is_first():
+        print(json.dumps(summary))
 
 
 if __name__ == "__main__":
