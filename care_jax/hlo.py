@@ -157,9 +157,7 @@ class Program:
                 received[kind] += round(times * _received(kind, found, inner))
         return received
 
-    def _collectives(
-        self, where: Computation, instruction: Instruction
-    ) -> Iterator[tuple[Computation, Instruction]]:
+    def _collectives(self, where: Computation, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """The collectives that an instruction is or, as a fusion, holds."""
         if instruction.opcode.removesuffix("-start") in COLLECTIVES:
             yield where, instruction
