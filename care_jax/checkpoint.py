@@ -12,7 +12,6 @@ import math
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -25,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from care_jax import paths
 from care_jax.array_store import Index, StoredParam, open_arrays, read_arrays
 from care_jax.models import params_to_dict
 from care_jax.structs import TrainState
@@ -89,7 +89,7 @@ def _named_arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
 class Checkpointer:
     """The checkpoints of a run folder, under `workdir/checkpoints`."""
 
-    def __init__(self, workdir: Path, *, keep_last: int, best_metric: str):
+    def __init__(self, workdir: epath.PathLike, *, keep_last: int, best_metric: str):
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
         )
@@ -100,7 +100,7 @@ class Checkpointer:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # what a kill left half written; they would fill the disk
         )
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        self._manager = ocp.CheckpointManager(paths.anywhere(workdir) / "checkpoints", options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -274,19 +274,19 @@ def find_params(path: epath.PathLike) -> epath.Path:
     Raises:
         ValueError: there is no finished checkpoint at `path`.
     """
-    path = epath.Path(path)
+    path = paths.anywhere(path)
     for folder in (path, path / "params"):
         if folder.name == "params" and _is_finished(folder):
-            return folder.absolute()
+            return folder
     for root in (path / "checkpoints", path):
         children = root.iterdir() if root.is_dir() else ()
         steps = [int(child.name) for child in children if child.name.isdigit() and _is_finished(child / "params")]
         if steps:
-            return (root / str(max(steps)) / "params").absolute()
+            return root / str(max(steps)) / "params"
     raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
 
 
-def load_params(path: Path) -> dict[str, jax.Array]:
+def load_params(path: epath.PathLike) -> dict[str, jax.Array]:
     """float32 parameters by dotted name from a run, a checkpoint or a converted model, on this process's first device.
 
     Whatever devices and types wrote them.
@@ -308,7 +308,7 @@ def load_params(path: Path) -> dict[str, jax.Array]:
     return params
 
 
-def open_params(path: Path) -> dict[str, StoredParam]:
+def open_params(path: epath.PathLike) -> dict[str, StoredParam]:
     """The parameters that `load_params` would load, to be read in parts and on the host.
 
     Raises:
@@ -357,7 +357,7 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
             await under_way
 
 
-def save_params(path: Path, params: Mapping[str, StreamedParam]) -> None:
+def save_params(path: epath.PathLike, params: Mapping[str, StreamedParam]) -> None:
     """Writes parameters alone, as `path/params`, for `load_params`. Atomic: Orbax renames when all is written."""
     registry = ocp.type_handlers.create_type_handler_registry(
         (StreamedParam, _StreamHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
@@ -366,4 +366,4 @@ def save_params(path: Path, params: Mapping[str, StreamedParam]) -> None:
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     args = ocp.args.PyTreeSave(dict(params), save_args=_save_args(params))
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save((Path(path) / "params").absolute(), args)
+        checkpointer.save(paths.anywhere(path) / "params", args)

@@ -42,7 +42,7 @@ def make_model(config: ml_collections.ConfigDict) -> QwenVL:
     )
     if config.model.weights == "random":
         return jax.jit(init_model, static_argnums=0)(model_config, jax.random.key(config.seed))
-    return params_from_dict(model_config, load_params(Path(config.model.weights)))
+    return params_from_dict(model_config, load_params(config.model.weights))
 
 
 def make_verifier(config: ml_collections.ConfigDict) -> Verifier:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 
-from care_jax import cli, rollout
+from care_jax import cli, paths, rollout
 from care_jax import config as config_lib
 from care_jax.checkpoint import find_params
 from care_jax.components import make_model, make_processor, make_verifier, stage_key
@@ -28,6 +28,7 @@ from care_jax.models import QwenVL
 from care_jax.processor import Processor
 from care_jax.programs import EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
+from care_jax.structs import Rollouts
 from care_jax.verify import Judged, Verifier, judge
 
 _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is drawn twice
@@ -50,11 +51,19 @@ class Evaluator:
         self._programs = EvalPrograms.build(config, processor, model)
         self._forced = jax.device_get(rollout.nothing_forced(config.eval.batch_size, config.eval.num_samples))
 
-    def run(self, model: QwenVL, *, limit: int, write: Callable[[dict], None] | None = None) -> dict[str, float]:
+    def run(
+        self,
+        model: QwenVL,
+        *,
+        limit: int,
+        write: Callable[[dict], None] | None = None,
+        wait: Callable[[Rollouts], Rollouts] = jax.block_until_ready,
+    ) -> dict[str, float]:
         """Accuracy per source and their mean, unparsed and format rates; `limit` 0 takes all records.
 
         With eval.num_samples k > 1 accuracy is the mean over the samples, and pass@k is added. `write` is given one
         dict a record: id, source, prompt, answer and, per sample, response, extracted answer, verdict and reason.
+        `wait` is given each batch's rollouts, to wait for them, or to raise and so leave the evaluation.
         """
         config, results = self._config, []
         batches = loader.make_eval_batches(
@@ -66,7 +75,7 @@ class Evaluator:
             key = stage_key(jax.random.key(config.seed), number, _EVAL_STAGE)
             prefix = self._programs.prefill(bucket, model, prompts)
             rollouts = jax.device_get(
-                self._programs.generate(bucket, model, prefix, self._forced, self._processor.forbidden_mask, key)
+                wait(self._programs.generate(bucket, model, prefix, self._forced, self._processor.forbidden_mask, key))
             )
             records = [example.record for example in examples[:num_real]]
             judged = judge(
@@ -123,13 +132,14 @@ def _summarise(results: list[dict]) -> dict[str, float]:
     return summary
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     """Evaluates the newest checkpoint of `workdir` on all held-out records; writes samples and results there.
 
     Raises:
         ValueError: a bad config, unusable data, or no checkpoint.
     """
     config_lib.validate(config)
+    workdir = paths.anywhere(workdir)
     find_params(workdir)
     config = ml_collections.ConfigDict(config)
     config.model.weights = str(workdir)
@@ -145,7 +155,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     return summary
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Prints the results as one JSON object."""
     print(json.dumps(run(config, workdir)))
 
