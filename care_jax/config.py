@@ -85,6 +85,7 @@ def base() -> ml_collections.ConfigDict:
     c.eval.batch_size = 64  # prompts
     c.eval.num_samples = 1  # k of pass@k; 1 decodes greedily
     c.eval.temperature = 1.0  # of the samples when num_samples > 1
+    c.eval.benchmarks = "data/benchmarks"  # the folder that holds the prepared benchmarks, each under its name
     return c
 
 

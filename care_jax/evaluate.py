@@ -1,24 +1,29 @@
 """Evaluation: greedy decoding, or the mean over k samples and pass@k, through the trainer's rollout and verifiers.
 
-    python -m care_jax.evaluate --config=configs/F.py --workdir=DIR
+    python -m care_jax.evaluate --config=configs/F.py --workdir=DIR                     # the held-out data
+    python -m care_jax.evaluate --config=configs/F.py --workdir=DIR --benchmark=NAME    # or all
+    python -m care_jax.evaluate --config=configs/F.py --workdir=DIR --benchmark=NAME --responses=FILE
 
-Reads the newest checkpoint of the run in DIR; writes DIR/eval_samples.jsonl (one line a record) and
-DIR/eval_results.json, and prints the results as its last line.
+The first two read the newest checkpoint of the run in DIR. The held-out data leave DIR/eval_samples.jsonl (one line a
+record) and DIR/eval_results.json; the results are the last line printed. For benchmarks see benchmark.py; the third
+scores responses of elsewhere, and needs neither a model nor a device.
 """
 
 from __future__ import annotations
 
-import collections
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
+from absl import flags
 
-from care_jax import cli, rollout
+from care_jax import benchmark, cli, rollout
 from care_jax import config as config_lib
+from care_jax.benchmark_responses import answer_all, check_settings, read_responses
 from care_jax.checkpoint import find_params
 from care_jax.components import make_model, make_processor, make_verifier, stage_key
 from care_jax.data import loader
@@ -28,13 +33,25 @@ from care_jax.models import QwenVL
 from care_jax.processor import Processor
 from care_jax.programs import EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
-from care_jax.verify import Judged, Verifier, judge
+from care_jax.response_format import ANY
+from care_jax.scoring import Item, judge_items, mean, mean_by_source
+from care_jax.verify import Verifier
 
 _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is drawn twice
+_BATCHES_OF_A_BENCHMARK = 1 << 16  # more than any has
+_PROMPT_KEYS = (
+    "response_format",
+    "ask_for_format",
+    "overlong",
+    "prompt_buckets",
+    "patch_buckets",
+    "max_image_tokens",
+    "min_image_tokens",
+)  # of config.data, that a prompt depends on
 
 
 class Evaluator:
-    """Scores a model on the held-out records; compiled once, used at every evaluation of a run."""
+    """Asks a model held-out questions and scores the answers; compiled once, used at every evaluation of a run."""
 
     def __init__(
         self,
@@ -50,17 +67,35 @@ class Evaluator:
         self._programs = EvalPrograms.build(config, processor, model)
         self._forced = jax.device_get(rollout.nothing_forced(config.eval.batch_size, config.eval.num_samples))
 
-    def run(self, model: QwenVL, *, limit: int, write: Callable[[dict], None] | None = None) -> dict[str, float]:
+    def run(self, model: QwenVL, *, limit: int, write: Callable[[Item], None] | None = None) -> dict[str, float]:
         """Accuracy per source and their mean, unparsed and format rates; `limit` 0 takes all records.
 
-        With eval.num_samples k > 1 accuracy is the mean over the samples, and pass@k is added. `write` is given one
-        dict a record: id, source, prompt, answer and, per sample, response, extracted answer, verdict and reason.
+        With eval.num_samples k > 1 accuracy is the mean over the samples, and pass@k is added. `write` is given each
+        item as `scoring.judge_items` makes it.
         """
-        config, results = self._config, []
+        items: list[Item] = []
+        for records, texts in self.responses(model, self._source, limit=limit):
+            answered = list(zip(records, texts, strict=True))
+            items += judge_items(self._verifier, answered, self._processor.response_format)
+        if not items:
+            raise ValueError(f"every prompt of {self._source!r} is too long; raise the length limits")
+        if write is not None:
+            for item in items:
+                write(item)
+        return _summarise(items)
+
+    def responses(
+        self, model: QwenVL, source: RecordSource, *, limit: int = 0, first_batch: int = 0
+    ) -> Iterator[tuple[list[Record], list[list[str]]]]:
+        """Batches of records with the k responses to each; records whose prompts are too long are left out.
+
+        Batches are numbered from `first_batch`; each number has random keys of its own.
+        """
+        config = self._config
         batches = loader.make_eval_batches(
-            self._source, self._processor.encode_prompt, batch_size=config.eval.batch_size, limit=limit
+            source, self._processor.encode_prompt, batch_size=config.eval.batch_size, limit=limit
         )
-        for number, (examples, num_real) in enumerate(batches):
+        for number, (examples, num_real) in enumerate(batches, start=first_batch):
             prompts = jax.device_put(self._processor.collate(examples))
             bucket = bucket_of(prompts)
             key = stage_key(jax.random.key(config.seed), number, _EVAL_STAGE)
@@ -68,59 +103,32 @@ class Evaluator:
             rollouts = jax.device_get(
                 self._programs.generate(bucket, model, prefix, self._forced, self._processor.forbidden_mask, key)
             )
-            records = [example.record for example in examples[:num_real]]
-            judged = judge(
-                self._verifier,
-                records,
-                rollouts.token_ids[:num_real],
-                rollouts.response_len[:num_real],
-                self._token_bytes,
-                response_format=self._processor.response_format,
-                correct_weight=config.verify.correct_weight,
-                format_weight=config.verify.format_weight,
+            yield (
+                [example.record for example in examples[:num_real]],
+                [
+                    [self._text(ids[:length]) for ids, length in zip(*row, strict=True)]
+                    for row in zip(rollouts.token_ids[:num_real], rollouts.response_len[:num_real], strict=True)
+                ],
             )
-            results += [_result(record, judged, row) for row, record in enumerate(records)]
-        if write is not None:
-            for result in results:
-                write(result)
-        return _summarise(results)
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return b"".join([self._token_bytes[token_id] for token_id in token_ids]).decode(errors="replace")
 
 
-def _result(record: Record, judged: Judged, row: int) -> dict:
-    """What is known about one record's responses, for people and for the summary."""
-    return {
-        "id": record.id,
-        "source": record.source,
-        "prompt": record.prompt,
-        "answer": record.answer,
-        "responses": judged.texts[row],
-        "extracted": judged.extracted[row],
-        "reasons": judged.reasons[row],
-        "correct": judged.verdicts.correct[row].tolist(),
-        "parsed": judged.verdicts.parsed[row].tolist(),
-        "format_ok": judged.verdicts.format_ok[row].tolist(),
-    }
-
-
-def _summarise(results: list[dict]) -> dict[str, float]:
-    """Means over records; the overall accuracy is the mean over sources, as benchmarks are averaged."""
-    by_source: dict[str, list[dict]] = collections.defaultdict(list)
-    for result in results:
-        by_source[result["source"]].append(result)
-
-    def mean(rows: list[dict], field: str) -> float:
-        return float(np.mean([row[field] for row in rows]))
-
-    accuracy = {source: mean(rows, "correct") for source, rows in sorted(by_source.items())}
-    summary = {f"eval/accuracy/{source}": value for source, value in accuracy.items()}
-    summary["eval/accuracy/mean"] = float(np.mean(list(accuracy.values())))
-    summary["eval/unparsed_rate"] = 1.0 - mean(results, "parsed")
-    summary["eval/format_rate"] = mean(results, "format_ok")
-    if len(results[0]["correct"]) > 1:
-        passed = {source: np.mean([any(r["correct"]) for r in rows]) for source, rows in sorted(by_source.items())}
-        summary |= {f"eval/pass_at_k/{source}": float(value) for source, value in passed.items()}
-        summary["eval/pass_at_k/mean"] = float(np.mean(list(passed.values())))
+def _summarise(items: list[Item]) -> dict[str, float]:
+    """Means over items; the overall accuracy is the mean over sources, as benchmarks are averaged."""
+    summary = _by_source("accuracy", mean_by_source(items, lambda item: mean(item["correct"])))
+    summary["eval/unparsed_rate"] = 1.0 - mean(mean(item["parsed"]) for item in items)
+    summary["eval/format_rate"] = mean(mean(item["format_ok"]) for item in items)
+    if len(items[0]["correct"]) > 1:
+        summary |= _by_source("pass_at_k", mean_by_source(items, lambda item: any(item["correct"])))
     return summary
+
+
+def _by_source(name: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name}/{source}": value for source, value in values.items()} | {
+        f"eval/{name}/mean": mean(values.values())
+    }
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
@@ -130,25 +138,122 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         ValueError: a bad config, unusable data, or no checkpoint.
     """
     config_lib.validate(config)
-    find_params(workdir)
-    config = ml_collections.ConfigDict(config)
-    config.model.weights = str(workdir)
+    config = _with_weights_of(workdir, config)
     processor, source = make_processor(config), loader.open_source(config, "eval")
     model = make_model(config)
-    results: list[dict] = []
+    items: list[Item] = []
     with make_verifier(config) as verifier:
         evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model)
-        summary = evaluator.run(model, limit=0, write=results.append)
-    lines = "".join(json.dumps(result) + "\n" for result in results)
+        summary = evaluator.run(model, limit=0, write=items.append)
+    lines = "".join(json.dumps(item) + "\n" for item in items)
     (workdir / "eval_samples.jsonl").write_text(lines, encoding="utf-8")
     (workdir / "eval_results.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 
+def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Asks the newest checkpoint of `workdir` the questions of benchmarks and scores its answers.
+
+    Answers that are there already, of an earlier run that was killed, are not asked for again.
+
+    Returns:
+        The figures of all benchmarks that were scored in `workdir`, as in its benchmarks/results.json.
+
+    Raises:
+        ValueError: a bad config, benchmarks that are not prepared, no checkpoint, or answers of another one.
+    """
+    config_lib.validate(config)
+    root, folder = Path(config.eval.benchmarks), workdir / "benchmarks"
+    sources = benchmark.open_benchmarks(root, names)
+    config = _with_weights_of(workdir, config)
+    processor = make_processor(config)
+    check_settings(folder, _settings(config, find_params(workdir)))
+    with make_verifier(config) as verifier:
+
+        @functools.cache  # nothing is loaded where every question has its answer
+        def load() -> tuple[QwenVL, Evaluator]:
+            model, any_source = make_model(config), sources[names[0]]
+            return model, Evaluator(config, source=any_source, processor=processor, verifier=verifier, model=model)
+
+        def ask(name: str, missing: RecordSource, answered: int) -> Iterator[tuple[list[Record], list[list[str]]]]:
+            model, evaluator = load()
+            # There are always more answers than batches so far, so no batch has the number of an earlier one.
+            first_batch = answered + _BATCHES_OF_A_BENCHMARK * list(benchmark.BENCHMARKS).index(name)
+            return evaluator.responses(model, missing, first_batch=first_batch)
+
+        for name, source in sources.items():
+            prepared = {"prepared_crc32": benchmark.prepared_crc32(root, name)}
+            responses = answer_all(folder / name, source, functools.partial(ask, name), prepared)
+            figures = benchmark.score(folder / name, name, source, responses, verifier, processor.response_format)
+            results = benchmark.write_results(folder, {name: figures})
+    return results
+
+
+def score_responses(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    name: str,
+    path: Path,
+    *,
+    id_field: str = "id",
+    response_field: str = "response",
+) -> dict[str, Any]:
+    """Scores the responses that a file of elsewhere has to a benchmark; see benchmark_responses.read_responses.
+
+    Of the config only `eval.benchmarks` and `verify` are read. Returns and raises as `run_benchmarks`, and where the
+    file cannot be read or `workdir` holds a model's own answers.
+    """
+    folder = workdir / "benchmarks"
+    source = benchmark.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
+    ids = [source[index].id for index in range(len(source))]
+    responses = read_responses(path, ids, id_field=id_field, response_field=response_field)
+    check_settings(folder, {"answers": "from files"})
+    with make_verifier(config) as verifier:
+        figures = benchmark.score(folder / name, name, source, responses, verifier, ANY)
+    return benchmark.write_results(folder, {name: {"responses": str(path)} | figures})
+
+
+def _with_weights_of(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the newest checkpoint of `workdir`. Raises ValueError where there is none."""
+    find_params(workdir)
+    config = ml_collections.ConfigDict(config)
+    config.model.weights = str(workdir)
+    return config
+
+
+def _settings(config: ml_collections.ConfigDict, params: Path) -> dict[str, Any]:
+    """What a model's answers depend on, beside the questions."""
+    sampling = ("num_samples", *(("temperature",) if config.eval.num_samples > 1 else ()))
+    return {
+        "answers": f"of {params.parent.name}",  # the checkpoint's step
+        "seed": config.seed if config.eval.num_samples > 1 else None,
+        "response_len": config.rollout.response_len,
+        **{f"eval.{key}": config.eval[key] for key in sampling},
+        **{f"data.{key}": config.data[key] for key in _PROMPT_KEYS},
+    }
+
+
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Prints the results as one JSON object."""
-    print(json.dumps(run(config, workdir)))
+    """Prints the results: of the held-out data as one JSON object, of benchmarks as the table and the same."""
+    name, path = flags.FLAGS.benchmark, flags.FLAGS.responses
+    if name is None:
+        if path is not None:
+            raise ValueError("--responses needs --benchmark=NAME, the benchmark that the file answers")
+        print(json.dumps(run(config, workdir)))
+        return
+    if path is not None:
+        fields = {"id_field": flags.FLAGS.id_field, "response_field": flags.FLAGS.response_field}
+        results = score_responses(config, workdir, name, Path(path), **fields)
+    else:
+        results = run_benchmarks(config, workdir, list(benchmark.BENCHMARKS) if name == "all" else [name])
+    print(benchmark.table(results))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
+    # Not where every import of this module, by training for one, would define them.
+    flags.DEFINE_string("benchmark", None, f"{', '.join(benchmark.BENCHMARKS)}, or all.")
+    flags.DEFINE_string("responses", None, "A file with one JSON object a line to score in place of a model.")
+    flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
+    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id.")
     cli.run(main)

@@ -192,7 +192,7 @@ def make_eval_batches(
     batch_size: int,
     limit: int,
 ) -> Iterator[tuple[list[Example], int]]:
-    """Batches in file order; the last one is filled up by repeating its last example.
+    """Batches in file order; the last one is filled up by repeating its last example. None if every record is dropped.
 
     Args:
         source: the records.
@@ -204,7 +204,7 @@ def make_eval_batches(
         (examples, num_real): `batch_size` examples, of which the first `num_real` count.
 
     Raises:
-        ValueError: batch_size below 1 or limit below 0; from the generator, when every record was dropped.
+        ValueError: batch_size below 1 or limit below 0.
     """
     if batch_size < 1 or limit < 0:
         raise ValueError(f"batch_size={batch_size}, limit={limit}: give at least 1, and 0 (all) or more")
@@ -217,17 +217,13 @@ def _eval_batches(
     source: RecordSource, encode: Callable[[Record], Example | None], indices: list[int], batch_size: int
 ) -> Iterator[tuple[list[Example], int]]:
     batch: list[Example] = []
-    num_usable = 0
     for index in indices:
         example = encode(source[index])
         if example is None:
             continue
-        num_usable += 1
         batch.append(example)
         if len(batch) == batch_size:
             yield batch, batch_size
             batch = []
     if batch:
         yield batch + batch[-1:] * (batch_size - len(batch)), len(batch)
-    if not num_usable:
-        raise ValueError(f"the encoder dropped all {len(indices)} records of {source!r}; raise the length limits")

@@ -37,7 +37,6 @@ from care_jax.data.store import ShardWriter, open_folder
 if TYPE_CHECKING:
     from care_jax.processor import Processor
 
-REPORT_FILE = "report.json"
 SHARD_RECORDS = 1024
 _THREADS = min(os.cpu_count() or 1, 8)  # that read and decode images
 _ROWS_AHEAD = 4  # rows a thread may be ahead; what they hold is all that is in memory
@@ -268,14 +267,14 @@ def _comparable(settings: Settings, files: list[Path], root: Path, shard_records
 
 
 def _read_report(folder: Path) -> dict[str, Any] | None:
-    path = folder / REPORT_FILE
+    path = folder / prepare_report.REPORT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    unfinished = folder / (REPORT_FILE + ".unfinished")
+    unfinished = folder / (prepare_report.REPORT_FILE + ".unfinished")
     unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / REPORT_FILE)
+    unfinished.replace(folder / prepare_report.REPORT_FILE)
 
 
 def _column_range(text: str) -> ColumnRange:

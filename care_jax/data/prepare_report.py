@@ -7,6 +7,7 @@ from typing import Any
 from care_jax.data.readers import Dropped
 from care_jax.data.records import Record
 
+REPORT_FILE = "report.json"  # in the prepared folder
 _EXAMPLES = 3  # rows spelled out for each reason
 _MAX_DETAIL = 200  # characters
 
