@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from care_jax import lmms_eval
-from care_jax.benchmark_responses import Responses
+from care_jax.benchmark_responses import SETTINGS_FILE, Responses
 from care_jax.data.prepare_report import REPORT_FILE
 from care_jax.data.store import StoredRecords, open_folder
 from care_jax.response_format import ResponseFormat
@@ -142,12 +142,16 @@ def summarise(name: str, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def write_results(folder: Path, figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Adds the figures of benchmarks to results.json and results.md in `folder`; returns what the first then holds."""
+    """Adds the figures of benchmarks to results.json and results.md in `folder`; returns what the first then holds.
+
+    `folder` has the settings that all its answers were given with (`benchmark_responses.check_settings`).
+    """
     path = folder / RESULTS_FILE
     before = json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if path.is_file() else {}
     known = {**before, **figures}
     ordered = {name: known[name] for name in BENCHMARKS if name in known}
-    results = {"benchmarks": ordered, "macro_average": _macro_average(ordered)}
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    results = {"settings": settings, "benchmarks": ordered, "macro_average": _macro_average(ordered)}
     for file, text in ((RESULTS_FILE, json.dumps(results, indent=1) + "\n"), (TABLE_FILE, table(results))):
         unfinished = folder / (file + ".unfinished")
         unfinished.write_text(text, encoding="utf-8")
@@ -166,6 +170,8 @@ def table(results: Mapping[str, Any]) -> str:
     missing = f" (missing: {', '.join(average['missing'])})" if average["missing"] else ""
     return "\n".join(
         [
+            f"Answers {results['settings']['answers']}.",
+            "",
             "| benchmark | items | accuracy | pass@k | unparsed | lmms-eval rules |",
             "|---|---:|---:|---:|---:|---:|",
             *rows,

@@ -12,18 +12,21 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from absl import logging
 from tqdm import tqdm
 
-from care_jax.data.loader import RecordSource
 from care_jax.data.records import Record
 from care_jax.data.rows import BadRow
 from care_jax.data.tables import line_rows
 
+if TYPE_CHECKING:
+    from care_jax.data.loader import RecordSource
+
 Responses = dict[str, list[str]]  # id -> responses
 # Asks the records of a source, batch after batch, and leaves out what is too long; given the number of answers so far.
-Ask = Callable[[RecordSource, int], Iterable[tuple[Sequence[Record], Sequence[list[str]]]]]
+Ask = Callable[["RecordSource", int], Iterable[tuple[Sequence[Record], Sequence[list[str]]]]]
 
 RESPONSES_FILE = "responses.jsonl"
 SETTINGS_FILE = "settings.json"
@@ -87,7 +90,7 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
     strangers: list[str] = []
     for number, row in line_rows(path):
         if isinstance(row, BadRow):
-            raise ValueError(f"{path}:{number} cannot be read: {row}; one JSON object a line is needed")
+            raise ValueError(f"{path}:{number} cannot be read: {row}")
         if missing := [key for key in (id_field, response_field) if key not in row]:
             raise ValueError(
                 f"{path}:{number} has no {' and no '.join(map(repr, missing))}, but {', '.join(row)}; name the fields "
@@ -104,6 +107,10 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
         raise ValueError(
             f"{path} answers no question of this benchmark: its ids are like {', '.join(strangers[:2]) or 'none'}, the "
             f"benchmark's like {', '.join(ids[:2])}; is it of another benchmark, or --id_field another?"
+        )
+    if strangers:
+        logging.warning(
+            "%s: left out %d ids that the benchmark does not have, as %s", path, len(strangers), strangers[0]
         )
     return responses
 

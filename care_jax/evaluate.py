@@ -225,7 +225,7 @@ def _settings(config: ml_collections.ConfigDict, params: Path) -> dict[str, Any]
     """What a model's answers depend on, beside the questions."""
     sampling = ("num_samples", *(("temperature",) if config.eval.num_samples > 1 else ()))
     return {
-        "answers": f"of {params.parent.name}",  # the checkpoint's step
+        "answers": f"of checkpoint {params.parent.name}",  # its step, or the folder of converted weights
         "seed": config.seed if config.eval.num_samples > 1 else None,
         "response_len": config.rollout.response_len,
         **{f"eval.{key}": config.eval[key] for key in sampling},

@@ -1,4 +1,4 @@
-"""lmms-eval's comparison of two free answers, for the score under its rules only: it says that "listen" is "silent".
+"""lmms-eval's comparison of two free answers, for the score under its rules only: "5 apples" are "5 pears" to it.
 
 Read in its release 0.7.2: _task_utils/reasoning_utils.py with no judge model, as its tasks named *_reasoning use it.
 """
