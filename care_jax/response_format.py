@@ -23,13 +23,12 @@ _THINK_TAG = re.compile(b"|".join((THINK, END_THINK)))
 _BOX = re.compile(rb"\\boxed\s*\{")
 # "**Final answer:** B" at the start of a line, or the same in LaTeX; what it says may stand on the next line.
 _ANSWER_LINE = re.compile(
-    rb"^[\s*#>\\\[]*(?:text\{)?(?:the )?(?:final |correct )?answer(?: is)?[\s*]*:[\s*]*(\S[^\r\n]*?)[\s*'\"]*$",
+    rb"^[ \t*#>\\\[]*(?:text\{)?(?:the )?(?:final |correct )?answer(?: is)?[\s*]*:[\s*]*([^\r\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_PHRASE = re.compile(
-    rb"\b(?:answer|option|choice)(?: is)?(?::| is:?)[\s*]*(\S[^\r\n]*?)[\s*'\"]*$", re.IGNORECASE | re.MULTILINE
+    rb"^.*\b(?:answer|option|choice)(?: is)?(?::| is:?)[\s*]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE
 )
-_ONLY_LINE = re.compile(rb"\s*(\S[^\r\n]*?)\s*")
 _BRACE = re.compile(rb"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
 
 Span = tuple[int, int]  # bytes, end excluded
@@ -134,19 +133,24 @@ def _parse_any(text: bytes) -> ParsedResponse:
         return tagged
     start = text.find(END_THINK) + len(END_THINK) if END_THINK in text else 0
     box = _parse_boxed(text).answer
-    given = [_without_open_brace(text, match.span(1)) for match in _ANSWER_LINE.finditer(text, start)]
-    given += [box] if box else []
-    given = given or [_without_open_brace(text, match.span(1)) for match in _ANSWER_PHRASE.finditer(text, start)]
-    alone = _ONLY_LINE.fullmatch(text, start)
-    given = given or ([alone.span(1)] if alone else [])
-    return tagged._replace(answer=max(given, default=None))
+    given = [match.span(1) for match in _ANSWER_LINE.finditer(text, start)] + ([box] if box else [])
+    given = given or [match.span(1) for match in _ANSWER_PHRASE.finditer(text, start)]
+    alone = text[start:].strip()
+    if not given and alone and len(alone.splitlines()) == 1:
+        given = [(start, len(text))]
+    return tagged._replace(answer=_trimmed(text, max(given)) if given else None)
 
 
-def _without_open_brace(text: bytes, span: Span) -> Span:
-    """Without the brace at the end that closes one before the span, as in r"\text{Answer: B}"."""
+def _trimmed(text: bytes, span: Span) -> Span:
+    """Without white space and marks of emphasis, and without a brace at the end that closes one before the span."""
     start, end = span
-    while text.endswith(b"}", start, end) and text.count(b"}", start, end) > text.count(b"{", start, end):
+    idle = b" \t\r\n*'\""
+    while start < end and text[start] in idle:
+        start += 1
+    open_braces = text.count(b"{", start, end) - text.count(b"}", start, end)
+    while start < end and (text[end - 1] in idle + b"." or (text[end - 1] == ord("}") and open_braces < 0)):
         end -= 1
+        open_braces += text[end] == ord("}")
     return start, end
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
-from care_jax.response_format import ANSWER_TAGS, BOXED, FORMATS, TAGS, ParsedResponse
+from care_jax.response_format import ANSWER_TAGS, ANY, BOXED, FORMATS, TAGS, ParsedResponse
 
 WELL_FORMED = b"<think>1+1</think><answer>2</answer>"
 
@@ -166,6 +167,52 @@ def test_boxed_is_linear():
     """Catches a search for the end of every open box: 1 MB would take hours."""
     assert BOXED.parse(rb"\boxed{" * 150_000).answer is None
     assert BOXED.parse(rb"\boxed{}" * 150_000).answer is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "several"),
+    [
+        (WELL_FORMED, "2", False),
+        (WELL_FORMED + b"<answer>3</answer>", "3", True),
+        (b"<answer>2</answer>\nAnswer: 3", "2", False),
+        (b"It falls.\n\nAnswer: A", "A", False),
+        (b"Answer: A is tempting.\n**Final Answer:** (B)\n", "(B)", False),
+        (b"### The correct answer is:\n\n**B. red**", "B. red", False),
+        (rb"So\n\[ \text{Answer: D} \]".replace(rb"\n", b"\n"), r"D} \]", False),
+        (rb"\text{Answer: D}", "D", False),
+        (rb"Answer: \frac{1}{2}", r"\frac{1}{2}", False),
+        (rb"\boxed{3} is wrong, \boxed{4}", "4", False),
+        (b"\\boxed{3}\nAnswer: 4", "4", False),
+        (b"Answer: 4\nor \\boxed{3}", "3", False),
+        (rb"Answer: \boxed{B}", "B", False),
+        (b"The answer is unclear, yet the answer is 'B'", "B", False),
+        (b"First.\nThus the correct option is **A**.\n", "A", False),
+        (b" B. red\n", "B. red", False),
+        (b"<think>x\nAnswer: 3</think> 4", "4", False),
+        (b"<think>x</think>\nAnswer: 4", "4", False),
+        (b"It is red.\nOr blue.", None, False),
+        (b"Answer: .5.", ".5", False),
+        (b" \n", None, False),
+        (b"", None, False),
+    ],
+)
+def test_responses_of_elsewhere(text, answer, several):
+    """Catches the first answer taken for the last, a heading for an answer, and words of the rationale."""
+    parsed = ANY.parse(text)
+    assert (None if parsed.answer is None else text[slice(*parsed.answer)].decode()) == answer
+    assert parsed.several_answers is several
+
+
+@pytest.mark.parametrize(
+    "piece", [b" ", b"\n", b"*", b"answer", b"Answer: ", b"answer is ", b"}", b"Answer:x*", b"x\n"]
+)
+def test_responses_of_elsewhere_are_read_in_linear_time(piece):
+    """Catches a pattern that takes hours over a megabyte of stars behind an answer."""
+    megabyte = piece * (1_000_000 // len(piece))
+    start = time.process_time()
+    for text in (megabyte, b"Answer: x" + megabyte + b"y", b"the answer is x" + megabyte + b"\ny"):
+        ANY.parse(text)
+    assert time.process_time() - start < 5.0
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -10,7 +10,7 @@ import pytest
 
 from care_jax.data.records import Record
 from care_jax.response_format import ANSWER_TAGS, BOXED
-from care_jax.verify import Item, Verdict, Verifier, judge, overlong_penalty
+from care_jax.verify import Item, Verdict, Verifier, judge, judge_texts, overlong_penalty
 
 RIGHT = Verdict(True, True, "correct")
 
@@ -269,6 +269,24 @@ def test_judge_by_hand(verifier):
     assert np.flatnonzero(v.think_mask[0, 3]).tolist() == [1, 2]
     assert not v.answer_mask[0, 3].any() and not v.think_mask[1, 0].any() and not v.think_mask[1, 3].any()
     assert np.flatnonzero(v.answer_mask[1, 0]).tolist() == [3]
+
+
+def test_texts_are_judged_as_tokens_are(verifier):
+    """Catches two judgements of one response, and verdicts in another order than the responses."""
+    ids, lengths = padded(RESPONSES, 12)
+    judged = judge(
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, correct_weight=0.9, format_weight=0.1
+    )
+    responses = [(record, text) for record, texts in zip(RECORDS, judged.texts, strict=True) for text in texts]
+    texts = judge_texts(verifier, responses, ANSWER_TAGS)
+    v = judged.verdicts
+    assert [one.extracted for one in texts] == sum(judged.extracted, [])
+    assert [one.format_ok for one in texts] == v.format_ok.ravel().tolist()
+    reasons = sum(judged.reasons, [])
+    assert [tuple(one.verdict) for one in texts] == list(
+        zip(v.correct.ravel().tolist(), v.parsed.ravel().tolist(), reasons, strict=True)
+    )
+    assert judge_texts(verifier, [(RECORDS[0], "<answer>5\ud800</answer>")], ANSWER_TAGS)[0].extracted == "5?"
 
 
 def test_judge_takes_the_overlong_penalty_off_the_reward_alone(verifier):
