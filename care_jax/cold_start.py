@@ -21,7 +21,7 @@ import numpy as np
 from care_jax import cli, programs
 from care_jax.data.records import Record
 from care_jax.loss import Denominators, LossOutput
-from care_jax.processor import Example, Processor, Trace
+from care_jax.processor import Example, Processor, Trace, padding_shares
 from care_jax.programs import Program, bucket_of
 from care_jax.session import Session, open_session
 from care_jax.structs import Array, Prompts, TrainBatch, TrainState
@@ -159,6 +159,7 @@ def _step(session: Session, update: Program) -> dict[str, float]:
     seconds = time.perf_counter() - started
     scalars |= session.timer.take() | {"lr": session.last_lr, "time/step": seconds}
     scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
+    scalars |= padding_shares([example.prompt for example in examples], bucket_of(batch.prompts))
     session.writer.scalars(session.step, scalars)
     return scalars
 

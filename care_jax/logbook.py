@@ -36,7 +36,7 @@ def _mean(values: Array, where: Array) -> float:
 
 def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
     """The step's scalars. Shares are of groups or rollouts; a rescued group never counts as a success."""
-    verdicts, subgroup, rollouts = step.judged.verdicts, step.subgroup, step.rollouts
+    verdicts, subgroup, rollouts, batch = step.judged.verdicts, step.subgroup, step.rollouts, step.batch
     sampled, outcome = rollouts.sampled_mask, subgroup.outcome
     mixed, all_wrong = outcome == Outcome.MIXED, outcome == Outcome.ALL_WRONG
     values = {
@@ -51,6 +51,8 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "response_len/mean": float(np.mean(sampled.sum(-1))),
         "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
         "advantage/failure_share": _failure_share(step),
+        # Behind the end of a response, or in a slot of a subgroup that no row fills.
+        "padding/update_tokens": 1.0 - float(np.sum(batch.response_len * batch.row_mask)) / batch.token_ids.size,
     }
     if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
         gap = np.abs(rollouts.logprobs - step.scores.logprobs)

@@ -237,6 +237,15 @@ class Processor:
         return clips.fit_grids(given, spec, room) if self.overlong == "shrink" else None
 
 
+def padding_shares(examples: Sequence[Example], bucket: tuple[int, int]) -> dict[str, float]:
+    """What of the prompt tokens and patches of a batch in a bucket is padding, as metrics."""
+    tokens, patches = (size * len(examples) for size in bucket)
+    return {
+        "padding/prompt_tokens": 1 - sum(len(example.token_ids) for example in examples) / tokens,
+        "padding/patches": 1 - sum(len(example.patches) for example in examples) / patches,
+    }
+
+
 def load_processor(
     folder: Path,
     *,

@@ -96,6 +96,17 @@ TRAIN_CHARTS = (
         {"tokens_per_s/rollout": "sampling", "tokens_per_s/update": "updating"},
         low=0.0,
     ),
+    Chart(
+        "Padding",
+        "share of what is computed",
+        {
+            "padding/prompt_tokens": "prompt tokens",
+            "padding/patches": "patches",
+            "padding/update_tokens": "response tokens of the update",
+        },
+        low=0.0,
+        high=1.0,
+    ),
 )
 COLD_START_CHARTS = (
     Chart("Loss", "nats per target token", {"loss": "loss"}, low=0.0),

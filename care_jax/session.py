@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from care_jax import config as config_lib
-from care_jax.checkpoint import Checkpointer
+from care_jax.checkpoint import Checkpointer, checksums
 from care_jax.components import make_model, make_processor, make_verifier, stage_key
 from care_jax.data import loader
 from care_jax.data.records import Record
@@ -92,6 +92,7 @@ class Session:
     def end_warm_up(self) -> None:
         """From here on nothing may compile; `guard.check` says so at every step."""
         stage_key(jax.random.key(self.config.seed), 0, 0)
+        checksums(self.state)  # of every checkpoint
         self.guard.arm()
 
     def evaluate_if_due(self) -> dict[str, float] | None:

@@ -23,7 +23,7 @@ from care_jax.components import make_model
 from care_jax.loss import policy_loss
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
-from care_jax.processor import Example
+from care_jax.processor import Example, padding_shares
 from care_jax.programs import Bucket, TrainPrograms, bucket_of
 from care_jax.regions import TokenBytes
 from care_jax.rollout import nothing_forced
@@ -101,6 +101,7 @@ class Trainer:
             output = programs.update(group.bucket, session.state, batch, forbidden)
             session.state = output.state
             update_metrics = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
+            update_metrics |= padding_shares(group.examples, group.bucket)
 
         host = jax.device_get(
             (

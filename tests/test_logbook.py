@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from care_jax import logbook
 from care_jax.advantage import SubgroupAdvantages
-from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, Verdicts
+from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 from care_jax.train_batch import no_reflection
 from care_jax.verify import Judged
 from tests.pictures import encode, picture, question
@@ -24,6 +25,16 @@ def judged(texts: list[list[str]], correct: np.ndarray) -> Judged:
     tokens = np.zeros((*correct.shape, R), bool)
     verdicts = Verdicts(correct, np.ones_like(correct), correct, np.where(correct, 1.0, 0.25), tokens, tokens)
     return Judged(verdicts, texts, [[text[-1:] for text in row] for row in texts], texts)
+
+
+def make_batch(response_len: np.ndarray, row_mask: np.ndarray) -> TrainBatch:
+    """The first rows of each group; what the logbook does not read is None."""
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(TrainBatch))
+    rows = row_mask.shape[1]
+    token_ids = np.zeros((*row_mask.shape, R), np.int32)
+    return TrainBatch(
+        **nothing | {"token_ids": token_ids, "response_len": response_len[:, :rows], "row_mask": row_mask}
+    )
 
 
 @pytest.fixture
@@ -71,7 +82,7 @@ def step() -> logbook.Step:
             ],
             np.array([[True], [False], [False]]),
         ),
-        batch=None,
+        batch=make_batch(response_len, np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]], bool)),
         advantages=SubgroupAdvantages(
             raw=np.array([[1.0, 1.0, -2.0], [1.0, -1.0, 0.0], [0.0, 0.0, 0.0]], np.float32),
             final=np.array([[1.0, 1.0, -1.0], [0.4, -0.1, 0.0], [0.0, 0.0, 0.0]], np.float32),
@@ -106,6 +117,7 @@ def test_metrics_by_hand(step):
             "reflect/tried": 1.0,
             "reflect/success_rate": 1.0,
             "rescue/rate": 1 / 3,
+            "padding/update_tokens": 1 - (4 + 2 + 1 + 1 + 1) / (9 * R),
         },
         abs=1e-6,
     )

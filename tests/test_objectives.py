@@ -20,6 +20,7 @@ NAMES = {
     *("logprob_gap/mean", "logprob_gap/max", "grad_norm", "loss", "policy_loss", "lr"),
     *(f"time/{stage}" for stage in ("rollout", "verify", "score", "select", "update", "step")),
     *("tokens_per_s/rollout", "tokens_per_s/update"),
+    *(f"padding/{name}" for name in ("prompt_tokens", "patches", "update_tokens")),
 }
 ANCHORED_NAMES = {"subgroup/num_negatives_3", "advantage/anchor", "advantage/negative", "rescue/rate"}
 REFLECTION_NAMES = {"reflect/tried", "reflect/success_rate", "time/reflect"}

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoConfig
 
 from care_jax.data.records import Record
-from care_jax.processor import Example, Processor, load_processor
+from care_jax.processor import Example, Processor, load_processor, padding_shares
 from care_jax.response_format import ANSWER_TAGS, BOXED
 from tests.families import edit_json
 from tests.pictures import encode, picture
@@ -214,6 +214,15 @@ def test_collate_pads_on_the_right(processor):
         assert (batch.vision_index[row, size:] == -1).all() and not batch.window_ids[row, count:].any()
     dtypes = {name: str(value.dtype) for name, value in vars(batch).items()}
     assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches", "grid_weights"}
+
+
+def test_padding_shares_by_hand(processor):
+    """Catches shares of one row in place of the batch's, and patches counted as tokens."""
+    plain = processor.encode_prompt(record("hi"))
+    pictured = processor.encode_prompt(record("<image>?", encode(picture(84, 84))))
+    shares = padding_shares([plain, pictured], (64, 128))
+    real = len(plain.token_ids) + len(pictured.token_ids)
+    assert shares == {"padding/prompt_tokens": 1 - real / 128, "padding/patches": 1 - 36 / 256}
 
 
 def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
