@@ -1,7 +1,7 @@
 """google-tunix's side of benchmarks/peer_tunix.py, run by the Python of its own environment.
 
-Takes sizes as one JSON argument, and a job a line on stdin: "rollout" or "update". Answers each with a line "done" when
-its result is there. Nothing of this project is imported: the two sides share no package but jax and flax.
+Takes sizes as one JSON argument, and tells the number of the model's parameters. Then takes a job a line on stdin,
+"rollout" or "update", and answers each with a line "done" when its result is there. Imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def make_learner(sizes: dict[str, int]) -> grpo_learner.GRPOLearner:
         norm_eps=1e-6,
         use_tied_embedding=True,
     )
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
-    with mesh:
-        model = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    model = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
     total = sizes["prompt_len"] + sizes["response_len"]
     cluster = rl_cluster.RLCluster(
         actor=model,
@@ -84,13 +83,14 @@ def make_learner(sizes: dict[str, int]) -> grpo_learner.GRPOLearner:
         ),
     )
     algorithm = grpo_learner.GRPOConfig(num_generations=sizes["rollouts"], beta=0.0)
-    return grpo_learner.GRPOLearner(cluster, algorithm, reward_fns=lambda prompts, completions, **_: [0.0] * len(prompts))
+    return grpo_learner.GRPOLearner(
+        cluster, algorithm, reward_fns=lambda prompts, completions, **_: [0.0] * len(prompts)
+    )
 
 
-def make_jobs(sizes: dict[str, int]) -> dict[str, Callable[[], Any]]:
+def make_jobs(cluster: rl_cluster.RLCluster, sizes: dict[str, int]) -> dict[str, Callable[[], Any]]:
     """What the learner asks its cluster for, by name: G responses to each prompt, and an update on all of them."""
-    learner = make_learner(sizes)
-    cluster, rng = learner.rl_cluster, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = sizes["prompts"] * sizes["rollouts"]
     ids = rng.integers(1, sizes["vocabulary"], (sizes["prompts"], sizes["prompt_len"]))
     ids = np.repeat(ids, sizes["rollouts"], axis=0)
@@ -119,9 +119,11 @@ def make_jobs(sizes: dict[str, int]) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    jobs = make_jobs(json.loads(sys.argv[1]))
-    model = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(make_jobs.__globals__["_"])) if False) if False else 0
-    del model
+    sizes = json.loads(sys.argv[1])
+    learner = make_learner(sizes)  # tells the cluster its loss
+    jobs = make_jobs(learner.rl_cluster, sizes)
+    model = learner.rl_cluster.actor_trainer.model
+    print(sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))), flush=True)
     for line in sys.stdin:
         jobs[line.strip()]()
         print("done", flush=True)

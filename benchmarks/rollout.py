@@ -87,10 +87,12 @@ def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def roll_out(model: QwenVL, processor: Processor, prompts: Prompts, sampling: Sampling) -> Callable[[], Rollouts]:
+def roll_out(
+    model: QwenVL, processor: Processor, prompts: Prompts, sampling: Sampling, *, num_rollouts: int = NUM_ROLLOUTS
+) -> Callable[[], Rollouts]:
     """Prefill and G rollouts a prompt."""
     prompts, forbidden = jax.device_put((prompts, processor.forbidden_mask))
-    forced = rollout.nothing_forced(len(prompts.prompt_len), NUM_ROLLOUTS)
+    forced = rollout.nothing_forced(len(prompts.prompt_len), num_rollouts)
 
     def run() -> Rollouts:
         prefix = rollout.prefill(model, prompts)
