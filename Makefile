@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Huge pages for glibc's malloc: a training step on a CPU takes a third less time, page faults being most of the rest.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# .venv gets the CPU's jax alone, and libtpu, which looks for TPUs and tells at length that there are none.
+export JAX_PLATFORMS ?= cpu
 PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 
 .PHONY: demo test lint clean

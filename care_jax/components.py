@@ -44,12 +44,13 @@ def make_processor(config: ml_collections.ConfigDict) -> Processor:
     )
 
 
-def make_model_config(config: ml_collections.ConfigDict) -> ModelConfig:
-    """The architecture of the config's model folder, and how the config wants it computed."""
+def make_model_config(config: ml_collections.ConfigDict, platform: str) -> ModelConfig:
+    """The architecture of the config's model folder, and how the config wants it computed on "cpu", "gpu" or "tpu"."""
     return dataclasses.replace(
         load_model_config(Path(config.model.folder)),
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
+        attention="splash" if platform == "tpu" and config.model.attention == "auto" else "xla",
         freeze_vision=config.model.freeze_vision,
     )
 
@@ -59,7 +60,7 @@ def make_model(config: ml_collections.ConfigDict, mesh: Mesh) -> QwenVL:
 
     No device and no host holds more of it than its own part.
     """
-    model_config = make_model_config(config)
+    model_config = make_model_config(config, mesh.devices.flat[0].platform)
     abstract = abstract_model(model_config)
     shardings: Any = sharding.named(mesh, sharding.param_specs(abstract))
     if config.model.weights == "random":
@@ -76,7 +77,8 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
         ValueError: one line on a factorisation that does not work for this model and these batches.
     """
     devices = jax.devices()
-    return sharding.make_mesh(sharding.mesh_sizes(config, make_model_config(config), len(devices)), devices)
+    model_config = make_model_config(config, devices[0].platform)
+    return sharding.make_mesh(sharding.mesh_sizes(config, model_config, len(devices)), devices)
 
 
 def make_verifier(config: ml_collections.ConfigDict) -> Verifier:

@@ -17,6 +17,7 @@ def base() -> ml_collections.ConfigDict:
     c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config
     c.model.weights = "random"  # random | a run folder or checkpoint folder to start from
     c.model.compute_dtype = "bfloat16"  # float32 | bfloat16; parameters and softmax stay float32
+    c.model.attention = "auto"  # auto | xla; auto takes the splash kernel on a TPU
     c.model.freeze_vision = False  # no gradient into the vision tower
     c.model.remat = True  # recompute each layer in the backward pass
     c.model.logits_chunk = 256  # tokens of one chunk of the LM head; [tokens, V] is never materialised
@@ -108,6 +109,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "data.format": (config.data.format, ("jsonl", "mini_vqa", "prepared")),
         "data.response_format": (config.data.response_format, tuple(FORMATS)),
         "model.compute_dtype": (config.model.compute_dtype, ("float32", "bfloat16")),
+        "model.attention": (config.model.attention, ("auto", "xla")),
         "optimizer.schedule": (config.optimizer.schedule, ("constant", "cosine", "linear")),
         "objective.selector": (o.selector, ("farthest_first", "nearest", "random", "mixed", "farthest")),
         "objective.ratio": (o.ratio, ("token", "sequence")),

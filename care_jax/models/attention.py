@@ -1,13 +1,14 @@
 """Attention in its three forms: segments (images), a prompt and its branches at once, new tokens of branches.
 
-Full sequences have two implementations: XLA's matrix products, whose scores exist in memory, and on a TPU the kernel
-of splash.py. Scores and softmax are float32. A fully masked row gives a finite average instead of NaN, in value and in
-gradient; such rows are padding and nobody reads them.
+Full sequences have two implementations: XLA's matrix products, whose scores exist in memory for a part of the queries
+at a time, and on a TPU the kernel of splash.py. Scores and softmax are float32. A fully masked row gives a finite
+average instead of NaN, in value and in gradient; such rows are padding and nobody reads them.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from care_jax.structs import Array
 
 # Of full sequences; the last is splash's kernel step by step, anywhere and slowly.
 IMPLEMENTATIONS = ("xla", "splash", "splash_interpret")
+
+_CHUNK = 512  # queries whose scores exist at once
 
 _MASKED = float(jnp.finfo(jnp.float32).min)
 
@@ -29,6 +32,24 @@ def _split_heads(q: Array, num_kv_heads: int) -> Array:
 def _join_heads(o: Array) -> Array:
     """[..., N, Q, C] -> [..., H, C]."""
     return o.reshape(*o.shape[:-3], -1, o.shape[-1])
+
+
+def _in_chunks(attend: Callable[[Array, Array], Array], q: Array, rows: Array, axis: int) -> Array:
+    """attend(q, rows) for _CHUNK queries at a time; q, rows and the result have the queries on `axis`.
+
+    Chunks are recomputed in the backward pass. Without this a layer of a tower takes 48 GiB for 16,384 patches.
+    """
+    num_queries = q.shape[axis]
+    if num_queries <= _CHUNK:
+        return attend(q, rows)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, [(0, -num_queries % _CHUNK if i == axis else 0) for i in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, _CHUNK, *x.shape[axis + 1 :]), axis, 0)
+
+    out = jax.lax.map(jax.checkpoint(lambda chunk: attend(*chunk)), (cut(q), cut(rows)))
+    out = jnp.moveaxis(out, 0, axis)
+    return jax.lax.slice_in_dim(out.reshape(*q.shape[:axis], -1, *out.shape[axis + 2 :]), 0, num_queries, axis=axis)
 
 
 def segment_attention(
@@ -46,10 +67,14 @@ def segment_attention(
     if implementation != "xla":
         interpret = implementation == "splash_interpret"
         return splash.segment_attention(q, k, v, segment_ids, segment_len=segment_len, interpret=interpret)
-    scores = jnp.einsum("bihc,bkhc->bhik", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    visible = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("bhik,bkhc->bihc", weights, v)
+
+    def attend(q: Array, ids: Array) -> Array:
+        scores = jnp.einsum("bihc,bkhc->bhik", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        visible = (ids[:, :, None] == segment_ids[:, None, :])[:, None]
+        weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1).astype(v.dtype)
+        return jnp.einsum("bhik,bkhc->bihc", weights, v)
+
+    return _in_chunks(attend, q, segment_ids, axis=1)
 
 
 def windowed_attention(
@@ -83,11 +108,14 @@ def causal_attention(q: Array, k: Array, v: Array, *, implementation: str) -> Ar
     """
     if implementation != "xla":
         return splash.causal_attention(q, k, v, interpret=implementation == "splash_interpret")
-    grouped = _split_heads(q, k.shape[-2])
-    scores = jnp.einsum("bpnqc,bsnc->bnqps", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    visible = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))[None, None, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1).astype(v.dtype)
-    return _join_heads(jnp.einsum("bnqps,bsnc->bpnqc", weights, v))
+
+    def attend(q: Array, visible: Array) -> Array:
+        grouped = _split_heads(q, k.shape[-2])
+        scores = jnp.einsum("bpnqc,bsnc->bnqps", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(v.dtype)
+        return _join_heads(jnp.einsum("bnqps,bsnc->bpnqc", weights, v))
+
+    return _in_chunks(attend, q, jnp.tril(jnp.ones((1, q.shape[1], q.shape[1]), bool)), axis=1)
 
 
 def stream_attention(
@@ -134,8 +162,12 @@ def stream_attention(
         return x[:, : x.shape[1] - num_own], own.reshape(x.shape[0], num_branches, -1, *x.shape[2:])
 
     (prompt_q, own_q), (prompt_k, own_k), (prompt_v, own_v) = split(q), split(k), split(v)
-    causal = jnp.tril(jnp.ones((own_k.shape[2], own_k.shape[2]), bool))[None, None]
-    out = branch_attention(own_q, (prompt_k, prompt_v), (own_k, own_v), prompt_len=prompt_len, own_visible=causal)
+
+    def attend(q: Array, visible: Array) -> Array:
+        kv = (prompt_k, prompt_v), (own_k, own_v)
+        return branch_attention(q, *kv, prompt_len=prompt_len, own_visible=visible)
+
+    out = _in_chunks(attend, own_q, jnp.tril(jnp.ones((1, 1, own_k.shape[2], own_k.shape[2]), bool)), axis=2)
     out = out.reshape(q.shape[0], num_own, *q.shape[2:])
     if not prompt_q.size:
         return out
