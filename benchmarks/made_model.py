@@ -58,36 +58,36 @@ def write_folder(folder: Path, *, num_layers: int, width: int, vocab_size: int) 
 
 
 def make_prompts(folder: Path, *, num_prompts: int, prompt_len: int, image_side: int) -> tuple[Processor, Prompts]:
-    """The processor of `folder` and prompts (NumPy) of exactly `prompt_len` tokens with one square image each.
+    """The processor of `folder` and prompts (NumPy) of exactly `prompt_len` tokens with one square image each, or text
+    alone where `image_side` is 0.
 
     Raises:
         ValueError: `image_side` (pixels) is no multiple of 28, or the image leaves no room for a text.
     """
-    if image_side < IMAGE_UNIT or image_side % IMAGE_UNIT:
+    if image_side < 0 or image_side % IMAGE_UNIT:
         raise ValueError(f"the image's side is {image_side} pixels; give a multiple of {IMAGE_UNIT}")
     num_image = (image_side // IMAGE_UNIT) ** 2
     processor = load_processor(
         folder,
         response_format=dataclasses.replace(ANSWER_TAGS, request=""),
         prompt_buckets=(prompt_len,),
-        patch_buckets=(4 * num_image,),
-        max_image_tokens=num_image,
-        min_image_tokens=num_image,
+        patch_buckets=(4 * num_image or 4,),
+        max_image_tokens=num_image or 4,
+        min_image_tokens=num_image or 4,
         overlong="error",
     )
     rng = np.random.default_rng(0)
 
     def record(text_len: int) -> Record:
-        pixels = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (image_side, image_side, 3), np.uint8)).save(pixels, "PNG")
+        images = (_noise(rng, image_side),) if image_side else ()
         digits = "".join(map(str, rng.integers(0, 10, text_len)))  # one token each
         return Record(
             id="made",
             source="made",
             answer="0",
             answer_kind="integer",
-            prompt="<image>" + digits,
-            images=(pixels.getvalue(),),
+            prompt="<image>" * len(images) + digits,
+            images=images,
         )
 
     shortest = processor.encode_prompt(record(0))
@@ -97,3 +97,10 @@ def make_prompts(folder: Path, *, num_prompts: int, prompt_len: int, image_side:
     examples = [processor.encode_prompt(record(room)) for _ in range(num_prompts)]
     prompts = processor.collate([example for example in examples if example is not None])
     return processor, prompts
+
+
+def _noise(rng: np.random.Generator, side: int) -> bytes:
+    """A square PNG of random pixels."""
+    pixels = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(pixels, "PNG")
+    return pixels.getvalue()

@@ -1,7 +1,7 @@
 """Rollouts: against transformers' generate on the same weights, over prompt lengths, and with a long tail of lengths.
 
     python -m benchmarks.rollout          # about ten minutes on 2 cores
-    python -m benchmarks.rollout --width 64 --layers 2 --prompt-len 48 --response-len 8 --repeats 1
+    python -m benchmarks.rollout --width 64 --layers 2 --prompt_len 48 --response_len 8 --repeats 1
 
 1. One prompt with an image, G rollouts of exactly R tokens, greedy and sampled. Both sides start from the patches and
    end with the tokens; torch keeps its default number of threads. The lower ratio counts.
@@ -87,10 +87,12 @@ def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def roll_out(model: QwenVL, processor: Processor, prompts: Prompts, sampling: Sampling) -> Callable[[], Rollouts]:
+def roll_out(
+    model: QwenVL, processor: Processor, prompts: Prompts, sampling: Sampling, *, num_rollouts: int = NUM_ROLLOUTS
+) -> Callable[[], Rollouts]:
     """Prefill and G rollouts a prompt."""
     prompts, forbidden = jax.device_put((prompts, processor.forbidden_mask))
-    forced = rollout.nothing_forced(len(prompts.prompt_len), NUM_ROLLOUTS)
+    forced = rollout.nothing_forced(len(prompts.prompt_len), num_rollouts)
 
     def run() -> Rollouts:
         prefix = rollout.prefill(model, prompts)
@@ -212,10 +214,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--layers", type=int, default=12, help="of decoder and vision tower")
     parser.add_argument("--width", type=int, default=512, help="of the decoder")
     parser.add_argument("--vocab", type=int, default=32_768, help="ids")
-    parser.add_argument("--prompt-len", type=int, default=1024, help="tokens, an image of 36 percent included")
-    parser.add_argument("--response-len", type=int, default=128, help="R, tokens")
+    parser.add_argument("--prompt_len", type=int, default=1024, help="tokens, an image of 36 percent included")
+    parser.add_argument("--response_len", type=int, default=128, help="R, tokens")
     parser.add_argument("--growth", type=int, nargs=2, default=(256, 2048), help="the two prompt lengths, tokens")
-    parser.add_argument("--tail-prompts", type=int, default=16, help="prompts of the long tail")
+    parser.add_argument("--tail_prompts", type=int, default=16, help="prompts of the long tail")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each side")
     args = parser.parse_args(argv)
 
