@@ -7,7 +7,8 @@ have more than V * max(chunk, D) numbers: a chunk's logits, the embedding table.
 array in the optimised HLO, whatever its rank, and must find the logits in a naive head that is compiled beside it.
 
 The update's temporaries must grow in proportion to its tokens, and by as much as at a vocabulary of 512 ids: by what
-the decoder keeps of a token and nothing of the head. The last line is one JSON object.
+the decoder keeps of a token and nothing of the head. With few rows it grows by less: what the decoder keeps is then
+smaller than a chunk's logits, and takes their room while they are not there. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     }
     for name, (default, text) in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
-    parser.add_argument("--rows", type=int, nargs="+", default=[4, 8, 16], help="rows of the prompt (4 8 16)")
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 96, 128], help="rows of the prompt (64 96 128)")
     args = parser.parse_args(argv)
     if len(set(args.rows)) < 2 or min(args.rows) < 1:
         parser.error("--rows needs two different numbers of at least 1")
