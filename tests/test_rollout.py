@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from care_jax import rollout, score
+from care_jax.models import decoder
 from care_jax.rollout import Forced, Sampling
 from care_jax.structs import Rollouts, Verdicts
 
@@ -90,6 +91,14 @@ def test_sampler_and_scorer_agree(case, request):
     gap = np.abs(ours.logprobs - logprobs) * ours.sampled_mask
     assert gap.max() <= GAP
     assert not ours.logprobs[~ours.sampled_mask].any()
+
+
+def test_short_reads_hold_all_that_is_stored(run, monkeypatch):
+    """Catches a read that ends before the newest token: at a border between two lengths, or behind a forced prefix."""
+    monkeypatch.setattr(decoder, "_STRIDE", 4)
+    ours, logprobs, _ = run(dataclasses.replace(SAMPLED, response_len=R - 1), forced_prefixes())
+    assert ours.response_len.max() > 8
+    assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
 
 
 @pytest.mark.parametrize("case", ["free", "forced"])

@@ -38,6 +38,9 @@ class Rope:
     sin: Array
 
 
+_STRIDE = 256  # slots: decoding attends to the shortest multiple that holds what is stored
+
+
 def mrope(position_ids: Array, config: TextConfig, dtype: jnp.dtype) -> Rope:
     """Multimodal rotary tables from position_ids [B, 3, T] (time, height, width).
 
@@ -205,11 +208,15 @@ def extend(
     the grown cache. The cache is carried through the layer scan, so XLA updates it in place. On shards the layers must
     be the sampler's (QwenVL.for_sampling): gathering them for every token would take longer than the token.
     """
-    batch, num_branches = cache.k.shape[1:3]
+    batch, num_branches, num_slots = cache.k.shape[1:4]
+    stride = -(-num_slots // 8 // _STRIDE) * _STRIDE
+    lengths = [min(used, num_slots) for used in range(stride, num_slots + stride, stride)]
+    num_new = x.shape[1] // num_branches
+    shortest = (slot + num_new - 1) // stride  # of `lengths` that holds all that is stored
 
-    def step(carry: tuple[Array, Array, Array], inputs: tuple[tuple[DecoderLayer, Array], Array, Array]):
+    def step(carry: tuple[Array, Array, Array], inputs: tuple[DecoderLayer, Array]):
         x, cache_k, cache_v = carry
-        (layer, index), prompt_k, prompt_v = inputs
+        layer, index = inputs
 
         def write(stored: Array, new: Array) -> Array:
             new = new.reshape(1, batch, num_branches, -1, *new.shape[2:])
@@ -217,19 +224,26 @@ def extend(
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             grown_k, grown_v = write(cache_k, k), write(cache_v, v)
-            own_k = jax.lax.dynamic_index_in_dim(grown_k, index, keepdims=False)
-            own_v = jax.lax.dynamic_index_in_dim(grown_v, index, keepdims=False)
-            out = branch_attention(
-                q.reshape(batch, num_branches, -1, *q.shape[2:]),
-                (prompt_k, prompt_v),
-                (own_k, own_v),
-                prompt_len=prefix.prompt_len,
-                own_visible=own_visible,
-            )
+
+            # Slices are taken in here, each in one step, so that the products read them where they lie.
+            def attend_to(used: int) -> Array:
+                def of_layer(stored: Array, shape: tuple[int, ...]) -> Array:
+                    return jax.lax.dynamic_slice(stored, (index, *[0] * len(shape)), (1, *shape))[0]
+
+                own = (batch, num_branches, used, *k.shape[2:])
+                return branch_attention(
+                    q.reshape(batch, num_branches, -1, *q.shape[2:]),
+                    (of_layer(prefix.k, prefix.k.shape[1:]), of_layer(prefix.v, prefix.v.shape[1:])),
+                    (of_layer(grown_k, own), of_layer(grown_v, own)),
+                    prompt_len=prefix.prompt_len,
+                    own_visible=own_visible[..., :used],
+                )
+
+            out = jax.lax.switch(shortest, [functools.partial(attend_to, used) for used in lengths])
             return out.reshape(q.shape), (grown_k, grown_v)
 
         x, (cache_k, cache_v) = layer(x, rope, attend)
         return (x, cache_k, cache_v), None
 
-    carry, _ = jax.lax.scan(step, (x, cache.k, cache.v), (_indexed(layers), prefix.k, prefix.v))
+    carry, _ = jax.lax.scan(step, (x, cache.k, cache.v), _indexed(layers))
     return carry[0], BranchCache(k=carry[1], v=carry[2])
