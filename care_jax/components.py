@@ -52,6 +52,7 @@ def make_model_config(config: ml_collections.ConfigDict, platform: str) -> Model
         remat=config.model.remat,
         attention="splash" if platform == "tpu" and config.model.attention == "auto" else "xla",
         freeze_vision=config.model.freeze_vision,
+        scan_decoding=platform != "cpu",
     )
 
 

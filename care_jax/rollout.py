@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from flax import struct
 from care_jax.collectives import first_row, join_parts, most
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
+from care_jax.models.decoder import DecoderLayer
 from care_jax.score import entropy_of, masked_logits
 from care_jax.structs import Array, Prompts, Rollouts
 
@@ -105,17 +107,17 @@ def generate(
     """
     batch, num_branches, num_forced = forced.token_ids.shape
     slots = jnp.arange(num_forced + sampling.response_len, dtype=jnp.int32)
+    stacks, prefix = model.in_stacks(prefix)
 
     def decode_token(branches: _Branches, loop: _Loop) -> _Loop:
         logits = masked_logits(
             model, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
         )
-        logits = join_parts(logits, axis=-1)
+        logprobs = jax.nn.log_softmax(join_parts(logits, axis=-1))
         if sampling.temperature > 0:
-            token = _draw(jax.random.fold_in(key, loop.t), branches.number, logits)
+            token = _draw(jax.random.fold_in(key, loop.t), branches.number, jnp.exp(logprobs))
         else:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        logprobs = jax.nn.log_softmax(logits)
+            token = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
         is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
         sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
         is_full = branches.forced_len + sampled_len >= sampling.response_len
@@ -123,6 +125,7 @@ def generate(
         own_visible = forced_visible | ((slots >= num_forced) & (slots <= num_forced + loop.t))[None, None]
         hidden, cache = model.extend(
             token[..., None],
+            stacks=stacks,
             prefix=branches.prefix,
             cache=loop.cache,
             slot=num_forced + loop.t,
@@ -172,13 +175,32 @@ def generate(
     sizes = sorted({max(1, int(share * total)) for share in sampling.compact_shares} - {total}, reverse=True)
     number = first_row(batch) * num_branches + jnp.arange(total, dtype=jnp.int32)
     everyone = _Branches(prefix, forced.forced_len, number.reshape(batch, num_branches))
-    return _join(forced, finish(everyone, _start(model, prefix, forced, slots, sampling), sizes))
+    return _join(forced, finish(everyone, _start(model, stacks, prefix, forced, slots, sampling), sizes))
 
 
-def _draw(key: Array, number: Array, logits: Array) -> Array:
-    """An id [B, J] int32 for each branch from logits [B, J, V], with a key of its own made from its number [B, J]."""
+_BLOCK = 512  # ids
+
+
+def _draw(key: Array, number: Array, probs: Array) -> Array:
+    """An id [B, J] int32 for each branch from probs [B, J, V], with a key of its own made from its number [B, J].
+
+    First a block of ids is drawn, then an id in it: two random numbers a branch, where Gumbel noise takes V. One of its
+    own for each keeps the ids of the tail apart, whose probabilities are below the step of a float32 between 0 and 1.
+    """
     keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
-    return jax.vmap(jax.vmap(jax.random.categorical))(keys, logits).astype(jnp.int32)
+    at = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
+    blocks = jnp.pad(probs, [(0, 0), (0, 0), (0, -probs.shape[-1] % _BLOCK)]).reshape(*probs.shape[:-1], -1, _BLOCK)
+    block = _find(jnp.sum(blocks, axis=-1), at[..., 0])
+    in_block = _find(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :], at[..., 1])
+    return block * _BLOCK + in_block
+
+
+def _find(weights: Array, at: Array) -> Array:
+    """Where a share `at` [...] in [0, 1) of the sum of weights [..., N] is reached; never at a weight of 0."""
+    upto = jnp.cumsum(weights, axis=-1)
+    index = jnp.sum(upto <= at[..., None] * upto[..., -1:], axis=-1, dtype=jnp.int32)
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1).astype(jnp.int32)
+    return jnp.minimum(index, last)  # a share that is rounded up to all of it is past the last
 
 
 def _take(x: Array, rows: Array) -> Array:
@@ -197,8 +219,8 @@ def _take_branches(branches: _Branches, rows: Array) -> _Branches:
     prefix = branches.prefix
     return _Branches(
         prefix=Prefix(
-            k=prefix.k[:, prompt],
-            v=prefix.v[:, prompt],
+            k=tuple(stack[:, prompt] for stack in prefix.k),
+            v=tuple(stack[:, prompt] for stack in prefix.v),
             prompt_len=prefix.prompt_len[prompt],
             next_position=prefix.next_position[prompt],
             last_hidden=prefix.last_hidden[prompt],
@@ -219,7 +241,14 @@ def _take_loop(loop: _Loop, rows: Array) -> _Loop:
     )
 
 
-def _start(model: QwenVL, prefix: Prefix, forced: Forced, slots: Array, sampling: Sampling) -> _Loop:
+def _start(
+    model: QwenVL,
+    stacks: Sequence[DecoderLayer],
+    prefix: Prefix,
+    forced: Forced,
+    slots: Array,
+    sampling: Sampling,
+) -> _Loop:
     """The state before the first sampled token: forced tokens are run through the model all at once."""
     batch, num_branches, num_forced = forced.token_ids.shape
     cache = empty_branch_cache(prefix, num_branches, slots.size)
@@ -228,6 +257,7 @@ def _start(model: QwenVL, prefix: Prefix, forced: Forced, slots: Array, sampling
         offset = jnp.arange(num_forced, dtype=jnp.int32)
         states, cache = model.extend(
             forced.token_ids,
+            stacks=stacks,
             prefix=prefix,
             cache=cache,
             slot=jnp.int32(0),

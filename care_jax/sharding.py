@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of Prompts, Rollouts, Verdicts, Scores, TrainBatch, ...
 WHOLE = PartitionSpec()  # the same on every device
-KEYS = PartitionSpec(None, ("data", "fsdp"), None, "tensor")  # keys and values of prompts [L, B, P, N, C]
-BRANCH_KEYS = PartitionSpec(None, ("data", "fsdp"), None, None, "tensor")  # of branches [L, B, J, R, N, C]
+KEYS = PartitionSpec(None, ("data", "fsdp"), "tensor")  # keys and values of prompts [L, B, N, P, C]
+BRANCH_KEYS = PartitionSpec(None, ("data", "fsdp"), None, "tensor")  # of branches [L, B, J, N, R, C]
 
 # Parameters by name, first match, to the logical names of their axes.
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import NamedTuple
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from care_jax import rollout, score
-from care_jax.models import decoder
+from care_jax.models import decoder, qwen_vl
 from care_jax.rollout import Forced, Sampling
 from care_jax.structs import Rollouts, Verdicts
 
 R, J = 12, 4
+KEY = jax.random.key(1)
 TEMPERATURE = 0.7
 STOP_IDS = tuple(range(60, 84))  # enough of them that most branches stop, each at another token
 GAP = 1e-5  # nats
@@ -39,7 +41,7 @@ def run(tiny_model, tiny_prompts, tiny_processor):
         prompts = jax.tree.map(lambda x: x[rows], tiny_prompts)
         prefix = rollout.prefill(tiny_model, prompts)
         forbidden = jnp.asarray(forbidden)
-        rollouts = rollout.generate(tiny_model, prefix, forced, forbidden, jax.random.key(7), sampling=sampling)
+        rollouts = rollout.generate(tiny_model, prefix, forced, forbidden, KEY, sampling=sampling)
         logprobs, argmax = teacher_forced(
             tiny_model, prompts, rollouts.token_ids, forbidden, sampling.logits_temperature
         )
@@ -207,13 +209,32 @@ def test_a_smaller_batch_for_the_last_branches_changes_nothing(run, forces):
     assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
 
 
+def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_model, tiny_prompts, tiny_processor):
+    """Catches a layer, or what it kept, in the place of another's, in a smaller batch too."""
+    monkeypatch.setattr(qwen_vl, "_CACHED", 0)
+    alone = copy.copy(tiny_model)
+    alone.config = dataclasses.replace(tiny_model.config, scan_decoding=False)
+    prefix = rollout.prefill(tiny_model, tiny_prompts)
+    assert len(alone.in_stacks(prefix)[0]) == 3 and len(tiny_model.in_stacks(prefix)[0]) == 1
+    sampling, forbidden = (
+        dataclasses.replace(SAMPLED, compact_shares=(0.5,)),
+        jnp.asarray(tiny_processor.forbidden_mask),
+    )
+    ours, theirs = (
+        rollout.generate(model, prefix, forced_prefixes(), forbidden, KEY, sampling=sampling)
+        for model in (alone, tiny_model)
+    )
+    np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
+    np.testing.assert_allclose(ours.logprobs, theirs.logprobs, rtol=0, atol=GAP)
+
+
 def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_processor):
     """Catches states that are one token off, lost in the smaller batch, or of another distribution."""
     sampling = dataclasses.replace(SAMPLED, compact_shares=(0.5,), keep_states=True)
     forbidden = jnp.asarray(tiny_processor.forbidden_mask)
     prefix = rollout.prefill(tiny_model, tiny_prompts)
     nothing = rollout.nothing_forced(3, J)
-    rollouts = rollout.generate(tiny_model, prefix, nothing, forbidden, jax.random.key(7), sampling=sampling)
+    rollouts = rollout.generate(tiny_model, prefix, nothing, forbidden, KEY, sampling=sampling)
     row = rollouts.finished
     first_tokens = (jnp.arange(R) < 3)[None, None] & rollouts.sampled_mask
     think = first_tokens & (jnp.arange(J) > 0)[None, :, None]  # branch 0 has no rationale and is pooled whole
@@ -226,3 +247,30 @@ def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_
     assert np.abs(np.where(sampled, ours.logprobs - theirs.logprobs, 0)).max() <= GAP
     assert np.abs(np.where(sampled, ours.entropy - theirs.entropy, 0)).max() <= GAP
     np.testing.assert_allclose(ours.think_states, theirs.think_states, rtol=0, atol=GAP)
+
+
+def test_draws_have_the_probabilities_they_are_drawn_from():
+    """Catches a block or an id that is never drawn, drawn twice as often, or drawn at probability 0."""
+    rng = np.random.default_rng(0)
+    num_draws, num_ids = 200_000, 1300  # no whole number of blocks
+    weights = np.where(rng.random(num_ids) < 0.3, 0.0, rng.pareto(0.7, num_ids))
+    weights[512:1024] *= 1e-6  # a block of the tail
+    probs = (weights / weights.sum()).astype(np.float32)
+    number = jnp.arange(num_draws, dtype=jnp.int32)[None]
+    ids = rollout._draw(jax.random.key(5), number, jnp.broadcast_to(probs, (1, num_draws, num_ids)))
+    counts = np.bincount(np.asarray(ids)[0], minlength=num_ids)
+    assert counts[probs == 0].sum() == 0
+    expected = num_draws * probs.astype(np.float64)
+    often = expected >= 5
+    found, expected = np.append(counts[often], counts[~often].sum()), np.append(expected[often], expected[~often].sum())
+    chi2 = ((found - expected) ** 2 / expected).sum()
+    assert abs(chi2 - len(found)) < 4 * np.sqrt(2 * len(found)), (chi2, len(found))
+
+
+def test_a_draw_at_the_edges():
+    """Catches an id past the last, or of probability 0, where a share is rounded to nothing or to all."""
+    weights = jnp.asarray([[0, 0, 1, 0, 3, 0], [0.1] * 6, [0, 0, 0, 0, 0, 1e-30], [1, 0, 0, 0, 0, 0]], jnp.float32)
+    assert rollout._find(weights, jnp.zeros(4)).tolist() == [2, 0, 5, 0]
+    assert rollout._find(weights, jnp.full(4, np.nextafter(np.float32(1), np.float32(0)))).tolist() == [4, 5, 5, 0]
+    assert rollout._find(weights, jnp.ones(4)).tolist() == [4, 5, 5, 0]
+    assert rollout._find(weights[:1], jnp.full(1, 0.25)).tolist() == [4]

@@ -164,8 +164,9 @@ def stream_attention(
     (prompt_q, own_q), (prompt_k, own_k), (prompt_v, own_v) = split(q), split(k), split(v)
 
     def attend(q: Array, visible: Array) -> Array:
-        kv = (prompt_k, prompt_v), (own_k, own_v)
-        return branch_attention(q, *kv, prompt_len=prompt_len, own_visible=visible)
+        prompt_kv = jnp.swapaxes(prompt_k, 1, 2), jnp.swapaxes(prompt_v, 1, 2)
+        own_kv = jnp.swapaxes(own_k, 2, 3), jnp.swapaxes(own_v, 2, 3)
+        return branch_attention(q, prompt_kv, own_kv, prompt_len=prompt_len, own_visible=visible)
 
     out = _in_chunks(attend, own_q, jnp.tril(jnp.ones((1, 1, own_k.shape[2], own_k.shape[2]), bool)), axis=2)
     out = out.reshape(q.shape[0], num_own, *q.shape[2:])
@@ -185,21 +186,21 @@ def branch_attention(
         1 1 0 | 1 0
         1 1 0 | 1 1
 
-    q [B, J, T, H, C]; prompt_kv [B, P, N, C] each; own_kv [B, J, R, N, C] each; prompt_len [B];
+    q [B, J, T, H, C]; prompt_kv [B, N, P, C] each; own_kv [B, J, N, R, C] each; prompt_len [B];
     own_visible [B, J, T, R] (size-1 axes broadcast). Returns [B, J, T, H, C].
     """
     prompt_k, prompt_v = prompt_kv
     own_k, own_v = own_kv
     scale = q.shape[-1] ** -0.5
-    grouped = _split_heads(q, prompt_k.shape[-2])
-    on_prompt = jnp.einsum("bjtnqc,bpnc->bjnqtp", grouped, prompt_k, preferred_element_type=jnp.float32) * scale
-    on_self = jnp.einsum("bjtnqc,bjrnc->bjnqtr", grouped, own_k, preferred_element_type=jnp.float32) * scale
-    num_prompt = prompt_k.shape[1]
+    grouped = _split_heads(q, prompt_k.shape[1])
+    on_prompt = jnp.einsum("bjtnqc,bnpc->bjnqtp", grouped, prompt_k, preferred_element_type=jnp.float32) * scale
+    on_self = jnp.einsum("bjtnqc,bjnrc->bjnqtr", grouped, own_k, preferred_element_type=jnp.float32) * scale
+    num_prompt = prompt_k.shape[2]
     prompt_visible = (jnp.arange(num_prompt)[None] < prompt_len[:, None])[:, None, None, None, None]
     scores = jnp.concatenate(
         [jnp.where(prompt_visible, on_prompt, _MASKED), jnp.where(own_visible[:, :, None, None], on_self, _MASKED)], -1
     )
     weights = jax.nn.softmax(scores, axis=-1).astype(own_v.dtype)
-    out = jnp.einsum("bjnqtp,bpnc->bjtnqc", weights[..., :num_prompt], prompt_v)
-    out = out + jnp.einsum("bjnqtr,bjrnc->bjtnqc", weights[..., num_prompt:], own_v)
-    return _join_heads(out)
+    out = jnp.einsum("bjnqtp,bnpc->bjnqtc", weights[..., :num_prompt], prompt_v)
+    out = out + jnp.einsum("bjnqtr,bjnrc->bjnqtc", weights[..., num_prompt:], own_v)
+    return _join_heads(jnp.moveaxis(out, 4, 2))

@@ -1,4 +1,7 @@
-"""Keys and values kept between calls: the prompt's once, each branch's own."""
+"""Keys and values kept between calls: the prompt's once, each branch's own. By head, as the products read them.
+
+Of all L layers as one stack, or of stacks of fewer that follow each other (QwenVL.in_stacks).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from care_jax.structs import Array
 class Prefix:
     """A prefilled prompt; any number of branches continue from it."""
 
-    k: Array  # [L, B, P, N, C]
-    v: Array  # [L, B, P, N, C]
+    k: tuple[Array, ...]  # of each stack [L, B, N, P, C]
+    v: tuple[Array, ...]
     prompt_len: Array  # [B] int32
     next_position: Array  # [B] int32
     last_hidden: Array  # [B, D], after the final norm, at the last prompt token
@@ -26,8 +29,8 @@ class Prefix:
 class BranchCache:
     """Keys and values of the branches' own tokens, by slot."""
 
-    k: Array  # [L, B, J, R, N, C]
-    v: Array  # [L, B, J, R, N, C]
+    k: tuple[Array, ...]  # of each stack [L, B, J, N, R, C]
+    v: tuple[Array, ...]
 
 
 # How they are divided: PartitionSpecs in the arrays' places.
@@ -38,6 +41,9 @@ PREFIX_SPECS, BRANCH_CACHE_SPECS = Prefix(**_prefix), BranchCache(**_branches)
 
 def empty_branch_cache(prefix: Prefix, num_branches: int, num_slots: int) -> BranchCache:
     """Zeros for `num_branches` branches of `num_slots` tokens each, shaped after the prefix."""
-    layers, batch, _, heads, channels = prefix.k.shape
-    zeros = jnp.zeros((layers, batch, num_branches, num_slots, heads, channels), prefix.k.dtype)
-    return BranchCache(k=zeros, v=zeros)
+
+    def zeros(stack: Array) -> Array:
+        layers, batch, heads, _, channels = stack.shape
+        return jnp.zeros((layers, batch, num_branches, heads, num_slots, channels), stack.dtype)
+
+    return BranchCache(k=tuple(map(zeros, prefix.k)), v=tuple(map(zeros, prefix.v)))

@@ -21,7 +21,6 @@ from flax import nnx, struct
 
 from care_jax.collectives import gather, to_parts
 from care_jax.models.attention import branch_attention, causal_attention, stream_attention
-from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
 from care_jax.structs import Array
@@ -152,7 +151,7 @@ def prefill(
 ) -> tuple[Array, tuple[Array, Array]]:
     """The prompt alone. x [B, P, D], deepstack [E, B, P, D]: added after each of the first E layers.
 
-    Returns hidden [B, P, D] and (k, v), each [L, B, P, N, C].
+    Returns hidden [B, P, D] and (k, v), each [L, B, N, P, C].
     """
     attend = functools.partial(causal_attention, implementation=attention)
 
@@ -160,7 +159,7 @@ def prefill(
         layer, index = inputs
         layer = gather(layer, "layers", x.dtype)
         x, kept = layer(x, rope, lambda q, k, v: (attend(q, k, v), (k, v)))
-        return _add_deepstack(x, deepstack, index), kept
+        return _add_deepstack(x, deepstack, index), (jnp.swapaxes(kept[0], 1, 2), jnp.swapaxes(kept[1], 1, 2))
 
     return jax.lax.scan(step, x, _indexed(layers))
 
@@ -200,15 +199,24 @@ def forward_branches(
 
 
 def extend(
-    layers: DecoderLayer, x: Array, rope: Rope, *, prefix: Prefix, cache: BranchCache, slot: Array, own_visible: Array
-) -> tuple[Array, BranchCache]:
+    layers: DecoderLayer,
+    x: Array,
+    rope: Rope,
+    *,
+    prompt_kv: tuple[Array, Array],
+    own_kv: tuple[Array, Array],
+    prompt_len: Array,
+    slot: Array,
+    own_visible: Array,
+) -> tuple[Array, tuple[Array, Array]]:
     """New tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
 
-    x [B, J * new, D]; own_visible [B, J, new, slots] (size-1 axes broadcast). Returns hidden [B, J * new, D] and
-    the grown cache. The cache is carried through the layer scan, so XLA updates it in place. On shards the layers must
-    be the sampler's (QwenVL.for_sampling): gathering them for every token would take longer than the token.
+    x [B, J * new, D]; prompt_kv [L, B, N, P, C] each; own_kv [L, B, J, N, slots, C] each; own_visible
+    [B, J, new, slots] (size-1 axes broadcast). Returns hidden [B, J * new, D] and the grown own_kv. These are carried
+    through the layer scan, so XLA updates them in place. On shards the layers must be the sampler's
+    (QwenVL.for_sampling): gathering them for every token would take longer than the token.
     """
-    batch, num_branches, num_slots = cache.k.shape[1:4]
+    batch, num_branches, num_heads, num_slots, channels = own_kv[0].shape[1:]
     stride = -(-num_slots // 8 // _STRIDE) * _STRIDE
     lengths = [min(used, num_slots) for used in range(stride, num_slots + stride, stride)]
     num_new = x.shape[1] // num_branches
@@ -219,8 +227,8 @@ def extend(
         layer, index = inputs
 
         def write(stored: Array, new: Array) -> Array:
-            new = new.reshape(1, batch, num_branches, -1, *new.shape[2:])
-            return jax.lax.dynamic_update_slice(stored, new, (index, 0, 0, slot, 0, 0))
+            new = jnp.swapaxes(new.reshape(1, batch, num_branches, num_new, num_heads, channels), 3, 4)
+            return jax.lax.dynamic_update_slice(stored, new, (index, 0, 0, 0, slot, 0))
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             grown_k, grown_v = write(cache_k, k), write(cache_v, v)
@@ -230,12 +238,13 @@ def extend(
                 def of_layer(stored: Array, shape: tuple[int, ...]) -> Array:
                     return jax.lax.dynamic_slice(stored, (index, *[0] * len(shape)), (1, *shape))[0]
 
-                own = (batch, num_branches, used, *k.shape[2:])
+                own = (batch, num_branches, num_heads, used, channels)
+                prompt_k, prompt_v = (of_layer(stored, stored.shape[1:]) for stored in prompt_kv)
                 return branch_attention(
-                    q.reshape(batch, num_branches, -1, *q.shape[2:]),
-                    (of_layer(prefix.k, prefix.k.shape[1:]), of_layer(prefix.v, prefix.v.shape[1:])),
+                    q.reshape(batch, num_branches, num_new, *q.shape[2:]),
+                    (prompt_k, prompt_v),
                     (of_layer(grown_k, own), of_layer(grown_v, own)),
-                    prompt_len=prefix.prompt_len,
+                    prompt_len=prompt_len,
                     own_visible=own_visible[..., :used],
                 )
 
@@ -245,5 +254,5 @@ def extend(
         x, (cache_k, cache_v) = layer(x, rope, attend)
         return (x, cache_k, cache_v), None
 
-    carry, _ = jax.lax.scan(step, (x, cache.k, cache.v), _indexed(layers))
-    return carry[0], BranchCache(k=carry[1], v=carry[2])
+    (x, *grown), _ = jax.lax.scan(step, (x, *own_kv), _indexed(layers))
+    return x, (grown[0], grown[1])

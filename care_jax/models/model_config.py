@@ -82,7 +82,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Both towers, and how they are computed (the last four come from the run's config, not from config.json)."""
+    """Both towers, and how they are computed (the last five come from the run's config, not from config.json)."""
 
     model_type: str  # one of MODEL_TYPES
     vision: VisionConfig
@@ -91,6 +91,7 @@ class ModelConfig:
     remat: bool = False  # recompute each layer in the backward pass
     attention: str = "xla"  # of full sequences, one of attention.IMPLEMENTATIONS
     freeze_vision: bool = False  # no gradient into the vision tower
+    scan_decoding: bool = True  # over all layers as one stack; else each large one is a stack alone (QwenVL.in_stacks)
 
 
 class _Fields:

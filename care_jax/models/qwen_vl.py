@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import Embedding, Linear, RMSNorm
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.structs import Array, Prompts, VisionFeatures
+
+_CACHED = 4 << 20  # bytes, for sure in a CPU's cache
 
 
 class Tower(Protocol):
@@ -52,8 +56,8 @@ class QwenVL(nnx.Module):
         rope = self._rope(prompts.position_ids)
         x, (k, v) = decoder.prefill(self.layers, x, rope, deepstack, attention=self.config.attention)
         return Prefix(
-            k=k,
-            v=v,
+            k=(k,),
+            v=(v,),
             prompt_len=prompts.prompt_len,
             next_position=prompts.next_position,
             last_hidden=self.norm(_at(x, prompts.prompt_len - 1)),
@@ -84,23 +88,55 @@ class QwenVL(nnx.Module):
         return BranchHidden(predicting=jnp.concatenate([first, own[:, :, :-1]], axis=2), own=own)
 
     def extend(
-        self, token_ids: Array, *, prefix: Prefix, cache: BranchCache, slot: Array, offset: Array, own_visible: Array
+        self,
+        token_ids: Array,
+        *,
+        stacks: Sequence[decoder.DecoderLayer],
+        prefix: Prefix,
+        cache: BranchCache,
+        slot: Array,
+        offset: Array,
+        own_visible: Array,
     ) -> tuple[Array, BranchCache]:
         """New tokens [B, J, new] of each branch; offset [B, J, new] counts them from the prompt's end.
 
-        Returns hidden [B, J, new, D] after the final norm, and the grown cache (slots slot, slot + 1, ...).
+        `stacks` and the prefix are those of `in_stacks`. Returns hidden [B, J, new, D] after the final norm, and the
+        grown cache (slots slot, slot + 1, ...).
         """
         batch = token_ids.shape[0]
-        x, cache = decoder.extend(
-            self.layers,
-            self.embed_tokens(token_ids.reshape(batch, -1), self._dtype),
-            self._rope(self._text_positions(prefix.next_position, offset.reshape(batch, -1))),
-            prefix=prefix,
-            cache=cache,
-            slot=slot,
-            own_visible=own_visible,
-        )
-        return self.norm(x).reshape(*token_ids.shape, -1), cache
+        x = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
+        rope = self._rope(self._text_positions(prefix.next_position, offset.reshape(batch, -1)))
+        k, v = list(cache.k), list(cache.v)
+        for i, layers in enumerate(stacks):
+            x, (k[i], v[i]) = decoder.extend(
+                layers,
+                x,
+                rope,
+                prompt_kv=(prefix.k[i], prefix.v[i]),
+                own_kv=(k[i], v[i]),
+                prompt_len=prefix.prompt_len,
+                slot=slot,
+                own_visible=own_visible,
+            )
+        return self.norm(x).reshape(*token_ids.shape, -1), BranchCache(k=tuple(k), v=tuple(v))
+
+    def in_stacks(self, prefix: Prefix) -> tuple[list[decoder.DecoderLayer], Prefix]:
+        """The layers, and a prefix of theirs, as stacks that `extend` scans: one, or each layer alone.
+
+        XLA for CPUs copies a layer out of its stack for every token. Where a cache does not hold it, that is a third of
+        the token's time.
+        """
+        layer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers)) / self.config.text.num_hidden_layers
+        if self.config.scan_decoding or layer_bytes < _CACHED:
+            return [self.layers], prefix
+
+        def apart(tree: Any) -> list[Any]:
+            leaves, structure = jax.tree.flatten(tree)
+            each = zip(*(jnp.split(leaf, len(leaf)) for leaf in leaves), strict=True)
+            return [jax.tree.unflatten(structure, parts) for parts in each]
+
+        k, v = (tuple(apart(stacked)) for (stacked,) in (prefix.k, prefix.v))
+        return apart(self.layers), dataclasses.replace(prefix, k=k, v=v)
 
     def for_sampling(self) -> QwenVL:
         """What decoding reads for every token: no tower, the compute type, and on shards whole along fsdp."""
