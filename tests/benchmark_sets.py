@@ -177,11 +177,12 @@ def write_mathvision(root: Path) -> Path:
 
 
 def write_mathvision_jsonl(root: Path) -> Path:
-    """The original layout, with Windows newlines; the last image was not unpacked."""
+    """The original layout, with Windows newlines; the last images were not unpacked, and one more row is cut short."""
     rows = _mathvision_rows()
     (root / "images").mkdir(parents=True)
     for row in rows[:-2]:
         (root / row["image"]).write_bytes(picture(int(row["id"]), "L"))
+    rows.append({"id": "7", "question": "How much?", "image": "images/7.jpg"})
     (root / "test.jsonl").write_bytes("".join(json.dumps(row) + "\r\n" for row in rows).encode())
     return root
 
@@ -191,7 +192,7 @@ def write_mmmu(root: Path) -> Path:
     art = [
         _mmmu("Art_1", "Which of <image 2> and <image 1>?", ["<image 3>", "both"], "B", images=3),
         _mmmu("Art_2", "Look: <image 1>, again <image 1>.", ["red", "blue"], "A", images=1),
-        _mmmu("Art_3", "Who?", "[red", "A", images=1),
+        _mmmu("Art_3", "Who?", "[[red", "A", images=1),
     ]
     music = [
         _mmmu("Music_1", "Where? <image 1>", "[]", "['Tampa', 'Florida']", images=1, question_type="open"),

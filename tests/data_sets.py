@@ -86,8 +86,8 @@ def _geometry(number: int, images: list, problem: str, answer: str, choices: lis
 
 
 def write_geometry3k_folders(root: Path) -> Path:
-    """The original layout: ids 2 and 10 are sound, 11's letter names no choice."""
-    for number, letter in ((10, "B"), (2, "D"), (11, "E")):
+    """The original layout: ids 2 and 10 are sound, 11's letter names no choice, 12 has none."""
+    for number, letter in ((10, "B"), (2, "D"), (11, "E"), (12, "")):
         folder = root / "val" / str(number)
         folder.mkdir(parents=True)
         (folder / "img_diagram.png").write_bytes(picture(number, "RGBA"))

@@ -102,11 +102,15 @@ def _vision(number: str, prompt: str, answer: str, kind: str, choices=None) -> R
 
 
 def test_mathvision_as_first_released(tmp_path: Path) -> None:
-    """Catches image paths sought from the wrong folder, and Windows newlines in the file."""
+    """Catches image paths from the wrong folder, Windows newlines in the file, and a missing field that ends all."""
     hub, _ = _read("mathvision", benchmark_sets.write_mathvision(tmp_path / "hub"), "test")
     records, dropped = _read("mathvision", benchmark_sets.write_mathvision_jsonl(tmp_path / "files"), "test")
     assert records == hub[:3]
-    assert dropped == {"test.jsonl:4": "no image file", "test.jsonl:5": "gold names no option"}
+    assert dropped == {
+        "test.jsonl:4": "no image file",
+        "test.jsonl:5": "gold names no option",
+        "test.jsonl:6": "no answer",
+    }
 
 
 def test_mmmu(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ def verify(response_answer: str, answer: str) -> Verdict:
     """Compare an answer with the gold: as numbers where the gold is one, "[2014, 2016]" as a list, else as words.
 
     A percent sign on one side alone is read either way, for charts print the sign on the axis only: "57%" equals 57
-    and 0.57. Raises ValueError for a gold that is empty, too long or a nested
-    list.
+    and 0.57. Raises ValueError for a gold that is empty, too long or a nested list.
     """
     gold = None if refusal(answer) else read_quantity(answer, fractions_allowed=True)
     if gold is None and answer.strip().startswith("["):

@@ -14,7 +14,7 @@ from care_jax.data.records import Record
 from care_jax.data.rows import PLACEHOLDER, BadRow, Row, gold_field, images_of, place_marks, text_field
 from care_jax.data.tables import Numbered, parquet_rows, split_files
 
-_LETTERS = "ABCD"
+_LETTERS = ("A", "B", "C", "D")
 
 
 def files(root: Path, split: str) -> list[Path]:

@@ -49,7 +49,8 @@ def files(root: Path, split: str) -> list[Path]:
 
 def rows(path: Path) -> Numbered:
     """Rows of the five versions."""
-    for number, raw in parquet_rows(path, "sample_index", "problem_version", "query_cot", "image", "answer"):
+    columns = ("sample_index", "problem_version", "question_type", "query_cot", "image", "answer")
+    for number, raw in parquet_rows(path, *columns):
         if isinstance(raw, BadRow) or raw["problem_version"] != _LEFT_OUT:
             yield number, raw
 

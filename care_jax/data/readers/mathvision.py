@@ -45,10 +45,10 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     images = images_of(raw.get("decoded_image") or raw.get("image"), folder)
     if len(images) != 1:
         raise BadRow(f"{len(images)} images; a question has one", "not one image")
-    question, choices = text_field(raw, "question"), option_texts(raw["options"])
+    question, choices = text_field(raw, "question"), option_texts(raw.get("options"))
     if len(_MARK.findall(question)) == 1:
         question = _MARK.sub(" ", question).strip()
-    answer = raw["answer"]
+    answer = raw.get("answer")
     if isinstance(answer, str):
         answer = answer.replace("\f", "\\f")  # of one "\frac", read as a form feed
     gold = gold_field({"answer": answer}, "answer")

@@ -9,7 +9,6 @@ the picture. An open answer has no column for its kind: one number is kind "roun
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -104,8 +103,7 @@ def _choice_row(where: str, raw: dict[str, Any], source: str, prompt: str, image
 def _options(raw: dict[str, Any]) -> tuple[str, ...]:
     """The options, in the files a string that spells a list; one question has its list in a list."""
     value = raw["options"]
-    listed = ast.literal_eval(value) if isinstance(value, str) and value.startswith("[[") else [value]
-    choices = option_texts(listed[0])
+    choices = option_texts(value[1:-1] if isinstance(value, str) and value.startswith("[[") else value)
     if choices is None:
         raise BadRow(f"options are {value!r}", "no options")
     return choices
