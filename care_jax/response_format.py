@@ -142,15 +142,21 @@ def _parse_any(text: bytes) -> ParsedResponse:
 
 
 def _trimmed(text: bytes, span: Span) -> Span:
-    """Without white space and marks of emphasis, and without a brace at the end that closes one before the span."""
+    r"""Without white space and marks of emphasis, and without a } or \] at the end that closes one before the span."""
     start, end = span
     idle = b" \t\r\n*'\""
     while start < end and text[start] in idle:
         start += 1
-    open_braces = text.count(b"{", start, end) - text.count(b"}", start, end)
-    while start < end and (text[end - 1] in idle + b"." or (text[end - 1] == ord("}") and open_braces < 0)):
-        end -= 1
-        open_braces += text[end] == ord("}")
+    pairs = ((b"{", b"}"), (rb"\[", rb"\]"))
+    surplus = {closing: text.count(closing, start, end) - text.count(opening, start, end) for opening, closing in pairs}
+    while start < end:
+        if closing := next((c for c, count in surplus.items() if count > 0 and text.endswith(c, start, end)), None):
+            surplus[closing] -= 1
+            end -= len(closing)
+        elif text[end - 1] in idle + b".":
+            end -= 1
+        else:
+            break
     return start, end
 
 

@@ -178,7 +178,8 @@ def test_boxed_is_linear():
         (b"It falls.\n\nAnswer: A", "A", False),
         (b"Answer: A is tempting.\n**Final Answer:** (B)\n", "(B)", False),
         (b"### The correct answer is:\n\n**B. red**", "B. red", False),
-        (rb"So\n\[ \text{Answer: D} \]".replace(rb"\n", b"\n"), r"D} \]", False),
+        (rb"So\n\[ \text{Answer: D} \]".replace(rb"\n", b"\n"), "D", False),
+        (rb"Answer: \[ x^{2} \]", r"\[ x^{2} \]", False),
         (rb"\text{Answer: D}", "D", False),
         (rb"Answer: \frac{1}{2}", r"\frac{1}{2}", False),
         (rb"\boxed{3} is wrong, \boxed{4}", "4", False),
@@ -204,7 +205,7 @@ def test_responses_of_elsewhere(text, answer, several):
 
 
 @pytest.mark.parametrize(
-    "piece", [b" ", b"\n", b"*", b"answer", b"Answer: ", b"answer is ", b"}", b"Answer:x*", b"x\n"]
+    "piece", [b" ", b"\n", b"*", b"answer", b"Answer: ", b"answer is ", b"}", rb"\]", b"Answer:x*", b"x\n"]
 )
 def test_responses_of_elsewhere_are_read_in_linear_time(piece):
     """Catches a pattern that takes hours over a megabyte of stars behind an answer."""
