@@ -172,14 +172,13 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
     root, folder = Path(config.eval.benchmarks), workdir / "benchmarks"
     sources = benchmark.open_benchmarks(root, names)
     config = _with_weights_of(workdir, config)
-    processor = make_processor(config)
+    processor, mesh = make_processor(config), make_mesh(config)
     check_settings(folder, _settings(config, find_params(workdir)))
     with make_verifier(config) as verifier:
 
         @functools.cache  # nothing is loaded where every question has its answer
         def load() -> tuple[QwenVL, Evaluator]:
-            mesh, any_source = make_mesh(config), sources[names[0]]
-            model = make_model(config, mesh)
+            model, any_source = make_model(config, mesh), sources[names[0]]
             return model, Evaluator(
                 config, source=any_source, processor=processor, verifier=verifier, model=model, mesh=mesh
             )
@@ -245,9 +244,9 @@ def _settings(config: ml_collections.ConfigDict, params: Path) -> dict[str, Any]
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Prints the results: of the held-out data as one JSON object, of benchmarks as the table and the same."""
     name, path = flags.FLAGS.benchmark, flags.FLAGS.responses
+    if path is not None and name in (None, "all"):
+        raise ValueError("--responses needs --benchmark=NAME, the one benchmark that the file answers")
     if name is None:
-        if path is not None:
-            raise ValueError("--responses needs --benchmark=NAME, the benchmark that the file answers")
         print(json.dumps(run(config, workdir)))
         return
     if path is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from care_jax.data.prepare import Settings, prepare
 from tests import data_sets
 from tests.data_sets import IMAGE, embedded, picture, write_parquet
 
@@ -282,3 +283,11 @@ WRITERS = {
     "chartqa": (write_chartqa, "test", 3),
     "geometry3k": (write_geometry3k, "test", 2),
 }
+
+
+def prepare_all(root: Path) -> Path:
+    """Every benchmark's fixture, prepared under its name."""
+    for name, (write, split, num_sound) in WRITERS.items():
+        report = prepare(Settings(name, write(root / "downloads" / name), root / name, split))
+        assert sum(report["shards"]) == num_sound
+    return root

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,28 @@ def run_forked(jobs: list[tuple[Path, str, list[str]]], *, cache: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _FORKS]
     lines = json.dumps([(str(folder), module, arguments) for folder, module, arguments in jobs])
     subprocess.run(command, input=lines, text=True, check=True, cwd=REPO, env=environment(cache))
+
+
+def readme_lines(mark: str) -> str:
+    """The fenced block of README.md behind the comment that begins with `mark`."""
+    block = re.search(rf"<!-- {mark}:[^\n]*-->\n```bash\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    return block[1]
+
+
+def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path, path: Path | None = None) -> None:
+    """Runs shell lines, in which every key of `changes` stands for what it is changed to; the first to fail ends all.
+
+    `path` has programs that take the place of others.
+    """
+    for written, ours in changes.items():
+        assert written in lines, written
+        lines = lines.replace(written, ours)
+    env = environment(cache)
+    if path is not None:
+        env["PATH"] = os.pathsep.join((str(path), env["PATH"]))
+    ended = subprocess.run(["bash", "-euc", lines], cwd=cwd, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:

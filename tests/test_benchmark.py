@@ -20,7 +20,7 @@ from care_jax.data.records import Record
 from care_jax.data.store import StoredRecords
 from care_jax.response_format import ANSWER_TAGS, ANY
 from care_jax.verify import Verifier
-from tests.benchmark_sets import WRITERS
+from tests.benchmark_sets import WRITERS, prepare_all
 from tests.data_sets import picture
 from tests.end_to_end import REPO
 
@@ -30,11 +30,7 @@ SETTINGS = {"answers": "of checkpoint 7", "data.prompt_buckets": (24,)}
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every benchmark's fixture, prepared."""
-    root = tmp_path_factory.mktemp("benchmarks")
-    for name, (write, split, num_sound) in WRITERS.items():
-        report = prepare(Settings(name, write(root / "downloads" / name), root / name, split))
-        assert sum(report["shards"]) == num_sound
-    return root
+    return prepare_all(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(scope="module")

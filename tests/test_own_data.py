@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 from tests.end_to_end import (
     REPO,
     SmallTask,
-    environment,
     flags,
     metrics,
+    readme_lines,
     run,
+    run_lines,
     saved_steps,
     small,
     write_small_model,
@@ -27,25 +27,12 @@ BROKEN = [
 ]
 
 
-def _readme_commands() -> str:
-    """The fenced block of README.md behind the mark `own-data`."""
-    block = re.search(r"<!-- own-data[^\n]*-->\n```bash\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
-    assert block is not None
-    return block[1]
-
-
 def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a README that no longer runs. Only the two folders are other than what stands there."""
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
-    commands = _readme_commands()
-    assert len(commands.strip().splitlines()) == 5
-    for written, ours in (("my_data", str(data)), ("runs/own", str(runs))):
-        assert written in commands
-        commands = commands.replace(written, ours)
-    ended = subprocess.run(
-        ["bash", "-euc", commands], cwd=REPO, env=environment(small_task.cache), capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    lines = readme_lines("own-data")
+    assert len(lines.strip().splitlines()) == 5
+    run_lines(lines, {"my_data": str(data), "runs/own": str(runs)}, cwd=REPO, cache=small_task.cache)
 
     for stage in ("cold_start", "care"):
         rows = [row for row in metrics(runs / stage) if "loss" in row]
