@@ -57,8 +57,8 @@ _JUDGED_AT_ONCE = 512  # items, whose pictures are then in memory
 _RATES = ("accuracy", "pass_at_k", "unparsed_rate", "lmms_eval_accuracy")
 _NOTES = """
 accuracy: by this project's verifiers, one for each kind of answer; a question without a response counts as wrong. With
-several samples a question, their mean; pass@k: any of them is right. unparsed: responses in which no answer of the
-question's kind could be read. lmms-eval rules: the same responses under the rules of care_jax/lmms_eval.py.
+several samples a question, their mean; pass@k: any of them is right. unparsed: no response, or one in which no answer
+of the question's kind could be read. lmms-eval rules: the same responses under the rules of care_jax/lmms_eval.py.
 """
 
 
