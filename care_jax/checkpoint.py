@@ -22,11 +22,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from care_jax.array_store import Index, StoredParam, open_arrays, read_arrays
 from care_jax.models import params_to_dict
+from care_jax.processes import exchange
 from care_jax.structs import TrainState
 
 # Arrays above the first size are stored in chunks of at most the second, so that a part can be read without the rest:
@@ -100,7 +100,17 @@ class Checkpointer:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # what a kill left half written; they would fill the disk
         )
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        # What several devices have, one of them writes; to share that out among them, Orbax would compile slices.
+        array_handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, array_handler))
+        handlers: dict[str, ocp.CheckpointHandler] = {
+            "params": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            "opt_state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            "data": ocp.JsonCheckpointHandler(),
+            "checksums": ocp.JsonCheckpointHandler(),
+        }
+        folder = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
         self._checksums: Callable[[dict], Sums] = _checksums
 
     def warm_up(self, state: TrainState) -> None:
@@ -125,16 +135,16 @@ class Checkpointer:
         arrays = _named_arrays(state)
         sums = jax.device_get(self._checksums(arrays))
         items = ocp.args.Composite(
-            **{name: ocp.args.StandardSave(tree, save_args=_save_args(tree)) for name, tree in arrays.items()},
-            data=grain.checkpoint.CheckpointSave(iterator),
-            checksums=ocp.args.JsonSave(
-                jax.tree.map(int, sums) | {"data": _from_all_processes(_crc(iterator.get_state()))}
-            ),
+            **{name: ocp.args.PyTreeSave(tree, save_args=_save_args(tree)) for name, tree in arrays.items()},
+            data=ocp.args.JsonSave(iterator.get_state()),  # the same on every process
+            checksums=ocp.args.JsonSave(jax.tree.map(int, sums) | {"data": _crc(iterator.get_state())}),
         )
         self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState | None:
         """The newest state that is whole, in the structure and shardings of `state`; sets `iterator` to where it was.
+
+        `state` has arrays or ShapeDtypeStructs.
 
         A damaged checkpoint is told in one line on stderr, renamed to STEP.damaged and passed over. None: there is no
         checkpoint.
@@ -168,11 +178,12 @@ class Checkpointer:
             stored = _read_step(folder, state)
         except (OSError, ValueError) as error:
             problem = _one_line(error)
-        whole = all(_from_all_processes(int(stored is not None)))
+        whole = all(exchange(stored is not None))
         if stored is None or not whole:
             raise ValueError(problem)
+        like: Any = state.step
         restored = TrainState(
-            step=jnp.full_like(state.step, step),
+            step=jax.make_array_from_callback((), like.sharding, lambda _: np.int32(step)),
             params=jax.tree.unflatten(jax.tree.structure(state.params), list(stored.arrays["params"].values())),
             opt_state=_like(state.opt_state, stored.arrays["opt_state"]),
         )
@@ -193,7 +204,7 @@ class Checkpointer:
                 f"and it is now {aside}",
                 file=sys.stderr,
             )
-        _from_all_processes(0)  # none goes on before the names are right
+        exchange(None)  # none goes on before the names are right
         self._manager.reload()
 
     def wait(self) -> None:
@@ -215,16 +226,15 @@ class _StoredStep:
     """What a step folder holds, read by this process."""
 
     arrays: dict[str, dict[str, jax.Array]]  # as `_named_arrays`
-    sums: dict[str, Any]  # as `checksums`, and "data": a CRC-32 of each process's position
+    sums: dict[str, Any]  # as `checksums`, and "data": a CRC-32 of the position
     position: Any  # state of the data iterator
 
 
 def _read_step(folder: epath.Path, state: TrainState) -> _StoredStep:
     """Raises OSError or ValueError on a folder that is not whole."""
-    process, count = jax.process_index(), jax.process_count()
     sums = _read_json(folder / "checksums" / "metadata")
-    position = _read_json(folder / "data" / f"process_{process}-of-{count}.json")
-    if sums.get("data", [])[process : process + 1] != [_crc(position)]:
+    position = _read_json(folder / "data" / "metadata")
+    if sums.get("data") != _crc(position):
         raise ValueError("data is not what was saved")
     return _StoredStep(
         arrays={name: read_arrays(folder / name, tree) for name, tree in _named_arrays(state).items()},
@@ -263,11 +273,6 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 def _crc(position: Any) -> int:
     """CRC-32 of a data iterator's state."""
     return zlib.crc32(json.dumps(position, sort_keys=True).encode())
-
-
-def _from_all_processes(value: int) -> list[int]:
-    """The values (uint32) of all processes, in their order; each has to call it."""
-    return multihost_utils.process_allgather(np.uint32(value)).tolist()
 
 
 def find_params(path: epath.PathLike) -> epath.Path:

@@ -10,6 +10,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from care_jax import processes
+
 
 def run(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
     """Parses `--config=configs/F.py --workdir=DIR [--config.a.b=v]` and calls main(config, workdir).
@@ -27,7 +29,9 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
         if not isinstance(config_flag.value, ml_collections.ConfigDict):  # a stand-in that raises when it is read
             name = config_flags.get_config_filename(flags.FLAGS["config"])
             raise ValueError(f"--config={name} cannot be loaded; give a file of configs/ or one like them")
-        main(config_flag.value, Path(workdir_flag.value))
+        config, workdir = config_flag.value, Path(workdir_flag.value)
+        processes.connect()
+        processes.end_on_failure(lambda: main(config, workdir))
 
     logging.set_verbosity(logging.WARNING)
     exit_on_bad_input(lambda: app.run(with_flags, flags_parser=parse_flags))

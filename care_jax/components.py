@@ -71,15 +71,17 @@ def make_model(config: ml_collections.ConfigDict, mesh: Mesh) -> QwenVL:
     return params_from_dict(model_config, load_params(Path(config.model.weights), by_name))
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:
     """The mesh of config.mesh over all devices.
 
     Raises:
-        ValueError: one line on a factorisation that does not work for this model and these batches.
+        ValueError: one line on a factorisation that does not work for this model and these batches; those of the
+            training where there is any.
     """
     devices = jax.devices()
     model_config = make_model_config(config, devices[0].platform)
-    return sharding.make_mesh(sharding.mesh_sizes(config, model_config, len(devices)), devices)
+    sizes = sharding.mesh_sizes(config, model_config, len(devices), training=training)
+    return sharding.make_mesh(sizes, devices)
 
 
 def make_verifier(config: ml_collections.ConfigDict) -> Verifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import ml_collections
 
 from care_jax import objectives
@@ -89,7 +90,7 @@ def base() -> ml_collections.ConfigDict:
     c.optimizer.clip_norm = 1.0  # global norm
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.batch_size = 64  # prompts
+    c.eval.batch_size = 64  # prompts; rounded up to what the mesh divides
     c.eval.num_samples = 1  # k of pass@k; 1 decodes greedily
     c.eval.temperature = 1.0  # of the samples when num_samples > 1
     c.eval.benchmarks = "data/benchmarks"  # the folder that holds the prepared benchmarks, each under its name
@@ -163,6 +164,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     problems += [message for message, holds in checks.items() if not holds]
     if problems:
         raise ValueError("bad config: " + "; ".join(problems))
+
+
+def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """The values by dotted key, as `--config.` takes them."""
+    leaves = jax.tree_util.tree_leaves_with_path(config.to_dict(), is_leaf=lambda x: not isinstance(x, dict))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _names_data(value: object, data_format: str) -> bool:

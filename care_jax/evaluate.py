@@ -31,6 +31,7 @@ from care_jax.data import loader
 from care_jax.data.loader import RecordSource
 from care_jax.data.records import Record
 from care_jax.models import QwenVL
+from care_jax.processes import is_first, require_same, together
 from care_jax.processor import Processor
 from care_jax.programs import EVERY_BUCKET, EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
@@ -67,7 +68,7 @@ class Evaluator:
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._programs, self._mesh = EvalPrograms.build(config, processor, model, mesh), mesh
-        forced = jax.device_get(rollout.nothing_forced(config.eval.batch_size, config.eval.num_samples))
+        forced = jax.device_get(rollout.nothing_forced(self._programs.batch_size, config.eval.num_samples))
         self._forced = sharding.put(mesh, forced)
         self._forbidden_mask = sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE)
 
@@ -98,7 +99,7 @@ class Evaluator:
         config, programs = self._config, self._programs
         sampler = programs.sampler(EVERY_BUCKET, model)
         batches = loader.make_eval_batches(
-            source, self._processor.encode_prompt, batch_size=config.eval.batch_size, limit=limit
+            source, self._processor.encode_prompt, batch_size=programs.batch_size, limit=limit
         )
         for number, (examples, num_real) in enumerate(batches, start=first_batch):
             prompts = sharding.put(self._mesh, self._processor.collate(examples))
@@ -142,18 +143,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     Raises:
         ValueError: a bad config, unusable data, or no checkpoint.
     """
-    config_lib.validate(config)
-    config = _with_weights_of(workdir, config)
-    processor, source = make_processor(config), loader.open_source(config, "eval")
-    mesh = make_mesh(config)
+    require_same({"--workdir": str(workdir)} | config_lib.flat(config))
+
+    def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, RecordSource, Mesh]:
+        config_lib.validate(config)
+        resolved = _with_weights_of(workdir, config)
+        mesh = make_mesh(resolved, training=False)
+        return resolved, make_processor(resolved), loader.open_source(resolved, "eval"), mesh
+
+    config, processor, source, mesh = together(open_inputs)
     model = make_model(config, mesh)
     items: list[Item] = []
     with make_verifier(config) as verifier:
         evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model, mesh=mesh)
         summary = evaluator.run(model, limit=0, write=items.append)
-    lines = "".join(json.dumps(item) + "\n" for item in items)
-    (workdir / "eval_samples.jsonl").write_text(lines, encoding="utf-8")
-    (workdir / "eval_results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if is_first():
+        lines = "".join(json.dumps(item) + "\n" for item in items)
+        (workdir / "eval_samples.jsonl").write_text(lines, encoding="utf-8")
+        (workdir / "eval_results.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 
@@ -172,7 +179,7 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
     root, folder = Path(config.eval.benchmarks), workdir / "benchmarks"
     sources = benchmark.open_benchmarks(root, names)
     config = _with_weights_of(workdir, config)
-    processor, mesh = make_processor(config), make_mesh(config)
+    processor, mesh = make_processor(config), make_mesh(config, training=False)
     check_settings(folder, _settings(config, find_params(workdir)))
     with make_verifier(config) as verifier:
 
@@ -247,8 +254,12 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if path is not None and name in (None, "all"):
         raise ValueError("--responses needs --benchmark=NAME, the one benchmark that the file answers")
     if name is None:
-        print(json.dumps(run(config, workdir)))
+        summary = run(config, workdir)
+        if is_first():
+            print(json.dumps(summary))
         return
+    if jax.process_count() > 1:
+        raise ValueError(f"--benchmark={name} runs in one process; evaluate on one host")
     if path is not None:
         fields = {"id_field": flags.FLAGS.id_field, "response_field": flags.FLAGS.response_field}
         results = score_responses(config, workdir, name, Path(path), **fields)

@@ -34,6 +34,7 @@ from care_jax.sharding import (
     on_shards,
     param_specs,
     place,
+    round_up,
 )
 from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainState, Verdicts
 from care_jax.subgroup import select_subgroup
@@ -162,6 +163,7 @@ def make_sampling(config: ml_collections.ConfigDict, stop_ids: Sequence[int], te
 class EvalPrograms:
     """Prefill and decode at the size of an evaluation batch."""
 
+    batch_size: int  # eval.batch_size, rounded up to what the mesh divides
     sampler: Program
     prefill: Program
     generate: Program
@@ -172,11 +174,12 @@ class EvalPrograms:
         greedy = config.eval.num_samples == 1
         sampling = make_sampling(config, processor.stop_ids, 0.0 if greedy else config.eval.temperature)
         programs = cls(
+            batch_size=round_up(config.eval.batch_size, mesh),
             sampler=_sampler(mesh),
             prefill=_prefill("evaluation prefill", mesh),
             generate=_generate("evaluation decode", sampling, mesh),
         )
-        size = config.eval.batch_size
+        size = programs.batch_size
         forced = jax.eval_shape(lambda: rollout.nothing_forced(size, config.eval.num_samples))
         sampler = programs.sampler.compile(EVERY_BUCKET, model)
         for bucket in all_buckets(config):

@@ -25,12 +25,21 @@ from jax.sharding import Mesh
 from care_jax import config as config_lib
 from care_jax import sharding
 from care_jax.checkpoint import Checkpointer
-from care_jax.components import make_mesh, make_model, make_processor, make_verifier, stage_key
+from care_jax.components import (
+    make_mesh,
+    make_model,
+    make_model_config,
+    make_processor,
+    make_verifier,
+    stage_key,
+)
 from care_jax.data import loader
 from care_jax.data.records import Record
 from care_jax.evaluate import Evaluator
 from care_jax.metrics import CompileGuard, MetricsWriter, StageTimer
+from care_jax.models import QwenVL, abstract_model
 from care_jax.optimizer import make_optimizer, schedule_table
+from care_jax.processes import exchange, is_first, require_same, together
 from care_jax.processor import Processor
 from care_jax.structs import TrainState
 from care_jax.verify import Verifier
@@ -43,14 +52,21 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tra
 
 
 class StopFlag:
-    """Set by SIGTERM (a preemption notice); the loop polls it, saves and leaves with exit code 0."""
+    """Set by SIGTERM (a preemption notice) to any process; the loop polls it, saves and leaves with exit code 0."""
 
     def __init__(self) -> None:
         self.is_set = False
+        self._told = False
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.is_set = True
+        self._told = True
+        if jax.process_count() == 1:
+            self.is_set = True
+
+    def agree(self) -> None:
+        """Several processes: from here on it is set on all if one was told; each has to call it."""
+        self.is_set = any(exchange(self._told))
 
 
 @dataclasses.dataclass
@@ -80,7 +96,8 @@ class Session:
         return int(self.state.step)
 
     def has_ended(self) -> bool:
-        """All steps are done, or a SIGTERM came."""
+        """All steps are done, or a SIGTERM came; the one moment in a step when processes tell each other."""
+        self.stop.agree()
         return self.step >= self.config.train.steps or self.stop.is_set
 
     @property
@@ -152,40 +169,40 @@ def open_session(
         ValueError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
             run, before anything is written.
     """
-    config_lib.validate(config)
-    if config.train.prompts % jax.process_count():
-        raise ValueError(
-            f"train.prompts={config.train.prompts}: must divide by the {jax.process_count()} processes; "
-            "each takes its share of a step's prompts"
+    manifest = _manifest(config, stage)
+    require_same({"--workdir": str(workdir)} | manifest | config_lib.flat(config))
+
+    def open_inputs() -> tuple[Processor, grain.DatasetIterator[list[Any]], loader.RecordSource, Mesh]:
+        config_lib.validate(config)
+        _check_stage(workdir, stage)
+        processor = make_processor(config)
+        iterator = loader.make_train_iterator(
+            loader.open_source(config, "train"),
+            make_encoder(processor),
+            batch_size=config.train.prompts,
+            seed=config.seed,
         )
-    _check_stage(workdir, stage)
+        return processor, iterator, loader.open_source(config, "eval"), make_mesh(config, training=True)
+
+    processor, iterator, held_out, mesh = together(open_inputs)
     stop = StopFlag()
-    processor = make_processor(config)
-    iterator = loader.make_train_iterator(
-        loader.open_source(config, "train"),
-        make_encoder(processor),
-        batch_size=config.train.prompts // jax.process_count(),
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    held_out = loader.open_source(config, "eval")
-    mesh = make_mesh(config)
     optimizer = make_optimizer(config)
-    model = make_model(config, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
     guard = CompileGuard()
+    state = None
+    if not any(exchange((workdir / "checkpoints").is_dir())):
+        state = together(lambda: _first_state(config, optimizer, mesh))
+    workdir.mkdir(parents=True, exist_ok=True)
     verifier = make_verifier(config)
-    opt_shardings = sharding.named(mesh, sharding.param_specs(jax.eval_shape(optimizer.init, model)))
-    state = TrainState(
-        step=sharding.put(mesh, np.int32(0), sharding.WHOLE),
-        params=model,
-        opt_state=jax.jit(optimizer.init, out_shardings=opt_shardings)(model),
-    )
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
-    state = checkpointer.restore(state, iterator) or state
-    _write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-    _write_json(workdir / MANIFEST_FILE, _manifest(config, stage))
+    if state is None:
+        state = checkpointer.restore(_abstract_state(config, optimizer, mesh), iterator)
+    if state is None:  # killed before its first checkpoint
+        state = together(lambda: _first_state(config, optimizer, mesh))
+    if is_first():
+        _write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+        _write_json(workdir / MANIFEST_FILE, manifest)
+    writer = MetricsWriter(workdir, resume_step=int(state.step), total_steps=config.train.steps, enabled=is_first())
+    writer.evaluated_steps = exchange(writer.evaluated_steps)[0]
     return Session(
         config=config,
         workdir=workdir,
@@ -194,15 +211,38 @@ def open_session(
         optimizer=optimizer,
         state=state,
         iterator=iterator,
-        evaluator=Evaluator(config, source=held_out, processor=processor, verifier=verifier, model=model, mesh=mesh),
+        evaluator=Evaluator(
+            config, source=held_out, processor=processor, verifier=verifier, model=state.params, mesh=mesh
+        ),
         checkpointer=checkpointer,
-        writer=MetricsWriter(workdir, resume_step=int(state.step), total_steps=config.train.steps),
+        writer=writer,
         guard=guard,
         stop=stop,
         timer=StageTimer(),
         mesh=mesh,
         forbidden_mask=sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE),
         lr=schedule_table(config),
+    )
+
+
+def _abstract_state(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A state's shapes and shardings; costs nothing at any size."""
+
+    def make(model: QwenVL) -> TrainState:
+        return TrainState(step=jax.numpy.int32(0), params=model, opt_state=optimizer.init(model))
+
+    state = jax.eval_shape(make, abstract_model(make_model_config(config, mesh.devices.flat[0].platform)))
+    return sharding.place(mesh, state, sharding.state_specs(state))
+
+
+def _first_state(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step, each part made where it lies."""
+    model = make_model(config, mesh)
+    shardings = sharding.named(mesh, sharding.param_specs(jax.eval_shape(optimizer.init, model)))
+    return TrainState(
+        step=sharding.put(mesh, np.int32(0), sharding.WHOLE),
+        params=model,
+        opt_state=jax.jit(optimizer.init, out_shardings=shardings)(model),
     )
 
 

@@ -183,8 +183,16 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def mesh_sizes(config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int) -> dict[str, int]:
-    """Axis sizes from config.mesh, where one may be -1: what the others leave.
+def round_up(num_rows: int, mesh: Mesh) -> int:
+    """The least number of rows from `num_rows` on that the mesh divides."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-num_rows // shards) * shards
+
+
+def mesh_sizes(
+    config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int, *, training: bool = True
+) -> dict[str, int]:
+    """Axis sizes from config.mesh, where one may be -1: what the others leave. `training`: not evaluation alone.
 
     Raises:
         ValueError: one line with what does not divide, and the factorisations that work.
@@ -192,7 +200,7 @@ def mesh_sizes(config: ml_collections.ConfigDict, model: ModelConfig, num_device
     given = {axis: int(config.mesh[axis]) for axis in AXES}
     product = int(np.prod([size for size in given.values() if size > 0]))
     sizes = {axis: num_devices // product if size == -1 else size for axis, size in given.items()}
-    problems = _problems(sizes, config, model, num_devices)
+    problems = _problems(sizes, config, model, num_devices, training)
     if list(given.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in given.values()):
         problems = ["sizes are positive, and one of them may be -1 (what the others leave)"]
     if not problems:
@@ -200,7 +208,7 @@ def mesh_sizes(config: ml_collections.ConfigDict, model: ModelConfig, num_device
     working = [
         "x".join(str(size) for size in choice.values())
         for choice in _factorisations(num_devices)
-        if not _problems(choice, config, model, num_devices)
+        if not _problems(choice, config, model, num_devices, training)
     ]
     shown = "x".join(str(size) for size in given.values())
     raise ValueError(
@@ -220,7 +228,7 @@ def _factorisations(num_devices: int) -> list[dict[str, int]]:
 
 
 def _problems(
-    sizes: Mapping[str, int], config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int
+    sizes: Mapping[str, int], config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int, training: bool
 ) -> list[str]:
     """What a mesh does not divide."""
     data, fsdp, tensor = (sizes[axis] for axis in AXES)
@@ -229,8 +237,7 @@ def _problems(
     text, vision, train = model.text, model.vision, config.train
     rows = train.prompts // (train.minibatches * train.microbatches)
     needs = {
-        f"train.prompts / minibatches / microbatches = {rows}": (rows, "data * fsdp", data * fsdp),
-        f"eval.batch_size = {config.eval.batch_size}": (config.eval.batch_size, "data * fsdp", data * fsdp),
+        f"train.prompts / minibatches / microbatches = {rows}": (rows if training else 0, "data * fsdp", data * fsdp),
         f"hidden_size {text.hidden_size}": (text.hidden_size, "fsdp", fsdp),
         f"the vision tower's hidden_size {vision.hidden_size}": (vision.hidden_size, "fsdp", fsdp),
         f"{text.num_attention_heads} heads": (text.num_attention_heads, "tensor", tensor),

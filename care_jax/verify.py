@@ -13,6 +13,7 @@ import numpy as np
 
 from care_jax import regions, structs
 from care_jax.data.records import Record
+from care_jax.processes import share
 from care_jax.response_format import ParsedResponse, ResponseFormat
 from care_jax.verifiers.pool import Item, Verifier
 from care_jax.verifiers.verdict import AMBIGUOUS, Verdict
@@ -204,7 +205,7 @@ def _answer_in(text: bytes, parsed: ParsedResponse) -> str | None:
 def _check_answers(
     verifier: Verifier, records: Sequence[Record], extracted: Sequence[str | None], several_answers: Sequence[bool]
 ) -> list[Verdict]:
-    """Return the verdict on the answer to each record."""
+    """Return the verdict on the answer to each record; every process checks some, and knows all."""
     known: dict[int, Verdict] = {}
     items: dict[int, Item] = {}
     for row, (record, answer) in enumerate(zip(records, extracted, strict=True)):
@@ -214,5 +215,5 @@ def _check_answers(
             known[row] = NO_ANSWER
         else:
             items[row] = Item(record.answer_kind, answer, record.answer, record.choices)
-    known |= zip(items, verifier.check(list(items.values())), strict=True)
+    known |= zip(items, share(verifier.check, list(items.values())), strict=True)
     return [known[row] for row in range(len(records))]

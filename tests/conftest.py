@@ -92,8 +92,10 @@ def small_task(tmp_path_factory: pytest.TempPathFactory) -> SmallTask:
 
 
 @pytest.fixture
-def cached(small_task: SmallTask) -> Iterator[SmallTask]:
-    """The same for runs in this process: compilations are shared, and the handler of SIGTERM is put back."""
+def cached(small_task: SmallTask, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallTask]:
+    """The same for runs in this process: one device, shared compilations, and the handler of SIGTERM is put back."""
+    only = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: only)
     handler = signal.getsignal(signal.SIGTERM)
     jax.config.update("jax_compilation_cache_dir", str(small_task.cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -171,12 +171,14 @@ def environment(cache: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | ours
 
 
-def start(module: str, *args: str, cache: Path, cwd: Path = REPO) -> subprocess.Popen[str]:
-    """`python -m module args` in the background."""
+def start(
+    module: str, *args: str, cache: Path, cwd: Path = REPO, extra: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """`python -m module args` in the background; `extra` is added to its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *args],
         cwd=cwd,
-        env=environment(cache),
+        env=environment(cache) | dict(extra or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

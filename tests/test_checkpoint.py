@@ -44,9 +44,7 @@ class Numbers:
 
 
 def make_iterator():
-    return loader.make_train_iterator(
-        Numbers(), lambda record: int(record.id), batch_size=4, seed=0, process_index=0, process_count=1
-    )
+    return loader.make_train_iterator(Numbers(), lambda record: int(record.id), batch_size=4, seed=0)
 
 
 def state_at(model: models.QwenVL, step: int) -> TrainState:
@@ -137,7 +135,7 @@ def change(folder: Path, name: str) -> None:
     store.write(values).result()
 
 
-POSITION = "data/process_0-of-1.json"
+POSITION = "data/metadata"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "an array's file is truncated": lambda step: cut(largest(step / "params")),
     "an array's file is empty": lambda step: largest(step / "params").write_bytes(b""),

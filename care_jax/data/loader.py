@@ -114,25 +114,22 @@ def make_train_iterator(
     *,
     batch_size: int,
     seed: int,
-    process_index: int,
-    process_count: int,
 ) -> grain.DatasetIterator[list[Example]]:
-    """An endless stream of batches, shuffled anew each epoch; every process sees its own part of an epoch.
+    """An endless stream of batches, shuffled anew each epoch.
 
     The parts of a Mixture have epochs of their own and take turns by weight: among any n records drawn, each part has
     its share of n, to within one for each part. (What `encode` drops was drawn.)
 
-    `get_state` and `set_state` resume with exactly the batch that would have come next, as does
+    Every process of a run reads the whole stream and takes its rows of each batch, so batches do not depend on the
+    number of processes. `get_state` and `set_state` resume with exactly the batch that would have come next, as does
     grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops are skipped; wrap it in a
     DropCounter to count them.
 
     Args:
         source: the records.
         encode: record -> example, or None to drop it; called from several threads.
-        batch_size: examples of a batch of this process.
+        batch_size: examples of a batch.
         seed: of the order.
-        process_index: this process.
-        process_count: number of processes; each must be given the same source, seed and batch_size.
 
     Returns:
         Iterator over lists of `batch_size` examples.
@@ -141,19 +138,16 @@ def make_train_iterator(
         ValueError: the source is too small for a batch; from the iterator, when the encoder dropped so many records
             that it is.
     """
-    if batch_size < 1 or not 0 <= process_index < process_count:
-        raise ValueError(
-            f"batch_size={batch_size}, process_index={process_index}, process_count={process_count}: "
-            "batch_size must be at least 1, and the index below the count"
-        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
     parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
     total = sum(weight for _, weight in parts)
     streams = []
     for number, (part, weight) in enumerate(parts):
-        needed = math.ceil(batch_size * weight / total) * process_count
+        needed = math.ceil(batch_size * weight / total)
         shuffled = grain.MapDataset.source(part).seed(seed + number).shuffle()
-        mine = shuffled[process_index::process_count].repeat(reseed_each_epoch=True)
-        streams.append(mine.map(_encode_or_refuse(part, encode, needed)))
+        epochs = shuffled.repeat(reseed_each_epoch=True)
+        streams.append(epochs.map(_encode_or_refuse(part, encode, needed)))
     mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [weight for _, weight in parts])
     examples = mixed.to_iter_dataset(  # grain leaves out what is None
         grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
@@ -168,7 +162,7 @@ def _encode_or_refuse(
 ) -> Callable[[Record], Example | None]:
     """`encode`, with an error where it leaves fewer records than the `needed` ones of a step."""
     spare = len(source) - needed
-    wanted = f"a step needs {needed} different examples over all processes, more than the "
+    wanted = f"a step needs {needed} different examples, more than the "
     if spare < 0:
         raise ValueError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
     counter = DropCounter(encode)

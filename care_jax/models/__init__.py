@@ -10,7 +10,15 @@ from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
 from care_jax.sharding import param_name
 
-__all__ = ["ModelConfig", "QwenVL", "init_model", "load_model_config", "params_from_dict", "params_to_dict"]
+__all__ = [
+    "ModelConfig",
+    "QwenVL",
+    "abstract_model",
+    "init_model",
+    "load_model_config",
+    "params_from_dict",
+    "params_to_dict",
+]
 
 _TOWERS: dict[str, type[Tower]] = {
     "qwen2_5_vl": vision_qwen2_5.VisionTower,

@@ -1,0 +1,57 @@
+"""A program of its own for test_processes.py, started twice: what two processes tell each other, as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import jax
+
+from care_jax import processes
+from care_jax.session import StopFlag
+
+
+def refused(call) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def no_data(*bad: int) -> None:
+    if jax.process_index() in bad:
+        raise ValueError("no data" if len(bad) == 1 else "no data at all")
+
+
+def main() -> None:
+    processes.connect()
+    index, done = jax.process_index(), []
+
+    def work(items: list[int]) -> list[list[int]]:
+        done.extend(items)
+        return [[item, 10 * item] for item in items]
+
+    stop = StopFlag()
+    stop.agree()
+    stopped = [stop.is_set]
+    if index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    stop.agree()
+    found = {
+        "index": index,
+        "lengths": [len(value) for value in processes.exchange("x" * (3, 200_000)[index])],
+        "shared": processes.share(work, list(range(5))),
+        "done_here": done[:],
+        "shared_none": processes.share(work, []),
+        "one_bad": refused(lambda: processes.together(lambda: no_data(1))),
+        "both_bad": refused(lambda: processes.together(lambda: no_data(0, 1))),
+        "stopped": [*stopped, stop.is_set],
+        "differing": refused(lambda: processes.require_same({"a": index + 1, "b": 0})),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
