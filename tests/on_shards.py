@@ -1,0 +1,271 @@
+"""A program of its own for test_sharding.py, on eight fake devices: one update and greedy rollouts on many meshes.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.on_shards DIR
+
+Writes checkpoints in DIR; the last line is one JSON object, what was found.
+
+Prompts 0 to 3 are text, 4 to 7 have an image, so that on most meshes some shards have images and others none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from care_jax import models, objectives, programs, rollout, sharding
+from care_jax.checkpoint import Checkpointer, StreamedParam, load_params, save_params
+from care_jax.data import loader
+from care_jax.data.records import Record
+from care_jax.loss import policy_loss
+from care_jax.processor import load_processor
+from care_jax.response_format import ANSWER_TAGS
+from care_jax.rollout import Sampling
+from care_jax.sharding import WHOLE
+from care_jax.structs import TrainBatch, TrainState
+from care_jax.update import make_update, update_shardings
+from tests import families
+from tests.pictures import encode, picture, question
+
+B, S, R, G, CHUNK = 8, 2, 5, 3, 4
+BUCKET = (40, 64)
+MESHES = ("8x1x1", "2x4x1", "2x2x2", "1x8x1", "1x1x8")
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)
+TINY = Path(__file__).parents[1] / "care_jax" / "models" / "tiny_qwen2_5_vl"
+
+
+class Model:
+    """A tiny model with heads for eight devices, its prompts and a batch of rows to update."""
+
+    def __init__(self, family: str, folder: Path):
+        path = families.make_folder(family, TINY, folder / family)
+        config = models.load_model_config(path)
+        self.config = dataclasses.replace(
+            config,
+            text=dataclasses.replace(
+                config.text, num_attention_heads=8, num_key_value_heads=8, head_dim=16, mrope_section=(2, 3, 3)
+            ),
+            vision=dataclasses.replace(config.vision, num_heads=8),
+            remat=True,
+        )
+        self.processor = load_processor(
+            path,
+            response_format=dataclasses.replace(ANSWER_TAGS, request=""),
+            prompt_buckets=BUCKET[:1],
+            patch_buckets=BUCKET[1:],
+            max_image_tokens=16,
+            min_image_tokens=1,
+            overlong="error",
+        )
+        rng = np.random.default_rng(0)
+        self.params = {}
+        for name, leaf in models.params_to_dict(models.abstract_model(self.config)).items():
+            spread = leaf.shape[-2] ** -0.5 if name.endswith("kernel") else 0.1
+            mean = 0.0 if name.endswith(("kernel", "bias")) or name == "embed_tokens.weight" else 1.0
+            self.params[name] = rng.normal(mean, spread, leaf.shape).astype(np.float32)
+        side = families.FACTOR[family]
+        records = [question(f"{i}+{i}=?") for i in range(B // 2)]
+        for i in range(B // 2, B):  # of more patches than half of the bucket's, and fewer
+            records.append(question(f"<image>{i}", encode(picture(side * (2 + i % 3), 3 * side))))
+        response_len = rng.integers(2, R + 1, (B, S))
+        sampled_mask = np.arange(R) < response_len[..., None]
+        sampled_mask[:3, 1, 0] = False  # forced
+        row_mask = np.ones((B, S), bool)
+        row_mask[2, 1] = row_mask[5, 1] = False  # so that shards have different counts
+        old = -5.5 + rng.normal(0, 0.7, (B, S, R))
+        arrays: dict[str, Any] = {
+            "token_ids": rng.integers(40, 120, (B, S, R)).astype(np.int32),
+            "response_len": response_len.astype(np.int32),
+            "sampled_mask": sampled_mask,
+            "logprobs_old": old.astype(np.float32),
+            "logprobs_ref": (old + rng.normal(0, 0.3, old.shape)).astype(np.float32),
+            "advantages": rng.normal(size=(B, S)).astype(np.float32),
+            "token_weights": (rng.choice([0.0, 0.5, 1.0], (B, S, R)) * sampled_mask).astype(np.float32),
+            "row_mask": row_mask,
+        }
+        prompts = self.processor.collate([self.processor.encode_prompt(record) for record in records])
+        self.batch = TrainBatch(prompts=prompts, **arrays)
+
+
+class Shards:
+    """The model's programs on one mesh."""
+
+    def __init__(self, model: Model, shape: str):
+        self.model, sizes = model, [int(size) for size in shape.split("x")]
+        devices = jax.devices()[: int(np.prod(sizes))]
+        self.mesh = mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+        where = models.params_to_dict(sharding.named(mesh, sharding.param_specs(models.abstract_model(model.config))))
+        params = models.params_from_dict(
+            model.config, {name: jax.device_put(value, where[name]) for name, value in model.params.items()}
+        )
+        opt_specs = sharding.param_specs(jax.eval_shape(OPTIMIZER.init, params))
+        self.state = TrainState(
+            step=sharding.put(mesh, np.int32(3), WHOLE),
+            params=params,
+            opt_state=jax.jit(OPTIMIZER.init, out_shardings=sharding.named(mesh, opt_specs))(params),
+        )
+        self.batch = sharding.put(mesh, model.batch)
+        self.forbidden = sharding.put(mesh, model.processor.forbidden_mask, WHOLE)
+        loss = functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care()))
+        update = make_update(OPTIMIZER, loss, minibatches=1, microbatches=1, temperature=1.0, chunk=CHUNK, mesh=mesh)
+        jitted = jax.jit(update, out_shardings=update_shardings(mesh, self.state))
+        self.update = jitted.lower(self.state, self.batch, self.forbidden).compile()
+
+    def step(self, state: TrainState) -> TrainState:
+        return self.update(state, self.batch, self.forbidden).state
+
+    def rollouts(self) -> Any:
+        """Greedy, with a smaller batch for the last ones."""
+        sampling = Sampling(
+            response_len=8, temperature=0.0, stop_ids=self.model.processor.stop_ids, compact_shares=(0.5,)
+        )
+        prefill, sampler = programs._prefill("prefill", self.mesh), programs._sampler(self.mesh)
+        decode = programs._generate("rollout", sampling, self.mesh)
+        forced = sharding.put(self.mesh, jax.device_get(rollout.nothing_forced(B, G)))
+        key = jax.device_put(jax.random.key(0), sharding.named(self.mesh, WHOLE))
+        arguments = (forced, self.forbidden, key)
+        prefix = prefill.compile(BUCKET, self.state.params, self.batch.prompts)
+        weights = sampler.compile(programs.EVERY_BUCKET, self.state.params)
+        decode.compile(BUCKET, weights, prefix, *arguments)
+        weights = sampler(programs.EVERY_BUCKET, self.state.params)
+        return decode(BUCKET, weights, prefill(BUCKET, self.state.params, self.batch.prompts), *arguments)
+
+
+def collectives(compiled: jax.stages.Compiled) -> list[tuple[str, list[list[int]]]]:
+    """(kind, shapes of its results) of each in a compiled program."""
+    found = []
+    for line in compiled.as_text().splitlines():
+        match = re.match(r"\s*(?:ROOT )?%\S+ = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)\(", line)
+        if match:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            found.append((match[2], [[int(size) for size in shape.split(",") if size] for shape in shapes]))
+    return found
+
+
+def whole_stacks(shards: Shards) -> list[list[int]]:
+    """Shapes that the parameters of all layers have on a device once they are gathered.
+
+    Without the mergers of deepstack, two or three small ones that are used together.
+    """
+    specs = {name: sharding.param_spec(name) for name in shards.model.params}
+    return [
+        list(sharding.named(shards.mesh, sharding.gathered(spec)).shard_shape(shards.model.params[name].shape))
+        for name, spec in specs.items()
+        if "layers" in sharding.logical_axes(name) and "deepstack" not in name
+    ]
+
+
+def largest_with(compiled: jax.stages.Compiled, last: int) -> int:
+    """Rows of the largest array whose last axis has `last` elements, over all of a compiled program."""
+    shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
+    sizes = [[int(size) for size in shape.split(",")] for shape in shapes]
+    return max([int(np.prod(size[:-1])) for size in sizes if size[-1] == last], default=0)
+
+
+def difference(ours: TrainState, theirs: TrainState) -> float:
+    """Largest difference of any parameter and any moment."""
+    pairs = zip(jax.tree.leaves(jax.device_get(ours)), jax.tree.leaves(jax.device_get(theirs)), strict=True)
+    return max(float(np.abs(x - y).max()) for x, y in pairs)
+
+
+def compare(model: Model, single: Shards, expected: tuple[TrainState, Any], shards: Shards) -> dict[str, Any]:
+    """What a mesh gives, beside what one device gives."""
+    updated, rollouts = shards.step(shards.state), shards.rollouts()
+    host = jax.device_get(rollouts)
+    sampler = models.params_to_dict(shards.state.params)
+    return {
+        "difference": difference(updated, expected[0]),
+        "moved": difference(updated, single.state.replace(step=updated.step)),
+        "same_tokens": bool(np.array_equal(host.token_ids, expected[1].token_ids)),
+        "logprobs": float(np.abs(host.logprobs - expected[1].logprobs).max()),
+        "groups_whole": all(
+            shard.data.shape[1:] == leaf.shape[1:]
+            for leaf in jax.tree.leaves((rollouts, shards.batch))
+            for shard in leaf.addressable_shards
+        ),
+        "rows_of_a_shard": rollouts.token_ids.addressable_shards[0].data.shape[0],
+        "kernel_part": sampler["layers.mlp.up_proj.kernel"].addressable_shards[0].data.size,
+        "collectives": collectives(shards.update),
+        "whole_stacks": whole_stacks(shards),
+        "vocabulary_rows": largest_with(shards.update, model.config.text.vocab_size // shards.mesh.shape["tensor"]),
+    }
+
+
+class Numbers:
+    """Records for a data position to save."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(str(range(8)[index]), "numbers", "?", (), "1", "integer")
+
+
+def restored(before: Shards, after: Shards, folder: Path) -> float:
+    """How far the second step is from the undisturbed one when the mesh changes between the two."""
+    iterator = loader.make_train_iterator(Numbers(), lambda record: record.id, batch_size=4, seed=0)
+    first = before.step(before.state)
+    checkpointer = Checkpointer(folder, keep_last=1, best_metric="none")
+    checkpointer.save(first, iterator, None)
+    checkpointer.wait()
+    state = checkpointer.restore(sharding.place(after.mesh, first, sharding.state_specs(first)), iterator)
+    checkpointer.close()
+    assert all(
+        ours.sharding == theirs.sharding
+        for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.state.params), strict=True)
+    )
+    return difference(after.step(state), before.step(first))
+
+
+def converted(shards: Shards, folder: Path) -> float:
+    """How far a step from a converted model is from the one from the same parameters in memory."""
+    save_params(
+        folder,
+        {
+            name: StreamedParam(value.shape, value.dtype, lambda _, value=value: [((slice(None),) * value.ndim, value)])
+            for name, value in shards.model.params.items()
+        },
+    )
+    where = jax.tree.map(lambda x: x.sharding, models.params_to_dict(shards.state.params))
+    params = models.params_from_dict(shards.model.config, load_params(folder, where))
+    assert jax.tree.map(lambda x: x.sharding, models.params_to_dict(params)) == where
+    return difference(shards.step(shards.state.replace(params=params)), shards.step(shards.state))
+
+
+def main(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"meshes": {}, "restored": {}}
+    for family, meshes in (("qwen2_5_vl", MESHES), ("qwen3_vl", ("2x2x2",))):
+        model = Model(family, folder)
+        single = Shards(model, "1x1x1")
+        expected = single.step(single.state), jax.device_get(single.rollouts())
+        made = {}
+        for shape in meshes:
+            made[shape] = Shards(model, shape)
+            found["meshes"][f"{family} {shape}"] = compare(model, single, expected, made[shape])
+        if family == "qwen2_5_vl":
+            found["restored"]["8x1x1 2x4x1"] = restored(made["8x1x1"], made["2x4x1"], folder / "a")
+            found["restored"]["1x4x1 1x2x1"] = restored(Shards(model, "1x4x1"), Shards(model, "1x2x1"), folder / "b")
+            found["restored"]["converted 2x4x1"] = converted(made["2x4x1"], folder / "c")
+            found["sizes"] = {
+                "parameters": sum(value.size for value in model.params.values()),
+                "layer": max(
+                    model.params["layers.mlp.up_proj.kernel"][0].size,
+                    model.params["visual.merger.fc1.kernel"].size,
+                    model.params["visual.patch_embed.proj.kernel"].size,
+                ),
+                "head": model.params["embed_tokens.weight"].size,
+            }
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))
