@@ -12,7 +12,6 @@ import math
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -24,6 +23,7 @@ import tensorstore as ts
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from care_jax import paths
 from care_jax.array_store import Index, StoredParam, open_arrays, read_arrays
 from care_jax.models import params_to_dict
 from care_jax.processes import exchange
@@ -89,7 +89,7 @@ def _named_arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
 class Checkpointer:
     """The checkpoints of a run folder, under `workdir/checkpoints`."""
 
-    def __init__(self, workdir: Path, *, keep_last: int, best_metric: str):
+    def __init__(self, workdir: epath.PathLike, *, keep_last: int, best_metric: str):
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
         )
@@ -109,13 +109,18 @@ class Checkpointer:
             "data": ocp.JsonCheckpointHandler(),
             "checksums": ocp.JsonCheckpointHandler(),
         }
-        folder = (workdir / "checkpoints").absolute()
+        folder = paths.anywhere(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
         self._checksums: Callable[[dict], Sums] = _checksums
 
     def warm_up(self, state: TrainState) -> None:
-        """Compiles what a save computes on the device."""
+        """Compiles what `checksums` and `save` compute on the devices."""
         self._checksums = _checksums.lower(_named_arrays(state)).compile()
+        exchange(None)
+
+    def checksums(self, state: TrainState) -> Sums:
+        """For `save`, started now: while the device is still at work, and before it is at other work."""
+        return self._checksums(_named_arrays(state))
 
     @property
     def latest_step(self) -> int | None:
@@ -127,13 +132,15 @@ class Checkpointer:
         state: TrainState,
         iterator: grain.DatasetIterator,
         metrics: dict[str, float] | None,
+        *,
+        sums: Sums | None = None,
     ) -> None:
         """Copies the state to the host, and starts to write it in the background; waits for a save still under way.
 
-        `metrics` decide what is best (None: not evaluated at this step).
+        `metrics` decide what is best (None: not evaluated at this step). `sums` are the state's `checksums`; without
+        them they are computed now, which on a busy device means after what it is doing.
         """
-        arrays = _named_arrays(state)
-        sums = jax.device_get(self._checksums(arrays))
+        arrays, sums = _named_arrays(state), jax.device_get(sums or self.checksums(state))
         items = ocp.args.Composite(
             **{name: ocp.args.PyTreeSave(tree, save_args=_save_args(tree)) for name, tree in arrays.items()},
             data=ocp.args.JsonSave(iterator.get_state()),  # the same on every process
@@ -281,19 +288,21 @@ def find_params(path: epath.PathLike) -> epath.Path:
     Raises:
         ValueError: there is no finished checkpoint at `path`.
     """
-    path = epath.Path(path)
+    path = paths.anywhere(path)
     for folder in (path, path / "params"):
         if folder.name == "params" and _is_finished(folder):
-            return folder.absolute()
+            return folder
     for root in (path / "checkpoints", path):
         children = root.iterdir() if root.is_dir() else ()
         steps = [int(child.name) for child in children if child.name.isdigit() and _is_finished(child / "params")]
         if steps:
-            return (root / str(max(steps)) / "params").absolute()
+            return root / str(max(steps)) / "params"
     raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
 
 
-def load_params(path: Path, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, jax.Array]:
+def load_params(
+    path: epath.PathLike, shardings: Mapping[str, jax.sharding.Sharding] | None = None
+) -> dict[str, jax.Array]:
     """float32 parameters by dotted name from a run, a checkpoint or a converted model.
 
     Each process reads what its devices hold by `shardings`; what these do not name is put on its first device.
@@ -317,7 +326,7 @@ def load_params(path: Path, shardings: Mapping[str, jax.sharding.Sharding] | Non
     return params
 
 
-def open_params(path: Path) -> dict[str, StoredParam]:
+def open_params(path: epath.PathLike) -> dict[str, StoredParam]:
     """The parameters that `load_params` would load, to be read in parts and on the host.
 
     Raises:
@@ -366,7 +375,7 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
             await under_way
 
 
-def save_params(path: Path, params: Mapping[str, StreamedParam]) -> None:
+def save_params(path: epath.PathLike, params: Mapping[str, StreamedParam]) -> None:
     """Writes parameters alone, as `path/params`, for `load_params`. Atomic: Orbax renames when all is written."""
     registry = ocp.type_handlers.create_type_handler_registry(
         (StreamedParam, _StreamHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
@@ -375,4 +384,4 @@ def save_params(path: Path, params: Mapping[str, StreamedParam]) -> None:
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     args = ocp.args.PyTreeSave(dict(params), save_args=_save_args(params))
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save((Path(path) / "params").absolute(), args)
+        checkpointer.save(paths.anywhere(path) / "params", args)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import ml_collections
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
-from care_jax import processes
+from care_jax import paths, processes
 
 
-def run(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
+def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
     """Parses `--config=configs/F.py --workdir=DIR [--config.a.b=v]` and calls main(config, workdir).
 
     A ValueError (bad input, found before anything is written) becomes one line on stderr and exit code 2.
     """
     config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.a.b=v overrides.")
-    workdir_flag = flags.DEFINE_string("workdir", None, "The run folder; an existing one is resumed.")
+    workdir_flag = flags.DEFINE_string("workdir", None, "The run folder, local or gs://; an existing one is resumed.")
 
     def with_flags(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -29,7 +29,7 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
         if not isinstance(config_flag.value, ml_collections.ConfigDict):  # a stand-in that raises when it is read
             name = config_flags.get_config_filename(flags.FLAGS["config"])
             raise ValueError(f"--config={name} cannot be loaded; give a file of configs/ or one like them")
-        config, workdir = config_flag.value, Path(workdir_flag.value)
+        config, workdir = config_flag.value, paths.anywhere(workdir_flag.value)
         processes.connect()
         processes.end_on_failure(lambda: main(config, workdir))
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from etils import epath
 
 from care_jax import cli, programs
 from care_jax.data.records import Record
@@ -131,25 +131,26 @@ def _abstract_batch(config: ml_collections.ConfigDict, prompts: Prompts) -> Trai
     )
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
 
     def make_encoder(processor: Processor) -> EncodeTraced:
         return EncodeTraced(processor, cue=config.objective.reflect.cue, response_len=config.rollout.response_len)
 
     with open_session(config, workdir, stage="cold_start", make_encoder=make_encoder) as session:
-        held_out = session.evaluate_if_due()
-        if session.has_ended():
-            return session.state
-        update = compile_update(session)
-        session.end_warm_up()
-        while not session.has_ended():
-            scalars = _step(session, update)
-            fresh = session.evaluate_if_due()
-            held_out = fresh or held_out
-            session.guard.check(session.step)
-            session.writer.progress(session.step, {"loss": scalars["loss"]} | _shown(held_out))
-            session.checkpoint_if_due(fresh)
+        with session.until_stopped():
+            held_out = session.evaluate_if_due()
+            if session.has_ended():
+                return session.state
+            update = compile_update(session)
+            session.end_warm_up()
+            while not session.has_ended():
+                scalars = _step(session, update)
+                fresh = session.evaluate_if_due()
+                held_out = fresh or held_out
+                session.guard.check(session.step)
+                session.writer.progress(session.step, {"loss": scalars["loss"]} | _shown(held_out))
+                session.checkpoint_if_due(fresh)
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
@@ -162,7 +163,7 @@ def _step(session: Session, update: Program) -> dict[str, float]:
         batch = trace_batch(session.processor, examples, response_len=length)
     with session.timer("update"):
         output = update(bucket_of(batch.prompts), session.state, session.put(batch), session.forbidden_mask)
-        session.state = output.state
+        session.advance(output.state)
         scalars = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
     seconds = time.perf_counter() - started
     scalars |= session.timer.take() | {"lr": session.last_lr, "time/step": seconds}
@@ -176,7 +177,7 @@ def _shown(metrics: dict[str, float] | None) -> dict[str, float]:
     return {"held-out": metrics["eval/accuracy/mean"]} if metrics else {}
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs the cold start."""
     run(config, workdir)
 

@@ -68,7 +68,7 @@ def make_model(config: ml_collections.ConfigDict, mesh: Mesh) -> QwenVL:
         make = jax.jit(init_model, static_argnums=0, out_shardings=shardings)
         return make(model_config, jax.random.key(config.seed))
     by_name: dict[str, Any] = params_to_dict(shardings)
-    return params_from_dict(model_config, load_params(Path(config.model.weights), by_name))
+    return params_from_dict(model_config, load_params(config.model.weights, by_name))
 
 
 def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import ml_collections
 
-from care_jax import objectives
+from care_jax import objectives, paths
 from care_jax.response_format import FORMATS
 
 
@@ -16,7 +16,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict()
     c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config
-    c.model.weights = "random"  # random | a run folder or checkpoint folder to start from
+    c.model.weights = "random"  # random | a run folder or checkpoint folder to start from, local or gs://
     c.model.compute_dtype = "bfloat16"  # float32 | bfloat16; parameters and softmax stay float32
     c.model.attention = "auto"  # auto | xla; auto takes the splash kernel on a TPU
     c.model.freeze_vision = False  # no gradient into the vision tower
@@ -76,6 +76,9 @@ def base() -> ml_collections.ConfigDict:
     c.train.checkpoint_every = 50  # steps
     c.train.keep_last = 2  # checkpoints kept besides the best
     c.train.samples_every = 10  # steps between sample groups written for the report
+    # Seconds without progress (a stage of a step, a batch of an evaluation, a compilation) after which the process
+    # shows all its stacks and ends, for a supervisor to start it again; 0: never.
+    c.train.hang_after = 1800.0
     c.train.max_logprob_gap = 1.0  # nats, mean sampler-to-scorer gap that stops the run
 
     c.optimizer = ml_collections.ConfigDict()
@@ -134,6 +137,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "((folder, weight), ...), weights above 0": _names_data(config.data[split], config.data.format)
             for split in ("train", "eval")
         },
+        **{
+            f"{name}={value!r}: {paths.MUST_BE_LOCAL}": not paths.in_bucket(str(value))
+            for name, value in (
+                ("model.folder", config.model.folder),
+                ("data.train", config.data.train),
+                ("data.eval", config.data.eval),
+            )
+        },
         f"train.steps={t.steps}: must be at least 1": t.steps >= 1,
         f"train.prompts={t.prompts}: must divide by minibatches * microbatches = {pieces}": pieces >= 1
         and t.prompts % pieces == 0
@@ -160,6 +171,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"{t.steps * t.minibatches} updates": 0 <= config.optimizer.warmup_steps < t.steps * t.minibatches,
         f"train.checkpoint_every={t.checkpoint_every}: must be at least 1 step": t.checkpoint_every >= 1,
         f"train.samples_every={t.samples_every}: must be at least 1 step": t.samples_every >= 1,
+        f"train.hang_after={t.hang_after}: must be seconds, or 0 for never": t.hang_after >= 0,
     }
     problems += [message for message, holds in checks.items() if not holds]
     if problems:

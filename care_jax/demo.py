@@ -15,7 +15,7 @@ import jax
 import ml_collections
 from absl import app, flags, logging
 
-from care_jax import cli, cold_start, train
+from care_jax import cli, cold_start, paths, train
 from care_jax.metrics import METRICS_FILE
 from care_jax.report import write_report
 from configs import demo, demo_cold_start
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; options are --workdir and --seed")
     logging.set_verbosity(logging.WARNING)
-    workdir = Path(_WORKDIR.value)
+    workdir = paths.on_disk(_WORKDIR.value, "--workdir")  # data are built in it
     result = run(workdir, *stage_configs(workdir, _SEED.value))
     if result is not None:
         show(result)

@@ -15,14 +15,15 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 
-from care_jax import benchmark, cli, rollout, sharding
+from care_jax import benchmark, cli, paths, rollout, sharding
 from care_jax import config as config_lib
 from care_jax.benchmark_responses import answer_all, check_settings, read_responses
 from care_jax.checkpoint import find_params
@@ -38,6 +39,8 @@ from care_jax.regions import TokenBytes
 from care_jax.response_format import ANY
 from care_jax.scoring import Item, judge_items, mean, mean_by_source
 from care_jax.verify import Verifier
+
+Arrays = TypeVar("Arrays")
 
 _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is drawn twice
 _BATCHES_OF_A_BENCHMARK = 1 << 16  # more than any has
@@ -72,14 +75,22 @@ class Evaluator:
         self._forced = sharding.put(mesh, forced)
         self._forbidden_mask = sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE)
 
-    def run(self, model: QwenVL, *, limit: int, write: Callable[[Item], None] | None = None) -> dict[str, float]:
+    def run(
+        self,
+        model: QwenVL,
+        *,
+        limit: int,
+        write: Callable[[Item], None] | None = None,
+        wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
+    ) -> dict[str, float]:
         """Accuracy per source and their mean, unparsed and format rates; `limit` 0 takes all records.
 
         With eval.num_samples k > 1 accuracy is the mean over the samples, and pass@k is added. `write` is given each
-        item as `scoring.judge_items` makes it.
+        item as `scoring.judge_items` makes it. `wait` is given each batch's rollouts, to wait for them, or to raise
+        and so leave the evaluation.
         """
         items: list[Item] = []
-        for records, texts in self.responses(model, self._source, limit=limit):
+        for records, texts in self.responses(model, self._source, limit=limit, wait=wait):
             answered = list(zip(records, texts, strict=True))
             items += judge_items(self._verifier, answered, self._processor.response_format)
         if not items:
@@ -90,7 +101,13 @@ class Evaluator:
         return _summarise(items)
 
     def responses(
-        self, model: QwenVL, source: RecordSource, *, limit: int = 0, first_batch: int = 0
+        self,
+        model: QwenVL,
+        source: RecordSource,
+        *,
+        limit: int = 0,
+        first_batch: int = 0,
+        wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
     ) -> Iterator[tuple[list[Record], list[list[str]]]]:
         """Batches of records with the k responses to each; records whose prompts are too long are left out.
 
@@ -107,7 +124,7 @@ class Evaluator:
             key = stage_key(number, _EVAL_STAGE, seed=config.seed, mesh=self._mesh)
             prefix = programs.prefill(bucket, model, prompts)
             rollouts = programs.generate.fetch(
-                programs.generate(bucket, sampler, prefix, self._forced, self._forbidden_mask, key)
+                wait(programs.generate(bucket, sampler, prefix, self._forced, self._forbidden_mask, key))
             )
             yield (
                 [example.record for example in examples[:num_real]],
@@ -137,12 +154,13 @@ def _by_source(name: str, values: dict[str, float]) -> dict[str, float]:
     }
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     """Evaluates the newest checkpoint of `workdir` on all held-out records; writes samples and results there.
 
     Raises:
         ValueError: a bad config, unusable data, or no checkpoint.
     """
+    workdir = paths.anywhere(workdir)
     require_same({"--workdir": str(workdir)} | config_lib.flat(config))
 
     def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, RecordSource, Mesh]:
@@ -228,7 +246,7 @@ def score_responses(
     return benchmark.write_results(folder, {name: {"responses": str(path)} | figures})
 
 
-def _with_weights_of(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _with_weights_of(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config with the newest checkpoint of `workdir`. Raises ValueError where there is none."""
     find_params(workdir)
     config = ml_collections.ConfigDict(config)
@@ -236,7 +254,7 @@ def _with_weights_of(workdir: Path, config: ml_collections.ConfigDict) -> ml_col
     return config
 
 
-def _settings(config: ml_collections.ConfigDict, params: Path) -> dict[str, Any]:
+def _settings(config: ml_collections.ConfigDict, params: epath.Path) -> dict[str, Any]:
     """What a model's answers depend on, beside the questions."""
     sampling = ("num_samples", *(("temperature",) if config.eval.num_samples > 1 else ()))
     return {
@@ -248,7 +266,7 @@ def _settings(config: ml_collections.ConfigDict, params: Path) -> dict[str, Any]
     }
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Prints the results: of the held-out data as one JSON object, of benchmarks as the table and the same."""
     name, path = flags.FLAGS.benchmark, flags.FLAGS.responses
     if path is not None and name in (None, "all"):
@@ -258,13 +276,14 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         if is_first():
             print(json.dumps(summary))
         return
-    if jax.process_count() > 1:
-        raise ValueError(f"--benchmark={name} runs in one process; evaluate on one host")
+    folder = paths.on_disk(workdir, "--workdir")  # answers are appended to files
     if path is not None:
         fields = {"id_field": flags.FLAGS.id_field, "response_field": flags.FLAGS.response_field}
-        results = score_responses(config, workdir, name, Path(path), **fields)
+        results = score_responses(config, folder, name, Path(path), **fields)
     else:
-        results = run_benchmarks(config, workdir, list(benchmark.BENCHMARKS) if name == "all" else [name])
+        if jax.process_count() > 1:
+            raise ValueError(f"--benchmark={name} runs in one process; evaluate on one host")
+        results = run_benchmarks(config, folder, list(benchmark.BENCHMARKS) if name == "all" else [name])
     print(benchmark.table(results))
     print(json.dumps(results))
 

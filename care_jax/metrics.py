@@ -5,6 +5,9 @@ A run folder's files are plain JSON lines, so a run can be read while it is writ
     metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; TensorBoard gets the same
     events.jsonl    {"step": 12, "id": "q17", "outcome": "MIXED", ...}  one line a group
     samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   one line a group that is shown in the report
+
+In a bucket (gs://) nothing can be appended to: there the files are kept on the local disk, and copied at every flush,
+which is before every checkpoint. What a kill loses of them is what the resumed run writes again.
 """
 
 from __future__ import annotations
@@ -14,13 +17,18 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tqdm
 from absl import logging
+from etils import epath
+
+from care_jax import paths
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -43,7 +51,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: epath.PathLike,
         *,
         resume_step: int,
         total_steps: int,
@@ -56,21 +64,25 @@ class MetricsWriter:
         self._must_be_finite = frozenset(must_be_finite)
         if not enabled:
             return
-        workdir.mkdir(parents=True, exist_ok=True)
+        self._workdir = paths.anywhere(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._local = Path(tempfile.mkdtemp() if paths.in_bucket(workdir) else workdir)
         self._files = {}
         for name in (METRICS_FILE, EVENTS_FILE, SAMPLES_FILE):
-            cut_after(workdir / name, resume_step)
+            if paths.in_bucket(workdir) and (self._workdir / name).exists():
+                (self._local / name).write_bytes((self._workdir / name).read_bytes())
+            cut_after(self._local / name, resume_step)
             # Line-buffered: what was written before a kill is on its way to the disk.
-            self._files[name] = open(workdir / name, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self._files[name] = open(self._local / name, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         # Imported here: where torch is installed (it is for the tests), tensorboardX imports it on the way.
         import tensorboardX
 
-        for line in (workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+        for line in (self._local / METRICS_FILE).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if any(name.startswith("eval/") for name in row):
                 self.evaluated_steps.add(row["step"])
         # purge_step tells TensorBoard to forget what an earlier process wrote past the checkpoint.
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._tensorboard = tensorboardX.SummaryWriter(str(self._local / "tensorboard"), purge_step=resume_step + 1)
         self._progress = _Progress(max(resume_step, 0), total_steps, progress_interval)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -120,6 +132,12 @@ class MetricsWriter:
             file.flush()
             os.fsync(file.fileno())
         self._tensorboard.flush()
+        if paths.in_bucket(self._workdir):
+            for path in self._local.rglob("*"):
+                if path.is_file():
+                    copy = self._workdir / path.relative_to(self._local)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    epath.Path(path).copy(copy, overwrite=True)
 
     def close(self) -> None:
         """Flushes and closes all files. Nothing may be written afterwards; closing twice is fine."""
@@ -130,6 +148,8 @@ class MetricsWriter:
             file.close()
         self._tensorboard.close()
         self._progress.close()
+        if paths.in_bucket(self._workdir):
+            shutil.rmtree(self._local)
         self._enabled = False
 
     def _write(self, name: str, step: int, fields: Mapping[str, object]) -> None:
@@ -221,14 +241,19 @@ class StageTimer:
 
     JAX dispatches asynchronously: a stage's block must end in something that waits for its result
     (`jax.block_until_ready`, `np.asarray`), or its time is counted in the next one.
+
+    Args:
+        on_enter: called with the name of each stage before it begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_enter: Callable[[str], None] = lambda stage: None) -> None:
+        self._on_enter = on_enter
         self._seconds: dict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Counts the block's seconds for `stage`, also when it raises; entering a stage again adds to it."""
+        self._on_enter(stage)
         start = time.perf_counter()
         try:
             yield
@@ -248,11 +273,15 @@ class CompileGuard:
     Counts the programs XLA was asked for, those found in the persistent compilation cache included: a program that
     comes from the cache today is a compilation on the next machine. One guard listens from its construction
     to `close`; use it in a `with` block or keep one for the life of the process.
+
+    Args:
+        on_compile: called with the name of each function when it has been compiled.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_compile: Callable[[str], None] = lambda name: None) -> None:
         import jax.monitoring
 
+        self._on_compile = on_compile
         self.compiled: list[str] = []  # names of the functions, in order, since the guard was made
         self._num_allowed: int | None = None
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -261,6 +290,7 @@ class CompileGuard:
         # jax/_src/dispatch.py, BACKEND_COMPILE_EVENT: recorded around compile_or_get_cached, so for a cache hit too.
         if event == "/jax/core/compile/backend_compile_duration":
             self.compiled.append(str(kwargs["fun_name"]))
+            self._on_compile(self.compiled[-1])
 
     def arm(self) -> None:
         """Ends the warm-up. Arming again forgives what was compiled since (an evaluation's first run, say)."""

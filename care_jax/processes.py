@@ -54,14 +54,19 @@ def connect() -> None:
                 raise
 
 
+def is_alone() -> bool:
+    """Whether there is no other process; known without asking for devices."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def is_first() -> bool:
     """Whether this process writes what the run leaves behind."""
-    return jax.process_index() == 0
+    return is_alone() or jax.process_index() == 0
 
 
 def exchange(value: T) -> list[T]:
     """The values of all processes, in their order; each has to call it. They are pickled."""
-    if jax.process_count() == 1:
+    if is_alone():
         return [value]
     payload = pickle.dumps(value)
     message = len(payload).to_bytes(_HEADER, "little") + payload
@@ -95,6 +100,8 @@ def together(call: Callable[[], T]) -> T:
 
 def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
     """`work(items)`, a result for each item, with each process doing its part of the items; all get all results."""
+    if is_alone():
+        return list(work(items))
     count = jax.process_count()
     mine = items[jax.process_index() :: count]
     results: dict[int, U] = {}
@@ -128,13 +135,13 @@ def require_same(settings: dict[str, Any]) -> None:
 def end_on_failure(call: Callable[[], None]) -> None:
     """Runs `call`. With other processes around, an error ends this one at once, with exit code 2 for a ValueError.
 
-    A normal end would wait for the others, and they for this one. Where process 0 is gone, JAX may end the process
-    before it can say so, with a message of its own.
+    A normal end would wait for the others, and they for this one. JAX may end the process before it can say that
+    another one is gone, with a message of its own.
     """
     try:
         call()
     except Exception as error:
-        if jax.process_count() == 1:
+        if is_alone():
             raise
         who = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, ValueError):

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from etils import epath
 
+from care_jax import paths
 from care_jax.report_charts import sections
 from care_jax.report_data import OUTCOMES, Run, load_run
 
@@ -28,7 +30,7 @@ EVAL_PREFIX = "eval/accuracy/"
 STAGE_WORDS = {"cold_start": "cold start", "train": "training"}
 
 
-def write_report(workdirs: Sequence[Path], out: Path) -> None:
+def write_report(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> None:
     """Writes the page about some runs, side by side in the order given, in one rename.
 
     Args:
@@ -40,24 +42,25 @@ def write_report(workdirs: Sequence[Path], out: Path) -> None:
     """
     if not workdirs:
         raise ValueError("no run folder given; name at least one: --workdir=DIR (it holds metrics.jsonl)")
-    for workdir in workdirs:
-        if not workdir.is_dir():
+    folders, out = [paths.anywhere(workdir) for workdir in workdirs], paths.anywhere(out)
+    for workdir, folder in zip(workdirs, folders, strict=True):
+        if not folder.is_dir():
             raise ValueError(f"--workdir={workdir} is no folder; give a run folder, which holds metrics.jsonl")
-    runs = [load_run(workdir, name) for workdir, name in zip(workdirs, _run_names(workdirs), strict=True)]
+    runs = [load_run(folder, name) for folder, name in zip(folders, _run_names(folders), strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(_render(runs), encoding="utf-8")
+    temporary.write_bytes(_render(runs).encode())
     temporary.replace(out)
 
 
-def _run_names(workdirs: Sequence[Path]) -> list[str]:
+def _run_names(workdirs: Sequence[epath.Path]) -> list[str]:
     """Folder names, with the parent folders it takes to tell them apart; numbered where one folder comes twice."""
-    paths = [workdir.resolve().parts for workdir in workdirs]
-    for depth in range(1, max(map(len, paths))):
-        names = ["/".join(parts[-depth:]) for parts in paths]
+    folders = [workdir.parts for workdir in workdirs]
+    for depth in range(1, max(map(len, folders))):
+        names = ["/".join(parts[-depth:]) for parts in folders]
         if len(set(names)) == len(names):
             return names
-    return [f"{Path(*parts).name} ({number})" for number, parts in enumerate(paths, 1)]
+    return [f"{workdir.name} ({number})" for number, workdir in enumerate(workdirs, 1)]
 
 
 # The page.
@@ -221,13 +224,13 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def main(argv: Sequence[str]) -> None:
     """Writes the page that the flags ask for; exits with code 2 and one line on bad input."""
     del argv
-    out = Path(flags.FLAGS.out)
+    out = flags.FLAGS.out
     try:
-        write_report([Path(workdir) for workdir in flags.FLAGS.workdir], out)
+        write_report(flags.FLAGS.workdir, out)
     except ValueError as error:
         print(f"report: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"{out} ({epath.Path(out).stat().length / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
+
+from etils import epath
 
 from care_jax.metrics import EVENTS_FILE, METRICS_FILE, SAMPLES_FILE
 
@@ -51,7 +52,7 @@ class Run:
         return max(self.metrics, default=0)
 
 
-def load_run(workdir: Path, name: str) -> Run:
+def load_run(workdir: epath.Path, name: str) -> Run:
     """Reads a run folder; whatever is missing or torn becomes a notice."""
     notices: list[str] = []
     config = _read_json(workdir / "config.json", notices)
@@ -91,7 +92,7 @@ def _guess_stage(metrics: Mapping[int, Mapping[str, float]]) -> str:
     return "cold_start" if "loss" in names and "reward/mean" not in names else "train"
 
 
-def _read_json(path: Path, notices: list[str]) -> dict[str, Any]:
+def _read_json(path: epath.Path, notices: list[str]) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -101,14 +102,14 @@ def _read_json(path: Path, notices: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_jsonl(path: Path, notices: list[str]) -> list[dict[str, Any]]:
+def _read_jsonl(path: epath.Path, notices: list[str]) -> list[dict[str, Any]]:
     """The whole lines of a file that may be growing; a torn one is counted in a notice."""
     rows: list[dict[str, Any]] = []
     num_torn = 0
     if not path.exists():
         notices.append(f"no {path.name} yet")
         return rows
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with path.open("rb") as file:
         for line in file:
             try:
                 rows.append(json.loads(line))

@@ -5,26 +5,29 @@ They share all of it and differ in the loss and in the loop, so a session knows 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import jax
 import ml_collections
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from care_jax import config as config_lib
-from care_jax import sharding
-from care_jax.checkpoint import Checkpointer
+from care_jax import paths, sharding
+from care_jax.checkpoint import Checkpointer, Sums
 from care_jax.components import (
     make_mesh,
     make_model,
@@ -43,30 +46,56 @@ from care_jax.processes import exchange, is_first, require_same, together
 from care_jax.processor import Processor
 from care_jax.structs import TrainState
 from care_jax.verify import Verifier
+from care_jax.watchdog import Watchdog
 
 BEST_METRIC = "eval/accuracy/mean"
 MANIFEST_FILE = "manifest.json"
 # A record as the stage needs it, or None to drop it.
 Encoder = Callable[[Record], Any]
+Arrays = TypeVar("Arrays")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
+class Stopped(Exception):
+    """The run is to stop, and what it was about is to be given up."""
+
+
 class StopFlag:
-    """Set by SIGTERM (a preemption notice) to any process; the loop polls it, saves and leaves with exit code 0."""
+    """SIGTERM (a preemption notice) to any process: the loop polls it, saves and leaves with exit code 0.
+
+    Several processes agree on it at every poll, so that all leave at the same place. Not with JAX's
+    `reached_preemption_sync_point`: it counts its calls by one number, which Orbax sets to the training step at every
+    save, and a notice that comes then is never told to who polls within a step.
+    """
 
     def __init__(self) -> None:
         self.is_set = False
-        self._told = False
+        self._is_told = False
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._told = True
-        if jax.process_count() == 1:
-            self.is_set = True
+        self._is_told = True
 
-    def agree(self) -> None:
-        """Several processes: from here on it is set on all if one was told; each has to call it."""
-        self.is_set = any(exchange(self._told))
+    def poll(self) -> bool:
+        """Whether to stop, the same on all processes; each has to ask equally often."""
+        self.is_set = self.is_set or any(exchange(self._is_told))
+        return self.is_set
+
+    def wait(self, arrays: Any) -> None:
+        """Until `arrays` are computed. A process that is alone leaves at once, whatever its device still does.
+
+        Raises:
+            Stopped: told to stop.
+        """
+        pause = 1e-4  # seconds
+        while jax.process_count() == 1 and not all(x.is_ready() for x in jax.tree.leaves(arrays)):
+            if self.poll():
+                raise Stopped
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.02)
+        jax.block_until_ready(arrays)
+        if self.poll():
+            raise Stopped
 
 
 @dataclasses.dataclass
@@ -74,7 +103,7 @@ class Session:
     """Everything a loop works with."""
 
     config: ml_collections.ConfigDict
-    workdir: Path
+    workdir: epath.Path
     processor: Processor
     verifier: Verifier
     optimizer: optax.GradientTransformation
@@ -85,10 +114,13 @@ class Session:
     writer: MetricsWriter
     guard: CompileGuard
     stop: StopFlag
-    timer: StageTimer
+    watchdog: Watchdog
+    timer: StageTimer  # entering a stage raises Stopped when the run is to stop
     mesh: Mesh
     forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
     lr: np.ndarray  # [updates of the run] float32, the schedule
+    sums: Sums  # checksums of the state
+    position: Any  # of the iterator, at this state
 
     @property
     def step(self) -> int:
@@ -96,9 +128,29 @@ class Session:
         return int(self.state.step)
 
     def has_ended(self) -> bool:
-        """All steps are done, or a SIGTERM came; the one moment in a step when processes tell each other."""
-        self.stop.agree()
-        return self.step >= self.config.train.steps or self.stop.is_set
+        """All steps are done, or a SIGTERM came."""
+        return self.step >= self.config.train.steps or self.stop.poll()
+
+    def advance(self, state: TrainState) -> None:
+        """Makes `state` the run's; its step is done and will not be given up."""
+        self.state = state
+        # Now and not when it is saved: that may be while the device is at work on what has been given up.
+        self.sums = self.checkpointer.checksums(state)
+        self.position = self.iterator.get_state()
+
+    def wait(self, arrays: Arrays) -> Arrays:
+        """`arrays`, when they are computed; raises Stopped, at once on one process, when the run is to stop."""
+        self.stop.wait(arrays)
+        self.watchdog.beat()
+        return arrays
+
+    @contextlib.contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """Ends its block at a SIGTERM. The step under way is given up, and its prompts will come again."""
+        try:
+            yield
+        except Stopped:
+            self.iterator.set_state(self.position)
 
     @property
     def last_lr(self) -> float:
@@ -116,7 +168,6 @@ class Session:
     def end_warm_up(self) -> None:
         """From here on nothing may compile; `guard.check` says so at every step."""
         stage_key(0, 0, seed=self.config.seed, mesh=self.mesh)
-        self.checkpointer.warm_up(self.state)
         self.guard.arm()
 
     def evaluate_if_due(self) -> dict[str, float] | None:
@@ -131,7 +182,7 @@ class Session:
         if not due or self.stop.is_set or self.step in self.writer.evaluated_steps:
             return None
         with self.timer("evaluate"):
-            metrics = self.evaluator.run(self.state.params, limit=0 if at_end else config.eval_examples)
+            metrics = self.evaluator.run(self.state.params, limit=0 if at_end else config.eval_examples, wait=self.wait)
         self.writer.scalars(self.step, metrics)
         self.writer.evaluated_steps.add(self.step)
         return metrics
@@ -141,34 +192,52 @@ class Session:
         config = self.config.train
         due = self.step == config.steps or self.step % config.checkpoint_every == 0 or self.stop.is_set
         if due and self.step > 0 and self.checkpointer.latest_step != self.step:
+            self.watchdog.beat(f"saving step {self.step}")
             self.writer.flush()
-            self.checkpointer.save(self.state, self.iterator, metrics)
+            self.checkpointer.save(self.state, self.iterator, metrics, sums=self.sums)
 
     def close(self) -> None:
         """Finishes writing, a checkpoint under way included, and ends the worker processes. Saves nothing new."""
+        self.watchdog.beat("finishing the last checkpoint")
         self.checkpointer.close()
         self.writer.close()
         self.verifier.close()
         self.guard.close()
 
-    def __enter__(self) -> Session:
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
+@contextlib.contextmanager
 def open_session(
-    config: ml_collections.ConfigDict, workdir: Path, *, stage: str, make_encoder: Callable[[Processor], Encoder]
-) -> Session:
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    *,
+    stage: str,
+    make_encoder: Callable[[Processor], Encoder],
+) -> Iterator[Session]:
     """Checks the config, then starts or resumes the run in `workdir`. `stage` is "cold_start" or "train".
 
     The iterator yields lists of what the encoder makes of records; it drops those that become None.
 
     Raises:
         ValueError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
-            run, before anything is written.
+            run or only damaged checkpoints, before anything is written.
     """
+    workdir = paths.anywhere(workdir)
+    with Watchdog(config.train.hang_after, workdir, process_index=jax.process_index()) as watchdog:
+        session = _open(config, workdir, watchdog, stage=stage, make_encoder=make_encoder)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def _open(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    watchdog: Watchdog,
+    *,
+    stage: str,
+    make_encoder: Callable[[Processor], Encoder],
+) -> Session:
     manifest = _manifest(config, stage)
     require_same({"--workdir": str(workdir)} | manifest | config_lib.flat(config))
 
@@ -187,7 +256,7 @@ def open_session(
     processor, iterator, held_out, mesh = together(open_inputs)
     stop = StopFlag()
     optimizer = make_optimizer(config)
-    guard = CompileGuard()
+    guard = CompileGuard(lambda name: watchdog.beat(f"what follows the compilation of {name}"))
     state = None
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: _first_state(config, optimizer, mesh))
@@ -198,6 +267,13 @@ def open_session(
         state = checkpointer.restore(_abstract_state(config, optimizer, mesh), iterator)
     if state is None:  # killed before its first checkpoint
         state = together(lambda: _first_state(config, optimizer, mesh))
+    checkpointer.warm_up(state)
+
+    def enter(stage: str) -> None:
+        watchdog.beat(f"stage {stage}")
+        if stop.poll():
+            raise Stopped
+
     if is_first():
         _write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         _write_json(workdir / MANIFEST_FILE, manifest)
@@ -218,10 +294,13 @@ def open_session(
         writer=writer,
         guard=guard,
         stop=stop,
-        timer=StageTimer(),
+        watchdog=watchdog,
+        timer=StageTimer(enter),
         mesh=mesh,
         forbidden_mask=sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE),
         lr=schedule_table(config),
+        sums=checkpointer.checksums(state),
+        position=iterator.get_state(),
     )
 
 
@@ -246,14 +325,14 @@ def _first_state(config: ml_collections.ConfigDict, optimizer: optax.GradientTra
     )
 
 
-def _check_stage(workdir: Path, stage: str) -> None:
+def _check_stage(workdir: epath.Path, stage: str) -> None:
     """Refuses the folder of another stage: its checkpoints would pass for this one's."""
     manifest = workdir / MANIFEST_FILE
     if manifest.is_file() and (found := json.loads(manifest.read_text())["stage"]) != stage:
         raise ValueError(f"--workdir={workdir} holds a run of stage {found!r}, this is {stage!r}; name another folder")
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
     temporary.replace(path)

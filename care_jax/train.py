@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 
 from care_jax import cli, logbook, reflect
 from care_jax.components import make_model
@@ -84,7 +84,7 @@ class Trainer:
 
         with timer("score"):
             scores = programs.score(group.bucket, params, group.prompts, group.rollouts, verdicts, forbidden)
-            jax.block_until_ready(scores)
+            session.wait(scores)
         with timer("select"):
             key = session.key(SELECT)
             subgroup = programs.select(group.bucket, group.rollouts, verdicts, scores, key)
@@ -102,10 +102,10 @@ class Trainer:
         if self.reference is not None:
             with timer("score"):
                 ref = programs.reference(group.bucket, self.reference, group.prompts, batch.token_ids, forbidden)
-                batch = batch.replace(logprobs_ref=jax.block_until_ready(ref))
+                batch = batch.replace(logprobs_ref=session.wait(ref))
         with timer("update"):
             output = programs.update(group.bucket, session.state, batch, forbidden)
-            session.state = output.state
+            session.advance(output.state)
             update_metrics = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
             update_metrics |= padding_shares(group.examples, group.bucket)
 
@@ -134,7 +134,7 @@ class Trainer:
             prefix = self.programs.prefill(bucket, session.state.params, prompts)
             key = session.key(draw)
             rollouts = self.programs.rollout(bucket, sampler, prefix, self.nothing_forced, session.forbidden_mask, key)
-            on_host = self.programs.rollout.fetch(rollouts)
+            on_host = self.programs.rollout.fetch(session.wait(rollouts))
         with timer("verify"):
             judged = self._judge(examples, on_host)
         return Group(examples, bucket, prompts, prefix, rollouts, on_host, judged)
@@ -196,9 +196,8 @@ class Trainer:
             response_len=self.config.rollout.response_len,
         )
         key = session.key(REFLECT)
-        repaired = programs.reflect.fetch(
-            programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
-        )
+        repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
+        repaired = programs.reflect.fetch(session.wait(repaired))
         tried = repaired.sampled_mask.any(axis=(1, 2))
         if objective.reflect.train_on == "rewrite":
             repaired = reflect.rewrite(session.processor, self.token_bytes, repaired)
@@ -273,23 +272,24 @@ def _interesting(done: logbook.Step) -> int:
     return int(np.argmax(2 * (done.reflection.tried & done.reflection.correct) + mixed))
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
     with open_session(
         config, workdir, stage="train", make_encoder=lambda processor: processor.encode_prompt
     ) as session:
-        held_out = session.evaluate_if_due()
-        if session.has_ended():
-            return session.state
-        trainer = Trainer(session)
-        session.end_warm_up()
-        while not session.has_ended():
-            metrics = trainer.step()
-            fresh = session.evaluate_if_due()
-            held_out = fresh or held_out
-            session.guard.check(session.step)
-            session.writer.progress(session.step, _figures(metrics, held_out))
-            session.checkpoint_if_due(fresh)
+        with session.until_stopped():
+            held_out = session.evaluate_if_due()
+            if session.has_ended():
+                return session.state
+            trainer = Trainer(session)
+            session.end_warm_up()
+            while not session.has_ended():
+                metrics = trainer.step()
+                fresh = session.evaluate_if_due()
+                held_out = fresh or held_out
+                session.guard.check(session.step)
+                session.writer.progress(session.step, _figures(metrics, held_out))
+                session.checkpoint_if_due(fresh)
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
@@ -301,7 +301,7 @@ def _figures(metrics: dict[str, float], held_out: dict[str, float] | None) -> di
     return figures | ({"held-out": held_out["eval/accuracy/mean"]} if held_out else {})
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs the training."""
     run(config, workdir)
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from etils import epath
 
-from care_jax import checkpoint
+from care_jax import checkpoint, paths
 from care_jax.array_store import StoredParam
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, tables
@@ -38,7 +39,7 @@ class Stage:
     max_difference: float = 0.0
 
 
-def compare(folder: Path, path: Path) -> dict[str, Stage]:
+def compare(folder: Path, path: epath.PathLike) -> dict[str, Stage]:
     """The stages of the model of a Hugging Face folder against the checkpoint at `path`.
 
     Raises:
@@ -95,7 +96,7 @@ def _define_flags() -> None:
 
 def main() -> None:
     """The command; raises ValueError on bad input."""
-    stages = compare(Path(flags.FLAGS.hf), Path(flags.FLAGS.checkpoint))
+    stages = compare(paths.on_disk(flags.FLAGS.hf, "--hf"), flags.FLAGS.checkpoint)
     show(stages)
     sys.exit(1 if any(stage.differing for stage in stages.values()) else 0)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from care_jax import checkpoint
+from care_jax import checkpoint, paths
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, staging, tables
 from convert.mapping import DTYPES, Index, Weight
@@ -69,8 +69,8 @@ def _define_flags() -> None:
 
 def main() -> None:
     """The command; raises ValueError on bad input."""
-    out = Path(flags.FLAGS.out)
-    size = convert(Path(flags.FLAGS.hf), out)
+    out = paths.on_disk(flags.FLAGS.out, "--out")
+    size = convert(paths.on_disk(flags.FLAGS.hf, "--hf"), out)
     print(f"{size:,} parameters -> {out}")
 
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorstore as ts
 from absl import flags
+from etils import epath
 
-from care_jax import checkpoint
+from care_jax import checkpoint, paths
 from care_jax.array_store import StoredParam
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, safetensors_io, staging, tables
@@ -30,7 +31,7 @@ _MAX_SHARD_BYTES = 4 * 2**30
 
 
 def convert(
-    path: Path,
+    path: epath.PathLike,
     folder: Path,
     out: Path,
     *,
@@ -183,8 +184,8 @@ def _define_flags() -> None:
 def main() -> None:
     """The command; raises ValueError on bad input."""
     args = flags.FLAGS
-    out = Path(args.out)
-    size = convert(Path(args.checkpoint), Path(args.hf), out, dtype=args.dtype, overwrite=args.overwrite)
+    folder, out = paths.on_disk(args.hf, "--hf"), paths.on_disk(args.out, "--out")
+    size = convert(args.checkpoint, folder, out, dtype=args.dtype, overwrite=args.overwrite)
     print(f"{size:,} parameters -> {out}")
 
 

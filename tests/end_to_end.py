@@ -6,13 +6,16 @@ number and the next: no model can do better than guess, so that groups are mixed
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,28 +206,86 @@ def run(module: str, *args: str, cache: Path, cwd: Path = REPO) -> subprocess.Co
 # Runs modules as `python -m` does, each in a fork of one process that has imported them: importing takes seconds.
 _FORKS = """
 import importlib, json, os, runpy, sys
-jobs = json.load(sys.stdin)
-for module in {module for _, module, _ in jobs}:
+for module in sys.argv[1:]:
     importlib.import_module(module)
-for folder, module, arguments in jobs:
-    if os.fork() == 0:
+for line in sys.stdin:
+    folder, module, arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY), number)
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         sys.exit(0)
-    with open(os.path.join(folder, "code"), "w") as file:
-        file.write(str(os.waitstatus_to_exitcode(os.wait()[1])))
+    print(child, flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(os.path.join(folder, "code.new"), "w") as file:
+        file.write(str(code))
+    os.replace(os.path.join(folder, "code.new"), os.path.join(folder, "code"))
 """
+
+
+class Fork(NamedTuple):
+    """A process that `Forks` started; its folder holds stdout, stderr and, when it has ended, code."""
+
+    pid: int
+    folder: Path
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        code = self.folder / "code"
+        return int(code.read_text()) if code.exists() else None
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def finish(self, *, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+        """Waits for it; past the limit it is killed and the test fails."""
+        limit = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            if time.monotonic() > limit:
+                self.send_signal(signal.SIGKILL)
+                raise TimeoutError(f"{self.folder}: {(self.folder / 'stderr').read_text()}")
+            time.sleep(0.005)
+        out, err = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess([], code, out, err)
+
+
+class Forks:
+    """Starts `python -m module args` without the seconds that its imports take; one at a time."""
+
+    def __init__(self, *modules: str, cache: Path):
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _FORKS, *modules],
+            cwd=REPO,
+            env=environment(cache),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, folder: Path, module: str, *args: str) -> Fork:
+        """Starts it when the one before has ended; `folder` is new."""
+        folder.mkdir(parents=True)
+        assert self._server.stdin is not None and self._server.stdout is not None
+        print(json.dumps([str(folder), module, args]), file=self._server.stdin, flush=True)
+        return Fork(int(self._server.stdout.readline()), folder)
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.communicate()
 
 
 def run_forked(jobs: list[tuple[Path, str, list[str]]], *, cache: Path) -> None:
     """Runs `python -m module args` one after the other; each leaves code, stdout and stderr in a new folder."""
-    for folder, *_ in jobs:
-        folder.mkdir(parents=True)
-    command = [sys.executable, "-W", "ignore", "-c", _FORKS]
-    lines = json.dumps([(str(folder), module, arguments) for folder, module, arguments in jobs])
-    subprocess.run(command, input=lines, text=True, check=True, cwd=REPO, env=environment(cache))
+    with Forks(*{module for _, module, _ in jobs}, cache=cache) as forks:
+        for folder, module, arguments in jobs:
+            forks.start(folder, module, *arguments).finish()
 
 
 def readme_lines(mark: str) -> str:
@@ -251,7 +312,8 @@ def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path,
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl, of a run that may still write it."""
-    whole = (workdir / METRICS_FILE).read_text().rpartition("\n")[0]
+    path = workdir / METRICS_FILE
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
     return [json.loads(line) for line in whole.splitlines()]
 
 

@@ -34,11 +34,11 @@ def main() -> None:
         return [[item, 10 * item] for item in items]
 
     stop = StopFlag()
-    stop.agree()
+    stop.poll()
     stopped = [stop.is_set]
     if index == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    stop.agree()
+    stop.poll()
     found = {
         "index": index,
         "lengths": [len(value) for value in processes.exchange("x" * (3, 200_000)[index])],

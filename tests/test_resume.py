@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,79 +16,114 @@ import pytest
 
 from tests.end_to_end import (
     COLD_START,
+    Fork,
+    Forks,
     SmallTask,
     assert_same_params,
-    finish,
     flags,
     metrics,
-    run,
     saved_steps,
     small,
-    start,
     train_steps,
 )
 
-STEPS, EVERY = 16, 4
+STEPS, EVERY = 24, 4
+_numbers = itertools.count()
 
 
 class Stage(NamedTuple):
     """An entry point with its flags, and the folder of a run that nothing interrupted."""
 
+    forks: Forks
     module: str
     flags: list[str]
-    cache: Path
     steps: int
     expected: Path
 
-    def start(self, workdir: Path) -> subprocess.Popen[str]:
-        return start(self.module, f"--workdir={workdir}", *self.flags, cache=self.cache)
+    def start(self, workdir: Path) -> Fork:
+        logs = workdir.with_name(f"{workdir.name}_log_{next(_numbers)}")
+        return self.forks.start(logs, self.module, f"--workdir={workdir}", *self.flags)
+
+    def finish(self, workdir: Path) -> None:
+        """Runs it to its end."""
+        ended = self.start(workdir).finish()
+        assert ended.returncode == 0, ended.stderr
 
 
 @pytest.fixture(scope="module")
-def cold_start(small_task: SmallTask) -> Stage:
+def forks(small_task: SmallTask) -> Iterator[Forks]:
+    with Forks("care_jax.cold_start", "care_jax.train", cache=small_task.cache) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def cold_start(small_task: SmallTask, forks: Forks) -> Stage:
     overrides = small(small_task.model, small_task.data, **COLD_START)
     arguments = ["--config=configs/demo_cold_start.py", *flags(overrides)]
-    return Stage("care_jax.cold_start", arguments, small_task.cache, COLD_START["train__steps"], small_task.cold_start)
+    return Stage(forks, "care_jax.cold_start", arguments, COLD_START["train__steps"], small_task.cold_start)
 
 
-@pytest.fixture(scope="module")
-def care(small_task: SmallTask, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int) -> Stage:
+    """CARE on the small task, once run without an interruption."""
     overrides = small(
         small_task.model,
         small_task.data,
         model__weights=str(small_task.cold_start),
-        train__steps=STEPS,
+        train__steps=steps,
         train__checkpoint_every=EVERY,
         train__eval_every=EVERY,
         optimizer__lr=1e-3,
     )
-    expected = tmp_path_factory.mktemp("uninterrupted") / "run"
-    stage = Stage("care_jax.train", ["--config=configs/demo.py", *flags(overrides)], small_task.cache, STEPS, expected)
-    ended = finish(stage.start(expected))
-    assert ended.returncode == 0, ended.stderr
+    stage = Stage(forks, "care_jax.train", ["--config=configs/demo.py", *flags(overrides)], steps, expected)
+    stage.finish(expected)
     return stage
 
 
-# The moments of a kill: conditions on the run folder, from the start of a run to past its first checkpoint.
-def _opened(workdir: Path) -> bool:
-    return (workdir / "manifest.json").exists()
+@pytest.fixture(scope="module")
+def care(small_task: SmallTask, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return _care(small_task, forks, tmp_path_factory.mktemp("uninterrupted") / "run", STEPS)
 
 
-def _under_way(workdir: Path) -> bool:
-    return bool(saved_steps(workdir)) and train_steps(workdir)[-1] > saved_steps(workdir)[-1]
+# The moments of a kill: what a run folder shows of the process that was started at `since` (ns) on it.
+def _starting(workdir: Path, since: int) -> bool:
+    return True
 
 
-def _saving(workdir: Path) -> bool:
+def _opened(workdir: Path, since: int) -> bool:
+    """Restored, and compiling: nothing is written between the manifest and the first step."""
+    manifest = workdir / "manifest.json"
+    return manifest.exists() and manifest.stat().st_mtime_ns > since
+
+
+def _past_a_step(workdir: Path, since: int) -> bool:
+    return _opened(workdir, since) and train_steps(workdir)[-1:] > saved_steps(workdir)[-1:]
+
+
+def _evaluating(workdir: Path, since: int) -> bool:
+    rows = metrics(workdir)
+    return _past_a_step(workdir, since) and "loss" in rows[-1] and rows[-1]["step"] % EVERY == 0
+
+
+def _saving(workdir: Path, since: int) -> bool:
     folder = workdir / "checkpoints"
-    return folder.is_dir() and any(not child.name.isdigit() for child in folder.iterdir())
+    return _past_a_step(workdir, since) and any(not child.name.isdigit() for child in folder.iterdir())
 
 
-def _signal_when(process: subprocess.Popen[str], number: int, moment: Callable[[Path], bool], workdir: Path) -> bool:
-    """Sends the signal at the moment; False where the process had ended before."""
-    while not moment(workdir):
+MOMENTS = (_starting, _opened, _past_a_step, _evaluating, _saving)
+
+
+def _signal_when(
+    process: Fork, number: int, moment: Callable[[Path, int], bool], workdir: Path, delay: float = 0.0
+) -> bool:
+    """Sends the signal at the moment and some seconds more; False where the process had ended before."""
+    since = time.time_ns()
+    while not moment(workdir, since):
         if process.poll() is not None:
             return False
-        time.sleep(0.001)
+        time.sleep(0.003)
+    time.sleep(delay)
+    if process.poll() is not None:
+        return False
     process.send_signal(number)
     return True
 
@@ -100,50 +136,59 @@ def _assert_as_uninterrupted(stage: Stage, workdir: Path) -> None:
     assert [row["loss"] for row in metrics(workdir) if "loss" in row] == [
         row["loss"] for row in metrics(stage.expected) if "loss" in row
     ]
+    events = "events.jsonl"
+    assert (workdir / events).read_bytes() == (stage.expected / events).read_bytes()
+    # A checkpoint that a kill cut off is neither taken for a whole one nor left lying about.
+    assert all(child.name.isdigit() for child in (workdir / "checkpoints").iterdir())
+
+
+def _survive(stage: Stage, workdir: Path, num_kills: int, seed: int) -> list[str]:
+    """Kills a run at random moments, then lets it end; says when it was killed and by what."""
+    rng, told = random.Random(seed), []
+    for _ in range(num_kills):
+        moment, number = rng.choice(MOMENTS), rng.choice((signal.SIGKILL, signal.SIGTERM))
+        # Of a start that takes seconds, and of steps that take a fraction of one.
+        delay = rng.uniform(0, 4) if moment is _starting else rng.choice((0, rng.uniform(0, 0.3)))
+        process = stage.start(workdir)
+        assert _signal_when(process, number, moment, workdir, delay), (told, process.finish().stderr)
+        ended = process.finish()
+        told.append(f"{number.name} {moment.__name__} +{delay:.2f} s: {ended.returncode}")
+        if number == signal.SIGKILL:
+            assert ended.returncode == -signal.SIGKILL, (told, ended.stderr)
+            continue
+        # Before it can know what to do with it, SIGTERM just ends it.
+        assert ended.returncode in (0, -signal.SIGTERM), (told, ended.stderr)
+        if ended.returncode == 0:
+            assert train_steps(workdir)[-1:] == saved_steps(workdir)[-1:], told
+    stage.finish(workdir)
+    _assert_as_uninterrupted(stage, workdir)
+    return told
 
 
 def test_care_survives_kills(care: Stage, tmp_path: Path) -> None:
     """Catches lost or repeated steps and data, random keys that restart, and half-written checkpoints taken for whole.
 
-    One run is killed while it compiles, while it writes a checkpoint, and while it trains past one.
+    One run is killed by SIGKILL and SIGTERM while it starts, compiles, samples, evaluates and saves.
     """
-    workdir = tmp_path / "run"
-    for moment in (_opened, _saving, _under_way):
-        process = care.start(workdir)
-        assert _signal_when(process, signal.SIGKILL, moment, workdir), finish(process).stderr
-        assert finish(process).returncode == -signal.SIGKILL
-    ended = finish(care.start(workdir))
-    assert ended.returncode == 0, ended.stderr
-    _assert_as_uninterrupted(care, workdir)
-    events = (workdir / "events.jsonl").read_text().splitlines()
-    assert events == (care.expected / "events.jsonl").read_text().splitlines()
+    print(*_survive(care, tmp_path / "run", num_kills=5, seed=2), sep="\n")
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(3))
+def test_care_survives_twenty_kills(small_task: SmallTask, forks: Forks, tmp_path: Path, seed: int) -> None:
+    """The same at length, and each seed at other moments."""
+    stage = _care(small_task, forks, tmp_path / "uninterrupted", steps=60)
+    print(*_survive(stage, tmp_path / "run", num_kills=20, seed=seed), sep="\n")
 
 
 def test_cold_start_survives_a_kill(cold_start: Stage, tmp_path: Path) -> None:
     """Catches the same in the other loop."""
     workdir = tmp_path / "run"
     process = cold_start.start(workdir)
-    assert _signal_when(process, signal.SIGKILL, _under_way, workdir), finish(process).stderr
-    finish(process)
-    ended = finish(cold_start.start(workdir))
-    assert ended.returncode == 0, ended.stderr
+    assert _signal_when(process, signal.SIGKILL, _saving, workdir), process.finish().stderr
+    process.finish()
+    cold_start.finish(workdir)
     _assert_as_uninterrupted(cold_start, workdir)
-
-
-def test_sigterm_saves_and_leaves(care: Stage, tmp_path: Path) -> None:
-    """Catches a preemption notice that loses steps, takes long, or counts as a failure."""
-    workdir = tmp_path / "run"
-    process = care.start(workdir)
-    assert _signal_when(process, signal.SIGTERM, _under_way, workdir), finish(process).stderr
-    told = time.monotonic()
-    ended = finish(process)
-    assert ended.returncode == 0, ended.stderr
-    assert time.monotonic() - told < 20  # seconds on a loaded machine
-    last = train_steps(workdir)[-1]
-    assert saved_steps(workdir)[-1] == last < STEPS
-    ended = finish(care.start(workdir))
-    assert ended.returncode == 0, ended.stderr
-    _assert_as_uninterrupted(care, workdir)
 
 
 def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
@@ -152,15 +197,24 @@ def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
     watched = [workdir / name for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl")]
     before = [path.read_bytes() for path in watched]
     written = os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns
-    ended = finish(care.start(workdir))
-    assert ended.returncode == 0, ended.stderr
+    care.finish(workdir)
     assert [path.read_bytes() for path in watched] == before
     assert saved_steps(workdir)[-1] == STEPS
     assert os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns == written
 
 
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(care: Stage, tmp_path: Path) -> None:
+    """Catches metrics, events or an evaluation past the older checkpoint that stay, and so come twice."""
+    workdir = shutil.copytree(care.expected, tmp_path / "run")
+    (workdir / "checkpoints" / str(STEPS) / "params" / "manifest.ocdbt").write_bytes(b"")
+    ended = care.start(workdir).finish()
+    assert ended.returncode == 0 and ended.stderr.count(f"step {STEPS} is damaged") == 1, ended.stderr
+    shutil.rmtree(workdir / "checkpoints" / f"{STEPS}.damaged")
+    _assert_as_uninterrupted(care, workdir)
+
+
 def test_another_stages_folder_is_refused(care: Stage, cold_start: Stage, tmp_path: Path) -> None:
     """Catches a cold start's checkpoints taken for those of the training."""
     workdir = shutil.copytree(cold_start.expected, tmp_path / "run")
-    ended = run(care.module, f"--workdir={workdir}", *care.flags, cache=care.cache)
+    ended = care.start(workdir).finish()
     assert ended.returncode == 2 and "'cold_start'" in ended.stderr

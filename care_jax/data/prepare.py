@@ -26,7 +26,7 @@ from absl import app, flags
 from PIL import Image
 from tqdm import tqdm
 
-from care_jax import cli, images
+from care_jax import cli, images, paths
 from care_jax.data import prepare_report
 from care_jax.data.dedup import Benchmarks, Thumbnail, thumbnail
 from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
@@ -297,13 +297,13 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
     settings = Settings(
         source=_SOURCE.value,
-        root=Path(_ROOT.value),
-        out=Path(_OUT.value),
+        root=paths.on_disk(_ROOT.value, "--root"),
+        out=paths.on_disk(_OUT.value, "--out"),
         split=_SPLIT.value or READERS[_SOURCE.value].split,
-        images=Path(_IMAGES.value) if _IMAGES.value else None,
+        images=paths.on_disk(_IMAGES.value, "--images") if _IMAGES.value else None,
         keep=tuple(map(_column_range, _KEEP.value)),
-        against=tuple(map(Path, _AGAINST.value)),
-        model=Path(_MODEL.value) if _MODEL.value else None,
+        against=tuple(paths.on_disk(folder, "--against") for folder in _AGAINST.value),
+        model=paths.on_disk(_MODEL.value, "--model") if _MODEL.value else None,
         strict=_STRICT.value,
     )
     print(prepare_report.table(prepare(settings)))
