@@ -46,7 +46,7 @@ class TracedExample:
 
 @dataclasses.dataclass(frozen=True)
 class EncodeTraced:
-    """Record -> TracedExample, or None where it has no rationale or does not fit."""
+    """Record -> TracedExample, or None where it has no rationale, or none that `encode_trace` takes."""
 
     processor: Processor
     cue: str

@@ -145,13 +145,16 @@ class Processor:
 
         Draft and cue are read, not learned: their `loss_mask` is False. They are tokenised apart from what follows,
         as `encode_repair` does, so that training and reflection see the same tokens. Returns None past
-        `response_len` tokens. Raises ValueError without a rationale, or where a text holds a tag or a special token.
+        `response_len` tokens, and where a text spells a mark of the format: data that are sound for one format may not
+        be for another. Raises ValueError without a rationale, or where a text holds a special token.
         """
         if record.rationale is None:
             raise ValueError(f"record {record.id!r} has no rationale; the cold start needs one in every record")
         texts = {"rationale": record.rationale, "answer": record.answer, "draft": record.draft}
         for field, text in texts.items():
-            self._refuse_texts(record, field, text, (*self.response_format.marks, *self.special_texts))
+            self._refuse_texts(record, field, text, self.special_texts)
+        if any(mark in text for text in texts.values() if text for mark in self.response_format.marks):
+            return None
         ending = self.response_format.ending(record.rationale, record.answer)
         if record.draft is None:
             token_ids = self._encode_text("<think>" + ending)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from care_jax.data.jsonl import read_jsonl
+from tests.pictures import encode, picture
 
 
 def _png(shade: int) -> bytes:
@@ -66,9 +67,17 @@ def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
         (b'{"id": "\xff"}', "not UTF-8"),
         (_row(answer=None, prompt=None), "missing prompt, answer"),
         (_row(images=["c.png"]), "no image"),
-        (_row(images=["torn.png"]), "damaged image"),
-        (_row(images=["flipped.png"]), "damaged image"),
-        (_row(images=["text.png"]), "damaged image"),
+        (_row(images=["torn.png"]), "no readable image"),
+        (_row(images=["torn.jpg"]), "no readable image"),
+        (_row(images=["torn.gif"]), "no readable image"),
+        (_row(images=["flipped.png"]), "no readable image"),
+        (_row(images=["text.png"]), "no readable image"),
+        (_row(images=["line.png"]), "aspect ratio"),
+        (_row(prompt="<|im_end|>how many?"), "prompt spells <|im_end|>"),
+        (_row(prompt="<video>how many?"), "prompt spells <video>"),
+        (_row(prompt="how many \ud83d?"), "prompt is not UTF-8"),
+        (_row(answer="3</answer>", answer_kind="text"), "answer spells </answer>"),
+        (_row(rationale="<think>3"), "rationale spells <think>"),
         (_row(answer=" "), "answer must be a string that is not empty"),
         (_row(answer=3), "answer must be a string that is not empty, not 3"),
         (_row(id=7), "id must be a string"),
@@ -86,8 +95,11 @@ def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
 )
 def test_broken_row_is_dropped_with_its_reason_or_refused(tmp_path: Path, broken: dict | str, reason: str) -> None:
     """Catches a broken row that gets through, takes good ones with it, or is reported at the wrong line."""
-    (tmp_path / "torn.png").write_bytes(_png(3)[:40])
+    for name, kind in (("torn.png", "PNG"), ("torn.jpg", "JPEG"), ("torn.gif", "GIF")):
+        whole = encode(picture(64, 48), kind)
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     (tmp_path / "flipped.png").write_bytes(_png(3)[:48] + bytes([_png(3)[48] ^ 1]) + _png(3)[49:])
+    (tmp_path / "line.png").write_bytes(encode(picture(1, 201)))
     (tmp_path / "text.png").write_text("no picture")
     path = _write(tmp_path, _row(id="good"), "", broken, _row(id="last"))
     source = read_jsonl(path, strict=False)

@@ -116,22 +116,25 @@ def test_trace_of_the_boxed_format(processor):
     text = text_of(processor, trace.token_ids)
     assert text == r"<think>it is 3</think>\boxed{3}<|im_end|>"
     assert BOXED.parse(text.removesuffix("<|im_end|>").encode()).format_ok
-    with pytest.raises(ValueError, match=r"spells \\boxed"):
-        boxed.encode_trace(record("?", rationale=r"\boxed{4}"), cue="", response_len=64)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({}, "'row-7' has no rationale"),
-        ({"rationale": "a</think>b"}, "spells </think> in its rationale"),
         ({"rationale": "a", "answer": "<|im_end|>"}, r"spells <\|im_end\|> in its answer"),
-        ({"rationale": "a", "draft": "<think>"}, "spells <think> in its draft"),
     ],
 )
 def test_trace_refuses(processor, fields, message):
     with pytest.raises(ValueError, match=message):
         processor.encode_trace(record("?", **fields), cue="", response_len=64)
+
+
+@pytest.mark.parametrize("fields", [{"rationale": r"\boxed{4}, so 4"}, {"rationale": "a", "draft": "no</think>"}])
+def test_no_trace_of_a_text_with_a_mark_of_the_format(processor, fields):
+    """Catches a row of sound data, written for another layout, that ends the run at the step which draws it."""
+    boxed = dataclasses.replace(processor, response_format=BOXED)
+    assert boxed.encode_trace(record("?", **fields), cue="", response_len=64) is None
 
 
 def test_repair_opens_like_a_drafted_trace(processor):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from tqdm import tqdm
 
 from care_jax.data.records import Record
-from care_jax.data.rows import BadRow, Row, check_gold_of, place_marks
+from care_jax.data.rows import BadRow, Row, check_gold_of, check_texts, decode_picture, image_bytes, place_marks
 from care_jax.data.tables import Numbered, line_rows, split_files
 
 REQUIRED = ("id", "images", "prompt", "answer", "answer_kind")
@@ -38,7 +40,7 @@ class JsonlSource:
 
 
 def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
-    """Checks every row of a file, and every image it names.
+    """Checks every row of a file, and decodes every image it names, so that none can stop a run later.
 
     A row: {"id", "images": [paths from the file's folder], "prompt", "answer", "answer_kind"}, all strings, and as
     options "choices" (strings; needed for the kind "choice", whose answer is a letter or one of their texts),
@@ -60,14 +62,14 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
-    verified: set[bytes | Path] = set()
-    for number, raw in rows(path):
+    read = [(number, _read_row(raw, path.parent)) for number, raw in rows(path)]
+    unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
+    for number, row in read:
         try:
-            if isinstance(raw, BadRow):
-                raise raw
-            row = parse("", raw, path.parent)
-            for image in row.images:
-                _verify_image(image, verified)
+            if isinstance(row, BadRow):
+                raise row
+            for image in unusable.keys() & row.images:
+                raise unusable[image]
             if row.record.id in first_lines:
                 raise BadRow(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
         except BadRow as error:
@@ -131,15 +133,27 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     return Row(where, record, tuple(folder / name for name in raw["images"]))
 
 
-def _verify_image(path: bytes | Path, verified: set[bytes | Path]) -> None:
-    """Opens the image and lets PIL check its structure; pixels are not decoded."""
-    if path in verified or isinstance(path, bytes):
-        return
-    if not path.is_file():
-        raise BadRow(f"no image {path}", "no image file")
+def _read_row(raw: dict[str, Any] | BadRow, folder: Path) -> Row | BadRow:
     try:
-        with Image.open(path) as image:
-            image.verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say: damaged
-        raise BadRow(f"damaged image {path}: {error}", "damaged image") from None
-    verified.add(path)
+        if isinstance(raw, BadRow):
+            return raw
+        row = parse("", raw, folder)
+        check_texts(row.record)
+    except BadRow as error:
+        return error
+    return row
+
+
+def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, BadRow]:
+    """Why images cannot be used, of those that cannot."""
+
+    def problem(image: bytes | Path) -> BadRow | None:
+        try:
+            decode_picture(image_bytes(image), str(image))
+        except BadRow as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(problem, images), desc="checking images", total=len(images), delay=5, mininterval=1.0)
+        return {image: error for image, error in zip(images, found, strict=True) if error is not None}

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from absl import app, flags
-from PIL import Image
 from tqdm import tqdm
 
 from care_jax import cli, images, paths
@@ -31,7 +30,7 @@ from care_jax.data import prepare_report
 from care_jax.data.dedup import Benchmarks, Thumbnail, thumbnail
 from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
 from care_jax.data.records import Record
-from care_jax.data.rows import BadRow, Row
+from care_jax.data.rows import BadRow, Row, decode_picture
 from care_jax.data.store import ShardWriter, open_folder
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
         return row
     try:
         record = row.load()
-        pictures = [_decode(encoded) for encoded in record.images]
+        pictures = [decode_picture(encoded) for encoded in record.images]
         num_tokens = _count_tokens(record, processor) if processor else None
     except BadRow as error:
         return Dropped(row.where, error.reason, str(error))
@@ -180,16 +179,6 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
         detail = f"{record.id} repeats {match.benchmark_id}"
         return Dropped(row.where, match.reason, detail, broken=False, repeats=match.benchmark_id)
     return _Sound(record, num_tokens)
-
-
-def _decode(encoded: bytes) -> Image.Image:
-    try:
-        picture = images.decode_image(encoded)
-        # For its check alone: an image whose sides differ too much cannot be resized by any model's processor.
-        images.smart_resize(picture.height, picture.width, factor=28, min_pixels=1, max_pixels=1 << 30)
-    except ValueError as error:
-        raise BadRow(str(error), "unusable image") from None
-    return picture
 
 
 def _count_tokens(record: Record, processor: Processor) -> int:

@@ -9,14 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from care_jax import images
+from care_jax.clips import MARKS
 from care_jax.data.records import Record
+from care_jax.response_format import ANSWER_TAGS
 from care_jax.verifiers import check_gold
 from care_jax.verifiers.choice import LETTERS
 from care_jax.verifiers.number import read_number
 
-PLACEHOLDER = "<image>"
+PLACEHOLDER, _VIDEO = MARKS
 _CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
 # A degree sign that was read in the wrong encoding: UTF-8 as GBK, or as Latin-1.
 _BROKEN_DEGREE = re.compile(r"(?<=[\d}]) ?(?:\u63b3|\u00c2\u00b0)")
@@ -40,16 +44,28 @@ class Row:
 
     def load(self) -> Record:
         """The whole record. Raises BadRow where an image's file is missing."""
-        return dataclasses.replace(self.record, images=tuple(map(_image_bytes, self.images)))
+        return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)))
 
 
-def _image_bytes(image: bytes | Path) -> bytes:
+def image_bytes(image: bytes | Path) -> bytes:
+    """An image as it is stored. Raises BadRow where its file is missing."""
     if isinstance(image, bytes):
         return image
     try:
         return image.read_bytes()
     except OSError as error:
         raise BadRow(f"no image {image}: {error.strerror}", "no image file") from None
+
+
+def decode_picture(encoded: bytes, name: str = "image") -> Image.Image:
+    """An image as `images.decode_image` gives it. Raises BadRow, with its name, for one that could stop a run."""
+    try:
+        picture = images.decode_image(encoded)
+        # For its check alone: an image whose sides differ too much cannot be resized by any model's processor.
+        images.smart_resize(picture.height, picture.width, factor=28, min_pixels=1, max_pixels=1 << 30)
+    except ValueError as error:
+        raise BadRow(f"{name}: {error}", "unusable image") from None
+    return picture
 
 
 def text_field(raw: Mapping[str, Any], key: str) -> str:
@@ -175,9 +191,16 @@ def check_gold_of(record: Record) -> None:
 
 
 def check_texts(record: Record) -> None:
-    """Raises BadRow where a text spells a tag or a control token, which no run could encode."""
+    """Raises BadRow for a text that no run could encode: not UTF-8, or one that spells a tag or a control token."""
+    if record.prompt.count(_VIDEO) != len(record.videos):
+        raise BadRow(f"prompt spells {_VIDEO}, and the row has no such video", f"prompt spells {_VIDEO}")
+    for field in ("id", "source", "prompt", "answer", "rationale", "choices"):
+        try:
+            "".join(getattr(record, field) or "").encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(f"{field} is not UTF-8: {error.reason}", f"{field} is not UTF-8") from None
     for field in ("prompt", "answer", "rationale"):
         text = getattr(record, field) or ""
-        tags = [tag for tag in _TAGS if tag in text] if field != "prompt" else []
+        tags = [tag for tag in ANSWER_TAGS.marks if tag in text] if field != "prompt" else []
         if found := [*tags, *_CONTROL.findall(text)]:
             raise BadRow(f"{field} spells {', '.join(found)}", f"{field} spells a tag or control token")
