@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from care_jax.processor import Processor
+from care_jax.regions import TokenBytes
 from care_jax.response_format import ResponseFormat
 from care_jax.rollout import Forced
 from care_jax.structs import Outcome, Rollouts, Subgroup
@@ -31,10 +32,13 @@ def forced_width(processor: Processor, objective: ml_collections.ConfigDict) -> 
 
 
 def failed_rationale(text: str, response_format: ResponseFormat) -> str:
-    """The rationale of a response: inside <think> up to </think> or its end; without the tag, all before an answer."""
+    """The rationale of a response: inside <think> up to </think> or its end. Without <think> it begins with the
+    response, and ends at </think> or where an answer begins."""
     raw = text.encode()
     span = response_format.parse(raw).think
-    return raw[slice(*span)].decode(errors="replace") if span else text.split(response_format.answer[0])[0]
+    if span:
+        return raw[slice(*span)].decode(errors="replace")
+    return min((text.split(mark)[0] for mark in ("</think>", response_format.answer[0])), key=len)
 
 
 def force_prefixes(
@@ -67,20 +71,25 @@ def force_prefixes(
     return Forced(token_ids=token_ids, forced_len=forced_len, active=active & (forced_len < response_len))
 
 
-def rewrite(processor: Processor, token_bytes: Sequence[bytes], repaired: Rollouts) -> Rollouts:
+def rewrite(processor: Processor, token_bytes: TokenBytes, repaired: Rollouts) -> Rollouts:
     """Clean responses from the sampled parts of reflections [B, 1, R] (reflect.train_on "rewrite").
 
     `<think>` and what was sampled after the cue, tokenised afresh: the behaviour wanted at test time, where there is
     no failed rationale to look at. Every token counts as sampled; log-probs must be recomputed under this context.
-    A rewrite that no longer fits into R keeps its first R tokens and counts as cut off.
+    A rewrite that no longer fits into R keeps its first R tokens and counts as cut off. Where nothing was forced
+    (reflect.source "scratch") the response stays as it is.
     """
+    finished = repaired.finished.copy()
     token_ids = np.zeros_like(repaired.token_ids)
     response_len = np.zeros_like(repaired.response_len)
     for b in np.flatnonzero(repaired.sampled_mask.any(axis=(1, 2))):
         sampled = repaired.token_ids[b, 0][repaired.sampled_mask[b, 0]]
-        text = _OPENING + b"".join(token_bytes[token] for token in sampled).decode(errors="replace")
-        ids = processor.encode_rewrite(text)
-        ids = ids[: token_ids.shape[-1]] if repaired.finished[b, 0] else ids[:-1][: token_ids.shape[-1]]
+        ids = sampled.tolist()
+        if not repaired.sampled_mask[b, 0, 0]:
+            ids = processor.encode_rewrite(_OPENING + token_bytes.text(ids))
+            ids = ids if finished[b, 0] else ids[:-1]
+            finished[b, 0] &= len(ids) <= token_ids.shape[-1]
+            ids = ids[: token_ids.shape[-1]]
         token_ids[b, 0, : len(ids)] = ids
         response_len[b, 0] = len(ids)
     sampled_mask = np.arange(token_ids.shape[-1]) < response_len[..., None]
@@ -89,5 +98,5 @@ def rewrite(processor: Processor, token_bytes: Sequence[bytes], repaired: Rollou
         response_len=response_len,
         logprobs=np.zeros_like(repaired.logprobs),
         sampled_mask=sampled_mask,
-        finished=repaired.finished & (response_len < token_ids.shape[-1]),
+        finished=finished,
     )

@@ -46,6 +46,8 @@ def subgroup() -> Subgroup:
         ("no tags<answer>3</answer>", "no tags"),
         ("<think></think><answer>3</answer>", ""),
         ("", ""),
+        ("1+1=3</think><answer>3</answer>", "1+1=3"),
+        ("no end<answer>3</answer></think>", "no end"),
     ],
 )
 def test_failed_rationale(text, rationale):
@@ -102,6 +104,24 @@ def test_from_scratch_forces_nothing(tiny_processor, objective, subgroup):
     forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup, response_len=30)
     assert forced.active[:, 0].tolist() == [True, True, False, False]
     assert not forced.forced_len.any()
+
+
+def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor):
+    """Catches a second <think> before the one that was sampled, as nothing was forced."""
+    clean = tiny_processor.encode_rewrite("<think>2</think><answer>2</answer>")
+    token_ids = np.zeros((1, 1, 24), np.int32)
+    token_ids[0, 0, : len(clean)] = clean
+    given = Rollouts(
+        token_ids=token_ids,
+        response_len=np.array([[len(clean)]], np.int32),
+        logprobs=np.zeros((1, 1, 24), np.float32),
+        sampled_mask=(np.arange(24) < len(clean))[None, None],
+        finished=np.array([[True]]),
+    )
+    ours = reflect.rewrite(tiny_processor, TokenBytes(tiny_processor.tokenizer), given)
+    np.testing.assert_array_equal(ours.token_ids, given.token_ids)
+    np.testing.assert_array_equal(ours.response_len, given.response_len)
+    np.testing.assert_array_equal(ours.sampled_mask, given.sampled_mask)
 
 
 def test_rewrite_keeps_what_was_sampled(tiny_processor):
