@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh
 
@@ -33,7 +33,7 @@ from care_jax.data.loader import RecordSource
 from care_jax.data.records import Record
 from care_jax.models import QwenVL
 from care_jax.processes import is_first, require_same, together
-from care_jax.processor import Processor
+from care_jax.processor import Example, Processor
 from care_jax.programs import EVERY_BUCKET, EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
 from care_jax.response_format import ANY
@@ -69,7 +69,7 @@ class Evaluator:
         mesh: Mesh,
     ):
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
-        self._token_bytes = TokenBytes(processor.tokenizer)
+        self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
         self._programs, self._mesh = EvalPrograms.build(config, processor, model, mesh), mesh
         forced = jax.device_get(rollout.nothing_forced(self._programs.batch_size, config.eval.num_samples))
         self._forced = sharding.put(mesh, forced)
@@ -85,20 +85,32 @@ class Evaluator:
     ) -> dict[str, float]:
         """Accuracy per source and their mean, unparsed and format rates; `limit` 0 takes all records.
 
+        A record whose prompt is too long has no response and counts as wrong; `eval/num_dropped` says how many.
         With eval.num_samples k > 1 accuracy is the mean over the samples, and pass@k is added. `write` is given each
         item as `scoring.judge_items` makes it. `wait` is given each batch's rollouts, to wait for them, or to raise
         and so leave the evaluation.
         """
         items: list[Item] = []
-        for records, texts in self.responses(model, self._source, limit=limit, wait=wait):
+        dropped: list[Record] = []
+        for records, texts in self.responses(model, self._source, limit=limit, dropped=dropped, wait=wait):
             answered = list(zip(records, texts, strict=True))
             items += judge_items(self._verifier, answered, self._processor.response_format)
         if not items:
             raise ValueError(f"every prompt of {self._source!r} is too long; raise the length limits")
+        if dropped and not self._has_warned:
+            self._has_warned = True
+            logging.warning(
+                "%d of %d held-out prompts are longer than the largest bucket and count as wrong; raise "
+                "data.prompt_buckets or data.patch_buckets, or set data.overlong to shrink",
+                len(dropped),
+                len(items) + len(dropped),
+            )
+        unasked = [(record, ()) for record in dropped]
+        items += judge_items(self._verifier, unasked, self._processor.response_format)
         if write is not None:
             for item in items:
                 write(item)
-        return _summarise(items)
+        return _summarise(items) | {"eval/num_dropped": float(len(dropped))}
 
     def responses(
         self,
@@ -107,17 +119,24 @@ class Evaluator:
         *,
         limit: int = 0,
         first_batch: int = 0,
+        dropped: list[Record] | None = None,
         wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
     ) -> Iterator[tuple[list[Record], list[list[str]]]]:
-        """Batches of records with the k responses to each; records whose prompts are too long are left out.
+        """Batches of records with the k responses to each; records whose prompts are too long are left out, and
+        added to `dropped`.
 
         Batches are numbered from `first_batch`; each number has random keys of its own.
         """
         config, programs = self._config, self._programs
         sampler = programs.sampler(EVERY_BUCKET, model)
-        batches = loader.make_eval_batches(
-            source, self._processor.encode_prompt, batch_size=programs.batch_size, limit=limit
-        )
+
+        def encode(record: Record) -> Example | None:
+            example = self._processor.encode_prompt(record)
+            if example is None and dropped is not None:
+                dropped.append(record)
+            return example
+
+        batches = loader.make_eval_batches(source, encode, batch_size=programs.batch_size, limit=limit)
         for number, (examples, num_real) in enumerate(batches, start=first_batch):
             prompts = sharding.put(self._mesh, self._processor.collate(examples))
             bucket = bucket_of(prompts)

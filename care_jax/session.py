@@ -109,6 +109,7 @@ class Session:
     optimizer: optax.GradientTransformation
     state: TrainState
     iterator: grain.DatasetIterator[list[Any]]  # lists of what the stage's encoder makes of records
+    encoder: loader.DropCounter
     evaluator: Evaluator
     checkpointer: Checkpointer
     writer: MetricsWriter
@@ -241,19 +242,17 @@ def _open(
     manifest = _manifest(config, stage)
     require_same({"--workdir": str(workdir)} | manifest | config_lib.flat(config))
 
-    def open_inputs() -> tuple[Processor, grain.DatasetIterator[list[Any]], loader.RecordSource, Mesh]:
+    def open_inputs() -> tuple[Processor, loader.DropCounter, Any, loader.RecordSource, Mesh]:
         config_lib.validate(config)
         _check_stage(workdir, stage)
         processor = make_processor(config)
+        encoder = loader.DropCounter(make_encoder(processor))
         iterator = loader.make_train_iterator(
-            loader.open_source(config, "train"),
-            make_encoder(processor),
-            batch_size=config.train.prompts,
-            seed=config.seed,
+            loader.open_source(config, "train"), encoder, batch_size=config.train.prompts, seed=config.seed
         )
-        return processor, iterator, loader.open_source(config, "eval"), make_mesh(config, training=True)
+        return processor, encoder, iterator, loader.open_source(config, "eval"), make_mesh(config, training=True)
 
-    processor, iterator, held_out, mesh = together(open_inputs)
+    processor, encoder, iterator, held_out, mesh = together(open_inputs)
     stop = StopFlag()
     optimizer = make_optimizer(config)
     guard = CompileGuard(lambda name: watchdog.beat(f"what follows the compilation of {name}"))
@@ -287,6 +286,7 @@ def _open(
         optimizer=optimizer,
         state=state,
         iterator=iterator,
+        encoder=encoder,
         evaluator=Evaluator(
             config, source=held_out, processor=processor, verifier=verifier, model=state.params, mesh=mesh
         ),

@@ -223,7 +223,7 @@ class Trainer:
         session, config, anchored = self.session, self.config, self.objective.anchored
         times = session.timer.take()
         metrics = update_metrics | logbook.metrics(done, anchored=anchored) | times
-        metrics |= {"lr": session.last_lr, "time/step": seconds}
+        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.encoder.num_dropped}
         metrics.setdefault("logprob_gap/mean", metrics["abs_log_ratio"])  # where the sampler's scores are used
         sampled = float(done.rollouts.sampled_mask.sum())
         metrics["tokens_per_s/rollout"] = sampled / times["time/rollout"]

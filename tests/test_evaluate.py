@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from care_jax import evaluate
+from care_jax.config import base
+from care_jax.processor import Processor
+from care_jax.verify import Verifier
 from tests.end_to_end import SOURCES, SmallTask, flags, run, small
+from tests.pictures import question
 
 
 def _evaluate(task: SmallTask, workdir: Path, **changes: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -61,6 +68,45 @@ def test_pass_at_k(small_task: SmallTask, tmp_path: Path) -> None:
         assert [results[f"eval/{name}/{source}"] for source in SOURCES] == pytest.approx(by_source)
         assert results[f"eval/{name}/mean"] == pytest.approx(np.mean(by_source))
     assert results["eval/pass_at_k/mean"] > results["eval/accuracy/mean"]
+
+
+class _SaysThree:
+    """In place of every device program of an evaluation: each response is <answer>3</answer>."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.ids = processor.encode_rewrite("<answer>3</answer>")
+
+    def __call__(self, *args: Any) -> None:
+        pass
+
+    def fetch(self, _: None) -> SimpleNamespace:
+        return SimpleNamespace(token_ids=[[np.array(self.ids)]] * 4, response_len=[[len(self.ids)]] * 4)
+
+
+def test_a_prompt_that_is_too_long_counts_as_wrong(
+    tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a record that leaves the denominator in silence: two of three answered right would be 100 %."""
+    records = [question("1+2?", id="a"), question("1+2?" * 40, id="long"), question("2+1?", id="b")]
+    processor, says = dataclasses.replace(tiny_processor, overlong="drop"), _SaysThree(tiny_processor)
+    programs = SimpleNamespace(sampler=says, prefill=says, generate=says, batch_size=4)
+    monkeypatch.setattr(evaluate.EvalPrograms, "build", lambda *args: programs)
+    config = base()
+    config.eval.batch_size = 4
+    items: list[dict[str, Any]] = []
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
+        evaluator = evaluate.Evaluator(
+            config,
+            source=records,
+            processor=processor,
+            verifier=verifier,
+            model=None,
+            mesh=jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")),
+        )
+        summary = evaluator.run(None, limit=0, write=items.append)
+    assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3) and summary["eval/num_dropped"] == 1
+    assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
+    assert "1 of 3 held-out prompts" in caplog.text
 
 
 def test_mean_is_over_sources() -> None:

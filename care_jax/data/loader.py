@@ -49,7 +49,10 @@ class Mixture:
 
 
 class DropCounter(Generic[Example]):
-    """Wraps an encoder and counts the records it drops, each once however many epochs see it. Thread-safe."""
+    """Wraps an encoder and counts the records it drops, each once however many epochs see it. Thread-safe.
+
+    The first one is told in a warning.
+    """
 
     def __init__(self, encode: Callable[[Record], Example | None]) -> None:
         self._encode = encode
@@ -61,6 +64,12 @@ class DropCounter(Generic[Example]):
         example = self._encode(record)
         if example is None:
             with self._lock:
+                if not self._dropped_ids:
+                    logging.warning(
+                        "record %r is left out: too long for the config's limits, or without what this stage needs; "
+                        "data/num_dropped counts such records",
+                        record.id,
+                    )
                 self._dropped_ids.add(record.id)
         return example
 
@@ -122,8 +131,7 @@ def make_train_iterator(
 
     Every process of a run reads the whole stream and takes its rows of each batch, so batches do not depend on the
     number of processes. `get_state` and `set_state` resume with exactly the batch that would have come next, as does
-    grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops are skipped; wrap it in a
-    DropCounter to count them.
+    grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops are skipped.
 
     Args:
         source: the records.
@@ -165,15 +173,17 @@ def _encode_or_refuse(
     wanted = f"a step needs {needed} different examples, more than the "
     if spare < 0:
         raise ValueError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
-    counter = DropCounter(encode)
+    dropped_ids: set[str] = set()
 
     def encode_or_refuse(record: Record) -> Example | None:
-        example = counter(record)
-        if example is None and counter.num_dropped > spare:
-            raise ValueError(
-                wanted + f"usable ones in {source!r}: the encoder dropped {counter.num_dropped} of {len(source)}; "
-                "lower the batch size or raise the length limits"
-            )
+        example = encode(record)
+        if example is None:
+            dropped_ids.add(record.id)
+            if len(dropped_ids) > spare:
+                raise ValueError(
+                    wanted + f"usable ones in {source!r}: the encoder dropped {len(dropped_ids)} of {len(source)}; "
+                    "lower the batch size or raise the length limits"
+                )
         return example
 
     return encode_or_refuse
