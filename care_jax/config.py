@@ -5,7 +5,10 @@ from __future__ import annotations
 import jax
 import ml_collections
 
-from care_jax import objectives, paths
+from care_jax import loss, objectives, paths, reflect, rescue, subgroup
+from care_jax.advantage import SCALES
+from care_jax.data import loader
+from care_jax.processor import OVERLONG
 from care_jax.response_format import FORMATS
 
 
@@ -106,24 +109,42 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
         ValueError: listing every problem, each with the value, what is allowed and how to mend it.
     """
-    o, r, t = config.objective, config.rollout, config.train
+    o, r, t, e, values = config.objective, config.rollout, config.train, config.eval, flat(config)
     pieces = t.minibatches * t.microbatches
     allowed = {
-        "data.overlong": (config.data.overlong, ("drop", "shrink", "error")),
-        "data.format": (config.data.format, ("jsonl", "mini_vqa", "prepared")),
+        "data.overlong": (config.data.overlong, OVERLONG),
+        "data.format": (config.data.format, loader.FORMATS),
         "data.response_format": (config.data.response_format, tuple(FORMATS)),
         "model.compute_dtype": (config.model.compute_dtype, ("float32", "bfloat16")),
         "model.attention": (config.model.attention, ("auto", "xla")),
         "optimizer.schedule": (config.optimizer.schedule, ("constant", "cosine", "linear")),
-        "objective.selector": (o.selector, ("farthest_first", "nearest", "random", "mixed", "farthest")),
-        "objective.ratio": (o.ratio, ("token", "sequence")),
-        "objective.aggregate": (o.aggregate, ("sequence", "token", "constant")),
-        "objective.rescue.rank_by": (o.rescue.rank_by, ("sum", "mean")),
-        "objective.rescue.scale": (o.rescue.scale, ("zscore", "delta")),
+        "objective.selector": (o.selector, subgroup.SELECTORS),
+        "objective.ratio": (o.ratio, loss.RATIOS),
+        "objective.aggregate": (o.aggregate, loss.AGGREGATES),
+        "objective.rescue.rank_by": (o.rescue.rank_by, rescue.RANKS),
+        "objective.rescue.scale": (o.rescue.scale, SCALES),
         "score.old_from": (config.score.old_from, ("pass", "sampler")),
-        "objective.reflect.source": (o.reflect.source, ("rationale", "scratch")),
-        "objective.reflect.train_on": (o.reflect.train_on, ("continuation", "rewrite")),
+        "objective.reflect.source": (o.reflect.source, reflect.SOURCES),
+        "objective.reflect.train_on": (o.reflect.train_on, reflect.TRAINED_ON),
     }
+    smallest = {
+        "objective.num_negatives": 1,
+        "objective.num_neighbours": 1,
+        "objective.max_draws": 1,
+        "objective.overlong_penalty": 0,
+        "objective.kl_coef": 0,
+        "model.logits_chunk": 1,
+        "verify.workers": 1,
+        "eval.batch_size": 1,
+        "eval.num_samples": 1,
+    }
+    above_0 = (
+        "objective.clip_high",
+        "objective.rescue.delta",
+        "verify.deadline",
+        "optimizer.lr",
+        "optimizer.clip_norm",
+    )
     problems = [
         f"{name}={value!r}: choose one of {', '.join(choices)}"
         for name, (value, choices) in allowed.items()
@@ -154,8 +175,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"rollout.response_len={r.response_len}: must be at least 8 tokens": r.response_len >= 8,
         f"rollout.compact_shares={r.compact_shares}: must be shares between 0 and 1, descending": list(r.compact_shares)
         == sorted({share for share in r.compact_shares if 0 < share < 1}, reverse=True),
-        f"objective.num_negatives={o.num_negatives}: must be at least 1": o.num_negatives >= 1,
-        f"objective.num_neighbours={o.num_neighbours}: must be at least 1": o.num_neighbours >= 1,
+        **{f"{name}={values[name]}: must be at least {low}": values[name] >= low for name, low in smallest.items()},
+        **{f"{name}={values[name]}: must be above 0": values[name] > 0 for name in above_0},
+        f"verify.tolerance={config.verify.tolerance}: must lie in [0, 1)": 0 <= config.verify.tolerance < 1,
+        f"eval.temperature={e.temperature}: must be above 0 with eval.num_samples={e.num_samples}": e.num_samples == 1
+        or e.temperature > 0,
         f"objective.clip_low={o.clip_low}: must lie in (0, 1]": 0 < o.clip_low <= 1,
         f"objective.overlong_buffer_len={o.overlong_buffer_len}: must lie in 0 .. rollout.response_len": 0
         <= o.overlong_buffer_len
@@ -165,8 +189,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"objective.reflect.max_rationale_len={o.reflect.max_rationale_len}: must be below rollout.response_len="
         f"{r.response_len}, or no repair has room": not o.reflect.enabled
         or 0 < o.reflect.max_rationale_len < r.response_len,
-        f"eval.num_samples={config.eval.num_samples}: must be at least 1": config.eval.num_samples >= 1,
-        f"optimizer.lr={config.optimizer.lr}: must be above 0": config.optimizer.lr > 0,
         f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below the run's steps * minibatches = "
         f"{t.steps * t.minibatches} updates": 0 <= config.optimizer.warmup_steps < t.steps * t.minibatches,
         f"train.checkpoint_every={t.checkpoint_every}: must be at least 1 step": t.checkpoint_every >= 1,

@@ -24,7 +24,7 @@ from care_jax.models.model_config import load_model_config
 from care_jax.response_format import ResponseFormat
 from care_jax.structs import Prompts
 
-_OVERLONG = ("drop", "shrink", "error")
+OVERLONG = ("drop", "shrink", "error")
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _VIDEO_TEXT = ("vision_start_token_id", "video_token_id", "vision_end_token_id")
 
@@ -275,8 +275,8 @@ def load_processor(
     vision_ids = [config[name] for name in _VISION_TOKENS]
     vocabulary.check_ids((*vision_ids, *stop_ids, generation["pad_token_id"]), model.text.vocab_size)
     image_spec = images.read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
-    if overlong not in _OVERLONG:
-        raise ValueError(f"data.overlong is {overlong!r}; allowed are {', '.join(_OVERLONG)}")
+    if overlong not in OVERLONG:
+        raise ValueError(f"data.overlong is {overlong!r}; allowed are {', '.join(OVERLONG)}")
     unit = image_spec.layout.merge**2
     _check_buckets("data.prompt_buckets", prompt_buckets, 1)
     _check_buckets("data.patch_buckets", patch_buckets, unit)

@@ -22,6 +22,8 @@ from care_jax.rollout import Forced
 from care_jax.structs import Outcome, Rollouts, Subgroup
 from care_jax.train_batch import REFLECTED_SLOT
 
+SOURCES = ("rationale", "scratch")
+TRAINED_ON = ("continuation", "rewrite")
 _OPENING = "<think>"
 
 
@@ -29,6 +31,18 @@ def forced_width(processor: Processor, objective: ml_collections.ConfigDict) -> 
     """F, tokens of the longest forced prefix: the tag, the kept rationale and the cue."""
     reflect = objective.reflect
     return len(processor.encode_repair("", cue=reflect.cue, max_rationale_len=0)) + reflect.max_rationale_len
+
+
+def require_room(processor: Processor, config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where the longest forced prefix fills the response: such repairs would never run."""
+    kept, limit = config.objective.reflect.max_rationale_len, config.rollout.response_len
+    width = forced_width(processor, config.objective)
+    if config.objective.reflect.enabled and config.objective.reflect.source == "rationale" and width >= limit:
+        raise ValueError(
+            f"objective.reflect.max_rationale_len={kept}: with the tag and the cue {width} tokens are forced, which "
+            f"leaves none of rollout.response_len={limit} for a repair; keep at most {kept - (width - limit) - 1}, "
+            "shorten objective.reflect.cue, or raise the response length"
+        )
 
 
 def failed_rationale(text: str, response_format: ResponseFormat) -> str:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from care_jax.structs import Array
 
+RANKS = ("sum", "mean")
+
 
 def choose_pseudo_anchor(logprobs_old: Array, sampled_mask: Array, rank_by: str) -> Array:
     """The rollout the old policy found most likely (section 4).
@@ -31,7 +33,7 @@ def choose_pseudo_anchor(logprobs_old: Array, sampled_mask: Array, rank_by: str)
     if rank_by == "mean":
         score /= jnp.maximum(num_tokens, 1).astype(jnp.float32)
     elif rank_by != "sum":
-        raise ValueError(f"objective.rescue.rank_by is {rank_by!r}; allowed are sum, mean")
+        raise ValueError(f"objective.rescue.rank_by is {rank_by!r}; allowed are {', '.join(RANKS)}")
     return jnp.where(num_tokens > 0, score, -jnp.inf).argmax(axis=1).astype(jnp.int32)
 
 

@@ -22,11 +22,11 @@ from care_jax.components import make_model
 from care_jax.loss import policy_loss
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
-from care_jax.processor import Example, padding_shares
+from care_jax.processor import Example, Processor, padding_shares
 from care_jax.programs import EVERY_BUCKET, Bucket, TrainPrograms, bucket_of
 from care_jax.regions import TokenBytes
 from care_jax.rollout import nothing_forced
-from care_jax.session import Session, open_session
+from care_jax.session import Encoder, Session, open_session
 from care_jax.structs import Outcome, Prompts, Rollouts, Subgroup, TrainState
 from care_jax.train_batch import Reflection, no_reflection
 from care_jax.update import make_update
@@ -274,9 +274,12 @@ def _interesting(done: logbook.Step) -> int:
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
-    with open_session(
-        config, workdir, stage="train", make_encoder=lambda processor: processor.encode_prompt
-    ) as session:
+
+    def make_encoder(processor: Processor) -> Encoder:
+        reflect.require_room(processor, config)
+        return processor.encode_prompt
+
+    with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:
         with session.until_stopped():
             held_out = session.evaluate_if_due()
             if session.has_ended():

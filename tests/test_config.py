@@ -44,6 +44,17 @@ BAD = [
     ("objective.num_neighbours", 0, "objective.num_neighbours=0: must be at least 1"),
     ("objective.clip_low", 0.0, "objective.clip_low=0.0: must lie in (0, 1]"),
     ("objective.clip_low", 1.5, "objective.clip_low=1.5: must lie in (0, 1]"),
+    ("objective.clip_high", -0.1, "objective.clip_high=-0.1: must be above 0"),
+    ("objective.kl_coef", -0.01, "objective.kl_coef=-0.01: must be at least 0"),
+    ("objective.max_draws", 0, "objective.max_draws=0: must be at least 1"),
+    ("objective.overlong_penalty", -1.0, "objective.overlong_penalty=-1.0: must be at least 0"),
+    ("objective.rescue.delta", -0.1, "objective.rescue.delta=-0.1: must be above 0"),
+    ("model.logits_chunk", 0, "model.logits_chunk=0: must be at least 1"),
+    ("verify.workers", 0, "verify.workers=0: must be at least 1"),
+    ("verify.deadline", 0.0, "verify.deadline=0.0: must be above 0"),
+    ("verify.tolerance", 2.0, "verify.tolerance=2.0: must lie in [0, 1)"),
+    ("eval.batch_size", 0, "eval.batch_size=0: must be at least 1"),
+    ("optimizer.clip_norm", 0.0, "optimizer.clip_norm=0.0: must be above 0"),
     ("objective.overlong_buffer_len", -1, "objective.overlong_buffer_len=-1: must lie in 0 .. rollout.response_len"),
     ("objective.overlong_buffer_len", 2049, "objective.overlong_buffer_len=2049: must lie in 0 .."),
     ("objective.anchored", False, "objective.reflect.enabled needs objective.anchored=True"),
@@ -68,6 +79,16 @@ def test_every_check_speaks(field, value, message):
         config.validate(c)
     assert message in str(error.value)
     config.validate(good())
+
+
+def test_samples_need_a_temperature():
+    """Catches k greedy samples of each question, which are all the same."""
+    c = good()
+    c.eval.num_samples, c.eval.temperature = 4, 0.0
+    with pytest.raises(ValueError, match=r"eval.temperature=0.0: must be above 0 with eval.num_samples=4"):
+        config.validate(c)
+    c.eval.num_samples = 1
+    config.validate(c)
 
 
 @pytest.mark.parametrize("train", [("a", 1.0), (("a", 1.0), "b"), (("", 1.0),), (("a", 0.0),), (("a", "b"),), (1, 2)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from care_jax import objectives, reflect
+from care_jax import config, objectives, reflect
 from care_jax.regions import TokenBytes
 from care_jax.response_format import ANSWER_TAGS, BOXED
 from care_jax.structs import Outcome, Rollouts, Subgroup
@@ -96,6 +96,20 @@ def test_no_room_no_repair(tiny_processor, objective, subgroup):
             tiny_processor, objective, texts=long, subgroup=subgroup, response_len=response_len
         )
         assert forced.active[:2, 0].tolist() == [active, active]
+
+
+def test_a_config_without_room_for_a_repair_is_refused(tiny_processor):
+    """Catches a cue that fills the response: such repairs never run, and nothing says so."""
+    c = config.base()
+    c.objective.reflect.cue, c.objective.reflect.max_rationale_len = CUE, 6
+    width = reflect.forced_width(tiny_processor, c.objective)
+    c.rollout.response_len = width + 1
+    reflect.require_room(tiny_processor, c)
+    c.rollout.response_len = width
+    with pytest.raises(ValueError, match=f"max_rationale_len=6: .* {width} tokens .*response_len={width} .* at most 5"):
+        reflect.require_room(tiny_processor, c)
+    c.objective.reflect.source = "scratch"
+    reflect.require_room(tiny_processor, c)
 
 
 def test_from_scratch_forces_nothing(tiny_processor, objective, subgroup):
