@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from care_jax import cli, cold_start, paths, train
 from care_jax.metrics import METRICS_FILE
 from care_jax.report import write_report
+from care_jax.session import StopFlag
 from configs import demo, demo_cold_start
 from convert import jax_to_hf
 
@@ -43,18 +44,23 @@ def accuracies(workdir: Path, step: int) -> dict[str, float]:
         row = json.loads(line)
         if row["step"] == step and "eval/accuracy/mean" in row:
             return {name: row[f"eval/accuracy/{name}"] for name in (*SKILLS, "mean")}
-    raise ValueError(f"{workdir} has no evaluation at step {step}; remove the folder and run again")
+    raise ValueError(f"{workdir} has no evaluation at step {step}; run the same command again")
 
 
 def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.ConfigDict) -> dict | None:
-    """Runs or resumes all stages; None when a SIGTERM stopped one of them (run again to go on)."""
-    started = time.time()
+    """Runs or resumes all stages; None when a SIGTERM stopped one of them (run again to go on).
+
+    "seconds" of the figures is the time of this call alone.
+    """
+    started, stop = time.time(), StopFlag()  # one of its own: it may come between the last step of a stage and the next
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
     for stage, config, name in ((cold_start, cold, "cold_start"), (train, care, "care")):
         _announce(f"{name.replace('_', ' ')}: {config.train.steps} steps in {workdir / name}")
         state = stage.run(config, workdir / name)
-        if int(state.step) < config.train.steps:
+        if int(state.step) < config.train.steps or stop.poll():
+            stop.close()
             return None
+    stop.close()
 
     exported = workdir / "export"
     _announce("export")

@@ -66,15 +66,22 @@ class StopFlag:
     Several processes agree on it at every poll, so that all leave at the same place. Not with JAX's
     `reached_preemption_sync_point`: it counts its calls by one number, which Orbax sets to the training step at every
     save, and a notice that comes then is never told to who polls within a step.
+    Of several flags, one inside the other, all are told; from `close` on the signal does what it did before.
     """
 
     def __init__(self) -> None:
         self.is_set = False
         self._is_told = False
-        signal.signal(signal.SIGTERM, self._on_signal)
+        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._is_told = True
+        if callable(self._previous):
+            self._previous(signum, frame)
+
+    def close(self) -> None:
+        """Puts the earlier handler back."""
+        signal.signal(signal.SIGTERM, self._previous)
 
     def poll(self) -> bool:
         """Whether to stop, the same on all processes; each has to ask equally often."""
@@ -204,6 +211,7 @@ class Session:
         self.writer.close()
         self.verifier.close()
         self.guard.close()
+        self.stop.close()
 
 
 @contextlib.contextmanager

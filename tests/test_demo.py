@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_collections
 import pytest
 
 from care_jax import demo
 from care_jax.models import load_model_config
+from care_jax.session import StopFlag
 from tests import weights
 from tests.end_to_end import SOURCES, SmallTask, apply, metrics, saved_steps, small, train_steps
 
@@ -31,6 +35,25 @@ def test_stages_fit_together(tmp_path: Path) -> None:
     assert cold.data.train == care.data.train and cold.data.format == care.data.format == "mini_vqa"
     assert cold.seed == care.seed == 7
     assert care.objective.reflect.enabled and care.objective.anchored and care.objective.rescue.enabled
+
+
+def test_a_stop_at_the_end_of_a_stage_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a SIGTERM in the last step or the final evaluation that the next stage knows nothing of, and a handler
+    that stays and swallows the next one."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped_after_its_last_step(config: ml_collections.ConfigDict, workdir: Path) -> SimpleNamespace:
+        stop = StopFlag()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.poll()
+        stop.close()
+        return SimpleNamespace(step=config.train.steps)
+
+    monkeypatch.setattr(demo.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(demo.cold_start, "run", stopped_after_its_last_step)
+    monkeypatch.setattr(demo.train, "run", lambda *_: pytest.fail("the next stage began"))
+    assert demo.run(tmp_path, *demo.stage_configs(tmp_path, seed=3)) is None
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_demo(cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
