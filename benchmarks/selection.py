@@ -7,7 +7,8 @@ timed. The loop is written to be quick: one product of matrices a group, the cho
 the advantages. The last line is one JSON object.
 
 On a CPU the jitted side cannot be faster than the memory is read: its floor is the time of one sum over the
-states, which is timed and printed too.
+states, which is timed and printed too. Measured there: 2.8 to 5 times the loop, since both sides are
+bound by reading the same states.
 """
 
 from __future__ import annotations

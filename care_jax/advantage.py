@@ -34,7 +34,8 @@ def subgroup_advantages(
 
     An ALL_WRONG group that was rescued uses pseudo-rewards in place of r. z-scoring cancels their size; with
     rescue.scale `delta` the final values are multiplied by delta, which gives it back. Without
-    `objective.anchored` every row is alike and the final values are the raw ones.
+    `objective.anchored` every row is alike and the final values are the raw ones. A repair whose reward is above its
+    anchor's pushes the anchor down: at K' = 1 and rewards 0.9 and 1.0 the final values are -2 and +2.
 
     Args:
         rewards: [B, S] float32, of the subgroup's rows, reflections already in their slots.

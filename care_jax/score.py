@@ -76,7 +76,8 @@ def token_scores(
 
 
 def pool_states(own_hidden: Array, mask: Array) -> Array:
-    """Mean of own_hidden [B, J, R, D] over mask [B, J, R], unit length, float32, no gradient. An empty mask gives 0."""
+    """Sum of own_hidden [B, J, R, D] over mask [B, J, R], brought to unit length, as a mean would be; float32, no
+    gradient. An empty mask gives 0."""
     states = jax.lax.stop_gradient(own_hidden).astype(jnp.float32)
     pooled = jnp.einsum("bjrd,bjr->bjd", states, mask.astype(jnp.float32))
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)

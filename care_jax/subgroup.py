@@ -161,7 +161,7 @@ def select_subgroup(
         correct: [B, G] bool.
         think_len, answer_len, response_len: [B, G] int32, tokens.
         logprobs_old, sampled_mask: [B, G, R], old log-probs and which tokens were sampled; rank the rescue.
-        think_states: [B, G, D] float32, unit length, or zero for an empty rationale.
+        think_states: [B, G, D] float32, unit length.
         key: for the random selector, else unused.
         objective: a record of objectives.py; static under jit.
 

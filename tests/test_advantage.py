@@ -56,6 +56,19 @@ def test_equal_rewards_give_exactly_zero(rollouts: int) -> None:
     assert not weigh_group(rewards, True).any()
 
 
+def test_a_repair_that_beats_its_anchor() -> None:
+    """Records what the letter of section 2 gives at K' = 1 where the repair has the higher reward: both keep A_raw, so
+    the anchor is pushed down."""
+    ours = weigh(
+        objectives.care(),
+        rewards=jnp.array([[0.9, 1.0]]),
+        correct=jnp.array([[True, True]]),
+        reflected=jnp.array([[False, True]]),
+        subgroup=make_subgroup([1], slots=2),
+    )
+    np.testing.assert_allclose(ours.final, [[-2.0, 2.0]], atol=1e-4)
+
+
 def test_signature_of_binary_rewards() -> None:
     """Catches a z-score over unused slots: the anchor has sqrt(K'), a negative -1 / sqrt(K')."""
     is_anchor = jnp.broadcast_to(jnp.arange(K + 1)[None] == 0, (4, K + 1))
