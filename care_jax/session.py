@@ -191,18 +191,22 @@ class Session:
             return None
         with self.timer("evaluate"):
             metrics = self.evaluator.run(self.state.params, limit=0 if at_end else config.eval_examples, wait=self.wait)
-        self.writer.scalars(self.step, metrics)
+        self.writer.scalars(self.step, metrics | self.timer.take())
         self.writer.evaluated_steps.add(self.step)
         return metrics
 
     def checkpoint_if_due(self, metrics: dict[str, float] | None) -> None:
-        """Saves every train.checkpoint_every steps, at the end, and when asked to stop."""
+        """Saves every train.checkpoint_every steps, at the end, and when asked to stop.
+
+        Where the last evaluation takes more records than the others it does not count for the best checkpoint.
+        """
         config = self.config.train
         due = self.step == config.steps or self.step % config.checkpoint_every == 0 or self.stop.is_set
         if due and self.step > 0 and self.checkpointer.latest_step != self.step:
             self.watchdog.beat(f"saving step {self.step}")
             self.writer.flush()
-            self.checkpointer.save(self.state, self.iterator, metrics, sums=self.sums)
+            ranked = None if self.step == config.steps and config.eval_examples else metrics
+            self.checkpointer.save(self.state, self.iterator, ranked, sums=self.sums)
 
     def close(self) -> None:
         """Finishes writing, a checkpoint under way included, and ends the worker processes. Saves nothing new."""
