@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from care_jax.advantage import SubgroupAdvantages
 from care_jax.data.records import Record
+from care_jax.images import decode_image
+from care_jax.regions import TokenBytes
 from care_jax.structs import Array, Outcome, Rollouts, Scores, Subgroup, TrainBatch
 from care_jax.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.verify import Judged
+
+_LARGEST_IMAGE = 64 << 10  # bytes that are shown as they are
+_THUMBNAIL_SIDE = 448  # pixels
+
+
+class Drawn(NamedTuple):
+    """Everything that was sampled for a step: dynamic sampling drops groups of it before the update."""
+
+    records: Sequence[Record]
+    judged: Judged
+    num_tokens: int  # sampled
+    num_draws: int  # batches of prompts
 
 
 class Step(NamedTuple):
@@ -21,6 +37,7 @@ class Step(NamedTuple):
     records: Sequence[Record]
     rollouts: Rollouts
     judged: Judged
+    drawn: Drawn
     scores: Scores
     subgroup: Subgroup
     reflection: Reflection
@@ -29,24 +46,47 @@ class Step(NamedTuple):
     advantages: SubgroupAdvantages
 
 
+def join_judged(parts: Sequence[Judged]) -> Judged:
+    """One batch of several."""
+    verdicts = jax.tree.map(lambda *xs: np.concatenate(xs), *[part.verdicts for part in parts])
+    return Judged(
+        verdicts,
+        texts=[row for part in parts for row in part.texts],
+        extracted=[row for part in parts for row in part.extracted],
+        reasons=[row for part in parts for row in part.reasons],
+    )
+
+
+def join_drawn(draws: Sequence[Drawn]) -> Drawn:
+    """All draws of a step."""
+    return Drawn(
+        records=[record for draw in draws for record in draw.records],
+        judged=join_judged([draw.judged for draw in draws]),
+        num_tokens=sum(draw.num_tokens for draw in draws),
+        num_draws=sum(draw.num_draws for draw in draws),
+    )
+
+
 def _mean(values: Array, where: Array) -> float:
     """Mean of values over a mask; 0 where the mask is empty."""
     return float(np.sum(values * where) / max(np.sum(where), 1))
 
 
 def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
-    """The step's scalars. Shares are of groups or rollouts; a rescued group never counts as a success."""
-    verdicts, subgroup, rollouts, batch = step.judged.verdicts, step.subgroup, step.rollouts, step.batch
-    sampled, outcome = rollouts.sampled_mask, subgroup.outcome
-    mixed, all_wrong = outcome == Outcome.MIXED, outcome == Outcome.ALL_WRONG
+    """The step's scalars. Shares are of groups or rollouts; a rescued group never counts as a success.
+
+    Rewards, accuracy, format and outcomes are of all groups that were drawn, the rest of those that are updated.
+    """
+    verdicts, rollouts, batch = step.drawn.judged.verdicts, step.rollouts, step.batch
+    sampled, some, every = rollouts.sampled_mask, verdicts.correct.any(axis=1), verdicts.correct.all(axis=1)
     values = {
         "accuracy/train": float(np.mean(verdicts.correct)),
         "reward/mean": float(np.mean(verdicts.rewards)),
         "format_rate": float(np.mean(verdicts.format_ok)),
         "unparsed_rate": 1.0 - float(np.mean(verdicts.parsed)),
-        "groups/mixed": float(np.mean(mixed)),
-        "groups/all_wrong": float(np.mean(all_wrong)),
-        "groups/all_correct": float(np.mean(outcome == Outcome.ALL_CORRECT)),
+        "groups/mixed": float(np.mean(some & ~every)),
+        "groups/all_wrong": float(np.mean(~some)),
+        "groups/all_correct": float(np.mean(every)),
         "entropy": _mean(step.scores.entropy, sampled),
         "response_len/mean": float(np.mean(sampled.sum(-1))),
         "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
@@ -57,11 +97,11 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
     if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
         gap = np.abs(rollouts.logprobs - step.scores.logprobs)
         values |= {"logprob_gap/mean": _mean(gap, sampled), "logprob_gap/max": float(np.max(gap * sampled))}
-    for source in sorted({record.source for record in step.records}):
-        rows = np.array([record.source == source for record in step.records])
+    for source in sorted({record.source for record in step.drawn.records}):
+        rows = np.array([record.source == source for record in step.drawn.records])
         values[f"accuracy/train/{source}"] = float(np.mean(verdicts.correct[rows]))
     if anchored:
-        values |= _subgroup_metrics(step, mixed, all_wrong)
+        values |= _subgroup_metrics(step)
     return values
 
 
@@ -72,19 +112,20 @@ def _failure_share(step: Step) -> float:
     return float(np.sum(magnitude * failed) / max(np.sum(magnitude), 1e-12))
 
 
-def _subgroup_metrics(step: Step, mixed: Array, all_wrong: Array) -> dict[str, float]:
+def _subgroup_metrics(step: Step) -> dict[str, float]:
     subgroup, final, tried = step.subgroup, step.advantages.final, step.reflection.tried
+    mixed, all_wrong = subgroup.outcome == Outcome.MIXED, subgroup.outcome == Outcome.ALL_WRONG
     anchor = (np.arange(final.shape[1]) == 0)[None] & subgroup.valid
     negative = subgroup.valid & ~anchor
     negative[:, REFLECTED_SLOT] &= ~(tried & step.reflection.correct)
     count = np.bincount(subgroup.num_negatives, minlength=final.shape[1])
-    return {f"subgroup/num_negatives_{k}": float(n) / len(tried) for k, n in enumerate(count)} | {
+    values = {f"subgroup/num_negatives_{k}": float(n) / len(tried) for k, n in enumerate(count)} | {
         "advantage/anchor": _mean(final, anchor & mixed[:, None]),
         "advantage/negative": _mean(final, negative & mixed[:, None]),
         "reflect/tried": float(np.sum(tried)),
-        "reflect/success_rate": _mean(step.reflection.correct, tried),
         "rescue/rate": float(np.mean(all_wrong & subgroup.valid[:, 0])),
     }
+    return values | ({"reflect/success_rate": _mean(step.reflection.correct, tried)} if tried.any() else {})
 
 
 def events(step: Step, *, anchored: bool) -> list[dict[str, Any]]:
@@ -111,7 +152,7 @@ def events(step: Step, *, anchored: bool) -> list[dict[str, Any]]:
     return lines
 
 
-def sample(step: Step, b: int, *, anchored: bool, cue: str) -> dict[str, Any]:
+def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBytes) -> dict[str, Any]:
     """Group b in full, for the report's browser: question, images, rollouts with their roles, the reflection."""
     record, subgroup = step.records[b], step.subgroup
     advantage = dict.fromkeys(range(len(step.judged.texts[b])), 0.0)
@@ -124,12 +165,11 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str) -> dict[str, Any]:
     if step.reflected is not None and step.reflection.tried[b]:
         row = int(subgroup.index[b, REFLECTED_SLOT])
         role[row] = "reflected"
-        after = step.reflected.texts[b][0]
         reflection = {
             "rollout": row,
             "before": step.judged.texts[b][row],
             "cue": cue,
-            "after": after.split(cue, 1)[-1] if cue else after,
+            "after": token_bytes.text(step.reflection.token_ids[b][step.reflection.sampled_mask[b]]),
             "correct": bool(step.reflection.correct[b]),
         }
     verdicts = step.judged.verdicts
@@ -149,7 +189,7 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str) -> dict[str, Any]:
     return {
         "id": record.id,
         "source": record.source,
-        "images": [_data_url(image) for image in record.images],
+        "images": [_data_url(image) for image in (*record.images, *(video.frames[0] for video in record.videos))],
         "prompt": record.prompt,
         "answer": record.answer,
         "outcome": Outcome(int(subgroup.outcome[b])).name,
@@ -159,5 +199,11 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str) -> dict[str, Any]:
 
 
 def _data_url(image: bytes) -> str:
+    """An image for the page; a large one is made small, as a report holds hundreds."""
+    if len(image) > _LARGEST_IMAGE:
+        picture, shown = decode_image(image), io.BytesIO()
+        picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        picture.save(shown, "JPEG", quality=85)
+        image = shown.getvalue()
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

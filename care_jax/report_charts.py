@@ -47,7 +47,7 @@ TRAIN_CHARTS = (
     ),
     Chart(
         "Hard negatives in a subgroup, K′",
-        "share of subgroups",
+        "share of groups",
         prefix="subgroup/num_negatives_",
         label="K′ = ",
         kind="stack",

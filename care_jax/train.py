@@ -42,10 +42,11 @@ class Group(NamedTuple):
     examples: list[Example]
     bucket: Bucket
     prompts: Prompts  # on the device
-    prefix: Prefix
+    prefix: Prefix | None  # None where nothing more is decoded
     rollouts: Rollouts
     on_host: Rollouts  # the same as NumPy arrays
     judged: Judged
+    drawn: logbook.Drawn  # with what dynamic sampling dropped
 
 
 class Trainer:
@@ -98,7 +99,7 @@ class Trainer:
             assembled = programs.assemble(
                 group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, session.put(reflection)
             )
-            batch = assembled.batch
+            batch = jax.block_until_ready(assembled).batch
         if self.reference is not None:
             with timer("score"):
                 ref = programs.reference(group.bucket, self.reference, group.prompts, batch.token_ids, forbidden)
@@ -114,6 +115,7 @@ class Trainer:
             records=[example.record for example in group.examples],
             rollouts=group.on_host,
             judged=group.judged,
+            drawn=group.drawn,
             scores=programs.score.fetch(scores),
             subgroup=chosen,
             reflection=reflection,
@@ -137,7 +139,9 @@ class Trainer:
             on_host = self.programs.rollout.fetch(session.wait(rollouts))
         with timer("verify"):
             judged = self._judge(examples, on_host)
-        return Group(examples, bucket, prompts, prefix, rollouts, on_host, judged)
+        records = [example.record for example in examples]
+        drawn = logbook.Drawn(records, judged, num_tokens=int(on_host.sampled_mask.sum()), num_draws=1)
+        return Group(examples, bucket, prompts, prefix, rollouts, on_host, judged, drawn)
 
     def _judge(self, examples: list[Example], rollouts: Rollouts) -> Judged:
         verify = self.config.verify
@@ -150,6 +154,7 @@ class Trainer:
             response_format=self.session.processor.response_format,
             correct_weight=verify.correct_weight,
             format_weight=verify.format_weight,
+            sampled_len=np.asarray(rollouts.sampled_mask).sum(-1),
             overlong_buffer_len=self.objective.overlong_buffer_len,
             overlong_penalty=self.objective.overlong_penalty,
         )
@@ -161,9 +166,10 @@ class Trainer:
         """
         kept: list[tuple[Example, Rollouts, Judged]] = []
         spare: list[tuple[Example, Rollouts, Judged]] = []
-        wanted = self.config.train.prompts
+        wanted, draws = self.config.train.prompts, list[logbook.Drawn]()
         for draw in range(self.objective.max_draws):
             group = self._rollouts(sampler, ROLLOUT + draw)
+            draws.append(group.drawn)
             correct = group.judged.verdicts.correct
             for b, example in enumerate(group.examples):
                 is_mixed = 0 < correct[b].sum() < correct.shape[1]
@@ -174,14 +180,18 @@ class Trainer:
         examples = [row[0] for row in rows]
         prompts = self.session.put(self.session.processor.collate(examples))
         bucket, rollouts = bucket_of(prompts), _stack([row[1] for row in rows])
+        prefix = None
+        if self.objective.reflect.enabled:
+            prefix = self.programs.prefill(bucket, self.session.state.params, prompts)
         return Group(
             examples=examples,
             bucket=bucket,
             prompts=prompts,
-            prefix=self.programs.prefill(bucket, self.session.state.params, prompts),
+            prefix=prefix,
             rollouts=self.session.put(rollouts),
             on_host=rollouts,
-            judged=_join_judged([row[2] for row in rows]),
+            judged=logbook.join_judged([row[2] for row in rows]),
+            drawn=logbook.join_drawn(draws),
         )
 
     def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, Judged]:
@@ -225,15 +235,18 @@ class Trainer:
         metrics = update_metrics | logbook.metrics(done, anchored=anchored) | times
         metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.encoder.num_dropped}
         metrics.setdefault("logprob_gap/mean", metrics["abs_log_ratio"])  # where the sampler's scores are used
-        sampled = float(done.rollouts.sampled_mask.sum())
-        metrics["tokens_per_s/rollout"] = sampled / times["time/rollout"]
+        metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
+        if self.objective.dynamic_sampling:
+            metrics["dynamic/draws"] = done.drawn.num_draws
         metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]
         session.writer.scalars(session.step, metrics)
         session.writer.events(session.step, logbook.events(done, anchored=anchored))
         if session.step % config.train.samples_every == 0:
             row = _interesting(done)
             cue = self.objective.reflect.cue
-            session.writer.samples(session.step, [logbook.sample(done, row, anchored=anchored, cue=cue)])
+            session.writer.samples(
+                session.step, [logbook.sample(done, row, anchored=anchored, cue=cue, token_bytes=self.token_bytes)]
+            )
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
             raise FloatingPointError(
@@ -254,16 +267,6 @@ def _stack(rows: list[Rollouts]) -> Rollouts:
 def _judged_row(judged: Judged, b: int) -> Judged:
     verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
     return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1])
-
-
-def _join_judged(parts: list[Judged]) -> Judged:
-    verdicts = jax.tree.map(lambda *xs: np.concatenate(xs), *[part.verdicts for part in parts])
-    return Judged(
-        verdicts,
-        texts=[row for part in parts for row in part.texts],
-        extracted=[row for part in parts for row in part.extracted],
-        reasons=[row for part in parts for row in part.reasons],
-    )
 
 
 def _interesting(done: logbook.Step) -> int:

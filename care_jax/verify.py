@@ -18,7 +18,7 @@ from care_jax.response_format import ParsedResponse, ResponseFormat
 from care_jax.verifiers.pool import Item, Verifier
 from care_jax.verifiers.verdict import AMBIGUOUS, Verdict
 
-__all__ = ["Item", "Judged", "JudgedText", "Verdict", "Verifier", "judge", "judge_texts", "overlong_penalty"]
+__all__ = ["Item", "Judged", "JudgedText", "Verdict", "Verifier", "judge", "judge_texts", "length_penalty"]
 
 NO_ANSWER = Verdict(False, False, "no answer")
 
@@ -32,7 +32,7 @@ class Judged(NamedTuple):
     reasons: list[list[str]]  # why each verdict is what it is
 
 
-def overlong_penalty(response_len: np.ndarray, limit: int, buffer_len: int, penalty: float) -> np.ndarray:
+def length_penalty(response_len: np.ndarray, limit: int, buffer_len: int, penalty: float) -> np.ndarray:
     """Return what is added to the reward of long responses (soft overlong punishment, DAPO, arXiv 2503.14476 eq. 13).
 
     0 up to `limit - buffer_len` tokens, then linear, -penalty from `limit` on. A `buffer_len` of 0 means no penalty.
@@ -85,6 +85,7 @@ def judge(
     response_format: ResponseFormat,
     correct_weight: float,
     format_weight: float,
+    sampled_len: np.ndarray | None = None,
     overlong_buffer_len: int = 0,
     overlong_penalty: float = 0.0,
 ) -> Judged:
@@ -102,6 +103,7 @@ def judge(
         response_format: the layout that the prompts ask for.
         correct_weight: reward of a correct answer.
         format_weight: reward of a well-formed response.
+        sampled_len: [B, G] int32, tokens that the length penalty counts; None: all. Forced ones are not the policy's.
         overlong_buffer_len: tokens before R where the length penalty sets in; 0: none.
         overlong_penalty: reward taken off at R tokens.
     Raises:
@@ -114,7 +116,9 @@ def judge(
     verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.several_answers.ravel().tolist())
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
     rewards = correct_weight * correct + format_weight * read.format_ok
-    rewards += _length_term(response_len, token_ids.shape[-1], overlong_buffer_len, overlong_penalty)
+    rewards += length_penalty(
+        response_len if sampled_len is None else sampled_len, token_ids.shape[-1], overlong_buffer_len, overlong_penalty
+    )
     # Any: the struct is annotated with the device's arrays, of which these are the host's form.
     arrays: dict[str, Any] = {
         "correct": correct,
@@ -145,11 +149,6 @@ def judge_texts(
         JudgedText(answer, spans.format_ok, verdict)
         for answer, spans, verdict in zip(extracted, parsed, verdicts, strict=True)
     ]
-
-
-def _length_term(response_len: np.ndarray, limit: int, buffer_len: int, penalty: float) -> np.ndarray:
-    # A function of its own because `judge` has an argument, named as in the config, that hides `overlong_penalty`.
-    return overlong_penalty(response_len, limit, buffer_len, penalty)
 
 
 def _check_shapes(num_records: int, token_ids: np.ndarray, response_len: np.ndarray) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from care_jax import logbook
 from care_jax.advantage import SubgroupAdvantages
+from care_jax.data.records import Video
+from care_jax.images import decode_image
 from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 from care_jax.train_batch import no_reflection
 from care_jax.verify import Judged
@@ -18,6 +22,8 @@ from tests.pictures import encode, picture, question
 B, G, R = 3, 4, 4
 CORRECT = np.array([[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
 CUE = " Wait!"
+# In place of TokenBytes: a token is the letter of its number.
+LETTERS = SimpleNamespace(text=lambda ids: "".join(map(chr, ids)))
 
 
 def judged(texts: list[list[str]], correct: np.ndarray) -> Judged:
@@ -50,12 +56,21 @@ def step() -> logbook.Step:
     entropy = np.where(sampled, 0.5, 100.0)
     entropy[0, 0, 0] = 2.5
     none = no_reflection(B, R)
+    records = [
+        question("<image>a?", encode(picture(28, 28)), id="r0", source="digits"),
+        question("b?", id="r1", source="chart"),
+        question("c?", id="r2", source="digits"),
+    ]
+    verdicts = judged([[f"text {b}{g}" for g in range(G)] for b in range(B)], CORRECT)
+    none = none.replace(
+        tried=np.array([True, False, False]),
+        correct=np.array([True, False, False]),
+        # The failed rationale "a!" spells the cue's end too; "b!" was sampled after it.
+        token_ids=np.array([list(map(ord, "a!b!"))] * B, np.int32),
+        sampled_mask=np.array([[False, False, True, True]] * B),
+    )
     return logbook.Step(
-        records=[
-            question("<image>a?", encode(picture(28, 28)), id="r0", source="digits"),
-            question("b?", id="r1", source="chart"),
-            question("c?", id="r2", source="digits"),
-        ],
+        records=records,
         rollouts=Rollouts(
             token_ids=np.zeros((B, G, R), np.int32),
             response_len=response_len,
@@ -63,7 +78,8 @@ def step() -> logbook.Step:
             sampled_mask=sampled,
             finished=np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool),
         ),
-        judged=judged([[f"text {b}{g}" for g in range(G)] for b in range(B)], CORRECT),
+        judged=verdicts,
+        drawn=logbook.Drawn(records, verdicts, num_tokens=int(sampled.sum()), num_draws=1),
         scores=Scores(scored, entropy.astype(np.float32), np.zeros((B, G, 2), np.float32)),
         subgroup=Subgroup(
             index=np.array([[1, 3, 0], [2, 0, 0], [0, 0, 0]], np.int32),
@@ -71,7 +87,7 @@ def step() -> logbook.Step:
             outcome=np.array([Outcome.MIXED, Outcome.ALL_WRONG, Outcome.ALL_CORRECT], np.int32),
             num_negatives=np.array([2, 1, 0], np.int32),
         ),
-        reflection=none.replace(tried=np.array([True, False, False]), correct=np.array([True, False, False])),
+        reflection=none,
         reflected=judged(
             [
                 [f"<think>bad{CUE} good"],
@@ -131,6 +147,35 @@ def test_a_failed_repair_stays_a_negative(step):
     assert ours["reflect/success_rate"] == 0.0
 
 
+def test_a_step_without_a_try_has_no_success_rate(step):
+    """Catches a rate of 0 where nothing was tried, which drags the curve down."""
+    ours = logbook.metrics(step._replace(reflection=no_reflection(B, R)), anchored=True)
+    assert ours["reflect/tried"] == 0 and "reflect/success_rate" not in ours
+
+
+def test_figures_are_of_every_group_that_was_drawn(step):
+    """Catches dynamic sampling that reports the accuracy of the groups it kept, which is always near the middle."""
+    wrong = judged([[""] * G], np.zeros((1, G), bool))
+    more = logbook.join_judged([step.judged, wrong, wrong, wrong])
+    records = [*step.records, *[question("d?", id=f"d{i}", source="chart") for i in range(3)]]
+    ours = logbook.metrics(step._replace(drawn=logbook.Drawn(records, more, 99, 2)), anchored=True)
+    assert ours["accuracy/train"] == pytest.approx(5 / 24) and ours["format_rate"] == pytest.approx(5 / 24)
+    assert ours["groups/all_wrong"] == pytest.approx(4 / 6) and ours["groups/mixed"] == pytest.approx(1 / 6)
+    assert ours["accuracy/train/chart"] == 0.0
+
+
+def test_a_large_image_is_shown_small_and_a_video_by_a_frame(step):
+    """Catches photos of megabytes that are copied into the report, and a question about a video without a picture."""
+    photo, frame = encode(picture(900, 1200)), encode(picture(28, 28))
+    record = question("<image><video>?", photo, videos=(Video((frame, frame), 2.0),))
+    image, still = logbook.sample(
+        step._replace(records=[record, *step.records[1:]]), 0, anchored=True, cue=CUE, token_bytes=LETTERS
+    )["images"]
+    shown = decode_image(base64.b64decode(image.partition(",")[2]))
+    assert max(shown.size) == 448 and len(image) < len(photo) // 8
+    assert base64.b64decode(still.partition(",")[2]) == frame
+
+
 def test_group_objectives_have_no_subgroup_metrics(step):
     """Catches anchors that are reported where every row is alike."""
     ours = logbook.metrics(step, anchored=False)
@@ -180,7 +225,7 @@ def test_events(step):
 
 def test_sample(step):
     """Catches roles and advantages on other rollouts than their own, and a repair that is shown with its opening."""
-    ours = json.loads(json.dumps(logbook.sample(step, 0, anchored=True, cue=CUE)))
+    ours = json.loads(json.dumps(logbook.sample(step, 0, anchored=True, cue=CUE, token_bytes=LETTERS)))
     assert [row["role"] for row in ours["rollouts"]] == ["negative", "anchor", "unselected", "reflected"]
     assert [row["advantage"] for row in ours["rollouts"]] == [-1.0, 1.0, 0.0, 1.0]
     assert [row["correct"] for row in ours["rollouts"]] == [False, True, False, False]
@@ -189,13 +234,15 @@ def test_sample(step):
         "rollout": 3,
         "before": "text 03",
         "cue": CUE,
-        "after": " good",
+        "after": "b!",
         "correct": True,
     }
     assert ours["images"][0].startswith("data:image/png;base64,iVBOR")
-    untouched = logbook.sample(step, 2, anchored=True, cue=CUE)
+    untouched = logbook.sample(step, 2, anchored=True, cue=CUE, token_bytes=LETTERS)
     assert untouched["reflection"] is None and {row["role"] for row in untouched["rollouts"]} == {"unselected"}
-    assert [row["role"] for row in logbook.sample(step, 1, anchored=False, cue=CUE)["rollouts"]] == [
+    assert [
+        row["role"] for row in logbook.sample(step, 1, anchored=False, cue=CUE, token_bytes=LETTERS)["rollouts"]
+    ] == [
         "updated",
         "unselected",
         "updated",

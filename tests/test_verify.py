@@ -10,7 +10,7 @@ import pytest
 
 from care_jax.data.records import Record
 from care_jax.response_format import ANSWER_TAGS, BOXED
-from care_jax.verify import Item, Verdict, Verifier, judge, judge_texts, overlong_penalty
+from care_jax.verify import Item, Verdict, Verifier, judge, judge_texts, length_penalty
 
 RIGHT = Verdict(True, True, "correct")
 
@@ -212,11 +212,11 @@ def test_soft_overlong_penalty():
     """Catches the ramp beginning at the wrong token, or going past -penalty (DAPO, equation 13)."""
     lengths = np.array([[0, 6], [7, 8], [10, 12]])
     expected = np.float32([[0, 0], [-0.125, -0.25], [-0.5, -0.5]])
-    np.testing.assert_array_equal(overlong_penalty(lengths, 10, 4, 0.5), expected)
-    np.testing.assert_array_equal(overlong_penalty(lengths, 10, 0, 0.5), np.zeros((3, 2), np.float32))
-    assert overlong_penalty(np.array([10]), 10, 10, 1.0).tolist() == [-1.0]
+    np.testing.assert_array_equal(length_penalty(lengths, 10, 4, 0.5), expected)
+    np.testing.assert_array_equal(length_penalty(lengths, 10, 0, 0.5), np.zeros((3, 2), np.float32))
+    assert length_penalty(np.array([10]), 10, 10, 1.0).tolist() == [-1.0]
     with pytest.raises(ValueError, match="0 to 10 tokens"):
-        overlong_penalty(lengths, 10, 11, 1.0)
+        length_penalty(lengths, 10, 11, 1.0)
 
 
 TOKEN_BYTES = [b"", b"<think>", b"</think>", b"<answer>", b"</answer>", b"5", b"6", b"\xc2", b"\xb0", b"x"]
@@ -298,6 +298,16 @@ def test_judge_takes_the_overlong_penalty_off_the_reward_alone(verifier):
     )  # fmt: skip
     np.testing.assert_allclose(judged.verdicts.rewards, [[-1.0, 0.9, -0.4, 0], [1.0, -0.4, -0.4, 0]], rtol=1e-6)
     assert judged.verdicts.correct[0, 0]
+
+
+def test_forced_tokens_are_not_penalised(verifier):
+    """Catches a short repair that pays for the failed rationale it was shown."""
+    ids, lengths = padded(RESPONSES, 10)
+    judged = judge(
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, sampled_len=lengths - lengths,
+        correct_weight=0.9, format_weight=0.1, overlong_buffer_len=4, overlong_penalty=2.0,
+    )  # fmt: skip
+    assert judged.verdicts.rewards.min() == 0.0
 
 
 def test_judge_reads_the_format_that_it_is_given(verifier):
