@@ -16,6 +16,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from care_jax import cli, cold_start, paths, train
+from care_jax.data.mini_vqa_questions import SKILLS
 from care_jax.metrics import METRICS_FILE
 from care_jax.report import write_report
 from care_jax.session import StopFlag
@@ -24,8 +25,6 @@ from convert import jax_to_hf
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
 _SEED = flags.DEFINE_integer("seed", 1, "Of initialisation, data order and sampling.")
-
-SKILLS = ("digits", "chart", "geometry")
 
 
 def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:

@@ -148,13 +148,10 @@ class Evaluator:
             yield (
                 [example.record for example in examples[:num_real]],
                 [
-                    [self._text(ids[:length]) for ids, length in zip(*row, strict=True)]
+                    [self._token_bytes.text(ids[:length]) for ids, length in zip(*row, strict=True)]
                     for row in zip(rollouts.token_ids[:num_real], rollouts.response_len[:num_real], strict=True)
                 ],
             )
-
-    def _text(self, token_ids: Sequence[int]) -> str:
-        return b"".join([self._token_bytes[token_id] for token_id in token_ids]).decode(errors="replace")
 
 
 def _summarise(items: list[Item]) -> dict[str, float]:

@@ -232,7 +232,7 @@ class TrainPrograms:
                 _scores_of_sampler if from_sampler else functools.partial(score, **scoring),
                 mesh,
                 specs=_score_specs,
-                read=lambda scores: scores,
+                read=lambda scores: scores.replace(think_states=None),
             ),
             select=Program(
                 "select",
@@ -247,7 +247,7 @@ class TrainPrograms:
                 functools.partial(score, **scoring),
                 mesh,
                 specs=_score_specs,
-                read=lambda scores: scores,
+                read=lambda scores: scores.replace(think_states=None),
             ),
             assemble=Program(
                 "assemble",
