@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import ml_collections
 
@@ -200,7 +202,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ValueError("bad config: " + "; ".join(problems))
 
 
-def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The values by dotted key, as `--config.` takes them."""
     leaves = jax.tree_util.tree_leaves_with_path(config.to_dict(), is_leaf=lambda x: not isinstance(x, dict))
     return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}

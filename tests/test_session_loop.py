@@ -24,7 +24,9 @@ def stand_in(step: int, eval_examples: int) -> Any:
         state=SimpleNamespace(params=None),
         iterator=None,
         timer=StageTimer(),
-        checkpointer=SimpleNamespace(latest_step=None, save=lambda state, iterator, metrics, sums: told.append(metrics)),
+        checkpointer=SimpleNamespace(
+            latest_step=None, save=lambda state, iterator, metrics, sums: told.append(metrics)
+        ),
         watchdog=SimpleNamespace(beat=lambda what: None),
         wait=None,
         sums=None,
