@@ -44,10 +44,13 @@ def make_processor(config: ml_collections.ConfigDict) -> Processor:
     )
 
 
-def make_model_config(config: ml_collections.ConfigDict, platform: str) -> ModelConfig:
-    """The architecture of the config's model folder, and how the config wants it computed on "cpu", "gpu" or "tpu"."""
+def make_model_config(
+    config: ml_collections.ConfigDict, platform: str, architecture: ModelConfig | None = None
+) -> ModelConfig:
+    """The architecture, without one that of the config's model folder, and how the config wants it computed on "cpu",
+    "gpu" or "tpu"."""
     return dataclasses.replace(
-        load_model_config(Path(config.model.folder)),
+        architecture or load_model_config(Path(config.model.folder)),
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
         attention="splash" if platform == "tpu" and config.model.attention == "auto" else "xla",

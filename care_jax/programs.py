@@ -9,20 +9,23 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
 from care_jax import reflect, rollout, train_batch
 from care_jax.images import ImageSpec
+from care_jax.loss import policy_loss
 from care_jax.models import QwenVL
 from care_jax.models.cache import PREFIX_SPECS
+from care_jax.models.model_config import VisionConfig
 from care_jax.processor import Processor
 from care_jax.rollout import Forced, Sampling
 from care_jax.score import score, scores_of_sampler, token_scores
@@ -31,6 +34,7 @@ from care_jax.sharding import (
     WHOLE,
     gathered,
     is_addressable,
+    named,
     on_shards,
     param_specs,
     place,
@@ -38,7 +42,7 @@ from care_jax.sharding import (
 )
 from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainState, Verdicts
 from care_jax.subgroup import select_subgroup
-from care_jax.update import update_shardings
+from care_jax.update import make_update, update_shardings
 
 Bucket = tuple[int, int]  # prompt tokens, patches
 EVERY_BUCKET = (0, 0)  # of a program that has nothing to do with prompts
@@ -64,6 +68,7 @@ class Program:
         read: Callable[[Any], Any] | None = None,
     ):
         self.name = name
+        self._specs, self._out_shardings = specs, out_shardings
         if specs is not None:
             function = on_shards(mesh, function, specs)
         self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
@@ -72,20 +77,31 @@ class Program:
         self._copy_to_all: Any = None
 
     def compile(self, bucket: Bucket, *args: Any) -> Any:
-        """Compiles for the shapes and shardings of `args`, arrays or ShapeDtypeStructs. Returns the abstract output."""
+        """Compiles for the shapes and shardings of `args`, arrays or ShapeDtypeStructs. Returns `output`."""
         started = time.time()
-        compiled = self._jitted.lower(*args).compile()
-        self._compiled[bucket] = compiled
+        self._compiled[bucket] = self.lower(*args).compile()
         logging.info("compiled %s for %d tokens, %d patches in %.1f s", self.name, *bucket, time.time() - started)
-        output = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(self._jitted, *args),
-            compiled.output_shardings,
-        )
+        output = self.output(*args)
         if self._read is not None and self._copy_to_all is None and not is_addressable(self._mesh):
             copy = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, WHOLE))
             self._copy_to_all = copy.lower(self._read(output)).compile()
         return output
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """The program for the shapes and shardings of `args`, traced and not yet compiled."""
+        return self._jitted.lower(*args)
+
+    def output(self, *args: Any) -> Any:
+        """The result's shapes and shardings; nothing is compiled."""
+        shapes = jax.eval_shape(self._jitted, *args)
+        shardings = self._out_shardings
+        if self._specs is not None:
+            shardings = named(self._mesh, self._specs(*args)[1])
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            jax.tree.broadcast(shardings, shapes),
+        )
 
     def __call__(self, bucket: Bucket, *args: Any) -> Any:
         return self._compiled[bucket](*args)
@@ -108,7 +124,7 @@ def all_buckets(config: ml_collections.ConfigDict) -> list[Bucket]:
     return list(itertools.product(config.data.prompt_buckets, config.data.patch_buckets))
 
 
-def abstract_prompts(batch: int, bucket: Bucket, spec: ImageSpec) -> Prompts:
+def abstract_prompts(batch: int, bucket: Bucket, spec: ImageSpec | VisionConfig) -> Prompts:
     """Prompts of a bucket as shapes."""
     tokens, patches = bucket
     shapes = {
@@ -197,6 +213,22 @@ class EvalPrograms:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the programs must know of a model's files, the parameters aside."""
+
+    stop_ids: tuple[int, ...]
+    forbidden_mask: Array  # [V] bool
+    image_spec: ImageSpec | VisionConfig
+    num_forced: int  # F, tokens of the longest forced prefix of a reflection
+
+    @classmethod
+    def of(cls, processor: Processor, objective: ml_collections.ConfigDict) -> Inputs:
+        """As the processor read them."""
+        num_forced = reflect.forced_width(processor, objective)
+        return cls(processor.stop_ids, processor.forbidden_mask, processor.image_spec, num_forced)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainPrograms:
     """The stages of a CARE step, in order."""
 
@@ -213,16 +245,46 @@ class TrainPrograms:
 
     @classmethod
     def build(
-        cls, config: ml_collections.ConfigDict, processor: Processor, state: TrainState, update: Callable, mesh: Mesh
+        cls,
+        config: ml_collections.ConfigDict,
+        inputs: Inputs,
+        state: TrainState,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
     ) -> TrainPrograms:
         """Compiles every stage for every bucket; reflection and reference only where the objective uses them."""
+        programs = cls.declare(config, inputs, state, optimizer, mesh)
+        programs.sampler.compile(EVERY_BUCKET, state.params)
+        for bucket in all_buckets(config):
+            for program, args in programs.arguments(bucket, config, inputs, state, mesh):
+                program.compile(bucket, *args)
+        return programs
+
+    @classmethod
+    def declare(
+        cls,
+        config: ml_collections.ConfigDict,
+        inputs: Inputs,
+        state: TrainState,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+    ) -> TrainPrograms:
+        """The stages, not compiled for anything yet."""
         objective = ml_collections.FrozenConfigDict(config.objective)
-        sampling = make_sampling(config, processor.stop_ids, config.rollout.temperature)
+        sampling = make_sampling(config, inputs.stop_ids, config.rollout.temperature)
         scoring = {"temperature": config.rollout.temperature, "chunk": config.model.logits_chunk}
         from_sampler = config.score.old_from == "sampler"
         keeping = dataclasses.replace(sampling, keep_states=from_sampler)
         rows = NamedSharding(mesh, ROWS)
-        programs = cls(
+        update = make_update(
+            optimizer,
+            functools.partial(policy_loss, objective=objective),
+            minibatches=config.train.minibatches,
+            microbatches=config.train.microbatches,
+            mesh=mesh,
+            **scoring,
+        )
+        return cls(
             sampler=_sampler(mesh),
             prefill=_prefill("prefill", mesh),
             # What dynamic sampling puts together anew must have all its parts.
@@ -270,51 +332,50 @@ class TrainPrograms:
                 donate=(0,),
             ),
         )
-        sampler = programs.sampler.compile(EVERY_BUCKET, state.params)
-        for bucket in all_buckets(config):
-            programs._compile(bucket, config, processor, state, sampler, mesh)
-        return programs
 
-    def _compile(
-        self,
-        bucket: Bucket,
-        config: ml_collections.ConfigDict,
-        processor: Processor,
-        state: TrainState,
-        sampler: QwenVL,
-        mesh: Mesh,
-    ) -> None:
+    def arguments(
+        self, bucket: Bucket, config: ml_collections.ConfigDict, inputs: Inputs, state: TrainState, mesh: Mesh
+    ) -> Iterator[tuple[Program, tuple]]:
+        """What a step of a bucket uses but the sampler, in order, with the shapes and shardings of the arguments."""
         size, num_rollouts = config.train.prompts, config.rollout.num_rollouts
         length, key = config.rollout.response_len, _abstract_key(mesh)
-        forbidden = place(mesh, processor.forbidden_mask, WHOLE)
+        forbidden = place(mesh, inputs.forbidden_mask, WHOLE)
 
         def rows(tree: Any) -> Any:
             return place(mesh, tree, ROWS)
 
-        prompts = rows(abstract_prompts(size, bucket, processor.image_spec))
-        prefix = self.prefill.compile(bucket, state.params, prompts)
+        sampler = self.sampler.output(state.params)
+        prompts = rows(abstract_prompts(size, bucket, inputs.image_spec))
+        yield self.prefill, (state.params, prompts)
+        prefix = self.prefill.output(state.params, prompts)
         forced = rows(jax.eval_shape(lambda: rollout.nothing_forced(size, num_rollouts)))
-        rollouts = self.rollout.compile(bucket, sampler, prefix, forced, forbidden, key)
+        yield self.rollout, (drawing := (sampler, prefix, forced, forbidden, key))
+        rollouts = self.rollout.output(*drawing)
         verdicts = rows(abstract_verdicts(size, num_rollouts, length))
-        scores = self.score.compile(bucket, state.params, prompts, rollouts, verdicts, forbidden)
-        subgroup = self.select.compile(bucket, rollouts, verdicts, scores, key)
-        num_forced = reflect.forced_width(processor, config.objective)
+        yield self.score, (scoring := (state.params, prompts, rollouts, verdicts, forbidden))
+        scores = self.score.output(*scoring)
+        yield self.select, (rollouts, verdicts, scores, key)
+        subgroup = self.select.output(rollouts, verdicts, scores, key)
         forced = jax.eval_shape(
             lambda: Forced(
-                token_ids=jnp.zeros((size, 1, num_forced), jnp.int32),
+                token_ids=jnp.zeros((size, 1, inputs.num_forced), jnp.int32),
                 forced_len=jnp.zeros((size, 1), jnp.int32),
                 active=jnp.zeros((size, 1), bool),
             )
         )
-        one = rows(abstract_verdicts(size, 1, length))
         if config.objective.reflect.enabled:
-            reflected = self.reflect.compile(bucket, sampler, prefix, rows(forced), forbidden, key)
-            self.score_reflected.compile(bucket, state.params, prompts, reflected, one, forbidden)
+            yield self.reflect, (drawing := (sampler, prefix, rows(forced), forbidden, key))
+            verdicts_of_one = rows(abstract_verdicts(size, 1, length))
+            yield (
+                self.score_reflected,
+                (state.params, prompts, self.reflect.output(*drawing), verdicts_of_one, forbidden),
+            )
         reflection = rows(jax.eval_shape(lambda: train_batch.no_reflection(size, length)))
-        output = self.assemble.compile(bucket, prompts, rollouts, verdicts, scores, subgroup, reflection)
+        yield self.assemble, (assembling := (prompts, rollouts, verdicts, scores, subgroup, reflection))
+        batch = self.assemble.output(*assembling).batch
         if config.objective.kl_coef > 0:
-            self.reference.compile(bucket, state.params, prompts, output.batch.token_ids, forbidden)
-        self.update.compile(bucket, state, output.batch, forbidden)
+            yield self.reference, (state.params, prompts, batch.token_ids, forbidden)
+        yield self.update, (state, batch, forbidden)
 
 
 def _sampler(mesh: Mesh) -> Program:

@@ -8,7 +8,6 @@ Host work is verification and bookkeeping; everything else is a program compiled
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import NamedTuple
 
@@ -19,17 +18,15 @@ from etils import epath
 
 from care_jax import cli, logbook, reflect
 from care_jax.components import make_model
-from care_jax.loss import policy_loss
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
 from care_jax.processor import Example, Processor, padding_shares
-from care_jax.programs import EVERY_BUCKET, Bucket, TrainPrograms, bucket_of
+from care_jax.programs import EVERY_BUCKET, Bucket, Inputs, TrainPrograms, bucket_of
 from care_jax.regions import TokenBytes
 from care_jax.rollout import nothing_forced
 from care_jax.session import Encoder, Session, open_session
 from care_jax.structs import Outcome, Prompts, Rollouts, Subgroup, TrainState
 from care_jax.train_batch import Reflection, no_reflection
-from care_jax.update import make_update
 from care_jax.verify import Judged, judge
 
 # One number a random draw of a step, folded into its key. Redraws of dynamic sampling count on from ROLLOUT.
@@ -56,16 +53,8 @@ class Trainer:
         config = session.config
         self.session, self.config, self.objective = session, config, config.objective
         self.token_bytes = TokenBytes(session.processor.tokenizer)
-        update = make_update(
-            session.optimizer,
-            functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(config.objective)),
-            minibatches=config.train.minibatches,
-            microbatches=config.train.microbatches,
-            temperature=config.rollout.temperature,
-            chunk=config.model.logits_chunk,
-            mesh=session.mesh,
-        )
-        self.programs = TrainPrograms.build(config, session.processor, session.state, update, session.mesh)
+        inputs = Inputs.of(session.processor, config.objective)
+        self.programs = TrainPrograms.build(config, inputs, session.state, session.optimizer, session.mesh)
         self.reference: QwenVL | None = make_model(config, session.mesh) if self.objective.kl_coef > 0 else None
         self.nothing_forced = session.put(
             jax.device_get(nothing_forced(config.train.prompts, config.rollout.num_rollouts))

@@ -57,6 +57,11 @@ class VisionConfig:
         """Cells a side of the learned position grid."""
         return round(self.num_position_embeddings**0.5)
 
+    @property
+    def grid_cells(self) -> int:
+        """Cells of the learned position grid that a patch takes its position from."""
+        return 4 if self.grid_side else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -162,7 +167,12 @@ def load_model_config(folder: Path) -> ModelConfig:
         raw = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); copy it from the source checkpoint") from error
-    outer = _Fields(raw, str(path))
+    return parse_model_config(raw, str(path))
+
+
+def parse_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
+    """The same from the object that a config.json holds; `where` names it in errors."""
+    outer = _Fields(raw, where)
     model_type = outer.one_of("model_type", MODEL_TYPES)
     is_qwen3 = model_type == "qwen3_vl"
     vision = _read_vision(outer.sub("vision_config"), is_qwen3)
@@ -176,7 +186,7 @@ def load_model_config(folder: Path) -> ModelConfig:
         "out_hidden_size of vision_config must be hidden_size": vision.out_hidden_size == text.hidden_size,
     }
     if broken := [law for law, holds in laws.items() if not holds]:
-        raise ValueError(f"{path}: {'; '.join(broken)}; copy the file from the source checkpoint")
+        raise ValueError(f"{where}: {'; '.join(broken)}; copy the file from the source checkpoint")
     return ModelConfig(model_type=model_type, vision=vision, text=text)
 
 
