@@ -1,0 +1,93 @@
+"""TPU chips: what each can hold and do, and a slice of them to compile for on a machine that has none.
+
+Sources: docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x) and jax-ml.github.io/scaling-book for peaks and
+bandwidths; the HBM is what the compiler of libtpu 0.0.42.1 allows a program, which is less than the chip has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One JAX device: a chip, of tpu7x half of one."""
+
+    name: str
+    hbm_gib: float  # GiB a program may use
+    peak_flops: float  # bfloat16 FLOP/s
+    hbm_bytes_per_s: float
+    link_bytes_per_s: float  # over all of its links to neighbours, in one direction
+    axes: int  # of a slice: 2 (v5e, v6e) or 3
+    devices: int = 1  # of a chip
+    config: str = "default"  # libtpu's name for how a chip's cores are used
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 30.75, 275e12, 1228e9, 6 * 45e9, axes=3, config="megacore"),
+        Chip("v5e", 15.75, 197e12, 819e9, 4 * 45e9, axes=2),
+        Chip("v5p", 95.74, 459e12, 2765e9, 6 * 90e9, axes=3),
+        Chip("v6e", 31.25, 918e12, 1638e9, 4 * 90e9, axes=2),
+        Chip("tpu7x", 94.75, 2307e12 / 2, 7380e9 / 2, 6 * 100e9 / 2, axes=3, devices=2),
+    )
+}
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SMALL = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_ALLOWED = (
+    f"v5e and v6e with {', '.join(_FLAT)}; v4, v5p and tpu7x with {', '.join(_SMALL)} or three multiples of 4 in "
+    "ascending order, as v5p:4x4x8"
+)
+
+
+def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the slice's chips along each axis, from "v5p:4x4x4".
+
+    Raises:
+        ValueError: one line that names what is allowed.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
+    chip = CHIPS.get(found[1]) if found else None
+    if found is None or chip is None:
+        raise ValueError(f"--topology={topology!r}: no such slice; allowed are {_ALLOWED}")
+    sizes = tuple(map(int, found[2].split("x")))
+    in_fours = all(0 < size <= 32 and size % 4 == 0 for size in sizes) and list(sizes) == sorted(sizes)
+    if not (found[2] in _FLAT if chip.axes == 2 else found[2] in _SMALL or (len(sizes) == 3 and in_fours)):
+        raise ValueError(f"--topology={topology!r}: {chip.name} has no such slice; allowed are {_ALLOWED}")
+    return chip, sizes
+
+
+def devices_of(topology: str) -> tuple[Chip, list[jax.Device]]:
+    """The chip and the devices of a slice, to compile for.
+
+    Raises:
+        ValueError: one line, for another slice than those there are, or without libtpu.
+    """
+    chip, sizes = parse_topology(topology)
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU's metadata server to be asked
+        "TPU_MIN_LOG_LEVEL": "3",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened, so others may compile as well
+        "TPU_ACCELERATOR_TYPE": f"{chip.name}-8",  # libtpu complains without the next two, and looks at neither
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {"chip_config_name": chip.config} if chip.config != "default" else {}
+    if max(sizes) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        description = topologies.get_topology_desc(topology, "tpu", **options)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--topology={topology}: {reason} (libtpu is needed: pip install -e '.[libtpu]')") from error
+    return chip, list(description.devices)
