@@ -18,20 +18,31 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
 
     A ValueError (bad input, found before anything is written) becomes one line on stderr and exit code 2.
     """
-    config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.a.b=v overrides.")
     workdir_flag = flags.DEFINE_string("workdir", None, "The run folder, local or gs://; an existing one is resumed.")
+
+    def with_workdir(config: ml_collections.ConfigDict) -> None:
+        if workdir_flag.value is None:
+            raise ValueError("--workdir=DIR is needed, the run folder")
+        workdir = paths.anywhere(workdir_flag.value)
+        processes.connect()
+        processes.end_on_failure(lambda: main(config, workdir))
+
+    run_config(with_workdir)
+
+
+def run_config(main: Callable[[ml_collections.ConfigDict], None]) -> None:
+    """The same without a run folder."""
+    config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.a.b=v overrides.")
 
     def with_flags(argv: list[str]) -> None:
         if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options are --config, --config.a.b=v and --workdir")
-        if config_flag.value is None or workdir_flag.value is None:
-            raise ValueError("both --config=FILE and --workdir=DIR are needed")
+            raise ValueError(f"unexpected argument {argv[1]!r}; an option looks like --config.a.b=v")
+        if config_flag.value is None:
+            raise ValueError("--config=FILE is needed, a file of configs/")
         if not isinstance(config_flag.value, ml_collections.ConfigDict):  # a stand-in that raises when it is read
             name = config_flags.get_config_filename(flags.FLAGS["config"])
             raise ValueError(f"--config={name} cannot be loaded; give a file of configs/ or one like them")
-        config, workdir = config_flag.value, paths.anywhere(workdir_flag.value)
-        processes.connect()
-        processes.end_on_failure(lambda: main(config, workdir))
+        main(config_flag.value)
 
     logging.set_verbosity(logging.WARNING)
     exit_on_bad_input(lambda: app.run(with_flags, flags_parser=parse_flags))

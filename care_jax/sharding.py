@@ -207,7 +207,7 @@ def mesh_sizes(
         return sizes
     working = [
         "x".join(str(size) for size in choice.values())
-        for choice in _factorisations(num_devices)
+        for choice in factorisations(num_devices)
         if not _problems(choice, config, model, num_devices, training)
     ]
     shown = "x".join(str(size) for size in given.values())
@@ -217,7 +217,8 @@ def mesh_sizes(
     )
 
 
-def _factorisations(num_devices: int) -> list[dict[str, int]]:
+def factorisations(num_devices: int) -> list[dict[str, int]]:
+    """Every mesh of so many devices."""
     divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
     return [
         dict(zip(AXES, (num_devices // fsdp // tensor, fsdp, tensor), strict=True))

@@ -1,0 +1,128 @@
+"""Decoding and update on a TPU slice, by the bytes that their compiled programs move; nothing is run, no TPU is needed.
+
+    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:2x2x2 --prompts=64]
+
+A decode step is bound by what it reads of HBM: the weights once, each prompt's keys and values once for all of its
+branches, and the branches' own. `decode_share` is that over the bytes that the compiled step reads and writes, of a
+chip, on average over a response of full length. A share of 1 is a step that moves nothing else.
+
+An update is bound, on many chips, by what they receive: `update_links` is what the compiled update receives over what
+ZeRO-3 needs where layers are recomputed (flops.Sizes.fsdp_minimum). The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from care_jax import flops, hlo, sharding
+from care_jax.chips import devices_of
+from care_jax.plan import make_plan, planned_model, step_programs
+from care_jax.programs import all_buckets
+
+
+def load_config(path: Path) -> ml_collections.ConfigDict:
+    """get_config() of a file of configs/."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
+    """Bytes that a chip must read for one token of every branch, on average over a response."""
+    weights = (sizes.count("layers.", "norm.") + sizes.head) * sizes.weight_bytes
+    own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
+    return {
+        "weights": weights / sizes.mesh["tensor"],
+        "prompt_kv": sizes.prompts * sizes.key_bytes(sizes.bucket[0]) / sizes.num_chips,
+        "own_kv": sizes.prompts * own / sizes.num_chips,
+    }
+
+
+def decode_step(program: hlo.Program) -> str:
+    """The body of the loop over tokens: of the outer loops, the one that has a loop over layers and most rounds."""
+    outer = [loop for loop in program.loops() if program.loops(loop.calls["body"])]
+    return max(outer, key=lambda loop: program.trips(program.entry, loop)).calls["body"]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/care_qwen2_5_vl_7b.py"))
+    parser.add_argument("--topology", default="v5p:2x2x2", help="v5p:2x2x2")
+    parser.add_argument("--prompts", type=int, default=64, help="B, of a decode step over all chips (64)")
+    parser.add_argument("--top", type=int, default=8, help="instructions that move most, to be listed (8)")
+    parser.add_argument("--skip-update", action="store_true", help="only the decode step")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Compiles, and returns the figures that it prints."""
+    args = parse(argv)
+    jax.config.update("jax_platforms", "cpu")
+    config = load_config(args.config)
+    model = planned_model(config)
+    chip, devices = devices_of(args.topology)
+
+    # One loop over tokens and not a smaller one for the tail, so that there is one step to be counted.
+    decoding = config.copy_and_resolve_references()
+    decoding.rollout.compact_shares = ()
+    decoding.train.update(prompts=args.prompts, minibatches=1, microbatches=1)
+    mesh = sharding.make_mesh(sharding.mesh_sizes(decoding, model, len(devices)), devices)
+    bucket = max(all_buckets(decoding))
+    sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
+    programs, _, calls = step_programs(decoding, model, mesh, bucket)
+    started = time.time()
+    call = next(arguments for program, arguments in calls if program is programs.rollout)
+    step = hlo.Program(str(programs.rollout.lower(*call).compile().as_text()))
+    moved = step.hbm_bytes(decode_step(step))
+    needed = needed_bytes(sizes)
+    share = sum(needed.values()) / moved.total()
+    print(
+        f"a decode step of {args.prompts} prompts on {args.topology}, a chip, compiled in {time.time() - started:.0f} s"
+    )
+    for name, size in needed.items():
+        print(f"  must read   {size / 1e6:>10.1f} MB  {name}")
+    print(f"  moves       {moved.total() / 1e6:>10.1f} MB: {share:.3f} of it must be read; the most of it in")
+    for name, size in moved.most_common(args.top):
+        print(f"              {size / 1e6:>10.1f} MB  {name}")
+
+    figures: dict[str, Any] = {
+        "benchmark": "decode_bytes",
+        "config": args.config.stem,
+        "topology": args.topology,
+        "mesh": sizes.mesh,
+        "prompts": args.prompts,
+        "needed_bytes": {name: round(size) for name, size in needed.items()},
+        "moved_bytes": moved.total(),
+        "decode_share": round(share, 4),
+        "step_floor_ms": round(1e3 * sum(needed.values()) / chip.hbm_bytes_per_s, 3),
+    }
+    if not args.skip_update:
+        plan = make_plan(config, args.topology, only=("update",)).to_json()
+        figures |= {
+            "update_received_bytes": plan["update_collective_bytes"],
+            "update_minimum_bytes": round(plan["update_fsdp_minimum_bytes"]),
+            "update_links": round(plan["update_collective_bytes"] / plan["update_fsdp_minimum_bytes"], 4),
+            "update_kinds": plan["collective_bytes"],
+        }
+        print(
+            f"an update, a chip: receives {figures['update_received_bytes'] / 1e9:.2f} GB, at the least "
+            f"{figures['update_minimum_bytes'] / 1e9:.2f}: {figures['update_links']:.3f} times"
+        )
+    print(json.dumps(figures))
+    return figures
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
