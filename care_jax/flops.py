@@ -142,8 +142,8 @@ class Sizes:
         return self.mesh["data"] * self.mesh["fsdp"]
 
     def gathered_bytes(self, times: float = 1.0, *prefixes: str) -> float:
-        """What a chip receives when parameters (of these prefixes) that fsdp divides are gathered, in a type whose
-        size is `times` that of the type they are computed with; or when their gradients are summed and divided."""
+        """What a chip receives when parameters (of these prefixes) that fsdp divides are gathered, or their gradients
+        summed and divided, in `times` the bytes of the type they are computed with."""
         num_parts = self.mesh["fsdp"]
         size = 0.0
         for name, count in self.params.items():
@@ -154,11 +154,10 @@ class Sizes:
         return times * self.weight_bytes * size * (num_parts - 1) / num_parts
 
     def fsdp_minimum(self) -> float:
-        """Bytes that a chip must receive in an update where layers are recomputed: for every piece parameters once for
-        each pass, the head's once, and float32 gradients once."""
-        head = self.gathered_bytes(1.0, "lm_head.", "embed_tokens.")
-        gradients = 4 / self.weight_bytes
-        return self.pieces * (self.gathered_bytes(2.0 + gradients) - head)
+        """Bytes that a chip must receive in an update: for every piece the parameters once, those of layers that are
+        recomputed twice, and float32 gradients once."""
+        again = self.gathered_bytes(1.0, "layers.", "visual.") if self.model.remat else 0
+        return self.pieces * (self.gathered_bytes(1.0 + 4 / self.weight_bytes) + again)
 
     def summed_bytes(self, tokens: float, sums: int) -> float:
         """What a chip receives when the tensor axis adds up `sums` [tokens, D] arrays in every layer of the decoder."""

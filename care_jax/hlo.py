@@ -161,6 +161,20 @@ class Program:
                 received[kind] += round(times * _received(kind, found, inner))
         return received
 
+    def largest(self, *opcodes: str) -> int:
+        """Numbers in the largest array that is the result of an instruction, of these kinds if any are given, be it
+        inside a fusion or not."""
+        return max(
+            (
+                math.prod(buffer.dims)
+                for computation in self.computations.values()
+                for instruction in computation.instructions.values()
+                if not opcodes or instruction.opcode.removesuffix("-start") in opcodes
+                for buffer in instruction.outputs
+            ),
+            default=0,
+        )
+
     def _collectives(self, where: Computation, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """The collectives that an instruction is or, as a fusion, holds."""
         if instruction.opcode.removesuffix("-start") in COLLECTIVES:

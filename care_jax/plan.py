@@ -74,6 +74,8 @@ class Stage:
     name: str
     parts: dict[str, int]  # bytes of what lives while it runs, by PARTS; they add up to the peak
     collective_bytes: dict[str, int]  # received over the links, by kind; none where it was refused
+    largest_array: int  # numbers
+    largest_gather: int  # numbers of the largest array that is gathered at once
     refused: bool  # the compiler found no room for the program alone
     seconds: float  # of compilation
 
@@ -169,7 +171,7 @@ def planned_model(config: ml_collections.ConfigDict) -> ModelConfig:
     architecture = None
     if not folder.exists() and name is not None:
         architecture = parse_model_config(published_config(name), f"the published {name}")
-    return dataclasses.replace(make_model_config(config, architecture), attention="splash")
+    return make_model_config(config, "tpu", architecture)
 
 
 def forced_width(config: ml_collections.ConfigDict) -> int:
@@ -253,12 +255,15 @@ def _compile(
     """One program; that there is no room for it is a result too."""
     started = time.time()
     collective_bytes: dict[str, int] = {}
+    largest_array = largest_gather = 0
     refused = False
     try:
         compiled = program.lower(*args).compile()
         memory: Any = compiled.memory_analysis()
         taken = memory.peak_memory_in_bytes
-        collective_bytes = hlo.Program(str(compiled.as_text())).collective_bytes()
+        text = hlo.Program(str(compiled.as_text()))
+        collective_bytes = text.collective_bytes()
+        largest_array, largest_gather = text.largest(), text.largest("all-gather")
     except jax.errors.JaxRuntimeError as error:
         found = _NO_ROOM.search(str(error))
         if found is None:
@@ -271,7 +276,8 @@ def _compile(
         counted[part] = min(size, room)
         room -= counted[part]
     parts = dict.fromkeys(PARTS, 0) | alive | counted | {"temporaries": room}
-    return Stage(program.name, parts, collective_bytes, refused, time.time() - started)
+    seconds = time.time() - started
+    return Stage(program.name, parts, collective_bytes, largest_array, largest_gather, refused, seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,26 +354,26 @@ def table(plan: Plan) -> str:
         f"G {sizes.num_rollouts}, rows of an update {sizes.num_rows}, P {tokens} tokens with {patches} patches, "
         f"R {sizes.response_len}",
         "",
-        f"GiB of a chip's {limit}".ljust(24) + "".join(f"{part:>12}" for part in [*shown, "peak"]),
+        f"GiB of a chip's {limit}".ljust(26) + "".join(f"{part:>12}" for part in [*shown, "peak"]),
     ]
     for stage in plan.stages:
         cells = "".join(f"{stage.parts[part] / GIB:>12.2f}" for part in shown)
         mark = "  no room" if stage.refused else "  too much" if stage.peak > limit * GIB else ""
-        lines.append(f"{stage.name:<24}{cells}{stage.peak / GIB:>12.2f}{mark}")
-    lines += ["", f"{'least seconds':<24}" + "".join(f"{name:>12}" for name in ("tokens", "TFLOP", *flops.BOUNDS))]
+        lines.append(f"{stage.name:<26}{cells}{stage.peak / GIB:>12.2f}{mark}")
+    lines += ["", f"{'least seconds':<26}" + "".join(f"{name:>12}" for name in ("tokens", "TFLOP", *flops.BOUNDS))]
     for name, work in plan.work.items():
         floors = "".join(f"{plan.floors[name][bound]:>12.3f}" for bound in flops.BOUNDS)
-        lines.append(f"{name:<24}{work.tokens:>12,}{work.flops / 1e12:>12,.0f}{floors}")
+        lines.append(f"{name:<26}{work.tokens:>12,}{work.flops / 1e12:>12,.0f}{floors}")
     figures = plan.to_json()
     lines.append(
-        f"{'a step':<24}{figures['tokens_per_step']:>12,}{figures['flops_per_step'] / 1e12:>12,.0f}"
+        f"{'a step':<26}{figures['tokens_per_step']:>12,}{figures['flops_per_step'] / 1e12:>12,.0f}"
         + "".join(f"{sum(floor[bound] for floor in plan.floors.values()):>12.3f}" for bound in flops.BOUNDS)
     )
-    lines += ["", f"{'GiB a chip receives':<24}" + "".join(f"{kind:>20}" for kind in hlo.COLLECTIVES)]
+    lines += ["", f"{'GiB a chip receives':<26}" + "".join(f"{kind:>20}" for kind in hlo.COLLECTIVES)]
     for stage in plan.stages:
         if any(stage.collective_bytes.values()):
             cells = "".join(f"{stage.collective_bytes[kind] / GIB:>20.3f}" for kind in hlo.COLLECTIVES)
-            lines.append(f"{stage.name:<24}{cells}")
+            lines.append(f"{stage.name:<26}{cells}")
     verdict = "fits" if plan.fits else "does not fit"
     lines += ["", f"{verdict}: the peak is {plan.peak.peak / GIB:.2f} of {limit} GiB, in {plan.peak.name}"]
     if not plan.fits:
@@ -411,8 +417,7 @@ def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
         ValueError: none fits.
     """
     for tried in candidates(config, topology):
-        # The two that take most; the others follow where these fit.
-        plan = make_plan(tried, topology, only=("update",))
+        plan = make_plan(tried, topology, only=("update",))  # mostly the largest
         if plan.fits:
             plan = make_plan(tried, topology)
         mesh = "x".join(str(size) for size in plan.sizes.mesh.values())

@@ -84,6 +84,7 @@ class Trainer:
             with timer("reflect"):
                 reflection, reflected = self._reflect(sampler, group, chosen)
         del sampler  # the update needs the room
+        group = group._replace(prefix=None)
         with timer("select"):
             assembled = programs.assemble(
                 group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, session.put(reflection)
