@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from care_jax.sharding import AXES, PARTIAL_AXES, RULES, logical_axes, param_name
 from care_jax.structs import Array
@@ -73,7 +74,22 @@ def _gather(x: Array, axis: int, dtype: jnp.dtype) -> Array:
 
 
 def _gather_backward(axis: int, dtype: jnp.dtype, _: None, gradient: Array) -> tuple[Array]:
-    return (jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=gradient.ndim + axis, tiled=True),)
+    return (_sum_and_divide(gradient, gradient.ndim + axis),)
+
+
+def _sum_and_divide(x: Array, axis: int) -> Array:
+    """This shard's part along `axis` of the sum over fsdp.
+
+    In two steps, over a x b shards: of a larger slice the TPU compiler makes an all-reduce of a single one, which sends
+    twice as much. The bytes are the same, 1 - 1/a and then (1 - 1/b) / a of the whole.
+    """
+    num_shards = jax.lax.axis_size("fsdp")
+    inner = next(size for size in range(1, num_shards + 1) if num_shards % size == 0 and size**2 >= num_shards)
+    shards = np.arange(num_shards).reshape(-1, inner)
+    for groups in (shards.T, shards):
+        if groups.shape[1] > 1:
+            x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, axis_index_groups=groups.tolist(), tiled=True)
+    return x
 
 
 _gather.defvjp(lambda x, axis, dtype: (_gather(x, axis, dtype), None), _gather_backward)

@@ -1,0 +1,26 @@
+"""What shards tell each other, against the same on whole arrays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from care_jax import collectives
+
+
+@pytest.mark.parametrize("num_shards", [2, 3, 4])
+def test_sums_are_divided_in_the_order_of_the_shards(num_shards):
+    """Catches parts that end up on the wrong shard, and a step over the wrong groups: gradients of other rows."""
+    parts = np.random.default_rng(0).normal(size=(num_shards, 5, 12, 7)).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[:num_shards]), ("fsdp",))
+    divide = jax.shard_map(
+        lambda x: collectives._sum_and_divide(x[0], 1),
+        mesh=mesh,
+        in_specs=PartitionSpec("fsdp"),
+        out_specs=PartitionSpec(None, "fsdp"),
+        check_vma=False,
+    )
+    np.testing.assert_allclose(jax.jit(divide)(jnp.asarray(parts)), parts.sum(0), rtol=1e-5, atol=1e-6)
