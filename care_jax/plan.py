@@ -29,7 +29,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Stage:
     largest_array: int  # numbers
     largest_gather: int  # numbers of the largest array that is gathered at once
     refused: bool  # the compiler found no room for the program alone
-    seconds: float  # of compilation
+    seconds: float  # of compilation, beside another
 
     @property
     def peak(self) -> int:
@@ -157,7 +157,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, only: tuple[str,
     chip, devices = devices_of(topology)
     mesh = sharding.make_mesh(sharding.mesh_sizes(config, model, len(devices)), devices)
     sizes = flops.Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
-    return Plan(config, topology, chip, sizes, list(_stages(config, model, mesh, sizes, only)))
+    return Plan(config, topology, chip, sizes, _stages(config, model, mesh, sizes, only))
 
 
 def planned_model(config: ml_collections.ConfigDict) -> ModelConfig:
@@ -199,8 +199,8 @@ def step_programs(
 
 def _stages(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh, sizes: flops.Sizes, only: tuple[str, ...]
-) -> Iterator[Stage]:
-    """The programs one after the other, as train.py calls them, with what lives beside each."""
+) -> list[Stage]:
+    """The programs in the order in which train.py calls them, with what lives beside each."""
     programs, state, calls = step_programs(config, model, mesh, sizes.bucket)
     num_slots = {
         programs.rollout: sizes.num_rollouts * sizes.response_len,
@@ -208,6 +208,7 @@ def _stages(
     }
     has_reference = config.objective.kl_coef > 0
     alive = _given((state,)) | {"reference": _bytes(state.params) if has_reference else 0, "batch": 0}
+    allotted = []
     for program, args in calls:
         if program is programs.assemble:  # train.py lets go of them before
             alive |= {"sampler": 0, "prompt_kv": 0}
@@ -221,8 +222,10 @@ def _stages(
         elif program in (programs.sampler, programs.prefill):
             made["sampler" if program is programs.sampler else "prompt_kv"] = _bytes(program.output(*args))
         if not only or program.name in only:
-            yield _compile(program, args, alive, given, made)
+            allotted.append((program, args, dict(alive), given, made))
         alive |= {part: size for part, size in made.items() if part in ("sampler", "prompt_kv")}
+    with ThreadPoolExecutor(max_workers=2) as pool:  # half of the time; more of them would take more memory
+        return list(pool.map(lambda each: _compile(*each), allotted))
 
 
 def _given(args: tuple, model_is: str = "params") -> dict[str, int]:

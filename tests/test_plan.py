@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import pytest
 
@@ -33,6 +35,14 @@ def tiny(**changes: Any) -> ml_collections.ConfigDict:
     config.eval.batch_size = 8
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion() -> Iterator[None]:
+    """optax's Adam has b1**count with an integer count. For all threads, hence no context manager."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="module")
