@@ -271,7 +271,7 @@ def _received(kind: str, found: Instruction, where: Computation) -> float:
 
 def group_size(attributes: str) -> int:
     """Chips that take part in one collective, from its replica_groups in any of HLO's three spellings."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
         # 'axis':(m)k stands for k chips of a larger axis.
         return math.prod(

@@ -73,6 +73,7 @@ def test_each_kind_of_collective(kind, function, size):
         ("replica_groups=mesh['data'=2,'fsdp'=8] {'fsdp'}", 8),
         ("replica_groups=mesh['data'=2,'fsdp'=8] {'data','fsdp'}", 16),
         ("replica_groups=mesh['a'=16] {'a':(1)4}", 4),
+        ("replica_groups=mesh['a'=2,'b'=8], device_ids=([8,2]T(1,0)) {'b'}, to_apply=%region", 8),
     ],
 )
 def test_group_sizes(text, size):
