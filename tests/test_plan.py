@@ -91,15 +91,13 @@ def test_figures_of_a_small_run(planned, tmp_path):
 
 
 def test_an_update_gathers_a_layer_at_a_time(planned):
-    """Catches parameters of all layers gathered at once, and logits of all tokens."""
+    """Catches parameters of all layers gathered at once."""
     update, model = planned.stages[-1], planned.sizes.model
     of_layer = max(
         leaf.size // leaf.shape[0] for name, leaf in params_to_dict(abstract_model(model)).items() if "layers" in name
     )
     head = model.text.vocab_size * model.text.hidden_size // MESH["tensor"]
     assert 0 < update.largest_gather <= max(of_layer, head)
-    tokens = 8 // 2 // 2 * planned.sizes.num_rows * 128
-    assert update.largest_array < tokens * model.text.vocab_size // MESH["tensor"]
 
 
 def test_what_lives_beside_a_program_counts(planned):
@@ -195,11 +193,14 @@ def test_command_line(tmp_path: Path):
 
 @pytest.mark.plan
 def test_the_7b_on_eight_chips():
-    """Catches a change that makes full CARE on the 7B too large for the slice its config names, or send too much."""
+    """Catches a change that makes full CARE on the 7B too large for a slice that holds it, parameters of all layers
+    gathered at once, logits of all tokens, and sums that send twice as much as they must."""
     config = care_qwen2_5_vl_7b.get_config()
     config.train.prompts = 256
     planned = plan.make_plan(config, "v5p:2x2x2")
     figures = planned.to_json()
     assert figures["fits"], plan.table(planned)
     assert figures["update_collective_bytes"] <= 1.3 * figures["update_fsdp_minimum_bytes"]
-    assert planned.stages[-1].largest_gather <= 152064 * 3584
+    update = planned.stages[-1]
+    assert update.largest_gather <= 152064 * 3584  # the head
+    assert update.largest_array < 2 * 5 * 2048 * 152064  # logits of the responses of a chip's piece
