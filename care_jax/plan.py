@@ -63,8 +63,9 @@ PARTS = (
     "batch",
     "temporaries",
 )
-_NO_ROOM = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\)")
-_UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
+# The compiler's two ways to say it.
+_NO_ROOM = re.compile(r"Ran out of memory (?:on HBM.*HLO temporaries \(|in memory space hbm\. Used )([\d.]+)([KMGT])")
+_UNIT = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""CARE on Qwen2.5-VL-7B-Instruct with the paper's data and values.
+"""CARE on Qwen2.5-VL-7B-Instruct with the paper's data and values, on a TPU v5p:4x4x4.
 
     python -m convert.hf_to_jax --hf=Qwen2.5-VL-7B-Instruct --out=weights/qwen2_5_vl_7b
     python -m care_jax.train --config=configs/care_qwen2_5_vl_7b.py --workdir=runs/care_qwen2_5_vl_7b
     python -m convert.jax_to_hf --checkpoint=runs/care_qwen2_5_vl_7b --hf=Qwen2.5-VL-7B-Instruct --out=export
 
 The data: see configs/data_care_49k.py. 8.29 billion parameters: weights and Adam's two moments, all float32, take
-99 GB of the device; gradients and activations come on top.
+99 GB of the slice; gradients and activations come on top.
 """
 
 from __future__ import annotations
@@ -20,4 +20,5 @@ def get_config() -> ml_collections.ConfigDict:
     c = data_care_49k.get_config()
     c.model.folder = "Qwen2.5-VL-7B-Instruct"
     c.model.weights = "weights/qwen2_5_vl_7b"
+    c.train.microbatches = 2  # a piece has 64 prompts, which 64 shards divide
     return c

@@ -1,11 +1,11 @@
-"""CARE on Qwen3-VL-4B-Instruct with the paper's data and values.
+"""CARE on Qwen3-VL-4B-Instruct with the paper's data and values, on a TPU v5p:4x4x4.
 
     python -m convert.hf_to_jax --hf=Qwen3-VL-4B-Instruct --out=weights/qwen3_vl_4b
     python -m care_jax.train --config=configs/care_qwen3_vl_4b.py --workdir=runs/care_qwen3_vl_4b
     python -m convert.jax_to_hf --checkpoint=runs/care_qwen3_vl_4b --hf=Qwen3-VL-4B-Instruct --out=export
 
 The data: see configs/data_care_49k.py. 4.44 billion parameters: weights and Adam's two moments, all float32, take
-53 GB of the device; gradients and activations come on top.
+53 GB of the slice; gradients and activations come on top.
 """
 
 from __future__ import annotations
@@ -20,4 +20,5 @@ def get_config() -> ml_collections.ConfigDict:
     c = data_care_49k.get_config()
     c.model.folder = "Qwen3-VL-4B-Instruct"
     c.model.weights = "weights/qwen3_vl_4b"
+    c.train.microbatches = 2  # a piece has 64 prompts, which 64 shards divide
     return c
