@@ -1,6 +1,6 @@
 """Decoding and update on a TPU slice, by the bytes that their compiled programs move; nothing is run, no TPU is needed.
 
-    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:2x2x2 --prompts=64]
+    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4]
 
 A decode step is bound by what it reads of HBM: the weights once, each prompt's keys and values once for all of its
 branches, and the branches' own. `decode_share` is that over the bytes that the compiled step reads and writes, of a
@@ -59,8 +59,7 @@ def decode_step(program: hlo.Program) -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/care_qwen2_5_vl_7b.py"))
-    parser.add_argument("--topology", default="v5p:2x2x2", help="v5p:2x2x2")
-    parser.add_argument("--prompts", type=int, default=64, help="B, of a decode step over all chips (64)")
+    parser.add_argument("--topology", default="v5p:4x4x4", help="v5p:4x4x4")
     parser.add_argument("--top", type=int, default=8, help="instructions that move most, to be listed (8)")
     parser.add_argument("--skip-update", action="store_true", help="only the decode step")
     return parser.parse_args(argv)
@@ -77,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # One loop over tokens and not a smaller one for the tail, so that there is one step to be counted.
     decoding = config.copy_and_resolve_references()
     decoding.rollout.compact_shares = ()
-    decoding.train.update(prompts=args.prompts, minibatches=1, microbatches=1)
     mesh = sharding.make_mesh(sharding.mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
@@ -88,9 +86,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     moved = step.hbm_bytes(decode_step(step))
     needed = needed_bytes(sizes)
     share = sum(needed.values()) / moved.total()
-    print(
-        f"a decode step of {args.prompts} prompts on {args.topology}, a chip, compiled in {time.time() - started:.0f} s"
-    )
+    seconds = time.time() - started
+    print(f"a decode step of {sizes.prompts} prompts on {args.topology}, a chip, compiled in {seconds:.0f} s")
     for name, size in needed.items():
         print(f"  must read   {size / 1e6:>10.1f} MB  {name}")
     print(f"  moves       {moved.total() / 1e6:>10.1f} MB: {share:.3f} of it must be read; the most of it in")
@@ -102,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "config": args.config.stem,
         "topology": args.topology,
         "mesh": sizes.mesh,
-        "prompts": args.prompts,
+        "prompts": sizes.prompts,
         "needed_bytes": {name: round(size) for name, size in needed.items()},
         "moved_bytes": moved.total(),
         "decode_share": round(share, 4),

@@ -358,12 +358,12 @@ def table(plan: Plan) -> str:
         f"G {sizes.num_rollouts}, rows of an update {sizes.num_rows}, P {tokens} tokens with {patches} patches, "
         f"R {sizes.response_len}",
         "",
-        f"GiB of a chip's {limit}".ljust(26) + "".join(f"{part:>12}" for part in [*shown, "peak"]),
+        f"GiB of a chip's {limit}".ljust(26) + "".join(f"  {part}" for part in [*shown, " peak"]),
     ]
     for stage in plan.stages:
-        cells = "".join(f"{stage.parts[part] / GIB:>12.2f}" for part in shown)
+        cells = "".join(f"{stage.parts[part] / GIB:>{len(part) + 2}.2f}" for part in shown)
         mark = "  no room" if stage.refused else "  too much" if stage.peak > limit * GIB else ""
-        lines.append(f"{stage.name:<26}{cells}{stage.peak / GIB:>12.2f}{mark}")
+        lines.append(f"{stage.name:<26}{cells}{stage.peak / GIB:>7.2f}{mark}")
     lines += ["", f"{'least seconds':<26}" + "".join(f"{name:>12}" for name in ("tokens", "TFLOP", *flops.BOUNDS))]
     for name, work in plan.work.items():
         floors = "".join(f"{plan.floors[name][bound]:>12.3f}" for bound in flops.BOUNDS)

@@ -24,3 +24,15 @@ def test_sums_are_divided_in_the_order_of_the_shards(num_shards):
         check_vma=False,
     )
     np.testing.assert_allclose(jax.jit(divide)(jnp.asarray(parts)), parts.sum(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_parts_are_joined_in_the_order_of_the_shards(axis):
+    """Catches logits of one part of the vocabulary in the place of another's, and a wrong axis."""
+    whole = np.random.default_rng(0).normal(size=(2, 12, 8)).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("tensor",))
+    parts = PartitionSpec(*("tensor" if i == axis % 3 else None for i in range(3)))
+    join = jax.shard_map(
+        lambda x: collectives.join_parts(x, axis), mesh=mesh, in_specs=parts, out_specs=PartitionSpec(), check_vma=False
+    )
+    np.testing.assert_array_equal(jax.jit(join)(jnp.asarray(whole)), whole)
