@@ -403,7 +403,6 @@ def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_coll
                 tried = config.copy_and_resolve_references()
                 tried.mesh.update(mesh)
                 tried.train.update(prompts=prompts, microbatches=microbatches)
-                tried.eval.batch_size = -(-config.eval.batch_size // shards) * shards
                 microbatches *= 2
                 if not _works(tried, model, mesh):
                     continue
@@ -426,8 +425,8 @@ def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
             plan = make_plan(tried, topology)
         mesh = "x".join(str(size) for size in plan.sizes.mesh.values())
         print(
-            f"mesh {mesh}, train.prompts {tried.train.prompts}, train.microbatches {tried.train.microbatches}, "
-            f"eval.batch_size {tried.eval.batch_size}: {plan.peak.peak / GIB:.2f} GiB in {plan.peak.name}",
+            f"mesh {mesh}, train.prompts {tried.train.prompts}, train.microbatches {tried.train.microbatches}: "
+            f"{plan.peak.peak / GIB:.2f} GiB in {plan.peak.name}",
             flush=True,
         )
         if plan.fits:

@@ -32,7 +32,6 @@ def tiny(**changes: Any) -> ml_collections.ConfigDict:
     config.objective.reflect.max_rationale_len = 32
     config.train.update(prompts=8, minibatches=1, microbatches=2, steps=2)
     config.mesh.update(MESH)
-    config.eval.batch_size = 8
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
 
@@ -149,8 +148,11 @@ def test_candidates_of_a_sweep():
         shards = c.mesh.data * c.mesh.fsdp
         assert shards * c.mesh.tensor == 256 and c.train.prompts <= config.train.prompts
         assert c.train.prompts % (c.train.minibatches * c.train.microbatches * shards) == 0
-        assert c.eval.batch_size % shards == 0
     assert tried[0].train.prompts == 512 and config.mesh.tensor == 1, "the config itself stays as it was"
+    chip, model = parse_topology("v5e:16x16")[0], plan.planned_model(config)
+    sizes = [flops.Sizes.of(c, model, (2048, 4096), dict(c.mesh)) for c in tried]
+    floors = [flops.least_seconds(of, c, chip) / c.train.prompts for of, c in zip(sizes, tried, strict=True)]
+    assert floors == sorted(floors)
 
 
 def test_models_by_name(tmp_path):
