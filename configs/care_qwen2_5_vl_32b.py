@@ -6,6 +6,16 @@
 
 The data: see configs/data_care_49k.py. 33.45 billion parameters: weights and Adam's two moments, all float32, take
 401 GB of the slice; gradients and activations come on top.
+
+    python -m care_jax.plan --config=configs/care_qwen2_5_vl_32b.py --topology=v5p:4x4x8
+
+    GiB of a chip's 95.74, mesh data 1 x fsdp 32 x tensor 4:
+              params optimizer reference sampler prompt_kv branch_kv gradients activations batch temporaries  peak
+    rollout     1.04      2.08      1.04   15.26      2.00     16.00      0.00        0.00  0.29       16.02 53.72
+    score       1.04      2.08      1.04   15.26      2.00      0.00      0.00        0.00  0.29       10.09 31.79
+    update      1.04      2.08      1.04    0.00      0.00      0.00      1.04        7.58  0.30        5.39 18.45
+    a step of 34,603,008 tokens is 3,197,722 TFLOP; least seconds: compute 61.7, memory 34.3, links 7.6
+    fits: the peak is 53.72 of 95.74 GiB, in rollout
 """
 
 from __future__ import annotations

@@ -6,6 +6,16 @@
 
 The data: see configs/data_care_49k.py. 8.77 billion parameters: weights and Adam's two moments, all float32, take
 105 GB of the slice; gradients and activations come on top.
+
+    python -m care_jax.plan --config=configs/care_qwen3_vl_8b.py --topology=v5p:4x4x4
+
+    GiB of a chip's 95.74, mesh data 1 x fsdp 64 x tensor 1:
+              params optimizer reference sampler prompt_kv branch_kv gradients activations batch temporaries  peak
+    rollout     0.51      1.03      0.51   15.26      2.25     18.00      0.00        0.00  0.19       19.70 57.45
+    score       0.51      1.03      0.51   15.26      2.25      0.00      0.00        0.00  0.19        6.37 26.12
+    update      0.51      1.03      0.51    0.00      0.00      0.00      0.51        3.61  0.19        8.15 14.52
+    a step of 34,603,008 tokens is 802,505 TFLOP; least seconds: compute 31.0, memory 34.2, links 1.7
+    fits: the peak is 57.45 of 95.74 GiB, in rollout
 """
 
 from __future__ import annotations
