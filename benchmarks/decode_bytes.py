@@ -7,7 +7,8 @@ branches, and the branches' own. `decode_share` is that over the bytes that the 
 chip, on average over a response of full length. A share of 1 is a step that moves nothing else.
 
 An update is bound, on many chips, by what they receive: `update_links` is what the compiled update receives over what
-ZeRO-3 needs where layers are recomputed (flops.Sizes.fsdp_minimum). The last line is one JSON object.
+ZeRO-3 needs where layers are recomputed, and Megatron's halves of a layer over tensor (flops.py). The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         plan = make_plan(config, args.topology, only=("update",)).to_json()
         figures |= {
             "update_received_bytes": plan["update_collective_bytes"],
-            "update_minimum_bytes": round(plan["update_fsdp_minimum_bytes"]),
-            "update_links": round(plan["update_collective_bytes"] / plan["update_fsdp_minimum_bytes"], 4),
+            "update_minimum_bytes": plan["update_minimum_bytes"],
+            "update_links": round(plan["update_collective_bytes"] / plan["update_minimum_bytes"], 4),
             "update_kinds": plan["collective_bytes"],
         }
         print(

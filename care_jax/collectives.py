@@ -69,7 +69,9 @@ def gather(module: Any, name: str, dtype: jnp.dtype) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x: Array, axis: int, dtype: jnp.dtype) -> Array:
-    whole = jax.lax.all_gather(x.astype(dtype), "fsdp", axis=x.ndim + axis, tiled=True)
+    whole = x.astype(dtype)
+    for groups in _two_steps():
+        whole = jax.lax.all_gather(whole, "fsdp", axis=x.ndim + axis, axis_index_groups=groups, tiled=True)
     return whole.astype(x.dtype)  # back again, so that the gradients of several uses add up in float32
 
 
@@ -78,18 +80,22 @@ def _gather_backward(axis: int, dtype: jnp.dtype, _: None, gradient: Array) -> t
 
 
 def _sum_and_divide(x: Array, axis: int) -> Array:
-    """This shard's part along `axis` of the sum over fsdp.
+    """This shard's part along `axis` of the sum over fsdp."""
+    for groups in reversed(_two_steps()):
+        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True)
+    return x
 
-    In two steps, over a x b shards: of a larger slice the TPU compiler makes an all-reduce of a single one, which sends
-    twice as much. The bytes are the same, 1 - 1/a and then (1 - 1/b) / a of the whole.
+
+def _two_steps() -> list[list[list[int]]]:
+    """The shards of fsdp as a x b: groups of b neighbours, then those of a that stand in the same place of theirs.
+
+    Of one step over all shards of a larger slice the TPU compiler makes an all-reduce, which sends twice as much. The
+    bytes of two steps are those of one, (1 - 1/b) / a and then 1 - 1/a of the whole.
     """
     num_shards = jax.lax.axis_size("fsdp")
     inner = next(size for size in range(1, num_shards + 1) if num_shards % size == 0 and size**2 >= num_shards)
     shards = np.arange(num_shards).reshape(-1, inner)
-    for groups in (shards.T, shards):
-        if groups.shape[1] > 1:
-            x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, axis_index_groups=groups.tolist(), tiled=True)
-    return x
+    return [groups.tolist() for groups in (shards, shards.T) if groups.shape[1] > 1]
 
 
 _gather.defvjp(lambda x, axis, dtype: (_gather(x, axis, dtype), None), _gather_backward)

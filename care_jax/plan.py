@@ -142,7 +142,7 @@ class Plan:
             "update_collective_bytes": sum(
                 sum(stage.collective_bytes.values()) for stage in self.stages if stage.name == "update"
             ),
-            "update_fsdp_minimum_bytes": self.sizes.fsdp_minimum(),
+            "update_minimum_bytes": round(self.work["update"].link_bytes),
             "compile_s": round(sum(stage.seconds for stage in self.stages), 1),
         }
 

@@ -26,6 +26,21 @@ def test_sums_are_divided_in_the_order_of_the_shards(num_shards):
     np.testing.assert_allclose(jax.jit(divide)(jnp.asarray(parts)), parts.sum(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_shards", [2, 3, 4])
+def test_gathered_parameters_are_in_the_order_of_the_shards(num_shards):
+    """Catches rows of a matrix that are exchanged between groups of shards: still a matrix of the right shape."""
+    whole = np.random.default_rng(0).normal(size=(5, 12, 7)).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[:num_shards]), ("fsdp",))
+    gather = jax.shard_map(
+        lambda x: collectives._gather(x, -2, jnp.dtype("float32")),
+        mesh=mesh,
+        in_specs=PartitionSpec(None, "fsdp"),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    np.testing.assert_array_equal(jax.jit(gather)(jnp.asarray(whole)), whole)
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 def test_parts_are_joined_in_the_order_of_the_shards(axis):
     """Catches logits of one part of the vocabulary in the place of another's, and a wrong axis."""

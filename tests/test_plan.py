@@ -83,7 +83,7 @@ def test_figures_of_a_small_run(planned, tmp_path):
     assert figures["flops_per_step"] == sum(work.flops for work in planned.work.values())
     assert set(figures["floors_s"]) == set(planned.work) and set(figures["floors_s"]["update"]) == set(flops.BOUNDS)
     assert figures["collective_bytes"]["all-gather"] > 0 and figures["collective_bytes"]["reduce-scatter"] > 0
-    assert figures["update_collective_bytes"] > 0.9 * figures["update_fsdp_minimum_bytes"]
+    assert figures["update_collective_bytes"] > 0.9 * figures["update_minimum_bytes"]
     text = plan.table(planned)
     assert (
         f"fits: the peak is {planned.peak.peak / GIB:.2f} of 15.75 GiB" in text and "what would take less" not in text
@@ -204,7 +204,7 @@ def test_the_7b_on_eight_chips():
     planned = plan.make_plan(config, "v5p:2x2x2")
     figures = planned.to_json()
     assert figures["fits"], plan.table(planned)
-    assert figures["update_collective_bytes"] <= 1.3 * figures["update_fsdp_minimum_bytes"]
+    assert figures["update_collective_bytes"] <= 1.3 * figures["update_minimum_bytes"]
     update = planned.stages[-1]
     assert update.largest_gather <= 152064 * 3584  # the head
     assert update.largest_array < 2 * 5 * 2048 * 152064  # logits of the responses of a chip's piece
