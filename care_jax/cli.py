@@ -62,5 +62,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        message = str(error.args[0] if error.args else error).strip()
-        raise ValueError(" ".join(message.split())) from error
+        message: object = error
+        while isinstance(message, BaseException) and message.args:  # ml_collections wraps a KeyError
+            message = message.args[0]
+        raise ValueError(" ".join(str(message).split())) from error

@@ -208,7 +208,7 @@ class _Progress:
         self._first_step = first_step
         self._total_steps = total_steps
         self._interval = interval
-        self._start = time.monotonic()
+        self._first_shown: tuple[int, float] | None = None  # step and time; what is before it are compilations
         self._last_shown = -math.inf
         self._bar = None
         if sys.stderr.isatty():
@@ -221,12 +221,14 @@ class _Progress:
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
+        if self._first_shown is None and step > self._first_step:
+            self._first_shown = step, now
         if now - self._last_shown < self._interval and step != self._total_steps:
             return
         self._last_shown = now
         words = [f"step {step}/{self._total_steps}", *(f"{name} {text}" for name, text in texts.items())]
-        if step > self._first_step:
-            seconds = (now - self._start) / (step - self._first_step)
+        if self._first_shown is not None and step > self._first_shown[0]:
+            seconds = (now - self._first_shown[1]) / (step - self._first_shown[0])
             words.append(f"{seconds:.3g} s/step")
             words.append(f"{seconds * (self._total_steps - step) / 60:.0f} min left")
         print("  ".join(words), file=sys.stderr, flush=True)

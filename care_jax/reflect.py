@@ -38,9 +38,10 @@ def require_room(processor: Processor, config: ml_collections.ConfigDict) -> Non
     kept, limit = config.objective.reflect.max_rationale_len, config.rollout.response_len
     width = forced_width(processor, config.objective)
     if config.objective.reflect.enabled and config.objective.reflect.source == "rationale" and width >= limit:
+        most = kept - (width - limit) - 1
         raise ValueError(
             f"objective.reflect.max_rationale_len={kept}: with the tag and the cue {width} tokens are forced, which "
-            f"leaves none of rollout.response_len={limit} for a repair; keep at most {kept - (width - limit) - 1}, "
+            f"leaves none of rollout.response_len={limit} for a repair; {f'keep at most {most}, ' if most > 0 else ''}"
             "shorten objective.reflect.cue, or raise the response length"
         )
 

@@ -19,7 +19,8 @@ cp -r {fixture} downloads/geometry3k
 def test_the_readmes_five_lines(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a README whose lines do not fit together: folders, splits, formats, a benchmark that is not found.
 
-    Only the model and the sizes are other than what stands there, as flags behind the config.
+    Only the model, the sizes and the cue, which is long in a tokenizer of letters, are other than what stands there, as
+    flags behind the config.
     """
     fixture = benchmark_sets.write_geometry3k(tmp_path / "fixture")
     (tmp_path / "bin").mkdir()
@@ -33,6 +34,7 @@ def test_the_readmes_five_lines(small_task: SmallTask, tmp_path: Path) -> None:
         write_small_model(tmp_path / "model"),
         Path("data"),
         data__ask_for_format=False,
+        objective__reflect__cue="!",
         data__prompt_buckets=(128,),
         data__patch_buckets=(32,),
         model__weights="random",
