@@ -89,7 +89,7 @@ class Trainer:
             assembled = programs.assemble(
                 group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, session.put(reflection)
             )
-            batch = jax.block_until_ready(assembled).batch
+            batch = session.wait(assembled).batch
         if self.reference is not None:
             with timer("score"):
                 ref = programs.reference(group.bucket, self.reference, group.prompts, batch.token_ids, forbidden)
