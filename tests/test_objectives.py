@@ -23,7 +23,7 @@ NAMES = {
     *(f"padding/{name}" for name in ("prompt_tokens", "patches", "update_tokens")),
 }
 ANCHORED_NAMES = {"subgroup/num_negatives_3", "advantage/anchor", "advantage/negative", "rescue/rate"}
-REFLECTION_NAMES = {"reflect/tried", "reflect/success_rate", "time/reflect"}
+REFLECTION_NAMES = {"reflect/tried", "time/reflect"}
 STEPS = 3
 
 
@@ -64,6 +64,7 @@ def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
         assert row["logprob_gap/max"] <= 1e-5
         assert row["groups/mixed"] + row["groups/all_wrong"] + row["groups/all_correct"] == pytest.approx(1)
+        assert ("reflect/success_rate" in row) == (row.get("reflect/tried", 0) > 0)
         assert ("kl" in row) == (config.objective.kl_coef > 0)
         assert ("advantage/anchor" in row) == config.objective.anchored
     assert sum(row["groups/mixed"] for row in rows) > 0
