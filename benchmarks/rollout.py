@@ -1,7 +1,7 @@
 """Rollouts: against transformers' generate on the same weights, over prompt lengths, and with a long tail of lengths.
 
     python -m benchmarks.rollout          # about ten minutes on 2 cores
-    python -m benchmarks.rollout --width 64 --layers 2 --prompt_len 48 --response_len 8 --repeats 1
+    python -m benchmarks.rollout --width 128 --layers 2 --prompt_len 48 --response_len 8 --repeats 1
 
 1. One prompt with an image, G rollouts of exactly R tokens, greedy and sampled. Both sides start from the patches and
    end with the tokens; torch keeps its default number of threads. The lower ratio counts.

@@ -7,6 +7,7 @@ Run again it resumes wherever it was. The last line is one JSON object with the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -51,15 +52,14 @@ def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.Con
 
     "seconds" of the figures is the time of this call alone.
     """
-    started, stop = time.time(), StopFlag()  # one of its own: it may come between the last step of a stage and the next
+    started = time.time()
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
-    for stage, config, name in ((cold_start, cold, "cold_start"), (train, care, "care")):
-        _announce(f"{name.replace('_', ' ')}: {config.train.steps} steps in {workdir / name}")
-        state = stage.run(config, workdir / name)
-        if int(state.step) < config.train.steps or stop.poll():
-            stop.close()
-            return None
-    stop.close()
+    with contextlib.closing(StopFlag()) as stop:  # a signal may come between the last step of a stage and the next
+        for stage, config, name in ((cold_start, cold, "cold_start"), (train, care, "care")):
+            _announce(f"{name.replace('_', ' ')}: {config.train.steps} steps in {workdir / name}")
+            state = stage.run(config, workdir / name)
+            if int(state.step) < config.train.steps or stop.poll():
+                return None
 
     exported = workdir / "export"
     _announce("export")

@@ -32,7 +32,7 @@ from care_jax.data import loader
 from care_jax.data.loader import RecordSource
 from care_jax.data.records import Record
 from care_jax.models import QwenVL
-from care_jax.processes import is_first, require_same, together
+from care_jax.processes import is_alone, is_first, require_same, together
 from care_jax.processor import Example, Processor
 from care_jax.programs import EVERY_BUCKET, EvalPrograms, bucket_of
 from care_jax.regions import TokenBytes
@@ -297,7 +297,7 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         fields = {"id_field": flags.FLAGS.id_field, "response_field": flags.FLAGS.response_field}
         results = score_responses(config, folder, name, Path(path), **fields)
     else:
-        if jax.process_count() > 1:
+        if not is_alone():
             raise ValueError(f"--benchmark={name} runs in one process; evaluate on one host")
         results = run_benchmarks(config, folder, list(benchmark.BENCHMARKS) if name == "all" else [name])
     print(benchmark.table(results))

@@ -356,20 +356,17 @@ class TrainPrograms:
         scores = self.score.output(*scoring)
         yield self.select, (rollouts, verdicts, scores, key)
         subgroup = self.select.output(rollouts, verdicts, scores, key)
-        forced = jax.eval_shape(
-            lambda: Forced(
-                token_ids=jnp.zeros((size, 1, inputs.num_forced), jnp.int32),
-                forced_len=jnp.zeros((size, 1), jnp.int32),
-                active=jnp.zeros((size, 1), bool),
-            )
-        )
         if config.objective.reflect.enabled:
-            yield self.reflect, (drawing := (sampler, prefix, rows(forced), forbidden, key))
-            verdicts_of_one = rows(abstract_verdicts(size, 1, length))
-            yield (
-                self.score_reflected,
-                (state.params, prompts, self.reflect.output(*drawing), verdicts_of_one, forbidden),
+            cued = jax.eval_shape(
+                lambda: Forced(
+                    token_ids=jnp.zeros((size, 1, inputs.num_forced), jnp.int32),
+                    forced_len=jnp.zeros((size, 1), jnp.int32),
+                    active=jnp.zeros((size, 1), bool),
+                )
             )
+            yield self.reflect, (drawing := (sampler, prefix, rows(cued), forbidden, key))
+            repaired, verdicts_of_one = self.reflect.output(*drawing), rows(abstract_verdicts(size, 1, length))
+            yield self.score_reflected, (state.params, prompts, repaired, verdicts_of_one, forbidden)
         reflection = rows(jax.eval_shape(lambda: train_batch.no_reflection(size, length)))
         yield self.assemble, (assembling := (prompts, rollouts, verdicts, scores, subgroup, reflection))
         batch = self.assemble.output(*assembling).batch

@@ -42,7 +42,7 @@ from care_jax.evaluate import Evaluator
 from care_jax.metrics import CompileGuard, MetricsWriter, StageTimer
 from care_jax.models import QwenVL, abstract_model
 from care_jax.optimizer import make_optimizer, schedule_table
-from care_jax.processes import exchange, is_first, require_same, together
+from care_jax.processes import exchange, is_alone, is_first, require_same, together
 from care_jax.processor import Processor
 from care_jax.structs import TrainState
 from care_jax.verify import Verifier
@@ -95,7 +95,7 @@ class StopFlag:
             Stopped: told to stop.
         """
         pause = 1e-4  # seconds
-        while jax.process_count() == 1 and not all(x.is_ready() for x in jax.tree.leaves(arrays)):
+        while is_alone() and not all(x.is_ready() for x in jax.tree.leaves(arrays)):
             if self.poll():
                 raise Stopped
             time.sleep(pause)
@@ -215,7 +215,6 @@ class Session:
         self.writer.close()
         self.verifier.close()
         self.guard.close()
-        self.stop.close()
 
 
 @contextlib.contextmanager
@@ -235,8 +234,11 @@ def open_session(
             run or only damaged checkpoints, before anything is written.
     """
     workdir = paths.anywhere(workdir)
-    with Watchdog(config.train.hang_after, workdir, process_index=jax.process_index()) as watchdog:
-        session = _open(config, workdir, watchdog, stage=stage, make_encoder=make_encoder)
+    with (
+        contextlib.closing(StopFlag()) as stop,
+        Watchdog(config.train.hang_after, workdir, process_index=jax.process_index()) as watchdog,
+    ):
+        session = _open(config, workdir, stop, watchdog, stage=stage, make_encoder=make_encoder)
         try:
             yield session
         finally:
@@ -246,6 +248,7 @@ def open_session(
 def _open(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
+    stop: StopFlag,
     watchdog: Watchdog,
     *,
     stage: str,
@@ -265,7 +268,6 @@ def _open(
         return processor, encoder, iterator, loader.open_source(config, "eval"), make_mesh(config, training=True)
 
     processor, encoder, iterator, held_out, mesh = together(open_inputs)
-    stop = StopFlag()
     optimizer = make_optimizer(config)
     guard = CompileGuard(lambda name: watchdog.beat(f"what follows the compilation of {name}"))
     state = None

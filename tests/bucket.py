@@ -16,6 +16,8 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
+from orbax.checkpoint._src.path import gcs_utils
 
 
 @contextlib.contextmanager
@@ -32,8 +34,10 @@ def buckets(folder: Path) -> Iterator[None]:
     server = http.server.ThreadingHTTPServer(("localhost", 0), _handler(folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fsspec, "get_filesystem_class", lambda protocol: FileSystem)
-        patch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: FileSystem())
+        for protocol in FileSystem.protocol:
+            patch.setitem(_registry, protocol, FileSystem)
+        patch.setattr(backend.fsspec_backend, "_get_filesystem", fsspec.filesystem)  # without its cache of instances
+        patch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)  # asks Google's own client
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://localhost:{server.server_port}")
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
         yield
