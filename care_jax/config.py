@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import ml_collections
 from care_jax import loss, objectives, paths, reflect, rescue, subgroup
 from care_jax.advantage import SCALES
 from care_jax.data import loader
+from care_jax.data.mini_vqa_questions import Difficulty
 from care_jax.processor import OVERLONG
 from care_jax.response_format import FORMATS
 
@@ -41,6 +43,7 @@ def base() -> ml_collections.ConfigDict:
     # configs/data_care_49k.py.
     c.data.train = ""
     c.data.eval = ""  # the same for held-out data, one file or folder; mini_vqa: the same folder
+    c.data.mini_vqa = ml_collections.ConfigDict(dataclasses.asdict(Difficulty()))  # knobs of the embedded task
     c.data.strict = False  # refuse a file with broken rows instead of dropping them
     c.data.overlong = "drop"  # drop | shrink | error, for prompts past the largest bucket; never truncated
     c.data.prompt_buckets = (1024, 2048)  # tokens, the static prompt lengths

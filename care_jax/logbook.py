@@ -41,7 +41,7 @@ class Step(NamedTuple):
     scores: Scores
     subgroup: Subgroup
     reflection: Reflection
-    reflected: Judged | None  # the reflections' texts and verdicts [B][1]; None without reflection
+    num_reflected_tokens: int  # sampled for the reflections
     batch: TrainBatch
     advantages: SubgroupAdvantages
 
@@ -90,6 +90,8 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "entropy": _mean(step.scores.entropy, sampled),
         "response_len/mean": float(np.mean(sampled.sum(-1))),
         "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
+        "tokens/rollout": step.drawn.num_tokens,
+        "tokens/reflect": step.num_reflected_tokens,
         "advantage/failure_share": _failure_share(step),
         # Behind the end of a response, or in a slot of a subgroup that no row fills.
         "padding/update_tokens": 1.0 - float(np.sum(batch.response_len * batch.row_mask)) / batch.token_ids.size,
@@ -129,7 +131,7 @@ def _subgroup_metrics(step: Step) -> dict[str, float]:
 
 
 def events(step: Step, *, anchored: bool) -> list[dict[str, Any]]:
-    """One line a group: outcome, anchor, negatives, raw advantages, reflection."""
+    """One line a group: outcome, anchor, negatives, advantages, reflection."""
     lines = []
     for b, record in enumerate(step.records):
         valid = step.subgroup.valid[b]
@@ -145,6 +147,7 @@ def events(step: Step, *, anchored: bool) -> list[dict[str, Any]]:
                 "negatives": index[1:] if has_anchor else [],
                 "num_negatives": int(step.subgroup.num_negatives[b]),
                 "advantages_raw": step.advantages.raw[b][valid].tolist(),
+                "advantages": step.advantages.final[b][valid].tolist(),
                 "reflected": index[REFLECTED_SLOT] if tried else None,
                 "reflection_correct": bool(step.reflection.correct[b]) if tried else None,
             }
@@ -162,7 +165,7 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
         advantage[row] = float(step.advantages.final[b, slot])
         role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
     reflection = None
-    if step.reflected is not None and step.reflection.tried[b]:
+    if step.reflection.tried[b]:
         row = int(subgroup.index[b, REFLECTED_SLOT])
         role[row] = "reflected"
         reflection = {

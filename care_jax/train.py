@@ -79,10 +79,10 @@ class Trainer:
             key = session.key(SELECT)
             subgroup = programs.select(group.bucket, group.rollouts, verdicts, scores, key)
             chosen = programs.select.fetch(subgroup)
-        reflection, reflected = self.no_reflection, None
+        reflection, num_reflected_tokens = self.no_reflection, 0
         if objective.reflect.enabled:
             with timer("reflect"):
-                reflection, reflected = self._reflect(sampler, group, chosen)
+                reflection, num_reflected_tokens = self._reflect(sampler, group, chosen)
         del sampler  # the update needs the room
         group = group._replace(prefix=None)
         with timer("select"):
@@ -109,7 +109,7 @@ class Trainer:
             scores=programs.score.fetch(scores),
             subgroup=chosen,
             reflection=reflection,
-            reflected=reflected,
+            num_reflected_tokens=num_reflected_tokens,
             batch=on_host.batch,
             advantages=on_host.advantages,
         )
@@ -184,8 +184,11 @@ class Trainer:
             drawn=logbook.join_drawn(draws),
         )
 
-    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, Judged]:
-        """One repair of the nearest failure of each MIXED group: decode, verify, score under its context."""
+    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, int]:
+        """One repair of the nearest failure of each MIXED group: decode, verify, score under its context.
+
+        Returns them, and how many tokens were sampled.
+        """
         session, programs, objective = self.session, self.programs, self.objective
         params, forbidden = session.state.params, session.forbidden_mask
         forced = reflect.force_prefixes(
@@ -198,7 +201,7 @@ class Trainer:
         key = session.key(REFLECT)
         repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
         repaired = programs.reflect.fetch(session.wait(repaired))
-        tried = repaired.sampled_mask.any(axis=(1, 2))
+        tried, num_tokens = repaired.sampled_mask.any(axis=(1, 2)), int(repaired.sampled_mask.sum())
         if objective.reflect.train_on == "rewrite":
             repaired = reflect.rewrite(session.processor, self.token_bytes, repaired)
         judged = self._judge(group.examples, repaired)
@@ -217,7 +220,7 @@ class Trainer:
             think_mask=judged.verdicts.think_mask[:, 0],
             answer_mask=judged.verdicts.answer_mask[:, 0],
         )
-        return reflection, judged
+        return reflection, num_tokens
 
     def _log(self, done: logbook.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored

@@ -13,8 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from care_jax import config as config_lib
-from care_jax.data import loader, mini_vqa, store
-from care_jax.data.mini_vqa_questions import Difficulty
+from care_jax.data import loader, store
 from care_jax.data.records import Record
 from configs import data_care_49k
 
@@ -179,20 +178,20 @@ def test_eval_limit_spreads_over_the_source() -> None:
     assert not list(loader.make_eval_batches(Numbers(5), lambda record: None, batch_size=5, limit=0))
 
 
-def test_open_source_builds_mini_vqa_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches train and held-out swapped, and a first run that asks for a build."""
-    small = Difficulty(num_train=60, num_heldout=30)
-    build, open_split = mini_vqa.build, mini_vqa.open_split
-    monkeypatch.setattr(mini_vqa, "build", lambda folder: build(folder, small))
-    monkeypatch.setattr(mini_vqa, "open_split", lambda folder, split: open_split(folder, split, small))
+def test_open_source_builds_mini_vqa_on_first_use(tmp_path: Path) -> None:
+    """Catches train and held-out swapped, a knob that is left out, and a first run that asks for a build."""
     config = config_lib.base()
     config.data.format, config.data.train = "mini_vqa", str(tmp_path / "task")
+    config.data.mini_vqa.num_train, config.data.mini_vqa.num_heldout = 60, 30
     train, heldout = loader.open_source(config, "train"), loader.open_source(config, "eval")
     assert (len(train), len(heldout)) == (60, 30)
     ids = sum(_take(_iterator(train, lambda record: record.id, batch_size=20), 3), [])
     assert set(ids) == {record.id for record in train}
     batches = loader.make_eval_batches(heldout, lambda record: record.source, batch_size=15, limit=15)
     assert {source for examples, _ in batches for source in examples} == {"digits", "chart", "geometry"}
+    config.data.mini_vqa.skills, config.data.mini_vqa.num_digits = ("digits",), 5
+    few = loader.open_source(config, "eval")
+    assert {(record.source, record.id.count("-s")) for record in few} == {("digits", 4)}
 
 
 def test_open_source_reads_jsonl(tmp_path: Path) -> None:

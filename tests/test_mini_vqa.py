@@ -231,7 +231,8 @@ def test_hardest_knobs_still_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"num_digits": 7}, {"num_levels": 2}, {"min_bars": 5, "max_bars": 4}, {"angle_step": 7}]
+    "knobs",
+    [{"num_digits": 7}, {"num_levels": 2}, {"min_bars": 5, "max_bars": 4}, {"angle_step": 7}, {"skills": ("count",)}],
 )
 def test_bad_knob_is_refused(knobs: dict) -> None:
     """Catches a knob that would only fail in the middle of a build."""

@@ -83,8 +83,8 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
     """Opens the records that a config names; mini_vqa is built on first use, in seconds.
 
     Args:
-        config: data.format, data.train, data.eval and data.strict are read. An empty data.eval of mini_vqa means
-            data.train.
+        config: data.format, data.train, data.eval, data.strict and data.mini_vqa are read. An empty data.eval of
+            mini_vqa means data.train.
         split: "train" or "eval".
 
     Raises:
@@ -100,8 +100,9 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         folder = path or data.train
         if not folder:
             raise ValueError("data.train is empty: name the folder to build mini_vqa in")
-        mini_vqa.build(Path(folder))
-        return mini_vqa.open_split(Path(folder), "train" if split == "train" else "heldout")
+        difficulty = mini_vqa.Difficulty(**data.mini_vqa)
+        mini_vqa.build(Path(folder), difficulty)
+        return mini_vqa.open_split(Path(folder), "train" if split == "train" else "heldout", difficulty)
     if not path:
         wanted = (
             "a folder of care_jax.data.prepare" if data.format == "prepared" else "a file with one JSON object a line"

@@ -41,6 +41,7 @@ class Difficulty:
         ValueError: a knob is out of range, or a split would be empty.
     """
 
+    skills: tuple[str, ...] = SKILLS
     num_digits: int = 3  # scans in an image, 2 to 6; a rationale about six has 26 tokens, the others at most 22
     min_bars: int = 3  # values of a chart, 2 to 5
     max_bars: int = 5
@@ -51,6 +52,8 @@ class Difficulty:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.skills or not set(self.skills) <= set(SKILLS):
+            raise ValueError(f"mini_vqa skills={self.skills}: choose some of {', '.join(SKILLS)}")
         for knob, value, low, high in (
             ("num_digits", self.num_digits, 2, 6),
             ("min_bars", self.min_bars, 2, 5),
@@ -63,9 +66,10 @@ class Difficulty:
             raise ValueError(f"mini_vqa min_bars={self.min_bars} is above max_bars={self.max_bars}; lower min_bars")
         if self.angle_step not in (1, 5, 10):
             raise ValueError(f"mini_vqa angle_step={self.angle_step}: choose 1, 5 or 10 degrees")
-        if min(self.num_train, self.num_heldout) < len(SKILLS):
+        if min(self.num_train, self.num_heldout) < len(self.skills):
             raise ValueError(
-                f"mini_vqa num_train={self.num_train}, num_heldout={self.num_heldout}: choose at least {len(SKILLS)}"
+                f"mini_vqa num_train={self.num_train}, num_heldout={self.num_heldout}: choose at least "
+                f"{len(self.skills)}"
             )
 
     @property
@@ -73,7 +77,8 @@ class Difficulty:
         """The folder of this setting, all knobs in it."""
         bars = f"bars{self.min_bars}-{self.max_bars}_levels{self.num_levels}"
         size = f"n{self.num_train}-{self.num_heldout}_seed{self.seed}"
-        return f"digits{self.num_digits}_{bars}_step{self.angle_step}_{size}"
+        only = "" if set(self.skills) == set(SKILLS) else f"only-{'-'.join(self.skills)}_"
+        return f"{only}digits{self.num_digits}_{bars}_step{self.angle_step}_{size}"
 
 
 def generate(split: str, difficulty: Difficulty) -> Iterator[Record]:
@@ -92,8 +97,8 @@ def generate(split: str, difficulty: Difficulty) -> Iterator[Record]:
     total = difficulty.num_heldout if heldout else difficulty.num_train
     makers = {"digits": _digits_maker, "chart": _chart_maker, "geometry": _geometry_maker}
     streams = []
-    for i, skill in enumerate(SKILLS):
-        rng = np.random.default_rng([difficulty.seed, SPLITS.index(split), i])
+    for skill in difficulty.skills:
+        rng = np.random.default_rng([difficulty.seed, SPLITS.index(split), SKILLS.index(skill)])
         streams.append(_unique(makers[skill](rng, heldout, difficulty), skill))
     yield from itertools.islice(itertools.chain.from_iterable(zip(*streams, strict=True)), total)
 
