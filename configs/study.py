@@ -143,12 +143,12 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
         # A constant learning rate: a curve may be cut anywhere and be that of a shorter run.
         c.optimizer.schedule = "constant"
         c.optimizer.lr = 5e-5
-        c.train.steps = 200
+        c.train.steps = 120
         c.train.prompts = 32
         c.train.minibatches = 2  # the second is off-policy, so that ratios and clips matter
-        c.train.eval_every = 20
+        c.train.eval_every = 12
         c.train.eval_examples = 0
-        c.train.checkpoint_every = 100
+        c.train.checkpoint_every = 60
         c.train.samples_every = 50
         c.rollout.num_rollouts = arm.num_rollouts
     c.update_from_flattened_dict(TASKS[task].changes)
