@@ -14,7 +14,7 @@ The data: see configs/data_care_49k.py. 8.29 billion parameters: weights and Ada
     rollout     0.49      0.97      0.49   14.19      0.88      7.00      0.00        0.00  0.14        7.02 31.17
     score       0.49      0.97      0.49   14.19      0.88      0.00      0.00        0.00  0.15        7.56 24.71
     update      0.49      0.97      0.49    0.00      0.00      0.00      0.49        2.61  0.15        6.59 11.78
-    a step of 34,603,008 tokens is 731,630 TFLOP; least seconds: compute 28.2, memory 25.6, links 1.6
+    a step of 34,603,008 tokens is 731,630 TFLOP; least seconds: compute 28.2, memory 25.6, links 1.0
     fits: the peak is 31.17 of 95.74 GiB, in rollout
 """
 

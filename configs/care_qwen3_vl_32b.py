@@ -6,6 +6,16 @@
 
 The data: see configs/data_care_49k.py. 33.36 billion parameters: weights and Adam's two moments, all float32, take
 400 GB of the slice; gradients and activations come on top.
+
+    python -m care_jax.plan --config=configs/care_qwen3_vl_32b.py --topology=v5p:4x4x8
+
+    GiB of a chip's 95.74, mesh data 1 x fsdp 32 x tensor 4:
+              params optimizer reference sampler prompt_kv branch_kv gradients activations batch temporaries  peak
+    rollout     1.03      2.05      1.03   15.26      2.00     16.00      0.00        0.00  0.38       17.58 55.33
+    score       1.03      2.05      1.03   15.26      2.00      0.00      0.00        0.00  0.38       10.74 32.49
+    update      1.03      2.05      1.03    0.00      0.00      0.00      1.03        7.56  0.39        6.27 19.35
+    a step of 34,603,008 tokens is 3,300,361 TFLOP; least seconds: compute 63.7, memory 34.3, links 7.6
+    fits: the peak is 55.33 of 95.74 GiB, in rollout
 """
 
 from __future__ import annotations

@@ -1,0 +1,167 @@
+"""What the study keeps of a run: one JSON object, made from the run folder's metrics, events and checkpoint."""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from care_jax.array_store import open_arrays
+from care_jax.metrics import EVENTS_FILE, METRICS_FILE
+
+NUM_BINS = 20  # of a curve
+CURVES = (
+    "accuracy/train",
+    "entropy",
+    "response_len/mean",
+    "grad_norm",
+    "groups/mixed",
+    "groups/all_wrong",
+    "groups/all_correct",
+    "advantage/failure_share",
+    "reflect/success_rate",
+    "rescue/rate",
+    "clip_fraction",
+)
+_ACCURACY = "eval/accuracy/"
+
+
+def of_training(workdir: Path) -> dict[str, Any]:
+    """A finished run: its evaluations with the tokens and seconds spent until then, curves, costs, and its groups.
+
+    Seconds are the sum of the steps'; evaluations, checkpoints and compilation are not in them.
+
+    Raises:
+        ValueError: it was stopped before its end.
+    """
+    rows, evaluations = [], []
+    tokens = seconds = 0.0
+    for row in _lines(workdir / METRICS_FILE):
+        if "loss" in row:
+            rows.append(row)
+            tokens += row["tokens/rollout"] + row["tokens/reflect"]
+            seconds += row["time/step"]
+        else:
+            accuracy = {name.removeprefix(_ACCURACY): row[name] for name in row if name.startswith(_ACCURACY)}
+            evaluations.append({"step": row["step"], "tokens": tokens, "seconds": seconds, "accuracy": accuracy})
+    num_steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
+    if not evaluations or evaluations[-1]["step"] != num_steps:
+        raise ValueError(f"{workdir} was stopped before step {num_steps}; run the same command again")
+    stages = sorted({name for row in rows for name in row if name.startswith("time/")})
+    return {
+        "evaluations": evaluations,
+        "curves": {name: _binned(rows, name) for name in CURVES if any(name in row for row in rows)},
+        "seconds_a_step": {
+            name.removeprefix("time/"): statistics.median(row.get(name, 0.0) for row in rows) for name in stages
+        },
+        "tokens": {kind: sum(row[f"tokens/{kind}"] for row in rows) for kind in ("rollout", "reflect")},
+    } | _of_groups(_lines(workdir / EVENTS_FILE))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _binned(rows: Sequence[Mapping[str, float]], name: str) -> list[list[float]]:
+    """[last step, mean of the steps that have the value] of equal pieces of a run."""
+    pieces = [piece for piece in np.array_split(np.arange(len(rows)), min(NUM_BINS, len(rows))) if len(piece)]
+    binned = []
+    for piece in pieces:
+        values = [rows[i][name] for i in piece if rows[i].get(name) is not None]
+        if values:
+            binned.append([rows[piece[-1]]["step"], float(f"{statistics.fmean(values):.5g}")])
+    return binned
+
+
+def _of_groups(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts over all groups of a run.
+
+    "signature" has, for each role and K', number, sum and sum of squares of the raw advantages of MIXED subgroups; a
+    repaired failure counts as correct in its subgroup, which then follows another law and is left out, as in the
+    report. "second_moment" is the mean square of the final advantages of anchors and of negatives.
+    """
+    num_groups = num_still = 0
+    active_steps: dict[int, bool] = {}
+    tried = repaired = 0
+    signature: dict[tuple[str, int], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
+    squares: dict[str, list[float]] = {"anchor": [], "negative": []}
+    for event in events:
+        final = event["advantages"]
+        is_still = not any(final)
+        num_groups += 1
+        num_still += is_still
+        active_steps[event["step"]] = active_steps.get(event["step"], False) or not is_still
+        if event["reflected"] is not None:
+            tried += 1
+            repaired += event["reflection_correct"]
+        if event["outcome"] != "MIXED" or event["anchor"] is None or event["reflection_correct"]:
+            continue
+        squares["anchor"].append(final[0] ** 2)
+        squares["negative"] += [value**2 for value in final[1:]]
+        for slot, value in enumerate(event["advantages_raw"]):
+            sums = signature["negative" if slot else "anchor", event["num_negatives"]]
+            sums[0] += 1
+            sums[1] += value
+            sums[2] += value**2
+    groups: dict[str, Any] = {
+        "num_groups": num_groups,
+        "no_gradient": {
+            "groups": num_still / num_groups,
+            "steps": sum(not active for active in active_steps.values()) / len(active_steps),
+        },
+    }
+    if tried:
+        groups["reflections"] = {"tried": tried, "repaired": repaired}
+    if signature:
+        groups["signature"] = [[role, count, *sums] for (role, count), sums in sorted(signature.items())]
+        groups["second_moment"] = {role: statistics.fmean(values) for role, values in squares.items() if values}
+    return groups
+
+
+def of_noise(workdir: Path, *, step: int, num_updates: int, decay: float) -> dict[str, Any]:
+    """The gradient's noise at a policy that stands still, from Adam's moments at a step; see `gradient_noise`.
+
+    Args:
+        workdir: of a run whose learning rate was as good as 0 and whose gradients were not clipped.
+        step: its last one.
+        num_updates: until then.
+        decay: b1 and b2.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    arrays = open_arrays(epath.Path(workdir / "checkpoints" / str(step) / "opt_state"))
+    moments: dict[str, list[np.ndarray]] = {"mu": [], "nu": []}
+    for name, array in arrays.items():
+        if found := re.search(r"\.(mu|nu)\b", name):
+            moments[found[1]].append(array.read(tuple(slice(None) for _ in array.shape)).result())
+    noise = gradient_noise(moments["mu"], moments["nu"], num_updates=num_updates, decay=decay)
+    return noise._asdict() | {"num_updates": num_updates}
+
+
+class Noise(NamedTuple):
+    """Of one update's gradient, both summed over all parameters."""
+
+    variance: float
+    signal: float  # squared norm of the mean
+
+
+def gradient_noise(mu: Sequence[np.ndarray], nu: Sequence[np.ndarray], *, num_updates: int, decay: float) -> Noise:
+    """Unbiased variance and squared norm of the mean of n gradients, from Adam's moments with one decay b.
+
+    Divided by 1 - b^n the moments are a mean m and a mean square s with weights w_i that sum to 1. With q = sum w_i^2
+    the variance is (s - m^2) / (1 - q), and the squared norm m^2 - q * variance.
+    """
+    correction = 1.0 - decay**num_updates
+    q = float(np.sum(((1.0 - decay) * decay ** np.arange(num_updates) / correction) ** 2))
+    squared_mean = sum(float(np.sum((x.astype(np.float64) / correction) ** 2)) for x in mu)
+    mean_square = sum(float(np.sum(x.astype(np.float64) / correction)) for x in nu)
+    variance = (mean_square - squared_mean) / (1.0 - q)
+    return Noise(variance, squared_mean - q * variance)

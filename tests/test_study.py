@@ -1,0 +1,182 @@
+"""The study: what it keeps of a run, the figures that it makes of runs, and the command as a whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import study_claims, study_record
+from benchmarks import study_stats as stats
+from configs import study
+from tests.end_to_end import REPO, environment
+
+
+def record(
+    accuracy: list[float], *, arm: str = "care", seed: int = 0, seconds: float = 1.0, **fields: Any
+) -> dict[str, Any]:
+    """A run of ten steps between evaluations, each step of 100 tokens."""
+    evaluations = [
+        {"step": 10 * i, "tokens": 1000 * i, "seconds": 10 * seconds * i, "accuracy": {"mean": value}}
+        for i, value in enumerate(accuracy)
+    ]
+    return {
+        "task": "t",
+        "arm": arm,
+        "seed": seed,
+        "kind": "training",
+        "evaluations": evaluations,
+        "curves": {},
+        "seconds_a_step": {"step": seconds},
+        "tokens": {"rollout": 1000, "reflect": 100},
+        "no_gradient": {"groups": 0.25, "steps": 0.0},
+    } | fields
+
+
+def test_interval_is_students() -> None:
+    """Catches a normal quantile, and the population's standard deviation, either of which is too narrow."""
+    # t(0.975, 2) = 4.3027; the standard deviation of 1, 2, 3 is 1.
+    assert stats.interval([1, 2, 3]) == pytest.approx((2.0, 4.3027 / math.sqrt(3), 3), rel=1e-4)
+    assert math.isnan(stats.interval([5.0]).half)
+
+
+def test_curve_measures_by_hand() -> None:
+    """Catches a final figure of one evaluation, curves read past their end, and a crossing at the wrong step."""
+    run = record([0.5, 0.6, 0.5, 0.7, 0.9])
+    assert stats.final(run) == 0.9 and stats.final(record([0.0] * 6 + [0.4, 0.8, 0.6])) == pytest.approx(0.7)
+    assert stats.area(run) == pytest.approx((0.55 + 0.55 + 0.6 + 0.8) / 4)
+    assert stats.accuracy_at(run, "tokens", 2500) == pytest.approx(0.6)
+    assert stats.accuracy_at(run, "seconds", 41) is None
+    assert stats.steps_to(run, 0.65) == pytest.approx(27.5)
+    assert stats.steps_to(run, 0.95) is None and stats.steps_to(run, 0.4) == 0
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    """Catches arms that are compared over seeds that only one has, and spread between seeds that is not cancelled."""
+    ours = [record([0, 0.5 + 0.1 * s + 0.02], arm="care", seed=s) for s in range(3)]
+    theirs = [record([0, 0.5 + 0.1 * s], arm="grpo", seed=s) for s in range(5)]
+    difference = stats.Results(ours + theirs).difference("t", "care", "grpo", stats.final)
+    assert difference == pytest.approx((0.02, 0.0, 3), abs=1e-12)
+
+
+def test_signature_is_fitted_over_single_advantages() -> None:
+    """Catches a fit over means, which has no scatter, and K' in place of its root."""
+    rng, sums = np.random.default_rng(0), []
+    points: dict[str, list[tuple[float, float]]] = {"anchor": [], "negative": []}
+    for role, k in (("anchor", 1), ("anchor", 3), ("anchor", 4), ("negative", 1), ("negative", 4)):
+        x = k**0.5 if role == "anchor" else k**-0.5
+        values = (1 if role == "anchor" else -1) * x + 0.1 * rng.standard_normal(50 * k)
+        points[role] += [(x, y) for y in values]
+        sums.append([role, k, len(values), values.sum(), (values**2).sum()])
+    for role, fit in stats.signature([{"signature": sums}]).items():
+        x, y = np.array(points[role]).T
+        slope, intercept = np.polyfit(x, y, 1)
+        expected = (slope, intercept, np.corrcoef(x, y)[0, 1] ** 2, len(x))
+        assert fit == pytest.approx(expected, rel=1e-9)
+
+
+def test_noise_is_read_from_adams_moments() -> None:
+    """Catches a variance that the moments' weights bias, and a squared mean that holds noise."""
+    rng, n, size, decay = np.random.default_rng(1), 100, 4000, 0.99
+    mean = rng.standard_normal(size).astype(np.float32)
+    mu = nu = np.zeros(size, np.float32)
+    for _ in range(n):
+        gradient = (mean + 3.0 * rng.standard_normal(size)).astype(np.float32)
+        mu, nu = decay * mu + (1 - decay) * gradient, decay * nu + (1 - decay) * gradient**2
+    noise = study_record.gradient_noise([mu], [nu], num_updates=n, decay=decay)
+    assert noise.variance == pytest.approx(9.0 * size, rel=0.01)
+    assert noise.signal == pytest.approx(float((mean**2).sum()), rel=0.05)
+
+
+def test_record_of_a_run_folder(tmp_path: Path) -> None:
+    """Catches evaluations that are counted as steps, repairs that are no tokens, and groups of a repair in the law."""
+    steps = [
+        {"step": s, "loss": 1.0, "tokens/rollout": 90, "tokens/reflect": 10, "time/step": 2.0, "time/update": 0.5 * s}
+        for s in (1, 2, 3)
+    ]
+    rows = [
+        {"step": 0, "eval/accuracy/mean": 0.2},
+        *steps,
+        {"step": 3, "eval/accuracy/mean": 0.4, "time/evaluate": 9.0},
+    ]
+    base = {"anchor": 1, "num_negatives": 1, "reflected": None, "reflection_correct": None}
+    mixed = {"step": 1, "outcome": "MIXED", "advantages_raw": [1.0, -1.0], "advantages": [2.0, -1.0], **base}
+    repaired = mixed | {"reflected": 0, "reflection_correct": True, "advantages_raw": [9.0, 9.0]}
+    still = {"step": 2, "outcome": "ALL_CORRECT", "advantages_raw": [], "advantages": [], **base, "anchor": None}
+    for name, lines in (("metrics", rows), ("events", [mixed, repaired, still])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 3}}))
+    ours = study_record.of_training(tmp_path)
+    assert ours["evaluations"] == [
+        {"step": 0, "tokens": 0, "seconds": 0, "accuracy": {"mean": 0.2}},
+        {"step": 3, "tokens": 300, "seconds": 6, "accuracy": {"mean": 0.4}},
+    ]
+    assert ours["seconds_a_step"] == {"step": 2.0, "update": 1.0}
+    assert ours["tokens"] == {"rollout": 270, "reflect": 30}
+    assert ours["no_gradient"] == {"groups": pytest.approx(1 / 3), "steps": 0.5}
+    assert ours["reflections"] == {"tried": 1, "repaired": 1}
+    assert ours["signature"] == [["anchor", 1, 1, 1.0, 1.0], ["negative", 1, 1, -1.0, 1.0]]
+    assert ours["second_moment"] == {"anchor": 4.0, "negative": 1.0}
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 4}}))
+    with pytest.raises(ValueError, match="was stopped before step 4"):
+        study_record.of_training(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values, verdict",
+    [
+        ([0.02, 0.03, 0.025], study_claims.HOLDS),
+        ([-0.02, -0.03, -0.025], study_claims.FAILS),
+        ([0.02, -0.03, 0.025], study_claims.OPEN),
+        ([0.5], study_claims.OPEN),
+    ],
+)
+def test_verdicts(values: list[float], verdict: str) -> None:
+    """Catches a claim that one seed or a wide interval decides."""
+    assert study_claims.verdict(stats.interval(values)) == verdict
+
+
+def test_every_arm_has_a_config_of_its_own() -> None:
+    """Catches two arms that train the same, a change that the demo's settings undo, and a claim about no arm."""
+    configs = {name: study.get_config(f"{study.FIRST_TASK}/{name}").to_json() for name in study.ARMS}
+    assert len(set(configs.values())) == len(configs)
+    for name, arm in study.ARMS.items():
+        objective = json.loads(configs[name])["objective"]
+        for key, value in arm.changes.items():
+            found = objective
+            for part in key.split("."):
+                found = found[part]
+            assert found == value, (name, key)
+    assert {name for claim in study_claims.CLAIMS for name in (claim.arm, claim.than)} <= study.ARMS.keys()
+    with pytest.raises(ValueError, match="'three_skills/sft' is no run of the study"):
+        study.get_config("three_skills/sft")
+
+
+def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
+    """Catches a run that is made twice, a record without what the page needs, and a page that asks another host."""
+
+    def call(*flags: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "benchmarks.study", "--config=tests/small_study.py", f"--out={tmp_path}/out"]
+        command += [f"--work={tmp_path}/work", *flags]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, env=environment(tmp_path / "cache"))
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    assert "has no runs yet" in call("--page_only", code=2)
+    assert call("--only=grpo").splitlines() == ["1/1  tiny grpo 0 training"]
+    with (tmp_path / "out" / "runs.jsonl").open("a") as file:
+        file.write('{"task": "tiny", "arm"')  # as a kill leaves it
+    assert call().splitlines() == ["1/2  tiny care 0 training", "2/2  tiny care 0 noise"]
+    records = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert [(r["arm"], r["kind"]) for r in records] == [("grpo", "training"), ("care", "training"), ("care", "noise")]
+    assert records[0]["evaluations"][0] == records[1]["evaluations"][0]  # one cold start
+    assert records[1]["no_gradient"]["groups"] < 1 and records[2]["variance"] > 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<svg") == 4 and "src=" not in page and page.count(">CARE<") > 3
+    assert "| GRPO | 1 |" in (tmp_path / "out" / "README.md").read_text()
