@@ -15,6 +15,7 @@ accelerators, give each an --only of its own, a regular expression on TASK/ARM/S
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import importlib.util
 import json
 import os
@@ -33,17 +34,17 @@ from benchmarks import child, study_page, study_record
 from care_jax import cli
 
 RUNS_FILE = "runs.jsonl"
-# A policy that stands still: gradients as they are, equally weighted in Adam's moments.
-NOISE_DECAY, NOISE_STEPS = 0.999, 50
-NOISE_FLAGS = (
-    f"--config.train.steps={NOISE_STEPS}",
-    f"--config.train.checkpoint_every={NOISE_STEPS}",
+# A probe's policy stands still: its gradients are as they are, equally weighted in Adam's moments.
+PROBE_DECAY, PROBE_STEPS = 0.999, 50
+PROBE_FLAGS = (
+    f"--config.train.steps={PROBE_STEPS}",
+    f"--config.train.checkpoint_every={PROBE_STEPS}",
     "--config.train.eval_every=0",
     "--config.optimizer.lr=1e-30",
     "--config.optimizer.warmup_steps=0",
     "--config.optimizer.clip_norm=1e9",
-    f"--config.optimizer.b1={NOISE_DECAY}",
-    f"--config.optimizer.b2={NOISE_DECAY}",
+    f"--config.optimizer.b1={PROBE_DECAY}",
+    f"--config.optimizer.b2={PROBE_DECAY}",
 )
 
 
@@ -53,30 +54,38 @@ class Run(NamedTuple):
     task: str
     arm: str
     seed: int
-    kind: str  # training | noise
+    kind: str  # training | probe
 
 
 def plan(study: Any) -> list[Run]:
     """All runs of a study, seed after seed, so that one that is stopped early can compare all arms."""
     runs = []
     for seed in range(max(arm.num_seeds for arm in study.ARMS.values())):
-        for task in study.TASKS:
-            arms = [(name, arm) for name, arm in study.ARMS.items() if task in arm.tasks and seed < arm.num_seeds]
-            runs += [Run(task, name, seed, "training") for name, _ in arms]
-            runs += [Run(task, name, seed, "noise") for name, arm in arms if arm.has_noise]
+        arms = [
+            (task, name, arm)
+            for task in study.TASKS
+            for name, arm in study.ARMS.items()
+            if task in arm.tasks and seed < arm.num_seeds
+        ]
+        runs += [Run(task, name, seed, "training") for task, name, _ in arms]
+        # One after the other: what else the machine does is the same for all whose times are compared.
+        runs += [Run(task, name, seed, "probe") for task, name, arm in arms if arm.is_probed]
     return runs
 
 
-def key(record: dict[str, Any]) -> Run:
+def run_of(record: dict[str, Any]) -> Run:
     """The run that a record is of."""
     return Run(*(record[field] for field in Run._fields))
 
 
 def read_records(out: Path) -> list[dict[str, Any]]:
-    """What was recorded so far; a line that a kill left torn is dropped."""
+    """What was recorded so far. A line that a kill left torn is cut off the file."""
     path = out / RUNS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    text = path.read_text() if path.exists() else ""
+    if torn := text.rpartition("\n")[2]:
+        with path.open("r+") as file:
+            file.truncate(len((text.removesuffix(torn)).encode()))
+    return [json.loads(line) for line in text.removesuffix(torn).splitlines()]
 
 
 class Runner:
@@ -84,34 +93,50 @@ class Runner:
 
     def __init__(self, study: Any, config_file: str, work: Path) -> None:
         self._study, self._config_file, self._work = study, config_file, work
-        self._cold_starts: dict[tuple[str, int], threading.Lock] = {
-            (task, seed): threading.Lock()
-            for task in study.TASKS
-            for seed in range(max(arm.num_seeds for arm in study.ARMS.values()))
-        }
+        num_seeds = max(arm.num_seeds for arm in study.ARMS.values())
+        self._cold_starts = {(task, seed): threading.Lock() for task in study.TASKS for seed in range(num_seeds)}
+
+    def fingerprint(self, run: Run) -> str:
+        """Of all that decides how a run and its cold start come out, but for code and versions."""
+        configs = [self._study.get_config(f"{run.task}/{name}").to_json() for name in ("cold_start", run.arm)]
+        text = "\n".join((*configs, *(PROBE_FLAGS if run.kind == "probe" else ())))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def record(self, run: Run) -> dict[str, Any]:
         """Trains, or resumes, and reads what came of it."""
-        with self._cold_starts[run.task, run.seed]:
-            cold_start = self._work / run.task / "cold_start" / f"seed{run.seed}"
-            if not (cold_start / "done").exists():
-                child.run(self._command("care_jax.cold_start", run.task, "cold_start", run.seed, cold_start))
-                (cold_start / "done").touch()
-        workdir = self._work / run.task / run.arm / (f"seed{run.seed}" + ("_noise" if run.kind == "noise" else ""))
+        cold_start = self._cold_start(run.task, run.seed)
+        mark = self.fingerprint(run)
+        workdir = self._work / run.task / run.arm / f"{run.kind}{run.seed}_{mark}"
         command = self._command("care_jax.train", run.task, run.arm, run.seed, workdir)
-        command += [f"--config.model.weights={cold_start}", *(NOISE_FLAGS if run.kind == "noise" else ())]
+        command += [f"--config.model.weights={cold_start}", *(PROBE_FLAGS if run.kind == "probe" else ())]
         usage = child.run(command)
-        config = self._study.get_config(f"{run.task}/{run.arm}")
-        if run.kind == "noise":
-            found = study_record.of_noise(
-                workdir, step=NOISE_STEPS, num_updates=NOISE_STEPS * config.train.minibatches, decay=NOISE_DECAY
+        found = study_record.of_run(workdir)
+        if run.kind == "probe":
+            train = self._study.get_config(f"{run.task}/{run.arm}").train
+            found["noise"] = study_record.of_gradients(
+                workdir, step=PROBE_STEPS, num_updates=PROBE_STEPS * train.minibatches, decay=PROBE_DECAY
             )
-            found["num_prompts"] = config.train.prompts // config.train.minibatches
-        else:
-            found = study_record.of_training(workdir) | {"peak_gib": usage.peak_gib}
-        manifest = json.loads((workdir / "manifest.json").read_text())
-        command[0] = "python"
-        return run._asdict() | found | {"command": shlex.join(map(str, command)), "manifest": manifest}
+            found["noise"]["num_prompts"] = train.prompts // train.minibatches
+        about = {
+            "peak_gib": usage.peak_gib,
+            "fingerprint": mark,
+            "command": shlex.join(["python", *map(str, command[1:])]),
+            "machine": machine(),
+            "manifest": json.loads((workdir / "manifest.json").read_text()),
+        }
+        return run._asdict() | found | about
+
+    def _cold_start(self, task: str, seed: int) -> Path:
+        config = self._study.get_config(f"{task}/cold_start")
+        mark = hashlib.sha256(config.to_json().encode()).hexdigest()[:12]
+        workdir = self._work / task / "cold_start" / f"training{seed}_{mark}"
+        with self._cold_starts[task, seed]:
+            last = workdir / "checkpoints" / str(config.train.steps)
+            if not last.is_dir():
+                child.run(self._command("care_jax.cold_start", task, "cold_start", seed, workdir))
+            if not last.is_dir():
+                raise ValueError(f"{workdir} was stopped before its end; run the same command again")
+        return workdir
 
     def _command(self, module: str, task: str, arm: str, seed: int, workdir: Path) -> list[str | Path]:
         return [
@@ -125,8 +150,19 @@ class Runner:
         ]
 
 
+def machine() -> str:
+    """The processor, and the cores that a run has of it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} cores"
+
+
 def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[dict[str, Any]]:
-    """The runs' records as they are made, `jobs` at once, each with its share of the cores."""
+    """The runs' records as they are made, `jobs` at once, each with its share of the cores.
+
+    Raises:
+        ValueError: a run failed; those under way are finished, and no other is begun.
+    """
     cores = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[int] = queue.Queue()
     for share in range(jobs):
@@ -136,8 +172,12 @@ def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[dict[str, An
         os.sched_setaffinity(0, cores[shares.get() :: jobs])  # of this thread, and the processes that it starts
 
     with concurrent.futures.ThreadPoolExecutor(jobs, initializer=settle) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(runner.record, run) for run in runs]):
-            yield done.result()
+        try:
+            for done in concurrent.futures.as_completed([pool.submit(runner.record, run) for run in runs]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def load_study(path: str) -> Any:
@@ -152,7 +192,7 @@ def load_study(path: str) -> Any:
     study = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = study  # where dataclasses look for it
     spec.loader.exec_module(study)
-    if missing := [name for name in ("ARMS", "TASKS", "get_config") if not hasattr(study, name)]:
+    if missing := sorted({"ARMS", "TASKS", "get_config"} - vars(study).keys()):
         raise ValueError(f"--config={path} has no {', '.join(missing)}; see configs/study.py")
     return study
 
@@ -163,23 +203,30 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument {argv[1]!r}")
     f = flags.FLAGS
     study, out, work = load_study(f.config), Path(f.out), Path(f.work)
-    if f.jobs < 1 or f.jobs > len(os.sched_getaffinity(0)):
-        raise ValueError(f"--jobs={f.jobs}: choose 1 to {len(os.sched_getaffinity(0))}, the cores there are")
+    num_cores = len(os.sched_getaffinity(0))
+    if not 1 <= f.jobs <= num_cores:
+        raise ValueError(f"--jobs={f.jobs}: choose 1 to {num_cores}, the cores there are")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((work / "compilation_cache").absolute()))
     out.mkdir(parents=True, exist_ok=True)
-    records = read_records(out)
-    (out / RUNS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
-    done = {key(record) for record in records}
-    wanted = [run for run in plan(study) if re.search(f.only, f"{run.task}/{run.arm}/{run.seed}")]
-    missing = [] if f.page_only else [run for run in wanted if run not in done]
-    for number, record in enumerate(run_all(Runner(study, f.config, work), missing, f.jobs), 1):
+    runs, runner, records = plan(study), Runner(study, f.config, work), read_records(out)
+    done = {run_of(record) for record in records}
+    old = [r for r in records if run_of(r) not in runs or r["fingerprint"] != runner.fingerprint(run_of(r))]
+    if old:
+        raise ValueError(
+            f"{out / RUNS_FILE} has {len(old)} runs that {f.config} does not ask for as they were made, the first "
+            f"{'/'.join(map(str, run_of(old[0])))}: take them out, or give another --out"
+        )
+    missing = [] if f.page_only else [run for run in runs if run not in done]
+    missing = [run for run in missing if re.search(f.only, f"{run.task}/{run.arm}/{run.seed}")]
+    for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
         records.append(record)
         with (out / RUNS_FILE).open("a") as file:
             file.write(json.dumps(record) + "\n")
-        print(f"{number}/{len(missing)}  {' '.join(map(str, key(record)))}", flush=True)
+        print(f"{number}/{len(missing)}  {' '.join(map(str, run_of(record)))}", flush=True)
     if not records:
         raise ValueError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
-    study_page.write(out, study, records)
+    command = f"python -m benchmarks.study --config={f.config} --out={f.out}"
+    study_page.write(out, study, records, command=command)
 
 
 if __name__ == "__main__":

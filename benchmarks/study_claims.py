@@ -1,98 +1,206 @@
-"""The paper's claims, each with the figure that speaks for or against it here."""
+"""What the study says of the paper's claims, and of the defaults that the sources leave open."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import study_stats as stats
-from benchmarks.study_stats import Interval, Record, Results
+from benchmarks.study_stats import Difference, Interval, Measure, Record, Results
 
 HOLDS, FAILS, OPEN = "holds here", "does not", "cannot be told at this size"
-CARE, GRPO = "care", "grpo"
+
+Find = Callable[[str, str], Mapping[int, Record]]  # an arm's runs in a task
 
 
 class Claim(NamedTuple):
-    """`arm` has more of `measure` than `than`."""
+    """`arm` has more of something than `than`."""
 
     text: str
     arm: str
     than: str
-    measure: Callable[[Record], float | None] = stats.final
-    is_share: bool = True  # shown in percent
 
 
-CLAIMS = (
-    Claim("CARE is better than GRPO", CARE, GRPO),
-    Claim("CARE with the paper's token weights is better than GRPO", "care_paper_weights", GRPO),
-    Claim("CARE without reflection is better than GRPO", "care_no_rgr", GRPO),
-    Claim("CARE is better than DAPO", CARE, "dapo"),
-    Claim("CARE is better than GSPO", CARE, "gspo"),
-    Claim("Reflection adds to the anchored subgroup", CARE, "care_no_rgr"),
-    Claim("Near and spread negatives are better than random ones", CARE, "selector_random"),
-    Claim("Near and spread negatives are better than the farthest", CARE, "selector_farthest"),
-    Claim("s = 0.5 is better than s = 1", CARE, "scale_1"),
-    Claim("s = 0.5 is better than s = 0.25", CARE, "scale_025"),
-    Claim("Equalisation helps", CARE, "equalise_off"),
-    Claim("Rescue of groups that are all wrong helps", CARE, "rescue_off"),
-    Claim("The paper's token weights are better than equal ones", "care_paper_weights", CARE),
-    Claim("The paper's token weights are better than the answer alone", "care_paper_weights", "weights_answer"),
-    Claim("Failing rationales are better masked", "care_paper_weights", "weights_failing"),
-    Claim("The cue repairs more failures than none", CARE, "reflect_no_cue", stats.repair_rate),
-    Claim("Going on from the failure repairs more than from scratch", CARE, "reflect_scratch", stats.repair_rate),
-    Claim(
-        "More groups give a gradient than with GRPO", CARE, GRPO, lambda record: 1.0 - record["no_gradient"]["groups"]
-    ),
-    Claim(
-        "A smaller s lowers the variance of negatives against anchors",
-        CARE,
-        "scale_025",
-        stats.variance_ratio,
-        is_share=False,
-    ),
+# Of final accuracy. The objectives are compared at equal tokens, the rest at equal steps.
+BETTER_OBJECTIVES = (
+    Claim("CARE is better than GRPO", "care", "grpo"),
+    Claim("With equal weights, CARE is better than GRPO", "care_equal", "grpo"),
+    Claim("With equal weights and without reflection, CARE is better than GRPO", "care_no_rgr", "grpo"),
+    Claim("CARE is better than DAPO", "care", "dapo"),
+    Claim("With equal weights, CARE is better than DAPO", "care_equal", "dapo"),
+    Claim("CARE is better than GSPO", "care", "gspo"),
+    Claim("With equal weights, CARE is better than GSPO", "care_equal", "gspo"),
+    Claim("Reflection adds to the anchored subgroup", "care_equal", "care_no_rgr"),
+)
+BETTER_PARTS = (
+    Claim("The paper's token weights are better than equal ones", "care", "care_equal"),
+    Claim("The paper's token weights are better than the answer alone", "care", "weights_answer"),
+    Claim("Failing rationales are better masked", "care", "weights_failing"),
+    Claim("Near and spread negatives are better than random ones", "care_equal", "selector_random"),
+    Claim("Near and spread negatives are better than the farthest", "care_equal", "selector_farthest"),
+    Claim("s = 0.5 is better than s = 1", "care_equal", "scale_1"),
+    Claim("s = 0.5 is better than s = 0.25", "care_equal", "scale_025"),
+    Claim("Equalisation helps", "care_equal", "equalise_off"),
+    Claim("Rescue of groups that are all wrong helps", "care_equal", "rescue_off"),
+)
+REPAIRS = (
+    Claim("The cue repairs more failures than none", "care_equal", "reflect_no_cue"),
+    Claim("Going on from the failure with a cue repairs more than from scratch", "care_equal", "reflect_scratch"),
+)
+GRADIENTS = (Claim("More of the sampled groups give a gradient than with GRPO", "care_equal", "grpo"),)
+SHARES = (Claim("More of the advantage comes from failures than with GRPO", "care_equal", "grpo"),)
+NOISE = (
+    Claim("The gradient has less noise with s = 0.5 than with s = 1", "scale_1", "care_equal"),
+    Claim("The gradient has less noise than GRPO's", "grpo", "care_equal"),
 )
 
 
-def verdict(difference: Interval | None) -> str:
+class Default(NamedTuple):
+    """A value that the sources leave open, the arm that has it, and those with other values."""
+
+    key: str
+    kept: str
+    arm: str
+    others: Mapping[str, str]  # value: arm
+
+
+DEFAULTS = (
+    Default("rescue.scale", "zscore", "care_equal", {"delta": "rescue_delta"}),
+    Default("rescue.rank_by", "sum", "care_equal", {"mean": "rescue_mean"}),
+    Default("reflect.train_on", "continuation", "care_equal", {"rewrite": "reflect_rewrite"}),
+    Default("region.format_weight", "0", "care", {"1": "weights_format"}),
+    Default("aggregate", "sequence", "care_equal", {"token": "aggregate_token", "constant": "aggregate_constant"}),
+)
+
+
+def verdict(difference: Difference | None) -> str:
     """What the interval of a difference says of the claim that it is above 0."""
-    if difference is None or math.isnan(difference.half):
+    if difference is None or math.isnan(difference.interval.half):
         return OPEN
-    if difference.low > 0:
+    if difference.interval.low > 0:
         return HOLDS
-    return FAILS if difference.high < 0 else OPEN
+    return FAILS if difference.interval.high < 0 else OPEN
 
 
-def rows(results: Results, study: Any) -> list[list[str]]:
-    """Claim, verdict and figure, for each task in which both arms were run."""
-    found = []
-    for claim in CLAIMS:
-        for task in study.TASKS:
-            difference = results.difference(task, claim.arm, claim.than, claim.measure)
-            if difference is not None:
-                ours, theirs = (results.over_seeds(task, arm, claim.measure) for arm in (claim.arm, claim.than))
-                assert ours is not None and theirs is not None
-                unit, digits = (100, 1) if claim.is_share else (1, 3)
-                half = "" if math.isnan(difference.half) else f" ± {unit * difference.half:.{digits}f}"
-                figures = f"{unit * ours.mean:.{digits}f} against {unit * theirs.mean:.{digits}f}: "
-                figures += f"{unit * difference.mean:+.{digits}f}{half}{' points' if claim.is_share else ''}, "
-                found.append(
-                    [
-                        f"{claim.text} ({task.replace('_', ' ')})",
-                        verdict(difference),
-                        f"{figures}{difference.num_seeds} seeds",
-                    ]
-                )
-    records = [record for task in study.TASKS for record in results.seeds(task, CARE).values()]
+def percent(value: Interval | None, *, sign: str = "") -> str:
+    """A share in percent with half its interval."""
+    if value is None:
+        return "–"
+    half = "" if math.isnan(value.half) else f" ± {100 * value.half:.1f}"
+    return f"{100 * value.mean:{sign}.1f}{half}"
+
+
+def points(difference: Difference | None) -> str:
+    """A difference of shares in percent points, with its sign and half its interval."""
+    return percent(difference.interval if difference else None, sign="+")
+
+
+def claims(results: Results, study: Any) -> list[list[str]]:
+    """Claim, task, verdict and figure; every claim has its rows, whether or not both arms have been run."""
+    final = results.final()
+    groups: tuple[tuple[Sequence[Claim], Measure, Find], ...] = (
+        (BETTER_PARTS, final, results.seeds),
+        (REPAIRS, stats.repair_rate, results.probes),
+        (GRADIENTS, lambda record: 1.0 - record["no_gradient"]["groups"], results.seeds),
+        (SHARES, lambda record: stats.mean_of(record, "advantage/failure_share"), results.seeds),
+    )
+    rows = []
+    for task, about in study.TASKS.items():
+        for claim in BETTER_OBJECTIVES:
+            found = {axis: _at_equal(results, task, claim, axis) for axis in ("tokens", "seconds", "step")}
+            figure = f"{_figure(found['tokens'])} at equal tokens"
+            for axis, words in (("seconds", "time"), ("step", "steps")):
+                figure += f"; {points(found[axis])} at equal {words}"
+            rows.append([claim.text, about.title, verdict(found["tokens"]), figure])
+        for group, measure, find in groups:
+            for claim in group:
+                if _is_asked(study, task, claim):
+                    difference = results.difference(find(task, claim.arm), find(task, claim.than), measure)
+                    rows.append([claim.text, about.title, verdict(difference), _figure(difference)])
+        for claim in NOISE:
+            if _is_asked(study, task, claim):
+                ours, theirs = (results.probes(task, arm) for arm in (claim.arm, claim.than))
+                logs = results.difference(ours, theirs, _log_variance)
+                rows.append([claim.text, about.title, verdict(logs), _ratio(logs)])
+    return rows
+
+
+def _log_variance(record: Record) -> float | None:
+    variance = stats.relative_variance(record)
+    return math.log(variance) if variance else None
+
+
+def _ratio(logs: Difference | None) -> str:
+    """The other arm's gradient variance over this one's, from the difference of their logarithms."""
+    if logs is None:
+        return "–"
+    whole = logs.interval
+    spread = "" if math.isnan(whole.half) else f" ({math.exp(whole.low):.2f} to {math.exp(whole.high):.2f})"
+    return f"relative variance {math.exp(whole.mean):.2f} times as large{spread}, {whole.num_seeds} seeds"
+
+
+def _is_asked(study: Any, task: str, claim: Claim) -> bool:
+    return all(arm in study.ARMS and task in study.ARMS[arm].tasks for arm in (claim.arm, claim.than))
+
+
+def _at_equal(results: Results, task: str, claim: Claim, axis: str) -> Difference | None:
+    ours, theirs = (results.seeds(task, arm) for arm in (claim.arm, claim.than))
+    if not ours or not theirs:
+        return None
+    return results.difference(ours, theirs, results.final(axis, results.budget(task, (claim.arm, claim.than), axis)))
+
+
+def _figure(difference: Difference | None) -> str:
+    if difference is None:
+        return "–"
+    return (
+        f"{100 * difference.ours:.1f} against {100 * difference.theirs:.1f}: "
+        f"{points(difference)}, {difference.interval.num_seeds} seeds"
+    )
+
+
+def signature(results: Results, study: Any) -> list[list[str]]:
+    """For both roles: what the raw advantages should be, and the line through those of all runs of CARE."""
+    records: list[Record] = [
+        r for task in study.TASKS for arm in ("care", "care_equal") for r in results.seeds(task, arm).values()
+    ]
+    rows = []
     for role, fit in stats.signature(records).items():
-        slope = 1.0 if role == "anchor" else -1.0
         formula = "sqrt(K')" if role == "anchor" else "1 / sqrt(K')"
-        holds = abs(fit.slope - slope) < 0.02 and abs(fit.intercept) < 0.02
-        found.append(
+        rows.append(
             [
-                f"Raw advantages of {role}s are {'-' if slope < 0 else ''}{formula}",
-                HOLDS if holds else FAILS,
-                f"{fit.slope:.3f} {formula} {fit.intercept:+.3f}, R² {fit.r_squared:.3f}, {fit.num_points:,} of them",
+                f"{role}s",
+                formula if role == "anchor" else f"-{formula}",
+                f"{fit.slope:.3f} {formula} {fit.intercept:+.3f}",
+                f"{fit.r_squared:.3f}",
+                f"{fit.num_points:,}",
             ]
         )
-    return found
+    return rows
+
+
+def defaults(results: Results, study: Any) -> list[list[str]]:
+    """Key, value, what the other values do to final accuracy in each task, and what follows."""
+    rows = []
+    for default in DEFAULTS:
+        for value, arm in default.others.items():
+            found = {
+                about.title: results.difference(
+                    results.seeds(task, arm), results.seeds(task, default.arm), results.final()
+                )
+                for task, about in study.TASKS.items()
+            }
+            verdicts = [verdict(difference) for difference in found.values()]
+            better = all(each == HOLDS for each in verdicts)
+            figures = "; ".join(f"{title} {points(difference)}" for title, difference in found.items())
+            rows.append(
+                [
+                    f"objective.{default.key}",
+                    default.kept,
+                    value,
+                    figures,
+                    f"better in every task: {value}" if better else f"too thin to change: {default.kept} stays",
+                ]
+            )
+    return rows

@@ -33,28 +33,27 @@ CURVES = (
 _ACCURACY = "eval/accuracy/"
 
 
-def of_training(workdir: Path) -> dict[str, Any]:
-    """A finished run: its evaluations with the tokens and seconds spent until then, curves, costs, and its groups.
-
-    Seconds are the sum of the steps'; evaluations, checkpoints and compilation are not in them.
+def of_run(workdir: Path) -> dict[str, Any]:
+    """A finished run: its evaluations with the tokens sampled until then, curves, times, tokens, and its groups.
 
     Raises:
         ValueError: it was stopped before its end.
     """
     rows, evaluations = [], []
-    tokens = seconds = 0.0
+    tokens = 0
     for row in _lines(workdir / METRICS_FILE):
         if "loss" in row:
             rows.append(row)
             tokens += row["tokens/rollout"] + row["tokens/reflect"]
-            seconds += row["time/step"]
         else:
             accuracy = {name.removeprefix(_ACCURACY): row[name] for name in row if name.startswith(_ACCURACY)}
-            evaluations.append({"step": row["step"], "tokens": tokens, "seconds": seconds, "accuracy": accuracy})
+            evaluations.append({"step": row["step"], "tokens": tokens, "accuracy": accuracy})
     num_steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
     if not evaluations or evaluations[-1]["step"] != num_steps:
         raise ValueError(f"{workdir} was stopped before step {num_steps}; run the same command again")
     stages = sorted({name for row in rows for name in row if name.startswith("time/")})
+    # Dynamic sampling draws more groups than it updates.
+    num_draws = sum(row.get("dynamic/draws", 1) for row in rows) / num_steps
     return {
         "evaluations": evaluations,
         "curves": {name: _binned(rows, name) for name in CURVES if any(name in row for row in rows)},
@@ -62,7 +61,8 @@ def of_training(workdir: Path) -> dict[str, Any]:
             name.removeprefix("time/"): statistics.median(row.get(name, 0.0) for row in rows) for name in stages
         },
         "tokens": {kind: sum(row[f"tokens/{kind}"] for row in rows) for kind in ("rollout", "reflect")},
-    } | _of_groups(_lines(workdir / EVENTS_FILE))
+        "draws_a_step": num_draws,
+    } | _of_groups(_lines(workdir / EVENTS_FILE), num_draws)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -80,8 +80,8 @@ def _binned(rows: Sequence[Mapping[str, float]], name: str) -> list[list[float]]
     return binned
 
 
-def _of_groups(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts over all groups of a run.
+def _of_groups(events: Iterable[Mapping[str, Any]], num_draws: float) -> dict[str, Any]:
+    """Counts over all groups of a run; "no_gradient" is over those that were sampled, dropped ones included.
 
     "signature" has, for each role and K', number, sum and sum of squares of the raw advantages of MIXED subgroups; a
     repaired failure counts as correct in its subgroup, which then follows another law and is left out, as in the
@@ -113,7 +113,7 @@ def _of_groups(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     groups: dict[str, Any] = {
         "num_groups": num_groups,
         "no_gradient": {
-            "groups": num_still / num_groups,
+            "groups": 1.0 - (num_groups - num_still) / (num_groups * num_draws),
             "steps": sum(not active for active in active_steps.values()) / len(active_steps),
         },
     }
@@ -125,8 +125,8 @@ def _of_groups(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return groups
 
 
-def of_noise(workdir: Path, *, step: int, num_updates: int, decay: float) -> dict[str, Any]:
-    """The gradient's noise at a policy that stands still, from Adam's moments at a step; see `gradient_noise`.
+def of_gradients(workdir: Path, *, step: int, num_updates: int, decay: float) -> dict[str, Any]:
+    """The noise of a probe's gradients, from Adam's moments at its last step; see `gradient_noise`.
 
     Args:
         workdir: of a run whose learning rate was as good as 0 and whose gradients were not clipped.

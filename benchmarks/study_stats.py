@@ -19,6 +19,16 @@ Record = Mapping[str, Any]
 FINAL_SHARE = 0.25  # of a run's steps, at its end, whose evaluations are its final accuracy
 
 
+Measure = Callable[[Record], float | None]
+
+
+class Curve(NamedTuple):
+    """A learning curve, evaluation by evaluation."""
+
+    spent: np.ndarray
+    accuracy: np.ndarray
+
+
 class Interval(NamedTuple):
     """A mean over seeds and half the width of its 95 % interval; NaN for one seed."""
 
@@ -33,6 +43,14 @@ class Interval(NamedTuple):
     @property
     def high(self) -> float:
         return self.mean + self.half
+
+
+class Difference(NamedTuple):
+    """Between two arms, over the seeds that both have."""
+
+    interval: Interval
+    ours: float  # mean
+    theirs: float
 
 
 def interval(values: Iterable[float]) -> Interval:
@@ -53,42 +71,73 @@ class Results:
     """The records of a study by task and arm."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        by_kind: dict[str, dict[tuple[str, str], dict[int, Record]]] = {
-            "training": collections.defaultdict(dict),
-            "noise": collections.defaultdict(dict),
-        }
+        by_kind: dict[str, dict[tuple[str, str], dict[int, Record]]] = {"training": {}, "probe": {}}
         for record in records:
-            by_kind[record["kind"]][record["task"], record["arm"]][record["seed"]] = record
-        self._trained, self._noise = by_kind["training"], by_kind["noise"]
+            by_kind[record["kind"]].setdefault((record["task"], record["arm"]), {})[record["seed"]] = record
+        self._trained, self._probes = by_kind["training"], by_kind["probe"]
 
     def seeds(self, task: str, arm: str) -> Mapping[int, Record]:
         """The training runs of an arm by seed; empty where there are none yet."""
         return self._trained.get((task, arm), {})
 
-    def noise(self, task: str, arm: str) -> Sequence[Record]:
-        """The runs that measured the gradient's noise."""
-        return list(self._noise.get((task, arm), {}).values())
+    def probes(self, task: str, arm: str) -> Mapping[int, Record]:
+        """The same of the probes, whose policy stands still at the cold start."""
+        return self._probes.get((task, arm), {})
 
-    def over_seeds(self, task: str, arm: str, measure: Callable[[Record], float | None]) -> Interval | None:
-        """A measure of an arm's runs; None without runs that have it."""
-        values = [value for record in self.seeds(task, arm).values() if (value := measure(record)) is not None]
+    def seconds_a_token(self, task: str, arm: str) -> float:
+        """Time of a step over the tokens that it samples, repairs included; of probes where there are any."""
+        records = (self.probes(task, arm) or self.seeds(task, arm)).values()
+        return statistics.fmean(seconds_a_step(r) * r["evaluations"][-1]["step"] / _tokens(r) for r in records)
+
+    def curve(self, record: Record, axis: str = "step", skill: str = "mean") -> Curve:
+        """Held-out accuracy over "step", "tokens" or "seconds". Seconds are tokens times `seconds_a_token`: what else
+        the machine did meanwhile, evaluations and compilation do not count."""
+        scale = self.seconds_a_token(record["task"], record["arm"]) if axis == "seconds" else 1.0
+        evaluations = record["evaluations"]
+        return Curve(
+            np.array([scale * each["step" if axis == "step" else "tokens"] for each in evaluations], float),
+            np.array([each["accuracy"][skill] for each in evaluations]),
+        )
+
+    def budget(self, task: str, arms: Iterable[str], axis: str) -> float:
+        """The most that every run of the arms has spent."""
+        records = [record for arm in arms for record in self.seeds(task, arm).values()]
+        return min(float(self.curve(record, axis).spent[-1]) for record in records)
+
+    def final(self, axis: str = "step", budget: float | None = None, skill: str = "mean") -> Measure:
+        """Measures final accuracy: the mean height of a run's curve over the last quarter of what it spent, or of a
+        budget."""
+        return lambda record: height(self.curve(record, axis, skill), budget)
+
+    def over_seeds(self, records: Mapping[int, Record], measure: Measure) -> Interval | None:
+        """A measure of runs; None without runs that have it."""
+        values = [value for record in records.values() if (value := measure(record)) is not None]
         return interval(values) if values else None
 
     def difference(
-        self, task: str, arm: str, baseline: str, measure: Callable[[Record], float | None]
-    ) -> Interval | None:
-        """`arm` less `baseline`, over the seeds that both have; None where there are none."""
-        ours, theirs = self.seeds(task, arm), self.seeds(task, baseline)
+        self, ours: Mapping[int, Record], theirs: Mapping[int, Record], measure: Measure
+    ) -> Difference | None:
+        """A measure of two arms over the seeds that both have; None where there are none."""
         pairs = [(measure(ours[seed]), measure(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
-        values = [a - b for a, b in pairs if a is not None and b is not None]
-        return interval(values) if values else None
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not both:
+            return None
+        means = [statistics.fmean(values) for values in zip(*both, strict=True)]
+        return Difference(interval(a - b for a, b in both), *means)
 
 
-def final(record: Record, skill: str = "mean") -> float:
-    """Held-out accuracy: the mean of the evaluations in the last quarter of the steps."""
-    evaluations = record["evaluations"]
-    first = (1.0 - FINAL_SHARE) * evaluations[-1]["step"]
-    return statistics.fmean(each["accuracy"][skill] for each in evaluations if each["step"] > first)
+def height(curve: Curve, budget: float | None = None) -> float:
+    """Mean height of a curve over the last quarter before `budget`, or before its end (trapezoids).
+
+    Raises:
+        ValueError: the run spent less.
+    """
+    end = float(curve.spent[-1]) if budget is None else budget
+    if end > curve.spent[-1] * (1 + 1e-9):
+        raise ValueError(f"a run that spent {curve.spent[-1]} has no accuracy at {end}")
+    low = (1.0 - FINAL_SHARE) * end
+    x = np.unique([low, *curve.spent[(curve.spent > low) & (curve.spent < end)], end])
+    return float(np.trapezoid(np.interp(x, *curve), x) / (end - low))
 
 
 def start(record: Record) -> float:
@@ -96,40 +145,17 @@ def start(record: Record) -> float:
     return record["evaluations"][0]["accuracy"]["mean"]
 
 
-def area(record: Record) -> float:
-    """Mean height of the learning curve over the steps (trapezoids)."""
-    steps, accuracy = _curve(record, "step")
-    return float(np.trapezoid(accuracy, steps) / (steps[-1] - steps[0]))
+def area(curve: Curve) -> float:
+    """Mean height of a whole curve (trapezoids)."""
+    return float(np.trapezoid(curve.accuracy, curve.spent) / (curve.spent[-1] - curve.spent[0]))
 
 
-def accuracy_at(record: Record, axis: str, budget: float) -> float | None:
-    """Held-out accuracy when `budget` of "tokens" or "seconds" was spent, between evaluations by a straight line; None
-    where the run spent less."""
-    spent, accuracy = _curve(record, axis)
-    return float(np.interp(budget, spent, accuracy)) if budget <= spent[-1] * (1 + 1e-9) else None
-
-
-def steps_to(record: Record, target: float) -> float | None:
-    """Steps after which the learning curve first reaches `target`; None where it never does."""
-    steps, accuracy = _curve(record, "step")
-    for i in np.flatnonzero(accuracy >= target):
-        if i == 0:
-            return float(steps[0])
-        share = (target - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
-        return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
-    return None
-
-
-def _curve(record: Record, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    evaluations = record["evaluations"]
-    accuracy = np.array([each["accuracy"]["mean"] for each in evaluations])
-    return np.array([spent(record, each, axis) for each in evaluations], float), accuracy
-
-
-def spent(record: Record, evaluation: Mapping[str, Any], axis: str) -> float:
-    """Steps, tokens or seconds before an evaluation. Seconds are steps times their median time, so that one that
-    something else on the machine held up does not count."""
-    return evaluation["step"] * seconds_a_step(record) if axis == "seconds" else evaluation[axis]
+def spent_to(curve: Curve, target: float) -> float:
+    """What is spent when the mean of three evaluations one after the other first reaches `target`, at the last of them;
+    infinite where none does."""
+    means = np.convolve(curve.accuracy, np.ones(3) / 3, mode="valid")
+    reached = np.flatnonzero(means >= target)
+    return float(curve.spent[reached[0] + 2]) if len(reached) else math.inf
 
 
 def last(record: Record, curve: str) -> float | None:
@@ -160,9 +186,15 @@ def seconds_a_step(record: Record, stage: str = "step") -> float:
     return record["seconds_a_step"].get(stage, 0.0)
 
 
-def noise_scale(record: Record) -> float:
-    """Prompts of an update at which the gradient's noise is as large as the gradient."""
-    return record["num_prompts"] * record["variance"] / record["signal"] if record["signal"] > 0 else math.inf
+def _tokens(record: Record) -> float:
+    return record["tokens"]["rollout"] + record["tokens"]["reflect"]
+
+
+def relative_variance(record: Record) -> float | None:
+    """Of a probe: an update's gradient variance over the squared norm of the mean gradient; None where the noise of
+    the probe hides the mean. Times the prompts of an update it is the noise scale of McCandlish et al. (2018)."""
+    noise = record["noise"]
+    return noise["variance"] / noise["signal"] if noise["signal"] > 0 else None
 
 
 def variance_ratio(record: Record) -> float | None:
@@ -204,25 +236,17 @@ def signature(records: Iterable[Record]) -> dict[str, Fit]:
     return fits
 
 
-def means_by_size(records: Iterable[Record], role: str) -> dict[int, tuple[float, int]]:
-    """Mean raw advantage and count of a role by K'."""
+def means_by_size(records: Iterable[Record], role: str) -> dict[int, float]:
+    """Mean raw advantage of a role by K'."""
     sums: dict[int, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
     for record in records:
         for name, num_negatives, count, total, _ in record.get("signature", ()):
             if name == role:
                 sums[num_negatives] += (count, total)
-    return {k: (total / count, int(count)) for k, (count, total) in sorted(sums.items())}
+    return {k: total / count for k, (count, total) in sorted(sums.items())}
 
 
-def common_budget(results: Results, task: str, arms: Iterable[str], axis: str) -> float:
-    """The most of "tokens" or "seconds" that every run of the arms has spent."""
-    records = [record for arm in arms for record in results.seeds(task, arm).values()]
-    return min(spent(record, record["evaluations"][-1], axis) for record in records)
-
-
-def mean_curve(records: Iterable[Record], axis: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A learning curve over seeds: mean spent, mean accuracy and half its interval, evaluation by evaluation."""
-    curves = [_curve(record, axis) for record in records]
-    spent = np.mean([x for x, _ in curves], axis=0)
-    points = [interval(values) for values in zip(*(y for _, y in curves), strict=True)]
-    return spent, np.array([each.mean for each in points]), np.array([each.half for each in points])
+def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, list[Interval]]:
+    """Curves of one arm over seeds: mean spent, and accuracy with its interval, evaluation by evaluation."""
+    points = [interval(values) for values in zip(*(curve.accuracy for curve in curves), strict=True)]
+    return np.mean([curve.spent for curve in curves], axis=0), points

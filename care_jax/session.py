@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import signal
@@ -124,6 +125,7 @@ class Session:
     stop: StopFlag
     watchdog: Watchdog
     timer: StageTimer  # entering a stage raises Stopped when the run is to stop
+    lock: contextlib.ExitStack  # on the run folder
     mesh: Mesh
     forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
     lr: np.ndarray  # [updates of the run] float32, the schedule
@@ -215,6 +217,7 @@ class Session:
         self.writer.close()
         self.verifier.close()
         self.guard.close()
+        self.lock.close()
 
 
 @contextlib.contextmanager
@@ -274,6 +277,7 @@ def _open(
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: _first_state(config, optimizer, mesh))
     workdir.mkdir(parents=True, exist_ok=True)
+    lock = together(lambda: _lock(workdir))
     verifier = make_verifier(config)
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     if state is None:
@@ -310,6 +314,7 @@ def _open(
         stop=stop,
         watchdog=watchdog,
         timer=StageTimer(enter),
+        lock=lock,
         mesh=mesh,
         forbidden_mask=sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE),
         lr=schedule_table(config),
@@ -339,6 +344,24 @@ def _first_state(config: ml_collections.ConfigDict, optimizer: optax.GradientTra
     )
 
 
+def _lock(workdir: epath.Path) -> contextlib.ExitStack:
+    """Keeps other runs out of a folder on a disk until it is closed, or the process ends in whatever way.
+
+    Raises:
+        ValueError: another process is in it.
+    """
+    with contextlib.ExitStack() as held:
+        if is_first() and not paths.in_bucket(workdir):
+            file = held.enter_context((Path(workdir) / ".lock").open("ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"--workdir={workdir}: another process trains in it; wait for its end") from error
+            except OSError:
+                pass  # a file system without locks
+        return held.pop_all()
+
+
 def _check_stage(workdir: epath.Path, stage: str) -> None:
     """Refuses the folder of another stage: its checkpoints would pass for this one's."""
     manifest = workdir / MANIFEST_FILE
@@ -355,7 +378,12 @@ def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
 def _manifest(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
     """What the run ran on: versions, commit, device, seed."""
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+        # A tree that differs from its commit says so: HASH-dirty.
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
     ).stdout.strip()
     about = {
         "stage": stage,

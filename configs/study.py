@@ -6,9 +6,9 @@
     python -m care_jax.cold_start --config=configs/study.py:five_digits/cold_start --workdir=COLD_START \\
         --config.seed=3 --config.data.train=runs/data
 
-All arms of a seed start from one cold start and see the prompts in one order. "CARE" is the paper's but for two values:
-no KL, as in every arm, and all tokens weigh the same, since in these tasks the rationale decides the answer and the
-paper's weights leave it almost no credit; the arm with the paper's weights is compared beside it.
+All arms of a seed start from one cold start and see the prompts in one order; none has a KL term. Most ablations change
+one thing of "CARE, equal weights": all tokens weigh the same there, since in these tasks the rationale decides the
+answer and the paper's weights leave it almost no credit. "CARE" has the paper's weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import ml_collections
 from care_jax import objectives
 from configs import demo, demo_cold_start
 
-CARE, GRPO = "care", "grpo"
+GRPO, CARE, EQUAL = "grpo", "care", "care_equal"
 COLD_START = "cold_start"
 FIRST_TASK, SECOND_TASK = "three_skills", "five_digits"
 
@@ -31,21 +31,14 @@ FIRST_TASK, SECOND_TASK = "three_skills", "five_digits"
 class Task:
     """What is asked, and for how long the cold start learns it: to an accuracy of about a half to three quarters."""
 
+    title: str
     cold_start_steps: int
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all its runs, by dotted key
 
 
 TASKS: Mapping[str, Task] = {
-    FIRST_TASK: Task(600),
-    SECOND_TASK: Task(
-        450,
-        {
-            "data.mini_vqa.skills": ("digits",),
-            "data.mini_vqa.num_digits": 5,
-            "rollout.response_len": 56,
-            "objective.reflect.max_rationale_len": 24,
-        },
-    ),
+    FIRST_TASK: Task("three skills", 600),
+    SECOND_TASK: Task("five digits", 450, {"data.mini_vqa.skills": ("digits",), "data.mini_vqa.num_digits": 5}),
 }
 
 
@@ -60,8 +53,8 @@ class Arm:
     num_rollouts: int = 8
     num_seeds: int = 3
     tasks: tuple[str, ...] = (FIRST_TASK,)
-    baseline: str = CARE  # the arm that differences are taken to
-    has_noise: bool = False  # the variance of its gradient is measured
+    baseline: str = EQUAL  # the arm that differences are taken to
+    is_probed: bool = False  # the noise of its gradient, its repairs and its times are measured at the cold start
 
 
 BOTH = (FIRST_TASK, SECOND_TASK)
@@ -69,7 +62,16 @@ OBJECTIVES = "Objectives"
 
 
 def _objective(title: str, make: Callable[[], ml_collections.ConfigDict], num_seeds: int, **changes: Any) -> Arm:
-    return Arm(title, OBJECTIVES, make, changes, num_seeds=num_seeds, tasks=BOTH, baseline=GRPO, has_noise=True)
+    return Arm(
+        title,
+        OBJECTIVES,
+        make,
+        changes,
+        num_seeds=num_seeds,
+        tasks=BOTH,
+        baseline=GRPO,
+        is_probed=True,
+    )
 
 
 def _ablation(section: str, title: str, changes: Mapping[str, Any], **fields: Any) -> Arm:
@@ -82,9 +84,9 @@ _PAPER = {"region.gamma_pos": 0.005, "region.gamma_neg": 0.0, "region.format_wei
 # The first named are run first.
 ARMS: Mapping[str, Arm] = {
     GRPO: _objective("GRPO", objectives.grpo, 5),
-    CARE: _objective("CARE", objectives.care, 5),
-    "care_paper_weights": _objective("CARE, the paper's token weights", objectives.care, 5, **_PAPER),
-    "care_no_rgr": _objective("CARE without reflection", objectives.care_no_rgr, 3),
+    CARE: _objective("CARE", objectives.care, 5, **_PAPER),
+    EQUAL: _objective("CARE, equal weights", objectives.care, 5),
+    "care_no_rgr": _objective("CARE, equal weights, no reflection", objectives.care_no_rgr, 3),
     "dapo": _objective("DAPO", objectives.dapo, 3, overlong_buffer_len=8),
     "gspo": _objective("GSPO", objectives.gspo, 3),
     "dr_grpo": _objective("Dr. GRPO", objectives.dr_grpo, 3),
@@ -95,33 +97,38 @@ ARMS: Mapping[str, Arm] = {
         "Rescue", "scale delta, rank by mean", {"rescue.scale": "delta", "rescue.rank_by": "mean"}, tasks=BOTH
     ),
     "reflect_rewrite": _ablation("Reflection", "trained on the rewrite", {"reflect.train_on": "rewrite"}, tasks=BOTH),
-    "reflect_no_cue": _ablation("Reflection", "without a cue", {"reflect.cue": ""}),
-    "reflect_scratch": _ablation("Reflection", "from scratch", {"reflect.source": "scratch"}),
+    "reflect_no_cue": _ablation("Reflection", "without a cue", {"reflect.cue": ""}, is_probed=True),
+    "reflect_scratch": _ablation("Reflection", "from scratch", {"reflect.source": "scratch"}, is_probed=True),
     "aggregate_token": _ablation("Mean of the loss", "over tokens", {"aggregate": "token"}, tasks=BOTH),
     "aggregate_constant": _ablation("Mean of the loss", "over a constant", {"aggregate": "constant"}, tasks=BOTH),
-    "weights_answer": _ablation("Token weights", "answer only", {name: 0.0 for name in _UNIFORM}, tasks=BOTH),
+    "weights_answer": _ablation(
+        "Weights", "answer only", _PAPER | {"region.gamma_pos": 0.0}, tasks=BOTH, baseline=CARE
+    ),
     "weights_format": _ablation(
-        "Token weights", "the paper's, with format weight 1", _PAPER | {"region.format_weight": 1.0}, tasks=BOTH
+        "Weights", "format weight 1", _PAPER | {"region.format_weight": 1.0}, tasks=BOTH, baseline=CARE
     ),
-    "weights_gamma_005": _ablation("Token weights", "the paper's, gamma_pos 0.05", _PAPER | {"region.gamma_pos": 0.05}),
+    "weights_005": _ablation("Weights", "gamma_pos 0.05", _PAPER | {"region.gamma_pos": 0.05}, baseline=CARE),
     "weights_failing": _ablation(
-        "Token weights", "the paper's, failing rationales unmasked", _PAPER | {"region.gamma_neg": 1.0}
+        "Weights", "failing rationales unmasked", _PAPER | {"region.gamma_neg": 1.0}, baseline=CARE
     ),
-    "weights_masked": _ablation("Token weights", "equal, failing rationales masked", {"region.gamma_neg": 0.0}),
+    "weights_masked": _ablation("Weights", "failing rationales masked", {"region.gamma_neg": 0.0}),
     "selector_nearest": _ablation("Selector", "nearest", {"selector": "nearest"}),
     "selector_random": _ablation("Selector", "random", {"selector": "random"}),
     "selector_mixed": _ablation("Selector", "mixed", {"selector": "mixed"}),
     "selector_farthest": _ablation("Selector", "farthest", {"selector": "farthest"}),
     "scale_025": _ablation(
-        "Scale of negatives", "s = 0.25", {"negative_scale": 0.25, "reflected_scale": 0.125}, has_noise=True
+        "Scale of negatives", "s = 0.25", {"negative_scale": 0.25, "reflected_scale": 0.125}, is_probed=True
     ),
     "scale_1": _ablation(
-        "Scale of negatives", "s = 1", {"negative_scale": 1.0, "reflected_scale": 0.5}, has_noise=True
+        "Scale of negatives", "s = 1", {"negative_scale": 1.0, "reflected_scale": 0.5}, is_probed=True
     ),
     "equalise_off": _ablation("Equalisation", "off", {"equalise": False}),
     "rollouts_4": _ablation("Rollouts of a prompt", "G = 4", {}, num_rollouts=4),
     "rollouts_16": _ablation("Rollouts of a prompt", "G = 16", {}, num_rollouts=16),
 }
+
+# Whose curves of the mechanism are drawn.
+SHOWN = (GRPO, CARE, EQUAL, "care_no_rgr", "reflect_no_cue", "reflect_scratch")
 
 
 def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
@@ -145,11 +152,13 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
         c.optimizer.lr = 5e-5
         c.train.steps = 120
         c.train.prompts = 32
-        c.train.minibatches = 2  # the second is off-policy, so that ratios and clips matter
+        c.train.minibatches = 2  # the second is off-policy by one update
         c.train.eval_every = 12
         c.train.eval_examples = 0
         c.train.checkpoint_every = 60
         c.train.samples_every = 50
         c.rollout.num_rollouts = arm.num_rollouts
+    # Room for the longest rationale of a task twice: a failed one, and its repair.
+    c.rollout.response_len, c.objective.reflect.max_rationale_len = 56, 24
     c.update_from_flattened_dict(TASKS[task].changes)
     return c

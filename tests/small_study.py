@@ -8,9 +8,10 @@ import ml_collections
 
 from configs import study
 
-TASKS = {"tiny": study.Task(2)}
+OBJECTIVES, SHOWN = study.OBJECTIVES, (study.GRPO, study.CARE)
+TASKS = {"tiny": study.Task("tiny", 2)}
 ARMS = {
-    name: dataclasses.replace(study.ARMS[name], num_seeds=1, tasks=("tiny",), has_noise=name == "care")
+    name: dataclasses.replace(study.ARMS[name], num_seeds=1, tasks=("tiny",), is_probed=name == "care")
     for name in ("grpo", "care")
 }
 

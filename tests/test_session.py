@@ -13,8 +13,9 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
-from care_jax.session import StopFlag, Stopped
+from care_jax.session import StopFlag, Stopped, _lock
 
 
 @pytest.fixture
@@ -36,6 +37,15 @@ def test_a_long_computation_is_left_at_once(stop):
     with pytest.raises(Stopped):  # nor is anything else begun
         stop.wait(jnp.zeros(3))
     running.block_until_ready()
+
+
+def test_one_process_trains_in_a_folder(tmp_path):
+    """Catches a run that is started again while the first still writes, and a lock that outlives its holder."""
+    held = _lock(epath.Path(tmp_path))
+    with pytest.raises(ValueError, match="another process trains in it"):
+        _lock(epath.Path(tmp_path))
+    held.close()
+    _lock(epath.Path(tmp_path)).close()
 
 
 PROGRAM = """

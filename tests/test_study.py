@@ -6,25 +6,26 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import study_claims, study_record
+from benchmarks import study as study_main
+from benchmarks import study_claims, study_page, study_record
 from benchmarks import study_stats as stats
 from configs import study
 from tests.end_to_end import REPO, environment
 
 
 def record(
-    accuracy: list[float], *, arm: str = "care", seed: int = 0, seconds: float = 1.0, **fields: Any
+    accuracy: list[float], *, arm: str = "care", seed: int = 0, seconds: float = 1.0, tokens: int = 100, **fields: Any
 ) -> dict[str, Any]:
-    """A run of ten steps between evaluations, each step of 100 tokens."""
+    """A run of ten steps between evaluations, each step of some seconds and 100 sampled tokens."""
     evaluations = [
-        {"step": 10 * i, "tokens": 1000 * i, "seconds": 10 * seconds * i, "accuracy": {"mean": value}}
-        for i, value in enumerate(accuracy)
+        {"step": 10 * i, "tokens": 10 * tokens * i, "accuracy": {"mean": value}} for i, value in enumerate(accuracy)
     ]
     return {
         "task": "t",
@@ -34,8 +35,10 @@ def record(
         "evaluations": evaluations,
         "curves": {},
         "seconds_a_step": {"step": seconds},
-        "tokens": {"rollout": 1000, "reflect": 100},
+        "tokens": {"rollout": 10 * tokens * (len(accuracy) - 1), "reflect": 0},
+        "draws_a_step": 1,
         "no_gradient": {"groups": 0.25, "steps": 0.0},
+        "peak_gib": 1.0,
     } | fields
 
 
@@ -47,22 +50,43 @@ def test_interval_is_students() -> None:
 
 
 def test_curve_measures_by_hand() -> None:
-    """Catches a final figure of one evaluation, curves read past their end, and a crossing at the wrong step."""
+    """Catches a final figure of one evaluation, a quarter of another axis, and one lucky evaluation that counts."""
     run = record([0.5, 0.6, 0.5, 0.7, 0.9])
-    assert stats.final(run) == 0.9 and stats.final(record([0.0] * 6 + [0.4, 0.8, 0.6])) == pytest.approx(0.7)
-    assert stats.area(run) == pytest.approx((0.55 + 0.55 + 0.6 + 0.8) / 4)
-    assert stats.accuracy_at(run, "tokens", 2500) == pytest.approx(0.6)
-    assert stats.accuracy_at(run, "seconds", 41) is None
-    assert stats.steps_to(run, 0.65) == pytest.approx(27.5)
-    assert stats.steps_to(run, 0.95) is None and stats.steps_to(run, 0.4) == 0
+    results = stats.Results([run])
+    curve = results.curve(run)
+    assert stats.height(curve) == pytest.approx(0.8)  # from 30 to 40
+    assert results.final("tokens", 2000)(run) == pytest.approx(0.525)  # from 1500 to 2000
+    assert stats.area(curve) == pytest.approx((0.55 + 0.55 + 0.6 + 0.8) / 4)
+    with pytest.raises(ValueError, match="has no accuracy at 4001"):
+        results.final("tokens", 4001)(run)
+    assert stats.spent_to(curve, 0.59) == 30 and stats.spent_to(curve, 0.75) == math.inf
+
+
+def test_seconds_are_those_of_the_probes() -> None:
+    """Catches time that other work on the machine took, and a probe of another arm."""
+    run = record([0.5, 0.6, 0.7], seconds=9.0, tokens=50)
+    probes = [record([0.5, 0.5], seed=s, seconds=2.0 + s, kind="probe") for s in range(3)]
+    other = record([0.5, 0.5], arm="grpo", seconds=100.0, kind="probe")
+    results = stats.Results([run, *probes, other])
+    assert results.seconds_a_token("t", "care") == pytest.approx(0.03)  # 3 s of 100 tokens
+    assert results.curve(run, "seconds").spent == pytest.approx([0, 15, 30])
+    assert stats.Results([run]).curve(run, "seconds").spent == pytest.approx([0, 90, 180])
+
+
+def test_budgets_are_what_all_have_spent() -> None:
+    """Catches a comparison at tokens that one of the runs never sampled."""
+    results = stats.Results([record([0, 1], seed=0), record([0, 1], seed=1, tokens=80), record([0, 1], arm="grpo")])
+    assert results.budget("t", ("care", "grpo"), "tokens") == 800
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
     """Catches arms that are compared over seeds that only one has, and spread between seeds that is not cancelled."""
-    ours = [record([0, 0.5 + 0.1 * s + 0.02], arm="care", seed=s) for s in range(3)]
-    theirs = [record([0, 0.5 + 0.1 * s], arm="grpo", seed=s) for s in range(5)]
-    difference = stats.Results(ours + theirs).difference("t", "care", "grpo", stats.final)
-    assert difference == pytest.approx((0.02, 0.0, 3), abs=1e-12)
+    ours = [record([0.5 + 0.1 * s + 0.02] * 2, arm="care", seed=s) for s in range(3)]
+    theirs = [record([0.5 + 0.1 * s] * 2, arm="grpo", seed=s) for s in range(5)]
+    results = stats.Results(ours + theirs)
+    difference = results.difference(results.seeds("t", "care"), results.seeds("t", "grpo"), results.final())
+    assert difference is not None and difference.interval == pytest.approx((0.02, 0.0, 3), abs=1e-12)
+    assert (difference.ours, difference.theirs) == pytest.approx((0.62, 0.6))
 
 
 def test_signature_is_fitted_over_single_advantages() -> None:
@@ -97,7 +121,15 @@ def test_noise_is_read_from_adams_moments() -> None:
 def test_record_of_a_run_folder(tmp_path: Path) -> None:
     """Catches evaluations that are counted as steps, repairs that are no tokens, and groups of a repair in the law."""
     steps = [
-        {"step": s, "loss": 1.0, "tokens/rollout": 90, "tokens/reflect": 10, "time/step": 2.0, "time/update": 0.5 * s}
+        {
+            "step": s,
+            "loss": 1.0,
+            "dynamic/draws": 2,
+            "tokens/rollout": 90,
+            "tokens/reflect": 10,
+            "time/step": 2.0,
+            "time/update": 0.5 * s,
+        }
         for s in (1, 2, 3)
     ]
     rows = [
@@ -112,20 +144,20 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
     for name, lines in (("metrics", rows), ("events", [mixed, repaired, still])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 3}}))
-    ours = study_record.of_training(tmp_path)
+    ours = study_record.of_run(tmp_path)
     assert ours["evaluations"] == [
-        {"step": 0, "tokens": 0, "seconds": 0, "accuracy": {"mean": 0.2}},
-        {"step": 3, "tokens": 300, "seconds": 6, "accuracy": {"mean": 0.4}},
+        {"step": 0, "tokens": 0, "accuracy": {"mean": 0.2}},
+        {"step": 3, "tokens": 300, "accuracy": {"mean": 0.4}},
     ]
     assert ours["seconds_a_step"] == {"step": 2.0, "update": 1.0}
     assert ours["tokens"] == {"rollout": 270, "reflect": 30}
-    assert ours["no_gradient"] == {"groups": pytest.approx(1 / 3), "steps": 0.5}
+    assert ours["no_gradient"] == {"groups": pytest.approx(2 / 3), "steps": 0.5}  # of 6 drawn
     assert ours["reflections"] == {"tried": 1, "repaired": 1}
     assert ours["signature"] == [["anchor", 1, 1, 1.0, 1.0], ["negative", 1, 1, -1.0, 1.0]]
     assert ours["second_moment"] == {"anchor": 4.0, "negative": 1.0}
     (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 4}}))
     with pytest.raises(ValueError, match="was stopped before step 4"):
-        study_record.of_training(tmp_path)
+        study_record.of_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +171,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
 )
 def test_verdicts(values: list[float], verdict: str) -> None:
     """Catches a claim that one seed or a wide interval decides."""
-    assert study_claims.verdict(stats.interval(values)) == verdict
+    assert study_claims.verdict(stats.Difference(stats.interval(values), 0.0, 0.0)) == verdict
 
 
 def test_every_arm_has_a_config_of_its_own() -> None:
@@ -153,7 +185,11 @@ def test_every_arm_has_a_config_of_its_own() -> None:
             for part in key.split("."):
                 found = found[part]
             assert found == value, (name, key)
-    assert {name for claim in study_claims.CLAIMS for name in (claim.arm, claim.than)} <= study.ARMS.keys()
+    groups = ("BETTER_OBJECTIVES", "BETTER_PARTS", "REPAIRS", "GRADIENTS", "SHARES", "NOISE")
+    claims = [claim for name in groups for claim in getattr(study_claims, name)]
+    named = {name for claim in claims for name in (claim.arm, claim.than)}
+    named |= {name for default in study_claims.DEFAULTS for name in (default.arm, *default.others.values())}
+    assert named <= study.ARMS.keys()
     with pytest.raises(ValueError, match="'three_skills/sft' is no run of the study"):
         study.get_config("three_skills/sft")
 
@@ -172,11 +208,74 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     assert call("--only=grpo").splitlines() == ["1/1  tiny grpo 0 training"]
     with (tmp_path / "out" / "runs.jsonl").open("a") as file:
         file.write('{"task": "tiny", "arm"')  # as a kill leaves it
-    assert call().splitlines() == ["1/2  tiny care 0 training", "2/2  tiny care 0 noise"]
+    assert call().splitlines() == ["1/2  tiny care 0 training", "2/2  tiny care 0 probe"]
     records = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
-    assert [(r["arm"], r["kind"]) for r in records] == [("grpo", "training"), ("care", "training"), ("care", "noise")]
+    assert [(r["arm"], r["kind"]) for r in records] == [("grpo", "training"), ("care", "training"), ("care", "probe")]
     assert records[0]["evaluations"][0] == records[1]["evaluations"][0]  # one cold start
-    assert records[1]["no_gradient"]["groups"] < 1 and records[2]["variance"] > 0
+    assert records[1]["no_gradient"]["groups"] < 1 and records[2]["noise"]["variance"] > 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<svg") == 4 and "src=" not in page and page.count(">CARE<") > 3
     assert "| GRPO | 1 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_page_by_hand(tmp_path: Path) -> None:
+    """Catches a cell in another row or column, a claim told from too little, and a default that thin evidence moves."""
+    gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "rescue_delta": 0.05}
+    records = [
+        record(
+            [0.5] * 2 + [0.5 + gain + 0.01 * seed] * 3,
+            arm=arm,
+            seed=seed,
+            task=study.FIRST_TASK,
+            fingerprint="",
+            command="python -m it",
+            machine="m",
+            manifest={"commit": "c", "device": "d"},
+        )
+        for arm, gain in gains.items()
+        for seed in range(3)
+    ]
+    study_page.write(tmp_path, study, records, command="python -m all")
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| CARE, equal weights | 3 |"))
+    assert row.split(" | ")[2:4] == ["53.0 ± 2.5", "+2.0 ± 0.0"]
+    assert any(
+        "CARE is better than GRPO | three skills | does not | 41.0 against 51.0: -10.0 ± 0.0" in x for x in lines
+    )
+    assert any("Equalisation helps | three skills | cannot be told at this size | –" in line for line in lines)
+    assert "| objective.rescue.scale | zscore | delta | three skills +3.0 ± 0.0; five digits – | too thin" in "".join(
+        lines
+    )
+    assert any(
+        line.startswith("| Rescue: scale delta, rank by sum | three skills | CARE, equal weights | 3 | 56.0")
+        for line in lines
+    )
+    assert lines.count("python -m all") == 1 and "python -m it" in lines
+
+
+def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
+    """Catches hours of other runs that are made first, and not recorded, after one has failed."""
+    made = []
+
+    class Failing:
+        def record(self, run: study_main.Run) -> dict[str, Any]:
+            made.append(run)
+            time.sleep(0.05)
+            if len(made) == 2:
+                raise ValueError("the second fails")
+            return run._asdict()
+
+    runs = [study_main.Run("t", "care", seed, "training") for seed in range(50)]
+    with pytest.raises(ValueError, match="the second fails"):
+        list(study_main.run_all(Failing(), runs, 1))
+    assert len(made) < 10
+
+
+def test_runs_of_another_config_are_not_mixed_in(tmp_path: Path) -> None:
+    """Catches figures of two configs under one title."""
+    old = record([0.5, 0.5], task="tiny", arm="grpo") | {"fingerprint": "other"}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(old) + "\n")
+    command = [sys.executable, "-m", "benchmarks.study", "--config=tests/small_study.py", f"--out={tmp_path}"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, env=environment(tmp_path / "cache"))
+    assert done.returncode == 2 and "has 1 runs that tests/small_study.py does not ask for" in done.stderr
+    assert json.loads((tmp_path / "runs.jsonl").read_text()) == old

@@ -1,0 +1,148 @@
+"""The pictures of the study's page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks import study_stats as stats
+from benchmarks.study_stats import Interval, Record, Results
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "study",  # equal records give equal bytes
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e7ee",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+_OURS, _THEIRS, _COLD, _NEGATIVE = "#2b62c9", "#5d6778", "#d9772b", "#b3372f"
+AXES = {"tokens": (1e3, "thousand sampled tokens"), "seconds": (1.0, "seconds of training")}
+
+
+def accuracies(results: Results, study: Any, names: Sequence[str]) -> Figure:
+    """Final accuracy of each objective with its interval, and every seed as a dot."""
+    size = (11, 0.42 * len(names) + 1.1)
+    figure, panels = plt.subplots(1, len(study.TASKS), figsize=size, squeeze=False, sharey=True)
+    for axes, (task, about) in zip(panels[0], study.TASKS.items(), strict=True):
+        for row, name in enumerate(names):
+            values = [100 * stats.height(results.curve(record)) for record in results.seeds(task, name).values()]
+            if values:
+                axes.plot(values, [row] * len(values), "o", color="#b9c3d6", markersize=4)
+                _bar(axes, stats.interval(values), row, _OURS if name in study.SHOWN else _THEIRS)
+        starts = [results.curve(record).accuracy[0] for name in names for record in results.seeds(task, name).values()]
+        if starts:
+            axes.axvline(100 * np.mean(starts), color=_COLD, linestyle="--", linewidth=1)
+            axes.annotate("cold start", (100 * np.mean(starts), -0.75), color=_COLD, annotation_clip=False)
+        axes.set_title(f"Held-out accuracy, {about.title}", loc="left", fontweight="bold", pad=14)
+        axes.set_xlabel("%, mean and 95 % interval over seeds")
+        axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])
+    panels[0][0].invert_yaxis()  # of all, which share it
+    return figure
+
+
+def _bar(axes: Axes, whole: Interval, row: float, colour: str) -> None:
+    if not math.isnan(whole.half):
+        axes.plot([whole.low, whole.high], [row, row], color=colour, linewidth=2)
+    axes.plot([whole.mean], [row], "o", color=colour, markersize=7)
+
+
+def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figure:
+    """Accuracy by tokens and by time, mean over seeds; bands are 95 % intervals."""
+    figure, panels = plt.subplots(len(study.TASKS), 2, figsize=(11, 3.1 * len(study.TASKS)), squeeze=False)
+    for row, (task, about) in zip(panels, study.TASKS.items(), strict=True):
+        for axes, (axis, (unit, label)) in zip(row, AXES.items(), strict=True):
+            for index, name in enumerate(names):
+                curves = [results.curve(record, axis) for record in results.seeds(task, name).values()]
+                if curves:
+                    spent, points = stats.mean_curve(curves)
+                    axes.plot(
+                        spent / unit,
+                        [100 * point.mean for point in points],
+                        color=f"C{index}",
+                        label=study.ARMS[name].title,
+                        linewidth=2,
+                    )
+                    if len(curves) > 1:
+                        low, high = ([100 * getattr(point, end) for point in points] for end in ("low", "high"))
+                        axes.fill_between(spent / unit, low, high, color=f"C{index}", alpha=0.08, linewidth=0)
+            axes.set_xlabel(label)
+            axes.set_ylabel("held-out accuracy, %")
+            axes.set_title(f"{about.title}, by {axis}", loc="left", fontweight="bold")
+        _legend(row[1], loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> Figure:
+    """What each change does to final accuracy; `pairs` are (task, arm)."""
+    figure, axes = plt.subplots(figsize=(11, max(1.5, 0.25 * len(pairs) + 0.9)))
+    colours = dict(zip(study.TASKS, (_OURS, _COLD, _THEIRS), strict=False))
+    for row, (task, name) in enumerate(pairs):
+        found = results.difference(
+            results.seeds(task, name), results.seeds(task, study.ARMS[name].baseline), results.final()
+        )
+        if found:
+            points = Interval(100 * found.interval.mean, 100 * found.interval.half, found.interval.num_seeds)
+            _bar(axes, points, row, colours[task])
+    axes.axvline(0, color="#1c2330", linewidth=1)
+    labels = [
+        f"{study.ARMS[name].section}: {study.ARMS[name].title} ({study.TASKS[task].title})" for task, name in pairs
+    ]
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("points of final accuracy more or less than the baseline, mean and 95 % interval over seeds")
+    return figure
+
+
+def mechanism(results: Results, study: Any) -> Figure:
+    """The advantages by K', and over the steps the share that comes from failures and the failures repaired."""
+    figure, (signature, share, repairs) = plt.subplots(1, 3, figsize=(11, 3.3))
+    records = [record for task in study.TASKS for name in study.ARMS for record in results.seeds(task, name).values()]
+    for role, sign, colour in (("anchor", 1, _OURS), ("negative", -1, _NEGATIVE)):
+        means = stats.means_by_size(records, role)
+        signature.plot(list(means), list(means.values()), "o", color=colour, label=f"{role}s, measured")
+        signature.plot(
+            list(means), [sign * k ** (sign / 2) for k in means], "--", color=colour, linewidth=1, label="theory"
+        )
+    signature.set_xlabel("K', negatives of a subgroup")
+    signature.set_title("Raw advantages", loc="left", fontweight="bold")
+    _legend(signature)
+    first = next(iter(study.TASKS))
+    for axes, curve, title in (
+        (share, "advantage/failure_share", "Share of the advantage from failures"),
+        (repairs, "reflect/success_rate", "Failures repaired"),
+    ):
+        for name in study.SHOWN:
+            _training_curve(axes, list(results.seeds(first, name).values()), curve, study.ARMS[name].title)
+        axes.set_xlabel("step")
+        axes.set_ylabel("%")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{title}, {study.TASKS[first].title}", loc="left", fontweight="bold")
+        _legend(axes)
+    return figure
+
+
+def _training_curve(axes: Axes, records: Sequence[Record], name: str, label: str) -> None:
+    """The mean over seeds, piece by piece of the run, of those that have the metric."""
+    by_step: dict[float, list[float]] = {}
+    for record in records:
+        for step, value in record["curves"].get(name, ()):
+            by_step.setdefault(step, []).append(100 * value)
+    if by_step:
+        axes.plot(sorted(by_step), [np.mean(by_step[step]) for step in sorted(by_step)], label=label, linewidth=2)
+
+
+def _legend(axes: Axes, **place: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, **place)
