@@ -44,7 +44,8 @@ def accuracies(results: Results, study: Any, names: Sequence[str]) -> Figure:
         starts = [results.curve(record).accuracy[0] for name in names for record in results.seeds(task, name).values()]
         if starts:
             axes.axvline(100 * np.mean(starts), color=_COLD, linestyle="--", linewidth=1)
-            axes.annotate("cold start", (100 * np.mean(starts), -0.75), color=_COLD, annotation_clip=False)
+            place = (100 * np.mean(starts), len(names) - 0.75)
+            axes.annotate("cold start", place, xytext=(4, 0), textcoords="offset points", color=_COLD)
         axes.set_title(f"Held-out accuracy, {about.title}", loc="left", fontweight="bold", pad=14)
         axes.set_xlabel("%, mean and 95 % interval over seeds")
         axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])

@@ -176,13 +176,32 @@ class Program:
         )
 
     def _collectives(self, where: Computation, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-        """The collectives that an instruction is or, as a fusion, holds."""
+        """The collectives that an instruction is or, as a fusion, holds.
+
+        One that the compiler splits stands in the fusion that starts it, in those of the work that it is hidden behind,
+        and in the one that ends it; it is counted where it starts.
+        """
         if instruction.opcode.removesuffix("-start") in COLLECTIVES:
             yield where, instruction
         elif instruction.opcode == "fusion":
-            inner = self.computations[instruction.calls["calls"]]
+            name = instruction.calls["calls"]
+            inner = self.computations[name]
             for nested in inner.instructions.values():
-                yield from self._collectives(inner, nested)
+                if self._starts.get(_channel(nested), name) == name:
+                    yield from self._collectives(inner, nested)
+
+    @functools.cached_property
+    def _starts(self) -> dict[str, str]:
+        """The computation that starts a split collective, by its channel."""
+        return {
+            _channel(instruction): name
+            for name, computation in self.computations.items()
+            if any(
+                "AsyncCollectiveStart" in instruction.attributes for instruction in computation.instructions.values()
+            )
+            for instruction in computation.instructions.values()
+            if _channel(instruction)
+        }
 
     def _moved(self, where: Computation, instruction: Instruction) -> int:
         opcode = instruction.opcode
@@ -251,6 +270,12 @@ def _index(element: Instruction) -> int:
     found = re.search(r"index=(\d+)", element.attributes)
     assert found is not None
     return int(found[1])
+
+
+def _channel(instruction: Instruction) -> str:
+    """The number of a collective, the same in all its pieces; "" of anything else."""
+    found = re.search(r"channel_id=(\d+)", instruction.attributes)
+    return found[1] if found else ""
 
 
 def _is_scattered(where: Computation, reduced: Instruction) -> bool:

@@ -65,6 +65,39 @@ def test_each_kind_of_collective(kind, function, size):
     assert {name: count for name, count in found.items() if count} == {kind: round(size * 64 * 256 * 4)}
 
 
+SPLIT = """
+%start (a: f32[8]) -> (f32[8], f32[32]) {
+  %a = f32[8]{0} parameter(0)
+  %gather.1 = f32[32]{0} all-gather(%a), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %begun = (f32[8]{0}, f32[32]{0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%work (b: f32[8]) -> f32[32] {
+  %b = f32[8]{0} parameter(0)
+  %gather.2 = f32[32]{0} all-gather(%b), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %other = f32[32]{0} all-gather(%b), channel_id=8, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%end (c: f32[8]) -> f32[32] {
+  %c = f32[8]{0} parameter(0)
+  %gather.3 = f32[32]{0} all-gather(%c), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %ended = f32[32]{0} custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[8]) -> f32[32] {
+  %x = f32[8]{0} parameter(0)
+  %one = (f32[8]{0}, f32[32]{0}) fusion(%x), kind=kCustom, calls=%start
+  %two = f32[32]{0} fusion(%x), kind=kOutput, calls=%work
+  ROOT %three = f32[32]{0} fusion(%x), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_split_collective_counts_once():
+    """Catches a transfer that is hidden behind work and counts for each piece of work: three times the bytes."""
+    assert Program(SPLIT).collective_bytes()["all-gather"] == 2 * 32 * 4 * 3 // 4  # channels 7 and 8
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
