@@ -25,8 +25,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from care_jax import flops, hlo, sharding
+from care_jax import flops, hlo
 from care_jax.chips import devices_of
+from care_jax.mesh import make_mesh, mesh_sizes
 from care_jax.plan import make_plan, planned_model, step_programs
 from care_jax.programs import all_buckets
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # One loop over tokens and not a smaller one for the tail, so that there is one step to be counted.
     decoding = config.copy_and_resolve_references()
     decoding.rollout.compact_shares = ()
-    mesh = sharding.make_mesh(sharding.mesh_sizes(decoding, model, len(devices)), devices)
+    mesh = make_mesh(mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
     programs, _, calls = step_programs(decoding, model, mesh, bucket)

@@ -36,7 +36,8 @@ from care_jax.loss import policy_loss
 from care_jax.models import QwenVL
 from care_jax.programs import abstract_verdicts
 from care_jax.score import masked_logits, score
-from care_jax.structs import Array, Prompts, Rollouts, TrainBatch, TrainState
+from care_jax.structs import Array, Prompts, Rollouts, TrainBatch
+from care_jax.train_state import TrainState
 from care_jax.update import make_update
 
 SMALL_VOCABULARY = 512

@@ -44,7 +44,8 @@ from care_jax import models, objectives
 from care_jax.loss import policy_loss
 from care_jax.models.model_config import ModelConfig
 from care_jax.rollout import Sampling
-from care_jax.structs import TrainBatch, TrainState
+from care_jax.structs import TrainBatch
+from care_jax.train_state import TrainState
 from care_jax.update import make_update
 
 TUNIX = "google-tunix==0.1.7"

@@ -42,8 +42,9 @@ from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
 from care_jax.rollout import Forced, Sampling
 from care_jax.score import score
-from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, TrainState, Verdicts
+from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 from care_jax.train_batch import Reflection
+from care_jax.train_state import TrainState
 from care_jax.update import make_update
 
 STAGES = ("rollout", "score", "reflect", "batch", "update")

@@ -27,7 +27,7 @@ from care_jax import paths
 from care_jax.array_store import Index, StoredParam, open_arrays, read_arrays
 from care_jax.models import params_to_dict
 from care_jax.processes import exchange
-from care_jax.structs import TrainState
+from care_jax.train_state import TrainState
 
 # Arrays above the first size are stored in chunks of at most the second, so that a part can be read without the rest:
 # by another mesh, or by an export.

@@ -25,7 +25,8 @@ from care_jax.processor import Example, Processor, Trace, padding_shares
 from care_jax.programs import Program, bucket_of
 from care_jax.session import Session, open_session
 from care_jax.sharding import ROWS, place
-from care_jax.structs import Array, Prompts, TrainBatch, TrainState
+from care_jax.structs import Array, Prompts, TrainBatch
+from care_jax.train_state import TrainState
 from care_jax.update import make_update, update_shardings
 
 

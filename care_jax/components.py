@@ -11,6 +11,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh, NamedSharding
 
+from care_jax import mesh as mesh_lib
 from care_jax import sharding
 from care_jax.checkpoint import load_params
 from care_jax.models import (
@@ -83,8 +84,8 @@ def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:
     """
     devices = jax.devices()
     model_config = make_model_config(config, devices[0].platform)
-    sizes = sharding.mesh_sizes(config, model_config, len(devices), training=training)
-    return sharding.make_mesh(sizes, devices)
+    sizes = mesh_lib.mesh_sizes(config, model_config, len(devices), training=training)
+    return mesh_lib.make_mesh(sizes, devices)
 
 
 def make_verifier(config: ml_collections.ConfigDict) -> Verifier:

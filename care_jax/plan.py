@@ -43,13 +43,14 @@ from care_jax import cli, flops, hlo, sharding
 from care_jax import config as config_lib
 from care_jax.chips import GIB, Chip, devices_of
 from care_jax.components import make_model_config
+from care_jax.mesh import factorisations, make_mesh, mesh_sizes
 from care_jax.models import ModelConfig, QwenVL, abstract_model
 from care_jax.models.cache import Prefix
 from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
 from care_jax.optimizer import make_optimizer
 from care_jax.programs import Bucket, Inputs, Program, TrainPrograms, all_buckets
-from care_jax.structs import TrainState
+from care_jax.train_state import TrainState, state_specs
 
 PARTS = (
     "params",
@@ -156,7 +157,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, only: tuple[str,
     config_lib.validate(config)
     model = planned_model(config)
     chip, devices = devices_of(topology)
-    mesh = sharding.make_mesh(sharding.mesh_sizes(config, model, len(devices)), devices)
+    mesh = make_mesh(mesh_sizes(config, model, len(devices)), devices)
     sizes = flops.Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
     return Plan(config, topology, chip, sizes, _stages(config, model, mesh, sizes, only))
 
@@ -189,7 +190,7 @@ def step_programs(
     state = jax.eval_shape(
         lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)), abstract_model(model)
     )
-    state = sharding.place(mesh, state, sharding.state_specs(state))
+    state = sharding.place(mesh, state, state_specs(state))
     forbidden_mask: Any = jax.ShapeDtypeStruct((model.text.vocab_size,), bool)
     stop_ids = (0, 1)  # which they are does not matter
     inputs = Inputs(stop_ids, forbidden_mask, model.vision, forced_width(config))
@@ -341,7 +342,7 @@ def _works(config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str
     changed.mesh.update(mesh)
     num_devices = mesh["data"] * mesh["fsdp"] * mesh["tensor"]
     try:
-        sharding.mesh_sizes(changed, model, num_devices)
+        mesh_sizes(changed, model, num_devices)
     except ValueError:
         return False
     return True
@@ -394,7 +395,7 @@ def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_coll
     model = planned_model(config)
     chip, devices = devices_of(topology)
     ranked: list[tuple[float, int, ml_collections.ConfigDict]] = []
-    for mesh in sharding.factorisations(len(devices)):
+    for mesh in factorisations(len(devices)):
         shards = mesh["data"] * mesh["fsdp"]
         for halvings in range(4):
             prompts = config.train.prompts >> halvings

@@ -40,8 +40,9 @@ from care_jax.sharding import (
     place,
     round_up,
 )
-from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainState, Verdicts
+from care_jax.structs import Array, Prompts, Rollouts, Scores, Verdicts
 from care_jax.subgroup import select_subgroup
+from care_jax.train_state import TrainState
 from care_jax.update import make_update, update_shardings
 
 Bucket = tuple[int, int]  # prompt tokens, patches

@@ -45,7 +45,7 @@ from care_jax.models import QwenVL, abstract_model
 from care_jax.optimizer import make_optimizer, schedule_table
 from care_jax.processes import exchange, is_alone, is_first, require_same, together
 from care_jax.processor import Processor
-from care_jax.structs import TrainState
+from care_jax.train_state import TrainState, state_specs
 from care_jax.verify import Verifier
 from care_jax.watchdog import Watchdog
 
@@ -330,7 +330,7 @@ def _abstract_state(config: ml_collections.ConfigDict, optimizer: optax.Gradient
         return TrainState(step=jax.numpy.int32(0), params=model, opt_state=optimizer.init(model))
 
     state = jax.eval_shape(make, abstract_model(make_model_config(config, mesh.devices.flat[0].platform)))
-    return sharding.place(mesh, state, sharding.state_specs(state))
+    return sharding.place(mesh, state, state_specs(state))
 
 
 def _first_state(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

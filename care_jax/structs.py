@@ -16,16 +16,10 @@ Masks come from lengths, never from comparing ids. Prompts and responses are pad
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from flax import struct
-
-if TYPE_CHECKING:
-    import optax
-
-    from care_jax.models import QwenVL
 
 Array = jax.Array | np.ndarray  # on the device, or its copy on the host
 
@@ -128,12 +122,3 @@ class TrainBatch:
     advantages: Array  # [B, S] float32
     token_weights: Array  # [B, S, R] float32, region weights, 0 where nothing was sampled
     row_mask: Array  # [B, S] bool, rows that count in the denominators
-
-
-@struct.dataclass
-class TrainState:
-    """What a checkpoint holds besides the data iterator."""
-
-    step: Array  # [] int32, optimizer-facing steps done (one step = one batch of prompts)
-    params: QwenVL  # a module is a pytree
-    opt_state: optax.OptState

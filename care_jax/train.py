@@ -25,8 +25,9 @@ from care_jax.programs import EVERY_BUCKET, Bucket, Inputs, TrainPrograms, bucke
 from care_jax.regions import TokenBytes
 from care_jax.rollout import nothing_forced
 from care_jax.session import Encoder, Session, open_session
-from care_jax.structs import Outcome, Prompts, Rollouts, Subgroup, TrainState
+from care_jax.structs import Outcome, Prompts, Rollouts, Subgroup
 from care_jax.train_batch import Reflection, no_reflection
+from care_jax.train_state import TrainState
 from care_jax.verify import Judged, judge
 
 # One number a random draw of a step, folded into its key. Redraws of dynamic sampling count on from ROLLOUT.

@@ -19,8 +19,9 @@ from care_jax.collectives import sum_gradients, sum_rows
 from care_jax.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
 from care_jax.score import token_scores
-from care_jax.sharding import ROWS, WHOLE, named, on_shards, param_specs, state_specs
-from care_jax.structs import Array, TrainBatch, TrainState
+from care_jax.sharding import ROWS, WHOLE, named, on_shards, param_specs
+from care_jax.structs import Array, TrainBatch
+from care_jax.train_state import TrainState, state_specs
 
 
 class LossFn(Protocol):

@@ -27,11 +27,13 @@ from care_jax.checkpoint import Checkpointer, StreamedParam, load_params, save_p
 from care_jax.data import loader
 from care_jax.data.records import Record
 from care_jax.loss import policy_loss
+from care_jax.mesh import make_mesh
 from care_jax.processor import load_processor
 from care_jax.response_format import ANSWER_TAGS
 from care_jax.rollout import Sampling
 from care_jax.sharding import WHOLE
-from care_jax.structs import TrainBatch, TrainState
+from care_jax.structs import TrainBatch
+from care_jax.train_state import TrainState, state_specs
 from care_jax.update import make_update, update_shardings
 from tests import families
 from tests.pictures import encode, picture, question
@@ -102,7 +104,7 @@ class Shards:
     def __init__(self, model: Model, shape: str):
         self.model, sizes = model, [int(size) for size in shape.split("x")]
         devices = jax.devices()[: int(np.prod(sizes))]
-        self.mesh = mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+        self.mesh = mesh = make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
         where = models.params_to_dict(sharding.named(mesh, sharding.param_specs(models.abstract_model(model.config))))
         params = models.params_from_dict(
             model.config, {name: jax.device_put(value, where[name]) for name, value in model.params.items()}
@@ -217,7 +219,7 @@ def restored(before: Shards, after: Shards, folder: Path) -> float:
     checkpointer = Checkpointer(folder, keep_last=1, best_metric="none")
     checkpointer.save(first, iterator, None)
     checkpointer.wait()
-    state = checkpointer.restore(sharding.place(after.mesh, first, sharding.state_specs(first)), iterator)
+    state = checkpointer.restore(sharding.place(after.mesh, first, state_specs(first)), iterator)
     checkpointer.close()
     assert all(
         ours.sharding == theirs.sharding

@@ -26,7 +26,7 @@ from care_jax.checkpoint import Checkpointer
 from care_jax.data import loader
 from care_jax.data.records import Record
 from care_jax.models import params_to_dict
-from care_jax.structs import TrainState
+from care_jax.train_state import TrainState
 from tests import weights
 
 METRIC = "eval/accuracy/mean"

@@ -14,6 +14,7 @@ import pytest
 
 from care_jax import config as config_lib
 from care_jax import models, sharding
+from care_jax.mesh import make_mesh, mesh_sizes
 from tests import families
 from tests.end_to_end import finish, start
 from tests.on_shards import CHUNK, MESHES, R, S
@@ -112,8 +113,8 @@ def mesh_config(**sizes: int) -> ml_collections.ConfigDict:
 def test_what_works_is_named(tiny_folder: Path) -> None:
     """Catches a mesh that fails late or silently, one that leaves devices idle, and suggestions that do not work."""
     model = models.load_model_config(tiny_folder)  # 4 heads, 2 of keys and values
-    assert sharding.mesh_sizes(mesh_config(), model, 8) == {"data": 1, "fsdp": 8, "tensor": 1}
-    assert sharding.mesh_sizes(mesh_config(data=-1, fsdp=2, tensor=2), model, 8)["data"] == 2
+    assert mesh_sizes(mesh_config(), model, 8) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert mesh_sizes(mesh_config(data=-1, fsdp=2, tensor=2), model, 8)["data"] == 2
     refused = {
         "2 key/value heads must divide by tensor = 8": {"fsdp": 1, "tensor": 8},
         "the product is 3": {"data": 3, "fsdp": 1},
@@ -122,20 +123,20 @@ def test_what_works_is_named(tiny_folder: Path) -> None:
     }
     for reason, sizes in refused.items():
         with pytest.raises(ValueError) as error:
-            sharding.mesh_sizes(mesh_config(**sizes), model, 8)
+            mesh_sizes(mesh_config(**sizes), model, 8)
         told = str(error.value)
         assert reason in told and "\n" not in told
         working = re.search("these work: (.*)", told)
         assert working and working[1].split(", ")[0] == "1x8x1"
         for shape in working[1].split(", "):
             data, fsdp, tensor = (int(size) for size in shape.split("x"))
-            sharding.mesh_sizes(mesh_config(data=data, fsdp=fsdp, tensor=tensor), model, 8)
+            mesh_sizes(mesh_config(data=data, fsdp=fsdp, tensor=tensor), model, 8)
     config = mesh_config(fsdp=16)
     with pytest.raises(
         ValueError, match="train.prompts / minibatches / microbatches = 8 must divide by data . fsdp = 16"
     ):
-        sharding.mesh_sizes(config, model, 16)
-    assert sharding.mesh_sizes(config, model, 16, training=False)["fsdp"] == 16
+        mesh_sizes(config, model, 16)
+    assert mesh_sizes(config, model, 16, training=False)["fsdp"] == 16
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -159,12 +160,12 @@ def test_the_demo_runs_on_what_is_there(preset: str, tiny_folder: Path) -> None:
     config = importlib.import_module(f"configs.{preset}").get_config()
     model = models.load_model_config(tiny_folder)
     for count in (1, 2, 4, 8):
-        assert sharding.mesh_sizes(config, model, count)["fsdp"] == count
+        assert mesh_sizes(config, model, count)["fsdp"] == count
 
 
 def test_one_device_is_not_asked_to_share() -> None:
     """Catches a program on one device that goes through shard_map, and so is another one than before."""
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 
     def function() -> None: ...
 

@@ -19,8 +19,9 @@ from care_jax.loss import policy_loss
 from care_jax.processor import load_processor
 from care_jax.response_format import ANSWER_TAGS
 from care_jax.rollout import Forced, Sampling
-from care_jax.structs import Outcome, Prompts, Rollouts, Scores, TrainState, Verdicts
+from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Verdicts
 from care_jax.train_batch import Reflection
+from care_jax.train_state import TrainState
 from care_jax.update import make_update
 from tests import oracle
 from tests.families import FACTOR, FAMILIES, make_folder

@@ -15,7 +15,8 @@ import pytest
 from care_jax import config, models, objectives
 from care_jax.loss import policy_loss
 from care_jax.optimizer import make_optimizer
-from care_jax.structs import TrainBatch, TrainState
+from care_jax.structs import TrainBatch
+from care_jax.train_state import TrainState
 from care_jax.update import make_update, split_batch
 from tests.pictures import encode, picture, question
 
