@@ -7,9 +7,10 @@ Each run is a process of its own, whose command stands in its record and can be 
 line a run, from which index.html and README.md are made in the end. Stopped at any moment, the same command goes on:
 runs in runs.jsonl are not made again, and one that was under way resumes from its run folder under --work.
 
---config is a Python file with `ARMS`, `TASKS` and `get_config("TASK/ARM")`, as configs/study.py. --jobs=N makes N runs
-at once, each with its share of the cores; times of steps are then those of a shared machine. For several machines or
-accelerators, give each an --only of its own, a regular expression on TASK/ARM/SEED, and an --out, and join the files.
+--config is a Python file with ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), as configs/study.py. --jobs=N
+makes N runs at once, each with its share of the cores; times of steps are then those of a shared machine. For several
+machines or accelerators, give each an --only of its own, a regular expression on TASK/ARM/SEED, and an --out, and join
+the files.
 """
 
 from __future__ import annotations
@@ -99,8 +100,7 @@ class Runner:
     def fingerprint(self, run: Run) -> str:
         """Of all that decides how a run and its cold start come out, but for code and versions."""
         configs = [self._study.get_config(f"{run.task}/{name}").to_json() for name in ("cold_start", run.arm)]
-        text = "\n".join((*configs, *(PROBE_FLAGS if run.kind == "probe" else ())))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _digest(*configs, *(PROBE_FLAGS if run.kind == "probe" else ()))
 
     def record(self, run: Run) -> dict[str, Any]:
         """Trains, or resumes, and reads what came of it."""
@@ -128,8 +128,7 @@ class Runner:
 
     def _cold_start(self, task: str, seed: int) -> Path:
         config = self._study.get_config(f"{task}/cold_start")
-        mark = hashlib.sha256(config.to_json().encode()).hexdigest()[:12]
-        workdir = self._work / task / "cold_start" / f"training{seed}_{mark}"
+        workdir = self._work / task / "cold_start" / f"training{seed}_{_digest(config.to_json())}"
         with self._cold_starts[task, seed]:
             last = workdir / "checkpoints" / str(config.train.steps)
             if not last.is_dir():
@@ -148,6 +147,10 @@ class Runner:
             f"--config.seed={seed}",
             f"--config.data.train={self._work / 'data'}",
         ]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
 def machine() -> str:
@@ -188,11 +191,11 @@ def load_study(path: str) -> Any:
     """
     spec = importlib.util.spec_from_file_location("study_config", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"--config={path}: give a Python file with a study's ARMS, TASKS and get_config")
+        raise ValueError(f"--config={path}: give a study's Python file, as configs/study.py")
     study = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = study  # where dataclasses look for it
     spec.loader.exec_module(study)
-    if missing := sorted({"ARMS", "TASKS", "get_config"} - vars(study).keys()):
+    if missing := sorted({"ARMS", "TASKS", "OBJECTIVES", "SHOWN", "get_config"} - vars(study).keys()):
         raise ValueError(f"--config={path} has no {', '.join(missing)}; see configs/study.py")
     return study
 

@@ -97,7 +97,7 @@ def points(difference: Difference | None) -> str:
 
 
 def claims(results: Results, study: Any) -> list[list[str]]:
-    """Claim, task, verdict and figure; every claim has its rows, whether or not both arms have been run."""
+    """Claim, task, verdict and figure, of every claim that the study asks, whether or not its arms have been run."""
     final = results.final()
     groups: tuple[tuple[Sequence[Claim], Measure, Find], ...] = (
         (BETTER_PARTS, final, results.seeds),
@@ -107,22 +107,20 @@ def claims(results: Results, study: Any) -> list[list[str]]:
     )
     rows = []
     for task, about in study.TASKS.items():
-        for claim in BETTER_OBJECTIVES:
+        for claim in (claim for claim in BETTER_OBJECTIVES if _is_asked(study, task, claim)):
             found = {axis: _at_equal(results, task, claim, axis) for axis in ("tokens", "seconds", "step")}
             figure = f"{_figure(found['tokens'])} at equal tokens"
             for axis, words in (("seconds", "time"), ("step", "steps")):
                 figure += f"; {points(found[axis])} at equal {words}"
             rows.append([claim.text, about.title, verdict(found["tokens"]), figure])
         for group, measure, find in groups:
-            for claim in group:
-                if _is_asked(study, task, claim):
-                    difference = results.difference(find(task, claim.arm), find(task, claim.than), measure)
-                    rows.append([claim.text, about.title, verdict(difference), _figure(difference)])
-        for claim in NOISE:
-            if _is_asked(study, task, claim):
-                ours, theirs = (results.probes(task, arm) for arm in (claim.arm, claim.than))
-                logs = results.difference(ours, theirs, _log_variance)
-                rows.append([claim.text, about.title, verdict(logs), _ratio(logs)])
+            for claim in (claim for claim in group if _is_asked(study, task, claim)):
+                difference = results.difference(find(task, claim.arm), find(task, claim.than), measure)
+                rows.append([claim.text, about.title, verdict(difference), _figure(difference)])
+        for claim in (claim for claim in NOISE if _is_asked(study, task, claim)):
+            ours, theirs = (results.probes(task, arm) for arm in (claim.arm, claim.than))
+            logs = results.difference(ours, theirs, _log_variance)
+            rows.append([claim.text, about.title, verdict(logs), _ratio(logs)])
     return rows
 
 
@@ -161,12 +159,9 @@ def _figure(difference: Difference | None) -> str:
 
 
 def signature(results: Results, study: Any) -> list[list[str]]:
-    """For both roles: what the raw advantages should be, and the line through those of all runs of CARE."""
-    records: list[Record] = [
-        r for task in study.TASKS for arm in ("care", "care_equal") for r in results.seeds(task, arm).values()
-    ]
+    """For both roles: what the raw advantages should be, and the line through those of all runs with an anchor."""
     rows = []
-    for role, fit in stats.signature(records).items():
+    for role, fit in stats.signature(results.all(study)).items():
         formula = "sqrt(K')" if role == "anchor" else "1 / sqrt(K')"
         rows.append(
             [

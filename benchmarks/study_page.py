@@ -178,7 +178,7 @@ def _objectives(results: Results, study: Any, task: str, names: Sequence[str]) -
     records = [record for name in names for record in results.seeds(task, name).values()]
     skills = sorted({skill for record in records for skill in record["evaluations"][-1]["accuracy"]} - {"mean"})
     budgets = {axis: results.budget(task, names, axis) for axis in study_pictures.AXES}
-    base = study.ARMS[names[0]].baseline
+    base = _base(study)
     targets = {seed: stats.height(results.curve(record)) for seed, record in results.seeds(task, base).items()}
     rows = []
     for name in names:
@@ -194,10 +194,15 @@ def _objectives(results: Results, study: Any, task: str, names: Sequence[str]) -
         steps = [stats.spent_to(results.curve(seeds[seed]), targets[seed]) for seed in seeds.keys() & targets.keys()]
         cells.append(f"{statistics.median(steps):.0f}" if steps and statistics.median(steps) < math.inf else "never")
         rows.append(cells)
-    title = study.ARMS[base].title if base in study.ARMS else base
+    title = study.ARMS[base].title
     head = ["", "seeds", *skills, "mean", f"− {title}", f"at {budgets['tokens']:,.0f} tokens", f"− {title}"]
     head += [f"at {budgets['seconds']:,.0f} s", f"− {title}", "area", f"steps to {title}'s"]
     return head, rows
+
+
+def _base(study: Any) -> str:
+    """The arm that the objectives are compared with."""
+    return next(arm.baseline for arm in study.ARMS.values() if arm.section == study.OBJECTIVES)
 
 
 def _dynamics(results: Results, study: Any, task: str, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -267,15 +272,15 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
 def _costs(page: Page, results: Results, study: Any) -> None:
     page.heading("What it costs")
     page.text(
-        "Medians of the probes, which run one after the other, in milliseconds; ratios are to GRPO. Resident memory is "
-        "the least of an arm's processes: one that has to compile takes more.",
+        "Medians of the probes, which run one after the other, in milliseconds. Resident memory is the least of an "
+        "arm's processes: one that has to compile takes more.",
         "note",
     )
     for task, about in study.TASKS.items():
         names = [name for name in study.ARMS if results.probes(task, name)]
         if not names:
             continue
-        base = results.over_seeds(results.probes(task, names[0]), stats.seconds_a_step)
+        base = results.over_seeds(results.probes(task, _base(study)), stats.seconds_a_step)
         rows = []
         for name in names:
             probes = results.probes(task, name)
@@ -297,7 +302,7 @@ def _costs(page: Page, results: Results, study: Any) -> None:
                     f"{peak:.2f}",
                 ]
             )
-        head = [about.title, *_STAGES, "step", f"/ {study.ARMS[names[0]].title}"]
+        head = [about.title, *_STAGES, "step", f"/ {study.ARMS[_base(study)].title}"]
         page.table([*head, "tokens of repairs, %", "batches drawn", "GiB resident"], rows)
 
 
@@ -311,8 +316,8 @@ def _how(page: Page, study: Any, records: Sequence[Record], command: str) -> Non
         "Final accuracy is the mean height of the learning curve, greedy answers to all held-out questions, over the "
         "last quarter of the steps, or of the tokens or seconds that are compared. Seconds are tokens times the time a "
         "token took in the probes. Intervals are 95 % by Student's t over seeds, of differences seed by seed. A probe "
-        "samples and computes gradients for 50 steps at the cold start with a policy that stands still; gradient "
-        "variance / |gradient|² is of one update of 16 prompts there. One of the runs:",
+        "samples and computes gradients at the cold start with a policy that stands still; gradient variance / "
+        f"|gradient|² is of one update there{_of_prompts(records)}. One of the runs:",
     )
     page.code(records[0]["command"])
     counts: dict[str, int] = {}
@@ -327,3 +332,8 @@ def _how(page: Page, study: Any, records: Sequence[Record], command: str) -> Non
         versions = ", ".join(f"{key} {value}" for key, value in about.items())
         rows.append([str(count), commit, f"{machine}, {device}", versions])
     page.table(["runs", "commit", "machine", "versions"], rows, words=True)
+
+
+def _of_prompts(records: Sequence[Record]) -> str:
+    sizes = sorted({record["noise"]["num_prompts"] for record in records if record["kind"] == "probe"})
+    return f", of {' or '.join(map(str, sizes))} prompts" if sizes else ""

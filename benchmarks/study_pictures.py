@@ -40,7 +40,8 @@ def accuracies(results: Results, study: Any, names: Sequence[str]) -> Figure:
             values = [100 * stats.height(results.curve(record)) for record in results.seeds(task, name).values()]
             if values:
                 axes.plot(values, [row] * len(values), "o", color="#b9c3d6", markersize=4)
-                _bar(axes, stats.interval(values), row, _OURS if name in study.SHOWN else _THEIRS)
+                is_care = study.ARMS[name].make_objective().anchored
+                _bar(axes, stats.interval(values), row, _OURS if is_care else _THEIRS)
         starts = [results.curve(record).accuracy[0] for name in names for record in results.seeds(task, name).values()]
         if starts:
             axes.axvline(100 * np.mean(starts), color=_COLD, linestyle="--", linewidth=1)
@@ -76,7 +77,7 @@ def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figur
                         linewidth=2,
                     )
                     if len(curves) > 1:
-                        low, high = ([100 * getattr(point, end) for point in points] for end in ("low", "high"))
+                        low, high = [100 * point.low for point in points], [100 * point.high for point in points]
                         axes.fill_between(spent / unit, low, high, color=f"C{index}", alpha=0.08, linewidth=0)
             axes.set_xlabel(label)
             axes.set_ylabel("held-out accuracy, %")
@@ -109,7 +110,7 @@ def changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> F
 def mechanism(results: Results, study: Any) -> Figure:
     """The advantages by K', and over the steps the share that comes from failures and the failures repaired."""
     figure, (signature, share, repairs) = plt.subplots(1, 3, figsize=(11, 3.3))
-    records = [record for task in study.TASKS for name in study.ARMS for record in results.seeds(task, name).values()]
+    records = results.all(study)
     for role, sign, colour in (("anchor", 1, _OURS), ("negative", -1, _NEGATIVE)):
         means = stats.means_by_size(records, role)
         signature.plot(list(means), list(means.values()), "o", color=colour, label=f"{role}s, measured")

@@ -16,8 +16,7 @@ import numpy as np
 import scipy.stats
 
 Record = Mapping[str, Any]
-FINAL_SHARE = 0.25  # of a run's steps, at its end, whose evaluations are its final accuracy
-
+FINAL_SHARE = 0.25  # of what a run spent, at its end, over which its curve's height is its final accuracy
 
 Measure = Callable[[Record], float | None]
 
@@ -84,6 +83,10 @@ class Results:
         """The same of the probes, whose policy stands still at the cold start."""
         return self._probes.get((task, arm), {})
 
+    def all(self, study: Any) -> list[Record]:
+        """The training runs of every task and arm."""
+        return [record for task in study.TASKS for arm in study.ARMS for record in self.seeds(task, arm).values()]
+
     def seconds_a_token(self, task: str, arm: str) -> float:
         """Time of a step over the tokens that it samples, repairs included; of probes where there are any."""
         records = (self.probes(task, arm) or self.seeds(task, arm)).values()
@@ -138,11 +141,6 @@ def height(curve: Curve, budget: float | None = None) -> float:
     low = (1.0 - FINAL_SHARE) * end
     x = np.unique([low, *curve.spent[(curve.spent > low) & (curve.spent < end)], end])
     return float(np.trapezoid(np.interp(x, *curve), x) / (end - low))
-
-
-def start(record: Record) -> float:
-    """Held-out accuracy of the cold start."""
-    return record["evaluations"][0]["accuracy"]["mean"]
 
 
 def area(curve: Curve) -> float:

@@ -125,7 +125,6 @@ class Session:
     stop: StopFlag
     watchdog: Watchdog
     timer: StageTimer  # entering a stage raises Stopped when the run is to stop
-    lock: contextlib.ExitStack  # on the run folder
     mesh: Mesh
     forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
     lr: np.ndarray  # [updates of the run] float32, the schedule
@@ -217,7 +216,6 @@ class Session:
         self.writer.close()
         self.verifier.close()
         self.guard.close()
-        self.lock.close()
 
 
 @contextlib.contextmanager
@@ -238,10 +236,11 @@ def open_session(
     """
     workdir = paths.anywhere(workdir)
     with (
+        contextlib.ExitStack() as held,
         contextlib.closing(StopFlag()) as stop,
         Watchdog(config.train.hang_after, workdir, process_index=jax.process_index()) as watchdog,
     ):
-        session = _open(config, workdir, stop, watchdog, stage=stage, make_encoder=make_encoder)
+        session = _open(config, workdir, held, stop, watchdog, stage=stage, make_encoder=make_encoder)
         try:
             yield session
         finally:
@@ -251,6 +250,7 @@ def open_session(
 def _open(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
+    held: contextlib.ExitStack,
     stop: StopFlag,
     watchdog: Watchdog,
     *,
@@ -277,7 +277,7 @@ def _open(
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: _first_state(config, optimizer, mesh))
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = together(lambda: _lock(workdir))
+    together(lambda: _lock(workdir, held))
     verifier = make_verifier(config)
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     if state is None:
@@ -314,7 +314,6 @@ def _open(
         stop=stop,
         watchdog=watchdog,
         timer=StageTimer(enter),
-        lock=lock,
         mesh=mesh,
         forbidden_mask=sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE),
         lr=schedule_table(config),
@@ -344,22 +343,20 @@ def _first_state(config: ml_collections.ConfigDict, optimizer: optax.GradientTra
     )
 
 
-def _lock(workdir: epath.Path) -> contextlib.ExitStack:
-    """Keeps other runs out of a folder on a disk until it is closed, or the process ends in whatever way.
+def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
+    """Keeps other runs out of a folder on a disk until `held` is closed, or the process ends in whatever way.
 
     Raises:
         ValueError: another process is in it.
     """
-    with contextlib.ExitStack() as held:
-        if is_first() and not paths.in_bucket(workdir):
-            file = held.enter_context((Path(workdir) / ".lock").open("ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"--workdir={workdir}: another process trains in it; wait for its end") from error
-            except OSError:
-                pass  # a file system without locks
-        return held.pop_all()
+    if is_first() and not paths.in_bucket(workdir):
+        file = held.enter_context((Path(workdir) / ".lock").open("ab"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"--workdir={workdir}: another process trains in it; wait for its end") from error
+        except OSError:
+            pass  # a file system without locks
 
 
 def _check_stage(workdir: epath.Path, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -41,11 +42,12 @@ def test_a_long_computation_is_left_at_once(stop):
 
 def test_one_process_trains_in_a_folder(tmp_path):
     """Catches a run that is started again while the first still writes, and a lock that outlives its holder."""
-    held = _lock(epath.Path(tmp_path))
-    with pytest.raises(ValueError, match="another process trains in it"):
-        _lock(epath.Path(tmp_path))
-    held.close()
-    _lock(epath.Path(tmp_path)).close()
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        _lock(epath.Path(tmp_path), first)
+        with pytest.raises(ValueError, match="another process trains in it"):
+            _lock(epath.Path(tmp_path), second)
+        first.close()
+        _lock(epath.Path(tmp_path), second)
 
 
 PROGRAM = """
