@@ -166,6 +166,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
         ([0.02, 0.03, 0.025], study_claims.HOLDS),
         ([-0.02, -0.03, -0.025], study_claims.FAILS),
         ([0.02, -0.03, 0.025], study_claims.OPEN),
+        ([-0.02, 0.03, -0.025], study_claims.OPEN),
         ([0.5], study_claims.OPEN),
     ],
 )
