@@ -33,7 +33,9 @@ def grpo() -> ml_collections.ConfigDict:
         " Wait, the reasoning above contains an error. Find the wrong step, fix it and derive the answer again,"
         " concisely.\n"
     )
-    o.reflect.max_rationale_len = 1024  # tokens of the failed rationale that are kept; cue and repair share the rest
+    # Tokens of the failed rationale that are kept. With train_on "continuation" cue and repair share what they leave of
+    # the response's length; with "rewrite" the repair has all of it.
+    o.reflect.max_rationale_len = 1024
     o.reflect.source = "rationale"  # rationale | scratch (ablation: resample the prompt)
     o.reflect.train_on = "continuation"  # continuation | rewrite
     # Region weights of the tokens.

@@ -304,7 +304,10 @@ class TrainPrograms:
                 out_shardings=rows,
                 read=lambda subgroup: subgroup,
             ),
-            reflect=_generate("reflect", sampling, mesh),
+            # A rewrite is trained without the forced tokens, which then take no room from it.
+            reflect=_generate(
+                "reflect", dataclasses.replace(sampling, drop_forced=objective.reflect.train_on == "rewrite"), mesh
+            ),
             score_reflected=Program(
                 "score of reflections",
                 functools.partial(score, **scoring),

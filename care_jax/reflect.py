@@ -4,8 +4,9 @@
     <think> failed rationale + repair cue           repaired rationale </think><answer> .. </answer>
 
 One negative of each MIXED group, all groups in one batched decode that continues from the prompts' cache.
-Differs from the published code in two points: the forced tokens stay in the context the update conditions on,
-and a rationale longer than `max_rationale_len` is cut, so that the repair has room.
+Differs from the published code in two points: the forced tokens stay in the context the update conditions on
+(or a clean response is trained, see `rewrite`), and a rationale longer than `max_rationale_len` is cut, so that the
+repair has room.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def forced_width(processor: Processor, objective: ml_collections.ConfigDict) -> 
 
 def require_room(processor: Processor, config: ml_collections.ConfigDict) -> None:
     """Raises ValueError where the longest forced prefix fills the response: such repairs would never run."""
-    kept, limit = config.objective.reflect.max_rationale_len, config.rollout.response_len
-    width = forced_width(processor, config.objective)
-    if config.objective.reflect.enabled and config.objective.reflect.source == "rationale" and width >= limit:
+    o, limit = config.objective.reflect, config.rollout.response_len
+    kept, width = o.max_rationale_len, forced_width(processor, config.objective)
+    shares_room = o.source == "rationale" and o.train_on == "continuation"
+    if o.enabled and shares_room and width >= limit:
         most = kept - (width - limit) - 1
         raise ValueError(
             f"objective.reflect.max_rationale_len={kept}: with the tag and the cue {width} tokens are forced, which "
@@ -62,7 +64,6 @@ def force_prefixes(
     *,
     texts: Sequence[Sequence[str]],
     subgroup: Subgroup,
-    response_len: int,
 ) -> Forced:
     """The forced openings of a step's reflections (NumPy), inactive where the group has nothing to repair.
 
@@ -83,28 +84,25 @@ def force_prefixes(
             )
             token_ids[b, 0, : len(ids)] = ids
             forced_len[b, 0] = len(ids)
-    return Forced(token_ids=token_ids, forced_len=forced_len, active=active & (forced_len < response_len))
+    return Forced(token_ids=token_ids, forced_len=forced_len, active=active)
 
 
 def rewrite(processor: Processor, token_bytes: TokenBytes, repaired: Rollouts) -> Rollouts:
-    """Clean responses from the sampled parts of reflections [B, 1, R] (reflect.train_on "rewrite").
+    """Clean responses from what reflections sampled [B, 1, R] after a forced opening (reflect.train_on "rewrite").
 
     `<think>` and what was sampled after the cue, tokenised afresh: the behaviour wanted at test time, where there is
     no failed rationale to look at. Every token counts as sampled; log-probs must be recomputed under this context.
-    A rewrite that no longer fits into R keeps its first R tokens and counts as cut off. Where nothing was forced
-    (reflect.source "scratch") the response stays as it is.
+    A rewrite that no longer fits into R keeps its first R tokens and counts as cut off.
     """
     finished = repaired.finished.copy()
     token_ids = np.zeros_like(repaired.token_ids)
     response_len = np.zeros_like(repaired.response_len)
     for b in np.flatnonzero(repaired.sampled_mask.any(axis=(1, 2))):
         sampled = repaired.token_ids[b, 0][repaired.sampled_mask[b, 0]]
-        ids = sampled.tolist()
-        if not repaired.sampled_mask[b, 0, 0]:
-            ids = processor.encode_rewrite(_OPENING + token_bytes.text(ids))
-            ids = ids if finished[b, 0] else ids[:-1]
-            finished[b, 0] &= len(ids) <= token_ids.shape[-1]
-            ids = ids[: token_ids.shape[-1]]
+        ids = processor.encode_rewrite(_OPENING + token_bytes.text(sampled.tolist()))
+        ids = ids if finished[b, 0] else ids[:-1]
+        finished[b, 0] &= len(ids) <= token_ids.shape[-1]
+        ids = ids[: token_ids.shape[-1]]
         token_ids[b, 0, : len(ids)] = ids
         response_len[b, 0] = len(ids)
     sampled_mask = np.arange(token_ids.shape[-1]) < response_len[..., None]

@@ -2,7 +2,7 @@
 
 `generate` serves the rollouts (G empty branches) and the reflection (one branch that starts with a forced
 prefix). Forced tokens carry sampled_mask False and log-prob 0. Responses hold at most `response_len` tokens,
-forced ones included.
+forced ones included unless they are left out (Sampling.drop_forced).
 
 Lengths have a long tail: when few enough branches are left, they go on as a smaller batch (Sampling.compact_shares).
 """
@@ -34,6 +34,7 @@ class Sampling:
     stop_ids: tuple[int, ...]
     compact_shares: tuple[float, ...] = ()  # of all branches, descending: so few alive go on as a batch of that size
     keep_states: bool = False  # also return entropy and states, which stand in for a scoring pass
+    drop_forced: bool = False  # responses are the sampled tokens alone, R at most however many were forced
 
     @property
     def logits_temperature(self) -> float:
@@ -79,6 +80,7 @@ class _Branches:
 
     prefix: Prefix
     forced_len: Array  # [B, J]
+    room: Array  # [B, J] tokens that may be sampled
     number: Array  # [B, J] of the branch among all: its random draws do not depend on the batch it is decoded in
 
 
@@ -108,6 +110,8 @@ def generate(
     batch, num_branches, num_forced = forced.token_ids.shape
     slots = jnp.arange(num_forced + sampling.response_len, dtype=jnp.int32)
     stacks, prefix = model.in_stacks(prefix)
+    counted = nothing_forced(batch, num_branches) if sampling.drop_forced else forced  # what a response holds of it
+    room = sampling.response_len - counted.forced_len
 
     def decode_token(branches: _Branches, loop: _Loop) -> _Loop:
         logits = masked_logits(
@@ -120,7 +124,7 @@ def generate(
             token = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
         is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
         sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
-        is_full = branches.forced_len + sampled_len >= sampling.response_len
+        is_full = sampled_len >= branches.room
         forced_visible = slots[None, None] < branches.forced_len[..., None]
         own_visible = forced_visible | ((slots >= num_forced) & (slots <= num_forced + loop.t))[None, None]
         hidden, cache = model.extend(
@@ -174,8 +178,9 @@ def generate(
     total = batch * num_branches
     sizes = sorted({max(1, int(share * total)) for share in sampling.compact_shares} - {total}, reverse=True)
     number = first_row(batch) * num_branches + jnp.arange(total, dtype=jnp.int32)
-    everyone = _Branches(prefix, forced.forced_len, number.reshape(batch, num_branches))
-    return _join(forced, finish(everyone, _start(model, stacks, prefix, forced, slots, sampling), sizes))
+    everyone = _Branches(prefix, forced.forced_len, room, number.reshape(batch, num_branches))
+    forced = dataclasses.replace(forced, active=forced.active & (room > 0))
+    return _join(counted, finish(everyone, _start(model, stacks, prefix, forced, slots, sampling), sizes))
 
 
 _BLOCK = 512  # ids
@@ -226,6 +231,7 @@ def _take_branches(branches: _Branches, rows: Array) -> _Branches:
             last_hidden=prefix.last_hidden[prompt],
         ),
         forced_len=_take(branches.forced_len, rows),
+        room=_take(branches.room, rows),
         number=_take(branches.number, rows),
     )
 
@@ -280,7 +286,7 @@ def _start(
             entropy=jnp.zeros(shape, jnp.float32) if sampling.keep_states else None,
             states=jnp.zeros((*shape, hidden.shape[-1]), hidden.dtype) if sampling.keep_states else None,
         ),
-        alive=forced.active & (forced.forced_len < sampling.response_len),
+        alive=forced.active,
     )
 
 

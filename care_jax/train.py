@@ -192,18 +192,12 @@ class Trainer:
         """
         session, programs, objective = self.session, self.programs, self.objective
         params, forbidden = session.state.params, session.forbidden_mask
-        forced = reflect.force_prefixes(
-            session.processor,
-            objective,
-            texts=group.judged.texts,
-            subgroup=chosen,
-            response_len=self.config.rollout.response_len,
-        )
+        forced = reflect.force_prefixes(session.processor, objective, texts=group.judged.texts, subgroup=chosen)
         key = session.key(REFLECT)
         repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
         repaired = programs.reflect.fetch(session.wait(repaired))
         tried, num_tokens = repaired.sampled_mask.any(axis=(1, 2)), int(repaired.sampled_mask.sum())
-        if objective.reflect.train_on == "rewrite":
+        if objective.reflect.train_on == "rewrite" and objective.reflect.source == "rationale":
             repaired = reflect.rewrite(session.processor, self.token_bytes, repaired)
         judged = self._judge(group.examples, repaired)
         responses, verdicts = session.put(repaired), session.put(judged.verdicts)

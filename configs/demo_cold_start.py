@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.rollout.response_len = 32
     c.rollout.compact_shares = ()  # responses are about equally long, so there is no tail to save
     c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
-    c.objective.reflect.max_rationale_len = 16
+    c.objective.reflect.max_rationale_len = 24
 
     c.train.steps = 600
     c.train.prompts = 64

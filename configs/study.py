@@ -158,7 +158,6 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
         c.train.checkpoint_every = 60
         c.train.samples_every = 50
         c.rollout.num_rollouts = arm.num_rollouts
-    # Room for the longest rationale of a task twice: a failed one, and its repair.
-    c.rollout.response_len, c.objective.reflect.max_rationale_len = 56, 24
+    c.rollout.response_len = 56  # room for a task's longest rationale twice: a failed one, and its repair
     c.update_from_flattened_dict(TASKS[task].changes)
     return c

@@ -70,7 +70,7 @@ def test_failed_rationale_of_the_boxed_format(text, rationale):
 
 def test_forced_prefixes(tiny_processor, objective, subgroup):
     """Catches the anchor's rationale in place of the negative's, a repair of another outcome, and a lost cue."""
-    forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup, response_len=30)
+    forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup)
     assert forced.active[:, 0].tolist() == [True, True, False, False]
     assert forced.token_ids.shape == (4, 1, reflect.forced_width(tiny_processor, objective))
     decode = tiny_processor.tokenizer.decode
@@ -82,20 +82,9 @@ def test_forced_prefixes(tiny_processor, objective, subgroup):
 def test_a_long_rationale_is_cut_and_the_cue_kept(tiny_processor, objective, subgroup):
     """Catches a cut that takes the cue, or a width that the longest prefix passes."""
     long = [["", ""], ["", "<think>123456789</think>"], ["", ""], ["", ""]]
-    forced = reflect.force_prefixes(tiny_processor, objective, texts=long, subgroup=subgroup, response_len=30)
+    forced = reflect.force_prefixes(tiny_processor, objective, texts=long, subgroup=subgroup)
     assert tiny_processor.tokenizer.decode(forced.token_ids[1, 0]) == "<think>123456 Wait!"
     assert forced.forced_len[1, 0] == forced.token_ids.shape[-1]
-
-
-def test_no_room_no_repair(tiny_processor, objective, subgroup):
-    """Catches a branch that is active although its prefix fills the response."""
-    width = reflect.forced_width(tiny_processor, objective)
-    for response_len, active in ((width, False), (width + 1, True)):
-        long = [["<think>123456", ""], ["", "<think>123456"], ["", ""], ["", ""]]
-        forced = reflect.force_prefixes(
-            tiny_processor, objective, texts=long, subgroup=subgroup, response_len=response_len
-        )
-        assert forced.active[:2, 0].tolist() == [active, active]
 
 
 def test_a_config_without_room_for_a_repair_is_refused(tiny_processor):
@@ -108,59 +97,43 @@ def test_a_config_without_room_for_a_repair_is_refused(tiny_processor):
     c.rollout.response_len = width
     with pytest.raises(ValueError, match=f"max_rationale_len=6: .* {width} tokens .*response_len={width} .* at most 5"):
         reflect.require_room(tiny_processor, c)
-    c.objective.reflect.source = "scratch"
-    reflect.require_room(tiny_processor, c)
+    for harmless in ({"source": "scratch"}, {"train_on": "rewrite"}):
+        other = c.copy_and_resolve_references()
+        other.objective.reflect.update(harmless)
+        reflect.require_room(tiny_processor, other)
 
 
 def test_from_scratch_forces_nothing(tiny_processor, objective, subgroup):
     """Catches an ablation that still shows the failed rationale."""
     objective.reflect.source = "scratch"
-    forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup, response_len=30)
+    forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup)
     assert forced.active[:, 0].tolist() == [True, True, False, False]
     assert not forced.forced_len.any()
 
 
-def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor):
-    """Catches a second <think> before the one that was sampled, as nothing was forced."""
-    clean = tiny_processor.encode_rewrite("<think>2</think><answer>2</answer>")
-    token_ids = np.zeros((1, 1, 24), np.int32)
-    token_ids[0, 0, : len(clean)] = clean
-    given = Rollouts(
-        token_ids=token_ids,
-        response_len=np.array([[len(clean)]], np.int32),
-        logprobs=np.zeros((1, 1, 24), np.float32),
-        sampled_mask=(np.arange(24) < len(clean))[None, None],
-        finished=np.array([[True]]),
-    )
-    ours = reflect.rewrite(tiny_processor, TokenBytes(tiny_processor.tokenizer), given)
-    np.testing.assert_array_equal(ours.token_ids, given.token_ids)
-    np.testing.assert_array_equal(ours.response_len, given.response_len)
-    np.testing.assert_array_equal(ours.sampled_mask, given.sampled_mask)
-
-
 def test_rewrite_keeps_what_was_sampled(tiny_processor):
-    """Catches forced tokens in a rewrite, a stop token after a cut-off one, and log-probs of another context."""
+    """Catches a stop token after a cut-off one, one that no longer fits and counts as whole, and log-probs of another
+    context."""
     encode = tiny_processor.encode_rewrite
-    width, repaired = 24, "2</think><answer>2</answer>"
-    rows = [("<think>3 Wait!", encode(repaired)), ("<think>3 Wait!", encode(repaired)[:-1]), ("<think>3 Wait!", [])]
-    token_ids = np.zeros((3, 1, width), np.int32)
-    sampled_mask = np.zeros((3, 1, width), bool)
-    for b, (forced, sampled) in enumerate(rows):
-        ids = [*encode(forced)[:-1], *sampled]
-        token_ids[b, 0, : len(ids)] = ids
-        sampled_mask[b, 0, len(ids) - len(sampled) : len(ids)] = True
+    repaired = "2</think><answer>2</answer>"
+    rows = [encode(repaired), encode(repaired)[:-1], [], encode("22" + repaired)]
+    clean = encode("<think>" + repaired)
+    width = len(clean) + 1
+    sampled_mask = np.array([[np.arange(width) < len(ids)] for ids in rows])
+    token_ids = np.zeros((4, 1, width), np.int32)
+    token_ids[sampled_mask] = np.concatenate(rows)
     given = Rollouts(
         token_ids=token_ids,
-        response_len=np.zeros((3, 1), np.int32),
-        logprobs=np.full((3, 1, width), -1.0, np.float32),
+        response_len=sampled_mask.sum(-1, dtype=np.int32),
+        logprobs=np.full((4, 1, width), -1.0, np.float32),
         sampled_mask=sampled_mask,
-        finished=np.array([[True], [False], [False]]),
+        finished=np.array([[True], [False], [False], [True]]),
     )
     ours = reflect.rewrite(tiny_processor, TokenBytes(tiny_processor.tokenizer), given)
-    clean = encode("<think>" + repaired)
-    assert ours.token_ids[0, 0].tolist() == clean + [0] * (width - len(clean))
-    assert ours.response_len[:, 0].tolist() == [len(clean), len(clean) - 1, 0]
-    assert ours.token_ids[1, 0, : len(clean)].tolist() == [*clean[:-1], 0]
+    assert ours.token_ids[0, 0].tolist() == [*clean, 0]
+    assert ours.response_len[:, 0].tolist() == [len(clean), len(clean) - 1, 0, width]
+    assert ours.token_ids[1, 0].tolist() == [*clean[:-1], 0, 0]
+    assert ours.token_ids[3, 0].tolist() == encode("<think>22" + repaired)[:width]
     assert ours.sampled_mask.sum(-1).tolist() == ours.response_len.tolist()
-    assert ours.finished[:, 0].tolist() == [True, False, False]
+    assert ours.finished[:, 0].tolist() == [True, False, False, False]
     assert not ours.logprobs.any()

@@ -166,6 +166,18 @@ def test_forced_and_sampled_tokens_fit_the_response(run):
     assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
 
 
+def test_forced_tokens_that_are_dropped_take_no_room(run):
+    """Catches forced tokens in a response that leaves them out, another continuation, and a limit that counts them."""
+    forced, length = forced_prefixes(active=np.ones_like(ACTIVE)), 5
+    ours = run(Sampling(length, TEMPERATURE, (), drop_forced=True), forced).rollouts
+    assert ours.sampled_mask.shape == (3, J, length) and ours.sampled_mask.all() and (ours.response_len == length).all()
+    kept = run(Sampling(length + FORCED_LEN.max(), TEMPERATURE, ()), forced).rollouts
+    for row in np.ndindex(3, J):
+        behind = slice(FORCED_LEN[row], FORCED_LEN[row] + length)
+        np.testing.assert_array_equal(ours.token_ids[row], kept.token_ids[row][behind])
+        np.testing.assert_allclose(ours.logprobs[row], kept.logprobs[row][behind], rtol=0, atol=GAP)
+
+
 @pytest.mark.parametrize("row", [(0, 2), (1, 0), (2, 3)])
 def test_a_branch_sees_neither_branches_nor_other_prompts(run, greedy, row):
     """Catches attention across branches or prompts: a branch alone gives the same tokens and log-probs."""
