@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.patch_buckets = (36,)  # one 84 x 84 picture
     c.data.max_image_tokens = 9
 
-    c.rollout.response_len = 32
+    c.rollout.response_len = 46  # the longest trace: a wrong draft, the cue, and a rationale with its answer
     c.rollout.compact_shares = ()  # responses are about equally long, so there is no tail to save
     c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
     c.objective.reflect.max_rationale_len = 24
