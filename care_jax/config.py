@@ -193,7 +193,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         or not o.reflect.enabled,
         f"objective.reflect.max_rationale_len={o.reflect.max_rationale_len}: must be below rollout.response_len="
         f"{r.response_len}, or no repair has room": not o.reflect.enabled
-        or 0 < o.reflect.max_rationale_len
+        or o.reflect.max_rationale_len > 0
         and (o.reflect.max_rationale_len < r.response_len or o.reflect.train_on == "rewrite"),
         f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below the run's steps * minibatches = "
         f"{t.steps * t.minibatches} updates": 0 <= config.optimizer.warmup_steps < t.steps * t.minibatches,

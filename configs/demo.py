@@ -51,7 +51,6 @@ def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.Confi
 
     c.model.weights = "runs/cold_start"
     c.rollout.num_rollouts = 8
-    c.rollout.response_len = 32  # one rationale and its answer
     c.train.steps = 1200
     c.train.prompts = 16
     c.train.eval_every = 100

@@ -4,6 +4,10 @@
 
 It stops before the task is solved and before its learning rate has come down: groups are mixed, and RL has something to
 learn from. Part of what RL then gains is what a decayed learning rate would have given as well.
+
+Traces with a wrong draft that pass 32 tokens, 7 % of all, are left out. With room for the longest, 46, the model
+repairs more of its failures (35 and not 26 % of seed 1's) but reads charts later: seeds 2 and 3 ended at 0.77 and 0.76
+in the same number of steps.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.patch_buckets = (36,)  # one 84 x 84 picture
     c.data.max_image_tokens = 9
 
-    c.rollout.response_len = 46  # the longest trace: a wrong draft, the cue, and a rationale with its answer
+    c.rollout.response_len = 32
     c.rollout.compact_shares = ()  # responses are about equally long, so there is no tail to save
     c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
     c.objective.reflect.max_rationale_len = 24
