@@ -16,8 +16,9 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 demo: .venv/demo.stamp
 	.venv/bin/python -m care_jax.demo --workdir=runs/demo-$(SEED) --seed=$(SEED)
 
+# Files side by side, as many as there are cores: much of a test is one core's work. Four at the most, for the memory.
 test: .venv/test.stamp
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/test.stamp
 	.venv/bin/python -m ruff check .
