@@ -8,9 +8,10 @@ line a run, from which index.html and README.md are made in the end. Stopped at 
 runs in runs.jsonl are not made again, and one that was under way resumes from its run folder under --work.
 
 --config is a Python file with ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), as configs/study.py. --jobs=N
-makes N runs at once, each with its share of the cores; times of steps are then those of a shared machine. For several
-machines or accelerators, give each an --only of its own, a regular expression on TASK/ARM/SEED, and an --out, and join
-the files.
+makes N runs at once, each with its share of the cores. --only takes a regular expression on TASK/ARM/SEED/KIND, KIND
+training or probe: probes, whose times are shown, may be made one at a time after the trainings, and for several
+machines or accelerators, give each seeds of its own by --only, and an --out, and join the files: all runs of a seed
+start from one cold start. Change no code meanwhile: each run imports what lies there then.
 """
 
 from __future__ import annotations
@@ -25,22 +26,26 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_collections
 from absl import app, flags
 
 from benchmarks import child, study_page, study_record
 from care_jax import cli
+from care_jax.config import flat
 
 RUNS_FILE = "runs.jsonl"
+_MEND = "take it out, or give another --out"
 # A probe's policy stands still: its gradients are as they are, equally weighted in Adam's moments.
 PROBE_DECAY, PROBE_STEPS = 0.999, 50
 PROBE_FLAGS = (
     f"--config.train.steps={PROBE_STEPS}",
     f"--config.train.checkpoint_every={PROBE_STEPS}",
     "--config.train.eval_every=0",
+    "--config.score.old_from=pass",  # as runs have it otherwise: their times are shown
     "--config.optimizer.lr=1e-30",
     "--config.optimizer.warmup_steps=0",
     "--config.optimizer.clip_norm=1e9",
@@ -64,13 +69,15 @@ def plan(study: Any) -> list[Run]:
     for seed in range(max(arm.num_seeds for arm in study.ARMS.values())):
         arms = [
             (task, name, arm)
-            for task in study.TASKS
             for name, arm in study.ARMS.items()
+            for task in study.TASKS  # one after the other, so that two jobs do not wait for one cold start
             if task in arm.tasks and seed < arm.num_seeds
         ]
         runs += [Run(task, name, seed, "training") for task, name, _ in arms]
         # One after the other: what else the machine does is the same for all whose times are compared.
-        runs += [Run(task, name, seed, "probe") for task, name, arm in arms if arm.is_probed]
+        runs += [
+            Run(task, name, seed, "probe") for task, name, arm in arms if seed < arm.num_probes and task == arm.tasks[0]
+        ]
     return runs
 
 
@@ -97,16 +104,24 @@ class Runner:
         num_seeds = max(arm.num_seeds for arm in study.ARMS.values())
         self._cold_starts = {(task, seed): threading.Lock() for task in study.TASKS for seed in range(num_seeds)}
 
-    def fingerprint(self, run: Run) -> str:
-        """Of all that decides how a run and its cold start come out, but for code and versions."""
-        configs = [self._study.get_config(f"{run.task}/{name}").to_json() for name in ("cold_start", run.arm)]
-        return _digest(*configs, *(PROBE_FLAGS if run.kind == "probe" else ()))
+    def settings(self, run: Run) -> dict[str, Any]:
+        """All that decides how a run comes out but seed, code and versions: its config by dotted key, what the cold
+        start has otherwise, and a probe's flags."""
+        ours, cold = (_portable(self._study.get_config(f"{run.task}/{name}")) for name in (run.arm, "cold_start"))
+        otherwise = {f"cold_start.{key}": value for key, value in cold.items() if value != ours[key]}
+        return ours | otherwise | ({"flags": list(PROBE_FLAGS)} if run.kind == "probe" else {})
+
+    def difference(self, record: dict[str, Any]) -> str | None:
+        """The first setting that a record was made with and the study now asks for otherwise. One that only one of them
+        has says nothing: it came with a later version of the code."""
+        made, asked = record["settings"], self.settings(run_of(record))
+        return min((key for key in made.keys() & asked.keys() if made[key] != asked[key]), default=None)
 
     def record(self, run: Run) -> dict[str, Any]:
         """Trains, or resumes, and reads what came of it."""
         cold_start = self._cold_start(run.task, run.seed)
-        mark = self.fingerprint(run)
-        workdir = self._work / run.task / run.arm / f"{run.kind}{run.seed}_{mark}"
+        settings = self.settings(run)
+        workdir = self._work / run.task / run.arm / f"{run.kind}{run.seed}_{_digest(settings)}"
         command = self._command("care_jax.train", run.task, run.arm, run.seed, workdir)
         command += [f"--config.model.weights={cold_start}", *(PROBE_FLAGS if run.kind == "probe" else ())]
         usage = child.run(command)
@@ -118,8 +133,8 @@ class Runner:
             )
             found["noise"]["num_prompts"] = train.prompts // train.minibatches
         about = {
-            "peak_gib": usage.peak_gib,
-            "fingerprint": mark,
+            **usage._asdict(),
+            "settings": settings,
             "command": shlex.join(["python", *map(str, command[1:])]),
             "machine": machine(),
             "manifest": json.loads((workdir / "manifest.json").read_text()),
@@ -128,7 +143,7 @@ class Runner:
 
     def _cold_start(self, task: str, seed: int) -> Path:
         config = self._study.get_config(f"{task}/cold_start")
-        workdir = self._work / task / "cold_start" / f"training{seed}_{_digest(config.to_json())}"
+        workdir = self._work / task / "cold_start" / f"training{seed}_{_digest(_portable(config))}"
         with self._cold_starts[task, seed]:
             last = workdir / "checkpoints" / str(config.train.steps)
             if not last.is_dir():
@@ -149,8 +164,14 @@ class Runner:
         ]
 
 
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+def _portable(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config by dotted key, as JSON reads it again, without the place of this checkout."""
+    values: dict[str, Any] = json.loads(json.dumps(flat(config)))
+    return values | {"model.folder": Path(values["model.folder"]).name}
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def machine() -> str:
@@ -183,6 +204,25 @@ def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[dict[str, An
             raise
 
 
+def require_one_study(records: Sequence[dict[str, Any]], runs: Sequence[Run], runner: Runner) -> None:
+    """Checks that records may stand on one page.
+
+    Raises:
+        ValueError: one is no run of the study, or was made with another config; or runs of one seed started from
+            different policies, as when one was made elsewhere.
+    """
+    first: dict[tuple[str, int], dict[str, Any]] = {}
+    for record in records:
+        name = "/".join(map(str, run_of(record)))
+        if run_of(record) not in runs:
+            raise ValueError(f"{RUNS_FILE} has {name}, which the study does not ask for: {_MEND}")
+        if key := runner.difference(record):
+            raise ValueError(f"{RUNS_FILE} has {name} with another {key} than the study: {_MEND}")
+        other = first.setdefault((record["task"], record["seed"]), record)
+        if record["evaluations"][0]["accuracy"] != other["evaluations"][0]["accuracy"]:
+            raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {other['arm']}: {_MEND}")
+
+
 def load_study(path: str) -> Any:
     """The module of a study's config file.
 
@@ -213,15 +253,11 @@ def main(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     runs, runner, records = plan(study), Runner(study, f.config, work), read_records(out)
     done = {run_of(record) for record in records}
-    old = [r for r in records if run_of(r) not in runs or r["fingerprint"] != runner.fingerprint(run_of(r))]
-    if old:
-        raise ValueError(
-            f"{out / RUNS_FILE} has {len(old)} runs that {f.config} does not ask for as they were made, the first "
-            f"{'/'.join(map(str, run_of(old[0])))}: take them out, or give another --out"
-        )
+    require_one_study(records, runs, runner)
     missing = [] if f.page_only else [run for run in runs if run not in done]
-    missing = [run for run in missing if re.search(f.only, f"{run.task}/{run.arm}/{run.seed}")]
+    missing = [run for run in missing if re.search(f.only, "/".join(map(str, run)))]
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
+        require_one_study([*records, record], runs, runner)
         records.append(record)
         with (out / RUNS_FILE).open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -237,6 +273,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "docs/study", "The folder of runs.jsonl, index.html and README.md.")
     flags.DEFINE_string("work", "runs/study", "The folder of the run folders.")
     flags.DEFINE_integer("jobs", 1, "Runs at once.")
-    flags.DEFINE_string("only", "", "Makes the runs whose TASK/ARM/SEED this regular expression finds.")
+    flags.DEFINE_string("only", "", "Makes the runs whose TASK/ARM/SEED/KIND this regular expression finds.")
     flags.DEFINE_bool("page_only", False, "Makes no runs.")
     cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))

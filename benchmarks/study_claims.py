@@ -27,10 +27,12 @@ BETTER_OBJECTIVES = (
     Claim("CARE is better than GRPO", "care", "grpo"),
     Claim("With equal weights, CARE is better than GRPO", "care_equal", "grpo"),
     Claim("With equal weights and without reflection, CARE is better than GRPO", "care_no_rgr", "grpo"),
+    Claim("With equal weights, the anchored subgroup alone is better than GRPO", "subgroup", "grpo"),
     Claim("CARE is better than DAPO", "care", "dapo"),
     Claim("With equal weights, CARE is better than DAPO", "care_equal", "dapo"),
     Claim("CARE is better than GSPO", "care", "gspo"),
     Claim("With equal weights, CARE is better than GSPO", "care_equal", "gspo"),
+    Claim("Rescue adds to the anchored subgroup", "care_no_rgr", "subgroup"),
     Claim("Reflection adds to the anchored subgroup", "care_equal", "care_no_rgr"),
 )
 BETTER_PARTS = (
@@ -48,7 +50,7 @@ REPAIRS = (
     Claim("The cue repairs more failures than none", "care_equal", "reflect_no_cue"),
     Claim("Going on from the failure with a cue repairs more than from scratch", "care_equal", "reflect_scratch"),
 )
-GRADIENTS = (Claim("More of the sampled groups give a gradient than with GRPO", "care_equal", "grpo"),)
+GRADIENTS = (Claim("At the cold start more groups give a gradient than with GRPO", "care_equal", "grpo"),)
 SHARES = (Claim("More of the advantage comes from failures than with GRPO", "care_equal", "grpo"),)
 NOISE = (
     Claim("The gradient has less noise with s = 0.5 than with s = 1", "scale_1", "care_equal"),
@@ -68,7 +70,7 @@ class Default(NamedTuple):
 DEFAULTS = (
     Default("rescue.scale", "zscore", "care_equal", {"delta": "rescue_delta"}),
     Default("rescue.rank_by", "sum", "care_equal", {"mean": "rescue_mean"}),
-    Default("reflect.train_on", "continuation", "care_equal", {"rewrite": "reflect_rewrite"}),
+    Default("reflect.train_on", "continuation", "reflect_continuation", {"rewrite": "care_equal"}),
     Default("region.format_weight", "0", "care", {"1": "weights_format"}),
     Default("aggregate", "sequence", "care_equal", {"token": "aggregate_token", "constant": "aggregate_constant"}),
 )
@@ -102,7 +104,7 @@ def claims(results: Results, study: Any) -> list[list[str]]:
     groups: tuple[tuple[Sequence[Claim], Measure, Find], ...] = (
         (BETTER_PARTS, final, results.seeds),
         (REPAIRS, stats.repair_rate, results.probes),
-        (GRADIENTS, lambda record: 1.0 - record["no_gradient"]["groups"], results.seeds),
+        (GRADIENTS, lambda record: 1.0 - record["no_gradient"]["groups"], results.probes),
         (SHARES, lambda record: stats.mean_of(record, "advantage/failure_share"), results.seeds),
     )
     rows = []
@@ -114,10 +116,11 @@ def claims(results: Results, study: Any) -> list[list[str]]:
                 figure += f"; {points(found[axis])} at equal {words}"
             rows.append([claim.text, about.title, verdict(found["tokens"]), figure])
         for group, measure, find in groups:
-            for claim in (claim for claim in group if _is_asked(study, task, claim)):
+            probed = find == results.probes
+            for claim in (claim for claim in group if _is_asked(study, task, claim, probed=probed)):
                 difference = results.difference(find(task, claim.arm), find(task, claim.than), measure)
                 rows.append([claim.text, about.title, verdict(difference), _figure(difference)])
-        for claim in (claim for claim in NOISE if _is_asked(study, task, claim)):
+        for claim in (claim for claim in NOISE if _is_asked(study, task, claim, probed=True)):
             ours, theirs = (results.probes(task, arm) for arm in (claim.arm, claim.than))
             logs = results.difference(ours, theirs, _log_variance)
             rows.append([claim.text, about.title, verdict(logs), _ratio(logs)])
@@ -138,8 +141,11 @@ def _ratio(logs: Difference | None) -> str:
     return f"relative variance {math.exp(whole.mean):.2f} times as large{spread}, {whole.num_seeds} seeds"
 
 
-def _is_asked(study: Any, task: str, claim: Claim) -> bool:
-    return all(arm in study.ARMS and task in study.ARMS[arm].tasks for arm in (claim.arm, claim.than))
+def _is_asked(study: Any, task: str, claim: Claim, *, probed: bool = False) -> bool:
+    if not {claim.arm, claim.than} <= study.ARMS.keys():
+        return False
+    arms = [study.ARMS[name] for name in (claim.arm, claim.than)]
+    return all(task == arm.tasks[0] and arm.num_probes > 0 if probed else task in arm.tasks for arm in arms)
 
 
 def _at_equal(results: Results, task: str, claim: Claim, axis: str) -> Difference | None:
@@ -176,26 +182,32 @@ def signature(results: Results, study: Any) -> list[list[str]]:
 
 
 def defaults(results: Results, study: Any) -> list[list[str]]:
-    """Key, value, what the other values do to final accuracy in each task, and what follows."""
+    """Key, value, what the other values do to final accuracy in each task and in all together, and what follows."""
+
+    def change(default: Default, arm: str, tasks: Sequence[str]) -> Difference | None:
+        ours, theirs = (
+            {(task, seed): record for task in tasks for seed, record in results.seeds(task, name).items()}
+            for name in (arm, default.arm)
+        )
+        return results.difference(ours, theirs, results.final())
+
     rows = []
     for default in DEFAULTS:
         for value, arm in default.others.items():
-            found = {
-                about.title: results.difference(
-                    results.seeds(task, arm), results.seeds(task, default.arm), results.final()
-                )
-                for task, about in study.TASKS.items()
+            together = change(default, arm, list(study.TASKS))
+            follows = {
+                HOLDS: f"better: {value}",
+                FAILS: f"worse: {default.kept} stays",
+                OPEN: f"too thin: {default.kept} stays",
             }
-            verdicts = [verdict(difference) for difference in found.values()]
-            better = all(each == HOLDS for each in verdicts)
-            figures = "; ".join(f"{title} {points(difference)}" for title, difference in found.items())
             rows.append(
                 [
                     f"objective.{default.key}",
                     default.kept,
                     value,
-                    figures,
-                    f"better in every task: {value}" if better else f"too thin to change: {default.kept} stays",
+                    *(points(change(default, arm, [task])) for task in study.TASKS),
+                    points(together),
+                    follows[verdict(together)],
                 ]
             )
     return rows

@@ -19,16 +19,24 @@ from care_jax.metrics import EVENTS_FILE, METRICS_FILE
 NUM_BINS = 20  # of a curve
 CURVES = (
     "accuracy/train",
+    "reward/mean",
+    "format_rate",
+    "unparsed_rate",
+    "truncated_rate",
     "entropy",
     "response_len/mean",
     "grad_norm",
     "groups/mixed",
     "groups/all_wrong",
     "groups/all_correct",
+    "advantage/anchor",
+    "advantage/negative",
     "advantage/failure_share",
     "reflect/success_rate",
     "rescue/rate",
     "clip_fraction",
+    "abs_log_ratio",
+    "dynamic/draws",
 )
 _ACCURACY = "eval/accuracy/"
 

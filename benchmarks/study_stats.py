@@ -118,9 +118,9 @@ class Results:
         return interval(values) if values else None
 
     def difference(
-        self, ours: Mapping[int, Record], theirs: Mapping[int, Record], measure: Measure
+        self, ours: Mapping[Any, Record], theirs: Mapping[Any, Record], measure: Measure
     ) -> Difference | None:
-        """A measure of two arms over the seeds that both have; None where there are none."""
+        """A measure of two arms over the seeds, or tasks and seeds, that both have; None where there are none."""
         pairs = [(measure(ours[seed]), measure(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not both:

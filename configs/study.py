@@ -8,7 +8,8 @@
 
 All arms of a seed start from one cold start and see the prompts in one order; none has a KL term. Most ablations change
 one thing of "CARE, equal weights": all tokens weigh the same there, since in these tasks the rationale decides the
-answer and the paper's weights leave it almost no credit. "CARE" has the paper's weights.
+answer and the paper's weights leave it almost no credit. "CARE" has the paper's weights. Both are trained on rewritten
+repairs, as the demo: a continuation needs room for two rationales in every row of an update, and has an arm of its own.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class Task:
 
     title: str
     cold_start_steps: int
+    trace_len: int  # tokens of the longest trace: a wrong draft, the cue, and a rationale with its answer
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all its runs, by dotted key
 
 
 TASKS: Mapping[str, Task] = {
-    FIRST_TASK: Task("three skills", 600),
-    SECOND_TASK: Task("five digits", 450, {"data.mini_vqa.skills": ("digits",), "data.mini_vqa.num_digits": 5}),
+    FIRST_TASK: Task("three skills", 600, 46),
+    SECOND_TASK: Task("five digits", 450, 50, {"data.mini_vqa.skills": ("digits",), "data.mini_vqa.num_digits": 5}),
 }
 
 
@@ -51,14 +53,16 @@ class Arm:
     make_objective: Callable[[], ml_collections.ConfigDict]
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the objective, by dotted key
     num_rollouts: int = 8
+    response_len: int = 32  # room for any rationale and its answer
+    lr: float = 5e-5  # of Adam, the same for all but the arms that ask what it decides
     num_seeds: int = 3
     tasks: tuple[str, ...] = (FIRST_TASK,)
     baseline: str = EQUAL  # the arm that differences are taken to
-    is_probed: bool = False  # the noise of its gradient, its repairs and its times are measured at the cold start
+    num_probes: int = 0  # seeds of its first task for which noise, repairs and times are measured at the cold start
 
 
 BOTH = (FIRST_TASK, SECOND_TASK)
-OBJECTIVES = "Objectives"
+OBJECTIVES, _LR = "Objectives", "Learning rate"
 
 
 def _objective(title: str, make: Callable[[], ml_collections.ConfigDict], num_seeds: int, **changes: Any) -> Arm:
@@ -70,7 +74,7 @@ def _objective(title: str, make: Callable[[], ml_collections.ConfigDict], num_se
         num_seeds=num_seeds,
         tasks=BOTH,
         baseline=GRPO,
-        is_probed=True,
+        num_probes=3,
     )
 
 
@@ -87,23 +91,28 @@ ARMS: Mapping[str, Arm] = {
     CARE: _objective("CARE", objectives.care, 5, **_PAPER),
     EQUAL: _objective("CARE, equal weights", objectives.care, 5),
     "care_no_rgr": _objective("CARE, equal weights, no reflection", objectives.care_no_rgr, 3),
-    "dapo": _objective("DAPO", objectives.dapo, 3, overlong_buffer_len=8),
+    "subgroup": _objective(
+        "Anchored subgroup alone, equal weights", objectives.care_no_rgr, 3, **{"rescue.enabled": False}
+    ),
+    "dapo": _objective("DAPO", objectives.dapo, 3, overlong_buffer_len=2),
     "gspo": _objective("GSPO", objectives.gspo, 3),
     "dr_grpo": _objective("Dr. GRPO", objectives.dr_grpo, 3),
-    "rescue_off": _ablation("Rescue", "off", {"rescue.enabled": False}, tasks=BOTH),
+    "rescue_off": _ablation("Rescue", "off", {"rescue.enabled": False}),
     "rescue_delta": _ablation("Rescue", "scale delta, rank by sum", {"rescue.scale": "delta"}, tasks=BOTH),
     "rescue_mean": _ablation("Rescue", "scale z-score, rank by mean", {"rescue.rank_by": "mean"}, tasks=BOTH),
-    "rescue_delta_mean": _ablation(
-        "Rescue", "scale delta, rank by mean", {"rescue.scale": "delta", "rescue.rank_by": "mean"}, tasks=BOTH
+    "reflect_continuation": _ablation(
+        "Reflection",
+        "trained on the continuation",
+        {"reflect.train_on": "continuation"},
+        tasks=BOTH,
+        response_len=56,  # a failed rationale, and its repair
+        num_probes=3,
     ),
-    "reflect_rewrite": _ablation("Reflection", "trained on the rewrite", {"reflect.train_on": "rewrite"}, tasks=BOTH),
-    "reflect_no_cue": _ablation("Reflection", "without a cue", {"reflect.cue": ""}, is_probed=True),
-    "reflect_scratch": _ablation("Reflection", "from scratch", {"reflect.source": "scratch"}, is_probed=True),
+    "reflect_no_cue": _ablation("Reflection", "without a cue", {"reflect.cue": ""}, num_probes=3),
+    "reflect_scratch": _ablation("Reflection", "from scratch", {"reflect.source": "scratch"}, num_probes=3),
     "aggregate_token": _ablation("Mean of the loss", "over tokens", {"aggregate": "token"}, tasks=BOTH),
-    "aggregate_constant": _ablation("Mean of the loss", "over a constant", {"aggregate": "constant"}, tasks=BOTH),
-    "weights_answer": _ablation(
-        "Weights", "answer only", _PAPER | {"region.gamma_pos": 0.0}, tasks=BOTH, baseline=CARE
-    ),
+    "aggregate_constant": _ablation("Mean of the loss", "over a constant", {"aggregate": "constant"}),
+    "weights_answer": _ablation("Weights", "answer only", _PAPER | {"region.gamma_pos": 0.0}, baseline=CARE),
     "weights_format": _ablation(
         "Weights", "format weight 1", _PAPER | {"region.format_weight": 1.0}, tasks=BOTH, baseline=CARE
     ),
@@ -111,20 +120,21 @@ ARMS: Mapping[str, Arm] = {
     "weights_failing": _ablation(
         "Weights", "failing rationales unmasked", _PAPER | {"region.gamma_neg": 1.0}, baseline=CARE
     ),
-    "weights_masked": _ablation("Weights", "failing rationales masked", {"region.gamma_neg": 0.0}),
     "selector_nearest": _ablation("Selector", "nearest", {"selector": "nearest"}),
     "selector_random": _ablation("Selector", "random", {"selector": "random"}),
     "selector_mixed": _ablation("Selector", "mixed", {"selector": "mixed"}),
     "selector_farthest": _ablation("Selector", "farthest", {"selector": "farthest"}),
     "scale_025": _ablation(
-        "Scale of negatives", "s = 0.25", {"negative_scale": 0.25, "reflected_scale": 0.125}, is_probed=True
+        "Scale of negatives", "s = 0.25", {"negative_scale": 0.25, "reflected_scale": 0.125}, num_probes=3
     ),
-    "scale_1": _ablation(
-        "Scale of negatives", "s = 1", {"negative_scale": 1.0, "reflected_scale": 0.5}, is_probed=True
-    ),
+    "scale_1": _ablation("Scale of negatives", "s = 1", {"negative_scale": 1.0, "reflected_scale": 0.5}, num_probes=3),
     "equalise_off": _ablation("Equalisation", "off", {"equalise": False}),
     "rollouts_4": _ablation("Rollouts of a prompt", "G = 4", {}, num_rollouts=4),
     "rollouts_16": _ablation("Rollouts of a prompt", "G = 16", {}, num_rollouts=16),
+    "grpo_lr_low": Arm("GRPO, a half", _LR, objectives.grpo, lr=2.5e-5, baseline=GRPO),
+    "grpo_lr_high": Arm("GRPO, twice", _LR, objectives.grpo, lr=1e-4, baseline=GRPO),
+    "equal_lr_low": _ablation(_LR, "CARE, equal weights, a half", {}, lr=2.5e-5),
+    "equal_lr_high": _ablation(_LR, "CARE, equal weights, twice", {}, lr=1e-4),
 }
 
 # Whose curves of the mechanism are drawn.
@@ -143,21 +153,28 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
     if name == COLD_START:
         c = demo_cold_start.get_config()
         c.train.steps = TASKS[task].cold_start_steps
+        c.rollout.response_len = TASKS[task].trace_len
     else:
         arm = ARMS[name]
         c = demo.with_objective(arm.make_objective())
-        c.objective.update_from_flattened_dict({"kl_coef": 0.0, **_UNIFORM, **arm.changes})
+        c.objective.update_from_flattened_dict(
+            {"kl_coef": 0.0, "reflect.train_on": "rewrite", **_UNIFORM, **arm.changes}
+        )
         # A constant learning rate: a curve may be cut anywhere and be that of a shorter run.
         c.optimizer.schedule = "constant"
-        c.optimizer.lr = 5e-5
-        c.train.steps = 120
-        c.train.prompts = 32
+        c.optimizer.lr = arm.lr
+        # Without clipping Adam's step does not depend on the scale of a loss, which differs between the arms.
+        c.optimizer.clip_norm = 1e9
+        c.train.steps = 96
+        c.train.prompts = 24
         c.train.minibatches = 2  # the second is off-policy by one update
         c.train.eval_every = 12
         c.train.eval_examples = 0
-        c.train.checkpoint_every = 60
+        c.train.checkpoint_every = 48
         c.train.samples_every = 50
         c.rollout.num_rollouts = arm.num_rollouts
-    c.rollout.response_len = 56  # room for a task's longest rationale twice: a failed one, and its repair
+        c.rollout.response_len = arm.response_len
+        c.score.old_from = "sampler"  # the same log-probs in float32, without the time of a scoring pass
+    c.data.mini_vqa.num_heldout = 750  # asked nine times in a run, for a quarter of its time
     c.update_from_flattened_dict(TASKS[task].changes)
     return c

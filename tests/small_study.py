@@ -9,9 +9,9 @@ import ml_collections
 from configs import study
 
 OBJECTIVES, SHOWN = study.OBJECTIVES, (study.GRPO, study.CARE)
-TASKS = {"tiny": study.Task("tiny", 2)}
+TASKS = {"tiny": study.Task("tiny", 2, 46)}
 ARMS = {
-    name: dataclasses.replace(study.ARMS[name], num_seeds=1, tasks=("tiny",), is_probed=name == "care")
+    name: dataclasses.replace(study.ARMS[name], num_seeds=1, tasks=("tiny",), num_probes=int(name == "care"))
     for name in ("grpo", "care")
 }
 

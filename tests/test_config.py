@@ -91,6 +91,17 @@ def test_samples_need_a_temperature():
     config.validate(c)
 
 
+def test_a_rewrite_has_room_for_every_rationale():
+    """Catches a limit of continuations that is held against rewrites, whose forced tokens lie elsewhere."""
+    c = good()
+    c.objective.reflect.max_rationale_len = c.rollout.response_len
+    c.objective.reflect.train_on = "rewrite"
+    config.validate(c)
+    c.objective.reflect.max_rationale_len = 0
+    with pytest.raises(ValueError, match="objective.reflect.max_rationale_len=0: must be"):
+        config.validate(c)
+
+
 @pytest.mark.parametrize("train", [("a", 1.0), (("a", 1.0), "b"), (("", 1.0),), (("a", 0.0),), (("a", "b"),), (1, 2)])
 def test_mixtures_are_checked(train):
     """Catches a mixture that only fails when the run opens it, and a sound one that is refused."""

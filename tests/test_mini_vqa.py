@@ -18,10 +18,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from care_jax.components import make_processor
 from care_jax.data import mini_vqa, mini_vqa_draw
 from care_jax.data.mini_vqa_questions import Difficulty, _unique, generate
 from care_jax.data.records import Record
 from care_jax.data.store import StoredRecords
+from configs import study
 
 SMALL = Difficulty(num_train=90, num_heldout=30)
 
@@ -61,6 +63,21 @@ def test_sizes_and_balance(train: list[Record], heldout: list[Record]) -> None:
         counts = collections.Counter(record.source for record in records)
         assert set(counts) == {"digits", "chart", "geometry"} and max(counts.values()) - min(counts.values()) <= 1
     assert len({record.id for record in train + heldout}) == 41_500
+
+
+@pytest.mark.parametrize("task", study.TASKS)
+def test_every_trace_and_answer_of_the_study_fits(task: str) -> None:
+    """Catches a length that leaves out the traces which teach a repair, the longest, or cuts right answers off."""
+    cold_start, training = (study.get_config(f"{task}/{run}") for run in ("cold_start", "care"))
+    processor, lengths = make_processor(cold_start), collections.Counter[int]()
+    for record in itertools.islice(generate("train", Difficulty(**cold_start.data.mini_vqa)), 3000):
+        room = cold_start.rollout.response_len
+        trace = processor.encode_trace(record, cue=cold_start.objective.reflect.cue, response_len=room)
+        assert trace is not None, (record.rationale, record.draft)
+        lengths[len(trace.token_ids)] += 1
+        whole = dataclasses.replace(record, draft=None)
+        assert processor.encode_trace(whole, cue="", response_len=training.rollout.response_len), record.rationale
+    assert max(lengths) == cold_start.rollout.response_len  # no longer than it has to be
 
 
 def test_no_scan_in_both_splits(train: list[Record], heldout: list[Record]) -> None:
