@@ -105,7 +105,7 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str) -> 
     with matplotlib.rc_context(study_pictures.STYLE):
         page = Page("Does CARE do here what its paper says?")
         page.text(_summary(results, study, main), "lead")
-        page.picture(study_pictures.accuracies(results, study, main))
+        page.picture(study_pictures.gains(results, study, main, _base(study)))
         page.picture(study_pictures.learning_curves(results, study, main))
         _claims(page, results, study)
         for task, about in study.TASKS.items():
@@ -138,18 +138,18 @@ def _summary(results: Results, study: Any, names: Sequence[str]) -> str:
     words = []
     for task, about in study.TASKS.items():
         found = [
-            f"{study.ARMS[name].title} {100 * whole.mean:.1f} %"
+            f"{study.ARMS[name].title} {percent(whole, sign='+')}"
             for name in names
-            if (whole := results.over_seeds(results.seeds(task, name), results.final()))
+            if (whole := results.over_seeds(results.seeds(task, name), results.gain))
         ]
         start = results.over_seeds(
-            {r["seed"]: r for name in names for r in results.seeds(task, name).values()},
+            {record["seed"]: record for name in names for record in results.seeds(task, name).values()},
             lambda record: float(results.curve(record).accuracy[0]),
         )
         if start:
             words.append(
-                f"{about.title.capitalize()}: from {100 * start.mean:.1f} % held-out accuracy after the cold start to "
-                f"{', '.join(found)}."
+                f"{about.title.capitalize()}: {100 * start.mean:.1f} % of held-out answers are right after the cold "
+                f"start; points gained by {', '.join(found)}."
             )
     return " ".join(words)
 

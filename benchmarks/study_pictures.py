@@ -31,24 +31,23 @@ _OURS, _THEIRS, _COLD, _NEGATIVE = "#2b62c9", "#5d6778", "#d9772b", "#b3372f"
 AXES = {"tokens": (1e3, "thousand sampled tokens"), "seconds": (1.0, "seconds of training")}
 
 
-def accuracies(results: Results, study: Any, names: Sequence[str]) -> Figure:
-    """Final accuracy of each objective with its interval, and every seed as a dot."""
+def gains(results: Results, study: Any, names: Sequence[str], base: str) -> Figure:
+    """What each objective adds to the cold start's accuracy with its interval, every seed as a dot, and a line at what
+    the objective `base` adds."""
     size = (11, 0.42 * len(names) + 1.1)
     figure, panels = plt.subplots(1, len(study.TASKS), figsize=size, squeeze=False, sharey=True)
     for axes, (task, about) in zip(panels[0], study.TASKS.items(), strict=True):
         for row, name in enumerate(names):
-            values = [100 * stats.height(results.curve(record)) for record in results.seeds(task, name).values()]
+            values = [100 * results.gain(record) for record in results.seeds(task, name).values()]
             if values:
                 axes.plot(values, [row] * len(values), "o", color="#b9c3d6", markersize=4)
                 is_care = study.ARMS[name].make_objective().anchored
-                _bar(axes, stats.interval(values), row, _OURS if is_care else _THEIRS)
-        starts = [results.curve(record).accuracy[0] for name in names for record in results.seeds(task, name).values()]
-        if starts:
-            axes.axvline(100 * np.mean(starts), color=_COLD, linestyle="--", linewidth=1)
-            place = (100 * np.mean(starts), len(names) - 0.75)
-            axes.annotate("cold start", place, xytext=(4, 0), textcoords="offset points", color=_COLD)
-        axes.set_title(f"Held-out accuracy, {about.title}", loc="left", fontweight="bold", pad=14)
-        axes.set_xlabel("%, mean and 95 % interval over seeds")
+                whole = stats.interval(values)
+                _bar(axes, whole, row, _OURS if is_care else _THEIRS)
+                if name == base:
+                    axes.axvline(whole.mean, color=_COLD, linestyle="--", linewidth=1)
+        axes.set_title(f"{about.title.capitalize()}", loc="left", fontweight="bold")
+        axes.set_xlabel("points of held-out accuracy over the cold start, mean and 95 % interval over seeds")
         axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])
     panels[0][0].invert_yaxis()  # of all, which share it
     return figure

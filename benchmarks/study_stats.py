@@ -112,6 +112,11 @@ class Results:
         budget."""
         return lambda record: height(self.curve(record, axis, skill), budget)
 
+    def gain(self, record: Record) -> float:
+        """Final accuracy less that of the cold start, which differs between the seeds more than what is gained."""
+        curve = self.curve(record)
+        return height(curve) - float(curve.accuracy[0])
+
     def over_seeds(self, records: Mapping[int, Record], measure: Measure) -> Interval | None:
         """A measure of runs; None without runs that have it."""
         values = [value for record in records.values() if (value := measure(record)) is not None]
