@@ -45,7 +45,7 @@ PROBE_FLAGS = (
     f"--config.train.steps={PROBE_STEPS}",
     f"--config.train.checkpoint_every={PROBE_STEPS}",
     "--config.train.eval_every=0",
-    "--config.score.old_from=pass",  # as runs have it otherwise: their times are shown
+    "--config.score.old_from=pass",  # their times are shown, and a run has a scoring pass unless it is told otherwise
     "--config.optimizer.lr=1e-30",
     "--config.optimizer.warmup_steps=0",
     "--config.optimizer.clip_norm=1e9",
@@ -75,9 +75,7 @@ def plan(study: Any) -> list[Run]:
         ]
         runs += [Run(task, name, seed, "training") for task, name, _ in arms]
         # One after the other: what else the machine does is the same for all whose times are compared.
-        runs += [
-            Run(task, name, seed, "probe") for task, name, arm in arms if seed < arm.num_probes and task == arm.tasks[0]
-        ]
+        runs += [Run(task, name, seed, "probe") for task, name, arm in arms if seed < arm.num_probes]
     return runs
 
 
@@ -105,11 +103,11 @@ class Runner:
         self._cold_starts = {(task, seed): threading.Lock() for task in study.TASKS for seed in range(num_seeds)}
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """All that decides how a run comes out but seed, code and versions: its config by dotted key, what the cold
-        start has otherwise, and a probe's flags."""
+        """All that decides how a run comes out but seed, code and versions: its config and its cold start's by dotted
+        key, and a probe's flags."""
         ours, cold = (_portable(self._study.get_config(f"{run.task}/{name}")) for name in (run.arm, "cold_start"))
-        otherwise = {f"cold_start.{key}": value for key, value in cold.items() if value != ours[key]}
-        return ours | otherwise | ({"flags": list(PROBE_FLAGS)} if run.kind == "probe" else {})
+        cold = {f"cold_start.{key}": value for key, value in cold.items()}
+        return ours | cold | ({"flags": list(PROBE_FLAGS)} if run.kind == "probe" else {})
 
     def difference(self, record: dict[str, Any]) -> str | None:
         """The first setting that a record was made with and the study now asks for otherwise. One that only one of them
@@ -133,8 +131,9 @@ class Runner:
             )
             found["noise"]["num_prompts"] = train.prompts // train.minibatches
         about = {
-            **usage._asdict(),
+            "peak_gib": usage.peak_gib,
             "settings": settings,
+            "cold_start": study_record.digest_of_params(cold_start),
             "command": shlex.join(["python", *map(str, command[1:])]),
             "machine": machine(),
             "manifest": json.loads((workdir / "manifest.json").read_text()),
@@ -219,7 +218,7 @@ def require_one_study(records: Sequence[dict[str, Any]], runs: Sequence[Run], ru
         if key := runner.difference(record):
             raise ValueError(f"{RUNS_FILE} has {name} with another {key} than the study: {_MEND}")
         other = first.setdefault((record["task"], record["seed"]), record)
-        if record["evaluations"][0]["accuracy"] != other["evaluations"][0]["accuracy"]:
+        if record["cold_start"] != other["cold_start"]:
             raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {other['arm']}: {_MEND}")
 
 
@@ -257,13 +256,13 @@ def main(argv: list[str]) -> None:
     missing = [] if f.page_only else [run for run in runs if run not in done]
     missing = [run for run in missing if re.search(f.only, "/".join(map(str, run)))]
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
-        require_one_study([*records, record], runs, runner)
         records.append(record)
         with (out / RUNS_FILE).open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{number}/{len(missing)}  {' '.join(map(str, run_of(record)))}", flush=True)
     if not records:
         raise ValueError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
+    require_one_study(records, runs, runner)
     command = f"python -m benchmarks.study --config={f.config} --out={f.out}"
     study_page.write(out, study, records, command=command)
 

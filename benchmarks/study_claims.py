@@ -116,11 +116,10 @@ def claims(results: Results, study: Any) -> list[list[str]]:
                 figure += f"; {points(found[axis])} at equal {words}"
             rows.append([claim.text, about.title, verdict(found["tokens"]), figure])
         for group, measure, find in groups:
-            probed = find == results.probes
-            for claim in (claim for claim in group if _is_asked(study, task, claim, probed=probed)):
+            for claim in (claim for claim in group if _is_asked(study, task, claim)):
                 difference = results.difference(find(task, claim.arm), find(task, claim.than), measure)
                 rows.append([claim.text, about.title, verdict(difference), _figure(difference)])
-        for claim in (claim for claim in NOISE if _is_asked(study, task, claim, probed=True)):
+        for claim in (claim for claim in NOISE if _is_asked(study, task, claim)):
             ours, theirs = (results.probes(task, arm) for arm in (claim.arm, claim.than))
             logs = results.difference(ours, theirs, _log_variance)
             rows.append([claim.text, about.title, verdict(logs), _ratio(logs)])
@@ -141,11 +140,8 @@ def _ratio(logs: Difference | None) -> str:
     return f"relative variance {math.exp(whole.mean):.2f} times as large{spread}, {whole.num_seeds} seeds"
 
 
-def _is_asked(study: Any, task: str, claim: Claim, *, probed: bool = False) -> bool:
-    if not {claim.arm, claim.than} <= study.ARMS.keys():
-        return False
-    arms = [study.ARMS[name] for name in (claim.arm, claim.than)]
-    return all(task == arm.tasks[0] and arm.num_probes > 0 if probed else task in arm.tasks for arm in arms)
+def _is_asked(study: Any, task: str, claim: Claim) -> bool:
+    return all(arm in study.ARMS and task in study.ARMS[arm].tasks for arm in (claim.arm, claim.than))
 
 
 def _at_equal(results: Results, task: str, claim: Claim, axis: str) -> Difference | None:
@@ -194,7 +190,8 @@ def defaults(results: Results, study: Any) -> list[list[str]]:
     rows = []
     for default in DEFAULTS:
         for value, arm in default.others.items():
-            together = change(default, arm, list(study.TASKS))
+            each = [change(default, arm, [task]) for task in study.TASKS]
+            together = change(default, arm, list(study.TASKS)) if all(each) else None
             follows = {
                 HOLDS: f"better: {value}",
                 FAILS: f"worse: {default.kept} stays",
@@ -205,7 +202,7 @@ def defaults(results: Results, study: Any) -> list[list[str]]:
                     f"objective.{default.key}",
                     default.kept,
                     value,
-                    *(points(change(default, arm, [task])) for task in study.TASKS),
+                    *map(points, each),
                     points(together),
                     follows[verdict(together)],
                 ]

@@ -104,7 +104,7 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str) -> 
     pairs = _changed(results, study)
     with matplotlib.rc_context(study_pictures.STYLE):
         page = Page("Does CARE do here what its paper says?")
-        page.text(_summary(results, study, main), "lead")
+        _summary(page, results, study, main)
         page.picture(study_pictures.gains(results, study, main, _base(study)))
         page.picture(study_pictures.learning_curves(results, study, main))
         _claims(page, results, study)
@@ -134,8 +134,7 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str) -> 
         page.write(out)
 
 
-def _summary(results: Results, study: Any, names: Sequence[str]) -> str:
-    words = []
+def _summary(page: Page, results: Results, study: Any, names: Sequence[str]) -> None:
     for task, about in study.TASKS.items():
         found = [
             f"{study.ARMS[name].title} {percent(whole, sign='+')}"
@@ -147,11 +146,11 @@ def _summary(results: Results, study: Any, names: Sequence[str]) -> str:
             lambda record: float(results.curve(record).accuracy[0]),
         )
         if start:
-            words.append(
+            page.text(
                 f"{about.title.capitalize()}: {100 * start.mean:.1f} % of held-out answers are right after the cold "
-                f"start; points gained by {', '.join(found)}."
+                f"start; points gained by {'; '.join(found)}.",
+                "lead",
             )
-    return " ".join(words)
 
 
 def _claims(page: Page, results: Results, study: Any) -> None:
@@ -170,8 +169,8 @@ def _claims(page: Page, results: Results, study: Any) -> None:
     page.table(["claim", "task", "", "figure"], rows, words=True)
     page.heading("Defaults")
     page.text(
-        "Values that the sources leave open, and points of final accuracy with another value. It is taken where its "
-        "interval over the pairs of all tasks lies above 0.",
+        "Values that the sources leave open, and points of final accuracy with another value. It is taken where it was "
+        "tried in every task and its interval over the pairs of all of them lies above 0.",
         "note",
     )
     head = ["key", "published", "other", *(about.title for about in study.TASKS.values()), "together", ""]
@@ -276,8 +275,9 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
 def _costs(page: Page, results: Results, study: Any) -> None:
     page.heading("What it costs")
     page.text(
-        "Medians of the probes in milliseconds, on the machine that the last table names. Resident memory is the least "
-        "of an arm's processes: one that has to compile takes more.",
+        "Medians of the probes in milliseconds, on the machine that the last table names, with a scoring pass, which "
+        "the trainings leave to the sampler. Resident memory is the least of an arm's processes: one that has to "
+        "compile takes more.",
         "note",
     )
     for task, about in study.TASKS.items():

@@ -27,7 +27,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-_OURS, _THEIRS, _COLD, _NEGATIVE = "#2b62c9", "#5d6778", "#d9772b", "#b3372f"
+_OURS, _THEIRS, _OTHER, _NEGATIVE = "#2b62c9", "#5d6778", "#d9772b", "#b3372f"
 AXES = {"tokens": (1e3, "thousand sampled tokens"), "seconds": (1.0, "seconds of training")}
 
 
@@ -45,9 +45,9 @@ def gains(results: Results, study: Any, names: Sequence[str], base: str) -> Figu
                 whole = stats.interval(values)
                 _bar(axes, whole, row, _OURS if is_care else _THEIRS)
                 if name == base:
-                    axes.axvline(whole.mean, color=_COLD, linestyle="--", linewidth=1)
-        axes.set_title(f"{about.title.capitalize()}", loc="left", fontweight="bold")
-        axes.set_xlabel("points of held-out accuracy over the cold start, mean and 95 % interval over seeds")
+                    axes.axvline(whole.mean, color=_THEIRS, linestyle="--", linewidth=1)
+        axes.set_title(f"Points over the cold start, {about.title}", loc="left", fontweight="bold")
+        axes.set_xlabel("of held-out accuracy, mean and 95 % interval over seeds")
         axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])
     panels[0][0].invert_yaxis()  # of all, which share it
     return figure
@@ -88,7 +88,7 @@ def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figur
 def changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> Figure:
     """What each change does to final accuracy; `pairs` are (task, arm)."""
     figure, axes = plt.subplots(figsize=(11, max(1.5, 0.25 * len(pairs) + 0.9)))
-    colours = dict(zip(study.TASKS, (_OURS, _COLD, _THEIRS), strict=False))
+    colours = dict(zip(study.TASKS, (_OURS, _OTHER, _THEIRS), strict=False))
     for row, (task, name) in enumerate(pairs):
         found = results.difference(
             results.seeds(task, name), results.seeds(task, study.ARMS[name].baseline), results.final()

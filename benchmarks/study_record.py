@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import re
 import statistics
@@ -14,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from care_jax.array_store import open_arrays
+from care_jax.checkpoint import load_params
 from care_jax.metrics import EVENTS_FILE, METRICS_FILE
 
 NUM_BINS = 20  # of a curve
@@ -131,6 +133,14 @@ def _of_groups(events: Iterable[Mapping[str, Any]], num_draws: float) -> dict[st
         groups["signature"] = [[role, count, *sums] for (role, count), sums in sorted(signature.items())]
         groups["second_moment"] = {role: statistics.fmean(values) for role, values in squares.items() if values}
     return groups
+
+
+def digest_of_params(workdir: Path) -> str:
+    """Of the values of a run folder's newest checkpoint."""
+    digest = hashlib.sha256()
+    for name, value in sorted(load_params(workdir).items()):
+        digest.update(name.encode() + np.asarray(value).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def of_gradients(workdir: Path, *, step: int, num_updates: int, decay: float) -> dict[str, Any]:

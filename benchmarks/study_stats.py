@@ -1,7 +1,7 @@
 """The study's figures: from records of runs to means with intervals, differences, costs, and what they say of claims.
 
-Intervals are 95 % by Student's t over seeds. Differences are taken seed by seed: the arms of a seed share its cold
-start and its prompts, so most of what differs between seeds cancels.
+Intervals are 95 % by Student's t over seeds, or over the seeds of all tasks. Differences are taken seed by seed: the
+arms of a seed share its cold start and its prompts, so most of what differs between seeds cancels.
 """
 
 from __future__ import annotations

@@ -136,6 +136,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "objective.num_negatives": 1,
         "objective.num_neighbours": 1,
         "objective.max_draws": 1,
+        "objective.reflect.max_rationale_len": 1,
         "objective.overlong_penalty": 0,
         "objective.kl_coef": 0,
         "model.logits_chunk": 1,
@@ -192,9 +193,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "objective.reflect.enabled needs objective.anchored=True: reflection repairs a subgroup's negative": o.anchored
         or not o.reflect.enabled,
         f"objective.reflect.max_rationale_len={o.reflect.max_rationale_len}: must be below rollout.response_len="
-        f"{r.response_len}, or no repair has room": not o.reflect.enabled
-        or o.reflect.max_rationale_len > 0
-        and (o.reflect.max_rationale_len < r.response_len or o.reflect.train_on == "rewrite"),
+        f"{r.response_len}, or no repair has room": not (o.reflect.enabled and reflect.keeps_forced(o))
+        or o.reflect.max_rationale_len < r.response_len,
         f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below the run's steps * minibatches = "
         f"{t.steps * t.minibatches} updates": 0 <= config.optimizer.warmup_steps < t.steps * t.minibatches,
         f"train.checkpoint_every={t.checkpoint_every}: must be at least 1 step": t.checkpoint_every >= 1,

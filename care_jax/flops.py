@@ -1,10 +1,10 @@
 """How much a step must compute, read, send and hold, counted from the architecture and the run's sizes alone.
 
 Counts are of full buckets: every prompt of P tokens and I patches in one image, every response of R tokens, a forced
-prefix that stays in it included. A matrix product of m x k by k x n has 2 m k n FLOPs; a query and a key that meet have
-4 C a head (the score and its share of the value). Norms, activations and rotations, about one per cent, are left out.
-What chips send each other is what ZeRO-3 and Megatron's halves need (sharding.py), each collective sending the least
-that it can.
+prefix included; one that is dropped is not counted. A matrix product of m x k by k x n has 2 m k n FLOPs; a query and a
+key that meet have 4 C a head (the score and its share of the value). Norms, activations and rotations, about one per
+cent, are left out. What chips send each other is what ZeRO-3 and Megatron's halves need (sharding.py), each collective
+sending the least that it can.
 """
 
 from __future__ import annotations

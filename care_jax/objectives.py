@@ -34,7 +34,7 @@ def grpo() -> ml_collections.ConfigDict:
         " concisely.\n"
     )
     # Tokens of the failed rationale that are kept. With train_on "continuation" cue and repair share what they leave of
-    # the response's length; with "rewrite" the repair has all of it.
+    # the response's length; with "rewrite" the repair has all of it but the tag's.
     o.reflect.max_rationale_len = 1024
     o.reflect.source = "rationale"  # rationale | scratch (ablation: resample the prompt)
     o.reflect.train_on = "continuation"  # continuation | rewrite

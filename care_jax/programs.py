@@ -304,9 +304,8 @@ class TrainPrograms:
                 out_shardings=rows,
                 read=lambda subgroup: subgroup,
             ),
-            # A rewrite is trained without the forced tokens, which then take no room from it.
             reflect=_generate(
-                "reflect", dataclasses.replace(sampling, drop_forced=objective.reflect.train_on == "rewrite"), mesh
+                "reflect", dataclasses.replace(sampling, drop_forced=not reflect.keeps_forced(objective)), mesh
             ),
             score_reflected=Program(
                 "score of reflections",

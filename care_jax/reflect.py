@@ -28,6 +28,11 @@ TRAINED_ON = ("continuation", "rewrite")
 _OPENING = "<think>"
 
 
+def keeps_forced(objective: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> bool:
+    """Whether forced tokens lie in the response that is trained, and share its room with the repair."""
+    return objective.reflect.source == "rationale" and objective.reflect.train_on == "continuation"
+
+
 def forced_width(processor: Processor, objective: ml_collections.ConfigDict) -> int:
     """F, tokens of the longest forced prefix: the tag, the kept rationale and the cue."""
     reflect = objective.reflect
@@ -38,8 +43,7 @@ def require_room(processor: Processor, config: ml_collections.ConfigDict) -> Non
     """Raises ValueError where the longest forced prefix fills the response: such repairs would never run."""
     o, limit = config.objective.reflect, config.rollout.response_len
     kept, width = o.max_rationale_len, forced_width(processor, config.objective)
-    shares_room = o.source == "rationale" and o.train_on == "continuation"
-    if o.enabled and shares_room and width >= limit:
+    if o.enabled and keeps_forced(config.objective) and width >= limit:
         most = kept - (width - limit) - 1
         raise ValueError(
             f"objective.reflect.max_rationale_len={kept}: with the tag and the cue {width} tokens are forced, which "

@@ -58,7 +58,7 @@ class Arm:
     num_seeds: int = 3
     tasks: tuple[str, ...] = (FIRST_TASK,)
     baseline: str = EQUAL  # the arm that differences are taken to
-    num_probes: int = 0  # seeds of its first task for which noise, repairs and times are measured at the cold start
+    num_probes: int = 0  # seeds for which noise, repairs and times are measured at the cold start
 
 
 BOTH = (FIRST_TASK, SECOND_TASK)
@@ -102,7 +102,7 @@ ARMS: Mapping[str, Arm] = {
     "rescue_mean": _ablation("Rescue", "scale z-score, rank by mean", {"rescue.rank_by": "mean"}, tasks=BOTH),
     "reflect_continuation": _ablation(
         "Reflection",
-        "trained on the continuation",
+        "trained on the continuation, R = 56",
         {"reflect.train_on": "continuation"},
         tasks=BOTH,
         response_len=56,  # a failed rationale, and its repair

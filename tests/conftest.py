@@ -91,6 +91,16 @@ def small_task(tmp_path_factory: pytest.TempPathFactory) -> SmallTask:
     return make_small_task(tmp_path_factory.mktemp("small_task"))
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile() -> Iterator[None]:
+    """For tests of which compiling is most, and whose results do not hang on how well it is done."""
+    jax.clear_caches()  # whose keys do not know of it
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
 @pytest.fixture
 def cached(small_task: SmallTask, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallTask]:
     """The same for runs in this process: one device, shared compilations, and the handler of SIGTERM is put back."""

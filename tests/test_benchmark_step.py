@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import step
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 TINY = {
     "prompts": 2, "memory_prompts": 2, "rollouts": 4, "negatives": 2, "prompt_len": 40, "image_side": 56,
     "response_len": 12, "forced_len": 4, "layers": 1, "width": 128, "vocabulary": 288, "chunk": 16, "repeats": 1,

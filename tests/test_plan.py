@@ -13,10 +13,11 @@ import ml_collections
 import pytest
 
 from care_jax import config as config_lib
-from care_jax import flops, hlo, plan
+from care_jax import flops, hlo, plan, programs
 from care_jax.chips import GIB, devices_of, parse_topology
 from care_jax.models import abstract_model, params_to_dict
 from care_jax.plan import PARTS, Plan, Stage
+from care_jax.rollout import Sampling
 from configs import care_qwen2_5_vl_7b
 from tests.end_to_end import TINY, run_forked
 
@@ -42,6 +43,21 @@ def promotion() -> Iterator[None]:
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     yield
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.mark.parametrize(("train_on", "dropped"), [("continuation", False), ("rewrite", True)])
+def test_forced_tokens_of_a_rewrite_are_dropped(monkeypatch, train_on, dropped):
+    """Catches a repair that shares its room with tokens which the update never sees, and one that loses them."""
+    sampled = {}
+    make = programs._generate
+
+    def spy(name: str, sampling: Sampling, *args: Any, **named: Any) -> programs.Program:
+        sampled[name] = sampling
+        return make(name, sampling, *args, **named)
+
+    monkeypatch.setattr(programs, "_generate", spy)
+    plan.make_plan(tiny(objective__reflect__train_on=train_on), "v5e:2x2", only=("assemble",))
+    assert sampled["reflect"].drop_forced == dropped and not sampled["rollout"].drop_forced
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -26,6 +25,8 @@ from care_jax.update import make_update
 from tests import oracle
 from tests.families import FACTOR, FAMILIES, make_folder
 from tests.pictures import encode, picture, question
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 G, R, F = 5, 7, 3
 TEMPERATURE, CHUNK = 0.8, 16  # the last chunk is not full
@@ -59,13 +60,6 @@ def make_objective() -> ml_collections.ConfigDict:
     objective.region.update({"gamma_pos": 0.3, "gamma_neg": 0.2, "format_weight": 0.5})
     objective.kl_coef = 1.0  # or the rows' losses almost cancel
     return objective
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -213,7 +213,8 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     assert call().splitlines() == ["1/2  tiny care 0 training", "2/2  tiny care 0 probe"]
     records = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     assert [(r["arm"], r["kind"]) for r in records] == [("grpo", "training"), ("care", "training"), ("care", "probe")]
-    assert len({json.dumps(r["evaluations"][0]["accuracy"]) for r in records}) == 1  # one cold start
+    assert len({r["cold_start"] for r in records}) == 1
+    assert records[0]["evaluations"][0] == records[1]["evaluations"][0]
     assert records[1]["no_gradient"]["groups"] < 1 and records[2]["noise"]["variance"] > 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<svg") == 4 and "src=" not in page and page.count(">CARE<") > 3
@@ -225,28 +226,29 @@ def test_page_by_hand(tmp_path: Path) -> None:
     gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "rescue_delta": 0.05}
     records = [
         record(
-            [0.5] * 2 + [0.5 + gain + 0.01 * seed] * 3,
+            [0.5] * 2 + [0.5 + gains[arm] + 0.01 * seed] * 3,
             arm=arm,
             seed=seed,
-            task=study.FIRST_TASK,
+            task=task,
             command="python -m it",
             machine="m",
             manifest={"commit": "c", "device": "d"},
         )
-        for arm, gain in gains.items()
+        for task, arms in ((study.FIRST_TASK, gains), (study.SECOND_TASK, ("care_equal", "rescue_delta")))
+        for arm in arms
         for seed in range(3)
     ]
     study_page.write(tmp_path, study, records, command="python -m all")
     lines = (tmp_path / "README.md").read_text().splitlines()
     start = "Three skills: 50.0 % of held-out answers are right after the cold start; points gained by "
-    assert f"{start}GRPO +1.0 ± 2.5, CARE -9.0 ± 2.5, CARE, equal weights +3.0 ± 2.5." in lines
+    assert f"{start}GRPO +1.0 ± 2.5; CARE -9.0 ± 2.5; CARE, equal weights +3.0 ± 2.5." in lines
     row = next(line for line in lines if line.startswith("| CARE, equal weights | 3 |"))
     assert row.split(" | ")[2:4] == ["53.0 ± 2.5", "+2.0 ± 0.0"]
     assert any(
         "CARE is better than GRPO | three skills | does not | 41.0 against 51.0: -10.0 ± 0.0" in x for x in lines
     )
     assert any("Equalisation helps | three skills | cannot be told at this size | –" in line for line in lines)
-    assert "| objective.rescue.scale | zscore | delta | +3.0 ± 0.0 | – | +3.0 ± 0.0 | better: delta |" in lines
+    assert "| objective.rescue.scale | zscore | delta | +3.0 ± 0.0 | +3.0 ± 0.0 | +3.0 ± 0.0 | better: delta |" in lines
     assert any(
         line.startswith("| objective.aggregate | sequence | token | – | – | – | too thin: seq") for line in lines
     )
@@ -280,16 +282,14 @@ def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
     [
         ({"arm": "dapo"}, "has tiny/dapo/0/training, which the study does not ask for"),
         ({"settings": {"optimizer.lr": 1.0, "later": 0}}, "has tiny/care/0/training with another optimizer.lr than"),
-        (
-            {"evaluations": [{"step": 0, "tokens": 0, "accuracy": {"mean": 0.6}}]},
-            "has tiny/care/0/training from another cold start than grpo",
-        ),
+        ({"settings": {"cold_start.train.prompts": 65}}, "with another cold_start.train.prompts than"),
+        ({"cold_start": "other"}, "has tiny/care/0/training from another cold start than grpo"),
     ],
 )
 def test_runs_of_another_study_are_not_mixed_in(made: dict[str, Any], message: str, tmp_path: Path) -> None:
     """Catches figures of two configs under one title, and arms that are compared from different starts."""
     runner = study_main.Runner(small_study, "", tmp_path)
-    ours, other = (record([0.5, 0.5], task="tiny", arm=arm) | {"settings": {}} for arm in ("grpo", "care"))
+    ours, other = (record([0.5, 0.5], task="tiny", arm=arm, settings={}, cold_start="one") for arm in ("grpo", "care"))
     ours["settings"] = runner.settings(study_main.run_of(ours))
     study_main.require_one_study([ours, other], study_main.plan(small_study), runner)
     with pytest.raises(ValueError, match=message):
