@@ -19,6 +19,7 @@ from care_jax.checkpoint import load_params
 from care_jax.metrics import EVENTS_FILE, METRICS_FILE
 
 NUM_BINS = 20  # of a curve
+# The page shows some of them; the others are there to be asked.
 CURVES = (
     "accuracy/train",
     "reward/mean",

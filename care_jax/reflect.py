@@ -91,13 +91,18 @@ def force_prefixes(
     return Forced(token_ids=token_ids, forced_len=forced_len, active=active)
 
 
-def rewrite(processor: Processor, token_bytes: TokenBytes, repaired: Rollouts) -> Rollouts:
-    """Clean responses from what reflections sampled [B, 1, R] after a forced opening (reflect.train_on "rewrite").
+def rewrite(
+    processor: Processor, objective: ml_collections.ConfigDict, *, token_bytes: TokenBytes, repaired: Rollouts
+) -> Rollouts:
+    """Clean responses from what reflections sampled [B, 1, R] (reflect.train_on "rewrite").
 
     `<think>` and what was sampled after the cue, tokenised afresh: the behaviour wanted at test time, where there is
     no failed rationale to look at. Every token counts as sampled; log-probs must be recomputed under this context.
-    A rewrite that no longer fits into R keeps its first R tokens and counts as cut off.
+    A rewrite that no longer fits into R keeps its first R tokens and counts as cut off. With reflect.source "scratch"
+    nothing was forced, and the responses stay as they are.
     """
+    if objective.reflect.source == "scratch":
+        return repaired
     finished = repaired.finished.copy()
     token_ids = np.zeros_like(repaired.token_ids)
     response_len = np.zeros_like(repaired.response_len)

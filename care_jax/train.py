@@ -197,8 +197,8 @@ class Trainer:
         repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
         repaired = programs.reflect.fetch(session.wait(repaired))
         tried, num_tokens = repaired.sampled_mask.any(axis=(1, 2)), int(repaired.sampled_mask.sum())
-        if objective.reflect.train_on == "rewrite" and objective.reflect.source == "rationale":
-            repaired = reflect.rewrite(session.processor, self.token_bytes, repaired)
+        if objective.reflect.train_on == "rewrite":
+            repaired = reflect.rewrite(session.processor, objective, token_bytes=self.token_bytes, repaired=repaired)
         judged = self._judge(group.examples, repaired)
         responses, verdicts = session.put(repaired), session.put(judged.verdicts)
         scores = programs.score_reflected.fetch(

@@ -174,7 +174,7 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
         c.train.samples_every = 50
         c.rollout.num_rollouts = arm.num_rollouts
         c.rollout.response_len = arm.response_len
-        c.score.old_from = "sampler"  # the same log-probs in float32, without the time of a scoring pass
-    c.data.mini_vqa.num_heldout = 750  # asked nine times in a run, for a quarter of its time
+        c.score.old_from = "sampler"  # the same log-probs up to rounding, without the time of a scoring pass
+    c.data.mini_vqa.num_heldout = 750  # they are asked nine times in a run
     c.update_from_flattened_dict(TASKS[task].changes)
     return c

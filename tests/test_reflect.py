@@ -111,7 +111,27 @@ def test_from_scratch_forces_nothing(tiny_processor, objective, subgroup):
     assert not forced.forced_len.any()
 
 
-def test_rewrite_keeps_what_was_sampled(tiny_processor):
+def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor, objective):
+    """Catches a second <think> before the one that was sampled, as nothing was forced."""
+    objective.reflect.source = "scratch"
+    clean = tiny_processor.encode_rewrite("<think>2</think><answer>2</answer>")
+    token_ids = np.zeros((1, 1, 24), np.int32)
+    token_ids[0, 0, : len(clean)] = clean
+    given = Rollouts(
+        token_ids=token_ids,
+        response_len=np.array([[len(clean)]], np.int32),
+        logprobs=np.zeros((1, 1, 24), np.float32),
+        sampled_mask=(np.arange(24) < len(clean))[None, None],
+        finished=np.array([[True]]),
+    )
+    token_bytes = TokenBytes(tiny_processor.tokenizer)
+    ours = reflect.rewrite(tiny_processor, objective, token_bytes=token_bytes, repaired=given)
+    np.testing.assert_array_equal(ours.token_ids, given.token_ids)
+    np.testing.assert_array_equal(ours.response_len, given.response_len)
+    np.testing.assert_array_equal(ours.sampled_mask, given.sampled_mask)
+
+
+def test_rewrite_keeps_what_was_sampled(tiny_processor, objective):
     """Catches a stop token after a cut-off one, one that no longer fits and counts as whole, and log-probs of another
     context."""
     encode = tiny_processor.encode_rewrite
@@ -129,7 +149,8 @@ def test_rewrite_keeps_what_was_sampled(tiny_processor):
         sampled_mask=sampled_mask,
         finished=np.array([[True], [False], [False], [True]]),
     )
-    ours = reflect.rewrite(tiny_processor, TokenBytes(tiny_processor.tokenizer), given)
+    token_bytes = TokenBytes(tiny_processor.tokenizer)
+    ours = reflect.rewrite(tiny_processor, objective, token_bytes=token_bytes, repaired=given)
     assert ours.token_ids[0, 0].tolist() == [*clean, 0]
     assert ours.response_len[:, 0].tolist() == [len(clean), len(clean) - 1, 0, width]
     assert ours.token_ids[1, 0].tolist() == [*clean[:-1], 0, 0]

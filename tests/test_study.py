@@ -119,6 +119,17 @@ def test_noise_is_read_from_adams_moments() -> None:
     assert noise.signal == pytest.approx(float((mean**2).sum()), rel=0.05)
 
 
+def test_digest_of_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a digest that other weights have too: of the names alone, of some of them, or of their order."""
+    weights = {"a": np.zeros(2, np.float32), "b": np.ones(2, np.float32)}
+    swapped = {"a": weights["b"], "b": weights["a"]}
+    found = []
+    for params in (weights, dict(reversed(weights.items())), weights | {"b": np.full(2, 2, np.float32)}, swapped):
+        monkeypatch.setattr(study_record, "load_params", lambda _, params=params: params)
+        found.append(study_record.digest_of_params(tmp_path))
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
 def test_record_of_a_run_folder(tmp_path: Path) -> None:
     """Catches evaluations that are counted as steps, repairs that are no tokens, and groups of a repair in the law."""
     steps = [
