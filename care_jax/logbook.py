@@ -14,6 +14,7 @@ from care_jax.advantage import SubgroupAdvantages
 from care_jax.data.records import Record
 from care_jax.images import decode_image
 from care_jax.regions import TokenBytes
+from care_jax.rollout import Forced
 from care_jax.structs import Array, Outcome, Rollouts, Scores, Subgroup, TrainBatch
 from care_jax.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.verify import Judged
@@ -31,6 +32,13 @@ class Drawn(NamedTuple):
     num_draws: int  # batches of prompts
 
 
+class Reflected(NamedTuple):
+    """The reflections as they were decoded, before one is rewritten for the update."""
+
+    forced: Forced  # J = 1
+    sampled: Rollouts  # J = 1
+
+
 class Step(NamedTuple):
     """Everything a finished step knows, as NumPy arrays."""
 
@@ -41,7 +49,7 @@ class Step(NamedTuple):
     scores: Scores
     subgroup: Subgroup
     reflection: Reflection
-    num_reflected_tokens: int  # sampled for the reflections
+    reflected: Reflected | None  # None where the objective has no reflection
     batch: TrainBatch
     advantages: SubgroupAdvantages
 
@@ -91,7 +99,7 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "response_len/mean": float(np.mean(sampled.sum(-1))),
         "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
         "tokens/rollout": step.drawn.num_tokens,
-        "tokens/reflect": step.num_reflected_tokens,
+        "tokens/reflect": int(step.reflected.sampled.sampled_mask.sum()) if step.reflected else 0,
         "advantage/failure_share": _failure_share(step),
         # Behind the end of a response, or in a slot of a subgroup that no row fills.
         "padding/update_tokens": 1.0 - float(np.sum(batch.response_len * batch.row_mask)) / batch.token_ids.size,
@@ -165,14 +173,16 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
         advantage[row] = float(step.advantages.final[b, slot])
         role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
     reflection = None
-    if step.reflection.tried[b]:
+    if step.reflected and step.reflection.tried[b]:
         row = int(subgroup.index[b, REFLECTED_SLOT])
         role[row] = "reflected"
+        forced, sampled = step.reflected
+        given = token_bytes.text(forced.token_ids[b, 0, : forced.forced_len[b, 0]])
         reflection = {
             "rollout": row,
-            "before": step.judged.texts[b][row],
-            "cue": cue,
-            "after": token_bytes.text(step.reflection.token_ids[b][step.reflection.sampled_mask[b]]),
+            "before": given.removesuffix(cue),  # as much of the failed rationale as was kept
+            "cue": cue if given else "",
+            "after": token_bytes.text(sampled.token_ids[b, 0][sampled.sampled_mask[b, 0]]),
             "correct": bool(step.reflection.correct[b]),
         }
     verdicts = step.judged.verdicts

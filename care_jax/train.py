@@ -80,10 +80,10 @@ class Trainer:
             key = session.key(SELECT)
             subgroup = programs.select(group.bucket, group.rollouts, verdicts, scores, key)
             chosen = programs.select.fetch(subgroup)
-        reflection, num_reflected_tokens = self.no_reflection, 0
+        reflection, reflected = self.no_reflection, None
         if objective.reflect.enabled:
             with timer("reflect"):
-                reflection, num_reflected_tokens = self._reflect(sampler, group, chosen)
+                reflection, reflected = self._reflect(sampler, group, chosen)
         del sampler  # the update needs the room
         group = group._replace(prefix=None)
         with timer("select"):
@@ -110,7 +110,7 @@ class Trainer:
             scores=programs.score.fetch(scores),
             subgroup=chosen,
             reflection=reflection,
-            num_reflected_tokens=num_reflected_tokens,
+            reflected=reflected,
             batch=on_host.batch,
             advantages=on_host.advantages,
         )
@@ -185,10 +185,10 @@ class Trainer:
             drawn=logbook.join_drawn(draws),
         )
 
-    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, int]:
+    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, logbook.Reflected]:
         """One repair of the nearest failure of each MIXED group: decode, verify, score under its context.
 
-        Returns them, and how many tokens were sampled.
+        Returns them as the update wants them, and as they were decoded.
         """
         session, programs, objective = self.session, self.programs, self.objective
         params, forbidden = session.state.params, session.forbidden_mask
@@ -196,7 +196,7 @@ class Trainer:
         key = session.key(REFLECT)
         repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
         repaired = programs.reflect.fetch(session.wait(repaired))
-        tried, num_tokens = repaired.sampled_mask.any(axis=(1, 2)), int(repaired.sampled_mask.sum())
+        reflected, tried = logbook.Reflected(forced, repaired), repaired.sampled_mask.any(axis=(1, 2))
         if objective.reflect.train_on == "rewrite":
             repaired = reflect.rewrite(session.processor, objective, token_bytes=self.token_bytes, repaired=repaired)
         judged = self._judge(group.examples, repaired)
@@ -215,7 +215,7 @@ class Trainer:
             think_mask=judged.verdicts.think_mask[:, 0],
             answer_mask=judged.verdicts.answer_mask[:, 0],
         )
-        return reflection, num_tokens
+        return reflection, reflected
 
     def _log(self, done: logbook.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored

@@ -14,6 +14,7 @@ from care_jax import logbook
 from care_jax.advantage import SubgroupAdvantages
 from care_jax.data.records import Video
 from care_jax.images import decode_image
+from care_jax.rollout import Forced
 from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 from care_jax.train_batch import no_reflection
 from care_jax.verify import Judged
@@ -65,9 +66,24 @@ def step() -> logbook.Step:
     none = none.replace(
         tried=np.array([True, False, False]),
         correct=np.array([True, False, False]),
-        # The failed rationale "a!" spells the cue's end too; "b!" was sampled after it.
-        token_ids=np.array([list(map(ord, "a!b!"))] * B, np.int32),
-        sampled_mask=np.array([[False, False, True, True]] * B),
+        # The rewritten response, with an opening that was not sampled.
+        token_ids=np.array([list(map(ord, "<b! "))] * B, np.int32),
+        sampled_mask=np.ones((B, R), bool),
+    )
+    # Two tokens of the failed rationale "a!!" were kept and end as the cue does; "b!" was sampled after it.
+    given = "a!" + CUE
+    tried = none.tried[:, None, None]
+    forced = Forced(
+        token_ids=np.array([[list(map(ord, given + "?"))]] * B, np.int32),
+        forced_len=np.where(tried[..., 0], len(given), 0),
+        active=tried[..., 0],
+    )
+    repaired = Rollouts(
+        token_ids=np.array([[list(map(ord, "b!??"))]] * B, np.int32),
+        response_len=np.full((B, 1), 2),
+        logprobs=np.zeros((B, 1, R), np.float32),
+        sampled_mask=tried & np.array([True, True, False, False]),
+        finished=tried[..., 0],
     )
     return logbook.Step(
         records=records,
@@ -88,7 +104,7 @@ def step() -> logbook.Step:
             num_negatives=np.array([2, 1, 0], np.int32),
         ),
         reflection=none,
-        num_reflected_tokens=2,
+        reflected=logbook.Reflected(forced, repaired),
         batch=make_batch(response_len, np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]], bool)),
         advantages=SubgroupAdvantages(
             raw=np.array([[1.0, 1.0, -2.0], [1.0, -1.0, 0.0], [0.0, 0.0, 0.0]], np.float32),
@@ -228,12 +244,16 @@ def test_sample(step):
     assert [row["response_len"] for row in ours["rollouts"]] == [4, 2, 1, 1]
     assert ours["reflection"] == {
         "rollout": 3,
-        "before": "text 03",
+        "before": "a!",
         "cue": CUE,
         "after": "b!",
         "correct": True,
     }
     assert ours["images"][0].startswith("data:image/png;base64,iVBOR")
+    scratch = step.reflected.forced.replace(forced_len=np.zeros((B, 1), np.int32))
+    resampled = step._replace(reflected=step.reflected._replace(forced=scratch))
+    shown = logbook.sample(resampled, 0, anchored=True, cue=CUE, token_bytes=LETTERS)["reflection"]
+    assert (shown["before"], shown["cue"], shown["after"]) == ("", "", "b!")
     untouched = logbook.sample(step, 2, anchored=True, cue=CUE, token_bytes=LETTERS)
     assert untouched["reflection"] is None and {row["role"] for row in untouched["rollouts"]} == {"unselected"}
     assert [

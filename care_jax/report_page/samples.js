@@ -76,9 +76,10 @@ function rolloutTable({ rollouts, outcome }) {
 function reflectionBlock(reflection) {
   if (reflection === null) return null;
   const verdict = badge(reflection.correct ? "repaired" : "still wrong", reflection.correct ? "good" : "bad");
-  const words = element("p", { class: "text" },
-    element("span", { class: "failed" }, reflection.before),
-    element("mark", {}, reflection.cue.trim() || "(no cue)"), "\n");
+  const words = reflection.before === "" ? element("p", { class: "text" }, "(nothing: the prompt was sampled once more)")
+    : element("p", { class: "text" },
+      element("span", { class: "failed" }, reflection.before),
+      element("mark", {}, reflection.cue.trim() || "(no cue)"), "\n");
   return element("div", { class: "reflection" },
     element("h4", {}, `Reflection on rollout ${reflection.rollout} `, verdict),
     element("p", { class: "label" }, "failed rationale, then the cue (both forced, no loss)"), words,
