@@ -66,17 +66,21 @@ class Run(NamedTuple):
 def plan(study: Any) -> list[Run]:
     """All runs of a study, seed after seed, so that one that is stopped early can compare all arms."""
     runs = []
-    for seed in range(max(arm.num_seeds for arm in study.ARMS.values())):
+    for seed in _seeds(study):
         arms = [
             (task, name, arm)
             for name, arm in study.ARMS.items()
             for task in study.TASKS  # one after the other, so that two jobs do not wait for one cold start
-            if task in arm.tasks and seed < arm.num_seeds
+            if task in arm.tasks and seed in arm.seeds
         ]
         runs += [Run(task, name, seed, "training") for task, name, _ in arms]
         # One after the other: what else the machine does is the same for all whose times are compared.
         runs += [Run(task, name, seed, "probe") for task, name, arm in arms if seed < arm.num_probes]
     return runs
+
+
+def _seeds(study: Any) -> list[int]:
+    return sorted({seed for arm in study.ARMS.values() for seed in arm.seeds})
 
 
 def run_of(record: dict[str, Any]) -> Run:
@@ -99,8 +103,7 @@ class Runner:
 
     def __init__(self, study: Any, config_file: str, work: Path) -> None:
         self._study, self._config_file, self._work = study, config_file, work
-        num_seeds = max(arm.num_seeds for arm in study.ARMS.values())
-        self._cold_starts = {(task, seed): threading.Lock() for task in study.TASKS for seed in range(num_seeds)}
+        self._cold_starts = {(task, seed): threading.Lock() for task in study.TASKS for seed in _seeds(study)}
 
     def settings(self, run: Run) -> dict[str, Any]:
         """All that decides how a run comes out but seed, code and versions: its config and its cold start's by dotted

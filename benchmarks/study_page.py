@@ -114,11 +114,7 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str) -> 
                 page.table(*_objectives(results, study, task, names))
                 page.table(*_dynamics(results, study, task, names))
         page.heading("One thing changed")
-        page.text(
-            "Differences to the baseline, which is the arm with equal weights or, for the paper's weights with one of "
-            "them changed, CARE. Points of final accuracy.",
-            "note",
-        )
+        page.text("Differences to the baseline, in points of final accuracy.", "note")
         page.picture(study_pictures.changes(results, study, pairs))
         page.table(*_changes(results, study, pairs))
         page.heading("The mechanism")

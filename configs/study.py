@@ -55,14 +55,15 @@ class Arm:
     num_rollouts: int = 8
     response_len: int = 32  # room for any rationale and its answer
     lr: float = 5e-5  # of Adam, the same for all but the arms that ask what it decides
-    num_seeds: int = 3
+    num_steps: int = 96
+    seeds: range = range(3)
     tasks: tuple[str, ...] = (FIRST_TASK,)
     baseline: str = EQUAL  # the arm that differences are taken to
-    num_probes: int = 0  # seeds for which noise, repairs and times are measured at the cold start
+    num_probes: int = 0  # first seeds for which noise, repairs and times are measured at the cold start
 
 
 BOTH = (FIRST_TASK, SECOND_TASK)
-OBJECTIVES, _LR = "Objectives", "Learning rate"
+OBJECTIVES, _LR, _LONG = "Objectives", "Learning rate", "Five times the steps"
 
 
 def _objective(title: str, make: Callable[[], ml_collections.ConfigDict], num_seeds: int, **changes: Any) -> Arm:
@@ -71,7 +72,7 @@ def _objective(title: str, make: Callable[[], ml_collections.ConfigDict], num_se
         OBJECTIVES,
         make,
         changes,
-        num_seeds=num_seeds,
+        seeds=range(num_seeds),
         tasks=BOTH,
         baseline=GRPO,
         num_probes=3,
@@ -135,6 +136,10 @@ ARMS: Mapping[str, Arm] = {
     "grpo_lr_high": Arm("GRPO, twice", _LR, objectives.grpo, lr=1e-4, baseline=GRPO),
     "equal_lr_low": _ablation(_LR, "CARE, equal weights, a half", {}, lr=2.5e-5),
     "equal_lr_high": _ablation(_LR, "CARE, equal weights, twice", {}, lr=1e-4),
+    # On the seeds that have the fewest other runs.
+    "grpo_long": Arm("GRPO", _LONG, objectives.grpo, num_steps=480, seeds=range(2, 5), baseline=GRPO),
+    "care_long": _ablation(_LONG, "CARE", _PAPER, num_steps=480, seeds=range(2, 5), baseline="grpo_long"),
+    "equal_long": _ablation(_LONG, "CARE, equal weights", {}, num_steps=480, seeds=range(2, 5), baseline="grpo_long"),
 }
 
 # Whose curves of the mechanism are drawn.
@@ -165,10 +170,10 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
         c.optimizer.lr = arm.lr
         # Without clipping Adam's step does not depend on the scale of a loss, which differs between the arms.
         c.optimizer.clip_norm = 1e9
-        c.train.steps = 96
+        c.train.steps = arm.num_steps
         c.train.prompts = 24
         c.train.minibatches = 2  # the second is off-policy by one update
-        c.train.eval_every = 12
+        c.train.eval_every = arm.num_steps // 8
         c.train.eval_examples = 0
         c.train.checkpoint_every = 48
         c.train.samples_every = 50

@@ -11,7 +11,7 @@ from configs import study
 OBJECTIVES, SHOWN = study.OBJECTIVES, (study.GRPO, study.CARE)
 TASKS = {"tiny": study.Task("tiny", 2, 46)}
 ARMS = {
-    name: dataclasses.replace(study.ARMS[name], num_seeds=1, tasks=("tiny",), num_probes=int(name == "care"))
+    name: dataclasses.replace(study.ARMS[name], seeds=range(1), tasks=("tiny",), num_probes=int(name == "care"))
     for name in ("grpo", "care")
 }
 
