@@ -32,6 +32,7 @@ p { max-width: 78em; margin: 0 0 10px; } .lead { font-size: 17px; } .note { colo
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 4px 10px; border-top: 1px solid #eceff4; vertical-align: top; }
 th:first-child, td:first-child, .words td, .words th { text-align: left; } thead th { border-top: 0; }
+.words td:nth-child(2), .holds, .not, .open { white-space: nowrap; }
 .holds { color: #1a7f4b; font-weight: 600; } .not { color: #b3372f; font-weight: 600; } .open { color: #5d6778; }
 code { font-size: 12px; overflow-wrap: anywhere; white-space: pre-wrap; }
 """
@@ -131,10 +132,12 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str) -> 
 
 
 def _summary(page: Page, results: Results, study: Any, names: Sequence[str]) -> None:
+    most = max(len(study.ARMS[name].seeds) for name in names)
+    chief = [name for name in names if len(study.ARMS[name].seeds) == most]
     for task, about in study.TASKS.items():
         found = [
             f"{study.ARMS[name].title} {percent(whole, sign='+')}"
-            for name in names
+            for name in chief
             if (whole := results.over_seeds(results.seeds(task, name), results.gain))
         ]
         start = results.over_seeds(
