@@ -38,6 +38,7 @@ from care_jax import cli
 from care_jax.config import flat
 
 RUNS_FILE = "runs.jsonl"
+WORK = "runs/study"  # where run folders lie, unless --work says otherwise
 _MEND = "take it out, or give another --out"
 # A probe's policy stands still: its gradients are as they are, equally weighted in Adam's moments.
 PROBE_DECAY, PROBE_STEPS = 0.999, 50
@@ -137,7 +138,7 @@ class Runner:
             "peak_gib": usage.peak_gib,
             "settings": settings,
             "cold_start": study_record.digest_of_params(cold_start),
-            "command": shlex.join(["python", *map(str, command[1:])]),
+            "command": shlex.join(["python", *map(str, command[1:])]).replace(str(self._work), WORK),
             "machine": machine(),
             "manifest": json.loads((workdir / "manifest.json").read_text()),
         }
@@ -267,13 +268,13 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
     require_one_study(records, runs, runner)
     command = f"python -m benchmarks.study --config={f.config} --out={f.out}"
-    study_page.write(out, study, records, command=command)
+    study_page.write(out, study, records, command=command, num_planned=len(runs))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("config", "configs/study.py", "The study: what is compared, and the config of each run.")
     flags.DEFINE_string("out", "docs/study", "The folder of runs.jsonl, index.html and README.md.")
-    flags.DEFINE_string("work", "runs/study", "The folder of the run folders.")
+    flags.DEFINE_string("work", WORK, "The folder of the run folders.")
     flags.DEFINE_integer("jobs", 1, "Runs at once.")
     flags.DEFINE_string("only", "", "Makes the runs whose TASK/ARM/SEED/KIND this regular expression finds.")
     flags.DEFINE_bool("page_only", False, "Makes no runs.")

@@ -91,7 +91,7 @@ class Page:
         (out / "README.md").write_text("\n".join(self._markdown), encoding="utf-8")
 
 
-def write(out: Path, study: Any, records: Sequence[Record], *, command: str) -> None:
+def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num_planned: int) -> None:
     """Makes OUT/index.html and OUT/README.md of the records there are.
 
     Args:
@@ -99,12 +99,15 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str) -> 
         study: a module as configs/study.py; its tasks and arms give titles, sections and baselines.
         records: of benchmarks/study_record.py.
         command: that makes the runs.
+        num_planned: runs of the whole study.
     """
     results = Results(records)
     main = [name for name, arm in study.ARMS.items() if arm.section == study.OBJECTIVES]
     pairs = _changed(results, study)
     with matplotlib.rc_context(study_pictures.STYLE):
         page = Page("Does CARE do here what its paper says?")
+        if len(records) < num_planned:
+            page.text(f"{len(records)} of {num_planned} runs are made: no figure or verdict here is final.", "note")
         _summary(page, results, study, main)
         page.picture(study_pictures.gains(results, study, main, _base(study)))
         page.picture(study_pictures.learning_curves(results, study, main))
@@ -321,7 +324,9 @@ def _how(page: Page, study: Any, records: Sequence[Record], command: str) -> Non
         "last quarter of the steps, or of the tokens or seconds that are compared. Seconds are tokens times the time a "
         "token took in the probes. Intervals are 95 % by Student's t over seeds, of differences seed by seed. A probe "
         "samples and computes gradients at the cold start with a policy that stands still; gradient variance / "
-        f"|gradient|² is of one update there{_of_prompts(records)}. One of the runs:",
+        f"|gradient|² is of one update there{_of_prompts(records)}. "
+        "Figures change a little with the cores of a run, which the last table names: --jobs shares out those of a "
+        "machine. One of the runs:",
     )
     page.code(records[0]["command"])
     counts: dict[str, int] = {}

@@ -196,7 +196,8 @@ class Trainer:
         key = session.key(REFLECT)
         repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
         repaired = programs.reflect.fetch(session.wait(repaired))
-        reflected, tried = logbook.Reflected(forced, repaired), repaired.sampled_mask.any(axis=(1, 2))
+        reflected = logbook.Reflected(forced, repaired)
+        tried = repaired.sampled_mask.any(axis=(1, 2))
         if objective.reflect.train_on == "rewrite":
             repaired = reflect.rewrite(session.processor, objective, token_bytes=self.token_bytes, repaired=repaired)
         judged = self._judge(group.examples, repaired)

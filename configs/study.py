@@ -86,6 +86,8 @@ def _ablation(section: str, title: str, changes: Mapping[str, Any], **fields: An
 _UNIFORM = {"region.gamma_pos": 1.0, "region.gamma_neg": 1.0, "region.format_weight": 1.0}
 _PAPER = {"region.gamma_pos": 0.005, "region.gamma_neg": 0.0, "region.format_weight": 0.0}
 
+_FIVE_TIMES: Mapping[str, Any] = {"num_steps": 480, "seeds": range(2, 5)}
+
 # The first named are run first.
 ARMS: Mapping[str, Arm] = {
     GRPO: _objective("GRPO", objectives.grpo, 5),
@@ -136,10 +138,9 @@ ARMS: Mapping[str, Arm] = {
     "grpo_lr_high": Arm("GRPO, twice", _LR, objectives.grpo, lr=1e-4, baseline=GRPO),
     "equal_lr_low": _ablation(_LR, "CARE, equal weights, a half", {}, lr=2.5e-5),
     "equal_lr_high": _ablation(_LR, "CARE, equal weights, twice", {}, lr=1e-4),
-    # On the seeds that have the fewest other runs.
-    "grpo_long": Arm("GRPO", _LONG, objectives.grpo, num_steps=480, seeds=range(2, 5), baseline=GRPO),
-    "care_long": _ablation(_LONG, "CARE", _PAPER, num_steps=480, seeds=range(2, 5), baseline="grpo_long"),
-    "equal_long": _ablation(_LONG, "CARE, equal weights", {}, num_steps=480, seeds=range(2, 5), baseline="grpo_long"),
+    "grpo_long": Arm("GRPO", _LONG, objectives.grpo, **_FIVE_TIMES, baseline=GRPO),
+    "care_long": _ablation(_LONG, "CARE", _PAPER, **_FIVE_TIMES, baseline="grpo_long"),
+    "equal_long": _ablation(_LONG, "CARE, equal weights", {}, **_FIVE_TIMES, baseline="grpo_long"),
 }
 
 # Whose curves of the mechanism are drawn.

@@ -207,6 +207,19 @@ def test_every_arm_has_a_config_of_its_own() -> None:
         study.get_config("three_skills/sft")
 
 
+def test_plan_has_the_seeds_of_every_arm() -> None:
+    """Catches an arm that is run for seeds of another, a run that is planned twice, and an order arm after arm."""
+    runs = study_main.plan(study)
+    assert len(set(runs)) == len(runs) and [run.seed for run in runs] == sorted(run.seed for run in runs)
+
+    def seeds(arm: str, kind: str) -> list[int]:
+        return [run.seed for run in runs if (run.task, run.arm, run.kind) == (study.FIRST_TASK, arm, kind)]
+
+    assert seeds("care", "training") == [0, 1, 2, 3, 4] and seeds("care", "probe") == [0, 1, 2]
+    assert seeds("dapo", "training") == [0, 1, 2]
+    assert seeds("care_long", "training") == [2, 3, 4] and not seeds("care_long", "probe")
+
+
 def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     """Catches a run that is made twice, a record without what the page needs, and a page that asks another host."""
 
@@ -224,6 +237,7 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     assert call().splitlines() == ["1/2  tiny care 0 training", "2/2  tiny care 0 probe"]
     records = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     assert [(r["arm"], r["kind"]) for r in records] == [("grpo", "training"), ("care", "training"), ("care", "probe")]
+    assert not [r["command"] for r in records if str(tmp_path) in json.dumps(r)]
     assert len({r["cold_start"] for r in records}) == 1
     assert records[0]["evaluations"][0] == records[1]["evaluations"][0]
     assert records[1]["no_gradient"]["groups"] < 1 and records[2]["noise"]["variance"] > 0
@@ -234,7 +248,7 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
 
 def test_page_by_hand(tmp_path: Path) -> None:
     """Catches a cell in another row or column, a claim told from too little, and a default that thin evidence moves."""
-    gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "rescue_delta": 0.05}
+    gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "dapo": 0.01, "rescue_delta": 0.05}
     records = [
         record(
             [0.5] * 2 + [0.5 + gains[arm] + 0.01 * seed] * 3,
@@ -249,10 +263,11 @@ def test_page_by_hand(tmp_path: Path) -> None:
         for arm in arms
         for seed in range(3)
     ]
-    study_page.write(tmp_path, study, records, command="python -m all")
+    study_page.write(tmp_path, study, records, command="python -m all", num_planned=len(records) + 1)
     lines = (tmp_path / "README.md").read_text().splitlines()
     start = "Three skills: 50.0 % of held-out answers are right after the cold start; points gained by "
     assert f"{start}GRPO +1.0 ± 2.5; CARE -9.0 ± 2.5; CARE, equal weights +3.0 ± 2.5." in lines
+    assert "21 of 22 runs are made: no figure or verdict here is final." in lines
     row = next(line for line in lines if line.startswith("| CARE, equal weights | 3 |"))
     assert row.split(" | ")[2:4] == ["53.0 ± 2.5", "+2.0 ± 0.0"]
     assert any(
