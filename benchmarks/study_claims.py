@@ -49,7 +49,7 @@ BETTER_PARTS = (
     Claim("After five times the steps and with equal weights, CARE is better than GRPO", "equal_long", "grpo_long"),
 )
 REPAIRS = (
-    Claim("The cue repairs more failures than none", "care_equal", "reflect_no_cue"),
+    Claim("The cue repairs more failures than none", "reflect_continuation", "reflect_no_cue"),
     Claim("Going on from the failure with a cue repairs more than from scratch", "care_equal", "reflect_scratch"),
 )
 GRADIENTS = (Claim("At the cold start more groups give a gradient than with GRPO", "care_equal", "grpo"),)

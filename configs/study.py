@@ -30,7 +30,7 @@ FIRST_TASK, SECOND_TASK = "three_skills", "five_digits"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is asked, and for how long the cold start learns it: to an accuracy of about a half to three quarters."""
+    """What is asked, and for how long the cold start learns it: to an accuracy of about a half to four fifths."""
 
     title: str
     cold_start_steps: int
@@ -94,6 +94,7 @@ ARMS: Mapping[str, Arm] = {
     CARE: _objective("CARE", objectives.care, 5, **_PAPER),
     EQUAL: _objective("CARE, equal weights", objectives.care, 5),
     "care_no_rgr": _objective("CARE, equal weights, no reflection", objectives.care_no_rgr, 3),
+    "paper_no_rgr": _objective("CARE, no reflection", objectives.care_no_rgr, 3, **_PAPER),
     "subgroup": _objective(
         "Anchored subgroup alone, equal weights", objectives.care_no_rgr, 3, **{"rescue.enabled": False}
     ),
@@ -111,7 +112,15 @@ ARMS: Mapping[str, Arm] = {
         response_len=56,  # a failed rationale, and its repair
         num_probes=3,
     ),
-    "reflect_no_cue": _ablation("Reflection", "without a cue", {"reflect.cue": ""}, num_probes=3),
+    # Without a cue a failed rationale stays as it is, and only an answer is sampled: a rewrite would hold no rationale.
+    "reflect_no_cue": _ablation(
+        "Reflection",
+        "without a cue, trained on the continuation, R = 56",
+        {"reflect.cue": "", "reflect.train_on": "continuation"},
+        response_len=56,
+        baseline="reflect_continuation",
+        num_probes=3,
+    ),
     "reflect_scratch": _ablation("Reflection", "from scratch", {"reflect.source": "scratch"}, num_probes=3),
     "aggregate_token": _ablation("Mean of the loss", "over tokens", {"aggregate": "token"}, tasks=BOTH),
     "aggregate_constant": _ablation("Mean of the loss", "over a constant", {"aggregate": "constant"}),
@@ -136,6 +145,8 @@ ARMS: Mapping[str, Arm] = {
     "rollouts_16": _ablation("Rollouts of a prompt", "G = 16", {}, num_rollouts=16),
     "grpo_lr_low": Arm("GRPO, a half", _LR, objectives.grpo, lr=2.5e-5, baseline=GRPO),
     "grpo_lr_high": Arm("GRPO, twice", _LR, objectives.grpo, lr=1e-4, baseline=GRPO),
+    "care_lr_low": _ablation(_LR, "CARE, a half", _PAPER, lr=2.5e-5, baseline=CARE),
+    "care_lr_high": _ablation(_LR, "CARE, twice", _PAPER, lr=1e-4, baseline=CARE),
     "equal_lr_low": _ablation(_LR, "CARE, equal weights, a half", {}, lr=2.5e-5),
     "equal_lr_high": _ablation(_LR, "CARE, equal weights, twice", {}, lr=1e-4),
     "grpo_long": Arm("GRPO", _LONG, objectives.grpo, **_FIVE_TIMES, baseline=GRPO),
