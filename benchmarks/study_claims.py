@@ -45,8 +45,8 @@ BETTER_PARTS = (
     Claim("s = 0.5 is better than s = 0.25", "care_equal", "scale_025"),
     Claim("Equalisation helps", "care_equal", "equalise_off"),
     Claim("Rescue of groups that are all wrong helps", "care_equal", "rescue_off"),
-    Claim("After five times the steps CARE is better than GRPO", "care_long", "grpo_long"),
-    Claim("After five times the steps and with equal weights, CARE is better than GRPO", "equal_long", "grpo_long"),
+    Claim("After three times the steps CARE is better than GRPO", "care_long", "grpo_long"),
+    Claim("After three times the steps and with equal weights, CARE is better than GRPO", "equal_long", "grpo_long"),
 )
 REPAIRS = (
     Claim("The cue repairs more failures than none", "reflect_continuation", "reflect_no_cue"),
