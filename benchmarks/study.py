@@ -7,11 +7,12 @@ Each run is a process of its own, whose command stands in its record and can be 
 line a run, from which index.html and README.md are made in the end. Stopped at any moment, the same command goes on:
 runs in runs.jsonl are not made again, and one that was under way resumes from its run folder under --work.
 
---config is a Python file with ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), as configs/study.py. --jobs=N
-makes N runs at once, each with its share of the cores. --only takes a regular expression on TASK/ARM/SEED/KIND, KIND
-training or probe: probes, whose times are shown, may be made one at a time after the trainings, and for several
-machines or accelerators, give each seeds of its own by --only, and an --out, and join the files: all runs of a seed
-start from one cold start. Change no code meanwhile: each run imports what lies there then.
+--config is a Python file with ABOUT, ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), as configs/study.py.
+--jobs=N makes N runs at once on a CPU, each with its share of the cores. --only takes a regular expression on
+TASK/ARM/SEED/KIND, KIND training or probe: probes, whose times are shown, may be made one at a time after the
+trainings. For several machines or accelerators, start the command once for each (the runtime's own variable names the
+one device, as CUDA_VISIBLE_DEVICES), with seeds of its own by --only, an --out and a --work, and join the files: all
+runs of a seed start from one cold start. Change no code meanwhile: each run imports what lies there then.
 """
 
 from __future__ import annotations
@@ -226,6 +227,22 @@ def require_one_study(records: Sequence[dict[str, Any]], runs: Sequence[Run], ru
             raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {other['arm']}: {_MEND}")
 
 
+def chosen(runs: Sequence[Run], only: str) -> list[Run]:
+    """The runs that --only finds.
+
+    Raises:
+        ValueError: it is no regular expression, or finds none.
+    """
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise ValueError(f"--only={only} is no regular expression: {error}") from None
+    found = [run for run in runs if pattern.search("/".join(map(str, run)))]
+    if not found:
+        raise ValueError(f"--only={only} finds none of the study's runs, as {'/'.join(map(str, runs[0]))}")
+    return found
+
+
 def load_study(path: str) -> Any:
     """The module of a study's config file.
 
@@ -238,7 +255,7 @@ def load_study(path: str) -> Any:
     study = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = study  # where dataclasses look for it
     spec.loader.exec_module(study)
-    if missing := sorted({"ARMS", "TASKS", "OBJECTIVES", "SHOWN", "get_config"} - vars(study).keys()):
+    if missing := sorted({"ABOUT", "ARMS", "TASKS", "OBJECTIVES", "SHOWN", "get_config"} - vars(study).keys()):
         raise ValueError(f"--config={path} has no {', '.join(missing)}; see configs/study.py")
     return study
 
@@ -257,16 +274,15 @@ def main(argv: list[str]) -> None:
     runs, runner, records = plan(study), Runner(study, f.config, work), read_records(out)
     done = {run_of(record) for record in records}
     require_one_study(records, runs, runner)
-    missing = [] if f.page_only else [run for run in runs if run not in done]
-    missing = [run for run in missing if re.search(f.only, "/".join(map(str, run)))]
+    missing = [] if f.page_only else [run for run in chosen(runs, f.only) if run not in done]
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
+        require_one_study([*records, record], runs, runner)  # else the file would have to be mended by hand
         records.append(record)
         with (out / RUNS_FILE).open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{number}/{len(missing)}  {' '.join(map(str, run_of(record)))}", flush=True)
     if not records:
         raise ValueError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
-    require_one_study(records, runs, runner)
     command = f"python -m benchmarks.study --config={f.config} --out={f.out}"
     study_page.write(out, study, records, command=command, num_planned=len(runs))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import html
 import io
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -109,50 +111,76 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num
         if len(records) < num_planned:
             page.text(f"{len(records)} of {num_planned} runs are made: no figure or verdict here is final.", "note")
         _summary(page, results, study, main)
-        page.picture(study_pictures.gains(results, study, main, _base(study)))
+        page.picture(study_pictures.differences(results, study, [name for name in main if name != _base(study)]))
         page.picture(study_pictures.learning_curves(results, study, main))
+        page.heading("What is trained")
+        page.text(study.ABOUT)
         _claims(page, results, study)
         for task, about in study.TASKS.items():
             if names := [name for name in main if results.seeds(task, name)]:
                 page.heading(f"Objectives, {about.title}")
+                page.text(
+                    "Held-out accuracy in percent at equal steps, and at equal tokens and seconds, which are the most "
+                    "that all have spent. Rows of more seeds than others compare by their differences alone, which are "
+                    "taken seed by seed.",
+                    "note",
+                )
                 page.table(*_objectives(results, study, task, names))
+                page.text(
+                    "Entropy and length are of the groups that are updated: dynamic sampling drops the others, and of "
+                    "groups without gradient it counts those left over when a batch is full. Where next to nothing is "
+                    "clipped, DAPO's higher clip had nothing to do. The noise scale is of the gradient at the cold "
+                    "start, in prompts that are sampled: a geometric mean with its interval.",
+                    "note",
+                )
                 page.table(*_dynamics(results, study, task, names))
         page.heading("One thing changed")
-        page.text("Differences to the baseline, in points of final accuracy.", "note")
+        page.text(
+            "Differences to the baseline, in points of final accuracy. The mean square of a negative's advantage over "
+            "an anchor's is s squared by definition, less where a failure was tried in vain.",
+            "note",
+        )
         page.picture(study_pictures.changes(results, study, pairs))
         page.table(*_changes(results, study, pairs))
         page.heading("The mechanism")
         page.text(
-            "For rewards of 0 and 1 the raw advantages follow from K' alone: a check of the code, not of the method. "
-            "Subgroups with a repaired failure follow another law and are left out.",
+            "Of right and wrong answers alone the raw advantages follow from K': a check of the code, not of the "
+            "method. The reward for a response's form moves them a little. Subgroups with a repaired failure follow "
+            "another law and are left out.",
             "note",
         )
         page.table(["", "should be", "are", "R²", "advantages"], study_claims.signature(results, study))
         page.picture(study_pictures.mechanism(results, study))
         _costs(page, results, study)
-        _how(page, study, records, command)
+        _how(page, records, command)
         page.write(out)
 
 
 def _summary(page: Page, results: Results, study: Any, names: Sequence[str]) -> None:
+    base = _base(study)
     most = max(len(study.ARMS[name].seeds) for name in names)
-    chief = [name for name in names if len(study.ARMS[name].seeds) == most]
+    chief = [name for name in names if name != base and len(study.ARMS[name].seeds) == most]
     for task, about in study.TASKS.items():
+        runs = results.seeds(task, base)
+        start = results.over_seeds(runs, lambda record: float(results.curve(record).accuracy[0]))
+        end = results.over_seeds(runs, results.final())
         found = [
-            f"{study.ARMS[name].title} {percent(whole, sign='+')}"
+            f"{study.ARMS[name].title} {points(study_claims.at_equal(results, task, (name, base), 'tokens'))}"
             for name in chief
-            if (whole := results.over_seeds(results.seeds(task, name), results.gain))
         ]
-        start = results.over_seeds(
-            {record["seed"]: record for name in names for record in results.seeds(task, name).values()},
-            lambda record: float(results.curve(record).accuracy[0]),
-        )
-        if start:
+        if start and end:
             page.text(
                 f"{about.title.capitalize()}: {100 * start.mean:.1f} % of held-out answers are right after the cold "
-                f"start; points gained by {'; '.join(found)}.",
+                f"start, {100 * end.mean:.1f} % with {study.ARMS[base].title}. Points more or less at equal tokens: "
+                f"{'; '.join(found)}.",
                 "lead",
             )
+    verdicts = collections.Counter(row[2] for row in study_claims.claims(results, study))
+    page.text(
+        f"Of {verdicts.total()} claims below {verdicts[study_claims.HOLDS]} hold here, {verdicts[study_claims.FAILS]} "
+        f"do not, and {verdicts[study_claims.OPEN]} cannot be told at this size.",
+        "lead",
+    )
 
 
 def _claims(page: Page, results: Results, study: Any) -> None:
@@ -160,19 +188,25 @@ def _claims(page: Page, results: Results, study: Any) -> None:
     rows = study_claims.claims(results, study)
     page.text(
         "A claim holds where the 95 % interval of the difference lies above 0, does not where it lies below, and "
-        f"cannot be told otherwise. Of {len(rows)} such intervals about {max(1, round(0.05 * len(rows)))} miss their "
-        "true value by chance. Objectives are judged at equal tokens, parts of CARE at equal steps, repairs, gradients "
-        "and noise by probes at the cold start. Figures are percent of held-out accuracy, of failures repaired, of "
-        "groups, and of the absolute advantage. Two claims hold in part by construction: the cold start teaches what "
-        "the cue asks for, and of a group without a repair failures have s / (1 + s) of the advantage, 33 % with "
-        "s = 0.5.",
+        f"cannot be told otherwise, or of fewer than {study_claims.MIN_SEEDS} seeds. Of {len(rows)} such intervals "
+        f"about {max(1, round(0.05 * len(rows)))} miss their true value by chance. Objectives are judged at equal "
+        "tokens, parts of CARE at equal steps, repairs, gradients and noise by probes at the cold start. Figures are "
+        "percent of held-out accuracy, of failures repaired, of groups, and of the absolute advantage; the last column "
+        "is what the paper (arXiv 2512.19554) reports of Qwen2.5-VL-7B on six benchmarks.",
         "note",
     )
-    page.table(["claim", "task", "", "figure"], rows, words=True)
+    page.text(
+        "Some are so by construction. The cold start teaches what the cue asks for. Failures have half of the absolute "
+        "advantage in GRPO, and s / (1 + s), a third with s = 0.5, in a subgroup without a repair. Rescue gives groups "
+        "that are all wrong a gradient; a repair of the only failure of a subgroup leaves equal rewards, and none.",
+        "note",
+    )
+    page.table(["claim", "task", "", "figure", "paper"], rows, words=True)
     page.heading("Defaults")
     page.text(
         "Values that the sources leave open, and points of final accuracy with another value. It is taken where it was "
-        "tried in every task and its interval over the pairs of all of them lies above 0.",
+        "tried in every task and its interval over the pairs of all of them lies above 0. A continuation needs R = 56, "
+        "all others have R = 32.",
         "note",
     )
     head = ["key", "published", "other", *(about.title for about in study.TASKS.values()), "together", ""]
@@ -184,7 +218,9 @@ def _objectives(results: Results, study: Any, task: str, names: Sequence[str]) -
     skills = sorted({skill for record in records for skill in record["evaluations"][-1]["accuracy"]} - {"mean"})
     budgets = {axis: results.budget(task, names, axis) for axis in study_pictures.AXES}
     base = _base(study)
-    targets = {seed: stats.height(results.curve(record)) for seed, record in results.seeds(task, base).items()}
+    targets = {
+        seed: stats.running_means(results.curve(record))[-1] for seed, record in results.seeds(task, base).items()
+    }
     rows = []
     for name in names:
         seeds = results.seeds(task, name)
@@ -197,12 +233,13 @@ def _objectives(results: Results, study: Any, task: str, names: Sequence[str]) -
             cells.append(points(difference) if name != base else "")
         cells.append(percent(results.over_seeds(seeds, lambda record: stats.area(results.curve(record)))))
         steps = [stats.spent_to(results.curve(seeds[seed]), targets[seed]) for seed in seeds.keys() & targets.keys()]
-        cells.append(f"{statistics.median(steps):.0f}" if steps and statistics.median(steps) < math.inf else "never")
+        reached = [step for step in steps if step < math.inf]
+        cells.append(f"{statistics.median(reached):.0f}, {len(reached)} of {len(steps)}" if reached else "never")
         rows.append(cells)
-    title = study.ARMS[base].title
-    head = ["", "seeds", *skills, "mean", f"− {title}", f"at {budgets['tokens']:,.0f} tokens", f"− {title}"]
-    head += [f"at {budgets['seconds']:,.0f} s", f"− {title}", "area", f"steps to {title}'s"]
-    return head, rows
+    against = f"against {study.ARMS[base].title}"
+    head = ["", "seeds", *skills, "mean", against, f"at {budgets['tokens']:,.0f} tokens", against]
+    head += [f"at {budgets['seconds']:,.0f} s", against, "mean of the curve"]
+    return [*head, f"steps to {study.ARMS[base].title}'s end, seeds that reach it"], rows
 
 
 def _base(study: Any) -> str:
@@ -219,7 +256,7 @@ def _dynamics(results: Results, study: Any, task: str, names: Sequence[str]) -> 
         ("entropy at the end", functools.partial(number, digits=3), lambda r: stats.last(r, "entropy"), False),
         ("length at the end", functools.partial(number, digits=1), lambda r: stats.last(r, "response_len/mean"), False),
         ("clipped, %", percent, lambda r: stats.mean_of(r, "clip_fraction"), False),
-        ("gradient variance / |gradient|²", functools.partial(number, digits=1), stats.relative_variance, True),
+        ("noise scale", functools.partial(study_claims.of_logs, digits=0), stats.log_noise_scale, True),
     ]
     rows = []
     for name in names:
@@ -267,19 +304,18 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
                 *(points(difference) for difference in found),
                 percent(results.over_seeds(ours, stats.repair_rate)),
                 number(results.over_seeds(ours, stats.variance_ratio), 3),
-                number(results.over_seeds(results.probes(task, name), stats.relative_variance), 1),
+                study_claims.of_logs(results.over_seeds(results.probes(task, name), stats.log_noise_scale), 0),
             ]
         )
     head = ["", "task", "baseline", "seeds", "final", "difference", "at equal tokens", "of the area", "repaired, %"]
-    return [*head, "negatives' mean square / anchors'", "gradient variance / |gradient|²"], rows
+    return [*head, "mean square, negatives / anchors", "noise scale"], rows
 
 
 def _costs(page: Page, results: Results, study: Any) -> None:
     page.heading("What it costs")
     page.text(
         "Medians of the probes in milliseconds, on the machine that the last table names, with a scoring pass, which "
-        "the trainings leave to the sampler. Resident memory is the least of an arm's processes: one that has to "
-        "compile takes more.",
+        "the trainings leave to the sampler. Resident memory is the median of an arm's processes.",
         "note",
     )
     for task, about in study.TASKS.items():
@@ -295,13 +331,14 @@ def _costs(page: Page, results: Results, study: Any) -> None:
                 for stage in (*_STAGES, "step")
             ]
             ratio = f"{times[-1].mean / base.mean:.2f}" if times[-1] and base else "–"
-            peak = min(r["peak_gib"] for r in (*probes.values(), *results.seeds(task, name).values()))
+            peak = statistics.median(r["peak_gib"] for r in (*probes.values(), *results.seeds(task, name).values()))
             arm = study.ARMS[name]
             title = arm.title if arm.section == study.OBJECTIVES else f"{arm.section}: {arm.title}"
             rows.append(
                 [
                     title,
-                    *(f"{1e3 * each.mean:.0f}" if each else "–" for each in times),
+                    *(f"{1e3 * each.mean:.0f}" if each else "–" for each in times[:-1]),
+                    number(times[-1] and Interval(1e3 * times[-1].mean, 1e3 * times[-1].half, len(probes)), 0),
                     ratio,
                     percent(results.over_seeds(probes, stats.extra_tokens)),
                     number(results.over_seeds(probes, lambda record: record["draws_a_step"])),
@@ -312,7 +349,7 @@ def _costs(page: Page, results: Results, study: Any) -> None:
         page.table([*head, "tokens of repairs, %", "batches drawn", "GiB resident"], rows)
 
 
-def _how(page: Page, study: Any, records: Sequence[Record], command: str) -> None:
+def _how(page: Page, records: Sequence[Record], command: str) -> None:
     """Commands, seeds, commits, machines and versions."""
     page.heading("How to have these figures again")
     page.code(command)
@@ -321,14 +358,16 @@ def _how(page: Page, study: Any, records: Sequence[Record], command: str) -> Non
         "one cold start and draw the prompts in one order; no arm has a KL term, the learning rate is constant, and no "
         "gradient is clipped, so that the scale of a loss does not count. "
         "Final accuracy is the mean height of the learning curve, greedy answers to all held-out questions, over the "
-        "last quarter of the steps, or of the tokens or seconds that are compared. Seconds are tokens times the time a "
-        "token took in the probes. Intervals are 95 % by Student's t over seeds, of differences seed by seed. A probe "
-        "samples and computes gradients at the cold start with a policy that stands still; gradient variance / "
-        f"|gradient|² is of one update there{_of_prompts(records)}. "
-        "Figures change a little with the cores of a run, which the last table names: --jobs shares out those of a "
-        "machine. One of the runs:",
+        "last quarter of the steps, or of the tokens or seconds that are compared; an end that others reach is the "
+        f"mean of the last {stats.NUM_MEAN} evaluations. Seconds are those of the probes: a time for each token, of "
+        "data, rollout and verify, and one for the rest of each step. Intervals are 95 % by Student's t over seeds, of "
+        "differences seed by seed; the held-out questions are the same for all seeds, and what others would say is not "
+        "in them. A probe samples and computes gradients at the cold start with a policy that stands still; the noise "
+        "scale (arXiv 1812.06162) is the variance of that gradient over the squared norm of its mean, times the "
+        "prompts sampled for it. A run's sums, and so its figures, change a little with its number of cores, which the "
+        "last table names: --jobs shares out those of a machine. One of the runs, after its cold start:",
     )
-    page.code(records[0]["command"])
+    page.code(f"{_cold_start_command(records[0]['command'])}\n{records[0]['command']}")
     counts: dict[str, int] = {}
     for record in records:
         about = {key: value for key, value in record["manifest"].items() if key not in ("seed", "stage", "processes")}
@@ -343,6 +382,10 @@ def _how(page: Page, study: Any, records: Sequence[Record], command: str) -> Non
     page.table(["runs", "commit", "machine", "versions"], rows, words=True)
 
 
-def _of_prompts(records: Sequence[Record]) -> str:
-    sizes = sorted({record["noise"]["num_prompts"] for record in records if record["kind"] == "probe"})
-    return f", of {' or '.join(map(str, sizes))} prompts" if sizes else ""
+def _cold_start_command(command: str) -> str:
+    """Of the cold start that a run's command names."""
+    flags = dict(word.partition("=")[::2] for word in shlex.split(command))
+    config = f"{flags['--config'].rpartition('/')[0]}/cold_start"
+    words = [f"--config={config}", f"--workdir={flags['--config.model.weights']}"]
+    words += [f"{name}={flags[name]}" for name in ("--config.seed", "--config.data.train")]
+    return shlex.join(["python", "-m", "care_jax.cold_start", *words])

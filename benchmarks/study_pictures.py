@@ -11,8 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import study_claims
 from benchmarks import study_stats as stats
-from benchmarks.study_stats import Interval, Record, Results
+from benchmarks.study_stats import Difference, Interval, Record, Results
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -31,26 +32,29 @@ _OURS, _THEIRS, _OTHER, _NEGATIVE = "#2b62c9", "#5d6778", "#d9772b", "#b3372f"
 AXES = {"tokens": (1e3, "thousand sampled tokens"), "seconds": (1.0, "seconds of training")}
 
 
-def gains(results: Results, study: Any, names: Sequence[str], base: str) -> Figure:
-    """What each objective adds to the cold start's accuracy with its interval, every seed as a dot, and a line at what
-    the objective `base` adds."""
+def differences(results: Results, study: Any, names: Sequence[str]) -> Figure:
+    """How much better or worse each objective is than its baseline at equal tokens."""
     size = (11, 0.42 * len(names) + 1.1)
     figure, panels = plt.subplots(1, len(study.TASKS), figsize=size, squeeze=False, sharey=True)
     for axes, (task, about) in zip(panels[0], study.TASKS.items(), strict=True):
+        bases = {study.ARMS[name].baseline for name in names}
+        against = " or ".join(study.ARMS[base].title for base in bases)
         for row, name in enumerate(names):
-            values = [100 * results.gain(record) for record in results.seeds(task, name).values()]
-            if values:
-                axes.plot(values, [row] * len(values), "o", color="#b9c3d6", markersize=4)
+            found = study_claims.at_equal(results, task, (name, study.ARMS[name].baseline), "tokens")
+            if found:
                 is_care = study.ARMS[name].make_objective().anchored
-                whole = stats.interval(values)
-                _bar(axes, whole, row, _OURS if is_care else _THEIRS)
-                if name == base:
-                    axes.axvline(whole.mean, color=_THEIRS, linestyle="--", linewidth=1)
-        axes.set_title(f"Points over the cold start, {about.title}", loc="left", fontweight="bold")
-        axes.set_xlabel("of held-out accuracy, mean and 95 % interval over seeds")
+                _bar(axes, _percent(found), row, _OURS if is_care else _THEIRS)
+        axes.axvline(0, color="#1c2330", linewidth=1)
+        axes.set_title(f"Against {against} at equal tokens, {about.title}", loc="left", fontweight="bold")
+        axes.set_xlabel("points of held-out accuracy, mean and 95 % interval over seeds")
         axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])
     panels[0][0].invert_yaxis()  # of all, which share it
     return figure
+
+
+def _percent(difference: Difference) -> Interval:
+    whole = difference.interval
+    return Interval(100 * whole.mean, 100 * whole.half, whole.num_seeds)
 
 
 def _bar(axes: Axes, whole: Interval, row: float, colour: str) -> None:
@@ -94,8 +98,7 @@ def changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> F
             results.seeds(task, name), results.seeds(task, study.ARMS[name].baseline), results.final()
         )
         if found:
-            points = Interval(100 * found.interval.mean, 100 * found.interval.half, found.interval.num_seeds)
-            _bar(axes, points, row, colours[task])
+            _bar(axes, _percent(found), row, colours[task])
     axes.axvline(0, color="#1c2330", linewidth=1)
     labels = [
         f"{study.ARMS[name].section}: {study.ARMS[name].title} ({study.TASKS[task].title})" for task, name in pairs

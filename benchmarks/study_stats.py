@@ -17,6 +17,8 @@ import scipy.stats
 
 Record = Mapping[str, Any]
 FINAL_SHARE = 0.25  # of what a run spent, at its end, over which its curve's height is its final accuracy
+NUM_MEAN = 3  # evaluations whose mean tells when an accuracy is reached
+SAMPLING = ("data", "rollout", "verify")  # stages whose time goes with what is sampled
 
 Measure = Callable[[Record], float | None]
 
@@ -87,18 +89,31 @@ class Results:
         """The training runs of every task and arm."""
         return [record for task in study.TASKS for arm in study.ARMS for record in self.seeds(task, arm).values()]
 
-    def seconds_a_token(self, task: str, arm: str) -> float:
-        """Time of a step over the tokens that it samples, repairs included; of probes where there are any."""
+    def prices(self, task: str, arm: str) -> tuple[float, float]:
+        """Seconds that a sampled token takes, repairs included, and that the rest of a step takes; of probes where
+        there are any. Dynamic sampling draws several batches for one update, and the more the better a policy is."""
         records = (self.probes(task, arm) or self.seeds(task, arm)).values()
-        return statistics.fmean(seconds_a_step(r) * r["evaluations"][-1]["step"] / _tokens(r) for r in records)
+        sampling = [sum(seconds_a_step(record, stage) for stage in SAMPLING) for record in records]
+        return (
+            statistics.fmean(
+                seconds * record["evaluations"][-1]["step"] / _tokens(record)
+                for seconds, record in zip(sampling, records, strict=True)
+            ),
+            statistics.fmean(
+                seconds_a_step(record) - seconds for seconds, record in zip(sampling, records, strict=True)
+            ),
+        )
 
     def curve(self, record: Record, axis: str = "step", skill: str = "mean") -> Curve:
-        """Held-out accuracy over "step", "tokens" or "seconds". Seconds are tokens times `seconds_a_token`: what else
-        the machine did meanwhile, evaluations and compilation do not count."""
-        scale = self.seconds_a_token(record["task"], record["arm"]) if axis == "seconds" else 1.0
+        """Held-out accuracy over "step", "tokens" or "seconds". Seconds are what the `prices` make of tokens and steps:
+        what else the machine did meanwhile, evaluations and compilation do not count."""
+        if axis == "seconds":
+            a_token, a_step = self.prices(record["task"], record["arm"])
+        else:
+            a_token, a_step = float(axis == "tokens"), float(axis == "step")
         evaluations = record["evaluations"]
         return Curve(
-            np.array([scale * each["step" if axis == "step" else "tokens"] for each in evaluations], float),
+            np.array([a_token * each["tokens"] + a_step * each["step"] for each in evaluations], float),
             np.array([each["accuracy"][skill] for each in evaluations]),
         )
 
@@ -111,11 +126,6 @@ class Results:
         """Measures final accuracy: the mean height of a run's curve over the last quarter of what it spent, or of a
         budget."""
         return lambda record: height(self.curve(record, axis, skill), budget)
-
-    def gain(self, record: Record) -> float:
-        """Final accuracy less that of the cold start, which differs between the seeds more than what is gained."""
-        curve = self.curve(record)
-        return height(curve) - float(curve.accuracy[0])
 
     def over_seeds(self, records: Mapping[int, Record], measure: Measure) -> Interval | None:
         """A measure of runs; None without runs that have it."""
@@ -153,12 +163,16 @@ def area(curve: Curve) -> float:
     return float(np.trapezoid(curve.accuracy, curve.spent) / (curve.spent[-1] - curve.spent[0]))
 
 
+def running_means(curve: Curve) -> np.ndarray:
+    """Of NUM_MEAN evaluations one after the other."""
+    return np.convolve(curve.accuracy, np.ones(NUM_MEAN) / NUM_MEAN, mode="valid")
+
+
 def spent_to(curve: Curve, target: float) -> float:
-    """What is spent when the mean of three evaluations one after the other first reaches `target`, at the last of them;
-    infinite where none does."""
-    means = np.convolve(curve.accuracy, np.ones(3) / 3, mode="valid")
-    reached = np.flatnonzero(means >= target)
-    return float(curve.spent[reached[0] + 2]) if len(reached) else math.inf
+    """What is spent when the running mean first reaches `target`, at the last of its evaluations; infinite where it
+    never does."""
+    reached = np.flatnonzero(running_means(curve) >= target)
+    return float(curve.spent[reached[0] + NUM_MEAN - 1]) if len(reached) else math.inf
 
 
 def last(record: Record, curve: str) -> float | None:
@@ -193,11 +207,14 @@ def _tokens(record: Record) -> float:
     return record["tokens"]["rollout"] + record["tokens"]["reflect"]
 
 
-def relative_variance(record: Record) -> float | None:
-    """Of a probe: an update's gradient variance over the squared norm of the mean gradient; None where the noise of
-    the probe hides the mean. Times the prompts of an update it is the noise scale of McCandlish et al. (2018)."""
+def log_noise_scale(record: Record) -> float | None:
+    """Logarithm of a probe's gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162) in prompts: the variance
+    of the gradient of an update over the squared norm of its mean, times the prompts drawn for the update, those of
+    groups that dynamic sampling drops included. None where the noise of the probe hides the mean."""
     noise = record["noise"]
-    return noise["variance"] / noise["signal"] if noise["signal"] > 0 else None
+    if noise["signal"] <= 0:
+        return None
+    return math.log(noise["variance"] / noise["signal"] * noise["num_prompts"] * record["draws_a_step"])
 
 
 def variance_ratio(record: Record) -> float | None:

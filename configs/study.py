@@ -154,6 +154,19 @@ ARMS: Mapping[str, Arm] = {
     "equal_long": _ablation(_LONG, "CARE, equal weights", {}, **_THREE_TIMES, baseline="grpo_long"),
 }
 
+# What the page says of the runs.
+ABOUT = (
+    "A Qwen2.5-VL of 1 M parameters that starts from random weights: a cold start on traces with a rationale, stopped "
+    "early, and then 96 steps of RL with 24 prompts of 8 rollouts, 2 updates a step, Adam at 5e-5 for all but the arms "
+    "of another learning rate. Three skills are two or more handwritten digits to add, values to read off a bar chart, "
+    "and a triangle's third angle; five digits are a chain of four sums. 750 held-out questions are answered greedily "
+    "at the cold start and eight times in a run. CARE has the paper's token weights, 1 for the answer, 0.005 for a "
+    "correct rationale and 0 for a failing one; with equal weights all tokens count the same, since in these tasks the "
+    "rationale decides the answer. Both are trained on repairs that are rewritten, a response with the repaired "
+    "rationale alone, as the demo is; an arm has the published continuation of the failure, which needs room for two "
+    "rationales."
+)
+
 # Whose curves of the mechanism are drawn.
 SHOWN = (GRPO, CARE, EQUAL, "care_no_rgr", "reflect_no_cue", "reflect_scratch")
 

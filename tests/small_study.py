@@ -8,7 +8,7 @@ import ml_collections
 
 from configs import study
 
-OBJECTIVES, SHOWN = study.OBJECTIVES, (study.GRPO, study.CARE)
+ABOUT, OBJECTIVES, SHOWN = "A tiny model.", study.OBJECTIVES, (study.GRPO, study.CARE)
 TASKS = {"tiny": study.Task("tiny", 2, 46)}
 ARMS = {
     name: dataclasses.replace(study.ARMS[name], seeds=range(1), tasks=("tiny",), num_probes=int(name == "care"))

@@ -60,18 +60,32 @@ def test_curve_measures_by_hand() -> None:
     assert stats.area(curve) == pytest.approx((0.55 + 0.55 + 0.6 + 0.8) / 4)
     with pytest.raises(ValueError, match="has no accuracy at 4001"):
         results.final("tokens", 4001)(run)
+    assert stats.running_means(curve) == pytest.approx([1.6 / 3, 0.6, 0.7])
     assert stats.spent_to(curve, 0.59) == 30 and stats.spent_to(curve, 0.75) == math.inf
 
 
 def test_seconds_are_those_of_the_probes() -> None:
-    """Catches time that other work on the machine took, and a probe of another arm."""
+    """Catches time that other work took, a probe of another arm, and updates that are paid by the token: dynamic
+    sampling draws more tokens for one update, the further a run is."""
     run = record([0.5, 0.6, 0.7], seconds=9.0, tokens=50)
     probes = [record([0.5, 0.5], seed=s, seconds=2.0 + s, kind="probe") for s in range(3)]
+    for probe in probes:
+        probe["seconds_a_step"] |= {"data": 0.25, "rollout": 0.5, "verify": 0.25, "update": 0.75}
     other = record([0.5, 0.5], arm="grpo", seconds=100.0, kind="probe")
     results = stats.Results([run, *probes, other])
-    assert results.seconds_a_token("t", "care") == pytest.approx(0.03)  # 3 s of 100 tokens
-    assert results.curve(run, "seconds").spent == pytest.approx([0, 15, 30])
+    assert results.prices("t", "care") == pytest.approx((0.01, 2.0))  # 1 s for 100 tokens, and the rest of 3 s
+    assert results.curve(run, "seconds").spent == pytest.approx([0, 25, 50])
     assert stats.Results([run]).curve(run, "seconds").spent == pytest.approx([0, 90, 180])
+
+
+def test_noise_scale_counts_what_is_sampled() -> None:
+    """Catches dynamic sampling whose dropped groups cost nothing, and a mean that is drowned in noise."""
+    probe = record([0.5], kind="probe", draws_a_step=2.0)
+    measured = [
+        stats.log_noise_scale(probe | {"noise": {"variance": 8.0, "signal": signal, "num_prompts": 12}})
+        for signal in (4.0, -0.1)
+    ]
+    assert measured == [pytest.approx(math.log(48.0)), None]
 
 
 def test_budgets_are_what_all_have_spent() -> None:
@@ -180,6 +194,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
         ([0.02, -0.03, 0.025], study_claims.OPEN),
         ([-0.02, 0.03, -0.025], study_claims.OPEN),
         ([0.5], study_claims.OPEN),
+        ([0.02, 0.02], study_claims.OPEN),
     ],
 )
 def test_verdicts(values: list[float], verdict: str) -> None:
@@ -246,43 +261,110 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     assert "| GRPO | 1 |" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_only_names_runs() -> None:
+    """Catches a page that is written anew by a command that was to make runs, and a traceback."""
+    runs = study_main.plan(small_study)
+    assert [run.arm for run in study_main.chosen(runs, "care/0/training")] == ["care"]
+    for only, message in (("(", "no regular expression"), ("sft", "finds none of the study's runs, as tiny/grpo/0/tr")):
+        with pytest.raises(ValueError, match=message):
+            study_main.chosen(runs, only)
+
+
 def test_page_by_hand(tmp_path: Path) -> None:
     """Catches a cell in another row or column, a claim told from too little, and a default that thin evidence moves."""
-    gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "dapo": 0.01, "rescue_delta": 0.05}
+    gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "dapo": 0.01, "rescue_delta": 0.05, "rescue_mean": 0.02}
+    about = {
+        "command": "python -m care_jax.train --config=c.py:t/care --workdir=w --config.seed=0 --config.data.train=d "
+        "--config.model.weights=start",
+        "machine": "m",
+        "manifest": {"commit": "c", "device": "d"},
+    }
     records = [
         record(
-            [0.5] * 2 + [0.5 + gains[arm] + 0.01 * seed] * 3,
+            [0.5] * 2 + [0.5 + gains[arm] + 0.01 * seed] * 2 + [0.6 + gains[arm] + 0.01 * seed],
             arm=arm,
             seed=seed,
             task=task,
-            command="python -m it",
-            machine="m",
-            manifest={"commit": "c", "device": "d"},
+            tokens=200 if arm in ("care_equal", "rescue_mean") else 100,
+            **about,
         )
-        for task, arms in ((study.FIRST_TASK, gains), (study.SECOND_TASK, ("care_equal", "rescue_delta")))
+        for task, arms in (
+            (study.FIRST_TASK, gains),
+            (study.SECOND_TASK, ("care_equal", "rescue_delta", "rescue_mean")),
+        )
         for arm in arms
+        for seed in range(3)
+    ]
+    # A step takes 2 s in GRPO, 4 s in CARE, and 1 s where nothing was probed; the noise differs by the factor 4.
+    records += [
+        record(
+            [0.5, 0.5],
+            arm=arm,
+            seed=seed,
+            task=study.FIRST_TASK,
+            kind="probe",
+            seconds=seconds,
+            noise={"variance": variance * (1 + 0.1 * seed), "signal": 1.0, "num_prompts": 12},
+            reflections={"tried": 10, "repaired": repaired + seed},
+            no_gradient={"groups": still, "steps": 0.0},
+            **about,
+        )
+        for arm, seconds, variance, repaired, still in (
+            ("grpo", 2.0, 1.0, 0, 0.5),
+            ("care_equal", 4.0, 4.0, 3, 0.5),
+            ("care_no_rgr", 4.0, 4.0, 0, 0.25),
+            ("reflect_continuation", 4.0, 4.0, 4, 0.5),
+            ("reflect_no_cue", 4.0, 4.0, 1, 0.5),
+        )
         for seed in range(3)
     ]
     study_page.write(tmp_path, study, records, command="python -m all", num_planned=len(records) + 1)
     lines = (tmp_path / "README.md").read_text().splitlines()
-    start = "Three skills: 50.0 % of held-out answers are right after the cold start; points gained by "
-    assert f"{start}GRPO +1.0 ± 2.5; CARE -9.0 ± 2.5; CARE, equal weights +3.0 ± 2.5." in lines
-    assert "21 of 22 runs are made: no figure or verdict here is final." in lines
-    row = next(line for line in lines if line.startswith("| CARE, equal weights | 3 |"))
-    assert row.split(" | ")[2:4] == ["53.0 ± 2.5", "+2.0 ± 0.0"]
-    assert any(
-        "CARE is better than GRPO | three skills | does not | 41.0 against 51.0: -10.0 ± 0.0" in x for x in lines
-    )
-    assert any("Equalisation helps | three skills | cannot be told at this size | –" in line for line in lines)
+    # GRPO's curve ends with a rise from 50 to 60, or 52 to 62. CARE with equal weights samples twice as much and is at
+    # equal tokens but at its second evaluation, with half a rise from 50 to 52, or 54.
+    start = "Three skills: 50.0 % of held-out answers are right after the cold start, 56.0 % with GRPO. Points more or "
+    assert f"{start}less at equal tokens: CARE -10.0 ± 0.0; CARE, equal weights -3.8 ± 0.6." in lines
+    assert "42 of 43 runs are made: no figure or verdict here is final." in lines
+
+    def cells(start: str) -> list[str]:
+        return next(line for line in lines if line.startswith(f"| {start} |")).removesuffix(" |").split(" | ")
+
+    figures = ["58.0 ± 2.5", "+2.0 ± 0.0", "52.2 ± 1.9", "-3.8 ± 0.6", "50.0 ± 0.0", "-0.8 ± 1.9", "53.1 ± 1.6"]
+    assert cells("CARE, equal weights | 3")[2:] == [*figures, "40, 3 of 3"]
+    assert cells("CARE | 3")[-1] == "never"
+    claims = {
+        "CARE is better than GRPO": [study_claims.FAILS, "46.0 against 56.0: -10.0 ± 0.0, 3 seeds at equal tokens; "],
+        "Equalisation helps": [study_claims.OPEN, "–"],
+        "The cue repairs more failures than none": [study_claims.HOLDS, "50.0 against 20.0: +30.0 ± 0.0, 3 seeds"],
+        "Without reflection, more groups give a gradient than with GRPO": [
+            study_claims.HOLDS,
+            "75.0 against 50.0: +25",
+        ],
+        "With reflection, more groups give a gradient than with GRPO": [study_claims.OPEN, "50.0 against 50.0: +0.0"],
+        "With equal weights, CARE's gradient has less noise than GRPO's": [
+            study_claims.FAILS,
+            "noise scale 53 against 13 prompts: 4.00 (4.00 to 4.00) times, 3 seeds",
+        ],
+    }
+    for claim, (verdict, figure) in claims.items():
+        found = cells(f"{claim} | three skills")
+        assert (found[2], found[3][: len(figure)]) == (verdict, figure)
+    assert "Of 49 claims below 2 hold here, 6 do not, and 41 cannot be told at this size." in lines
+    costs = cells("CARE, equal weights | 0 | 0")
+    assert costs[8:] == ["4000 ± 0", "2.00", "0.0 ± 0.0", "1.00 ± 0.00", "1.00"]
     assert "| objective.rescue.scale | zscore | delta | +3.0 ± 0.0 | +3.0 ± 0.0 | +3.0 ± 0.0 | better: delta |" in lines
+    same = "| objective.rescue.rank_by | sum | mean | equal runs | equal runs | +0.0 ± 0.0 | too thin: sum stays |"
+    assert same in lines
     assert any(
         line.startswith("| objective.aggregate | sequence | token | – | – | – | too thin: seq") for line in lines
     )
     assert any(
-        line.startswith("| Rescue: scale delta, rank by sum | three skills | CARE, equal weights | 3 | 56.0")
+        line.startswith("| Rescue: scale delta, rank by sum | three skills | CARE, equal weights | 3 | 61.0")
         for line in lines
     )
-    assert lines.count("python -m all") == 1 and "python -m it" in lines
+    assert lines.count("python -m all") == 1 and about["command"] in lines
+    cold = "python -m care_jax.cold_start --config=c.py:t/cold_start --workdir=start --config.seed=0"
+    assert f"{cold} --config.data.train=d" in lines
 
 
 def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
