@@ -64,26 +64,27 @@ def _bar(axes: Axes, whole: Interval, row: float, colour: str) -> None:
 
 
 def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figure:
-    """Accuracy by tokens and by time, mean over seeds; bands are 95 % intervals."""
+    """Points over the cold start by tokens and by time, mean over the seeds that all have, to a little beyond the most
+    that all have spent."""
     figure, panels = plt.subplots(len(study.TASKS), 2, figsize=(11, 3.1 * len(study.TASKS)), squeeze=False)
     for row, (task, about) in zip(panels, study.TASKS.items(), strict=True):
+        runs = {name: found for name in names if (found := results.seeds(task, name))}
+        shared = set.intersection(*map(set, runs.values())) if runs else set()
         for axes, (axis, (unit, label)) in zip(row, AXES.items(), strict=True):
-            for index, name in enumerate(names):
-                curves = [results.curve(record, axis) for record in results.seeds(task, name).values()]
-                if curves:
-                    spent, points = stats.mean_curve(curves)
-                    axes.plot(
-                        spent / unit,
-                        [100 * point.mean for point in points],
-                        color=f"C{index}",
-                        label=study.ARMS[name].title,
-                        linewidth=2,
-                    )
-                    if len(curves) > 1:
-                        low, high = [100 * point.low for point in points], [100 * point.high for point in points]
-                        axes.fill_between(spent / unit, low, high, color=f"C{index}", alpha=0.08, linewidth=0)
-            axes.set_xlabel(label)
-            axes.set_ylabel("held-out accuracy, %")
+            for index, name in enumerate(runs if shared else ()):
+                curve = stats.mean_gain([results.curve(runs[name][seed], axis) for seed in sorted(shared)])
+                axes.plot(
+                    curve.spent / unit,
+                    100 * curve.accuracy,
+                    color=f"C{index}",
+                    label=study.ARMS[name].title,
+                    linewidth=2,
+                    linestyle="-" if study.ARMS[name].make_objective().anchored else "--",
+                )
+            if runs:
+                axes.set_xlim(0, 1.25 * results.budget(task, runs, axis) / unit)
+            axes.set_xlabel(f"{label}, mean over {len(shared)} seeds")
+            axes.set_ylabel("points over the cold start")
             axes.set_title(f"{about.title}, by {axis}", loc="left", fontweight="bold")
         _legend(row[1], loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

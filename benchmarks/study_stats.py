@@ -266,7 +266,10 @@ def means_by_size(records: Iterable[Record], role: str) -> dict[int, float]:
     return {k: total / count for k, (count, total) in sorted(sums.items())}
 
 
-def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, list[Interval]]:
-    """Curves of one arm over seeds: mean spent, and accuracy with its interval, evaluation by evaluation."""
-    points = [interval(values) for values in zip(*(curve.accuracy for curve in curves), strict=True)]
-    return np.mean([curve.spent for curve in curves], axis=0), points
+def mean_gain(curves: Sequence[Curve]) -> Curve:
+    """Curves of one arm over seeds: mean spent, and mean accuracy above that at the start, which differs between seeds
+    more than what is gained."""
+    return Curve(
+        np.mean([curve.spent for curve in curves], axis=0),
+        np.mean([curve.accuracy - curve.accuracy[0] for curve in curves], axis=0),
+    )

@@ -92,9 +92,9 @@ _THREE_TIMES: Mapping[str, Any] = {"num_steps": 288, "seeds": range(2, 5)}
 ARMS: Mapping[str, Arm] = {
     GRPO: _objective("GRPO", objectives.grpo, 5),
     CARE: _objective("CARE", objectives.care, 5, **_PAPER),
+    "paper_no_rgr": _objective("CARE, no reflection", objectives.care_no_rgr, 3, **_PAPER),
     EQUAL: _objective("CARE, equal weights", objectives.care, 5),
     "care_no_rgr": _objective("CARE, equal weights, no reflection", objectives.care_no_rgr, 3),
-    "paper_no_rgr": _objective("CARE, no reflection", objectives.care_no_rgr, 3, **_PAPER),
     "subgroup": _objective(
         "Anchored subgroup alone, equal weights", objectives.care_no_rgr, 3, **{"rescue.enabled": False}
     ),

@@ -60,6 +60,9 @@ def test_curve_measures_by_hand() -> None:
     assert stats.area(curve) == pytest.approx((0.55 + 0.55 + 0.6 + 0.8) / 4)
     with pytest.raises(ValueError, match="has no accuracy at 4001"):
         results.final("tokens", 4001)(run)
+    other = stats.Curve(curve.spent + 10, curve.accuracy + 0.2 + 0.1 * np.arange(5))  # starts higher, and gains more
+    assert stats.mean_gain([curve, other]).spent == pytest.approx([5, 15, 25, 35, 45])
+    assert stats.mean_gain([curve, other]).accuracy == pytest.approx([0, 0.15, 0.1, 0.35, 0.6])
     assert stats.running_means(curve) == pytest.approx([1.6 / 3, 0.6, 0.7])
     assert stats.spent_to(curve, 0.59) == 30 and stats.spent_to(curve, 0.75) == math.inf
 
