@@ -215,16 +215,25 @@ def require_one_study(records: Sequence[dict[str, Any]], runs: Sequence[Run], ru
         ValueError: one is no run of the study, or was made with another config; or runs of one seed started from
             different policies, as when one was made elsewhere.
     """
-    first: dict[tuple[str, int], dict[str, Any]] = {}
     for record in records:
-        name = "/".join(map(str, run_of(record)))
+        name = _name(record)
         if run_of(record) not in runs:
             raise ValueError(f"{RUNS_FILE} has {name}, which the study does not ask for: {_MEND}")
         if key := runner.difference(record):
             raise ValueError(f"{RUNS_FILE} has {name} with another {key} than the study: {_MEND}")
-        other = first.setdefault((record["task"], record["seed"]), record)
-        if record["cold_start"] != other["cold_start"]:
-            raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {other['arm']}: {_MEND}")
+        if other := of_another_start(record, records):
+            raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {_name(other)}: {_MEND}")
+
+
+def of_another_start(record: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first run of the same task and seed, if it started from another policy."""
+    start = (record["task"], record["seed"])
+    first = next((other for other in records if (other["task"], other["seed"]) == start), record)
+    return first if first["cold_start"] != record["cold_start"] else None
+
+
+def _name(record: dict[str, Any]) -> str:
+    return "/".join(map(str, run_of(record)))
 
 
 def chosen(runs: Sequence[Run], only: str) -> list[Run]:
@@ -276,14 +285,18 @@ def main(argv: list[str]) -> None:
     require_one_study(records, runs, runner)
     missing = [] if f.page_only else [run for run in chosen(runs, f.only) if run not in done]
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
-        require_one_study([*records, record], runs, runner)  # else the file would have to be mended by hand
+        if other := of_another_start(record, records):
+            raise ValueError(
+                f"{_name(record)} is not kept: it started from another cold start than {_name(other)}; make all runs "
+                "of a seed with one --work and as many cores a run"
+            )
         records.append(record)
         with (out / RUNS_FILE).open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{number}/{len(missing)}  {' '.join(map(str, run_of(record)))}", flush=True)
     if not records:
         raise ValueError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
-    command = f"python -m benchmarks.study --config={f.config} --out={f.out}"
+    command = f"python -m benchmarks.study --config={f.config} --out={f.out} --jobs={f.jobs}"
     study_page.write(out, study, records, command=command, num_planned=len(runs))
 
 

@@ -15,7 +15,7 @@ Find = Callable[[str, str], Mapping[int, Record]]  # an arm's runs in a task
 
 
 class Claim(NamedTuple):
-    """`arm` has more of something than `than`."""
+    """`arm` has more of something than `than`; of NOISE, less."""
 
     text: str
     arm: str
@@ -66,9 +66,9 @@ GRADIENTS = (
 )
 SHARES = (Claim("More of the advantage comes from failures than with GRPO", "care_equal", "grpo"),)
 NOISE = (
-    Claim("The gradient has less noise with s = 0.5 than with s = 1", "care_equal", "scale_1"),
-    Claim("With equal weights, CARE's gradient has less noise than GRPO's", "care_equal", "grpo"),
-    Claim("CARE's gradient has less noise than GRPO's", "care", "grpo"),
+    Claim("For its mean the gradient has less noise with s = 0.5 than with s = 1", "care_equal", "scale_1"),
+    Claim("For its mean the gradient has less noise than GRPO's", "care_equal", "grpo"),
+    Claim("For its mean the gradient of CARE has less noise than GRPO's", "care", "grpo"),
 )
 MIN_SEEDS = 3  # that a verdict needs: of two, the interval is too often narrow by luck
 
@@ -91,13 +91,14 @@ DEFAULTS = (
 )
 
 
-def verdict(difference: Difference | None) -> str:
-    """What the interval of a difference says of the claim that it is above 0."""
+def verdict(difference: Difference | None, *, less: bool = False) -> str:
+    """What the interval of a difference says of the claim that it is above 0, or below it."""
     if difference is None or difference.interval.num_seeds < MIN_SEEDS:
         return OPEN
-    if difference.interval.low > 0:
-        return HOLDS
-    return FAILS if difference.interval.high < 0 else OPEN
+    above, below = difference.interval.low > 0, difference.interval.high < 0
+    if not above and not below:
+        return OPEN
+    return HOLDS if above != less else FAILS
 
 
 def percent(value: Interval | None, *, sign: str = "") -> str:
@@ -138,9 +139,8 @@ def claims(results: Results, study: Any) -> list[list[str]]:
                 rows.append([claim.text, about.title, verdict(difference), _figure(difference), claim.paper])
         for claim in (claim for claim in NOISE if _is_asked(study, task, claim)):
             ours, theirs = (results.probes(task, arm) for arm in (claim.arm, claim.than))
-            less = results.difference(theirs, ours, stats.log_noise_scale)
-            more = results.difference(ours, theirs, stats.log_noise_scale)
-            rows.append([claim.text, about.title, verdict(less), _ratio(more), claim.paper])
+            logs = results.difference(ours, theirs, stats.log_noise_scale)
+            rows.append([claim.text, about.title, verdict(logs, less=True), _ratio(logs), claim.paper])
     return rows
 
 
@@ -217,14 +217,14 @@ def defaults(results: Results, study: Any) -> list[list[str]]:
             follows = {
                 HOLDS: f"better: {value}",
                 FAILS: f"worse: {default.kept} stays",
-                OPEN: f"too thin: {default.kept} stays",
+                OPEN: f"no clear difference: {default.kept} stays",
             }
             rows.append(
                 [
                     f"objective.{default.key}",
                     default.kept,
                     value,
-                    *("equal runs" if found and found.interval[:2] == (0, 0) else points(found) for found in each),
+                    *map(points, each),
                     points(together),
                     follows[verdict(together)],
                 ]

@@ -110,34 +110,38 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num
         page = Page("Does CARE do here what its paper says?")
         if len(records) < num_planned:
             page.text(f"{len(records)} of {num_planned} runs are made: no figure or verdict here is final.", "note")
-        _summary(page, results, study, main)
-        page.picture(study_pictures.differences(results, study, [name for name in main if name != _base(study)]))
+        claims = study_claims.claims(results, study)
+        _summary(page, results, study, main, claims)
+        base = _base(study)
+        page.picture(study_pictures.differences(results, study, [name for name in main if name != base], base))
         page.picture(study_pictures.learning_curves(results, study, main))
+        page.text("Blue above and solid below are anchored subgroups, CARE and what it is made of.", "note")
         page.heading("What is trained")
         page.text(study.ABOUT)
-        _claims(page, results, study)
+        _claims(page, results, study, claims)
         for task, about in study.TASKS.items():
             if names := [name for name in main if results.seeds(task, name)]:
                 page.heading(f"Objectives, {about.title}")
                 page.text(
-                    "Held-out accuracy in percent at equal steps, and at equal tokens and seconds, which are the most "
-                    "that all have spent. Rows of more seeds than others compare by their differences alone, which are "
-                    "taken seed by seed.",
+                    "Held-out accuracy in percent, at the end, and at the tokens and the seconds that all have spent. "
+                    f"Rows may have different seeds: compare them by the columns against {study.ARMS[base].title}, "
+                    "which are differences over the seeds that both have.",
                     "note",
                 )
                 page.table(*_objectives(results, study, task, names))
                 page.text(
-                    "Entropy and length are of the groups that are updated: dynamic sampling drops the others, and of "
-                    "groups without gradient it counts those left over when a batch is full. Where next to nothing is "
-                    "clipped, DAPO's higher clip had nothing to do. The noise scale is of the gradient at the cold "
-                    "start, in prompts that are sampled: a geometric mean with its interval.",
+                    "Entropy and length are of the groups used in the update. For DAPO, groups without gradient are "
+                    "all that were not used, also good ones left over when the batch was full. Where next to nothing "
+                    "is clipped, DAPO's higher clip had nothing to do. The noise scale is that of the gradient at the "
+                    "cold start, in sampled prompts: a geometric mean with its interval.",
                     "note",
                 )
                 page.table(*_dynamics(results, study, task, names))
         page.heading("One thing changed")
         page.text(
-            "Differences to the baseline, in points of final accuracy. The mean square of a negative's advantage over "
-            "an anchor's is s squared by definition, less where a failure was tried in vain.",
+            "Differences to the baseline, in points of final accuracy. The mean square of the negatives' advantages "
+            "over that of the anchors follows from the definition: s² / K'² in a subgroup of K' negatives, less where "
+            "a repair was tried and failed.",
             "note",
         )
         page.picture(study_pictures.changes(results, study, pairs))
@@ -156,7 +160,7 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num
         page.write(out)
 
 
-def _summary(page: Page, results: Results, study: Any, names: Sequence[str]) -> None:
+def _summary(page: Page, results: Results, study: Any, names: Sequence[str], claims: Sequence[Sequence[str]]) -> None:
     base = _base(study)
     most = max(len(study.ARMS[name].seeds) for name in names)
     chief = [name for name in names if name != base and len(study.ARMS[name].seeds) == most]
@@ -175,41 +179,43 @@ def _summary(page: Page, results: Results, study: Any, names: Sequence[str]) -> 
                 f"{'; '.join(found)}.",
                 "lead",
             )
-    verdicts = collections.Counter(row[2] for row in study_claims.claims(results, study))
-    page.text(
-        f"Of {verdicts.total()} claims below {verdicts[study_claims.HOLDS]} hold here, {verdicts[study_claims.FAILS]} "
-        f"do not, and {verdicts[study_claims.OPEN]} cannot be told at this size.",
-        "lead",
-    )
+    for has_figure, words in ((True, "the paper gives a figure for"), (False, "are this study's own")):
+        verdicts = collections.Counter(row[2] for row in claims if bool(row[4]) == has_figure)
+        page.text(
+            f"Of {verdicts.total()} claims that {words}, {verdicts[study_claims.HOLDS]} hold here, "
+            f"{verdicts[study_claims.FAILS]} do not, and {verdicts[study_claims.OPEN]} cannot be told at this size.",
+            "lead",
+        )
 
 
-def _claims(page: Page, results: Results, study: Any) -> None:
+def _claims(page: Page, results: Results, study: Any, rows: Sequence[Sequence[str]]) -> None:
     page.heading("Claims")
-    rows = study_claims.claims(results, study)
     page.text(
-        "A claim holds where the 95 % interval of the difference lies above 0, does not where it lies below, and "
-        f"cannot be told otherwise, or of fewer than {study_claims.MIN_SEEDS} seeds. Of {len(rows)} such intervals "
-        f"about {max(1, round(0.05 * len(rows)))} miss their true value by chance. Objectives are judged at equal "
-        "tokens, parts of CARE at equal steps, repairs, gradients and noise by probes at the cold start. Figures are "
-        "percent of held-out accuracy, of failures repaired, of groups, and of the absolute advantage; the last column "
-        "is what the paper (arXiv 2512.19554) reports of Qwen2.5-VL-7B on six benchmarks.",
+        "A claim holds if the 95 % interval of the difference is above 0, and does not if it is below. Otherwise, or "
+        f"with fewer than {study_claims.MIN_SEEDS} seeds, it cannot be told. Of {len(rows)} such intervals about "
+        f"{max(1, round(0.05 * len(rows)))} miss their true value by chance. Objectives are judged at equal tokens, "
+        "parts of CARE at equal steps, repairs, gradients and noise by probes at the cold start. Parts of CARE other "
+        "than the token weights are judged with equal weights, unless a claim says otherwise. Figures are percent of "
+        "held-out accuracy, of failures repaired, of groups, and of the absolute advantage. The last column is what "
+        "the paper (arXiv 2512.19554) reports of Qwen2.5-VL-7B on six benchmarks, with its own token weights.",
         "note",
     )
     page.text(
-        "Some are so by construction. The cold start teaches what the cue asks for. Failures have half of the absolute "
-        "advantage in GRPO, and s / (1 + s), a third with s = 0.5, in a subgroup without a repair. Rescue gives groups "
-        "that are all wrong a gradient; a repair of the only failure of a subgroup leaves equal rewards, and none.",
+        "Some are so by construction. The cold start teaches what the cue asks for. Rows that were sampled wrong have "
+        "half of the absolute advantage in GRPO, and s / (1 + s), a third with s = 0.5, in a subgroup; a repaired one "
+        "and all those of a rescued group count as well, though some of them are pushed up. Rescue gives groups that "
+        "are all wrong a gradient. A repair of a subgroup's only failure leaves equal rewards, and no gradient.",
         "note",
     )
-    page.table(["claim", "task", "", "figure", "paper"], rows, words=True)
+    page.table(["claim", "task", "verdict", "figure", "paper"], rows, words=True)
     page.heading("Defaults")
     page.text(
-        "Values that the sources leave open, and points of final accuracy with another value. It is taken where it was "
-        "tried in every task and its interval over the pairs of all of them lies above 0. A continuation needs R = 56, "
-        "all others have R = 32.",
+        "Values that the sources leave open, and points of final accuracy with another value. Another value becomes "
+        "the default if it was tried in every task and the interval over all pairs of runs is above 0. A continuation "
+        "needs R = 56, all others have R = 32.",
         "note",
     )
-    head = ["key", "published", "other", *(about.title for about in study.TASKS.values()), "together", ""]
+    head = ["key", "published", "other", *(about.title for about in study.TASKS.values()), "together", "verdict"]
     page.table(head, study_claims.defaults(results, study), words=True)
 
 
@@ -288,11 +294,7 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
         arm = study.ARMS[name]
         ours, theirs = results.seeds(task, name), results.seeds(task, arm.baseline)
         budget = results.budget(task, (name, arm.baseline), "tokens") if theirs else None
-        measures = (
-            results.final(),
-            results.final("tokens", budget),
-            lambda record: stats.area(results.curve(record)),
-        )
+        measures = (results.final(), results.final("tokens", budget))
         found = [results.difference(ours, theirs, measure) for measure in measures]
         rows.append(
             [
@@ -307,15 +309,15 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
                 study_claims.of_logs(results.over_seeds(results.probes(task, name), stats.log_noise_scale), 0),
             ]
         )
-    head = ["", "task", "baseline", "seeds", "final", "difference", "at equal tokens", "of the area", "repaired, %"]
+    head = ["", "task", "baseline", "seeds", "final", "difference", "at equal tokens", "repaired, %"]
     return [*head, "mean square, negatives / anchors", "noise scale"], rows
 
 
 def _costs(page: Page, results: Results, study: Any) -> None:
     page.heading("What it costs")
     page.text(
-        "Medians of the probes in milliseconds, on the machine that the last table names, with a scoring pass, which "
-        "the trainings leave to the sampler. Resident memory is the median of an arm's processes.",
+        "Milliseconds, means over the probes of their median steps, on the machine that the last table names, with a "
+        "scoring pass, which the trainings leave to the sampler. Resident memory is the median of an arm's processes.",
         "note",
     )
     for task, about in study.TASKS.items():
@@ -358,14 +360,15 @@ def _how(page: Page, records: Sequence[Record], command: str) -> None:
         "one cold start and draw the prompts in one order; no arm has a KL term, the learning rate is constant, and no "
         "gradient is clipped, so that the scale of a loss does not count. "
         "Final accuracy is the mean height of the learning curve, greedy answers to all held-out questions, over the "
-        "last quarter of the steps, or of the tokens or seconds that are compared; an end that others reach is the "
-        f"mean of the last {stats.NUM_MEAN} evaluations. Seconds are those of the probes: a time for each token, of "
-        "data, rollout and verify, and one for the rest of each step. Intervals are 95 % by Student's t over seeds, of "
-        "differences seed by seed; the held-out questions are the same for all seeds, and what others would say is not "
-        "in them. A probe samples and computes gradients at the cold start with a policy that stands still; the noise "
-        "scale (arXiv 1812.06162) is the variance of that gradient over the squared norm of its mean, times the "
-        "prompts sampled for it. A run's sums, and so its figures, change a little with its number of cores, which the "
-        "last table names: --jobs shares out those of a machine. One of the runs, after its cold start:",
+        "last quarter of the steps, or of the tokens or seconds that are compared. An arm reaches the end of another "
+        f"when the mean of {stats.NUM_MEAN} evaluations reaches that of the other's last {stats.NUM_MEAN}. Seconds are "
+        "the least of the probes, without the scoring pass: a time for each token, of data, rollout and verify, and "
+        "one for the rest of each step. Intervals are 95 % by Student's t over seeds, of differences seed by seed. The "
+        "held-out questions are the same for all seeds, so the intervals do not cover other questions. A probe samples "
+        "and computes gradients at the cold start with a policy that stands still. The noise scale (arXiv 1812.06162) "
+        "is the variance of that gradient over the squared norm of its mean, times the prompts sampled for it. Figures "
+        "change a little with the cores that a run has, which the last table names: choose --jobs so that they are as "
+        "many. One of the runs, after its cold start:",
     )
     page.code(f"{_cold_start_command(records[0]['command'])}\n{records[0]['command']}")
     counts: dict[str, int] = {}

@@ -29,23 +29,23 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
 }
 _OURS, _THEIRS, _OTHER, _NEGATIVE = "#2b62c9", "#5d6778", "#d9772b", "#b3372f"
-AXES = {"tokens": (1e3, "thousand sampled tokens"), "seconds": (1.0, "seconds of training")}
+AXES = {"tokens": (1e3, "thousand sampled tokens"), "seconds": (1.0, "seconds of steps")}
 
 
-def differences(results: Results, study: Any, names: Sequence[str]) -> Figure:
-    """How much better or worse each objective is than its baseline at equal tokens."""
+def differences(results: Results, study: Any, names: Sequence[str], base: str) -> Figure:
+    """How much better or worse than another each objective is at equal tokens."""
     size = (11, 0.42 * len(names) + 1.1)
     figure, panels = plt.subplots(1, len(study.TASKS), figsize=size, squeeze=False, sharey=True)
     for axes, (task, about) in zip(panels[0], study.TASKS.items(), strict=True):
-        bases = {study.ARMS[name].baseline for name in names}
-        against = " or ".join(study.ARMS[base].title for base in bases)
         for row, name in enumerate(names):
-            found = study_claims.at_equal(results, task, (name, study.ARMS[name].baseline), "tokens")
+            found = study_claims.at_equal(results, task, (name, base), "tokens")
             if found:
                 is_care = study.ARMS[name].make_objective().anchored
                 _bar(axes, _percent(found), row, _OURS if is_care else _THEIRS)
         axes.axvline(0, color="#1c2330", linewidth=1)
-        axes.set_title(f"Against {against} at equal tokens, {about.title}", loc="left", fontweight="bold")
+        axes.set_title(
+            f"Against {study.ARMS[base].title} at equal tokens, {about.title}", loc="left", fontweight="bold"
+        )
         axes.set_xlabel("points of held-out accuracy, mean and 95 % interval over seeds")
         axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])
     panels[0][0].invert_yaxis()  # of all, which share it
@@ -65,7 +65,7 @@ def _bar(axes: Axes, whole: Interval, row: float, colour: str) -> None:
 
 def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figure:
     """Points over the cold start by tokens and by time, mean over the seeds that all have, to a little beyond the most
-    that all have spent."""
+    that all have spent; solid: anchored subgroups."""
     figure, panels = plt.subplots(len(study.TASKS), 2, figsize=(11, 3.1 * len(study.TASKS)), squeeze=False)
     for row, (task, about) in zip(panels, study.TASKS.items(), strict=True):
         runs = {name: found for name in names if (found := results.seeds(task, name))}
@@ -112,7 +112,7 @@ def changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> F
 
 def mechanism(results: Results, study: Any) -> Figure:
     """The advantages by K', and over the steps the share that comes from failures and the failures repaired."""
-    figure, (signature, share, repairs) = plt.subplots(1, 3, figsize=(11, 3.3))
+    figure, (signature, share, repairs) = plt.subplots(1, 3, figsize=(11, 3.9))
     records = results.all(study)
     for role, sign, colour in (("anchor", 1, _OURS), ("negative", -1, _NEGATIVE)):
         means = stats.means_by_size(records, role)
@@ -125,27 +125,29 @@ def mechanism(results: Results, study: Any) -> Figure:
     _legend(signature)
     first = next(iter(study.TASKS))
     for axes, curve, title in (
-        (share, "advantage/failure_share", "Share of the advantage from failures"),
+        (share, "advantage/failure_share", "Advantage from failures"),
         (repairs, "reflect/success_rate", "Failures repaired"),
     ):
-        for name in study.SHOWN:
-            _training_curve(axes, list(results.seeds(first, name).values()), curve, study.ARMS[name].title)
-        axes.set_xlabel("step")
+        for index, name in enumerate(study.SHOWN):
+            _training_curve(axes, list(results.seeds(first, name).values()), curve, f"C{index}", study.ARMS[name].title)
+        axes.set_xlabel(f"step, {study.TASKS[first].title}")
         axes.set_ylabel("%")
         axes.set_ylim(bottom=0)
-        axes.set_title(f"{title}, {study.TASKS[first].title}", loc="left", fontweight="bold")
-        _legend(axes)
+        axes.set_title(title, loc="left", fontweight="bold")
+    figure.legend(*share.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def _training_curve(axes: Axes, records: Sequence[Record], name: str, label: str) -> None:
+def _training_curve(axes: Axes, records: Sequence[Record], name: str, colour: str, label: str) -> None:
     """The mean over seeds, piece by piece of the run, of those that have the metric."""
     by_step: dict[float, list[float]] = {}
     for record in records:
         for step, value in record["curves"].get(name, ()):
             by_step.setdefault(step, []).append(100 * value)
     if by_step:
-        axes.plot(sorted(by_step), [np.mean(by_step[step]) for step in sorted(by_step)], label=label, linewidth=2)
+        axes.plot(
+            sorted(by_step), [np.mean(by_step[step]) for step in sorted(by_step)], colour, label=label, linewidth=2
+        )
 
 
 def _legend(axes: Axes, **place: Any) -> None:

@@ -19,6 +19,7 @@ Record = Mapping[str, Any]
 FINAL_SHARE = 0.25  # of what a run spent, at its end, over which its curve's height is its final accuracy
 NUM_MEAN = 3  # evaluations whose mean tells when an accuracy is reached
 SAMPLING = ("data", "rollout", "verify")  # stages whose time goes with what is sampled
+PROBED = "score"  # a stage that probes have, and trainings leave to the sampler
 
 Measure = Callable[[Record], float | None]
 
@@ -89,26 +90,24 @@ class Results:
         """The training runs of every task and arm."""
         return [record for task in study.TASKS for arm in study.ARMS for record in self.seeds(task, arm).values()]
 
-    def prices(self, task: str, arm: str) -> tuple[float, float]:
-        """Seconds that a sampled token takes, repairs included, and that the rest of a step takes; of probes where
-        there are any. Dynamic sampling draws several batches for one update, and the more the better a policy is."""
+    def unit_times(self, task: str, arm: str) -> tuple[float, float]:
+        """Seconds that a sampled token takes, repairs included, and that the rest of a step takes: the least of the
+        probes where there are any, which other work on the machine disturbs least. Dynamic sampling draws several
+        batches for one update, and the more the better a policy is."""
         records = (self.probes(task, arm) or self.seeds(task, arm)).values()
         sampling = [sum(seconds_a_step(record, stage) for stage in SAMPLING) for record in records]
+        ends = [record["evaluations"][-1] for record in records]
+        rest = [seconds_a_step(record) - seconds_a_step(record, PROBED) for record in records]
         return (
-            statistics.fmean(
-                seconds * record["evaluations"][-1]["step"] / _tokens(record)
-                for seconds, record in zip(sampling, records, strict=True)
-            ),
-            statistics.fmean(
-                seconds_a_step(record) - seconds for seconds, record in zip(sampling, records, strict=True)
-            ),
+            min(seconds * end["step"] / end["tokens"] for seconds, end in zip(sampling, ends, strict=True)),
+            min(seconds - sampled for seconds, sampled in zip(rest, sampling, strict=True)),
         )
 
     def curve(self, record: Record, axis: str = "step", skill: str = "mean") -> Curve:
-        """Held-out accuracy over "step", "tokens" or "seconds". Seconds are what the `prices` make of tokens and steps:
-        what else the machine did meanwhile, evaluations and compilation do not count."""
+        """Held-out accuracy over "step", "tokens" or "seconds". Seconds are what the `unit_times` make of tokens and
+        steps: what else the machine did meanwhile, evaluations and compilation do not count."""
         if axis == "seconds":
-            a_token, a_step = self.prices(record["task"], record["arm"])
+            a_token, a_step = self.unit_times(record["task"], record["arm"])
         else:
             a_token, a_step = float(axis == "tokens"), float(axis == "step")
         evaluations = record["evaluations"]
@@ -201,10 +200,6 @@ def extra_tokens(record: Record) -> float:
 def seconds_a_step(record: Record, stage: str = "step") -> float:
     """Median time of a stage in a step, or of the step; 0 where a run has no such stage."""
     return record["seconds_a_step"].get(stage, 0.0)
-
-
-def _tokens(record: Record) -> float:
-    return record["tokens"]["rollout"] + record["tokens"]["reflect"]
 
 
 def log_noise_scale(record: Record) -> float | None:

@@ -157,14 +157,14 @@ ARMS: Mapping[str, Arm] = {
 # What the page says of the runs.
 ABOUT = (
     "A Qwen2.5-VL of 1 M parameters that starts from random weights: a cold start on traces with a rationale, stopped "
-    "early, and then 96 steps of RL with 24 prompts of 8 rollouts, 2 updates a step, Adam at 5e-5 for all but the arms "
-    "of another learning rate. Three skills are two or more handwritten digits to add, values to read off a bar chart, "
-    "and a triangle's third angle; five digits are a chain of four sums. 750 held-out questions are answered greedily "
-    "at the cold start and eight times in a run. CARE has the paper's token weights, 1 for the answer, 0.005 for a "
-    "correct rationale and 0 for a failing one; with equal weights all tokens count the same, since in these tasks the "
-    "rationale decides the answer. Both are trained on repairs that are rewritten, a response with the repaired "
-    "rationale alone, as the demo is; an arm has the published continuation of the failure, which needs room for two "
-    "rationales."
+    "early, and then RL: 96 steps of 24 prompts with 8 rollouts, 2 updates a step, Adam at 5e-5, except where an arm "
+    "says otherwise. Three skills: the sum or the range of three handwritten digits, the sum, the difference or the "
+    "largest of values in a chart, and a triangle's third or exterior angle. Five digits: the sum or the range of five "
+    "of them. 750 held-out questions are answered greedily at the cold start and eight times in a run. CARE has the "
+    "paper's token weights: 1 for the answer, 0.005 for a correct rationale, 0 for a failing one and for tags. With "
+    "equal weights all tokens count the same, since in these tasks the rationale decides the answer. Both are trained "
+    "on rewritten repairs, responses that hold the repaired rationale alone, as the demo is; one arm is trained on the "
+    "published continuation of the failure, which needs room for two rationales."
 )
 
 # Whose curves of the mechanism are drawn.
