@@ -148,7 +148,9 @@ def of_logs(whole: Interval | None, digits: int) -> str:
     """A geometric mean with its interval, from those of the logarithms."""
     if whole is None:
         return "–"
-    low, mean, high = (f"{math.exp(x):.{digits}f}" for x in (whole.low, whole.mean, whole.high))
+    low, mean, high = (
+        f"{x:.{digits}f}" if x < 1e5 else f"{x:.0e}" for x in map(math.exp, (whole.low, whole.mean, whole.high))
+    )
     return mean if math.isnan(whole.half) else f"{mean} ({low} to {high})"
 
 

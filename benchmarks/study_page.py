@@ -31,10 +31,10 @@ p { max-width: 78em; margin: 0 0 10px; } .lead { font-size: 17px; } .note { colo
 .card { background: #fff; border: 1px solid #dfe3ea; border-radius: 10px; padding: 10px 14px; margin: 10px 0;
   overflow-x: auto; }
 .card svg { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 4px 10px; border-top: 1px solid #eceff4; vertical-align: top; }
+table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 4px 7px; border-top: 1px solid #eceff4; vertical-align: top; }
 th:first-child, td:first-child, .words td, .words th { text-align: left; } thead th { border-top: 0; }
-.words td:nth-child(2), .holds, .not, .open { white-space: nowrap; }
+table:not(.words) td:not(:first-child), .words td:nth-child(2), .holds, .not, .open { white-space: nowrap; }
 .holds { color: #1a7f4b; font-weight: 600; } .not { color: #b3372f; font-weight: 600; } .open { color: #5d6778; }
 code { font-size: 12px; overflow-wrap: anywhere; white-space: pre-wrap; }
 """
