@@ -316,31 +316,29 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
 def _costs(page: Page, results: Results, study: Any) -> None:
     page.heading("What it costs")
     page.text(
-        "Milliseconds, means over the probes of their median steps, on the machine that the last table names, with a "
-        "scoring pass, which the trainings leave to the sampler. Resident memory is the median of an arm's processes.",
+        "Milliseconds of an arm's fastest probe, medians over its steps, on the machine that the last table names. "
+        "Probes have a scoring pass, which the trainings leave to the sampler. Resident memory is the median of an "
+        "arm's processes.",
         "note",
     )
     for task, about in study.TASKS.items():
         names = [name for name in study.ARMS if results.probes(task, name)]
         if not names:
             continue
-        base = results.over_seeds(results.probes(task, _base(study)), stats.seconds_a_step)
+        fastest = {name: min(results.probes(task, name).values(), key=stats.seconds_a_step) for name in names}
+        base = fastest.get(_base(study))
         rows = []
         for name in names:
             probes = results.probes(task, name)
-            times = [
-                results.over_seeds(probes, functools.partial(stats.seconds_a_step, stage=stage))
-                for stage in (*_STAGES, "step")
-            ]
-            ratio = f"{times[-1].mean / base.mean:.2f}" if times[-1] and base else "–"
+            times = [stats.seconds_a_step(fastest[name], stage) for stage in (*_STAGES, "step")]
+            ratio = f"{times[-1] / stats.seconds_a_step(base):.2f}" if base else "–"
             peak = statistics.median(r["peak_gib"] for r in (*probes.values(), *results.seeds(task, name).values()))
             arm = study.ARMS[name]
             title = arm.title if arm.section == study.OBJECTIVES else f"{arm.section}: {arm.title}"
             rows.append(
                 [
                     title,
-                    *(f"{1e3 * each.mean:.0f}" if each else "–" for each in times[:-1]),
-                    number(times[-1] and Interval(1e3 * times[-1].mean, 1e3 * times[-1].half, len(probes)), 0),
+                    *(f"{1e3 * each:.0f}" for each in times),
                     ratio,
                     percent(results.over_seeds(probes, stats.extra_tokens)),
                     number(results.over_seeds(probes, lambda record: record["draws_a_step"])),

@@ -1,6 +1,9 @@
 """The objectives side by side: each is the same record with other values (method.md section 6).
 
 Nothing below train.py compares an objective's name; it reads these fields.
+
+[study] marks a value that the sources leave open: its row under "Defaults" in docs/study/README.md says what another
+value did. Where that was not clearly better, the published one stays.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ def grpo() -> ml_collections.ConfigDict:
     # The all-wrong group.
     o.rescue = ml_collections.ConfigDict()
     o.rescue.enabled = False
-    o.rescue.rank_by = "sum"  # sum | mean of the old log-probs picks the pseudo-anchor
+    o.rescue.rank_by = "sum"  # sum | mean of the old log-probs picks the pseudo-anchor [study]
     o.rescue.delta = 0.1  # pseudo-reward of the pseudo-anchor
-    o.rescue.scale = "zscore"  # zscore (published) | delta (z-scored values times delta)
+    o.rescue.scale = "zscore"  # zscore (published) | delta (z-scored values times delta) [study]
     # Reflection-guided resampling.
     o.reflect = ml_collections.ConfigDict()
     o.reflect.enabled = False
@@ -37,18 +40,18 @@ def grpo() -> ml_collections.ConfigDict:
     # the response's length; with "rewrite" the repair has all of it but the tag's.
     o.reflect.max_rationale_len = 1024
     o.reflect.source = "rationale"  # rationale | scratch (ablation: resample the prompt)
-    o.reflect.train_on = "continuation"  # continuation | rewrite
+    o.reflect.train_on = "continuation"  # continuation | rewrite [study]
     # Region weights of the tokens.
     o.region = ml_collections.ConfigDict()
     o.region.enabled = False  # False: every sampled token weighs 1
     o.region.gamma_pos = 0.005  # weight of a correct response's rationale
     o.region.gamma_neg = 0.0  # weight of a wrong response's rationale (published: masked)
-    o.region.format_weight = 0.0  # weight of tags and the stop token
+    o.region.format_weight = 0.0  # weight of tags and the stop token [study]
     # The policy loss.
     o.ratio = "token"  # token | sequence (length-normalised, GSPO)
     o.clip_low = 0.2
     o.clip_high = 0.2
-    o.aggregate = "sequence"  # sequence | token | constant
+    o.aggregate = "sequence"  # sequence | token | constant [study]
     o.kl_coef = 1e-2  # on the k3 estimate against the reference policy; 0: no reference pass
     # What DAPO adds.
     o.dynamic_sampling = False  # drop uniform groups and draw more prompts until the batch is full
