@@ -11,12 +11,25 @@ from typing import NamedTuple
 
 # A process counts what its parent had in memory when it was forked, so a small one stands between.
 _MEASURE = """
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 start = time.perf_counter()
-_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).pid, 0)
+child, stopped = None, False
+def stop(*_):
+    global stopped
+    stopped = True
+    if child:
+        child.terminate()
+signal.signal(signal.SIGTERM, stop)
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+if stopped:
+    child.terminate()
+_, status, usage = os.wait4(child.pid, 0)
 print(json.dumps([time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
 sys.exit(os.waitstatus_to_exitcode(status))
 """
+
+
+_running: set[subprocess.Popen[str]] = set()
 
 
 class Usage(NamedTuple):
@@ -34,8 +47,20 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None) -> Usage:
         ValueError: it failed; its own message has been printed.
     """
     words = [str(word) for word in command]
-    done = subprocess.run([sys.executable, "-c", _MEASURE, *words], cwd=cwd, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise ValueError(f"{' '.join(words)} ended with exit code {done.returncode}")
-    seconds, cpu_seconds, peak_kib = json.loads(done.stdout)
+    command = [sys.executable, "-c", _MEASURE, *words]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True) as process:
+        _running.add(process)
+        try:
+            measured, _ = process.communicate()
+        finally:
+            _running.discard(process)
+    if process.returncode != 0:
+        raise ValueError(f"{' '.join(words)} ended with exit code {process.returncode}")
+    seconds, cpu_seconds, peak_kib = json.loads(measured)
     return Usage(seconds, cpu_seconds, peak_kib / 2**20)
+
+
+def terminate_all() -> None:
+    """Sends SIGTERM to the commands that run now, whatever thread started them."""
+    for process in tuple(_running):
+        process.terminate()

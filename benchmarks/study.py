@@ -7,7 +7,8 @@ Each run is a process of its own, whose command stands in its record and can be 
 line a run, from which index.html and README.md are made in the end. Stopped at any moment, the same command goes on:
 runs in runs.jsonl are not made again, and one that was under way resumes from its run folder under --work.
 
---config is a Python file with ABOUT, ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), as configs/study.py.
+--config is a Python file with ABOUT, ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), which also knows
+"TASK/cold_start"; tests/small_study.py is a small one. The claims on the page are about the arms of configs/study.py.
 --jobs=N makes N runs at once on a CPU, each with its share of the cores. --only takes a regular expression on
 TASK/ARM/SEED/KIND, KIND training or probe: probes, whose times are shown, may be made one at a time after the
 trainings. For several machines or accelerators, start the command once for each (the runtime's own variable names the
@@ -25,6 +26,7 @@ import os
 import queue
 import re
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -91,13 +93,24 @@ def run_of(record: dict[str, Any]) -> Run:
 
 
 def read_records(out: Path) -> list[dict[str, Any]]:
-    """What was recorded so far. A line that a kill left torn is cut off the file."""
-    path = out / RUNS_FILE
-    text = path.read_text() if path.exists() else ""
-    if torn := text.rpartition("\n")[2]:
-        with path.open("r+") as file:
-            file.truncate(len((text.removesuffix(torn)).encode()))
-    return [json.loads(line) for line in text.removesuffix(torn).splitlines()]
+    """What was recorded so far. A last line that a kill left torn is cut off the file.
+
+    Raises:
+        ValueError: another line is no record.
+    """
+    path, records, whole = out / RUNS_FILE, [], ""
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number} is no record: {_MEND}") from None
+        else:
+            whole += line + "\n"
+    if lines and path.read_text() != whole:
+        path.write_text(whole)
+    return records
 
 
 class Runner:
@@ -157,15 +170,11 @@ class Runner:
         return workdir
 
     def _command(self, module: str, task: str, arm: str, seed: int, workdir: Path) -> list[str | Path]:
-        return [
-            sys.executable,
-            "-m",
-            module,
-            f"--config={self._config_file}:{task}/{arm}",
-            f"--workdir={workdir}",
-            f"--config.seed={seed}",
-            f"--config.data.train={self._work / 'data'}",
-        ]
+        words: list[str | Path] = [sys.executable, "-m", module, f"--config={self._config_file}:{task}/{arm}"]
+        words += [f"--workdir={workdir}", f"--config.seed={seed}"]
+        if self._study.get_config(f"{task}/{arm}").data.format == "mini_vqa":  # which builds itself there
+            words.append(f"--config.data.train={self._work / 'data'}")
+        return words
 
 
 def _portable(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -284,6 +293,9 @@ def main(argv: list[str]) -> None:
     done = {run_of(record) for record in records}
     require_one_study(records, runs, runner)
     missing = [] if f.page_only else [run for run in chosen(runs, f.only) if run not in done]
+    for run in missing:
+        runner.settings(run)  # a config that can't be made is found before hours of other runs
+    signal.signal(signal.SIGTERM, _stop)
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
         if other := of_another_start(record, records):
             raise ValueError(
@@ -296,8 +308,15 @@ def main(argv: list[str]) -> None:
         print(f"{number}/{len(missing)}  {' '.join(map(str, run_of(record)))}", flush=True)
     if not records:
         raise ValueError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
-    command = f"python -m benchmarks.study --config={f.config} --out={f.out} --jobs={f.jobs}"
+    command = f"python -m benchmarks.study --config={f.config} --out={f.out}"
     study_page.write(out, study, records, command=command, num_planned=len(runs))
+    print(f"{len(records)} of {len(runs)} runs are made: {out / 'index.html'}")
+
+
+def _stop(*_: object) -> None:
+    """Lets the runs under way save what they have, and ends."""
+    child.terminate_all()
+    sys.exit("stopped: the same command goes on")
 
 
 if __name__ == "__main__":

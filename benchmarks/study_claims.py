@@ -215,6 +215,8 @@ def defaults(results: Results, study: Any) -> list[list[str]]:
     for default in DEFAULTS:
         for value, arm in default.others.items():
             each = [change(default, arm, [task]) for task in study.TASKS]
+            if not any(each):
+                continue
             together = change(default, arm, list(study.TASKS)) if all(each) else None
             follows = {
                 HOLDS: f"better: {value}",
@@ -228,7 +230,7 @@ def defaults(results: Results, study: Any) -> list[list[str]]:
                     value,
                     *map(points, each),
                     points(together),
-                    follows[verdict(together)],
+                    follows[verdict(together)] if together else f"not tried in every task: {default.kept} stays",
                 ]
             )
     return rows

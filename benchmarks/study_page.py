@@ -115,10 +115,10 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num
         base = _base(study)
         page.picture(study_pictures.differences(results, study, [name for name in main if name != base], base))
         page.picture(study_pictures.learning_curves(results, study, main))
-        page.text("Blue above and solid below are anchored subgroups, CARE and what it is made of.", "note")
         page.heading("What is trained")
         page.text(study.ABOUT)
-        _claims(page, results, study, claims)
+        if claims:
+            _claims(page, results, study, claims)
         for task, about in study.TASKS.items():
             if names := [name for name in main if results.seeds(task, name)]:
                 page.heading(f"Objectives, {about.title}")
@@ -179,13 +179,11 @@ def _summary(page: Page, results: Results, study: Any, names: Sequence[str], cla
                 f"{'; '.join(found)}.",
                 "lead",
             )
-    for has_figure, words in ((True, "the paper gives a figure for"), (False, "are this study's own")):
+    for has_figure, words in ((True, "Claims with a figure of the paper's"), (False, "Claims of this study's own")):
         verdicts = collections.Counter(row[2] for row in claims if bool(row[4]) == has_figure)
-        page.text(
-            f"Of {verdicts.total()} claims that {words}, {verdicts[study_claims.HOLDS]} hold here, "
-            f"{verdicts[study_claims.FAILS]} do not, and {verdicts[study_claims.OPEN]} cannot be told at this size.",
-            "lead",
-        )
+        if verdicts:
+            counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in _COLOURS)
+            page.text(f"{words}, counted in each task: {counts}.", "lead")
 
 
 def _claims(page: Page, results: Results, study: Any, rows: Sequence[Sequence[str]]) -> None:
@@ -194,14 +192,14 @@ def _claims(page: Page, results: Results, study: Any, rows: Sequence[Sequence[st
         "A claim holds if the 95 % interval of the difference is above 0, and does not if it is below. Otherwise, or "
         f"with fewer than {study_claims.MIN_SEEDS} seeds, it cannot be told. Of {len(rows)} such intervals about "
         f"{max(1, round(0.05 * len(rows)))} miss their true value by chance. Objectives are judged at equal tokens, "
-        "parts of CARE at equal steps, repairs, gradients and noise by probes at the cold start. Parts of CARE other "
-        "than the token weights are judged with equal weights, unless a claim says otherwise. Figures are percent of "
+        "the most that both have spent, parts of CARE at equal steps, repairs, gradients and noise by probes at the "
+        "cold start. Parts of CARE other than the token weights are judged with equal weights. Figures are percent of "
         "held-out accuracy, of failures repaired, of groups, and of the absolute advantage. The last column is what "
         "the paper (arXiv 2512.19554) reports of Qwen2.5-VL-7B on six benchmarks, with its own token weights.",
         "note",
     )
     page.text(
-        "Some are so by construction. The cold start teaches what the cue asks for. Rows that were sampled wrong have "
+        "Some claims are so by construction. The cold start teaches what the cue asks for. Rows sampled wrong have "
         "half of the absolute advantage in GRPO, and s / (1 + s), a third with s = 0.5, in a subgroup; a repaired one "
         "and all those of a rescued group count as well, though some of them are pushed up. Rescue gives groups that "
         "are all wrong a gradient. A repair of a subgroup's only failure leaves equal rewards, and no gradient.",
@@ -212,10 +210,11 @@ def _claims(page: Page, results: Results, study: Any, rows: Sequence[Sequence[st
     page.text(
         "Values that the sources leave open, and points of final accuracy with another value. Another value becomes "
         "the default if it was tried in every task and the interval over all pairs of runs is above 0. A continuation "
-        "needs R = 56, all others have R = 32.",
+        "needs R = 56, all others have R = 32. What these runs share may differ from what is kept: their repairs are "
+        "rewritten, for room, and with equal weights tags count.",
         "note",
     )
-    head = ["key", "published", "other", *(about.title for about in study.TASKS.values()), "together", "verdict"]
+    head = ["key", "kept", "other", *(about.title for about in study.TASKS.values()), "together", "verdict"]
     page.table(head, study_claims.defaults(results, study), words=True)
 
 
@@ -280,6 +279,12 @@ def number(value: Interval | None, digits: int = 2) -> str:
     return f"{value.mean:.{digits}f}{half}"
 
 
+def _title(study: Any, name: str) -> str:
+    """Of an arm, with its section where that is not the objectives."""
+    arm = study.ARMS[name]
+    return arm.title if arm.section == study.OBJECTIVES else f"{arm.section}: {arm.title}"
+
+
 def _changed(results: Results, study: Any) -> list[tuple[str, str]]:
     """(task, arm) of what was changed one thing at a time, section by section."""
     names = [name for name, arm in study.ARMS.items() if arm.section != study.OBJECTIVES]
@@ -298,9 +303,9 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
         found = [results.difference(ours, theirs, measure) for measure in measures]
         rows.append(
             [
-                f"{arm.section}: {arm.title}",
+                _title(study, name),
                 study.TASKS[task].title,
-                study.ARMS[arm.baseline].title,
+                _title(study, arm.baseline),
                 str(len(ours)),
                 percent(results.over_seeds(ours, results.final())),
                 *(points(difference) for difference in found),
@@ -333,11 +338,9 @@ def _costs(page: Page, results: Results, study: Any) -> None:
             times = [stats.seconds_a_step(fastest[name], stage) for stage in (*_STAGES, "step")]
             ratio = f"{times[-1] / stats.seconds_a_step(base):.2f}" if base else "–"
             peak = statistics.median(r["peak_gib"] for r in (*probes.values(), *results.seeds(task, name).values()))
-            arm = study.ARMS[name]
-            title = arm.title if arm.section == study.OBJECTIVES else f"{arm.section}: {arm.title}"
             rows.append(
                 [
-                    title,
+                    _title(study, name),
                     *(f"{1e3 * each:.0f}" for each in times),
                     ratio,
                     percent(results.over_seeds(probes, stats.extra_tokens)),
@@ -366,7 +369,8 @@ def _how(page: Page, records: Sequence[Record], command: str) -> None:
         "and computes gradients at the cold start with a policy that stands still. The noise scale (arXiv 1812.06162) "
         "is the variance of that gradient over the squared norm of its mean, times the prompts sampled for it. Figures "
         "change a little with the cores that a run has, which the last table names: choose --jobs so that they are as "
-        "many. One of the runs, after its cold start:",
+        "many. One of the runs; its cold start, the "
+        "first line, has to come to its end before:",
     )
     page.code(f"{_cold_start_command(records[0]['command'])}\n{records[0]['command']}")
     counts: dict[str, int] = {}
@@ -388,5 +392,5 @@ def _cold_start_command(command: str) -> str:
     flags = dict(word.partition("=")[::2] for word in shlex.split(command))
     config = f"{flags['--config'].rpartition('/')[0]}/cold_start"
     words = [f"--config={config}", f"--workdir={flags['--config.model.weights']}"]
-    words += [f"{name}={flags[name]}" for name in ("--config.seed", "--config.data.train")]
+    words += [f"{name}={flags[name]}" for name in ("--config.seed", "--config.data.train") if name in flags]
     return shlex.join(["python", "-m", "care_jax.cold_start", *words])

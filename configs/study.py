@@ -164,7 +164,8 @@ ABOUT = (
     "paper's token weights: 1 for the answer, 0.005 for a correct rationale, 0 for a failing one and for tags. With "
     "equal weights all tokens count the same, since in these tasks the rationale decides the answer. Both are trained "
     "on rewritten repairs, responses that hold the repaired rationale alone, as the demo is; one arm is trained on the "
-    "published continuation of the failure, which needs room for two rationales."
+    "published continuation of the failure, which needs room for two rationales. Without a cue the failed rationale "
+    "stays as it is and only an answer is sampled. Times are with GLIBC_TUNABLES=glibc.malloc.hugetlb=1."
 )
 
 # Whose curves of the mechanism are drawn.
