@@ -182,7 +182,7 @@ def _summary(page: Page, results: Results, study: Any, names: Sequence[str], cla
     for has_figure, words in ((True, "Claims with a figure of the paper's"), (False, "Claims of this study's own")):
         verdicts = collections.Counter(row[2] for row in claims if bool(row[4]) == has_figure)
         if verdicts:
-            counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in _COLOURS)
+            counts = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in _COLOURS)
             page.text(f"{words}, counted in each task: {counts}.", "lead")
 
 

@@ -46,9 +46,10 @@ def differences(results: Results, study: Any, names: Sequence[str], base: str) -
         axes.set_title(
             f"Against {study.ARMS[base].title} at equal tokens, {about.title}", loc="left", fontweight="bold"
         )
-        axes.set_xlabel("points of held-out accuracy, mean and 95 % interval over seeds; blue: anchored subgroups")
         axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])
     panels[0][0].invert_yaxis()  # of all, which share it
+    label = "points of held-out accuracy, mean and 95 % interval over seeds; blue: anchored subgroups"
+    figure.supxlabel(label, fontsize=9)
     return figure
 
 
@@ -83,10 +84,11 @@ def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figur
                 )
             if runs:
                 axes.set_xlim(0, 1.25 * results.budget(task, runs, axis) / unit)
-            axes.set_xlabel(f"{label}, mean over {len(shared)} seeds; solid: anchored subgroups")
+            axes.set_xlabel(f"{label}, mean over {len(shared)} seeds")
             axes.set_ylabel("points over the cold start")
             axes.set_title(f"{about.title}, by {axis}", loc="left", fontweight="bold")
         _legend(row[1], loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.supxlabel("solid: anchored subgroups", fontsize=9)
     return figure
 
 

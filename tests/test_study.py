@@ -393,8 +393,8 @@ def test_page_by_hand(tmp_path: Path) -> None:
         found = cells(f"{claim} | three skills")
         assert (found[2], found[3][: len(figure)]) == (verdict, figure)
     assert [line.partition(": ")[2] for line in lines if line.startswith("Claims ")] == [
-        "1 holds here, 2 does not, 12 cannot be told at this size.",  # with a figure of the paper's
-        "1 holds here, 4 does not, 29 cannot be told at this size.",
+        "holds here 1, does not 2, cannot be told at this size 12.",  # with a figure of the paper's
+        "holds here 1, does not 4, cannot be told at this size 29.",
     ]
     costs = cells("CARE, equal weights | 0 | 0")
     assert costs[8:] == ["4000", "2.00", "0.0 ± 0.0", "1.00 ± 0.00", "1.00"]
