@@ -66,6 +66,11 @@ class Run(NamedTuple):
     seed: int
     kind: str  # training | probe
 
+    @property
+    def name(self) -> str:
+        """TASK/ARM/SEED/KIND."""
+        return "/".join(map(str, self))
+
 
 def plan(study: Any) -> list[Run]:
     """All runs of a study, seed after seed, so that one that is stopped early can compare all arms."""
@@ -98,18 +103,19 @@ def read_records(out: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: another line is no record.
     """
-    path, records, whole = out / RUNS_FILE, [], ""
-    lines = path.read_text().splitlines() if path.exists() else []
+    path, records = out / RUNS_FILE, []
+    text = path.read_text() if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             if number < len(lines):
                 raise ValueError(f"{path}:{number} is no record: {_MEND}") from None
+            path.write_text(text.removesuffix(line))
         else:
-            whole += line + "\n"
-    if lines and path.read_text() != whole:
-        path.write_text(whole)
+            if not line.endswith("\n"):
+                path.write_text(text + "\n")
     return records
 
 
@@ -225,13 +231,13 @@ def require_one_study(records: Sequence[dict[str, Any]], runs: Sequence[Run], ru
             different policies, as when one was made elsewhere.
     """
     for record in records:
-        name = _name(record)
+        name = run_of(record).name
         if run_of(record) not in runs:
             raise ValueError(f"{RUNS_FILE} has {name}, which the study does not ask for: {_MEND}")
         if key := runner.difference(record):
             raise ValueError(f"{RUNS_FILE} has {name} with another {key} than the study: {_MEND}")
         if other := of_another_start(record, records):
-            raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {_name(other)}: {_MEND}")
+            raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {run_of(other).name}: {_MEND}")
 
 
 def of_another_start(record: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -239,10 +245,6 @@ def of_another_start(record: dict[str, Any], records: Sequence[dict[str, Any]]) 
     start = (record["task"], record["seed"])
     first = next((other for other in records if (other["task"], other["seed"]) == start), record)
     return first if first["cold_start"] != record["cold_start"] else None
-
-
-def _name(record: dict[str, Any]) -> str:
-    return "/".join(map(str, run_of(record)))
 
 
 def chosen(runs: Sequence[Run], only: str) -> list[Run]:
@@ -255,9 +257,9 @@ def chosen(runs: Sequence[Run], only: str) -> list[Run]:
         pattern = re.compile(only)
     except re.error as error:
         raise ValueError(f"--only={only} is no regular expression: {error}") from None
-    found = [run for run in runs if pattern.search("/".join(map(str, run)))]
+    found = [run for run in runs if pattern.search(run.name)]
     if not found:
-        raise ValueError(f"--only={only} finds none of the study's runs, as {'/'.join(map(str, runs[0]))}")
+        raise ValueError(f"--only={only} finds none of the study's runs, as {runs[0].name}")
     return found
 
 
@@ -299,8 +301,8 @@ def main(argv: list[str]) -> None:
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
         if other := of_another_start(record, records):
             raise ValueError(
-                f"{_name(record)} is not kept: it started from another cold start than {_name(other)}; make all runs "
-                "of a seed with one --work and as many cores a run"
+                f"{run_of(record).name} is not kept: it started from another cold start than {run_of(other).name}; "
+                "make all runs of a seed with one --work and as many cores a run"
             )
         records.append(record)
         with (out / RUNS_FILE).open("a") as file:

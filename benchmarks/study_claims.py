@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from benchmarks import study_stats as stats
 from benchmarks.study_stats import Difference, Interval, Measure, Record, Results
 
-HOLDS, FAILS, OPEN = "holds here", "does not", "cannot be told at this size"
+VERDICTS = HOLDS, FAILS, OPEN = "holds here", "does not", "cannot be told at this size"
 
 Find = Callable[[str, str], Mapping[int, Record]]  # an arm's runs in a task
 

@@ -4,93 +4,23 @@ from __future__ import annotations
 
 import collections
 import functools
-import html
-import io
 import json
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from benchmarks import study_claims, study_pictures
 from benchmarks import study_stats as stats
 from benchmarks.study_claims import percent, points
+from benchmarks.study_document import Page
 from benchmarks.study_stats import Interval, Measure, Record, Results
 
-_CSS = """
-body { margin: 0 auto; max-width: 1180px; padding: 28px 20px 80px; color: #1c2330; background: #f6f7f9;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 27px; margin: 0 0 8px; } h2 { font-size: 19px; margin: 36px 0 6px; }
-p { max-width: 78em; margin: 0 0 10px; } .lead { font-size: 17px; } .note { color: #5d6778; }
-.card { background: #fff; border: 1px solid #dfe3ea; border-radius: 10px; padding: 10px 14px; margin: 10px 0;
-  overflow-x: auto; }
-.card svg { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 4px 7px; border-top: 1px solid #eceff4; vertical-align: top; }
-th:first-child, td:first-child, .words td, .words th { text-align: left; } thead th { border-top: 0; }
-table:not(.words) td:not(:first-child), .words td:nth-child(2), .holds, .not, .open { white-space: nowrap; }
-.holds { color: #1a7f4b; font-weight: 600; } .not { color: #b3372f; font-weight: 600; } .open { color: #5d6778; }
-code { font-size: 12px; overflow-wrap: anywhere; white-space: pre-wrap; }
-"""
-_COLOURS = {study_claims.HOLDS: "holds", study_claims.FAILS: "not", study_claims.OPEN: "open"}
 _STAGES = ("data", "rollout", "verify", "score", "select", "reflect", "update")
-
-
-class Page:
-    """What both files say, in order: headings, text, tables; pictures are in the HTML alone."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._html, self._markdown = [f"<h1>{html.escape(title)}</h1>"], [f"# {title}\n"]
-
-    def heading(self, text: str) -> None:
-        self._html.append(f"<h2>{html.escape(text)}</h2>")
-        self._markdown.append(f"## {text}\n")
-
-    def text(self, text: str, kind: str = "") -> None:
-        self._html.append(f'<p class="{kind}">{html.escape(text)}</p>')
-        self._markdown.append(f"{text}\n")
-
-    def code(self, line: str) -> None:
-        self._html.append(f"<pre><code>{html.escape(line)}</code></pre>")
-        self._markdown.append(f"```bash\n{line}\n```\n")
-
-    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> None:
-        """`words`: all columns are text, to the left; else all but the first are figures."""
-        rows = [list(row) for row in rows]
-        lines = [list(head), ["---"] * len(head), *rows]
-        marked = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-        self._markdown.append("\n".join(marked) + "\n")
-
-        def cell(text: str) -> str:
-            mark = f' class="{_COLOURS[text]}"' if text in _COLOURS else ""
-            return f"<td{mark}>{html.escape(text)}</td>"
-
-        names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-        kind = ' class="words"' if words else ""
-        self._html.append(f'<div class="card"><table{kind}><thead><tr>{names}</tr></thead>{body}</table></div>')
-
-    def picture(self, figure: Figure) -> None:
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
-        self._html.append(f'<div class="card">{out.getvalue()[out.getvalue().index("<svg") :]}</div>')
-
-    def write(self, out: Path) -> None:
-        """OUT/index.html and OUT/README.md."""
-        head = (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width"><title>{html.escape(self._title)}</title><style>{_CSS}</style></head><body>'
-        )
-        (out / "index.html").write_text(head + "\n".join(self._html) + "</body></html>\n", encoding="utf-8")
-        (out / "README.md").write_text("\n".join(self._markdown), encoding="utf-8")
 
 
 def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num_planned: int) -> None:
@@ -182,7 +112,7 @@ def _summary(page: Page, results: Results, study: Any, names: Sequence[str], cla
     for has_figure, words in ((True, "Claims with a figure of the paper's"), (False, "Claims of this study's own")):
         verdicts = collections.Counter(row[2] for row in claims if bool(row[4]) == has_figure)
         if verdicts:
-            counts = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in _COLOURS)
+            counts = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in study_claims.VERDICTS)
             page.text(f"{words}, counted in each task: {counts}.", "lead")
 
 
@@ -369,8 +299,7 @@ def _how(page: Page, records: Sequence[Record], command: str) -> None:
         "and computes gradients at the cold start with a policy that stands still. The noise scale (arXiv 1812.06162) "
         "is the variance of that gradient over the squared norm of its mean, times the prompts sampled for it. Figures "
         "change a little with the cores that a run has, which the last table names: choose --jobs so that they are as "
-        "many. One of the runs; its cold start, the "
-        "first line, has to come to its end before:",
+        "many. One of the runs; its cold start, the first line, has to come to its end before:",
     )
     page.code(f"{_cold_start_command(records[0]['command'])}\n{records[0]['command']}")
     counts: dict[str, int] = {}

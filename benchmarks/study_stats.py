@@ -95,13 +95,13 @@ class Results:
         probes where there are any, which other work on the machine disturbs least. Dynamic sampling draws several
         batches for one update, and the more the better a policy is."""
         records = (self.probes(task, arm) or self.seeds(task, arm)).values()
-        sampling = [sum(seconds_a_step(record, stage) for stage in SAMPLING) for record in records]
-        ends = [record["evaluations"][-1] for record in records]
-        rest = [seconds_a_step(record) - seconds_a_step(record, PROBED) for record in records]
-        return (
-            min(seconds * end["step"] / end["tokens"] for seconds, end in zip(sampling, ends, strict=True)),
-            min(seconds - sampled for seconds, sampled in zip(rest, sampling, strict=True)),
-        )
+
+        def sampling(record: Record) -> float:
+            return sum(seconds_a_step(record, stage) for stage in SAMPLING)
+
+        ends = [(sampling(record), record["evaluations"][-1]) for record in records]
+        a_token = min(seconds * end["step"] / end["tokens"] for seconds, end in ends)
+        return a_token, min(seconds_a_step(r) - seconds_a_step(r, PROBED) - sampling(r) for r in records)
 
     def curve(self, record: Record, axis: str = "step", skill: str = "mean") -> Curve:
         """Held-out accuracy over "step", "tokens" or "seconds". Seconds are what the `unit_times` make of tokens and

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,11 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
         return done.stdout if code == 0 else done.stderr
 
     assert "has no runs yet" in call("--page_only", code=2)
+    broken = tmp_path / "broken.py"  # whose second arm can't be made
+    lines = ["from tests import small_study", "from tests.small_study import *", "def get_config(run):"]
+    lines += ["    if run == 'tiny/care': raise ValueError('no such thing')", "    return small_study.get_config(run)"]
+    broken.write_text("\n".join(lines))
+    assert "no such thing" in call(f"--config={broken}", code=2) and not (tmp_path / "work" / "tiny").exists()
     made = f"runs are made: {tmp_path}/out/index.html"
     assert call("--only=grpo/0/training").splitlines() == ["1/1  tiny grpo 0 training", f"1 of 3 {made}"]
     runs = tmp_path / "out" / "runs.jsonl"
@@ -279,6 +285,16 @@ def test_only_names_runs() -> None:
     for only, message in (("(", "no regular expression"), ("sft", "finds none of the study's runs, as tiny/grpo/0/tr")):
         with pytest.raises(ValueError, match=message):
             study_main.chosen(runs, only)
+
+
+@pytest.mark.parametrize("data_format", ["mini_vqa", "jsonl"])
+def test_own_data_stay_where_the_config_says(data_format: str, tmp_path: Path) -> None:
+    """Catches a study of somebody's own data that looks for them in the work folder."""
+    config = small_study.get_config("tiny/care")
+    config.data.format = data_format
+    own = types.SimpleNamespace(TASKS={}, ARMS={}, get_config=lambda _: config)
+    words = study_main.Runner(own, "c.py", tmp_path)._command("care_jax.train", "t", "care", 0, tmp_path)
+    assert (f"--config.data.train={tmp_path}/data" in words) == (data_format == "mini_vqa")
 
 
 def test_what_was_recorded_is_kept(tmp_path: Path) -> None:
