@@ -25,11 +25,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from care_jax import flops, hlo
-from care_jax.chips import devices_of
-from care_jax.mesh import make_mesh, mesh_sizes
+from care_jax.parallel.mesh import make_mesh, mesh_sizes
 from care_jax.plan import make_plan, planned_model, step_programs
-from care_jax.programs import all_buckets
+from care_jax.planning import flops, hlo
+from care_jax.planning.chips import devices_of
+from care_jax.stages.programs import all_buckets
 
 
 def load_config(path: Path) -> ml_collections.ConfigDict:

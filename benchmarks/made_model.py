@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image
 
 import care_jax
-from care_jax.data.records import Record
-from care_jax.processor import Processor, load_processor
-from care_jax.response_format import ANSWER_TAGS
-from care_jax.structs import Prompts
+from care_jax.inputs.processor import Processor, load_processor
+from care_jax.rewards.response_format import ANSWER_TAGS
+from care_jax.structs import Prompts, Record
 
 _TOKENIZER_FOLDER = Path(care_jax.__file__).parent / "models" / "tiny_qwen2_5_vl"
 IMAGE_UNIT = 28  # pixels a side of one image token

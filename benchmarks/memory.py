@@ -31,14 +31,15 @@ import ml_collections
 import optax
 
 from benchmarks.made_model import IMAGE_UNIT, make_prompts, write_folder
-from care_jax import models, objectives
-from care_jax.loss import policy_loss
+from care_jax import models
+from care_jax.method import objectives
+from care_jax.method.loss import policy_loss
 from care_jax.models import QwenVL
-from care_jax.programs import abstract_verdicts
-from care_jax.score import masked_logits, score
+from care_jax.stages.programs import abstract_verdicts
+from care_jax.stages.score import masked_logits, score
+from care_jax.stages.train_state import TrainState
+from care_jax.stages.update import make_update
 from care_jax.structs import Array, Prompts, Rollouts, TrainBatch
-from care_jax.train_state import TrainState
-from care_jax.update import make_update
 
 SMALL_VOCABULARY = 512
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+[a-z0-9]*)\[([\d,]+)\]")

@@ -40,13 +40,14 @@ import numpy as np
 from benchmarks.made_model import make_prompts, write_folder
 from benchmarks.rollout import alternate, roll_out
 from benchmarks.step import make_optimizer
-from care_jax import models, objectives
-from care_jax.loss import policy_loss
+from care_jax import models
+from care_jax.method import objectives
+from care_jax.method.loss import policy_loss
 from care_jax.models.model_config import ModelConfig
-from care_jax.rollout import Sampling
+from care_jax.stages.rollout import Sampling
+from care_jax.stages.train_state import TrainState
+from care_jax.stages.update import make_update
 from care_jax.structs import TrainBatch
-from care_jax.train_state import TrainState
-from care_jax.update import make_update
 
 TUNIX = "google-tunix==0.1.7"
 SHARED = ("jax", "jaxlib", "flax", "optax", "numpy")  # in the same versions on both sides

@@ -34,11 +34,11 @@ import numpy as np
 
 from benchmarks import made_model
 from care_jax import config as config_lib
-from care_jax import rollout
-from care_jax.checkpoint import load_params
+from care_jax.checkpoints.checkpointer import load_params
+from care_jax.inputs.processor import Processor
 from care_jax.models import QwenVL, load_model_config, params_from_dict
-from care_jax.processor import Processor
-from care_jax.rollout import Sampling
+from care_jax.stages import rollout
+from care_jax.stages.rollout import Sampling
 from care_jax.structs import Prompts, Rollouts
 from configs import demo_cold_start
 from convert import hf_to_jax

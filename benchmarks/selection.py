@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from care_jax import objectives
-from care_jax.advantage import subgroup_advantages
+from care_jax.method import objectives
+from care_jax.method.advantage import subgroup_advantages
+from care_jax.method.subgroup import select_subgroup
 from care_jax.structs import Array, Outcome
-from care_jax.subgroup import select_subgroup
 
 RESPONSE_LEN = 128  # tokens; only the rescue looks at them
 Inputs = dict[str, np.ndarray]

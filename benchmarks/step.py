@@ -35,17 +35,19 @@ import numpy as np
 import optax
 
 from benchmarks.made_model import make_prompts, write_folder
-from care_jax import models, objectives, rollout, train_batch
-from care_jax.loss import policy_loss
-from care_jax.metrics import StageTimer
+from care_jax import models
+from care_jax.method import objectives, train_batch
+from care_jax.method.loss import policy_loss
+from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
-from care_jax.rollout import Forced, Sampling
-from care_jax.score import score
-from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
-from care_jax.train_batch import Reflection
-from care_jax.train_state import TrainState
-from care_jax.update import make_update
+from care_jax.run.writers import StageTimer
+from care_jax.stages import rollout
+from care_jax.stages.rollout import Sampling
+from care_jax.stages.score import score
+from care_jax.stages.train_state import TrainState
+from care_jax.stages.update import make_update
+from care_jax.structs import Array, Forced, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 
 STAGES = ("rollout", "score", "reflect", "batch", "update")
 

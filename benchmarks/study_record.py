@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from care_jax.array_store import open_arrays
-from care_jax.checkpoint import load_params
-from care_jax.metrics import EVENTS_FILE, METRICS_FILE
+from care_jax.checkpoints.array_store import open_arrays
+from care_jax.checkpoints.checkpointer import load_params
+from care_jax.run.writers import EVENTS_FILE, METRICS_FILE
 
 NUM_BINS = 20  # of a curve
 # The page shows some of them; the others are there to be asked.

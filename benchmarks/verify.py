@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from care_jax.verify import Item, Verifier
+from care_jax.rewards.judge import Item, Verifier
 
 OPTIONS = tuple(f"option {n}" for n in range(10))
 # How many answers there are of a kind, how they are written, and the options.

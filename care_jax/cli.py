@@ -10,7 +10,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from care_jax import paths, processes
+from care_jax import files
+from care_jax.parallel import processes
 
 
 def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
@@ -23,7 +24,7 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
     def with_workdir(config: ml_collections.ConfigDict) -> None:
         if workdir_flag.value is None:
             raise ValueError("--workdir=DIR is needed, the run folder")
-        workdir = paths.anywhere(workdir_flag.value)
+        workdir = files.anywhere(workdir_flag.value)
         processes.connect()
         processes.end_on_failure(lambda: main(config, workdir))
 

@@ -18,16 +18,16 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from care_jax import cli, programs
-from care_jax.data.records import Record
-from care_jax.loss import Denominators, LossOutput
-from care_jax.processor import Example, Processor, Trace, padding_shares
-from care_jax.programs import Program, bucket_of
-from care_jax.session import Session, open_session
-from care_jax.sharding import ROWS, place
-from care_jax.structs import Array, Prompts, TrainBatch
-from care_jax.train_state import TrainState
-from care_jax.update import make_update, update_shardings
+from care_jax import cli
+from care_jax.inputs.processor import Example, Processor, Trace, padding_shares
+from care_jax.method.loss import Denominators, LossOutput
+from care_jax.parallel.sharding import ROWS, place
+from care_jax.run.session import Session, open_session
+from care_jax.stages import programs
+from care_jax.stages.programs import Program, bucket_of
+from care_jax.stages.train_state import TrainState
+from care_jax.stages.update import make_update, update_shardings
+from care_jax.structs import Array, Prompts, Record, TrainBatch
 
 
 def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denominators) -> LossOutput:

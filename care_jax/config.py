@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import ml_collections
 
-from care_jax import loss, objectives, paths, reflect, rescue, subgroup
-from care_jax.advantage import SCALES
+from care_jax import files
 from care_jax.data import loader
-from care_jax.data.mini_vqa_questions import Difficulty
-from care_jax.processor import OVERLONG
-from care_jax.response_format import FORMATS
+from care_jax.data.mini_vqa.questions import Difficulty
+from care_jax.inputs.processor import OVERLONG
+from care_jax.method import loss, objectives, reflect, rescue, subgroup
+from care_jax.method.advantage import SCALES
+from care_jax.rewards.response_format import FORMATS
 
 
 def base() -> ml_collections.ConfigDict:
@@ -165,7 +166,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             for split in ("train", "eval")
         },
         **{
-            f"{name}={value!r}: {paths.MUST_BE_LOCAL}": not paths.in_bucket(str(value))
+            f"{name}={value!r}: {files.MUST_BE_LOCAL}": not files.in_bucket(str(value))
             for name, value in (
                 ("model.folder", config.model.folder),
                 ("data.train", config.data.train),

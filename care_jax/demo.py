@@ -16,11 +16,11 @@ import jax
 import ml_collections
 from absl import app, flags, logging
 
-from care_jax import cli, cold_start, paths, train
-from care_jax.data.mini_vqa_questions import SKILLS
-from care_jax.metrics import METRICS_FILE
+from care_jax import cli, cold_start, files, train
+from care_jax.data.mini_vqa.questions import SKILLS
 from care_jax.report import write_report
-from care_jax.session import StopFlag
+from care_jax.run.session import StopFlag
+from care_jax.run.writers import METRICS_FILE
 from configs import demo, demo_cold_start
 from convert import jax_to_hf
 
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; options are --workdir and --seed")
     logging.set_verbosity(logging.WARNING)
-    workdir = paths.on_disk(_WORKDIR.value, "--workdir")  # data are built in it
+    workdir = files.on_disk(_WORKDIR.value, "--workdir")  # data are built in it
     result = run(workdir, *stage_configs(workdir, _SEED.value))
     if result is not None:
         show(result)

@@ -23,22 +23,25 @@ from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh
 
-from care_jax import benchmark, cli, paths, rollout, sharding
+from care_jax import cli, files
 from care_jax import config as config_lib
-from care_jax.benchmark_responses import answer_all, check_settings, read_responses
-from care_jax.checkpoint import find_params
-from care_jax.components import make_mesh, make_model, make_processor, make_verifier, stage_key
+from care_jax.checkpoints.checkpointer import find_params
 from care_jax.data import loader
 from care_jax.data.loader import RecordSource
-from care_jax.data.records import Record
+from care_jax.evals import test_sets
+from care_jax.evals.items import Item, judge_items, mean, mean_by_source
+from care_jax.evals.responses import answer_all, check_settings, read_responses
+from care_jax.inputs.processor import Example, Processor
 from care_jax.models import QwenVL
-from care_jax.processes import is_alone, is_first, require_same, together
-from care_jax.processor import Example, Processor
-from care_jax.programs import EVERY_BUCKET, EvalPrograms, bucket_of
-from care_jax.regions import TokenBytes
-from care_jax.response_format import ANY
-from care_jax.scoring import Item, judge_items, mean, mean_by_source
-from care_jax.verify import Verifier
+from care_jax.parallel import sharding
+from care_jax.parallel.processes import is_alone, is_first, require_same, together
+from care_jax.rewards.judge import Verifier
+from care_jax.rewards.response_format import ANY
+from care_jax.rewards.spans import TokenBytes
+from care_jax.run.build import make_mesh, make_model, make_processor, make_verifier, stage_key
+from care_jax.stages import rollout
+from care_jax.stages.programs import EVERY_BUCKET, EvalPrograms, bucket_of
+from care_jax.structs import Record
 
 Arrays = TypeVar("Arrays")
 
@@ -176,7 +179,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
     Raises:
         ValueError: a bad config, unusable data, or no checkpoint.
     """
-    workdir = paths.anywhere(workdir)
+    workdir = files.anywhere(workdir)
     require_same({"--workdir": str(workdir)} | config_lib.flat(config))
 
     def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, RecordSource, Mesh]:
@@ -211,7 +214,7 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
     """
     config_lib.validate(config)
     root, folder = Path(config.eval.benchmarks), workdir / "benchmarks"
-    sources = benchmark.open_benchmarks(root, names)
+    sources = test_sets.open_benchmarks(root, names)
     config = _with_weights_of(workdir, config)
     processor, mesh = make_processor(config), make_mesh(config, training=False)
     check_settings(folder, _settings(config, find_params(workdir)))
@@ -227,14 +230,14 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
         def ask(name: str, missing: RecordSource, answered: int) -> Iterator[tuple[list[Record], list[list[str]]]]:
             model, evaluator = load()
             # There are always more answers than batches so far, so no batch has the number of an earlier one.
-            first_batch = answered + _BATCHES_OF_A_BENCHMARK * list(benchmark.BENCHMARKS).index(name)
+            first_batch = answered + _BATCHES_OF_A_BENCHMARK * list(test_sets.BENCHMARKS).index(name)
             return evaluator.responses(model, missing, first_batch=first_batch)
 
         for name, source in sources.items():
-            prepared = {"prepared_crc32": benchmark.prepared_crc32(root, name)}
+            prepared = {"prepared_crc32": test_sets.prepared_crc32(root, name)}
             responses = answer_all(folder / name, source, functools.partial(ask, name), prepared)
-            figures = benchmark.score(folder / name, name, source, responses, verifier, processor.response_format)
-            results = benchmark.write_results(folder, {name: figures})
+            figures = test_sets.score(folder / name, name, source, responses, verifier, processor.response_format)
+            results = test_sets.write_results(folder, {name: figures})
     return results
 
 
@@ -253,13 +256,13 @@ def score_responses(
     file cannot be read or `workdir` holds a model's own answers.
     """
     folder = workdir / "benchmarks"
-    source = benchmark.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
+    source = test_sets.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
     ids = [source[index].id for index in range(len(source))]
     responses = read_responses(path, ids, id_field=id_field, response_field=response_field)
     check_settings(folder, {"answers": "from files"})
     with make_verifier(config) as verifier:
-        figures = benchmark.score(folder / name, name, source, responses, verifier, ANY)
-    return benchmark.write_results(folder, {name: {"responses": str(path)} | figures})
+        figures = test_sets.score(folder / name, name, source, responses, verifier, ANY)
+    return test_sets.write_results(folder, {name: {"responses": str(path)} | figures})
 
 
 def _with_weights_of(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -292,21 +295,21 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         if is_first():
             print(json.dumps(summary))
         return
-    folder = paths.on_disk(workdir, "--workdir")  # answers are appended to files
+    folder = files.on_disk(workdir, "--workdir")  # answers are appended to files
     if path is not None:
         fields = {"id_field": flags.FLAGS.id_field, "response_field": flags.FLAGS.response_field}
         results = score_responses(config, folder, name, Path(path), **fields)
     else:
         if not is_alone():
             raise ValueError(f"--benchmark={name} runs in one process; evaluate on one host")
-        results = run_benchmarks(config, folder, list(benchmark.BENCHMARKS) if name == "all" else [name])
-    print(benchmark.table(results))
+        results = run_benchmarks(config, folder, list(test_sets.BENCHMARKS) if name == "all" else [name])
+    print(test_sets.table(results))
     print(json.dumps(results))
 
 
 if __name__ == "__main__":
     # Not where every import of this module, by training for one, would define them.
-    flags.DEFINE_string("benchmark", None, f"{', '.join(benchmark.BENCHMARKS)}, or all.")
+    flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
     flags.DEFINE_string("responses", None, "A file with one JSON object a line to score in place of a model.")
     flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
     flags.DEFINE_string("id_field", "id", "Where its objects have the question's id.")

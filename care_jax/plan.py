@@ -39,18 +39,20 @@ import ml_collections
 from absl import flags
 from jax.sharding import Mesh
 
-from care_jax import cli, flops, hlo, sharding
+from care_jax import cli
 from care_jax import config as config_lib
-from care_jax.chips import GIB, Chip, devices_of
-from care_jax.components import make_model_config
-from care_jax.mesh import factorisations, make_mesh, mesh_sizes
 from care_jax.models import ModelConfig, QwenVL, abstract_model
 from care_jax.models.cache import Prefix
 from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
-from care_jax.optimizer import make_optimizer
-from care_jax.programs import Bucket, Inputs, Program, TrainPrograms, all_buckets
-from care_jax.train_state import TrainState, state_specs
+from care_jax.parallel import sharding
+from care_jax.parallel.mesh import factorisations, make_mesh, mesh_sizes
+from care_jax.planning import flops, hlo
+from care_jax.planning.chips import GIB, Chip, devices_of
+from care_jax.run.build import make_model_config
+from care_jax.stages.optimizer import make_optimizer
+from care_jax.stages.programs import Bucket, Inputs, Program, TrainPrograms, all_buckets
+from care_jax.stages.train_state import TrainState, state_specs
 
 PARTS = (
     "params",

@@ -20,11 +20,11 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from care_jax import paths
-from care_jax.report_charts import sections
-from care_jax.report_data import OUTCOMES, Run, load_run
+from care_jax import files
+from care_jax.page.charts import sections
+from care_jax.page.run_data import OUTCOMES, Run, load_run
 
-_PAGE = Path(__file__).parent / "report_page"
+_PAGE = Path(__file__).parent / "page" / "assets"
 _SCRIPTS = ("charts.js", "samples.js")
 EVAL_PREFIX = "eval/accuracy/"
 STAGE_WORDS = {"cold_start": "cold start", "train": "training"}
@@ -42,7 +42,7 @@ def write_report(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> Non
     """
     if not workdirs:
         raise ValueError("no run folder given; name at least one: --workdir=DIR (it holds metrics.jsonl)")
-    folders, out = [paths.anywhere(workdir) for workdir in workdirs], paths.anywhere(out)
+    folders, out = [files.anywhere(workdir) for workdir in workdirs], files.anywhere(out)
     for workdir, folder in zip(workdirs, folders, strict=True):
         if not folder.is_dir():
             raise ValueError(f"--workdir={workdir} is no folder; give a run folder, which holds metrics.jsonl")

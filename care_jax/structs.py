@@ -15,6 +15,7 @@ Masks come from lengths, never from comparing ids. Prompts and responses are pad
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 
 import jax
@@ -22,6 +23,34 @@ import numpy as np
 from flax import struct
 
 Array = jax.Array | np.ndarray  # on the device, or its copy on the host
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """The frames a model is to see, already sampled from the recording."""
+
+    frames: tuple[bytes, ...]  # encoded like images, all of one size
+    fps: float  # how many of these frames a second of the recording has
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A question about images or videos with a verifiable answer. Every reader of data ends here.
+
+    `prompt` holds one literal "<image>" for each entry of `images` and one "<video>" for each entry of `videos`, in
+    order.
+    """
+
+    id: str
+    source: str  # skill or data set; metrics and the report group by it
+    prompt: str
+    images: tuple[bytes, ...]  # encoded as found on disk (PNG, JPEG, ...)
+    answer: str
+    answer_kind: str  # one of verifiers.ANSWER_KINDS or module:function, from the data, never guessed from the answer
+    choices: tuple[str, ...] | None = None  # option texts, for answer_kind "choice"
+    rationale: str | None = None  # text of the think block, for the cold start
+    draft: str | None = None  # a wrong rationale shown before the cue; the cold start has no loss on it
+    videos: tuple[Video, ...] = ()
 
 
 class Outcome(enum.IntEnum):
@@ -60,6 +89,15 @@ class VisionFeatures:
 
     merged: Array  # [B, I / merge_unit, D]
     deepstack: Array  # [E, B, I / merge_unit, D], added after the decoder's first E layers; E is 0 in Qwen2.5-VL
+
+
+@struct.dataclass
+class Forced:
+    """Tokens each branch starts with, padded on the right; F may be 0."""
+
+    token_ids: Array  # [B, J, F] int32
+    forced_len: Array  # [B, J] int32
+    active: Array  # [B, J] bool; inactive branches sample nothing
 
 
 @struct.dataclass

@@ -16,19 +16,21 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from care_jax import cli, logbook, reflect
-from care_jax.components import make_model
+from care_jax import cli
+from care_jax.inputs.processor import Example, Processor, padding_shares
+from care_jax.method import reflect
+from care_jax.method.train_batch import Reflection, no_reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
-from care_jax.processor import Example, Processor, padding_shares
-from care_jax.programs import EVERY_BUCKET, Bucket, Inputs, TrainPrograms, bucket_of
-from care_jax.regions import TokenBytes
-from care_jax.rollout import nothing_forced
-from care_jax.session import Encoder, Session, open_session
+from care_jax.rewards.judge import Judged, judge
+from care_jax.rewards.spans import TokenBytes
+from care_jax.run import step_summary
+from care_jax.run.build import make_model
+from care_jax.run.session import Encoder, Session, open_session
+from care_jax.stages.programs import EVERY_BUCKET, Bucket, Inputs, TrainPrograms, bucket_of
+from care_jax.stages.rollout import nothing_forced
+from care_jax.stages.train_state import TrainState
 from care_jax.structs import Outcome, Prompts, Rollouts, Subgroup
-from care_jax.train_batch import Reflection, no_reflection
-from care_jax.train_state import TrainState
-from care_jax.verify import Judged, judge
 
 # One number a random draw of a step, folded into its key. Redraws of dynamic sampling count on from ROLLOUT.
 SELECT, REFLECT, ROLLOUT = range(3)
@@ -44,7 +46,7 @@ class Group(NamedTuple):
     rollouts: Rollouts
     on_host: Rollouts  # the same as NumPy arrays
     judged: Judged
-    drawn: logbook.Drawn  # with what dynamic sampling dropped
+    drawn: step_summary.Drawn  # with what dynamic sampling dropped
 
 
 class Trainer:
@@ -102,7 +104,7 @@ class Trainer:
             update_metrics |= padding_shares(group.examples, group.bucket)
 
         on_host = programs.assemble.fetch(assembled.replace(batch=batch))
-        done = logbook.Step(
+        done = step_summary.Step(
             records=[example.record for example in group.examples],
             rollouts=group.on_host,
             judged=group.judged,
@@ -131,7 +133,7 @@ class Trainer:
         with timer("verify"):
             judged = self._judge(examples, on_host)
         records = [example.record for example in examples]
-        drawn = logbook.Drawn(records, judged, num_tokens=int(on_host.sampled_mask.sum()), num_draws=1)
+        drawn = step_summary.Drawn(records, judged, num_tokens=int(on_host.sampled_mask.sum()), num_draws=1)
         return Group(examples, bucket, prompts, prefix, rollouts, on_host, judged, drawn)
 
     def _judge(self, examples: list[Example], rollouts: Rollouts) -> Judged:
@@ -157,7 +159,7 @@ class Trainer:
         """
         kept: list[tuple[Example, Rollouts, Judged]] = []
         spare: list[tuple[Example, Rollouts, Judged]] = []
-        wanted, draws = self.config.train.prompts, list[logbook.Drawn]()
+        wanted, draws = self.config.train.prompts, list[step_summary.Drawn]()
         for draw in range(self.objective.max_draws):
             group = self._rollouts(sampler, ROLLOUT + draw)
             draws.append(group.drawn)
@@ -181,11 +183,11 @@ class Trainer:
             prefix=prefix,
             rollouts=self.session.put(rollouts),
             on_host=rollouts,
-            judged=logbook.join_judged([row[2] for row in rows]),
-            drawn=logbook.join_drawn(draws),
+            judged=step_summary.join_judged([row[2] for row in rows]),
+            drawn=step_summary.join_drawn(draws),
         )
 
-    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, logbook.Reflected]:
+    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, step_summary.Reflected]:
         """One repair of the nearest failure of each MIXED group: decode, verify, score under its context.
 
         Returns them as the update wants them, and as they were decoded.
@@ -196,7 +198,7 @@ class Trainer:
         key = session.key(REFLECT)
         repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
         repaired = programs.reflect.fetch(session.wait(repaired))
-        reflected = logbook.Reflected(forced, repaired)
+        reflected = step_summary.Reflected(forced, repaired)
         tried = repaired.sampled_mask.any(axis=(1, 2))
         if objective.reflect.train_on == "rewrite":
             repaired = reflect.rewrite(session.processor, objective, token_bytes=self.token_bytes, repaired=repaired)
@@ -218,10 +220,10 @@ class Trainer:
         )
         return reflection, reflected
 
-    def _log(self, done: logbook.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
+    def _log(self, done: step_summary.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
         times = session.timer.take()
-        metrics = update_metrics | logbook.metrics(done, anchored=anchored) | times
+        metrics = update_metrics | step_summary.metrics(done, anchored=anchored) | times
         metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.encoder.num_dropped}
         metrics.setdefault("logprob_gap/mean", metrics["abs_log_ratio"])  # where the sampler's scores are used
         metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
@@ -229,12 +231,12 @@ class Trainer:
             metrics["dynamic/draws"] = done.drawn.num_draws
         metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]
         session.writer.scalars(session.step, metrics)
-        session.writer.events(session.step, logbook.events(done, anchored=anchored))
+        session.writer.events(session.step, step_summary.events(done, anchored=anchored))
         if session.step % config.train.samples_every == 0:
             row = _interesting(done)
             cue = self.objective.reflect.cue
             session.writer.samples(
-                session.step, [logbook.sample(done, row, anchored=anchored, cue=cue, token_bytes=self.token_bytes)]
+                session.step, [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=self.token_bytes)]
             )
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
@@ -258,7 +260,7 @@ def _judged_row(judged: Judged, b: int) -> Judged:
     return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1])
 
 
-def _interesting(done: logbook.Step) -> int:
+def _interesting(done: step_summary.Step) -> int:
     """The group to show: one with a successful reflection, else a MIXED one, else the first."""
     mixed = done.subgroup.outcome == Outcome.MIXED
     return int(np.argmax(2 * (done.reflection.tried & done.reflection.correct) + mixed))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from care_jax import objectives
+from care_jax.method import objectives
 from configs import demo
 
 

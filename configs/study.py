@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from care_jax import objectives
+from care_jax.method import objectives
 from configs import demo, demo_cold_start
 
 GRPO, CARE, EQUAL = "grpo", "care", "care_equal"

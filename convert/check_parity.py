@@ -22,8 +22,9 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from care_jax import checkpoint, paths
-from care_jax.array_store import StoredParam
+from care_jax import files
+from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints.array_store import StoredParam
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, tables
 from convert.mapping import Source
@@ -48,7 +49,7 @@ def compare(folder: Path, path: epath.PathLike) -> dict[str, Stage]:
     table = tables.table(load_model_config(folder))
     tensors = hf_folder.all_tensors(hf_folder.read_shards(folder))
     sources = mapping.check_tensors(tensors, table)
-    params = checkpoint.open_params(path)
+    params = checkpointer.open_params(path)
     mapping.check_params(params, table)
     stages = {stage_of(weight.ours): Stage() for weight in table}
     for name, tensor in tensors.items():
@@ -96,7 +97,7 @@ def _define_flags() -> None:
 
 def main() -> None:
     """The command; raises ValueError on bad input."""
-    stages = compare(paths.on_disk(flags.FLAGS.hf, "--hf"), flags.FLAGS.checkpoint)
+    stages = compare(files.on_disk(flags.FLAGS.hf, "--hf"), flags.FLAGS.checkpoint)
     show(stages)
     sys.exit(1 if any(stage.differing for stage in stages.values()) else 0)
 

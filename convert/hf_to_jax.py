@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from care_jax import checkpoint, paths
+from care_jax import files
+from care_jax.checkpoints import checkpointer
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, staging, tables
 from convert.mapping import DTYPES, Index, Weight
@@ -20,7 +21,7 @@ from convert.safetensors_io import Tensor
 
 
 def convert(folder: Path, out: Path) -> int:
-    """Writes the parameters of a Hugging Face folder for `checkpoint.load_params` and gives their number.
+    """Writes the parameters of a Hugging Face folder for `checkpointer.load_params` and gives their number.
 
     Each keeps its type; where the layers of one differ in it, float32 holds them all.
 
@@ -37,14 +38,14 @@ def convert(folder: Path, out: Path) -> int:
         for weight in table
     }
     with staging.new_folder(out, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as new:
-        checkpoint.save_params(new, params)
+        checkpointer.save_params(new, params)
     return sum(param.size for param in params.values())
 
 
-def _streamed(weight: Weight, tensors: list[Tensor]) -> checkpoint.StreamedParam:
+def _streamed(weight: Weight, tensors: list[Tensor]) -> checkpointer.StreamedParam:
     types = {tensor.dtype for tensor in tensors}
     dtype = DTYPES[types.pop()] if len(types) == 1 else np.dtype(np.float32)
-    return checkpoint.StreamedParam(weight.our_shape, dtype, functools.partial(_parts, weight, tensors, dtype))
+    return checkpointer.StreamedParam(weight.our_shape, dtype, functools.partial(_parts, weight, tensors, dtype))
 
 
 def _parts(
@@ -69,8 +70,8 @@ def _define_flags() -> None:
 
 def main() -> None:
     """The command; raises ValueError on bad input."""
-    out = paths.on_disk(flags.FLAGS.out, "--out")
-    size = convert(paths.on_disk(flags.FLAGS.hf, "--hf"), out)
+    out = files.on_disk(flags.FLAGS.out, "--out")
+    size = convert(files.on_disk(flags.FLAGS.hf, "--hf"), out)
     print(f"{size:,} parameters -> {out}")
 
 

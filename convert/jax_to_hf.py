@@ -16,8 +16,9 @@ import tensorstore as ts
 from absl import flags
 from etils import epath
 
-from care_jax import checkpoint, paths
-from care_jax.array_store import StoredParam
+from care_jax import files
+from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints.array_store import StoredParam
 from care_jax.models import load_model_config
 from convert import command, hf_folder, mapping, safetensors_io, staging, tables
 from convert.hf_folder import INDEX_FILE, SINGLE_FILE
@@ -56,7 +57,7 @@ def convert(
     config = load_model_config(folder)
     table = tables.table(config)
     shards = _plan(folder, table, tables.usual_layout(config), dtype, max_shard_bytes)
-    params = checkpoint.open_params(path)
+    params = checkpointer.open_params(path)
     mapping.check_params(params, table)
     num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
     with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
@@ -184,7 +185,7 @@ def _define_flags() -> None:
 def main() -> None:
     """The command; raises ValueError on bad input."""
     args = flags.FLAGS
-    folder, out = paths.on_disk(args.hf, "--hf"), paths.on_disk(args.out, "--out")
+    folder, out = files.on_disk(args.hf, "--hf"), files.on_disk(args.out, "--out")
     size = convert(args.checkpoint, folder, out, dtype=args.dtype, overwrite=args.overwrite)
     print(f"{size:,} parameters -> {out}")
 

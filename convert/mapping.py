@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import ml_dtypes
 import numpy as np
 
-from care_jax.checkpoint import Index
+from care_jax.checkpoints.checkpointer import Index
 
 # "hub": visual.*, model.*, lm_head.* (published Qwen2.5-VL, and what transformers writes for it);
 # "nested": model.visual.*, model.language_model.*, lm_head.* (published Qwen3-VL, the names of transformers' modules

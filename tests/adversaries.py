@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from care_jax.data.records import Record
+from care_jax.structs import Record
 
 
 class Attack(NamedTuple):

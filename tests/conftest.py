@@ -21,8 +21,8 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from care_jax import models  # noqa: E402
-from care_jax.processor import Processor, load_processor  # noqa: E402
-from care_jax.response_format import ANSWER_TAGS  # noqa: E402
+from care_jax.inputs.processor import Processor, load_processor  # noqa: E402
+from care_jax.rewards.response_format import ANSWER_TAGS  # noqa: E402
 from care_jax.structs import Prompts  # noqa: E402
 from tests.end_to_end import SmallTask, make_small_task  # noqa: E402
 from tests.pictures import encode, picture, question  # noqa: E402

@@ -8,8 +8,8 @@ import signal
 
 import jax
 
-from care_jax import processes
-from care_jax.session import StopFlag
+from care_jax.parallel import processes
+from care_jax.run.session import StopFlag
 
 
 def refused(call) -> str:

@@ -22,19 +22,21 @@ import ml_collections
 import numpy as np
 import optax
 
-from care_jax import models, objectives, programs, rollout, sharding
-from care_jax.checkpoint import Checkpointer, StreamedParam, load_params, save_params
+from care_jax import models
+from care_jax.checkpoints.checkpointer import Checkpointer, StreamedParam, load_params, save_params
 from care_jax.data import loader
-from care_jax.data.records import Record
-from care_jax.loss import policy_loss
-from care_jax.mesh import make_mesh
-from care_jax.processor import load_processor
-from care_jax.response_format import ANSWER_TAGS
-from care_jax.rollout import Sampling
-from care_jax.sharding import WHOLE
-from care_jax.structs import TrainBatch
-from care_jax.train_state import TrainState, state_specs
-from care_jax.update import make_update, update_shardings
+from care_jax.inputs.processor import load_processor
+from care_jax.method import objectives
+from care_jax.method.loss import policy_loss
+from care_jax.parallel import sharding
+from care_jax.parallel.mesh import make_mesh
+from care_jax.parallel.sharding import WHOLE
+from care_jax.rewards.response_format import ANSWER_TAGS
+from care_jax.stages import programs, rollout
+from care_jax.stages.rollout import Sampling
+from care_jax.stages.train_state import TrainState, state_specs
+from care_jax.stages.update import make_update, update_shardings
+from care_jax.structs import Record, TrainBatch
 from tests import families
 from tests.pictures import encode, picture, question
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.models import QwenVL, decoder
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Verdicts
-from care_jax.train_batch import REFLECTED_SLOT, Reflection
 from tests import reference
 
 

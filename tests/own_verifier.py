@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from care_jax.verifiers import answer_verifier
+from care_jax.rewards.verifiers import answer_verifier
 
 
 @answer_verifier

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.vision_utils import get_vision_window_index
 
-from care_jax.data.records import Record
+from care_jax.structs import Record
 
 
 def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:

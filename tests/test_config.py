@@ -8,7 +8,8 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from care_jax import config, objectives
+from care_jax import config
+from care_jax.method import objectives
 
 
 def good() -> ml_collections.ConfigDict:

@@ -13,8 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from care_jax import checkpoint
-from care_jax.checkpoint import StreamedParam
+from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints.checkpointer import StreamedParam
 from convert import hf_to_jax, mapping
 from convert.mapping import Weight
 from tests.families import edit_json, make_folder
@@ -85,7 +85,7 @@ def assert_same_bits(actual: Mapping[str, torch.Tensor], expected: Mapping[str, 
 def save_params(path: Path, params: Mapping[str, np.ndarray | jax.Array]) -> None:
     """A checkpoint of parameters alone."""
     arrays = {name: np.asarray(value) for name, value in params.items()}
-    checkpoint.save_params(
+    checkpointer.save_params(
         path, {name: StreamedParam(x.shape, x.dtype, lambda _, x=x: [((), x)]) for name, x in arrays.items()}
     )
 
@@ -94,7 +94,7 @@ def read_hf(folder: Path) -> dict[str, jax.Array]:
     """The float32 parameters of a Hugging Face folder."""
     with tempfile.TemporaryDirectory() as work:
         hf_to_jax.convert(folder, Path(work) / "params")
-        return checkpoint.load_params(Path(work) / "params")
+        return checkpointer.load_params(Path(work) / "params")
 
 
 def to_hf(params: Mapping[str, np.ndarray | jax.Array], table: Sequence[Weight]) -> dict[str, np.ndarray]:

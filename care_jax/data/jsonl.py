@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, line_rows, split_files
 from care_jax.data.rows import BadRow, Row, check_gold_of, check_texts, decode_picture, image_bytes, place_marks
-from care_jax.data.tables import Numbered, line_rows, split_files
+from care_jax.structs import Record
 
 REQUIRED = ("id", "images", "prompt", "answer", "answer_kind")
 OPTIONAL = ("choices", "rationale", "source")

@@ -13,8 +13,9 @@ import grain
 import ml_collections
 from absl import logging
 
-from care_jax.data import jsonl, mini_vqa, store
-from care_jax.data.records import Record
+from care_jax.data import jsonl, store
+from care_jax.data.mini_vqa import builder as mini_vqa
+from care_jax.structs import Record
 
 FORMATS = ("jsonl", "mini_vqa", "prepared")
 NUM_THREADS = 4  # threads that encode ahead, a process

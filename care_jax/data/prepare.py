@@ -25,16 +25,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from absl import app, flags
 from tqdm import tqdm
 
-from care_jax import cli, images, paths
+from care_jax import cli, files
 from care_jax.data import prepare_report
 from care_jax.data.dedup import Benchmarks, Thumbnail, thumbnail
 from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
-from care_jax.data.records import Record
 from care_jax.data.rows import BadRow, Row, decode_picture
 from care_jax.data.store import ShardWriter, open_folder
+from care_jax.inputs import images
+from care_jax.structs import Record
 
 if TYPE_CHECKING:
-    from care_jax.processor import Processor
+    from care_jax.inputs.processor import Processor
 
 SHARD_RECORDS = 1024
 _THREADS = min(os.cpu_count() or 1, 8)  # that read and decode images
@@ -192,8 +193,8 @@ def _count_tokens(record: Record, processor: Processor) -> int:
 
 def _load_processor(folder: Path) -> Processor:
     """The processor of a model folder as training loads it by default, with room for any prompt."""
-    from care_jax.components import make_processor  # imports JAX, and only counting tokens needs it
     from care_jax.config import base
+    from care_jax.run.build import make_processor  # imports JAX, and only counting tokens needs it
 
     config = base()
     config.model.folder = str(folder)
@@ -286,13 +287,13 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
     settings = Settings(
         source=_SOURCE.value,
-        root=paths.on_disk(_ROOT.value, "--root"),
-        out=paths.on_disk(_OUT.value, "--out"),
+        root=files.on_disk(_ROOT.value, "--root"),
+        out=files.on_disk(_OUT.value, "--out"),
         split=_SPLIT.value or READERS[_SOURCE.value].split,
-        images=paths.on_disk(_IMAGES.value, "--images") if _IMAGES.value else None,
+        images=files.on_disk(_IMAGES.value, "--images") if _IMAGES.value else None,
         keep=tuple(map(_column_range, _KEEP.value)),
-        against=tuple(paths.on_disk(folder, "--against") for folder in _AGAINST.value),
-        model=paths.on_disk(_MODEL.value, "--model") if _MODEL.value else None,
+        against=tuple(files.on_disk(folder, "--against") for folder in _AGAINST.value),
+        model=files.on_disk(_MODEL.value, "--model") if _MODEL.value else None,
         strict=_STRICT.value,
     )
     print(prepare_report.table(prepare(settings)))

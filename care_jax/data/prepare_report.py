@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from care_jax.data.readers import Dropped
-from care_jax.data.records import Record
+from care_jax.structs import Record
 
 REPORT_FILE = "report.json"  # in the prepared folder
 _EXAMPLES = 3  # rows spelled out for each reason

@@ -11,13 +11,13 @@ from typing import Any
 
 from PIL import Image
 
-from care_jax import images
-from care_jax.clips import MARKS
-from care_jax.data.records import Record
-from care_jax.response_format import ANSWER_TAGS
-from care_jax.verifiers import check_gold
-from care_jax.verifiers.choice import LETTERS
-from care_jax.verifiers.number import read_number
+from care_jax.inputs import images
+from care_jax.inputs.media import MARKS
+from care_jax.rewards.response_format import ANSWER_TAGS
+from care_jax.rewards.verifiers import check_gold
+from care_jax.rewards.verifiers.choice import LETTERS
+from care_jax.rewards.verifiers.number import read_number
+from care_jax.structs import Record
 
 PLACEHOLDER, _VIDEO = MARKS
 _CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly

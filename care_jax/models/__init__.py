@@ -8,7 +8,7 @@ from flax import nnx
 from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
-from care_jax.sharding import param_name
+from care_jax.parallel.sharding import param_name
 
 __all__ = [
     "ModelConfig",

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import struct
 
-from care_jax.sharding import BRANCH_KEYS, KEYS, ROWS
+from care_jax.parallel.sharding import BRANCH_KEYS, KEYS, ROWS
 from care_jax.structs import Array
 
 

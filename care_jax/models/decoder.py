@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from care_jax.collectives import gather, to_parts
 from care_jax.models.attention import branch_attention, causal_attention, stream_attention
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
+from care_jax.parallel.collectives import gather, to_parts
 from care_jax.structs import Array
 
 # (q [B, T, H, C], k [B, T, N, C], v [B, T, N, C]) -> (output [B, T, H, C], what the caller keeps)

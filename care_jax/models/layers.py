@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from care_jax.collectives import lookup, sum_parts
+from care_jax.parallel.collectives import lookup, sum_parts
 from care_jax.structs import Array
 
 # By their names in config.json. "gelu" is the exact one, not JAX's default.

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from care_jax.collectives import gather
 from care_jax.models import decoder
 from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import Embedding, Linear, RMSNorm
 from care_jax.models.model_config import ModelConfig, VisionConfig
+from care_jax.parallel.collectives import gather
 from care_jax.structs import Array, Prompts, VisionFeatures
 
 _CACHED = 4 << 20  # bytes, for sure in a CPU's cache

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import nnx
 
-from care_jax.collectives import heads_apart, heads_together, own_part
 from care_jax.models.layers import Linear, residual_init_scale, rotate
 from care_jax.models.model_config import VisionConfig
+from care_jax.parallel.collectives import heads_apart, heads_together, own_part
 from care_jax.structs import Array, Prompts
 
 Attend = Callable[[Array, Array, Array], Array]  # q, k, v [B, I, H, C] each -> [B, I, H, C]

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from care_jax.collectives import gather, join_parts
 from care_jax.models.attention import windowed_attention
 from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, residual_init_scale
 from care_jax.models.model_config import VisionConfig
 from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, own_patches, rotary_tables
+from care_jax.parallel.collectives import gather, join_parts
 from care_jax.structs import Array, Prompts, VisionFeatures
 
 

@@ -1,7 +1,7 @@
 """Qwen3-VL's vision tower: a learned position grid beside the rotary positions, full attention inside each frame,
 and a merger of its own for each of the blocks whose features the decoder's first layers get (deepstack).
 
-The four grid cells around each patch and their weights come from the host (grids.py).
+The four grid cells around each patch and their weights come from the host (inputs/positions.py).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from care_jax.collectives import gather, join_parts
 from care_jax.models.attention import segment_attention
 from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, residual_init_scale
 from care_jax.models.model_config import VisionConfig
 from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, own_patches, rotary_tables
+from care_jax.parallel.collectives import gather, join_parts
 from care_jax.structs import Array, Prompts, VisionFeatures
 
 

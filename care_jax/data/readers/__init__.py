@@ -23,8 +23,8 @@ from care_jax.data.readers import (
     virl39k,
     vision_r1,
 )
+from care_jax.data.row_files import Numbered
 from care_jax.data.rows import BadRow, Row, check_gold_of, check_texts
-from care_jax.data.tables import Numbered
 
 
 class Reader(NamedTuple):

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, array_rows, parquet_rows, split_files
 from care_jax.data.rows import BadRow, Row, gold_field, image_of, place_marks, text_field
-from care_jax.data.tables import Numbered, array_rows, parquet_rows, split_files
+from care_jax.structs import Record
 
 WRITERS = ("human", "machine")  # the order of the hub's class label human_or_machine
 _JSON_NAMES = {"human": "human", "machine": "augmented"}

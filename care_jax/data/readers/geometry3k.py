@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, parquet_rows, split_files
 from care_jax.data.rows import PLACEHOLDER, BadRow, Row, gold_field, images_of, place_marks, text_field
-from care_jax.data.tables import Numbered, parquet_rows, split_files
+from care_jax.structs import Record
 
 _LETTERS = ("A", "B", "C", "D")
 

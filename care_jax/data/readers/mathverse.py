@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, parquet_rows, split_files
 from care_jax.data.rows import (
     BadRow,
     Row,
@@ -24,7 +24,7 @@ from care_jax.data.rows import (
     place_marks,
     text_field,
 )
-from care_jax.data.tables import Numbered, parquet_rows, split_files
+from care_jax.structs import Record
 
 SPLIT = "testmini"
 VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, line_rows, parquet_rows, split_files
 from care_jax.data.rows import (
     PLACEHOLDER,
     BadRow,
@@ -24,7 +24,7 @@ from care_jax.data.rows import (
     option_texts,
     text_field,
 )
-from care_jax.data.tables import Numbered, line_rows, parquet_rows, split_files
+from care_jax.structs import Record
 
 SPLIT = "test"
 _MARK = re.compile(r"\s*<image[0-9]*>\s*")

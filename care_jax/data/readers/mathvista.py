@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, parquet_rows, split_files
 from care_jax.data.rows import BadRow, Row, gold_field, images_of, option_gold, option_texts, place_marks, text_field
-from care_jax.data.tables import Numbered, parquet_rows, split_files
+from care_jax.structs import Record
 
 SPLIT = "testmini"
 _KINDS = {"integer": "integer", "float": "rounded", "list": "list", "text": "text"}

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, parquet_rows, split_files
 from care_jax.data.rows import (
     PLACEHOLDER,
     BadRow,
@@ -26,7 +26,7 @@ from care_jax.data.rows import (
     option_texts,
     text_field,
 )
-from care_jax.data.tables import Numbered, parquet_rows, split_files
+from care_jax.structs import Record
 
 SPLIT, PRO_SPLIT = "validation", "test"
 STANDARD, VISION = "standard (10 options)", "vision"  # folders of MMMU-Pro

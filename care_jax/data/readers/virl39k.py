@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, parquet_rows
 from care_jax.data.rows import BadRow, Row, gold_field, images_of, place_marks, text_field, unbox
-from care_jax.data.tables import Numbered, parquet_rows
+from care_jax.structs import Record
 
 _FILE = "39Krelease.parquet"
 _LETTER = re.compile(r"(?:\\text\{)?\(?([A-L])\)?\.?\}?")

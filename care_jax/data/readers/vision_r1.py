@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.records import Record
+from care_jax.data.row_files import Numbered, array_rows
 from care_jax.data.rows import BadRow, Row, gold_field, images_of, place_marks, text_field
-from care_jax.data.tables import Numbered, array_rows
+from care_jax.structs import Record
 
 _FILES = {"vision_r1_llava_cot_full.json": "llava_cot", "vision_r1_mulberry_sft_full.json": "mulberry"}
 _ROLES = (("human", "gpt"), ("user", "assistant"))

@@ -1,0 +1,155 @@
+"""The responses to a benchmark: asked of a model, each kept as soon as it is there, or read from a file of elsewhere.
+
+responses.jsonl has one line a question, in the order in which they were answered:
+
+    {"id": "mathvista/17", "responses": ["<think>..</think><answer>3</answer>"]}      [] for a prompt that is too long
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import logging
+from tqdm import tqdm
+
+from care_jax.data.row_files import line_rows
+from care_jax.data.rows import BadRow
+from care_jax.structs import Record
+
+if TYPE_CHECKING:
+    from care_jax.data.loader import RecordSource
+
+Responses = dict[str, list[str]]  # id -> responses
+# Asks the records of a source, batch after batch, and leaves out what is too long; given the number of answers so far.
+Ask = Callable[["RecordSource", int], Iterable[tuple[Sequence[Record], Sequence[list[str]]]]]
+
+RESPONSES_FILE = "responses.jsonl"
+SETTINGS_FILE = "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some of the records of a source."""
+
+    source: RecordSource
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[self.indices[index]]
+
+
+def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str, Any]) -> Responses:
+    """Asks what `folder` has no answer to yet, and returns the responses to all records.
+
+    A run that was killed goes on with the first question it has not answered.
+
+    Raises:
+        ValueError: the answers in `folder` were given under other settings.
+    """
+    check_settings(folder, settings)
+    path = folder / RESPONSES_FILE
+    responses = _read_answered(path)
+    ids = [source[index].id for index in range(len(source))]
+    missing = _Part(source, [index for index, record_id in enumerate(ids) if record_id not in responses])
+    with path.open("a", encoding="utf-8") as file, tqdm(total=len(ids), initial=len(responses), unit=" items") as shown:
+        for records, texts in ask(missing, len(responses)) if missing else ():
+            answered = {record.id: list(one) for record, one in zip(records, texts, strict=True)}
+            _append(file, answered)
+            responses |= answered
+            shown.update(len(answered))
+        too_long: Responses = {record_id: [] for record_id in ids if record_id not in responses}
+        _append(file, too_long)
+    return responses | too_long
+
+
+def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_field: str) -> Responses:
+    """Responses from a file with one JSON object a line, as models' makers publish them.
+
+    Args:
+        path: the file.
+        ids: of the benchmark's questions, "benchmark/id"; the file has them with or without what stands before "/".
+        id_field: the key of the id.
+        response_field: the key of the response, a text or a list of texts; anything else counts as no response.
+
+    Raises:
+        ValueError: no such file, a line that is no JSON object, a missing key, an id that comes twice, or no id of the
+            benchmark.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file {path}; give one with a JSON object a line")
+    known = {short: record_id for record_id in ids for short in (record_id, record_id.partition("/")[2])}
+    responses: Responses = {}
+    strangers: list[str] = []
+    for number, row in line_rows(path):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{path}:{number} cannot be read: {row}")
+        if missing := [key for key in (id_field, response_field) if key not in row]:
+            raise ValueError(
+                f"{path}:{number} has no {' and no '.join(map(repr, missing))}, but {', '.join(row)}; name the fields "
+                "with --id_field and --response_field"
+            )
+        record_id = known.get(str(row[id_field]))
+        if record_id is None:
+            strangers.append(str(row[id_field]))
+        elif record_id in responses:
+            raise ValueError(f"{path}:{number} is the second response to {row[id_field]!r}; one a question is needed")
+        else:
+            responses[record_id] = _texts(row[response_field])
+    if not responses:
+        raise ValueError(
+            f"{path} answers no question of this benchmark: its ids are like {', '.join(strangers[:2]) or 'none'}, the "
+            f"benchmark's like {', '.join(ids[:2])}; is it of another benchmark, or --id_field another?"
+        )
+    if strangers:
+        logging.warning(
+            "%s: left out %d ids that the benchmark does not have, as %s", path, len(strangers), strangers[0]
+        )
+    return responses
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str)]
+
+
+def _read_answered(path: Path) -> Responses:
+    """The answers so far; a line that a kill left torn is cut off."""
+    if not path.is_file():
+        return {}
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    os.truncate(path, len(whole) + 1 if whole else 0)
+    rows = map(json.loads, whole.splitlines())
+    return {row["id"]: row["responses"] for row in rows}
+
+
+def _append(file: Any, answered: Responses) -> None:
+    file.write("".join(json.dumps({"id": key, "responses": texts}) + "\n" for key, texts in answered.items()))
+    file.flush()
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Notes the settings that answers are given with, or compares them with those of the answers that are there.
+
+    Raises:
+        ValueError: they differ; the text says in what.
+    """
+    path = folder / SETTINGS_FILE
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if differing := [key for key in settings if before.get(key) != settings[key]]:
+        found = ", ".join(f"{key} {before.get(key)!r} (now {settings[key]!r})" for key in differing)
+        raise ValueError(f"{folder} holds answers given with {found}; move that folder away to ask anew")

@@ -1,0 +1,218 @@
+"""The benchmarks: which there are, what is kept of each item, and the table with the paper's average.
+
+Prepared, each in a folder of its name under config.eval.benchmarks:
+
+    python -m care_jax.data.prepare --source=mathvista --root=MathVista --out=data/benchmarks/mathvista
+
+A model's answers go to WORKDIR/benchmarks/NAME/responses.jsonl as they come (responses.py), and with those of
+elsewhere to items.jsonl beside it, one line an item as `scoring.judge_items` makes it and its score under lmms-eval's
+rules. WORKDIR/benchmarks/results.json and results.md hold the figures of every benchmark scored so far.
+
+The paper's macro average is over the six that PAPER names (method.md section 7: the six figures it gives for CARE on
+Qwen2.5-VL-7B have that mean). What it does not say, and is inferred here: that MathVerse is the mean of its five
+versions with a picture, MMMU its validation split, MMMU-Pro standard the form with ten options; and by which parser it
+scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from care_jax.data.prepare_report import REPORT_FILE
+from care_jax.data.store import StoredRecords, open_folder
+from care_jax.evals import lmms_eval
+from care_jax.evals.items import Item, judge_items, mean, mean_by_source
+from care_jax.evals.responses import SETTINGS_FILE, Responses
+from care_jax.rewards.judge import Verifier
+from care_jax.rewards.response_format import ResponseFormat
+
+
+class Benchmark(NamedTuple):
+    """One benchmark; its name is that of its reader."""
+
+    title: str
+    split: str  # as the reader names it
+    num_items: int  # published
+
+
+BENCHMARKS = {
+    "mathvista": Benchmark("MathVista testmini", "testmini", 1000),
+    "mathverse": Benchmark("MathVerse testmini, mean of five versions", "testmini", 3940),
+    "mathvision": Benchmark("MATH-Vision test", "test", 3040),
+    "mmmu": Benchmark("MMMU val", "validation", 900),
+    "mmmu_pro_standard": Benchmark("MMMU-Pro standard, 10 options", "test", 1730),
+    "mmmu_pro_vision": Benchmark("MMMU-Pro vision", "test", 1730),
+    "chartqa": Benchmark("ChartQA test, mean of both halves", "test", 2500),
+    "geometry3k": Benchmark("Geometry3K test", "test", 601),
+}
+PAPER = ("mathvista", "mathverse", "mathvision", "mmmu", "mmmu_pro_standard", "mmmu_pro_vision")
+
+ITEMS_FILE = "items.jsonl"
+RESULTS_FILE = "results.json"
+TABLE_FILE = "results.md"
+_JUDGED_AT_ONCE = 512  # items, whose pictures are then in memory
+_RATES = ("accuracy", "pass_at_k", "unparsed_rate", "lmms_eval_accuracy")
+_NOTES = """
+accuracy: by this project's verifiers, one for each kind of answer; a question without a response counts as wrong. With
+several samples a question, their mean; pass@k: any of them is right. unparsed: no response, or one in which no answer
+of the question's kind could be read. lmms-eval rules: the same responses under the rules of
+care_jax/evals/lmms_eval.py.
+"""
+
+
+def open_benchmarks(root: Path, names: Sequence[str]) -> dict[str, StoredRecords]:
+    """The prepared records of benchmarks.
+
+    Raises:
+        ValueError: unknown names, or folders that are missing or hold another set or split; all are listed.
+    """
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        raise ValueError(f"no benchmark {', '.join(unknown)}; choose one of {', '.join(BENCHMARKS)}, or all")
+    problems = {name: problem for name in names if (problem := _problem(root / name, name))}
+    if problems:
+        name = next(iter(problems))
+        split = f" --split={BENCHMARKS[name].split}"
+        raise ValueError(
+            f"{'; '.join(problems.values())}; prepare each: python -m care_jax.data.prepare --source={name}{split} "
+            f"--root=DOWNLOADED --out={root / name}, or name another folder with --config.eval.benchmarks"
+        )
+    return {name: open_folder(root / name) for name in names}
+
+
+def prepared_crc32(root: Path, name: str) -> str:
+    """The checksum of the files that a benchmark was prepared from."""
+    return _settings(root / name)["crc32"]
+
+
+def score(
+    folder: Path,
+    name: str,
+    source: StoredRecords,
+    responses: Responses,
+    verifier: Verifier,
+    response_format: ResponseFormat,
+) -> dict[str, Any]:
+    """Judges the responses to a benchmark, writes items.jsonl to `folder`, and returns the figures.
+
+    Raises:
+        ValueError: no question has a response.
+    """
+    if not any(responses.values()):
+        raise ValueError(
+            f"no question of {name} has a response: every prompt is longer than the largest of data.prompt_buckets or "
+            "data.patch_buckets, or the file holds no texts"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    items: list[Item] = []
+    unfinished = folder / (ITEMS_FILE + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for start in range(0, len(source), _JUDGED_AT_ONCE):
+            records = [source[index] for index in range(start, min(start + _JUDGED_AT_ONCE, len(source)))]
+            answered = [(record, responses.get(record.id, [])) for record in records]
+            judged = judge_items(verifier, answered, response_format)
+            scores = iter(lmms_eval.score(verifier, [(record, text) for record, texts in answered for text in texts]))
+            for item in judged:
+                item["lmms_eval"] = [next(scores) for _ in item["responses"]]
+                file.write(json.dumps(item) + "\n")
+            items += judged
+    unfinished.replace(folder / ITEMS_FILE)
+    return summarise(name, items)
+
+
+def summarise(name: str, items: Sequence[Item]) -> dict[str, Any]:
+    """The figures of a benchmark: means over the items of each source, and then over the sources."""
+    by_source = mean_by_source(items, lambda item: mean(item["correct"]))
+    figures: dict[str, Any] = {
+        "items": len(items),
+        "published_items": BENCHMARKS[name].num_items,
+        "unanswered": sum(not item["responses"] for item in items),
+        "samples": max(len(item["responses"]) for item in items),
+        "accuracy": mean(by_source.values()),
+        "unparsed_rate": 1.0 - mean(mean_by_source(items, lambda item: mean(item["parsed"])).values()),
+        "format_rate": mean(mean_by_source(items, lambda item: mean(item["format_ok"])).values()),
+        "lmms_eval_accuracy": mean(mean_by_source(items, lambda item: mean(item["lmms_eval"])).values()),
+    }
+    if figures["samples"] > 1:
+        figures["pass_at_k"] = mean(mean_by_source(items, lambda item: any(item["correct"])).values())
+    if len(by_source) > 1:
+        figures["accuracy_by_source"] = by_source
+    return figures
+
+
+def write_results(folder: Path, figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Adds the figures of benchmarks to results.json and results.md in `folder`; returns what the first then holds.
+
+    `folder` has the settings that all its answers were given with (`benchmark_responses.check_settings`).
+    """
+    path = folder / RESULTS_FILE
+    before = json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if path.is_file() else {}
+    known = {**before, **figures}
+    ordered = {name: known[name] for name in BENCHMARKS if name in known}
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    results = {"settings": settings, "benchmarks": ordered, "macro_average": _macro_average(ordered)}
+    for file, text in ((RESULTS_FILE, json.dumps(results, indent=1) + "\n"), (TABLE_FILE, table(results))):
+        unfinished = folder / (file + ".unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / file)
+    return results
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures as a Markdown table, in per cent."""
+    rows = [
+        f"| {BENCHMARKS[name].title} | {_count(figures)} | {_percentages(figures)} |"
+        for name, figures in results["benchmarks"].items()
+    ]
+    average = results["macro_average"]
+    title = "**mean of the paper's six**"
+    missing = f" (missing: {', '.join(average['missing'])})" if average["missing"] else ""
+    return "\n".join(
+        [
+            f"Answers {results['settings']['answers']}.",
+            "",
+            "| benchmark | items | accuracy | pass@k | unparsed | lmms-eval rules |",
+            "|---|---:|---:|---:|---:|---:|",
+            *rows,
+            f"| {title}{missing} | | {_percentages(average)} |",
+            _NOTES,
+        ]
+    )
+
+
+def _macro_average(figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Means over the paper's six benchmarks; only of what all six have."""
+    missing = [name for name in PAPER if name not in figures]
+    average = {
+        rate: mean(figures[name][rate] for name in PAPER)
+        for rate in _RATES
+        if not missing and all(rate in figures[name] for name in PAPER)
+    }
+    return {"over": list(PAPER), "missing": missing, **average}
+
+
+def _count(figures: Mapping[str, Any]) -> str:
+    """The items, how many were published, and how many have no response."""
+    count = f"{figures['items']} of {figures['published_items']}"
+    return count + (f", {figures['unanswered']} unanswered" if figures["unanswered"] else "")
+
+
+def _percentages(figures: Mapping[str, Any]) -> str:
+    return " | ".join(f"{100 * figures[rate]:.2f}" if rate in figures else "" for rate in _RATES)
+
+
+def _problem(folder: Path, name: str) -> str | None:
+    """Why a folder does not hold a benchmark."""
+    wanted = {"source": name, "split": BENCHMARKS[name].split}
+    if not (folder / REPORT_FILE).is_file():
+        return f"{folder} is missing"
+    settings = _settings(folder)
+    if any(settings[key] != value for key, value in wanted.items()):
+        return f"{folder} holds {settings['source']} {settings['split']}, not {name} {wanted['split']}"
+    return None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))["settings"]

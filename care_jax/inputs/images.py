@@ -1,0 +1,263 @@
+"""Pixels to patches on the host: what is decoded, how large it is resized, how its patches are laid out.
+
+A still image is a clip of one frame, repeated to fill a patch in time; the last frame of a video is repeated
+where its number is odd.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from care_jax.inputs.positions import Grid, Layout, grid_tables
+
+if TYPE_CHECKING:
+    from care_jax.models.model_config import VisionConfig
+
+_MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
+_RESCALE_FACTOR = 1 / 255
+# What the class Qwen2VLImageProcessor does where its file does not say; another value is refused, not ignored.
+_FIXED_FIELDS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": int(Image.Resampling.BICUBIC),
+    "rescale_factor": _RESCALE_FACTOR,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """What the preprocessor files and the vision part of config.json say about images and videos."""
+
+    patch_size: int  # pixels
+    temporal_patch_size: int  # frames of a patch
+    layout: Layout
+    min_pixels: int  # of a still image
+    max_pixels: int  # of a still image, and of a frame of a video
+    # Of a video: of each frame where `tokens_per_second` is not 0, else of all its frames together.
+    video_min_pixels: int
+    video_max_pixels: int
+    tokens_per_second: float  # M-RoPE positions of a second of video; 0: the text tells the time of each frame
+    mean: tuple[float, ...]  # a channel
+    std: tuple[float, ...]  # a channel
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of one merged token."""
+        return self.patch_size * self.layout.merge
+
+    @property
+    def patch_values(self) -> int:
+        """F, values of one patch."""
+        return len(self.mean) * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def grid_cells(self) -> int:
+        """Cells of the learned position grid that a patch takes its position from."""
+        return 4 if self.layout.side else 0
+
+
+def read_fields(path: Path, *names: str) -> dict[str, Any]:
+    """The JSON object in a file of the model folder. Raises ValueError without the file or one of the fields."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}; give the complete folder of a Hugging Face checkpoint")
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy the file from the source checkpoint") from error
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"{path} has no field {name!r}; copy the file from the source checkpoint")
+    return fields
+
+
+def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, max_image_tokens: int) -> ImageSpec:
+    """Reads preprocessor_config.json, and video_preprocessor_config.json where there is one (without, videos follow
+    the first, as in transformers). The limits, in prompt tokens an image, tighten those of images; a video has at most
+    `max_image_tokens` for each `temporal_patch_size` frames.
+
+    Raises ValueError for a missing field, one this code does not follow, sizes that differ from those of the vision
+    tower, and limits that leave no size.
+    """
+    path, video_path = folder / "preprocessor_config.json", folder / "video_preprocessor_config.json"
+    fields = _read_preprocessor(path, vision)
+    area = (vision.patch_size * vision.spatial_merge_size) ** 2
+    low = max(_pixel_limit(path, fields, "min_pixels", "shortest_edge"), min_image_tokens * area)
+    high = min(_pixel_limit(path, fields, "max_pixels", "longest_edge"), max_image_tokens * area)
+    if not 1 <= min_image_tokens * area <= low <= high:
+        raise ValueError(
+            f"images must have {low / area:g} to {high / area:g} tokens after data.min_image_tokens {min_image_tokens},"
+            f" data.max_image_tokens {max_image_tokens} and the limits in {path}; widen the first two, from 1 up"
+        )
+    if not video_path.is_file():
+        video_path = path
+    video = _read_preprocessor(video_path, vision)
+    for name in ("image_mean", "image_std"):
+        if video[name] != fields[name]:
+            raise ValueError(
+                f"{video_path} has {name} {video[name]}, {path.name} {fields[name]}; they must be the same"
+            )
+    return ImageSpec(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        layout=Layout(
+            merge=vision.spatial_merge_size,
+            window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
+            side=vision.grid_side,
+        ),
+        min_pixels=low,
+        max_pixels=high,
+        video_min_pixels=_pixel_limit(video_path, video, "min_pixels", "shortest_edge"),
+        video_max_pixels=_pixel_limit(video_path, video, "max_pixels", "longest_edge"),
+        tokens_per_second=vision.tokens_per_second,
+        mean=tuple(fields["image_mean"]),
+        std=tuple(fields["image_std"]),
+    )
+
+
+def _read_preprocessor(path: Path, vision: VisionConfig) -> dict[str, Any]:
+    """The fields of a preprocessor's file, which must agree with this code and with the vision tower."""
+    fields = read_fields(path, "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+    for name, value in _FIXED_FIELDS.items():
+        if name in fields and fields[name] != value:
+            raise ValueError(f"{path} has {name} {fields[name]!r}; only {value!r} is supported")
+    for name, value in (
+        ("patch_size", vision.patch_size),
+        ("merge_size", vision.spatial_merge_size),
+        ("temporal_patch_size", vision.temporal_patch_size),
+    ):
+        if fields[name] != value:
+            raise ValueError(f"{path} has {name} {fields[name]}, config.json {value}; take both from one checkpoint")
+    mean, std = fields["image_mean"], fields["image_std"]
+    if not all(isinstance(each, list) and len(each) == vision.in_channels for each in (mean, std)) or min(std) <= 0:
+        raise ValueError(
+            f"{path} has image_mean {mean} and image_std {std}; give one number for each of {vision.in_channels} "
+            "channels, image_std above 0"
+        )
+    return fields
+
+
+def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> int:
+    """A limit in pixels, under the hub's name or inside `size`, where transformers 5 writes it."""
+    if name in fields and fields[name] is not None:
+        return fields[name]
+    size = fields.get("size")
+    if isinstance(size, dict) and edge in size:
+        return size[edge]
+    raise ValueError(f"{path} has neither {name!r} nor {edge!r} in 'size'; copy the file from the source checkpoint")
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, num_frames: int = 1, frame_step: int = 1
+) -> tuple[int, int]:
+    """The (height, width) an image or frame is resized to: multiples of `factor`, area within the limits.
+
+    Takes sizes and areas in pixels; limits are those of `num_frames` frames together, which count as the nearest
+    multiple of `frame_step`. Rounds halves to the even multiple, as Python's `round` does and the checkpoints were
+    trained with. Raises ValueError past an aspect ratio of 200.
+    Source: `smart_resize` of transformers' Qwen2-VL image and Qwen3-VL video processors; qwen_vl_utils differs at
+    tiny sides.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"an image of {height} x {width} pixels has no area; drop it from the data")
+    ratio = max(height, width) / min(height, width)
+    if ratio > _MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"an image of {height} x {width} pixels has aspect ratio {ratio:.1f}, allowed is {_MAX_ASPECT_RATIO}; "
+            "crop or pad it"
+        )
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    area = round(num_frames / frame_step) * frame_step * new_height * new_width
+    if area > max_pixels:
+        # The order of the divisions is transformers'; another order floors differently at exact multiples.
+        scale = math.sqrt((num_frames * height * width) / max_pixels)
+        new_height = max(factor, math.floor(height / scale / factor) * factor)
+        new_width = max(factor, math.floor(width / scale / factor) * factor)
+    elif area < min_pixels:
+        scale = math.sqrt(min_pixels / (num_frames * height * width))
+        new_height = math.ceil(height * scale / factor) * factor
+        new_width = math.ceil(width * scale / factor) * factor
+    return new_height, new_width
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """An encoded image (PNG, JPEG, ...) as upright 8-bit RGB.
+
+    EXIF orientation is applied, as transformers 5 does to a file; transparency is laid over white, as it does to a
+    PIL image; samples deeper than 8 bits are converted as Pillow converts them (16-bit grey saturates at 255).
+    Raises ValueError when the bytes are no readable image.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(encoded))
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        # Dropping the alpha channel instead would turn the black-on-transparent drawings of geometry sets all black.
+        if "A" in image.getbands() or image.info.get("transparency") is not None:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{len(encoded)} bytes are no readable image (unknown format); give PNG or JPEG") from error
+    except (OSError, SyntaxError, EOFError, struct.error, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{len(encoded)} bytes are no readable image ({error}); give PNG or JPEG") from error
+
+
+def image_grid(height: int, width: int, spec: ImageSpec, max_pixels: int) -> Grid:
+    """The grid (frames, height, width) in patches of a still image of the given size in pixels."""
+    new_height, new_width = smart_resize(
+        height, width, factor=spec.factor, min_pixels=spec.min_pixels, max_pixels=max_pixels
+    )
+    return 1, new_height // spec.patch_size, new_width // spec.patch_size
+
+
+def patchify(frames: Sequence[Image.Image], grid: Grid, spec: ImageSpec) -> npt.NDArray[np.float32]:
+    """Resizes RGB frames to their grid, normalises them and cuts them into patches, frame by frame in window order.
+
+    Returns [I, F] float32; the values of a patch are (channel, time, height, width), equal bit for bit to
+    transformers' `Qwen2VLImageProcessorPil` after the window permutation of its vision model. Frames of a video are
+    resized in the same way, by Pillow; transformers' video processors leave that to torchvision.
+    """
+    times, grid_h, grid_w = grid
+    order = grid_tables((1, grid_h, grid_w), spec.layout).order
+    table = _pixel_table(spec.mean, spec.std)
+    span, channels, values = spec.temporal_patch_size, len(spec.mean), spec.patch_size**2
+    num_patches = grid_h * grid_w
+    patches = np.empty((times * num_patches, channels, span, values), np.float32)
+    for time in range(times):
+        here = frames[time * span : (time + 1) * span]
+        cut = [_cut(frame, grid_h, grid_w, spec)[order].reshape(-1, channels, values) for frame in here]
+        cut += cut[-1:] * (span - len(cut)) if len(cut) > 1 else []
+        bytes_ = cut[0][:, :, None] if len(cut) == 1 else np.stack(cut, axis=2)  # one frame fills the span
+        for channel in range(channels):
+            patches[time * num_patches : (time + 1) * num_patches, channel] = table[channel][bytes_[:, channel]]
+    return patches.reshape(len(patches), -1)
+
+
+def _cut(image: Image.Image, grid_h: int, grid_w: int, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """[merged tokens, patches of one, C, height * width] bytes of a resized frame, in reading order."""
+    size, merge, channels = spec.patch_size, spec.layout.merge, len(spec.mean)
+    pixels = np.asarray(image.resize((grid_w * size, grid_h * size), Image.Resampling.BICUBIC))
+    blocks = pixels.reshape(grid_h // merge, merge, size, grid_w // merge, merge, size, channels)
+    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, merge * merge, channels, size * size)
+
+
+@functools.lru_cache(maxsize=8)
+def _pixel_table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """[C, 256] the normalised value of each byte: the product in float64, the rest in float32, as transformers."""
+    scaled = (np.arange(256, dtype=np.float64) * _RESCALE_FACTOR).astype(np.float32)
+    return (scaled - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]

@@ -1,0 +1,220 @@
+"""What the shards of a program (sharding.on_shards) tell each other. On one device none of these does anything.
+
+Inside such a program every array is a device's own part. Over `fsdp` parameters are gathered where they are used and
+their gradients summed and divided again. Over `tensor` the two halves of a layer work as in Megatron-LM (arXiv
+1909.08053, section 3):
+
+    x -- to_parts -- q k v, heads, o_proj -- sum_parts -- +      forward: nothing, a sum
+                                                                 backward: a sum, nothing
+
+Each pair is written with its own backward pass: shard_map without type checks (Pallas kernels have no such types) would
+transpose a sum to a sum.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from care_jax.parallel.sharding import AXES, PARTIAL_AXES, RULES, logical_axes, param_name
+from care_jax.structs import Array
+
+
+def num_shards(axis: str) -> int:
+    """Size of a mesh axis inside a program that runs on shards; 1 outside of one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[axis] if axis in mesh.manual_axes else 1
+
+
+def _divided(*axes: str) -> tuple[str, ...]:
+    return tuple(axis for axis in axes if num_shards(axis) > 1)
+
+
+def sum_rows(tree: Any) -> Any:
+    """Sums over all prompts of sums over a shard's; not to be differentiated."""
+    axes = _divided("data", "fsdp")
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def most(x: Array) -> Array:
+    """The largest of all shards' values."""
+    axes = _divided(*AXES)
+    return jax.lax.pmax(x, axes) if axes else x
+
+
+def first_row(num_rows: int) -> Array | int:
+    """Where this shard's `num_rows` rows start in the whole batch."""
+    axes = _divided("data", "fsdp")
+    return jax.lax.axis_index(axes) * num_rows if axes else 0
+
+
+def gather(module: Any, name: str, dtype: jnp.dtype) -> Any:
+    """The parameters of `module`, called `name` or a slice of a stack of that name, whole along fsdp.
+
+    They travel in `dtype`, the type they are used in, and their gradients in float32.
+    """
+    if num_shards("fsdp") == 1:
+        return module
+
+    def gathered(path: tuple, x: Array) -> Array:
+        axes = [RULES.get(axis) for axis in logical_axes(f"{name}.{param_name(path)}")]
+        return _gather(x, axes.index("fsdp") - len(axes), dtype) if "fsdp" in axes else x
+
+    return jax.tree_util.tree_map_with_path(gathered, module)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: Array, axis: int, dtype: jnp.dtype) -> Array:
+    whole = x.astype(dtype)
+    for groups in _two_steps():
+        whole = jax.lax.all_gather(whole, "fsdp", axis=x.ndim + axis, axis_index_groups=groups, tiled=True)
+    return whole.astype(x.dtype)  # back again, so that the gradients of several uses add up in float32
+
+
+def _gather_backward(axis: int, dtype: jnp.dtype, _: None, gradient: Array) -> tuple[Array]:
+    return (_sum_and_divide(gradient, gradient.ndim + axis),)
+
+
+def _sum_and_divide(x: Array, axis: int) -> Array:
+    """This shard's part along `axis` of the sum over fsdp."""
+    for groups in reversed(_two_steps()):
+        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True)
+    return x
+
+
+def _two_steps() -> list[list[list[int]]]:
+    """The shards of fsdp as a x b: groups of b neighbours, then those of a that stand in the same place of theirs.
+
+    Of one step over all shards of a larger slice the TPU compiler makes an all-reduce, which sends twice as much. The
+    bytes of two steps are those of one, (1 - 1/b) / a and then 1 - 1/a of the whole.
+    """
+    num_shards = jax.lax.axis_size("fsdp")
+    inner = next(size for size in range(1, num_shards + 1) if num_shards % size == 0 and size**2 >= num_shards)
+    shards = np.arange(num_shards).reshape(-1, inner)
+    return [groups.tolist() for groups in (shards, shards.T) if groups.shape[1] > 1]
+
+
+_gather.defvjp(lambda x, axis, dtype: (_gather(x, axis, dtype), None), _gather_backward)
+
+
+def sum_gradients(grads: Any) -> Any:
+    """Gradients of parameters, of a shard's prompts, to those of all prompts, in the parameters' own division."""
+
+    def total(path: tuple, x: Array) -> Array:
+        axes = logical_axes(param_name(path))
+        divided = {RULES.get(axis) for axis in axes}  # over fsdp `gather` has added them up
+        over = [axis for axis in ("data", "fsdp") if axis not in divided]
+        over += ["tensor"] if any(axis in PARTIAL_AXES for axis in axes) else []
+        present = _divided(*over)
+        return jax.lax.psum(x, present) if present else x
+
+    return jax.tree_util.tree_map_with_path(total, grads)
+
+
+def to_parts(x: Array) -> Array:
+    """What all of `tensor` have, to be used by each with its own part of the parameters."""
+    return _to_parts(x) if num_shards("tensor") > 1 else x
+
+
+def sum_parts(x: Array) -> Array:
+    """The sum of what each of `tensor` made with its part of the parameters; all of them go on with it."""
+    return _sum_parts(x) if num_shards("tensor") > 1 else x
+
+
+@jax.custom_vjp
+def _to_parts(x: Array) -> Array:
+    return x
+
+
+_to_parts.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.psum(gradient, "tensor"),))
+
+
+@jax.custom_vjp
+def _sum_parts(x: Array) -> Array:
+    return jax.lax.psum(x, "tensor")
+
+
+_sum_parts.defvjp(lambda x: (_sum_parts(x), None), lambda _, gradient: (gradient,))
+
+
+def own_part(x: Array, axis: int) -> Array:
+    """This device's part of `tensor` of an array that all of them have."""
+    parts = num_shards("tensor")
+    if parts == 1:
+        return x
+    size = x.shape[axis] // parts
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("tensor") * size, size, axis)
+
+
+def heads_apart(x: Array) -> Array:
+    """x [B, T, H, C] with a part of T on each of `tensor` -> all of T, for a part of H."""
+    if num_shards("tensor") == 1:
+        return x
+    return jax.lax.all_to_all(x, "tensor", split_axis=2, concat_axis=1, tiled=True)
+
+
+def heads_together(x: Array) -> Array:
+    """The inverse of `heads_apart`."""
+    if num_shards("tensor") == 1:
+        return x
+    return jax.lax.all_to_all(x, "tensor", split_axis=1, concat_axis=2, tiled=True)
+
+
+def join_parts(x: Array, axis: int) -> Array:
+    """The parts of all of `tensor` side by side; all of them go on with the same."""
+    return _join_parts(x, axis) if num_shards("tensor") > 1 else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _join_parts(x: Array, axis: int) -> Array:
+    # On an axis of their own: of parts that are gathered along the last one the TPU compiler makes that the outermost,
+    # and pads the others to tiles. Logits of a decode step then take 32 times their size.
+    parts = jnp.moveaxis(jax.lax.all_gather(x, "tensor"), 0, axis % x.ndim)
+    return parts.reshape(*(-1 if i == axis % x.ndim else size for i, size in enumerate(x.shape)))
+
+
+_join_parts.defvjp(lambda x, axis: (_join_parts(x, axis), None), lambda axis, _, gradient: (own_part(gradient, axis),))
+
+
+def lookup(table: Array, ids: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """Rows `ids` [B, T] of an embedding table of which this device has a part; `shape` [V, D] is the whole one's.
+
+    The table stays where it is: over fsdp the ids travel to its columns and the columns back to their prompts, over
+    tensor each looks up the ids it has. Returns [B, T, D] in `dtype`.
+    """
+    num_rows, num_columns = table.shape
+    wanted = jnp.asarray(ids)
+    if num_columns < shape[1]:
+        wanted = jax.lax.all_gather(wanted, "fsdp", tiled=True)
+    if num_rows < shape[0]:
+        wanted = wanted - jax.lax.axis_index("tensor") * num_rows
+        is_mine = (wanted >= 0) & (wanted < num_rows)
+        rows = jnp.take(table, jnp.clip(wanted, 0, num_rows - 1), axis=0).astype(dtype)
+        rows = jnp.asarray(sum_parts(jnp.where(is_mine[..., None], rows, jnp.zeros_like(rows))))
+    else:
+        rows = jnp.take(table, wanted, axis=0).astype(dtype)
+    if num_columns < shape[1]:
+        rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=rows.ndim - 1, tiled=True)
+    return rows
+
+
+def log_softmax(logits: Array) -> Array:
+    """Over the last axis, of which each of `tensor` has a part."""
+    if num_shards("tensor") == 1:
+        return jax.nn.log_softmax(logits)
+    highest = jax.lax.pmax(jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True), "tensor")
+    shifted = logits - highest
+    return shifted - to_parts(jnp.log(sum_parts(jnp.exp(shifted).sum(axis=-1, keepdims=True))))
+
+
+def pick(values: Array, index: Array) -> Array:
+    """values [..., V] at index [...], where each of `tensor` has a part of the last axis."""
+    if num_shards("tensor") == 1:
+        return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+    first = jax.lax.axis_index("tensor") * values.shape[-1]
+    column = first + jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    return sum_parts(jnp.where(column == index[..., None], values, 0.0).sum(axis=-1))

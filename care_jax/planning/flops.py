@@ -1,0 +1,254 @@
+"""How much a step must compute, read, send and hold, counted from the architecture and the run's sizes alone.
+
+Counts are of full buckets: every prompt of P tokens and I patches in one image, every response of R tokens, a forced
+prefix included; one that is dropped is not counted. A matrix product of m x k by k x n has 2 m k n FLOPs; a query and a
+key that meet have 4 C a head (the score and its share of the value). Norms, activations and rotations, about one per
+cent, are left out. What chips send each other is what ZeRO-3 and Megatron's halves need (sharding.py), each collective
+sending the least that it can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import ml_collections
+
+from care_jax.models import ModelConfig, abstract_model, params_to_dict
+from care_jax.parallel.sharding import RULES, logical_axes
+from care_jax.planning.chips import Chip
+from care_jax.stages.programs import Bucket
+
+BOUNDS = ("compute", "memory", "links")
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one stage of a step needs, over all chips."""
+
+    tokens: int  # of the decoder
+    flops: float  # each product once; of an update also those of the backward pass
+    recomputed: float  # FLOPs of products that the backward pass computes again
+    parameter_bytes: float  # of parameters that are read in their whole length along fsdp
+    state_bytes: float  # of parameters and optimizer, read and written where they lie
+    cache_bytes: float  # of keys and values that decoding reads
+    link_bytes: float  # that one chip receives
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the counts depend on, of a model, a run and one bucket."""
+
+    model: ModelConfig
+    params: dict[str, int]  # numbers of every parameter, by name
+    bucket: Bucket
+    prompts: int  # B
+    num_rollouts: int  # G
+    num_rows: int  # S, of a subgroup
+    response_len: int  # R
+    pieces: int  # micro-batches of a step
+    minibatches: int
+    mesh: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, config: ml_collections.ConfigDict, model: ModelConfig, bucket: Bucket, mesh: Mapping[str, int]
+    ) -> Sizes:
+        """The sizes of a run."""
+        objective, train = config.objective, config.train
+        params = params_to_dict(abstract_model(model))
+        return cls(
+            model=model,
+            params={name: leaf.size for name, leaf in params.items()},
+            bucket=bucket,
+            prompts=train.prompts,
+            num_rollouts=config.rollout.num_rollouts,
+            num_rows=objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts,
+            response_len=config.rollout.response_len,
+            pieces=train.minibatches * train.microbatches,
+            minibatches=train.minibatches,
+            mesh=dict(mesh),
+        )
+
+    @property
+    def num_chips(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh.values())
+
+    def count(self, *prefixes: str, kernels: bool = False) -> int:
+        """Parameters under any of the prefixes; the matrices alone."""
+        return sum(
+            size
+            for name, size in self.params.items()
+            if name.startswith(prefixes) and (name.endswith("kernel") or not kernels)
+        )
+
+    @property
+    def head(self) -> int:
+        """Parameters of the LM head, its own or the embedding table."""
+        text = self.model.text
+        return text.vocab_size * text.hidden_size
+
+    def vision_flops(self) -> float:
+        """The vision tower over the patches of one prompt."""
+        vision, patches = self.model.vision, self.bucket[1]
+        full = len(vision.fullatt_block_indexes) if vision.window_size else vision.depth
+        pairs = patches * (patches * full + min(patches, vision.window_len) * (vision.depth - full))
+        of_patches = self.count("visual.patch_embed.", "visual.blocks.", kernels=True)
+        of_tokens = self.count("visual.merger.", "visual.deepstack_merger_list.", kernels=True)
+        return 2 * patches * (of_patches + of_tokens / vision.merge_unit) + 4 * vision.hidden_size * pairs
+
+    def prompt_flops(self) -> float:
+        """The decoder over one prompt."""
+        length = self.bucket[0]
+        return self._decoder_flops(length, length * (length + 1) / 2)
+
+    def branch_flops(self) -> float:
+        """The decoder over one response, which sees its prompt."""
+        prompt, length = self.bucket[0], self.response_len
+        return self._decoder_flops(length, length * prompt + length * (length + 1) / 2)
+
+    def _decoder_flops(self, tokens: int, pairs: float) -> float:
+        text = self.model.text
+        attended = 4 * text.num_attention_heads * text.head_dim * text.num_hidden_layers * pairs
+        return 2 * tokens * self.count("layers.", kernels=True) + attended
+
+    def head_flops(self) -> float:
+        """The LM head over one response."""
+        return 2 * self.response_len * self.head
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of one parameter, in the type it is computed with."""
+        return _BYTES[self.model.compute_dtype]
+
+    def key_bytes(self, tokens: int) -> int:
+        """Keys and values of so many tokens, all layers."""
+        text = self.model.text
+        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        return tokens * per_token * _BYTES[self.model.compute_dtype]
+
+    def activation_bytes(self) -> int:
+        """What a chip keeps of one piece's forward pass, where layers are recomputed: their inputs."""
+        text, vision, tokens = self.model.text, self.model.vision, self.bucket[0] + self.num_rows * self.response_len
+        of_decoder = text.num_hidden_layers * tokens * text.hidden_size
+        of_tower = vision.depth * self.bucket[1] * vision.hidden_size // self.mesh["tensor"]
+        return (of_decoder + of_tower) * self.weight_bytes * self.prompts // self.pieces // self.row_shards
+
+    @property
+    def row_shards(self) -> int:
+        """Into so many parts prompts are divided."""
+        return self.mesh["data"] * self.mesh["fsdp"]
+
+    def gathered_bytes(self, times: float = 1.0, *prefixes: str) -> float:
+        """What a chip receives when parameters (of these prefixes) that fsdp divides are gathered, or their gradients
+        summed and divided, in `times` the bytes of the type they are computed with."""
+        num_parts = self.mesh["fsdp"]
+        size = 0.0
+        for name, count in self.params.items():
+            axes = [RULES.get(axis) for axis in logical_axes(name)]
+            looked_up = name == "embed_tokens.weight" and not self.model.text.tie_word_embeddings
+            if "fsdp" in axes and not looked_up and name.startswith(prefixes or ("",)):
+                size += count / (self.mesh["tensor"] if "tensor" in axes else 1)
+        return times * self.weight_bytes * size * (num_parts - 1) / num_parts
+
+    def fsdp_minimum(self) -> float:
+        """Bytes that a chip must receive in an update: for every piece the parameters once, those of layers that are
+        recomputed twice, and float32 gradients once."""
+        again = self.gathered_bytes(1.0, "layers.", "visual.") if self.model.remat else 0
+        return self.pieces * (self.gathered_bytes(1.0 + 4 / self.weight_bytes) + again)
+
+    def summed_bytes(self, tokens: float, sums: int) -> float:
+        """What a chip receives when the tensor axis adds up `sums` [tokens, D] arrays in every layer of the decoder."""
+        parts, text = self.mesh["tensor"], self.model.text
+        size = tokens / self.row_shards * text.hidden_size * self.weight_bytes
+        return sums * text.num_hidden_layers * size * 2 * (parts - 1) / parts
+
+
+def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work]:
+    """The stages of a step that has full length, by the names of their programs."""
+    length, prompts = sizes.response_len, sizes.prompts
+    whole = sizes.count("") * sizes.weight_bytes
+
+    def passes(rows: int) -> Work:
+        """Prompt and `rows` full branches of each prompt in one forward pass."""
+        flops = sizes.vision_flops() + sizes.prompt_flops() + rows * (sizes.branch_flops() + sizes.head_flops())
+        tokens = prompts * (sizes.bucket[0] + rows * length)
+        received = sizes.gathered_bytes() + sizes.summed_bytes(tokens, sums=2)
+        return Work(tokens, prompts * flops, 0, whole, 0, 0, received)
+
+    def decodes(rows: int) -> Work:
+        """`rows` branches of each prompt, a token at a time."""
+        weights = (sizes.count("layers.", "norm.") + sizes.head) * sizes.weight_bytes
+        keys = sizes.key_bytes(sizes.bucket[0]) * length + rows * sizes.key_bytes(length * (length + 1) // 2)
+        flops = rows * (sizes.branch_flops() + sizes.head_flops())
+        tokens = prompts * rows * length
+        received = sizes.summed_bytes(tokens, sums=2)
+        return Work(tokens, prompts * flops, 0, weights * length, 0, prompts * keys, received)
+
+    def update() -> Work:
+        forward = passes(sizes.num_rows)
+        vision = prompts * sizes.vision_flops()
+        trained = forward.flops - (vision if sizes.model.freeze_vision else 0)
+        head = prompts * sizes.num_rows * sizes.head_flops()
+        # Forward and backward two a layer; of a layer that is computed again the MLP's sum is not needed.
+        num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat else 4
+        of_gradients = 4 * sizes.count("") / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
+        return Work(
+            tokens=forward.tokens,
+            flops=forward.flops + 2 * trained,
+            recomputed=trained if sizes.model.remat else head,  # chunks of the head are recomputed in any case
+            parameter_bytes=2 * sizes.pieces * whole,
+            # Parameter, gradient and Adam's two moments are read, all but the gradient written.
+            state_bytes=sizes.minibatches * 7 * 4 * sizes.count(""),
+            cache_bytes=0,
+            link_bytes=sizes.fsdp_minimum()
+            + sizes.summed_bytes(forward.tokens, sums)
+            + sizes.minibatches * of_gradients * 2 * (num_data - 1) / num_data,
+        )
+
+    of_prompt = prompts * (sizes.vision_flops() + sizes.prompt_flops())
+    tokens = prompts * sizes.bucket[0]
+    received = sizes.gathered_bytes() + sizes.summed_bytes(tokens, sums=2)
+    stages = {
+        "prefill": Work(tokens, of_prompt, 0, whole, 0, 0, received),
+        "rollout": decodes(sizes.num_rollouts),
+    }
+    if config.score.old_from == "pass":
+        stages["score"] = passes(sizes.num_rollouts)
+    if config.objective.reflect.enabled:
+        stages |= {"reflect": decodes(1), "score of reflections": passes(1)}
+    if config.objective.kl_coef > 0:
+        stages["reference"] = passes(sizes.num_rows)
+    return stages | {"update": update()}
+
+
+def floors(sizes: Sizes, work: Work, chip: Chip) -> dict[str, float]:
+    """Seconds that a stage takes at the least, were it bound by FLOPs, by reading HBM or by the links alone.
+
+    Each chip reads the parameters that it uses, which tensor alone divides, and its own part of state and cache.
+    """
+    read = work.parameter_bytes / sizes.mesh["tensor"] + (work.state_bytes + work.cache_bytes) / sizes.num_chips
+    return {
+        "compute": (work.flops + work.recomputed) / (sizes.num_chips * chip.peak_flops),
+        "memory": read / chip.hbm_bytes_per_s,
+        "links": work.link_bytes / chip.link_bytes_per_s,
+    }
+
+
+def least_seconds(sizes: Sizes, config: ml_collections.ConfigDict, chip: Chip) -> float:
+    """Of a step whose stages are each bound by the slowest of the three."""
+    return sum(max(floors(sizes, work, chip).values()) for work in step_work(sizes, config).values())
+
+
+def least_bytes(sizes: Sizes, config: ml_collections.ConfigDict) -> float:
+    """That a chip holds at the least, while it decodes or while it updates."""
+    numbers, tensor = sizes.count(""), sizes.mesh["tensor"]
+    kept = (16 if config.objective.kl_coef > 0 else 12) * numbers / (sizes.mesh["fsdp"] * tensor)
+    keys = sizes.key_bytes(sizes.bucket[0]) + sizes.num_rollouts * sizes.key_bytes(sizes.response_len)
+    decodes = sizes.count("layers.", "norm.", "embed_tokens.", "lm_head.") * sizes.weight_bytes / tensor
+    decodes += sizes.prompts * keys / sizes.num_chips
+    updates = 4 * numbers / (sizes.mesh["fsdp"] * tensor) + sizes.activation_bytes()
+    return kept + max(decodes, updates)

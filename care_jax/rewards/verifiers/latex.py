@@ -1,0 +1,69 @@
+r"""Answers that are LaTeX: numbers, expressions, equations, intervals; compared exactly.
+
+A gold that our own grammar reads as a number is compared as one, and an answer must then be one too: "17 \cdot 23" is
+no answer to a product. Otherwise the spellings are compared, and where they differ math-verify is asked, if both sides
+are expressions that it can be trusted with (`symbolic.is_safe`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from care_jax.rewards.verifiers import number, symbolic
+from care_jax.rewards.verifiers.quantity import without_name
+from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, UNPARSED, WRONG, Verdict, refusal
+from care_jax.rewards.verifiers.wrapping import unwrap
+
+_UNICODE = str.maketrans(
+    {
+        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "∪": r"\cup ",
+        "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "·": r"\cdot ", "×": r"\times ", "÷": r"\div ", "°": r"^{\circ}",
+        "∠": r"\angle ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "−": "-", "²": "^2", "³": "^3",
+    }
+)  # fmt: skip
+_SPELLINGS = (
+    (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!)(?![A-Za-z])\.?"), " "),
+    (re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\le(?![A-Za-z])"), r"\\leq"),
+    (re.compile(r"\\ge(?![A-Za-z])"), r"\\geq"),
+    (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\sqrt\s*([0-9A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"([_^])\s*\{\s*(\w)\s*\}"), r"\1\2"),
+    # White space carries no meaning, but "5 6" is not 56, and "a b" in words is not "ab".
+    (re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])"), ""),
+    (re.compile(r"\s+"), " "),
+)  # fmt: skip
+
+
+def verify(response_answer: str, answer: str) -> Verdict:
+    """Compare an answer with the gold. Raises ValueError for a gold that is empty or too long."""
+    refused = refusal(answer)
+    if refused:
+        raise ValueError(
+            f"the gold {answer[:80]!r} is {refused.reason}; a LaTeX gold has 1 to {MAX_ANSWER_LEN} characters"
+        )
+    refused = refusal(response_answer)
+    if refused:
+        return refused
+    if number.read_number(answer):
+        return number.verify(response_answer, answer, tolerance=0.0)
+    if len(response_answer.strip().splitlines()) > 1:
+        return UNPARSED  # two lines are two expressions, which would run together into a product
+    given, gold = canonical(response_answer), canonical(answer)
+    if ("=" in given) != ("=" in gold):
+        given, gold = without_name(given), without_name(gold)
+    if given == gold:
+        return CORRECT
+    if not symbolic.is_safe(given):
+        return UNPARSED
+    return CORRECT if symbolic.is_safe(gold) and symbolic.is_equal(given, gold) else WRONG
+
+
+def canonical(answer: str) -> str:
+    r"""Return one spelling of LaTeX that looks the same: \dfrac12 as \frac{1}{2}, no \left, no idle white space."""
+    text = unwrap(unicodedata.normalize("NFC", answer).translate(_UNICODE))
+    for pattern, spelling in _SPELLINGS:
+        text = pattern.sub(spelling, text)
+    return text.strip()

@@ -1,0 +1,24 @@
+"""lmms-eval's comparison of two free answers, for the score under its rules only: "5 apples" are "5 pears" to it.
+
+Read in its release 0.7.2: _task_utils/reasoning_utils.py with no judge model, as its tasks named *_reasoning use it.
+"""
+
+from __future__ import annotations
+
+from care_jax.rewards.verifiers import symbolic
+from care_jax.rewards.verifiers.own import answer_verifier
+
+_SHARE = 0.9  # of the longer text's length that the shorter one must have to be counted as equal when it is inside
+_math_verify = symbolic.load()  # at import: a worker's deadline does not run while it loads a kind
+
+
+@answer_verifier
+def equal(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+    """Whether one text is the other or nearly all of it, or math-verify takes them for equal, whatever they are."""
+    given, gold = (text.removesuffix(".").strip() for text in (response_answer, answer))
+    shorter, longer = sorted((given, gold), key=len)
+    if given == gold or (shorter in longer and len(shorter) >= _SHARE * len(longer)):
+        return True, True, "compared"
+    # The worker's parent keeps the time; math-verify's own alarm is for the main thread alone.
+    expressions = [_math_verify.parse(text, parsing_timeout=None) for text in (gold, given)]
+    return bool(_math_verify.verify(*expressions, timeout_seconds=None)), True, "compared"

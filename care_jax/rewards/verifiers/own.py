@@ -1,0 +1,56 @@
+"""A verifier of the user's own: answer_kind "module:function" in the data.
+
+    from care_jax.rewards.verifiers import answer_verifier
+
+    @answer_verifier
+    def same_colour(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+        return response_answer.casefold() == answer.casefold(), True, "compared"
+
+Data names the function, so only one that was marked as a verifier is ever called: "os:system" is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+
+from care_jax.rewards.verifiers.verdict import Verdict, refusal
+
+OwnVerifier = Callable[[str, str], tuple[bool, bool, str]]
+_marked: set[OwnVerifier] = set()
+
+
+def answer_verifier(function: OwnVerifier) -> OwnVerifier:
+    """Mark a function (response_answer, answer) -> (correct, parsed, reason) as one that data may name."""
+    _marked.add(function)
+    return function
+
+
+def verify(kind: str, response_answer: str, answer: str) -> Verdict:
+    """Judge with the function that `kind` names; an exception in it is a verdict that is neither correct nor parsed.
+
+    Raises ValueError where `kind` names no marked function.
+    """
+    function = load(kind)
+    refused = refusal(response_answer, control_allowed=True)
+    if refused:
+        return refused
+    try:
+        correct, parsed, reason = function(response_answer, answer)
+    except Exception as error:  # whatever it is, it costs this item alone
+        return Verdict(False, False, f"{kind} raised {type(error).__name__}")
+    return Verdict(bool(correct), bool(parsed), str(reason))
+
+
+@functools.cache
+def load(kind: str) -> OwnVerifier:
+    """Return the function that `kind` names. Raises ValueError where it names no marked function."""
+    module_name, _, name = kind.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"answer_kind {kind!r} names no function that can be imported: {error}") from error
+    if function not in _marked:
+        raise ValueError(f"answer_kind {kind!r} is not marked with @care_jax.rewards.verifiers.answer_verifier")
+    return function

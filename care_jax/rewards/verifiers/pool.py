@@ -1,0 +1,267 @@
+"""The pool of verifier processes: killable, replaced when lost, fed without waiting for each answer."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
+
+WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.verifiers.worker")
+DEADLINE = Verdict(False, False, "deadline")
+WORKER_DIED = Verdict(False, False, "worker died")
+
+_IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[3])
+_CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
+_READ_SIZE = 1 << 16  # bytes
+_START_LIMIT = 120.0  # seconds until a worker that starts or loads must have said that it is ready
+
+
+class Item(NamedTuple):
+    """One answer to check."""
+
+    kind: str  # a Record's answer_kind
+    response_answer: str
+    gold: str
+    choices: tuple[str, ...] | None
+
+
+class _Worker:
+    """One process, the requests that it holds, and the bytes under way in both directions."""
+
+    def __init__(self, command: Sequence[str], selector: selectors.BaseSelector) -> None:
+        # Workers import this care_jax, and a user's verifier, from any folder.
+        path = os.pathsep.join(filter(None, [_IMPORT_ROOT, *sys.path]))
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        # Neither end may block: a parent waiting to write to a worker that waits to write is a deadlock.
+        os.set_blocking(self._stdin.fileno(), False)
+        os.set_blocking(self._stdout.fileno(), False)
+        self._selector = selector
+        selector.register(self._stdout, selectors.EVENT_READ, self)
+        self._writing = False
+        self._unsent = bytearray()
+        self._unread = bytearray()
+        self.requests: collections.deque[int] = collections.deque()  # request numbers, the one in work first
+        self.ready = False
+        self.last_progress = time.monotonic()
+
+    def send(self, numbers: Sequence[int], lines: bytes) -> None:
+        """Hand over requests; what the pipe does not take now goes when it has room."""
+        if not self.requests:
+            self.last_progress = time.monotonic()
+        self.requests.extend(numbers)
+        self._unsent += lines
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the pipe takes, and watch it for room if something is left."""
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self._stdin.fileno(), self._unsent)]
+        except BlockingIOError:
+            pass  # the pipe is full
+        except BrokenPipeError:
+            self._unsent.clear()  # it died; reading its end of file says so
+        if bool(self._unsent) != self._writing:
+            self._writing = bool(self._unsent)
+            if self._writing:
+                self._selector.register(self._stdin, selectors.EVENT_WRITE, self)
+            else:
+                self._selector.unregister(self._stdin)
+
+    def receive(self) -> tuple[list[bytes], bool]:
+        """Return the complete lines that have come, and whether the process still lives."""
+        data = os.read(self._stdout.fileno(), _READ_SIZE)
+        self._unread += data
+        *lines, rest = self._unread.split(b"\n")
+        self._unread = bytearray(rest)
+        if lines:
+            self.last_progress = time.monotonic()
+        return [bytes(line) for line in lines], bool(data)
+
+    def has_ended(self) -> bool:
+        """Return whether the process is gone."""
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End the process and wait for it."""
+        self._selector.unregister(self._stdout)
+        if self._writing:
+            self._selector.unregister(self._stdin)
+        self._process.kill()
+        self._process.wait()
+        self._stdin.close()
+        self._stdout.close()
+
+
+class Verifier:
+    """A pool of verifier processes that are killed and replaced when they hang or die. Use it as a context manager.
+
+    Args:
+        workers: processes.
+        deadline: seconds an item may take before its worker is killed.
+        tolerance: relative error allowed for answer kind "number", in [0, 1).
+        command: what to run as a worker; it speaks the protocol of care_jax/rewards/verifiers/worker.py.
+    """
+
+    def __init__(
+        self, *, workers: int, deadline: float, tolerance: float, command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
+        if workers < 1 or not deadline > 0 or not 0 <= tolerance < 1:
+            raise ValueError(
+                f"verify.workers={workers}, verify.deadline={deadline}, verify.tolerance={tolerance}: workers is 1 or "
+                "more, deadline more than 0 seconds, tolerance in [0, 1)"
+            )
+        self._deadline, self._tolerance, self._command = deadline, tolerance, command
+        self._selector = selectors.DefaultSelector()
+        self._workers = [_Worker(command, self._selector) for _ in range(workers)]
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the workers. Closing twice is fine."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+        self._selector.close()
+
+    def check(self, items: Sequence[Item]) -> list[Verdict]:
+        """Return the verdict on each item, in order. Not for several threads at once.
+
+        An item that runs past the deadline, or whose worker dies, gets a verdict that is neither correct nor parsed.
+
+        Raises:
+            ValueError: a gold is not of its kind, or the Verifier is closed.
+            RuntimeError: a worker does not start, or answers what it was not asked.
+        """
+        if not self._workers:
+            raise ValueError("this Verifier is closed; make a new one")
+        batch = _Batch(items, self._tolerance)
+        try:
+            for worker in list(self._workers):
+                if worker.has_ended():  # while it was idle, so no item is to blame
+                    self._replace(worker, WORKER_DIED, batch)
+            while batch.num_open:
+                self._turn(batch)
+        except BaseException:
+            self.close()  # answers under way would be taken for those of the next call
+            raise
+        if batch.errors:
+            raise ValueError(batch.errors[0])
+        return [verdict for verdict in batch.verdicts if verdict is not None]
+
+    def _turn(self, batch: _Batch) -> None:
+        """Give out work, move bytes, and replace the workers that died or hang."""
+        for worker in self._workers:
+            # Replies come one by one; topping up only below half keeps the writes large.
+            if worker.ready and batch.waiting and len(worker.requests) <= _CHUNK // 2:
+                worker.send(*batch.take(_share(len(batch.waiting), len(self._workers))))
+        for key, events in self._selector.select(self._seconds_to_deadline()):
+            worker = key.data
+            if worker not in self._workers:
+                continue  # replaced while this list was walked through
+            if events & selectors.EVENT_WRITE:
+                worker.flush()
+                continue
+            lines, alive = worker.receive()
+            for line in lines:
+                self._take_reply(worker, json.loads(line), batch)
+            if not alive:
+                self._replace(worker, WORKER_DIED, batch)
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if now >= worker.last_progress + self._patience(worker):
+                self._replace(worker, DEADLINE, batch)
+
+    def _take_reply(self, worker: _Worker, reply: object, batch: _Batch) -> None:
+        if reply == "ready" and not worker.ready:
+            worker.ready = True
+        elif reply == "loading" and worker.ready:
+            worker.ready = False
+        elif isinstance(reply, list) and worker.requests and reply[0] == worker.requests[0]:
+            batch.close(worker.requests.popleft(), reply[1:])
+        else:
+            raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) answered {reply!r}, which nobody asked")
+
+    def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
+        """Put a new worker in the place of one that is lost; only the item it was at is lost with it."""
+        if not worker.ready:
+            raise RuntimeError(
+                f"a verifier worker did not start or load: {' '.join(self._command)}; see its message above"
+            )
+        self._workers[self._workers.index(worker)] = _Worker(self._command, self._selector)
+        worker.kill()
+        if worker.requests:
+            batch.close(worker.requests.popleft(), list(verdict))
+            batch.waiting.extendleft(reversed(worker.requests))
+
+    def _patience(self, worker: _Worker) -> float:
+        """Return the seconds that a worker may be silent; an idle one may be so for ever."""
+        if not worker.ready:
+            return _START_LIMIT
+        return self._deadline if worker.requests else float("inf")
+
+    def _seconds_to_deadline(self) -> float | None:
+        soonest = min(worker.last_progress + self._patience(worker) for worker in self._workers)
+        return None if soonest == float("inf") else max(0.0, soonest - time.monotonic())
+
+
+def _share(num_waiting: int, num_workers: int) -> int:
+    return min(_CHUNK, -(-num_waiting // num_workers))
+
+
+class _Batch:
+    """The items of one call: which wait, which are answered."""
+
+    def __init__(self, items: Sequence[Item], tolerance: float) -> None:
+        self._items, self._tolerance = items, tolerance
+        self.waiting = collections.deque(range(len(items)))
+        self.verdicts: list[Verdict | None] = [None] * len(items)
+        self.num_open = len(items)
+        self.errors: list[str] = []
+
+    def take(self, count: int) -> tuple[list[int], bytes]:
+        """Take items from the queue; return their numbers and their request lines."""
+        numbers = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+        return numbers, b"".join([self._line(number) for number in numbers])
+
+    def _line(self, number: int) -> bytes:
+        item = self._items[number]
+        request = {
+            "id": number,
+            "kind": item.kind,
+            # One character over the limit is enough for the verifier to see that it is over.
+            "answer": item.response_answer[: MAX_ANSWER_LEN + 1],
+            "gold": item.gold,
+            "choices": item.choices,
+            "tolerance": self._tolerance,
+        }
+        return json.dumps(request).encode() + b"\n"
+
+    def close(self, number: int, verdict: list) -> None:
+        """Note the verdict on an item, or the message that a worker gave instead."""
+        correct, parsed, reason = verdict
+        if correct is None:
+            self.errors.append(reason)
+        self.verdicts[number] = Verdict(bool(correct), bool(parsed), reason)
+        self.num_open -= 1

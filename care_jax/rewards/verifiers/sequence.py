@@ -1,0 +1,79 @@
+"""Answers that are lists: [2014, 2016], (3, -4), or {1, 2}, whose order does not matter."""
+
+from __future__ import annotations
+
+import re
+
+from care_jax.rewards.verifiers import number, text
+from care_jax.rewards.verifiers.quantity import without_name
+from care_jax.rewards.verifiers.verdict import CORRECT, UNPARSED, WRONG, Verdict, refusal
+from care_jax.rewards.verifiers.wrapping import unwrap
+
+_BRACKETS = {"[": "]", "(": ")", "{": "}"}
+_COMMAND = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\(?=[{}])")
+_TUPLE_NAME = re.compile(r"\(\s*[A-Za-z]\s*(?:,\s*[A-Za-z]\s*)+\)\s*=")
+_AND = re.compile(r",?\s+(?:and|&)\s+", re.IGNORECASE)
+_AND_OR = re.compile(r",?\s+(?:and|or|&)\s+", re.IGNORECASE)
+
+
+def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
+    """Compare an answer with the gold entry by entry; both have as many entries.
+
+    Entries stand between commas, semicolons where there are any, or "and"; brackets around the whole may be left out.
+    An entry of the gold that is a whole number must be met exactly, another number within the relative tolerance,
+    and a word as `text.plain`. Braces around the gold free the order, and allow "or". Raises ValueError for a gold
+    that is no flat list.
+    """
+    gold, ordered = _read_gold(answer)
+    refused = refusal(response_answer)
+    if refused:
+        return refused
+    given = _entries(response_answer, _AND if ordered else _AND_OR)
+    if given is None:
+        return UNPARSED
+    if len(given) != len(gold):
+        return WRONG
+    if ordered:
+        return CORRECT if all(map(_equals, given, gold, [tolerance] * len(gold))) else WRONG
+    for entry in gold:
+        match = next((candidate for candidate in given if _equals(candidate, entry, tolerance)), None)
+        if match is None:
+            return WRONG
+        given.remove(match)
+    return CORRECT
+
+
+def _read_gold(answer: str) -> tuple[list[str], bool]:
+    ordered = not _bare(answer).startswith("{")
+    gold = None if refusal(answer) else _entries(answer, _AND if ordered else _AND_OR)
+    if not gold:
+        raise ValueError(
+            f'the gold {answer[:80]!r} is no list; write it like "[2014, 2016]", or "{{1, 2}}" where the order does '
+            'not matter, or use answer_kind "latex"'
+        )
+    return gold, ordered
+
+
+def _bare(answer: str) -> str:
+    bare = _COMMAND.sub("", without_name(unwrap(answer))).strip()
+    return _TUPLE_NAME.sub("", bare, count=1).strip() if _TUPLE_NAME.match(bare) else bare
+
+
+def _entries(answer: str, conjunction: re.Pattern[str]) -> list[str] | None:
+    """Return the entries; None where one is empty or a bracket is left over, as in nested lists."""
+    listed = _bare(answer)
+    if listed[-1:] and _BRACKETS.get(listed[:1]) == listed[-1]:
+        listed = listed[1:-1]
+    separator = ";" if ";" in listed else ","
+    entries = [entry.strip().strip("'\"") for entry in conjunction.sub(separator, listed).split(separator)]
+    readable = all(entry and (number.read_number(entry) or not set(entry) & set("[](){}")) for entry in entries)
+    return entries if readable else None
+
+
+def _equals(given: str, gold: str, tolerance: float) -> bool:
+    wanted, found = number.read_number(gold), number.read_number(given)
+    if wanted is None:
+        return text.plain(given) == text.plain(gold)
+    if found is None or (found.unit and wanted.unit and found.unit != wanted.unit):
+        return False
+    return number.is_close(found.value, wanted.value, 0.0 if wanted.value.denominator == 1 else tolerance)

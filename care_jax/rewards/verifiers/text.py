@@ -1,0 +1,37 @@
+"""Answers that are words, compared for equality."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, WRONG, Verdict, refusal
+from care_jax.rewards.verifiers.wrapping import unwrap
+
+
+def verify(response_answer: str, answer: str) -> Verdict:
+    """Compare an answer with the gold after `plain`. Raises ValueError for a gold that is empty or too long."""
+    gold = read_gold(answer)
+    refused = refusal(response_answer, control_allowed=True)
+    if refused:
+        return refused
+    return CORRECT if plain(response_answer) == gold else WRONG
+
+
+def plain(text: str) -> str:
+    r"""Return the text for comparing: wrappers taken off (r"\boxed{Blue}." gives "blue"), then `normalise`."""
+    return normalise(unwrap(text)) or normalise(text)
+
+
+def normalise(text: str) -> str:
+    """Return the text case-folded, composed (NFC), with runs of white space as one space; nothing else is taken off."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def read_gold(answer: str) -> str:
+    """Return the gold for comparing, or raise ValueError where no answer could ever equal it."""
+    refused = refusal(answer, control_allowed=True)
+    if refused:
+        raise ValueError(
+            f"the gold {answer[:80]!r} is {refused.reason}; a text gold has 1 to {MAX_ANSWER_LEN} characters"
+        )
+    return plain(answer)

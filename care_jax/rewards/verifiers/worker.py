@@ -1,0 +1,64 @@
+"""One verifier process: JSON lines in, JSON lines out, in order. Started by `care_jax.rewards.judge.Verifier`.
+
+It says "ready" once, then answers each request line with one line:
+
+    {"id": 7, "kind": "integer", "answer": "x = 5", "gold": "5", "choices": null, "tolerance": 0.01}
+    [7, true, true, "correct"]
+
+or [7, null, null, message] for a gold that is not of its kind. Before the first request of a kind it says "loading",
+and "ready" again when the verifier and what it needs are imported (for LaTeX a second or more): no item's deadline is
+to pay for that. It ends with its input, so with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from care_jax.rewards.verifiers import load_kind, verify_answer
+
+
+def main() -> None:
+    """Serve requests until the input ends."""
+    # An interrupt at the keyboard reaches the whole process group; the parent decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    output = sys.stdout.fileno()
+    loaded: set[str] = set()
+    try:
+        os.write(output, b'"ready"\n')
+        for line in sys.stdin.buffer:
+            request = json.loads(line)
+            if request["kind"] not in loaded:
+                os.write(output, b'"loading"\n')
+                with contextlib.suppress(ValueError):  # an unknown kind; `respond` says so
+                    load_kind(request["kind"])
+                loaded.add(request["kind"])
+                os.write(output, b'"ready"\n')
+            # One write an answer: what is held back in a buffer would be lost, and another item blamed, on a kill.
+            os.write(output, respond(request))
+    except BrokenPipeError:
+        os._exit(1)  # the parent is gone; closing the streams would only fail again
+
+
+def respond(request: dict[str, Any]) -> bytes:
+    """Return the answer line to one request."""
+    choices = request["choices"]
+    try:
+        verdict = verify_answer(
+            request["kind"],
+            request["answer"],
+            request["gold"],
+            None if choices is None else tuple(choices),
+            request["tolerance"],
+        )
+    except ValueError as error:
+        return json.dumps([request["id"], None, None, str(error)]).encode() + b"\n"
+    return json.dumps([request["id"], *verdict]).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Rollouts: each prompt is prefilled once, its branches are decoded together from the one prefix.
+
+`generate` serves the rollouts (G empty branches) and the reflection (one branch that starts with a forced
+prefix). Forced tokens carry sampled_mask False and log-prob 0. Responses hold at most `response_len` tokens,
+forced ones included unless they are left out (Sampling.drop_forced).
+
+Lengths have a long tail: when few enough branches are left, they go on as a smaller batch (Sampling.compact_shares).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from care_jax.models import QwenVL
+from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
+from care_jax.models.decoder import DecoderLayer
+from care_jax.parallel.collectives import first_row, join_parts, most
+from care_jax.stages.score import entropy_of, masked_logits
+from care_jax.structs import Array, Forced, Prompts, Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. No truncation: the sampler's distribution is the trainer's."""
+
+    response_len: int  # R, tokens
+    temperature: float  # 0 decodes greedily (log-probs are then those of temperature 1)
+    stop_ids: tuple[int, ...]
+    compact_shares: tuple[float, ...] = ()  # of all branches, descending: so few alive go on as a batch of that size
+    keep_states: bool = False  # also return entropy and states, which stand in for a scoring pass
+    drop_forced: bool = False  # responses are the sampled tokens alone, R at most however many were forced
+
+    @property
+    def logits_temperature(self) -> float:
+        """What the logits are divided by."""
+        return self.temperature if self.temperature > 0 else 1.0
+
+
+@struct.dataclass
+class _Written:
+    """What has been sampled; tokens count from the first sampled one."""
+
+    token_ids: Array  # [B, J, R]
+    logprobs: Array  # [B, J, R]
+    sampled_len: Array  # [B, J]
+    stopped: Array  # [B, J], a stop token was sampled
+    entropy: Array | None  # [B, J, R], with keep_states
+    states: Array | None  # [B, J, R, D], with keep_states
+
+
+@struct.dataclass
+class _Loop:
+    """The decoding loop's state after t sampled tokens, for all branches [B, J] or for N that are left, as [N, 1]."""
+
+    t: Array  # []
+    hidden: Array  # [B, J, D], predicts token t
+    cache: BranchCache
+    written: _Written
+    alive: Array  # [B, J]
+
+
+@struct.dataclass
+class _Branches:
+    """What does not change while the branches of a loop are decoded."""
+
+    prefix: Prefix
+    forced_len: Array  # [B, J]
+    room: Array  # [B, J] tokens that may be sampled
+    number: Array  # [B, J] of the branch among all: its random draws do not depend on the batch it is decoded in
+
+
+def nothing_forced(batch: int, num_branches: int) -> Forced:
+    """J empty branches a prompt."""
+    return Forced(
+        token_ids=jnp.zeros((batch, num_branches, 0), jnp.int32),
+        forced_len=jnp.zeros((batch, num_branches), jnp.int32),
+        active=jnp.ones((batch, num_branches), bool),
+    )
+
+
+@jax.jit
+def prefill(model: QwenVL, prompts: Prompts) -> Prefix:
+    """Vision tower and prompt once per prompt; rollouts and reflection both continue from the result."""
+    return model.prefill(prompts)
+
+
+@functools.partial(jax.jit, static_argnames=("sampling",))
+def generate(
+    model: QwenVL, prefix: Prefix, forced: Forced, forbidden_mask: Array, key: Array, *, sampling: Sampling
+) -> Rollouts:
+    """Decodes every branch until all have stopped or are full. Returns Rollouts with J branches a prompt.
+
+    `key` is used for this call alone; token t of branch n is drawn with fold_in(fold_in(key, t), n).
+    """
+    batch, num_branches, num_forced = forced.token_ids.shape
+    slots = jnp.arange(num_forced + sampling.response_len, dtype=jnp.int32)
+    stacks, prefix = model.in_stacks(prefix)
+    counted = nothing_forced(batch, num_branches) if sampling.drop_forced else forced  # what a response holds of it
+    room = sampling.response_len - counted.forced_len
+
+    def decode_token(branches: _Branches, loop: _Loop) -> _Loop:
+        logits = masked_logits(
+            model, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
+        )
+        logprobs = jax.nn.log_softmax(join_parts(logits, axis=-1))
+        if sampling.temperature > 0:
+            token = _draw(jax.random.fold_in(key, loop.t), branches.number, jnp.exp(logprobs))
+        else:
+            token = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
+        is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
+        sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
+        is_full = sampled_len >= branches.room
+        forced_visible = slots[None, None] < branches.forced_len[..., None]
+        own_visible = forced_visible | ((slots >= num_forced) & (slots <= num_forced + loop.t))[None, None]
+        hidden, cache = model.extend(
+            token[..., None],
+            stacks=stacks,
+            prefix=branches.prefix,
+            cache=loop.cache,
+            slot=num_forced + loop.t,
+            offset=(branches.forced_len + loop.t)[..., None],
+            own_visible=own_visible[:, :, None],
+        )
+
+        def record(column: Array, value: Array) -> Array:
+            """Writes value [B, J, ...] as token t of the branches that are alive."""
+            value = jnp.where(jnp.expand_dims(loop.alive, tuple(range(2, value.ndim))), value, jnp.zeros_like(value))
+            return jax.lax.dynamic_update_index_in_dim(column, value, loop.t, axis=2)
+
+        written = loop.written
+        return _Loop(
+            t=loop.t + 1,
+            hidden=hidden[:, :, 0],
+            cache=cache,
+            written=_Written(
+                token_ids=record(written.token_ids, token),
+                logprobs=record(written.logprobs, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]),
+                sampled_len=sampled_len,
+                stopped=written.stopped | (loop.alive & is_stop),
+                entropy=None
+                if written.entropy is None
+                else record(written.entropy, entropy_of(logprobs, forbidden_mask)),
+                states=None if written.states is None else record(written.states, hidden[:, :, 0]),
+            ),
+            alive=loop.alive & ~is_stop & ~is_full,
+        )
+
+    def finish(branches: _Branches, loop: _Loop, sizes: list[int]) -> _Written:
+        """Decodes to the end; once no more than sizes[0] branches are alive, these alone."""
+        enough = sizes[0] if sizes else 0
+
+        def goes_on(loop: _Loop) -> Array:
+            # On shards all go on together: none leaves a loop in which others still exchange data.
+            return (loop.t < sampling.response_len) & (most(jnp.sum(loop.alive)) > enough)
+
+        loop = jax.lax.while_loop(goes_on, functools.partial(decode_token, branches), loop)
+        if not sizes:
+            return loop.written
+        left = jnp.argsort(~loop.alive.reshape(-1), stable=True)[:enough]
+        rest = finish(_take_branches(branches, left), _take_loop(loop, left), sizes[1:])
+        return jax.tree.map(lambda every, some: _put(every, left, some), loop.written, rest)
+
+    total = batch * num_branches
+    sizes = sorted({max(1, int(share * total)) for share in sampling.compact_shares} - {total}, reverse=True)
+    number = first_row(batch) * num_branches + jnp.arange(total, dtype=jnp.int32)
+    everyone = _Branches(prefix, forced.forced_len, room, number.reshape(batch, num_branches))
+    forced = dataclasses.replace(forced, active=forced.active & (room > 0))
+    return _join(counted, finish(everyone, _start(model, stacks, prefix, forced, slots, sampling), sizes))
+
+
+_BLOCK = 512  # ids
+
+
+def _draw(key: Array, number: Array, probs: Array) -> Array:
+    """An id [B, J] int32 for each branch from probs [B, J, V], with a key of its own made from its number [B, J].
+
+    First a block of ids is drawn, then an id in it: two random numbers a branch, where Gumbel noise takes V. One of its
+    own for each keeps the ids of the tail apart, whose probabilities are below the step of a float32 between 0 and 1.
+    """
+    keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
+    at = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
+    blocks = jnp.pad(probs, [(0, 0), (0, 0), (0, -probs.shape[-1] % _BLOCK)]).reshape(*probs.shape[:-1], -1, _BLOCK)
+    block = _find(jnp.sum(blocks, axis=-1), at[..., 0])
+    in_block = _find(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :], at[..., 1])
+    return block * _BLOCK + in_block
+
+
+def _find(weights: Array, at: Array) -> Array:
+    """Where a share `at` [...] in [0, 1) of the sum of weights [..., N] is reached; never at a weight of 0."""
+    upto = jnp.cumsum(weights, axis=-1)
+    index = jnp.sum(upto <= at[..., None] * upto[..., -1:], axis=-1, dtype=jnp.int32)
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1).astype(jnp.int32)
+    return jnp.minimum(index, last)  # a share that is rounded up to all of it is past the last
+
+
+def _take(x: Array, rows: Array) -> Array:
+    """Branches `rows` [N] of x [B, J, ...] -> [N, 1, ...]."""
+    return x.reshape(-1, *x.shape[2:])[rows][:, None]
+
+
+def _put(x: Array, rows: Array, new: Array) -> Array:
+    """The inverse of `_take`: x with its branches `rows` replaced by new [N, 1, ...]."""
+    return jnp.asarray(x).reshape(-1, *x.shape[2:]).at[rows].set(new[:, 0]).reshape(x.shape)
+
+
+def _take_branches(branches: _Branches, rows: Array) -> _Branches:
+    """Branches `rows`, each with a copy of its prompt's keys and values."""
+    prompt = rows // branches.number.shape[1]
+    prefix = branches.prefix
+    return _Branches(
+        prefix=Prefix(
+            k=tuple(stack[:, prompt] for stack in prefix.k),
+            v=tuple(stack[:, prompt] for stack in prefix.v),
+            prompt_len=prefix.prompt_len[prompt],
+            next_position=prefix.next_position[prompt],
+            last_hidden=prefix.last_hidden[prompt],
+        ),
+        forced_len=_take(branches.forced_len, rows),
+        room=_take(branches.room, rows),
+        number=_take(branches.number, rows),
+    )
+
+
+def _take_loop(loop: _Loop, rows: Array) -> _Loop:
+    take = functools.partial(_take, rows=rows)
+    return _Loop(
+        t=loop.t,
+        hidden=take(loop.hidden),
+        cache=jax.tree.map(jax.vmap(take), loop.cache),
+        written=jax.tree.map(take, loop.written),
+        alive=take(loop.alive),
+    )
+
+
+def _start(
+    model: QwenVL,
+    stacks: Sequence[DecoderLayer],
+    prefix: Prefix,
+    forced: Forced,
+    slots: Array,
+    sampling: Sampling,
+) -> _Loop:
+    """The state before the first sampled token: forced tokens are run through the model all at once."""
+    batch, num_branches, num_forced = forced.token_ids.shape
+    cache = empty_branch_cache(prefix, num_branches, slots.size)
+    hidden = jnp.broadcast_to(prefix.last_hidden[:, None], (batch, num_branches, prefix.last_hidden.shape[-1]))
+    if num_forced:
+        offset = jnp.arange(num_forced, dtype=jnp.int32)
+        states, cache = model.extend(
+            forced.token_ids,
+            stacks=stacks,
+            prefix=prefix,
+            cache=cache,
+            slot=jnp.int32(0),
+            offset=jnp.broadcast_to(offset[None, None], forced.token_ids.shape),
+            own_visible=(slots[None, :] <= offset[:, None])[None, None],
+        )
+        last = jnp.maximum(forced.forced_len - 1, 0)[..., None, None]
+        at_last = jnp.take_along_axis(states, last, axis=2)[:, :, 0]
+        hidden = jnp.where((forced.forced_len > 0)[..., None], at_last, hidden)
+    shape = (batch, num_branches, sampling.response_len)
+    return _Loop(
+        t=jnp.int32(0),
+        hidden=hidden,
+        cache=cache,
+        written=_Written(
+            token_ids=jnp.zeros(shape, jnp.int32),
+            logprobs=jnp.zeros(shape, jnp.float32),
+            sampled_len=jnp.zeros((batch, num_branches), jnp.int32),
+            stopped=jnp.zeros((batch, num_branches), bool),
+            entropy=jnp.zeros(shape, jnp.float32) if sampling.keep_states else None,
+            states=jnp.zeros((*shape, hidden.shape[-1]), hidden.dtype) if sampling.keep_states else None,
+        ),
+        alive=forced.active,
+    )
+
+
+def _join(forced: Forced, written: _Written) -> Rollouts:
+    """Forced and sampled tokens side by side, without the gap the cache has between them."""
+    column = jnp.arange(written.token_ids.shape[-1])[None, None]
+    from_start = column - forced.forced_len[..., None]
+    response_len = jnp.minimum(forced.forced_len, column.shape[-1]) + written.sampled_len
+    sampled_mask = (from_start >= 0) & (column < response_len[..., None])
+    take = jnp.clip(from_start, 0, column.shape[-1] - 1)
+
+    def shift(x: Array) -> Array:
+        """x [B, J, R, ...] moved behind the forced tokens; 0 where nothing was sampled."""
+        more = tuple(range(3, x.ndim))
+        moved = jnp.take_along_axis(x, jnp.expand_dims(take, more), axis=2)
+        return jnp.where(jnp.expand_dims(sampled_mask, more), moved, jnp.zeros_like(moved))
+
+    token_ids = shift(written.token_ids)
+    if forced.token_ids.shape[-1]:
+        pad = max(0, column.shape[-1] - forced.token_ids.shape[-1])
+        start = jnp.pad(forced.token_ids, ((0, 0), (0, 0), (0, pad)))[..., : column.shape[-1]]
+        token_ids = jnp.where(from_start < 0, start, token_ids)
+    return Rollouts(
+        token_ids=token_ids,
+        response_len=response_len,
+        logprobs=shift(written.logprobs),
+        sampled_mask=sampled_mask,
+        finished=written.stopped,
+        entropy=None if written.entropy is None else shift(written.entropy),
+        states=None if written.states is None else shift(written.states),
+    )

@@ -1,0 +1,128 @@
+"""Scoring: parameters and tokens to log-probs, entropy and pooled think states. The only place that does.
+
+Sampler and trainer share `masked_logits`: the same temperature, the same forbidden ids, float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from care_jax.models import QwenVL
+from care_jax.parallel.collectives import log_softmax, own_part, pick, sum_parts, to_parts
+from care_jax.structs import Array, Prompts, Rollouts, Scores, Verdicts
+
+_FORBIDDEN = float(jnp.finfo(jnp.float32).min)
+
+
+@struct.dataclass
+class TokenScores:
+    """Per token of the branches."""
+
+    logprobs: Array  # [B, J, R] float32
+    entropy: Array  # [B, J, R] float32, nats
+
+
+def masked_logits(model: QwenVL, hidden: Array, *, forbidden_mask: Array, temperature: float) -> Array:
+    """Logits / temperature with forbidden ids out of reach. hidden [..., D] -> [..., V] float32, this device's part."""
+    logits = model.logits(hidden) / temperature
+    return jnp.where(_of_vocabulary(forbidden_mask, logits), _FORBIDDEN, logits)
+
+
+def _of_vocabulary(forbidden_mask: Array, logits: Array) -> Array:
+    """forbidden_mask [V] with the rank of logits [..., V]; where those are a part of the vocabulary, its part."""
+    mask = forbidden_mask if logits.shape[-1] == forbidden_mask.size else own_part(forbidden_mask, axis=0)
+    return jnp.expand_dims(mask, tuple(range(logits.ndim - 1)))
+
+
+def entropy_of(logprobs: Array, forbidden_mask: Array) -> Array:
+    """Entropy in nats of log-probs [..., V] or this device's part -> [...]; forbidden ids, of probability 0, give 0."""
+    forbidden = _of_vocabulary(forbidden_mask, logprobs)
+    entropy = -jnp.sum(jnp.exp(logprobs) * jnp.where(forbidden, 0.0, logprobs), axis=-1)
+    return entropy if logprobs.shape[-1] == forbidden_mask.size else sum_parts(entropy)
+
+
+def token_scores(
+    model: QwenVL, hidden: Array, token_ids: Array, *, forbidden_mask: Array, temperature: float, chunk: int
+) -> TokenScores:
+    """Log-probs and entropy of token_ids [B, J, R] from the states that predict them [B, J, R, D].
+
+    Runs the head over `chunk` tokens at a time and recomputes each chunk in the backward pass, so that no
+    [tokens, V] array exists. A forbidden token's log-prob is a huge negative number with no gradient.
+    """
+    model, hidden = model.with_whole_head(), to_parts(hidden)
+    shape, width = token_ids.shape, hidden.shape[-1]
+    hidden, flat_ids = hidden.reshape(-1, width), token_ids.reshape(-1)
+    num_chunks = -(-flat_ids.size // chunk)
+    padding = num_chunks * chunk - flat_ids.size
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(num_chunks, chunk, width)
+    flat_ids = jnp.pad(flat_ids, (0, padding)).reshape(num_chunks, chunk)
+
+    @jax.checkpoint
+    def score_chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        states, ids = inputs
+        logits = masked_logits(model, states, forbidden_mask=forbidden_mask, temperature=temperature)
+        logprobs = log_softmax(logits)
+        return None, (pick(logprobs, ids), entropy_of(logprobs, forbidden_mask))
+
+    _, (logprobs, entropy) = jax.lax.scan(score_chunk, None, (hidden, flat_ids))
+    size = flat_ids.size - padding
+    return TokenScores(
+        logprobs=logprobs.reshape(-1)[:size].reshape(shape), entropy=entropy.reshape(-1)[:size].reshape(shape)
+    )
+
+
+def pool_states(own_hidden: Array, mask: Array) -> Array:
+    """Sum of own_hidden [B, J, R, D] over mask [B, J, R], brought to unit length, as a mean would be; float32, no
+    gradient. An empty mask gives 0."""
+    states = jax.lax.stop_gradient(own_hidden).astype(jnp.float32)
+    pooled = jnp.einsum("bjrd,bjr->bjd", states, mask.astype(jnp.float32))
+    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+
+
+@functools.partial(jax.jit, static_argnames=("temperature", "chunk"))
+def score(
+    model: QwenVL,
+    prompts: Prompts,
+    rollouts: Rollouts,
+    verdicts: Verdicts,
+    forbidden_mask: Array,
+    *,
+    temperature: float,
+    chunk: int,
+) -> Scores:
+    """One pass over the rollouts with the trainer's own graph: old log-probs and think states (method.md section 1)."""
+    hidden = model.forward_branches(prompts, rollouts.token_ids)
+    scores = token_scores(
+        model,
+        hidden.predicting,
+        rollouts.token_ids,
+        forbidden_mask=forbidden_mask,
+        temperature=temperature,
+        chunk=chunk,
+    )
+    states = think_states(hidden.own, rollouts, verdicts)
+    return Scores(logprobs=scores.logprobs, entropy=scores.entropy, think_states=states)
+
+
+def scores_of_sampler(rollouts: Rollouts, verdicts: Verdicts) -> Scores:
+    """The same without a pass, from what the sampler kept (Sampling.keep_states)."""
+    assert rollouts.entropy is not None and rollouts.states is not None
+    return Scores(
+        logprobs=rollouts.logprobs,
+        entropy=rollouts.entropy,
+        think_states=think_states(rollouts.states, rollouts, verdicts),
+    )
+
+
+def think_states(own_hidden: Array, rollouts: Rollouts, verdicts: Verdicts) -> Array:
+    """The rationales' embeddings [B, J, D]: the states after the final norm, pooled over the rationale.
+
+    A response without a rationale is pooled whole.
+    """
+    in_response = jnp.arange(rollouts.token_ids.shape[-1])[None, None] < rollouts.response_len[..., None]
+    has_think = jnp.any(verdicts.think_mask, axis=-1, keepdims=True)
+    return pool_states(own_hidden, jnp.where(has_think, verdicts.think_mask, in_response))

@@ -1,0 +1,30 @@
+"""What training carries from step to step, and how it is divided among devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optax
+from flax import struct
+
+from care_jax.models import QwenVL
+from care_jax.parallel.sharding import WHOLE, param_specs
+from care_jax.structs import Array
+
+
+@struct.dataclass
+class TrainState:
+    """What a checkpoint holds besides the data iterator."""
+
+    step: Array  # [] int32, optimizer-facing steps done (one step = one batch of prompts)
+    params: QwenVL  # a module is a pytree
+    opt_state: optax.OptState
+
+
+def state_specs(state: TrainState) -> TrainState:
+    """PartitionSpecs of a training state."""
+    whole: Any = WHOLE
+    return dataclasses.replace(
+        state, step=whole, params=param_specs(state.params), opt_state=param_specs(state.opt_state)
+    )

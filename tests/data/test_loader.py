@@ -1,0 +1,265 @@
+"""The loader: exact resumption, disjoint shares, a fixed evaluation order, and no endless loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import orbax.checkpoint as ocp
+import pytest
+
+from care_jax import config as config_lib
+from care_jax.data import loader, store
+from care_jax.structs import Record
+from configs import data_care_49k
+
+
+@dataclasses.dataclass
+class Numbers:
+    """Records "first" to "first + size - 1"."""
+
+    size: int
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(str(self.first + range(self.size)[index]), "numbers", "?", (), "1", "integer")
+
+
+def _number(record: Record) -> int:
+    return int(record.id)
+
+
+def _unless_third(record: Record) -> int | None:
+    return None if int(record.id) % 3 == 0 else int(record.id)
+
+
+def _iterator(source, encode=_number, *, batch_size=4, seed=0):
+    return loader.make_train_iterator(source, encode, batch_size=batch_size, seed=seed)
+
+
+def _take(iterator, count: int) -> list[list[int]]:
+    return [next(iterator) for _ in range(count)]
+
+
+def test_state_resumes_with_the_next_batch() -> None:
+    """Catches examples seen twice or skipped after a restart, dropped ones and an epoch's end included."""
+    whole = _take(_iterator(Numbers(23), _unless_third), 10)
+    assert all(len(batch) == 4 and isinstance(batch, list) for batch in whole)
+    first = _iterator(Numbers(23), _unless_third)
+    head = _take(first, 5)
+    second = _iterator(Numbers(23), _unless_third)
+    _take(second, 2)
+    second.set_state(first.get_state())
+    assert head + _take(second, 5) == whole
+
+
+def test_checkpoint_resumes_with_the_next_batch(tmp_path: Path) -> None:
+    """Catches a state that Orbax cannot write, or restores to another place."""
+    whole = _take(_iterator(Numbers(23), _unless_third), 10)
+    first = _iterator(Numbers(23), _unless_third)
+    _take(first, 5)
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(first)))
+        manager.wait_until_finished()
+        second = _iterator(Numbers(23), _unless_third)
+        manager.restore(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(second)))
+    assert _take(second, 5) == whole[5:]
+
+
+def test_epochs_hold_everything_once_in_new_orders() -> None:
+    """Catches a shuffle that is not one, and epochs that all have the same order."""
+    batches = _take(_iterator(Numbers(20)), 15)
+    epochs = [sum(batches[i : i + 5], []) for i in (0, 5, 10)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs} | {tuple(range(20))}) == 4
+    assert _take(_iterator(Numbers(20)), 15) == batches
+    assert _take(_iterator(Numbers(20), seed=1), 15) != batches
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(3, 4), (9, 8), (5, 4)])
+def test_too_few_usable_records_is_an_error(size: int, batch_size: int) -> None:
+    """Catches an endless search for a batch, and one filled with repeats of the same examples."""
+    with pytest.raises(ValueError, match="lower the batch size"):
+        _take(_iterator(Numbers(size), _unless_third, batch_size=batch_size), 20)
+    with pytest.raises(ValueError, match="lower the batch size"):
+        _take(_iterator(Numbers(8), lambda record: None), 1)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    """Catches an endless stream of nothing."""
+    with pytest.raises(ValueError, match="batch_size=0"):
+        _iterator(Numbers(20), batch_size=0)
+
+
+def test_encoder_errors_reach_the_caller() -> None:
+    """Catches errors in a prefetching thread that are swallowed or hang."""
+    with pytest.raises(KeyError, match="broken encoder"):
+        _take(_iterator(Numbers(20), lambda record: {}["broken encoder"]), 1)
+
+
+def _mixture(*parts: tuple[int, float]) -> loader.Mixture:
+    """Sources of the given sizes and weights; ids say the source in thousands."""
+    return loader.Mixture(
+        tuple((Numbers(size, first=1000 * number), weight) for number, (size, weight) in enumerate(parts))
+    )
+
+
+def test_mixture_follows_its_weights() -> None:
+    """Catches weights taken for sizes, sizes for weights, and a small source that is used up."""
+    ids = sum(_take(_iterator(_mixture((10, 3), (90, 1)), batch_size=8), 50), [])
+    for end in (8, 40, 400):
+        assert abs(sum(number < 1000 for number in ids[:end]) - 0.75 * end) <= 1
+    small, large = ([n for n in ids if n // 1000 == part] for part in (0, 1))
+    assert all(sorted(small[i : i + 10]) == list(range(10)) for i in range(0, 300, 10))
+    assert sorted(large[:90]) == list(range(1000, 1090)) and large[:90] != sorted(large[:90])
+
+
+def test_mixture_resumes_with_the_next_batch(tmp_path: Path) -> None:
+    """Catches a resumed mixture that starts one of its sources anew."""
+    mixture = _mixture((23, 0.2), (40, 0.5), (9, 0.3))
+    whole = _take(_iterator(mixture, _unless_third), 30)
+    first = _iterator(mixture, _unless_third)
+    head = _take(first, 13)
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(13, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(first)))
+        manager.wait_until_finished()
+        second = _iterator(mixture, _unless_third)
+        manager.restore(13, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(second)))
+    assert head + _take(second, 17) == whole
+
+
+def test_mixture_with_a_source_too_small_is_an_error() -> None:
+    """Catches a batch with the same example twice because one source is far smaller than its weight."""
+    with pytest.raises(ValueError, match="a step needs 6 different examples, more than the 5 records"):
+        _iterator(_mixture((5, 3), (90, 1)), batch_size=8)
+    with pytest.raises(ValueError, match="the encoder dropped 2 of 4"):
+        _take(_iterator(_mixture((4, 3), (90, 1)), _unless_third), 9)
+
+
+def test_mixture_in_file_order_for_evaluation() -> None:
+    """Catches sources that are left out where a mixture is read from first to last."""
+    mixture = _mixture((3, 5), (2, 1))
+    assert list(loader.make_eval_batches(mixture, _number, batch_size=5, limit=0)) == [([0, 1, 2, 1000, 1001], 5)]
+    assert mixture[-1].id == "1001"
+    with pytest.raises(IndexError):
+        mixture[5]
+
+
+def test_dropped_records_are_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a count that grows with every epoch."""
+    counter = loader.DropCounter(_unless_third)
+    _take(_iterator(Numbers(21), counter), 20)
+    assert counter.num_dropped == 7
+    assert caplog.text.count("is left out") == 1
+
+
+def test_eval_keeps_the_order_and_pads_the_end() -> None:
+    """Catches shuffled, missing or doubly counted evaluation examples."""
+    batches = list(loader.make_eval_batches(Numbers(10), _number, batch_size=4, limit=0))
+    assert batches == [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4), ([8, 9, 9, 9], 2)]
+    batches = list(loader.make_eval_batches(Numbers(10), _unless_third, batch_size=3, limit=0))
+    assert batches == [([1, 2, 4], 3), ([5, 7, 8], 3)]
+
+
+def test_eval_limit_spreads_over_the_source() -> None:
+    """Catches a limited evaluation that sees only the first skill of a sorted file."""
+    assert list(loader.make_eval_batches(Numbers(12), _number, batch_size=4, limit=4)) == [([0, 3, 6, 9], 4)]
+    every = loader.make_eval_batches(Numbers(5), _number, batch_size=5, limit=99)
+    assert list(every) == [([0, 1, 2, 3, 4], 5)]
+    with pytest.raises(ValueError, match="limit=-1"):
+        loader.make_eval_batches(Numbers(5), _number, batch_size=5, limit=-1)
+    assert not list(loader.make_eval_batches(Numbers(5), lambda record: None, batch_size=5, limit=0))
+
+
+def test_open_source_builds_mini_vqa_on_first_use(tmp_path: Path) -> None:
+    """Catches train and held-out swapped, a knob that is left out, and a first run that asks for a build."""
+    config = config_lib.base()
+    config.data.format, config.data.train = "mini_vqa", str(tmp_path / "task")
+    config.data.mini_vqa.num_train, config.data.mini_vqa.num_heldout = 60, 30
+    train, heldout = loader.open_source(config, "train"), loader.open_source(config, "eval")
+    assert (len(train), len(heldout)) == (60, 30)
+    ids = sum(_take(_iterator(train, lambda record: record.id, batch_size=20), 3), [])
+    assert set(ids) == {record.id for record in train}
+    batches = loader.make_eval_batches(heldout, lambda record: record.source, batch_size=15, limit=15)
+    assert {source for examples, _ in batches for source in examples} == {"digits", "chart", "geometry"}
+    config.data.mini_vqa.skills, config.data.mini_vqa.num_digits = ("digits",), 5
+    few = loader.open_source(config, "eval")
+    assert {(record.source, record.id.count("-s")) for record in few} == {("digits", 4)}
+
+
+def test_open_source_reads_jsonl(tmp_path: Path) -> None:
+    """Catches data.strict being ignored, and the wrong file being opened."""
+    row = '{"id": "%s", "images": [], "prompt": "1+2?", "answer": "3", "answer_kind": "integer"}'
+    for split in ("train", "eval"):
+        (tmp_path / f"{split}.jsonl").write_text(row % split + "\n{\n")
+    config = config_lib.base()
+    config.data.train, config.data.eval = str(tmp_path / "train.jsonl"), str(tmp_path / "eval.jsonl")
+    assert [loader.open_source(config, split)[0].id for split in ("train", "eval")] == ["train", "eval"]
+    config.data.strict = True
+    with pytest.raises(ValueError, match="row 2"):
+        loader.open_source(config, "train")
+
+
+def test_open_source_reads_prepared_folders(tmp_path: Path) -> None:
+    """Catches the paper's mixture that does not open, and a folder alone that must be a mixture."""
+    for name, size in (("a", 2), ("b", 3)):
+        records = [Record(f"{name}{number}", "numbers", "?", (), "1", "integer") for number in range(size)]
+        folder = tmp_path / name
+        folder.mkdir()
+        writer = store.ShardWriter(folder, "train")
+        writer.finish([writer.write(0, records)])
+    config = data_care_49k.get_config()
+    assert sum(weight for _, weight in config.data.train) == 49_329
+    config.model.folder, config.data.eval = "model", str(tmp_path / "b")
+    with config.ignore_type():
+        config.data.train = ((str(tmp_path / "a"), 1), (str(tmp_path / "b"), 2))
+    config_lib.validate(config)
+    assert [record.id for record in loader.open_source(config, "train")] == ["a0", "a1", "b0", "b1", "b2"]
+    assert [record.id for record in loader.open_source(config, "eval")] == ["b0", "b1", "b2"]
+    batches = _iterator(loader.open_source(config, "train"), lambda record: record.id, batch_size=3)
+    assert sorted(id[0] for id in next(batches)) == ["a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "split", "message"),
+    [
+        ({"format": "csv"}, "train", "data.format='csv': choose one of jsonl, mini_vqa, prepared"),
+        ({"format": "prepared"}, "train", "data.train is empty: name a folder of care_jax.data.prepare"),
+        ({"format": "prepared", "train": "absent"}, "train", "absent is no prepared data; build it with"),
+        ({"train": ""}, "train", "data.train is empty"),
+        ({"eval": ""}, "eval", "data.eval is empty"),
+        ({"format": "mini_vqa", "train": ""}, "eval", "data.train is empty"),
+        ({}, "test", "unknown split 'test'"),
+    ],
+)
+def test_open_source_refuses_bad_settings(changes: dict, split: str, message: str) -> None:
+    """Catches a bad setting that surfaces as a traceback from deep inside."""
+    config = config_lib.base()
+    config.data.update(changes)
+    with pytest.raises(ValueError, match=message):
+        loader.open_source(config, split)
+
+
+def test_heavy_packages_stay_out(tmp_path: Path) -> None:
+    """Catches TensorFlow, torch or the datasets package coming in with a build, a read or a batch."""
+    script = f"""
+import pathlib, sys
+from care_jax.data import loader, mini_vqa
+folder, small = pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(num_train=30, num_heldout=30)
+mini_vqa.build(folder, small)
+source = mini_vqa.open_split(folder, "train", small)
+encode = lambda record: record.id
+next(loader.make_train_iterator(source, encode, batch_size=2, seed=0))
+next(loader.make_eval_batches(source, encode, batch_size=2, limit=4))
+print(sorted(set(sys.modules) & {{"tensorflow", "datasets", "torch", "vega_datasets"}}))
+"""
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,341 @@
+"""The processor of one folder: errors, responses, buckets, and what its files must say. Prompts: test_prompts.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from care_jax.inputs.processor import Example, Processor, load_processor, padding_shares
+from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
+from care_jax.structs import Record
+from tests.families import edit_json
+from tests.pictures import encode, picture
+
+DEFAULTS = {
+    "response_format": dataclasses.replace(ANSWER_TAGS, request="\nAnswer."),
+    "prompt_buckets": (64, 512),
+    "patch_buckets": (64, 1024),
+    "max_image_tokens": 64,
+    "min_image_tokens": 4,
+    "overlong": "drop",
+}
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_folder: Path) -> Processor:
+    return load_processor(tiny_folder, **DEFAULTS)
+
+
+def record(prompt: str, *encoded: bytes, **fields) -> Record:
+    return Record("row-7", "test", prompt, encoded, **{"answer": "3", "answer_kind": "integer", **fields})
+
+
+def text_of(processor: Processor, token_ids) -> str:
+    return processor.tokenizer.decode(token_ids)
+
+
+# Images
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no image", encode(picture(60, 80))[:400]])
+def test_unreadable_image_names_the_record(processor, encoded):
+    with pytest.raises(ValueError, match=rf"'row-7'.*{len(encoded)} bytes are no readable image"):
+        processor.encode_prompt(record("<image>?", encoded))
+
+
+# Text
+
+
+def test_chat_layout(processor):
+    """Catches a default system prompt and lost line breaks."""
+    example = processor.encode_prompt(record("See <image>!", encode(picture(56, 56))))
+    assert text_of(processor, example.token_ids) == (
+        "<|im_start|>user\nSee <|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>!\nAnswer.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a<|image_pad|>b", "<|vision_start|>", "<|endoftext|>"])
+def test_control_tokens_in_the_question_are_refused(processor, text):
+    """Catches a question that ends its own turn or smuggles in an image token."""
+    with pytest.raises(ValueError, match=r"'row-7' spells <\|.*\|> in its prompt"):
+        processor.encode_prompt(record("What? " + text))
+
+
+@pytest.mark.parametrize(("prompt", "count"), [("no mark", 1), ("<image> one", 2), ("<image><image>", 1)])
+def test_marks_and_images_must_agree(processor, prompt, count):
+    with pytest.raises(ValueError, match=rf"'row-7' has \d <image> marks in its prompt and {count} images"):
+        processor.encode_prompt(record(prompt, *[encode(picture(56, 56))] * count))
+
+
+def test_forbidden_mask(processor, tiny_folder):
+    """Catches stop tokens that can never be sampled, and vision tokens or the unused tail that can."""
+    tokenizer = processor.tokenizer
+    assert processor.stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id)
+    forbidden = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>"]
+    wanted = {*tokenizer.convert_tokens_to_ids([*forbidden, "<|video_pad|>"]), 284, 285, 286, 287}
+    assert set(np.flatnonzero(processor.forbidden_mask).tolist()) == wanted
+    assert len(processor.forbidden_mask) == AutoConfig.from_pretrained(tiny_folder).text_config.vocab_size == 288
+    assert not processor.forbidden_mask[tokenizer.convert_tokens_to_ids(["<think>", "</answer>", "a"])].any()
+
+
+# Responses
+
+
+def test_trace_with_a_draft(processor):
+    """Catches a loss on the wrong draft or on the cue, and a trace without its stop token."""
+    row = record("?", rationale="it is 3", draft="it is 2")
+    trace = processor.encode_trace(row, cue=" No:", response_len=64)
+    assert text_of(processor, trace.token_ids) == "<think>it is 2 No:it is 3</think><answer>3</answer><|im_end|>"
+    assert text_of(processor, trace.token_ids[~trace.loss_mask]) == "it is 2 No:"
+    learned = text_of(processor, trace.token_ids[trace.loss_mask])
+    assert learned == "<think>it is 3</think><answer>3</answer><|im_end|>"
+    length = len(trace.token_ids)
+    assert processor.encode_trace(row, cue=" No:", response_len=length).token_ids[-1] == processor.stop_ids[0]
+    assert processor.encode_trace(row, cue=" No:", response_len=length - 1) is None
+
+
+def test_trace_without_a_draft(processor):
+    """Catches a cue where nothing was wrong."""
+    row = record("?", rationale="so B", answer="B", answer_kind="choice")
+    trace = processor.encode_trace(row, cue=" No:", response_len=64)
+    assert text_of(processor, trace.token_ids) == "<think>so B</think><answer>B</answer><|im_end|>"
+    assert trace.loss_mask.all()
+
+
+def test_trace_of_the_boxed_format(processor):
+    """Catches a cold start that teaches another layout than the one that is asked for and read."""
+    boxed = dataclasses.replace(processor, response_format=BOXED)
+    trace = boxed.encode_trace(record("?", rationale="it is 3"), cue=" No:", response_len=64)
+    text = text_of(processor, trace.token_ids)
+    assert text == r"<think>it is 3</think>\boxed{3}<|im_end|>"
+    assert BOXED.parse(text.removesuffix("<|im_end|>").encode()).format_ok
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "'row-7' has no rationale"),
+        ({"rationale": "a", "answer": "<|im_end|>"}, r"spells <\|im_end\|> in its answer"),
+    ],
+)
+def test_trace_refuses(processor, fields, message):
+    with pytest.raises(ValueError, match=message):
+        processor.encode_trace(record("?", **fields), cue="", response_len=64)
+
+
+@pytest.mark.parametrize("fields", [{"rationale": r"\boxed{4}, so 4"}, {"rationale": "a", "draft": "no</think>"}])
+def test_no_trace_of_a_text_with_a_mark_of_the_format(processor, fields):
+    """Catches a row of sound data, written for another layout, that ends the run at the step which draws it."""
+    boxed = dataclasses.replace(processor, response_format=BOXED)
+    assert boxed.encode_trace(record("?", **fields), cue="", response_len=64) is None
+
+
+def test_repair_opens_like_a_drafted_trace(processor):
+    """Catches a reflection that starts from other tokens than the cold start has taught."""
+    trace = processor.encode_trace(record("?", rationale="x", draft="user is 22"), cue=" No:", response_len=64)
+    repair = processor.encode_repair("user is 22", cue=" No:", max_rationale_len=32)
+    assert trace.token_ids[: len(repair)].tolist() == repair
+    assert text_of(processor, repair) == "<think>user is 22 No:"
+    assert not trace.loss_mask[1 : len(repair)].any()
+
+
+def test_repair_cuts_the_rationale_and_keeps_the_cue(processor):
+    """Catches a cut that counts the tag, or that loses the cue."""
+    assert text_of(processor, processor.encode_repair("abcdef", cue=" No:", max_rationale_len=3)) == "<think>abc No:"
+
+
+def test_sampled_text_cannot_turn_into_control_tokens(processor):
+    """Catches a spelled "<|im_end|>" of a sampled response that ends the rewritten one early."""
+    rewritten = processor.encode_rewrite("<think>a<|im_end|>b</think>")
+    assert rewritten.count(processor.stop_ids[0]) == 1
+    assert text_of(processor, rewritten[:-1]) == "<think>a<|im_end|>b</think>"
+    repair = processor.encode_repair("<|image_pad|>", cue="", max_rationale_len=32)
+    assert processor.image_token_id not in repair
+
+
+# Buckets
+
+
+def overlong(processor: Processor, policy: str, **buckets) -> Processor:
+    return dataclasses.replace(processor, overlong=policy, **buckets)
+
+
+# Of the 73 tokens 20 are text and 4 the second image; in 30 tokens 6 remain for the first, in 96 patches 20 and in
+# 176 patches 40. The largest squares within are 4, 16 and 36.
+@pytest.mark.parametrize(
+    ("buckets", "tokens_of_first"),
+    [({"prompt_buckets": (30,)}, 4), ({"patch_buckets": (64, 96)}, 16), ({"patch_buckets": (64, 176)}, 36)],
+)
+def test_overlong_prompts(processor, buckets, tokens_of_first):
+    """Catches truncated images, and a shrink that also spoils the images that are small already."""
+    row = record("<image>a<image>", encode(picture(196, 196)), encode(picture(56, 56)))
+    fitting = processor.encode_prompt(row)
+    assert (len(fitting.token_ids), len(fitting.patches)) == (73, 212)
+    assert overlong(processor, "drop", **buckets).encode_prompt(row) is None
+    with pytest.raises(ValueError, match="'row-7' needs 73 tokens and 212 patches, the largest buckets hold"):
+        overlong(processor, "error", **buckets).encode_prompt(row)
+    shrunk = overlong(processor, "shrink", **buckets)
+    example = shrunk.encode_prompt(row)
+    assert int((example.image_ids == 1).sum()) == 4 * tokens_of_first
+    assert int((example.image_ids == 2).sum()) == 16
+    assert len(example.token_ids) == 20 + tokens_of_first + 4
+    shrunk.collate([example])
+
+
+def test_shrink_drops_what_no_smaller_image_can_fit(processor):
+    """Catches an endless search, or a prompt past its bucket, where the text alone is too long."""
+    shrinking = overlong(processor, "shrink", prompt_buckets=(40,))
+    assert shrinking.encode_prompt(record("x" * 100)) is None
+    assert shrinking.encode_prompt(record("x" * 20 + "<image>", encode(picture(56, 56)))) is None
+
+
+def test_collate_pads_on_the_right(processor):
+    """Catches padding that looks like a feature, a segment or a position of the prompt."""
+    plain = processor.encode_prompt(record("hi"))
+    pictured = processor.encode_prompt(record("<image>?", encode(picture(84, 84))))
+    batch = processor.collate([plain, pictured])
+    assert batch.token_ids.shape == (2, 64) and batch.patches.shape == (2, 64, 1176)
+    assert batch.prompt_len.tolist() == [len(plain.token_ids), len(pictured.token_ids)]
+    assert batch.next_position.tolist() == [plain.next_position, pictured.next_position]
+    assert not batch.window_ids[0].any() and not batch.image_ids[0].any() and not batch.patches[0].any()
+    assert (batch.vision_index[0] == -1).all()
+    for example, row in ((plain, 0), (pictured, 1)):
+        size, count = len(example.token_ids), len(example.patches)
+        assert np.array_equal(batch.token_ids[row, :size], example.token_ids)
+        assert np.array_equal(batch.position_ids[row, :, :size], example.position_ids)
+        assert np.array_equal(batch.vision_index[row, :size], example.vision_index)
+        assert np.array_equal(batch.patches[row, :count], example.patches)
+        assert np.array_equal(batch.window_ids[row, :count], example.window_ids)
+        assert (batch.token_ids[row, size:] == processor.pad_token_id).all()
+        assert (batch.vision_index[row, size:] == -1).all() and not batch.window_ids[row, count:].any()
+    dtypes = {name: str(value.dtype) for name, value in vars(batch).items()}
+    assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches", "grid_weights"}
+
+
+def test_padding_shares_by_hand(processor):
+    """Catches shares of one row in place of the batch's, and patches counted as tokens."""
+    plain = processor.encode_prompt(record("hi"))
+    pictured = processor.encode_prompt(record("<image>?", encode(picture(84, 84))))
+    shares = padding_shares([plain, pictured], (64, 128))
+    real = len(plain.token_ids) + len(pictured.token_ids)
+    assert shares == {"padding/prompt_tokens": 1 - real / 128, "padding/patches": 1 - 36 / 256}
+
+
+def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
+    def with_length(tokens: int) -> Example:
+        text = "x" * (tokens - len(processor.encode_prompt(record("")).token_ids))
+        return processor.encode_prompt(record(text))
+
+    assert processor.collate([with_length(64)]).token_ids.shape == (1, 64)
+    assert processor.collate([with_length(30), with_length(65)]).token_ids.shape == (2, 512)
+    tight = dataclasses.replace(processor, prompt_buckets=(40,))
+    with pytest.raises(ValueError, match=r"65 do not fit data.prompt_buckets \(40,\)"):
+        tight.collate([with_length(65)])
+
+
+# The folder
+
+
+def edited(folder: Path, target: Path, name: str, **changes) -> Path:
+    """A copy of the folder with fields of one file changed; None takes a field out."""
+    copy = Path(shutil.copytree(folder, target / "model"))
+    edit_json(copy / name, **changes)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("preprocessor_config.json", {"image_mean": None}, "preprocessor_config.json has no field 'image_mean'"),
+        ("preprocessor_config.json", {"size": None}, "neither 'min_pixels' nor 'shortest_edge'"),
+        ("preprocessor_config.json", {"patch_size": 16}, "has patch_size 16, config.json 14"),
+        ("preprocessor_config.json", {"resample": 2}, "has resample 2; only 3 is supported"),
+        ("preprocessor_config.json", {"max_pixels": 784}, "images must have 4 to 1 tokens"),
+        ("preprocessor_config.json", {"size": 448}, "neither 'min_pixels' nor 'shortest_edge'"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 .*; give one number for each of 3 channels"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std above 0"),
+        ("config.json", {"image_token_id": None}, "config.json has no field 'image_token_id'"),
+        ("config.json", {"vocab_size": 280}, r"token ids \[283\] lie outside vocab_size 280"),
+        ("config.json", {"image_token_id": "278"}, r"token ids \['278'\] lie outside vocab_size 288"),
+        ("generation_config.json", {"eos_token_id": None}, "generation_config.json has no field 'eos_token_id'"),
+        ("generation_config.json", {"eos_token_id": [274, -1]}, r"token ids \[-1\] lie outside vocab_size 288"),
+        ("generation_config.json", {"pad_token_id": 288}, r"token ids \[288\] lie outside vocab_size 288"),
+    ],
+)
+def test_incomplete_or_contradicting_folders_are_refused(tiny_folder, tmp_path, name, changes, message):
+    """Catches a default that silently stands in for what the checkpoint says."""
+    with pytest.raises(ValueError, match=message):
+        load_processor(edited(tiny_folder, tmp_path, name, **changes), **DEFAULTS)
+
+
+@pytest.mark.parametrize("missing", ["preprocessor_config.json", "tokenizer.json", "chat_template.jinja"])
+def test_missing_files_are_named(tiny_folder, tmp_path, missing):
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (copy / missing).unlink()
+    with pytest.raises(ValueError, match=f"has no {missing}"):
+        load_processor(copy, **DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "{", "model has unreadable tokenizer files"),
+        ("chat_template.jinja", "{% for x in %}", "the chat template of .* cannot be rendered"),
+        ("chat_template.jinja", "{{ messages[0].content }}", "renders 0 image tokens where 1 is needed"),
+        ("chat_template.json", "{}", "chat_template.json has no field 'chat_template'"),
+    ],
+)
+def test_broken_tokenizers_and_templates_are_told_at_the_start(tiny_folder, tmp_path, name, text, message):
+    """Catches a traceback of a library, and a template without images that is noticed at the first prompt."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (copy / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_processor(copy, **DEFAULTS)
+
+
+def test_the_processors_template_goes_before_the_tokenizers(processor, tiny_folder, tmp_path):
+    """Catches images left out: the hub's Qwen2.5-VL has the template of a text model in tokenizer_config.json."""
+    copy = edited(tiny_folder, tmp_path, "tokenizer_config.json", chat_template="{{ messages[0].content }}")
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    row = record("See <image>!", encode(picture(56, 56)))
+    expected = processor.encode_prompt(row).token_ids
+    assert load_processor(copy, **DEFAULTS).encode_prompt(row).token_ids.tolist() == expected.tolist()
+
+
+def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
+    """Catches limits that are read from `size` only: the hub's Qwen2.5-VL files write min_pixels and max_pixels."""
+    copy = edited(
+        tiny_folder, tmp_path, "preprocessor_config.json", size=None, min_pixels=7840, max_pixels=15680, resample=None
+    )
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 274, "pad_token_id": 272}))
+    loaded = load_processor(copy, **DEFAULTS)
+    assert (loaded.image_spec.min_pixels, loaded.image_spec.max_pixels) == (7840, 15680)
+    assert loaded.stop_ids == (274,) and loaded.forbidden_mask[272]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"prompt_buckets": (64, 32)}, r"data.prompt_buckets is \(64, 32\); give ascending"),
+        ({"patch_buckets": (62,)}, r"data.patch_buckets is \(62,\); give ascending positive multiples of 4"),
+        ({"patch_buckets": ()}, "data.patch_buckets is "),
+        ({"overlong": "truncate"}, "data.overlong is 'truncate'; allowed are drop, shrink, error"),
+        ({"min_image_tokens": 65}, "images must have 65 to 64 tokens"),
+        (
+            {"response_format": dataclasses.replace(ANSWER_TAGS, request="<|im_end|>")},
+            r"the response format's request spells <\|im_end\|>",
+        ),
+    ],
+)
+def test_settings_outside_what_is_allowed_are_refused(tiny_folder, setting, message):
+    with pytest.raises(ValueError, match=message):
+        load_processor(tiny_folder, **{**DEFAULTS, **setting})

@@ -1,0 +1,229 @@
+"""Advantages and token weights: hand-made numbers, the signature of the method, and the slow reference."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from care_jax.method import advantage, objectives
+from care_jax.structs import Outcome, Subgroup
+from tests import reference
+
+NUM_GROUPS, K = 600, 4
+
+
+def make_subgroup(num_negatives: list[int], outcome: Outcome = Outcome.MIXED, slots: int = K + 1) -> Subgroup:
+    count = jnp.array(num_negatives, jnp.int32)
+    index = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None], (len(num_negatives), slots))
+    return Subgroup(index, index <= count[:, None], jnp.full_like(count, outcome), count)
+
+
+def weigh(objective: ml_collections.ConfigDict, **arguments) -> advantage.SubgroupAdvantages:
+    return jax.jit(functools.partial(advantage.subgroup_advantages, objective=objective))(**arguments)
+
+
+def weigh_group(rewards: jax.Array, normalise_std: bool) -> jax.Array:
+    """The advantages of a group objective, which updates every row."""
+    objective = objectives.grpo()
+    objective.normalise_std = normalise_std
+    no_row = jnp.zeros(rewards.shape, bool)
+    none = jnp.zeros(len(rewards), jnp.int32)
+    every_row = Subgroup(no_row.astype(jnp.int32), ~no_row, none, none)
+    ours = weigh(objective, rewards=rewards, correct=no_row, reflected=no_row, subgroup=every_row)
+    np.testing.assert_array_equal(ours.raw, ours.final)
+    return ours.final
+
+
+@pytest.mark.parametrize("normalise_std", [True, False])
+def test_group_advantages_by_hand(normalise_std: bool) -> None:
+    """Catches the sample standard deviation (which would give 0.866), and a mean over the batch."""
+    rewards = jnp.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    expected = [[1, -1, -1, 1], [3**0.5, -(3**-0.5), -(3**-0.5), -(3**-0.5)]]
+    if not normalise_std:
+        expected = [[0.5, -0.5, -0.5, 0.5], [0.75, -0.25, -0.25, -0.25]]
+    np.testing.assert_allclose(weigh_group(rewards, normalise_std), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rollouts", [3, 5, 6, 7, 8])
+def test_equal_rewards_give_exactly_zero(rollouts: int) -> None:
+    """Catches the rounding of a float32 mean divided by 1e-6, which pushes all rows of a uniform group one way."""
+    rewards = jnp.asarray(np.tile(np.array([[0.1], [0.9], [0.7], [1 / 3]], np.float32), rollouts))
+    assert not weigh_group(rewards, True).any()
+
+
+def test_a_repair_that_beats_its_anchor() -> None:
+    """Records what the letter of section 2 gives at K' = 1 where the repair has the higher reward: both keep A_raw, so
+    the anchor is pushed down."""
+    ours = weigh(
+        objectives.care(),
+        rewards=jnp.array([[0.9, 1.0]]),
+        correct=jnp.array([[True, True]]),
+        reflected=jnp.array([[False, True]]),
+        subgroup=make_subgroup([1], slots=2),
+    )
+    np.testing.assert_allclose(ours.final, [[-2.0, 2.0]], atol=1e-4)
+
+
+def test_signature_of_binary_rewards() -> None:
+    """Catches a z-score over unused slots: the anchor has sqrt(K'), a negative -1 / sqrt(K')."""
+    is_anchor = jnp.broadcast_to(jnp.arange(K + 1)[None] == 0, (4, K + 1))
+    ours = weigh(
+        objectives.care_no_rgr(),
+        rewards=is_anchor.astype(jnp.float32),
+        correct=is_anchor,
+        reflected=jnp.zeros_like(is_anchor),
+        subgroup=make_subgroup([1, 2, 3, 4]),
+    )
+    for row, count in enumerate([1, 2, 3, 4]):
+        unused = [0.0] * (K - count)
+        np.testing.assert_allclose(ours.raw[row], [count**0.5] + [-(count**-0.5)] * count + unused, atol=1e-5)
+        equaliser = (K / count) ** 0.5
+        final = [equaliser * count**0.5] + [-0.5 * equaliser * count**-0.5] * count + unused
+        np.testing.assert_allclose(ours.final[row], final, atol=1e-5)
+
+
+def test_reflections_by_hand() -> None:
+    """Catches a repaired row that is pushed down, and a failed repair with the scale of a negative."""
+    rewards = jnp.array([[1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
+    slot_one = jnp.arange(5)[None] == jnp.ones((3, 1), jnp.int32)
+    ours = weigh(
+        objectives.care(),
+        rewards=rewards,
+        correct=rewards > 0,
+        reflected=slot_one,
+        subgroup=make_subgroup([4, 4, 1]),
+    )
+    up, down = 1.5**0.5, -0.5 * (2 / 3) ** 0.5  # mean 0.4, std 0.4899
+    np.testing.assert_allclose(ours.final[0], [up, up, down, down, down], atol=1e-5)
+    np.testing.assert_allclose(ours.final[1], [2.0, -0.25 * 0.5, -0.25, -0.25, -0.25], atol=1e-5)
+    assert ours.final[2].tolist() == [0.0] * 5  # K' = 1, repaired: nothing is left to contrast
+
+
+def test_rescue_scales_by_hand() -> None:
+    """Catches a delta that z-scoring cancels although rescue.scale asks for it, and real rewards in a rescue."""
+    arguments = {
+        "rewards": jnp.array([[0.0, 0.1, 0.1, 0.0, 0.1]]),
+        "correct": jnp.zeros((1, 5), bool),
+        "reflected": jnp.zeros((1, 5), bool),
+        "subgroup": make_subgroup([4], Outcome.ALL_WRONG),
+    }
+    objective = objectives.care()
+    published = weigh(objective, **arguments)
+    np.testing.assert_allclose(published.final[0], [2.0] + [-0.25] * 4, atol=1e-4)
+    objective.rescue.scale = "delta"
+    scaled = weigh(objective, **arguments)
+    np.testing.assert_allclose(scaled.final[0], [0.2] + [-0.025] * 4, atol=1e-5)
+    mixed = arguments | {"subgroup": make_subgroup([4])}
+    np.testing.assert_array_equal(
+        weigh(objective, **mixed).final,
+        weigh(objectives.care(), **mixed).final,
+    )
+    objective.rescue.scale = "none"
+    with pytest.raises(ValueError, match="'none'; allowed are zscore, delta"):
+        weigh(objective, **arguments)
+
+
+def random_rows(rng: np.random.Generator, outcomes: np.ndarray, slots: int) -> dict[str, np.ndarray]:
+    """Rows as the pipeline makes them: a correct anchor, at most one reflection, format rewards of all kinds."""
+    shape = (NUM_GROUPS, slots)
+    reflected = (np.arange(slots) == rng.integers(1, slots, (NUM_GROUPS, 1))) & (rng.random((NUM_GROUPS, 1)) < 0.6)
+    correct = (np.arange(slots) == 0) | (reflected & (rng.random(shape) < 0.5))
+    mixed = (outcomes == Outcome.MIXED)[:, None]
+    correct, reflected = correct & mixed, reflected & mixed
+    rewards = 0.9 * correct + 0.1 * (rng.random(shape) < 0.7)
+    return {"rewards": rewards.astype(np.float32), "correct": correct, "reflected": reflected}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"equalise": False},
+        {"normalise_std": False},
+        {"reflected_scale": 0.4, "negative_scale": 0.7},
+        {"scale": "delta"},
+    ],
+    ids=str,
+)
+def test_subgroup_advantages_equal_the_reference(change: dict[str, object]) -> None:
+    """Catches any wrong case of outcome, K', reflection, equaliser and rescue scale."""
+    objective = objectives.care()
+    (objective.rescue if "scale" in change else objective).update(change)
+    rng = np.random.default_rng(0)
+    outcomes = rng.choice([Outcome.ALL_WRONG, Outcome.MIXED, Outcome.ALL_CORRECT], NUM_GROUPS, p=[0.3, 0.6, 0.1])
+    counts = np.where(outcomes == Outcome.ALL_CORRECT, 0, rng.integers(1, K + 1, NUM_GROUPS)).astype(np.int32)
+    valid = (np.arange(K + 1) <= counts[:, None]) & (outcomes != Outcome.ALL_CORRECT)[:, None]
+    chosen = Subgroup(np.zeros_like(valid, np.int32), valid, outcomes.astype(np.int32), counts)
+    rows = random_rows(rng, outcomes, K + 1)
+    ours = weigh(objective, **rows, subgroup=chosen)
+    raw, final = np.asarray(ours.raw), np.asarray(ours.final)
+    for b in range(NUM_GROUPS):
+        size = int(valid[b].sum())
+        group = reference.Group(list(range(size)), int(outcomes[b]), int(counts[b]))
+        values = (rows[name][b][:size] for name in ("rewards", "correct", "reflected"))
+        expected_raw, expected_final = reference.subgroup_advantages(*values, group, objective)
+        padding = [0.0] * (K + 1 - size)
+        np.testing.assert_allclose(raw[b], expected_raw + padding, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(final[b], expected_final + padding, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalise_std", [True, False])
+def test_group_advantages_equal_the_reference(normalise_std: bool) -> None:
+    """Catches a group objective that scales or equalises as the anchored one does."""
+    rewards = np.random.default_rng(1).choice([0.0, 0.1, 0.9, 1.0], (NUM_GROUPS, 8)).astype(np.float32)
+    ours = weigh_group(jnp.asarray(rewards), normalise_std)
+    expected = [reference.z_score(row, normalise_std) for row in rewards]
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+#                  <think> t  t  </think> <answer> a  </answer> <stop> pad
+THINK = np.array([[0, 1, 1, 0, 0, 0, 0, 0, 0]], bool)
+ANSWER = np.array([[0, 0, 0, 0, 0, 1, 0, 0, 0]], bool)
+SAMPLED = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 0]], bool)
+NO_SPAN = np.zeros_like(ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("answer", "sampled", "correct", "expected"),
+    [
+        (ANSWER, SAMPLED, True, [0.25, 0.005, 0.005, 0.25, 0.25, 1, 0.25, 0.25, 0]),
+        (ANSWER, SAMPLED, False, [0.25, 0, 0, 0.25, 0.25, 1, 0.25, 0.25, 0]),
+        (NO_SPAN, SAMPLED, False, [1, 1, 1, 1, 1, 1, 1, 1, 0]),
+        (ANSWER, SAMPLED & ~THINK, True, [0.25, 0, 0, 0.25, 0.25, 1, 0.25, 0.25, 0]),  # a forced rationale
+    ],
+)
+def test_token_weights_by_hand(answer: np.ndarray, sampled: np.ndarray, correct: bool, expected: list[float]) -> None:
+    """Catches a wrong rationale that is trained, a weight on a forced token, and a response without any weight."""
+    objective = objectives.care()
+    objective.region.format_weight = 0.25
+    arguments = {"think_mask": THINK, "answer_mask": answer, "sampled_mask": sampled, "correct": np.array([correct])}
+    masks = {name: jnp.asarray(value) for name, value in arguments.items()}
+    ours = advantage.token_weights(**masks, objective=objective)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours[0], expected, atol=1e-8)
+    objective.region.enabled = False
+    np.testing.assert_array_equal(advantage.token_weights(**masks, objective=objective), sampled.astype(np.float32))
+
+
+def test_token_weights_equal_the_reference() -> None:
+    """Catches overlapping or missing spans handled differently from the text."""
+    rng = np.random.default_rng(2)
+    think, answer, sampled = (rng.random((50, 5, 6)) < share for share in (0.4, 0.15, 0.8))
+    correct = rng.random((50, 5)) < 0.5
+    objective = objectives.care()
+    objective.region.format_weight = 0.3
+    ours = advantage.token_weights(
+        think_mask=jnp.asarray(think),
+        answer_mask=jnp.asarray(answer),
+        sampled_mask=jnp.asarray(sampled),
+        correct=jnp.asarray(correct),
+        objective=objective,
+    )
+    for b, s in np.ndindex(50, 5):
+        expected = reference.token_weights(think[b, s], answer[b, s], sampled[b, s], bool(correct[b, s]), objective)
+        np.testing.assert_allclose(ours[b, s], expected, atol=1e-7)

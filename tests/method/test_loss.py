@@ -1,0 +1,311 @@
+"""The policy loss: the slow reference and its finite differences, and the laws of the method."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from care_jax.method import advantage, objectives
+from care_jax.method.loss import Denominators, count_denominators, policy_loss
+from care_jax.method.subgroup import select_subgroup
+from care_jax.structs import Outcome, TrainBatch
+from tests import reference
+
+PRESETS = ("grpo", "dapo", "gspo", "dr_grpo")  # the loss of care is that of grpo, with other weights and rows
+SHAPE = (8, 5, 7)
+
+
+def preset(name: str) -> ml_collections.ConfigDict:
+    return {p: getattr(objectives, p) for p in PRESETS}[name]()
+
+
+def make_batch(seed: int = 0, shape: tuple[int, int, int] = SHAPE, spread: float = 0.3) -> tuple[jax.Array, TrainBatch]:
+    """New log-probs and a batch with forced tokens, a row without sampled tokens, and rows that do not count."""
+    rng = np.random.default_rng(seed)
+    old = -rng.exponential(1.0, shape)
+    response_len = rng.integers(1, shape[2] + 1, shape[:2])
+    sampled = np.arange(shape[2]) < response_len[..., None]
+    sampled[0, 0, :2] = False
+    sampled[0, min(1, shape[1] - 1)] = False
+    row_mask = rng.random(shape[:2]) < 0.8
+    row_mask[0] = True
+    weights = rng.choice([0.0, 0.005, 1.0], shape) * sampled
+    floats = (old, old + rng.normal(0, spread, shape), rng.normal(0, 1, shape[:2]), weights)
+    old, ref, advantages, weights = (jnp.asarray(x, jnp.float32) for x in floats)
+    batch = TrainBatch(
+        prompts=None,
+        token_ids=jnp.zeros(shape, jnp.int32),
+        response_len=jnp.asarray(response_len, jnp.int32),
+        sampled_mask=jnp.asarray(sampled),
+        logprobs_old=old,
+        logprobs_ref=ref,
+        advantages=advantages,
+        token_weights=weights,
+        row_mask=jnp.asarray(row_mask),
+    )
+    return old + jnp.asarray(rng.normal(0, spread, shape), jnp.float32), batch
+
+
+@functools.cache
+def jitted(objective: ml_collections.FrozenConfigDict) -> Callable:
+    """(logprobs, batch, denominators) -> ((loss, aux), gradient), compiled once an objective and shape."""
+
+    def run(logprobs: jax.Array, batch: TrainBatch, denominators: Denominators):
+        output = policy_loss(logprobs, batch, objective=objective, denominators=denominators)
+        return output.loss, output.aux
+
+    return jax.jit(jax.value_and_grad(run, has_aux=True))
+
+
+def evaluate(logprobs: jax.Array, batch: TrainBatch, objective: ml_collections.ConfigDict):
+    """Loss, aux and gradient of a whole minibatch."""
+    run = jitted(ml_collections.FrozenConfigDict(objective))
+    (loss, aux), grad = run(logprobs, batch, count_denominators(batch))
+    return np.asarray(loss), aux, np.asarray(grad)
+
+
+def reference_loss(logprobs: np.ndarray, batch: TrainBatch, objective: ml_collections.ConfigDict) -> float:
+    fields = ("logprobs_old", "logprobs_ref", "sampled_mask", "token_weights")
+    rows = [np.asarray(x).reshape(-1, x.shape[-1]) for x in (logprobs, *(getattr(batch, f) for f in fields))]
+    return reference.policy_loss(*rows, np.ravel(batch.advantages), np.ravel(batch.row_mask), objective)
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_value_and_gradient_equal_the_reference(aggregate: str, ratio: str) -> None:
+    """Catches a wrong denominator, clip side, KL direction or weight, and a gradient that is not the value's."""
+    objective = objectives.grpo()
+    objective.update({"aggregate": aggregate, "ratio": ratio, "clip_low": 0.15, "clip_high": 0.28, "kl_coef": 0.3})
+    logprobs, batch = make_batch(shape=(3, 4, 5))
+    loss, _, grad = evaluate(logprobs, batch, objective)
+    exact = np.asarray(logprobs, np.float64)
+    np.testing.assert_allclose(loss, reference_loss(exact, batch, objective), rtol=1e-6, atol=1e-6)
+    step = 1e-6
+    for place in np.ndindex(*exact.shape):
+        up, down = exact.copy(), exact.copy()
+        up[place] += step
+        down[place] -= step
+        slope = (reference_loss(up, batch, objective) - reference_loss(down, batch, objective)) / (2 * step)
+        np.testing.assert_allclose(grad[place], slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_equals_the_reference(name: str) -> None:
+    """Catches a preset whose fields the loss does not read."""
+    for field in ("ratio", "clip_low", "clip_high", "aggregate", "kl_coef"):
+        assert objectives.care()[field] == objectives.grpo()[field]
+    for seed in range(5):
+        logprobs, batch = make_batch(seed)
+        loss, _, _ = evaluate(logprobs, batch, preset(name))
+        np.testing.assert_allclose(loss, reference_loss(logprobs, batch, preset(name)), rtol=1e-6, atol=1e-6)
+
+
+def one_row(logprobs: list[float], old: list[float], advantage_of_row: float) -> tuple[jax.Array, TrainBatch]:
+    new, batch = make_batch(shape=(1, 1, len(old)))
+    rows = jnp.array([[old]])
+    batch = batch.replace(
+        sampled_mask=jnp.ones_like(rows, bool),
+        logprobs_old=rows,
+        logprobs_ref=rows,
+        token_weights=jnp.ones_like(rows),
+        advantages=jnp.array([[advantage_of_row]]),
+        row_mask=jnp.array([[True]]),
+    )
+    return jnp.array([[logprobs]]), batch
+
+
+def test_clipping_by_hand() -> None:
+    """Catches a clip that is min in place of max for negative advantages, and a wrong clipped count."""
+    objective = objectives.dapo()
+    log = np.log
+    new, batch = one_row([log(1.5), log(1.1), log(0.5)], [0.0, 0.0, 0.0], 2.0)
+    loss, aux, _ = evaluate(new, batch, objective)
+    np.testing.assert_allclose(loss, -2 * (1.28 + 1.1 + 0.5) / 3, rtol=1e-6)
+    assert float(aux["clipped_tokens"]) == 1.0
+    new, batch = one_row([log(1.5), log(1.1), log(0.5)], [0.0, 0.0, 0.0], -2.0)
+    loss, aux, _ = evaluate(new, batch, objective)
+    np.testing.assert_allclose(loss, 2 * (1.5 + 1.1 + 0.8) / 3, rtol=1e-6)
+    assert float(aux["clipped_tokens"]) == 1.0
+    assert float(aux["log_ratio_sum"]) == pytest.approx(log(1.5 * 1.1 * 0.5))
+
+
+def test_kl_by_hand() -> None:
+    """Catches k1 or k2 in place of k3, the reversed direction, and region weights on the KL."""
+    objective = objectives.grpo()
+    new, batch = one_row([np.log(0.5), np.log(0.25)], [np.log(0.5), np.log(0.25)], 0.0)
+    batch = batch.replace(logprobs_ref=jnp.log(jnp.array([[[0.25, 0.25]]])), token_weights=jnp.array([[[0.0, 1.0]]]))
+    loss, aux, _ = evaluate(new, batch, objective)
+    k3 = 0.5 + np.log(2) - 1  # of the first token; the second agrees with the reference
+    np.testing.assert_allclose(aux["kl_sum"], k3, rtol=1e-6)
+    np.testing.assert_allclose(loss, 1e-2 * k3 / 2, rtol=1e-5)
+
+
+def pipeline(objective: ml_collections.ConfigDict, arrays: dict[str, jax.Array], batch: TrainBatch):
+    """Selection, advantages, weights, loss and gradient, as the training loop strings them together."""
+    correct, think = arrays["correct"], arrays["think"]
+    chosen = select_subgroup(
+        correct=correct,
+        think_len=think.sum(axis=2, dtype=jnp.int32),
+        answer_len=(~think).sum(axis=2, dtype=jnp.int32),
+        response_len=batch.response_len,
+        logprobs_old=batch.logprobs_old,
+        sampled_mask=batch.sampled_mask,
+        think_states=arrays["states"],
+        key=None,
+        objective=objective,
+    )
+    advantages = advantage.subgroup_advantages(
+        rewards=arrays["rewards"],
+        correct=correct,
+        reflected=jnp.zeros_like(correct),
+        subgroup=chosen,
+        objective=objective,
+    )
+    weights = advantage.token_weights(
+        think_mask=think, answer_mask=~think, sampled_mask=batch.sampled_mask, correct=correct, objective=objective
+    )
+    batch = batch.replace(advantages=advantages.final, token_weights=weights, row_mask=chosen.valid)
+    (loss, _), grad = jitted(ml_collections.FrozenConfigDict(objective))(
+        arrays["logprobs"], batch, count_denominators(batch)
+    )
+    return loss, grad
+
+
+def test_care_with_every_part_off_is_grpo_bit_for_bit() -> None:
+    """Catches a scale, an equaliser or a region weight that leaks into the group objective."""
+    off = objectives.care()
+    off.anchored = off.rescue.enabled = off.region.enabled = off.reflect.enabled = False
+    # Knobs of parts that are off must not matter.
+    off.update({"negative_scale": 0.9, "reflected_scale": 0.9, "equalise": False, "selector": "nearest"})
+    off.rescue.scale = "delta"
+    off.region.format_weight = 0.7
+    ours, expected = (jax.jit(functools.partial(pipeline, objective)) for objective in (off, objectives.grpo()))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        logprobs, batch = make_batch(seed)
+        correct = rng.random(SHAPE[:2]) < np.linspace(0, 1, SHAPE[0])[:, None]
+        rewards = np.where(correct, 1.0, 0.1).astype(np.float32)
+        states = rng.standard_normal((*SHAPE[:2], 8)).astype(np.float32)
+        arrays = {"logprobs": logprobs, "correct": correct, "rewards": rewards, "states": states}
+        arrays = jax.tree.map(jnp.asarray, arrays | {"think": rng.random(SHAPE) < 0.5})
+        loss, grad = map(np.asarray, ours(arrays, batch))
+        expected_loss, expected_grad = map(np.asarray, expected(arrays, batch))
+        assert loss.tobytes() == expected_loss.tobytes() and grad.tobytes() == expected_grad.tobytes()
+        assert np.abs(grad).max() > 1e-4
+        by_hand = batch.replace(
+            advantages=np.array([reference.z_score(row, True) for row in rewards]),
+            token_weights=np.asarray(batch.sampled_mask, np.float64),
+            row_mask=np.ones(SHAPE[:2], bool),
+        )
+        np.testing.assert_allclose(loss, reference_loss(logprobs, by_hand, objectives.grpo()), rtol=1e-5, atol=1e-6)
+
+
+def test_gspo_on_responses_of_one_token_is_grpo_with_its_clip() -> None:
+    """Catches a sequence ratio whose length normalisation is off by one or by a padding token."""
+    logprobs, batch = make_batch(1, (8, 4, 6), spread=1e-3)
+    batch = batch.replace(
+        sampled_mask=jnp.arange(6)[None, None] == jnp.full((8, 4, 1), 2), token_weights=jnp.ones((8, 4, 6))
+    )
+    grpo = objectives.grpo()
+    grpo.update({"clip_low": 3e-4, "clip_high": 4e-4, "kl_coef": 0.0})
+    loss, _, grad = evaluate(logprobs, batch, objectives.gspo())
+    expected_loss, _, expected_grad = evaluate(logprobs, batch, grpo)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_eight_microbatches_give_the_gradient_of_one(name: str) -> None:
+    """Catches a denominator taken from the micro-batch: here the pieces have different numbers of rows and tokens."""
+    logprobs, batch = make_batch(3)
+    counts = count_denominators(batch)
+    loss, whole, grad = evaluate(logprobs, batch, preset(name))
+    total, grads, sums = 0.0, [], []
+    for i in range(SHAPE[0]):
+        piece = jax.tree.map(lambda x, i=i: x[i : i + 1], batch)
+        (part, aux), part_grad = jitted(ml_collections.FrozenConfigDict(preset(name)))(
+            logprobs[i : i + 1], piece, counts
+        )
+        total += float(part)
+        grads.append(part_grad)
+        sums.append(aux)
+    np.testing.assert_allclose(total, loss, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(grads), grad, rtol=1e-6, atol=1e-6)
+    for key, value in whole.items():
+        np.testing.assert_allclose(sum(float(aux[key]) for aux in sums), value, rtol=1e-5, atol=1e-6, err_msg=key)
+    assert (whole["num_rows"], whole["num_tokens"]) == (counts.num_rows, counts.num_tokens)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_masked_places_have_no_gradient_whatever_they_hold(name: str) -> None:
+    """Catches forced, padded or uncounted tokens that enter the loss, and nan that leaks through a where."""
+    logprobs, batch = make_batch(4)
+    counted = np.asarray(batch.sampled_mask & batch.row_mask[..., None])
+    expected_loss, _, expected_grad = evaluate(logprobs, batch, preset(name))
+    for poison in (jnp.nan, jnp.inf, -jnp.inf):
+        dirty = {
+            f: jnp.where(counted, getattr(batch, f), poison) for f in ("logprobs_old", "logprobs_ref", "token_weights")
+        }
+        advantages = jnp.where(batch.row_mask, batch.advantages, poison)
+        loss, _, grad = evaluate(
+            jnp.where(counted, logprobs, poison), batch.replace(**dirty, advantages=advantages), preset(name)
+        )
+        assert (grad[~counted] == 0).all()
+        assert loss.tobytes() == expected_loss.tobytes() and grad.tobytes() == expected_grad.tobytes()
+    assert np.abs(grad[counted]).max() > 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("empty", ["sampled_mask", "row_mask", "token_weights"])
+def test_empty_masks_give_finite_gradients(name: str, empty: str) -> None:
+    """Catches 0 / 0 in a batch where nothing was sampled, selected or weighted."""
+    logprobs, batch = make_batch(5)
+    batch = batch.replace(**{empty: jnp.zeros_like(getattr(batch, empty))})
+    loss, _, grad = evaluate(logprobs, batch, preset(name))
+    assert np.isfinite(loss) and np.isfinite(grad).all()
+    if empty != "token_weights" or preset(name).kl_coef == 0:
+        assert float(loss) == 0.0 and not grad.any()
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_exploded_ratios_stay_finite(ratio: str) -> None:
+    """Catches inf * 0 in the gradient of a clipped ratio, and a row without tokens in the sequence ratio."""
+    objective = objectives.grpo()
+    objective.ratio = ratio
+    logprobs, batch = make_batch(6)
+    for shift in (-300.0, 300.0):
+        loss, _, grad = evaluate(logprobs + shift, batch, objective)
+        assert np.isfinite(loss) and np.isfinite(grad).all()
+
+
+def test_denominators_by_hand() -> None:
+    """Catches tokens of rows that are not updated, and forced tokens, in the token mean."""
+    _, batch = make_batch(shape=(2, 2, 3))
+    sampled = jnp.array([[[1, 1, 0], [0, 0, 1]], [[1, 1, 1], [0, 0, 0]]], dtype=bool)
+    batch = batch.replace(sampled_mask=sampled, row_mask=jnp.array([[True, True], [False, True]]))
+    counts = count_denominators(batch)
+    assert (float(counts.num_rows), float(counts.num_tokens)) == (3.0, 3.0)
+
+
+def test_unknown_options_are_refused() -> None:
+    """Catches a typing error in the config that trains another objective."""
+    logprobs, batch = make_batch()
+    counts = Denominators(jnp.float32(1), jnp.float32(1))
+    for field, allowed in (("ratio", "token, sequence"), ("aggregate", "sequence, token, constant")):
+        objective = objectives.grpo()
+        objective[field] = "mean"
+        with pytest.raises(ValueError, match=f"objective.{field} is 'mean'; allowed are {allowed}"):
+            policy_loss(logprobs, batch, objective=objective, denominators=counts)
+
+
+def test_outcome_values_agree_with_the_reference() -> None:
+    """Catches a renumbered enum, on which events and the reference rely."""
+    assert [Outcome.ALL_WRONG, Outcome.MIXED, Outcome.ALL_CORRECT] == [
+        reference.ALL_WRONG, reference.MIXED, reference.ALL_CORRECT,
+    ]  # fmt: skip

@@ -1,0 +1,130 @@
+"""From groups to rows: which rollout lands in which slot, and where a reflection takes one's place."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from care_jax.method import objectives, train_batch
+from care_jax.method.train_batch import Reflection
+from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, Verdicts
+
+B, G, R = 3, 4, 5
+# Group 0 is mixed, 1 all wrong, 2 mixed. Their rows, anchor first; the last slot of group 2 is unused.
+INDEX = np.array([[2, 0, 3], [1, 3, 2], [3, 1, 0]], np.int32)
+VALID = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
+CORRECT = np.array([[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
+
+
+def numbered(first: int, *shape: int) -> np.ndarray:
+    return np.arange(first, first + int(np.prod(shape))).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def assemble():
+    """(reflection) -> Assembled, with a number of its own in every place of the rollouts."""
+    sampled = np.ones((B, G, R), bool)
+    sampled[:, :, 4] = False
+    think = np.zeros((B, G, R), bool)
+    think[:, :, 0] = True
+    answer = np.zeros((B, G, R), bool)
+    answer[:, :, 2] = True
+    rollouts = Rollouts(
+        token_ids=numbered(0, B, G, R).astype(np.int32),
+        response_len=numbered(100, B, G).astype(np.int32),
+        logprobs=np.zeros((B, G, R), np.float32),
+        sampled_mask=sampled,
+        finished=np.ones((B, G), bool),
+    )
+    verdicts = Verdicts(CORRECT, CORRECT, CORRECT, CORRECT.astype(np.float32), think, answer)
+    scores = Scores(numbered(0, B, G, R).astype(np.float32), np.zeros((B, G, R)), np.zeros((B, G, 2)))
+    outcome = np.array([Outcome.MIXED, Outcome.ALL_WRONG, Outcome.MIXED], np.int32)
+    subgroup = Subgroup(INDEX, VALID, outcome, np.array([2, 2, 1], np.int32))
+    objective = objectives.care()
+    objective.num_negatives = 2
+    run = jax.jit(lambda reflection: train_batch.assemble(None, *given, reflection, objective=objective))
+    given = jax.device_put((rollouts, verdicts, scores, subgroup))
+    return lambda reflection: jax.device_get(run(reflection))
+
+
+def reflection(tried: list[bool], correct: list[bool]) -> Reflection:
+    """Reflections whose tokens are 1000, 1001, .. and whose first two tokens were forced."""
+    sampled = np.arange(R)[None] >= np.full((B, 1), 2)
+    answer = np.arange(R)[None] == np.full((B, 1), 3)
+    return Reflection(
+        tried=np.array(tried),
+        token_ids=numbered(1000, B, R).astype(np.int32),
+        response_len=np.full(B, R, np.int32),
+        sampled_mask=sampled,
+        logprobs_old=-numbered(1000, B, R).astype(np.float32),
+        correct=np.array(correct),
+        rewards=np.array(correct, np.float32),
+        think_mask=~answer & sampled,
+        answer_mask=answer,
+    )
+
+
+def test_rows_come_from_their_own_group(assemble):
+    """Catches a gather along the wrong axis, and an unused slot that counts."""
+    ours = assemble(train_batch.no_reflection(B, R))
+    batch = ours.batch
+    for b, s in np.ndindex(B, 3):
+        g = INDEX[b, s]
+        assert batch.token_ids[b, s].tolist() == [(b * G + g) * R + r for r in range(R)]
+        assert batch.logprobs_old[b, s].tolist() == [float((b * G + g) * R + r) for r in range(R)]
+        assert batch.response_len[b, s] == 100 + b * G + g
+        assert batch.sampled_mask[b, s].tolist() == [bool(VALID[b, s])] * 4 + [False]
+    np.testing.assert_array_equal(batch.row_mask, VALID)
+    np.testing.assert_array_equal(batch.logprobs_ref, batch.logprobs_old)
+    assert batch.advantages[2, 2] == 0 and not batch.token_weights[2, 2].any()
+
+
+def test_advantages_and_weights_by_hand(assemble):
+    """Catches the rewards of other rows than the ones gathered, and weights by the pseudo-anchor's verdict."""
+    ours = assemble(train_batch.no_reflection(B, R))
+    root = 2**0.5
+    raw = [[root, -1 / root, -1 / root], [root, -1 / root, -1 / root], [1, -1, 0]]
+    np.testing.assert_allclose(ours.advantages.raw, raw, rtol=0, atol=2e-5)
+    # Negatives times 0.5; group 2 has 1 of 2 negatives: all of it times sqrt(2).
+    final = [[root, -0.5 / root, -0.5 / root], [root, -0.5 / root, -0.5 / root], [root, -0.5 * root, 0]]
+    np.testing.assert_allclose(ours.batch.advantages, final, rtol=0, atol=2e-5)
+    anchor, wrong = [0.005, 0, 1, 0, 0], [0, 0, 1, 0, 0]
+    expected = [[anchor, wrong, wrong], [wrong, wrong, wrong], [anchor, wrong, [0] * R]]
+    np.testing.assert_allclose(ours.batch.token_weights, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_a_reflection_replaces_slot_1_of_mixed_groups_alone(assemble, correct):
+    """Catches a replaced anchor or far negative, a reflection in a rescued group, and one that was never tried."""
+    plain = assemble(train_batch.no_reflection(B, R))
+    ours = assemble(reflection([True, True, False], [correct] * B))
+    np.testing.assert_array_equal(ours.batch.token_ids[0, 1], 1000 + np.arange(R))
+    np.testing.assert_array_equal(ours.batch.logprobs_old[0, 1], -1000.0 - np.arange(R))
+    assert ours.batch.sampled_mask[0, 1].tolist() == [False, False, True, True, True]
+    assert ours.batch.response_len[0, 1] == R
+    gamma = np.float32(0.005 if correct else 0)
+    assert ours.batch.token_weights[0, 1].tolist() == [0, 0, gamma, 1, gamma]
+    others = np.ones((B, 3), bool)
+    others[0, 1] = False
+    for name in ("token_ids", "response_len", "sampled_mask", "logprobs_old", "token_weights", "row_mask"):
+        theirs, mine = getattr(plain.batch, name), getattr(ours.batch, name)
+        np.testing.assert_array_equal(mine[others], theirs[others], err_msg=name)
+    np.testing.assert_array_equal(ours.batch.advantages[1:], plain.batch.advantages[1:])
+
+
+def test_a_reflection_is_normalised_with_its_group(assemble):
+    """Catches rewards z-scored before the replacement, and a repaired row that is pushed down as a negative."""
+    right = assemble(reflection([True, False, False], [True] * B)).batch.advantages[0]
+    np.testing.assert_allclose(right, [0.5**0.5, 0.5**0.5, -0.5 * 2**0.5], rtol=0, atol=2e-5)
+    wrong = assemble(reflection([True, False, False], [False] * B)).batch.advantages[0]
+    np.testing.assert_allclose(wrong, [2**0.5, -0.25 * 0.5**0.5, -0.5 * 0.5**0.5], rtol=0, atol=2e-5)
+
+
+def test_a_reflection_in_an_unused_slot_stays_out(assemble):
+    """Catches a slot that comes back to life: group 2 without any negative."""
+    batch = assemble(reflection([False, False, True], [True] * B)).batch
+    assert batch.token_ids[2, 1].tolist() == [1010, 1011, 1012, 1013, 1014]
+    assert batch.token_ids[2, 2].tolist() == jnp.arange(40, 45).tolist()
+    assert not batch.row_mask[2, 2]

@@ -1,0 +1,218 @@
+"""The attention kernel of TPUs: step by step on the CPU against XLA's products, and compiled for v5e, v5p and v6e.
+
+A plain attention with one mask for all is the third opinion, so that no mistake can be in both.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType
+
+from care_jax.config import base
+from care_jax.models import attention, splash
+from care_jax.run.build import make_model_config
+
+B, H, N, C = 2, 4, 2, 20  # two query heads a key/value head; no channel count of a power of two
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
+    return jnp.dtype(request.param)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks, full, empty and mixed ones, and chunks with padding, at lengths that are quick."""
+    monkeypatch.setattr(splash, "_LARGEST_BLOCK", 128)
+    monkeypatch.setattr(attention, "_CHUNK", 96)
+
+
+def draw(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+
+
+def plain(visible: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(C)) v in float32 where visible [B, T, S], one head after the other."""
+    heads = []
+    for h in range(q.shape[2]):
+        kv = h * k.shape[2] // q.shape[2]
+        scores = jnp.einsum("btc,bsc->bts", q[:, :, h], k[:, :, kv]) / q.shape[-1] ** 0.5
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        heads.append(jnp.einsum("bts,bsc->btc", weights, v[:, :, kv]))
+    return jnp.stack(heads, axis=2)
+
+
+def check(
+    dtype: jnp.dtype,
+    qkv: list[jax.Array],
+    visible: np.ndarray,
+    real: np.ndarray,
+    attend: Callable[..., jax.Array],
+) -> None:
+    """Output and gradients of both implementations against `plain`, where the loss is of the queries `real` [B, T].
+
+    Differences are measured against the largest value of each array.
+    """
+    (weights,) = draw(qkv[0].shape)
+    weights = jnp.where(real[..., None, None], weights, 0.0)
+
+    def run(attend: Callable[..., jax.Array], *qkv: jax.Array) -> tuple:
+        def loss(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out = attend(*qkv).astype(jnp.float32)
+            return jnp.sum(out * weights), out
+
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+        return jnp.where(real[..., None, None], out, 0.0), *grads
+
+    expected = run(functools.partial(plain, jnp.asarray(visible)), *[x.astype(dtype).astype(jnp.float32) for x in qkv])
+    for implementation in ("xla", "splash_interpret"):
+        found = run(functools.partial(attend, implementation=implementation), *[x.astype(dtype) for x in qkv])
+        for name, theirs, ours in zip(("out", "q", "k", "v"), expected, found, strict=True):
+            gap = np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max()
+            assert gap <= TOLERANCE[dtype.name], (implementation, name, gap)
+
+
+@pytest.mark.parametrize(
+    "num_prompt, num_branches, num_response, alone",
+    [(128, 2, 128, False), (150, 3, 70, False), (150, 2, 70, True)],
+    ids=["whole blocks", "across blocks", "branches alone"],
+)
+def test_prompt_and_branches(dtype, num_prompt, num_branches, num_response, alone):
+    """Catches a branch that sees another one or a prompt's padding, a key/value head of the wrong query heads, a
+    block that is skipped and should not be, and padding to whole blocks that leaks."""
+    total = num_prompt + num_branches * num_response
+    prompt_len = np.array([num_prompt, num_prompt // 3])
+    token = np.arange(total)
+    branch = np.where(token < num_prompt, -1, (token - num_prompt) // num_response)
+    real = (token[None] >= num_prompt) | (token[None] < prompt_len[:, None])
+    visible = (token[:, None] >= token[None]) & ((branch[:, None] == branch[None]) | (branch[None] < 0))
+    visible = visible[None] & (real[:, None, :] | ~real[:, :, None])
+    first = num_prompt if alone else 0
+    check(
+        dtype,
+        draw((B, total - first, H, C), (B, total, N, C), (B, total, N, C)),
+        visible[:, first:],
+        real[:, first:],
+        functools.partial(
+            attention.stream_attention,
+            prompt_len=jnp.asarray(prompt_len),
+            num_prompt=num_prompt,
+            num_branches=num_branches,
+        ),
+    )
+
+
+def test_prompt(dtype):
+    """Catches a mask that is off by one, at a length that is no whole number of blocks."""
+    length = 200
+    visible = np.broadcast_to(np.tril(np.ones((length, length), bool)), (B, length, length))
+    qkv = draw((B, length, H, C), (B, length, N, C), (B, length, N, C))
+    check(dtype, qkv, visible, np.ones((B, length), bool), attention.causal_attention)
+
+
+@pytest.mark.parametrize("is_full", [True, False], ids=["images", "windows"])
+def test_images(dtype, is_full):
+    """Catches windows of which a part is in a block that is skipped, and images that see each other or padding."""
+    window_len, length = 30, 400
+    images = np.stack([np.repeat([1, 2, 3, 0], [200, 90, 60, 50]), np.repeat([1, 0], [130, 270])])
+    windows = np.where(images > 0, 1 + np.arange(length)[None] // window_len + 20 * images, 0)
+    ids = images if is_full else windows
+    check(
+        dtype,
+        draw(*[(B, length, H, C)] * 3),
+        ids[:, :, None] == ids[:, None, :],
+        images > 0,
+        functools.partial(
+            attention.windowed_attention,
+            is_full=jnp.asarray(is_full),
+            image_ids=jnp.asarray(images),
+            window_ids=jnp.asarray(windows),
+            window_len=window_len,
+        ),
+    )
+
+
+def test_on_shards():
+    """Catches a kernel that cannot run where prompts and heads are divided."""
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), (AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    spec = jax.P("data", None, "tensor")
+    qkv = draw((B, 200, H, C), (B, 200, N, C), (B, 200, N, C))
+    attend = functools.partial(attention.causal_attention, implementation="splash_interpret")
+    divided = jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    np.testing.assert_array_equal(jax.jit(divided)(*qkv), jax.jit(attend)(*qkv))
+
+
+@pytest.fixture(params=["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def chip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> jax.Device:
+    """One that can be compiled for, without having it; blocks as large as they really are."""
+    monkeypatch.undo()
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # libtpu asks a metadata server for its TPU
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # and lets in one process at a time
+    return topologies.get_topology_desc(request.param, "tpu").devices[0]
+
+
+def compiled_for(chip: jax.Device, attend: Callable[..., jax.Array], *shapes: tuple[int, ...]) -> str:
+    """The compiled gradients of bfloat16 q, k and v, the first of `shapes`, as text; the others are int32."""
+
+    def gradients(q: jax.Array, k: jax.Array, v: jax.Array, *ids: jax.Array) -> tuple:
+        return jax.grad(lambda *qkv: attend(*qkv, *ids).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    sharding = jax.sharding.SingleDeviceSharding(chip)
+    dtypes = [jnp.bfloat16] * 3 + [jnp.int32] * len(shapes[3:])
+    args = [jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in zip(shapes, dtypes, strict=True)]
+    return jax.jit(gradients).lower(*args).compile().as_text() or ""
+
+
+def scores_in_memory(program: str, num_tokens: int) -> list[str]:
+    """Arrays of a compiled program with every token's scores for every other."""
+    return re.findall(rf"\w+\[(?:\d+,)*{num_tokens},{num_tokens}\]", program)
+
+
+def test_compiled_prompt_and_branches(chip):
+    """Catches blocks that do not fit into a chip's vector memory, and scores that go through the main memory, at the
+    head sizes of Qwen2.5-VL-7B."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, prompt_len: jax.Array) -> jax.Array:
+        return attention.stream_attention(
+            q, k, v, prompt_len=prompt_len, num_prompt=2048, num_branches=5, implementation="splash"
+        )
+
+    program = compiled_for(chip, attend, (1, 12288, 28, 128), (1, 12288, 4, 128), (1, 12288, 4, 128), (1,))
+    assert "tpu_custom_call" in program and not scores_in_memory(program, 12288)
+
+
+def test_compiled_images(chip):
+    """The same of the vision tower, whose heads have 80 channels."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+        return attention.segment_attention(q, k, v, ids, segment_len=64, implementation="splash")
+
+    program = compiled_for(chip, attend, *[(1, 2048, 16, 80)] * 3, (1, 2048))
+    assert "tpu_custom_call" in program and not scores_in_memory(program, 2048)
+
+
+def test_scores_in_memory_are_found():
+    """Catches a search that finds nothing: XLA's products do have them."""
+    q, k = (jax.ShapeDtypeStruct((1, 80, heads, 16), jnp.float32) for heads in (2, 1))
+    attend = jax.jit(functools.partial(attention.causal_attention, implementation="xla"))
+    assert scores_in_memory(attend.lower(q, k, k).compile().as_text() or "", 80)
+
+
+@pytest.mark.parametrize(
+    "platform, wanted, chosen", [("tpu", "auto", "splash"), ("tpu", "xla", "xla"), ("cpu", "auto", "xla")]
+)
+def test_chosen_by_platform(tiny_folder, platform, wanted, chosen):
+    """Catches a kernel that no run takes, or one that cannot be turned off."""
+    config = base()
+    config.model.folder, config.model.attention = str(tiny_folder), wanted
+    assert make_model_config(config, platform).attention == chosen

@@ -1,0 +1,307 @@
+"""The page about run folders: figures, charts, the mechanism's points, and that nothing in it can act or call out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from care_jax import report
+from care_jax.page import run_data
+from care_jax.page.charts import sections
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{policy}}"
+
+
+def write_lines(path: Path, rows: list[dict], torn: str = "") -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
+
+
+def event(outcome: str = "MIXED", **changes) -> dict:
+    group = {"step": 1, "id": "q", "source": "count", "outcome": outcome, "anchor": 0, "negatives": [1, 2]}
+    group |= {"num_negatives": 2, "advantages_raw": [1.4, -0.7, -0.7], "reflected": None, "reflection_correct": None}
+    return group | changes
+
+
+def sample(step: int = 1, **changes) -> dict:
+    rollout = {"text": "<think>2</think><answer>3</answer>", "extracted": "3", "correct": True, "format_ok": True}
+    rollout |= {"parsed": True, "role": "anchor", "advantage": 1.4, "response_len": 9}
+    group = {"step": step, "id": "q", "source": "count", "images": [PIXEL], "prompt": "<image> How many?"}
+    return group | {"answer": "3", "outcome": "MIXED", "rollouts": [rollout], "reflection": None} | changes
+
+
+def evaluation(step: int, count: float, bars: float) -> dict:
+    return {
+        "step": step,
+        "eval/accuracy/count": count,
+        "eval/accuracy/bars": bars,
+        "eval/accuracy/mean": (count + bars) / 2,
+    }
+
+
+def cold_start_run(folder: Path) -> Path:
+    folder.mkdir()
+    losses = [{"step": step, "loss": 3.0 - step, "lr": 1e-3} for step in (1, 2)]
+    write_lines(folder / "metrics.jsonl", [evaluation(0, 0.0, 0.1), *losses, evaluation(2, 0.3, 0.5)])
+    (folder / "config.json").write_text(json.dumps({"seed": 1, "train": {"steps": 2}}))
+    (folder / "manifest.json").write_text(json.dumps({"stage": "cold_start", "jax": "0.10.2"}))
+    return folder
+
+
+def train_run(folder: Path, final: float = 0.9) -> Path:
+    folder.mkdir()
+    rows: list[dict] = [evaluation(0, 0.3, 0.5)]
+    for step in (1, 2, 3):
+        shares = {"groups/all_wrong": 0.25, "groups/mixed": 0.5, "groups/all_correct": 0.25}
+        negatives = {f"subgroup/num_negatives_{count}": 1 / 11 for count in range(11)}
+        rows.append({"step": step, "reward/mean": 0.5, "loss": 0.1 * step} | shares | negatives)
+    write_lines(folder / "metrics.jsonl", [*rows, evaluation(3, final, 0.7)])
+    reflected = [event(reflected=1, reflection_correct=correct) for correct in (True, False, False, True, True)]
+    write_lines(folder / "events.jsonl", [event("ALL_WRONG"), event("ALL_CORRECT"), event(), *reflected])
+    write_lines(folder / "samples.jsonl", [sample(1), sample(2)])
+    (folder / "config.json").write_text(json.dumps({"seed": 1, "train": {"steps": 3}, "objective": {"kl_coef": final}}))
+    (folder / "manifest.json").write_text(json.dumps({"stage": "train", "jax": "0.10.2"}))
+    return folder
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements, its visible text, the data it embeds."""
+
+    def __init__(self, workdirs: list[Path], out: Path) -> None:
+        super().__init__()
+        report.write_report(workdirs, out)
+        self.html = out.read_text()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open = ""
+        self.feed(self.html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_endtag(self, tag):
+        self._open = ""
+
+    def handle_data(self, data):
+        if self._open == "script" and self.elements[-1][1].get("id") == "data":
+            self.data = json.loads(data)
+        elif self._open not in ("script", "style"):
+            self.words.append(data)
+
+
+def chart_titles(data: dict, section: str) -> list[str]:
+    (charts,) = [one["charts"] for one in data["sections"] if one["id"] == section]
+    return [chart["title"] for chart in charts]
+
+
+def test_accuracy_at_start_after_cold_start_and_after_training(tmp_path):
+    """Catches stages in the wrong column, the first evaluation shown as the last, and a start shown twice."""
+    page = Page([cold_start_run(tmp_path / "cold"), train_run(tmp_path / "rl")], tmp_path / "out/report.html")
+    head = "skill at the start cold after cold start, step 2 cold after training, step 3 rl"
+    rows = "bars 10.0% 50.0% 70.0% count 0.0% 30.0% 90.0% mean over skills 5.0% 40.0% 80.0%"
+    assert f"{head} {rows}" in page.text
+    assert "5.0% at the start (cold), 40.0% after cold start, step 2 (cold), 80.0% after training" in page.text
+    widths = re.findall(r'class="bar"><i style="width:([\d.]+)%"', page.html)
+    assert widths == ["10.0", "50.0", "70.0", "0.0", "30.0", "90.0", "5.0", "40.0", "80.0"]
+
+
+def test_a_training_run_alone_shows_its_own_start(tmp_path):
+    """Catches a run without a cold start whose gain cannot be seen."""
+    columns = report.accuracy_columns([run_data.load_run(train_run(tmp_path / "rl"), "rl")])
+    assert [(column.when, column.accuracy["mean"]) for column in columns] == [
+        ("at the start", 0.4),
+        ("after training, step 3", 0.8),
+    ]
+
+
+def test_summary_counts_groups_and_repairs(tmp_path):
+    """Catches rates over all groups where those tried are meant."""
+    page = Page([train_run(tmp_path / "rl")], tmp_path / "report.html")
+    assert "rl: 8 groups, 12% all wrong, 75% mixed, 12% all correct." in page.text
+    assert "Reflection repaired 3 of the 5 failures it tried (60%)." in page.text
+
+
+def test_model_text_stays_inert(tmp_path):
+    """Catches a response that closes the data's script element, acts as markup, or is taken for a template's mark."""
+    folder = train_run(tmp_path / "rl")
+    rollout = sample()["rollouts"][0] | {"text": HOSTILE, "extracted": HOSTILE}
+    reflection = {"rollout": 0, "before": HOSTILE, "cue": HOSTILE, "after": HOSTILE, "correct": False}
+    texts = {"id": HOSTILE, "source": HOSTILE, "prompt": HOSTILE, "answer": HOSTILE}
+    write_lines(folder / "samples.jsonl", [sample(rollouts=[rollout], reflection=reflection, **texts)])
+    write_lines(folder / "metrics.jsonl", [{"step": 1, f"eval/accuracy/{HOSTILE}": 0.5, "eval/accuracy/mean": 0.5}])
+    (folder / "manifest.json").write_text(json.dumps({"stage": "train", "device": HOSTILE, HOSTILE: 1}))
+    (folder / "config.json").write_text(json.dumps({"train": {"steps": 9}, HOSTILE: HOSTILE}))
+    page = Page([folder], tmp_path / "report.html")
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "data"}, {}, {}]
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+    (shown,) = page.data["samples"]
+    assert shown["rollouts"][0]["text"] == HOSTILE
+    assert shown["reflection"] == reflection
+    # All that is left of it as text: the skill in the table, twice each in manifest and config.
+    assert page.text.count(HOSTILE) == 5
+
+
+def test_page_calls_no_other_host_and_runs_only_its_own_scripts(tmp_path):
+    """Catches a page that needs the network, and an image of a sample that would be fetched on opening."""
+    folder = train_run(tmp_path / "rl")
+    write_lines(
+        folder / "samples.jsonl", [sample(images=["https://example.org/a.png", PIXEL, "data:text/html;base64,"])]
+    )
+    page = Page([folder], tmp_path / "report.html")
+    assert page.data["samples"][0]["images"] == [PIXEL]
+    assert not [attributes for _, attributes in page.elements if {"src", "href"} & attributes.keys()]
+    assert re.findall(r"https?://[^\"'\s]+", page.html) == ["http://www.w3.org/2000/svg"]
+    assert "@import" not in page.html and "url(" not in page.html
+    (policy,) = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", policy)) == 2
+
+
+def test_mechanism_points_follow_the_theory():
+    """Catches anchor and negatives exchanged, repaired groups counted in, and means over groups of other sizes."""
+    events = [
+        event(num_negatives=4, advantages_raw=[2.0, -0.5, -0.5, -0.5, -0.5]),
+        event(num_negatives=4, advantages_raw=[1.8, -0.2, -0.6, -0.6, -0.4], reflected=1, reflection_correct=False),
+        event(num_negatives=1, advantages_raw=[1.0, -1.0]),
+        event(num_negatives=1, advantages_raw=[9.0, -9.0], reflected=1, reflection_correct=True),
+        event("ALL_WRONG", num_negatives=1, advantages_raw=[9.0, -9.0]),
+        event("ALL_CORRECT", anchor=None, num_negatives=0, advantages_raw=[]),
+        event(anchor=None, num_negatives=2, advantages_raw=[9.0, 9.0, 9.0]),
+        event(num_negatives=1, advantages_raw=[None, -9.0]),
+    ]
+    points = {(point["role"], point["num_negatives"]): point for point in run_data.mechanism(events)}
+    assert sorted(points) == [("anchor", 1), ("anchor", 4), ("negative", 1), ("negative", 4)]
+    assert points["anchor", 4]["mean"] == pytest.approx(1.9)
+    assert points["negative", 4]["mean"] == pytest.approx((4 * -0.5 - 1.8) / 8)
+    assert points["negative", 4]["values"] == [(-0.6, 2), (-0.5, 4), (-0.4, 1), (-0.2, 1)]
+    assert [points[key]["theory"] for key in sorted(points)] == [1.0, 2.0, -1.0, -0.5]
+    assert [points[key]["count"] for key in sorted(points)] == [1, 2, 1, 2]
+
+
+def test_charts_draw_what_was_logged(tmp_path):
+    """Catches a line with another metric's values, K' = 10 before 2, and pictures without data."""
+    run = run_data.load_run(train_run(tmp_path / "rl"), "rl")
+    grids = {one["id"]: {chart["title"]: chart for chart in one["charts"]} for one in sections([run])}
+    assert grids["cold_start"] == {}
+    (loss,) = grids["train"]["Policy loss"]["lines"]
+    assert loss["x"] == [1, 2, 3]
+    assert loss["y"] == pytest.approx([0.1, 0.2, 0.3])
+    negatives = grids["train"]["Hard negatives in a subgroup, K′"]
+    assert negatives["kind"] == "stack"
+    assert [line["label"] for line in negatives["lines"]] == [f"K′ = {count}" for count in range(11)]
+    skills = grids["skills"]["Held-out accuracy"]["lines"]
+    assert [(line["label"], line["x"], line["y"]) for line in skills] == [
+        ("bars", [0, 3], [0.5, 0.7]),
+        ("count", [0, 3], [0.3, 0.9]),
+        ("mean", [0, 3], [0.4, 0.8]),
+    ]
+    assert "Entropy" not in grids["train"]
+
+
+def test_runs_of_one_stage_share_a_picture(tmp_path):
+    """Catches two runs that cannot be told apart, and a comparison that hides which setting differs."""
+    page = Page([train_run(tmp_path / "care"), train_run(tmp_path / "grpo", final=0.6)], tmp_path / "report.html")
+    titles = chart_titles(page.data, "skills")
+    assert titles[:5] == [
+        "Held-out accuracy · care", "Held-out accuracy · grpo", "Held-out: bars", "Held-out: count", "Held-out: mean"
+    ]  # fmt: skip
+    (charts,) = [one["charts"] for one in page.data["sections"] if one["id"] == "skills"]
+    assert [(line["label"], line["y"][-1]) for line in charts[3]["lines"]] == [("care", 0.9), ("grpo", 0.6)]
+    assert chart_titles(page.data, "train").count("What the groups came to · grpo") == 1
+    assert chart_titles(page.data, "train").count("Policy loss") == 1
+    assert "Settings that differ 1 care grpo objective.kl_coef 0.9 0.6" in page.text
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    """Catches two lines under the same name: seeds are often folders a/rl and b/rl."""
+    folders = []
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        folders.append(train_run(tmp_path / parent / "rl"))
+    page = Page(folders, tmp_path / "report.html")
+    assert "a/rl · b/rl" in page.text
+    assert "rl (1) · rl (2)" in Page([folders[0], folders[0]], tmp_path / "report.html").text
+
+
+def test_a_run_in_progress_is_shown_as_far_as_it_goes(tmp_path):
+    """Catches a page that cannot be made while the run writes: no files, empty files, a torn last line."""
+    folder = tmp_path / "rl"
+    folder.mkdir()
+    page = Page([folder], tmp_path / "report.html")
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "events.jsonl", "samples.jsonl"):
+        assert f"rl no {name}" in page.text
+    assert "No held-out evaluation yet" in page.text
+
+    (folder / "config.json").write_text(json.dumps({"train": {"steps": 10}}))
+    (folder / "events.jsonl").write_text("")
+    write_lines(folder / "samples.jsonl", [], torn='{"step": 1, "ima')
+    write_lines(folder / "metrics.jsonl", [{"step": 4, "reward/mean": 0.5, "kl": None}], torn='{"step": 5, "rew')
+    page = Page([folder], tmp_path / "report.html")
+    assert "rl in progress or stopped early: step 4 of 10" in page.text
+    assert "rl metrics.jsonl: 1 line(s) not whole, left out" in page.text
+    assert "rl events.jsonl is empty so far" in page.text
+    assert "rl samples.jsonl: 1 line(s) not whole, left out" in page.text
+    assert chart_titles(page.data, "train") == ["Reward"]
+    assert page.data["samples"] == []
+
+
+def test_a_step_written_twice_counts_once(tmp_path):
+    """Catches a curve with two points at step 0, where a run was started again before its first checkpoint."""
+    folder = tmp_path / "cold"
+    folder.mkdir()
+    write_lines(
+        folder / "metrics.jsonl", [{"step": 0, "loss": 9.0}, {"step": 1, "loss": 5.0}, {"step": 0, "loss": 8.0}]
+    )
+    run = run_data.load_run(folder, "cold")
+    assert run.stage == "cold_start"
+    assert dict(run.metrics) == {0: {"loss": 8.0}, 1: {"loss": 5.0}}
+
+
+def test_a_long_run_is_thinned_and_says_so(tmp_path, monkeypatch):
+    """Catches a page of a gigabyte, and thinning that loses a curve's last point."""
+    folder = train_run(tmp_path / "rl")
+    monkeypatch.setattr(run_data, "MAX_SAMPLES", 3)
+    write_lines(folder / "samples.jsonl", [sample(step) for step in range(10)])
+    write_lines(folder / "metrics.jsonl", [{"step": step, "reward/mean": step / 4001} for step in range(4001)])
+    run = run_data.load_run(folder, "rl")
+    assert [group["step"] for group in run.samples] == [0, 4, 8]
+    assert "1 in 4 of 10 sample groups is shown; all are in samples.jsonl" in run.notices
+    (grid,) = [one["charts"] for one in sections([run]) if one["id"] == "train"]
+    (line,) = grid[0]["lines"]
+    assert len(line["x"]) <= 1501
+    assert (line["x"][0], line["x"][-1]) == (0, 4000)
+    assert math.isclose(line["y"][-1], 4000 / 4001, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("workdirs", [[], ["missing"], ["a_file"]])
+def test_bad_folders_leave_no_page(tmp_path, workdirs):
+    """Catches a traceback or an empty page for a mistyped folder."""
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(ValueError, match=r"--workdir=.*(holds metrics.jsonl)"):
+        report.write_report([tmp_path / name for name in workdirs], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_command_line_writes_the_page_and_names_a_bad_folder(tmp_path):
+    """Catches flags that collide or are lost, a wrong exit code, and a jax import that makes the page slow."""
+    command = [sys.executable, "-X", "importtime", "-m", "care_jax.report", f"--out={tmp_path / 'page.html'}"]
+    folders = [cold_start_run(tmp_path / "cold"), train_run(tmp_path / "rl")]
+    done = subprocess.run([*command, *(f"--workdir={folder}" for folder in folders)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "<title>CARE run: cold · rl</title>" in (tmp_path / "page.html").read_text()
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "care_jax.page.run_data" in imported
+    assert not imported & {"jax", "torch", "tensorboardX"}
+    failed = subprocess.run([*command, f"--workdir={tmp_path / 'none'}"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "is no folder; give a run folder, which holds metrics.jsonl" in failed.stderr.splitlines()[-1]

@@ -1,0 +1,170 @@
+"""Two processes with two devices each, over sockets of this machine: they train as one with four."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from care_jax.parallel import processes
+from tests.end_to_end import (
+    SmallTask,
+    final_params,
+    finish,
+    flags,
+    metrics,
+    saved_steps,
+    small,
+    start,
+    train_steps,
+)
+
+STEPS = 4
+DEADLINE = 60  # seconds in which a process ends when another one is gone, on a machine with other work
+
+
+def arguments(task: SmallTask, workdir: Path) -> list[str]:
+    overrides = small(
+        task.model,
+        task.data,
+        model__weights=str(task.cold_start),
+        train__steps=STEPS,
+        train__checkpoint_every=1,
+        train__eval_every=2,
+        eval__batch_size=6,  # which four shards do not divide
+        optimizer__lr=1e-3,
+    )
+    return ["--config=configs/demo.py", f"--workdir={workdir}", *flags(overrides)]
+
+
+def devices(count: int) -> dict[str, str]:
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+
+
+@contextlib.contextmanager
+def two(
+    task: SmallTask, *argument_lists: list[str], module: str = "care_jax.train"
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Process 0 and process 1, each with its arguments; none is left at the end."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = []
+    try:
+        for index, args in enumerate(argument_lists):
+            extra = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
+            started.append(start(module, *args, cache=task.cache, extra=extra | devices(2)))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def finish_all(started: list[subprocess.Popen[str]], *, seconds: float = 240) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each."""
+    ended = [finish(process, seconds=seconds) for process in started]
+    return [(done.returncode, done.stdout, done.stderr) for done in ended]
+
+
+@pytest.fixture(scope="module")
+def alone(small_task: SmallTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ended = finish(start("care_jax.train", *arguments(small_task, workdir), cache=small_task.cache, extra=devices(4)))
+    assert ended.returncode == 0, ended.stderr
+    return workdir
+
+
+def kill_one(task: SmallTask, workdir: Path, *, killed: int, after: int) -> None:
+    """Starts or resumes the run, and kills one process once the checkpoint of step `after` is there."""
+    with two(task, *[arguments(task, workdir)] * 2) as started:
+        patience = time.monotonic() + 240
+        while after not in saved_steps(workdir):
+            assert all(process.poll() is None for process in started), finish_all(started, seconds=10)
+            assert time.monotonic() < patience
+            time.sleep(0.005)
+        started[killed].send_signal(signal.SIGKILL)
+        since = time.monotonic()
+        code, _, told = finish_all(started, seconds=DEADLINE)[1 - killed]
+    assert time.monotonic() - since < DEADLINE
+    assert code not in (0, -signal.SIGKILL), told
+    ours = [line for line in told.splitlines() if "another one is gone; started again on all, the same command" in line]
+    # JAX is told of it too, and ends a process that has not noticed by then.
+    assert ours or "most likely indicates that another task died" in told, told
+    assert [line.startswith(f"error: process {1 - killed} of 2") for line in ours] == [True] * len(ours), told
+
+
+def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: Path, tmp_path: Path) -> None:
+    """Catches processes that train on other examples, parameters or random keys than one alone, a process that waits
+    for ever for one that is gone, steps or lines that are lost or come twice, and a process that writes beside the
+    first."""
+    workdir = tmp_path / "run"
+    kill_one(small_task, workdir, killed=1, after=1)
+    kill_one(small_task, workdir, killed=0, after=2)
+    with two(small_task, *[arguments(small_task, workdir)] * 2) as started:
+        ended = finish_all(started)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    ours, theirs = final_params(workdir), final_params(alone)
+    assert max(np.abs(ours[name] - theirs[name]).max() for name in theirs) <= 1e-6
+    start_params = final_params(small_task.cold_start)
+    assert max(np.abs(start_params[name] - theirs[name]).max() for name in theirs) > 1e-4  # or nothing was shown
+    assert train_steps(workdir) == train_steps(alone) == list(range(1, STEPS + 1))
+    evaluated = [[row["step"] for row in metrics(run) if "eval/accuracy/mean" in row] for run in (workdir, alone)]
+    assert evaluated[0] == evaluated[1] == [0, 2, 4]
+    for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl"):
+        lines = [
+            [json.loads(line)["step"] for line in (run / name).read_text().splitlines()] for run in (workdir, alone)
+        ]
+        assert lines[0] == lines[1], name
+    # Process 0 is the one that shows; Gloo's lines may come in pieces.
+    shown = [line for text in ended[1][1:] for line in text.splitlines()]
+    assert [line for line in shown if "[Gloo]" not in line and "connected peer ranks" not in line] == []
+
+
+def test_other_settings_are_refused_by_all(small_task: SmallTask, tmp_path: Path) -> None:
+    """Catches processes of different configs that train on, or of which one waits for one that has ended."""
+    workdir = tmp_path / "run"
+    same = arguments(small_task, workdir)
+    with two(small_task, same, [*same, "--config.optimizer.lr=0.5"]) as started:
+        ended = finish_all(started)
+    for code, out, told in ended:
+        lines = [line for line in told.splitlines() if "optimizer.lr" in line]
+        assert (code, len(lines)) == (2, 1), (out, told)
+        assert "0.5" in lines[0] and "0.001" in lines[0] and "process 1" in lines[0] and "Traceback" not in told
+    assert not workdir.exists()
+
+
+def test_processes_tell_each_other(small_task: SmallTask) -> None:
+    """Catches values of the wrong process or cut off, work left out or done twice, and an error that only one knows."""
+    with two(small_task, ["0"], ["1"], module="tests.on_processes") as started:
+        ended = finish_all(started)
+    for code, out, told in ended:
+        assert code == 0, told
+        found = json.loads(out.splitlines()[-1])
+        assert found["lengths"] == [3, 200_000]  # of which the second is more than one frame
+        assert found["shared"] == [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]] and found["shared_none"] == []
+        assert found["done_here"] == ([0, 2, 4] if found["index"] == 0 else [1, 3])
+        assert found["one_bad"] == "process 1: no data" and found["both_bad"] == "no data at all"
+        assert found["stopped"] == [False, True]  # process 1 was told
+        assert found["differing"].startswith("process 1: a is 2 here and 1 on process 0")
+
+
+def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run of one process that looks for others, and half a description of them that is taken for none."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("looked for others"))
+    processes.connect()
+    assert processes.exchange("a") == ["a"] and processes.share(lambda items: items, [1, 2]) == [1, 2]
+    for name, value in (("JAX_PROCESS_ID", "0"), ("JAX_NUM_PROCESSES", "two"), ("JAX_COORDINATOR_ADDRESS", "a:1")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match="must all be given"):
+            processes.connect()

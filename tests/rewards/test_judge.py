@@ -1,0 +1,351 @@
+"""The pool of verifier processes (order, hangs, deaths) and the judging of a batch of tokens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from care_jax.rewards.judge import Item, Verdict, Verifier, judge, judge_texts, length_penalty
+from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
+from care_jax.structs import Record
+
+RIGHT = Verdict(True, True, "correct")
+
+# Speaks the worker's protocol without the package: answers "correct", hangs at "hang", dies at "die".
+STUB = """
+import json, os, sys, time
+print(json.dumps("ready"), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["answer"] == "hang":
+        time.sleep(60)
+    if request["answer"] == "die":
+        os._exit(3)
+    print(json.dumps([request["id"] + (request["answer"] == "lie"), True, True, "correct"]), flush=True)
+"""
+
+
+def stub_verifier(code: str = STUB, *, workers: int = 1, deadline: float = 30.0) -> Verifier:
+    return Verifier(workers=workers, deadline=deadline, tolerance=0.0, command=[sys.executable, "-c", code])
+
+
+def integer(answer: object, gold: object = "5") -> Item:
+    return Item("integer", str(answer), str(gold), None)
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=2, deadline=30.0, tolerance=0.01) as pool:
+        yield pool
+
+
+def test_verdicts_come_in_the_order_of_the_items(verifier):
+    """Catches answers of several workers put together in the order of arrival."""
+    items = [integer(i % 13, i % 7) for i in range(3000)]
+    assert [verdict.correct for verdict in verifier.check(items)] == [i % 13 == i % 7 for i in range(3000)]
+
+
+def test_every_kind_goes_through_the_workers(verifier):
+    """Catches a field lost on the way: the options, the tolerance, a character that is not ASCII."""
+    items = [
+        integer("5"),
+        Item("latex", "(x+1)^2", "x^2+2x+1", None),
+        Item("list", "1, 2.51", "[1, 2.5]", None),
+        Item("chart_relaxed", "52", "50", None),
+        Item("tests.own_verifier:anagram", "silent", "listen", None),
+        Item("number", "0.505", "0.5", None),
+        Item("choice", "red", "B", ("blue", "red")),
+        Item("text", "CAFÉ\0\n", "café\0", None),
+        Item("text", "\udc80", "\ufffd", None),
+    ]
+    verdicts = verifier.check(items)
+    assert [verdict.correct for verdict in verdicts] == [True] * (len(items) - 1) + [False]
+    assert verdicts[-1].reason == "wrong"
+    assert verifier.check([]) == []
+
+
+def test_long_answers_are_cut_before_they_travel(verifier):
+    """Catches pipes filled with megabytes that no verifier would read, and a cut that hides that an answer is long."""
+    measure = STUB.replace('"correct"', 'str(len(request["answer"]))')
+    with stub_verifier(measure) as pool:
+        assert [verdict.reason for verdict in pool.check([integer("5" * 1_000_000), integer("5")])] == ["257", "1"]
+    verdicts = verifier.check([integer("5" * 1_000_000), integer("5")])
+    assert [verdict.reason for verdict in verdicts] == ["too long", "correct"]
+
+
+def test_requests_beyond_the_pipe_do_not_deadlock(verifier):
+    """Catches a parent that blocks writing while its worker blocks writing: both pipes hold 64 KiB."""
+    options = tuple("x" * 5_000 + str(i) for i in range(12))
+    items = [Item("choice", "A", "A", options)] * 300  # 60 KB each
+    assert all(verdict.correct for verdict in verifier.check(items))
+
+
+def test_bad_gold_is_an_error_and_the_pool_goes_on(verifier):
+    """Catches a broken data set that trains in silence on "wrong", and answers left over for the next call."""
+    with pytest.raises(ValueError, match="'seven' is no whole number"):
+        verifier.check([integer("5"), integer("7", "seven"), *[integer("5")] * 500])
+    assert verifier.check([integer("5"), integer("6")]) == [RIGHT, Verdict(False, True, "wrong")]
+
+
+@pytest.mark.parametrize(("fault", "reason", "deadline"), [("hang", "deadline", 0.5), ("die", "worker died", 30.0)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_lost_worker_costs_one_item(fault, reason, deadline, workers):
+    """Catches a whole chunk, or the rest of the batch, lost with the worker that held it."""
+    items = [integer(5) for _ in range(300)]
+    for position in (0, 150, 299):
+        items[position] = integer(fault)
+    with stub_verifier(workers=workers, deadline=deadline) as pool:
+        verdicts = pool.check(items)
+        assert [i for i, verdict in enumerate(verdicts) if verdict != RIGHT] == [0, 150, 299]
+        assert {verdicts[i] for i in (0, 150, 299)} == {Verdict(False, False, reason)}
+        assert pool.check([integer(5)]) == [RIGHT]
+
+
+def test_a_worker_killed_in_mid_batch_costs_one_item():
+    """Catches a batch lost with a worker that the system kills (out of memory), and one that is lost in silence."""
+    items = [Item("tests.own_verifier:fragile", str(i), str(i), None) for i in range(400)]
+    items[200] = Item("tests.own_verifier:fragile", "kill", "5", None)
+    items[300] = Item("tests.own_verifier:fragile", "hang", "5", None)
+    with Verifier(workers=2, deadline=2.0, tolerance=0.0) as pool:
+        verdicts = pool.check(items)
+    lost = {i: verdict for i, verdict in enumerate(verdicts) if not verdict.correct}
+    assert lost == {200: Verdict(False, False, "worker died"), 300: Verdict(False, False, "deadline")}
+
+
+def test_a_worker_killed_from_outside_costs_one_item():
+    """Catches a batch lost with a worker that was killed between two items."""
+
+    class Items(list):
+        def __getitem__(self, position):
+            if position == 5_000 and processes:  # is being handed over for the first time
+                processes.pop().kill()
+            return super().__getitem__(position)
+
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
+        processes = [pool._workers[0]._process]
+        verdicts = pool.check(Items([integer(5)] * 10_000))
+    assert [verdict for verdict in verdicts if verdict != RIGHT] == [Verdict(False, False, "worker died")]
+
+
+def test_the_deadline_is_for_an_item_and_not_for_the_batch():
+    """Catches a clock that starts when an item is handed over: behind 20 slow ones it would be killed unread."""
+    slow = STUB.replace('if request["answer"] == "hang":\n        time.sleep(60)', "time.sleep(0.1)")
+    with stub_verifier(slow, deadline=1.0) as pool:
+        assert pool.check([integer(5)] * 20) == [RIGHT] * 20
+
+
+def test_a_slow_start_is_not_a_missed_deadline():
+    """Catches a new worker that is killed while Python starts, for ever."""
+    with stub_verifier("import time; time.sleep(1)\n" + STUB, deadline=0.3) as pool:
+        assert pool.check([integer("hang"), integer(5)]) == [Verdict(False, False, "deadline"), RIGHT]
+
+
+def test_loading_is_not_a_missed_deadline():
+    """Catches a worker that is killed while it imports what the first item of a kind needs, for ever."""
+    loads = 'print(json.dumps("loading"), flush=True); time.sleep(1); print(json.dumps("ready"), flush=True)'
+    slow = STUB.replace("    request = json.loads(line)", f"    request = json.loads(line)\n    {loads}")
+    with stub_verifier(slow, deadline=0.5) as pool:
+        assert pool.check([integer(5)] * 2) == [RIGHT] * 2
+
+
+def test_a_worker_that_dies_while_it_loads_is_an_error():
+    """Catches a missing package that makes every answer of a kind wrong in silence."""
+    broken = STUB.replace("request = json", 'print(json.dumps("loading"), flush=True); request = 1 / 0; json')
+    with stub_verifier(broken) as pool, pytest.raises(RuntimeError, match="did not start or load"):
+        pool.check([integer(5)])
+
+
+def test_a_worker_that_died_while_idle_costs_nothing(verifier):
+    """Catches the first item of a step being blamed for a worker that the system killed between two steps."""
+    with stub_verifier() as pool:
+        assert pool.check([integer(5)]) == [RIGHT]
+        pool._workers[0]._process.kill()
+        pool._workers[0]._process.wait()
+        assert pool.check([integer(5)]) == [RIGHT]
+
+
+def test_workers_that_do_not_start_are_an_error():
+    """Catches an endless loop of replacements."""
+    with stub_verifier("raise SystemExit(1)") as pool, pytest.raises(RuntimeError, match="did not start or load"):
+        pool.check([integer(5)])
+
+
+def test_answers_to_other_questions_are_an_error_and_close_the_pool():
+    """Catches verdicts that are shifted by one item."""
+    with stub_verifier() as pool:
+        with pytest.raises(RuntimeError, match="nobody asked"):
+            pool.check([integer("lie")])
+        with pytest.raises(ValueError, match="closed"):
+            pool.check([integer(5)])
+
+
+def test_close_ends_the_processes():
+    """Catches workers that outlive the run, even one that hangs."""
+    with stub_verifier(deadline=0.3, workers=2) as pool:
+        pool.check([integer("hang")])
+        processes = [worker._process for worker in pool._workers]
+    assert all(process.returncode is not None for process in processes)
+
+
+def test_the_worker_ends_with_its_input():
+    """Catches workers that stay behind when the parent is killed."""
+    command = [sys.executable, "-m", "care_jax.rewards.verifiers.worker"]
+    request = b'{"id": 4, "kind": "integer", "answer": "x=5", "gold": "5", "choices": null, "tolerance": 0}\n'
+    done = subprocess.run(command, input=request, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b'"ready"\n"loading"\n"ready"\n[4, true, true, "correct"]\n'
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"workers": 0}, {"deadline": 0.0}, {"tolerance": 1.0}, {"tolerance": float("nan")}]
+)
+def test_bad_arguments_are_refused(arguments):
+    """Catches a pool that waits for ever, and a tolerance that accepts everything."""
+    with pytest.raises(ValueError, match="workers is 1 or more"):
+        Verifier(**{"workers": 1, "deadline": 1.0, "tolerance": 0.0} | arguments)
+
+
+def test_soft_overlong_penalty():
+    """Catches the ramp beginning at the wrong token, or going past -penalty (DAPO, equation 13)."""
+    lengths = np.array([[0, 6], [7, 8], [10, 12]])
+    expected = np.float32([[0, 0], [-0.125, -0.25], [-0.5, -0.5]])
+    np.testing.assert_array_equal(length_penalty(lengths, 10, 4, 0.5), expected)
+    np.testing.assert_array_equal(length_penalty(lengths, 10, 0, 0.5), np.zeros((3, 2), np.float32))
+    assert length_penalty(np.array([10]), 10, 10, 1.0).tolist() == [-1.0]
+    with pytest.raises(ValueError, match="0 to 10 tokens"):
+        length_penalty(lengths, 10, 11, 1.0)
+
+
+TOKEN_BYTES = [b"", b"<think>", b"</think>", b"<answer>", b"</answer>", b"5", b"6", b"\xc2", b"\xb0", b"x"]
+END, OPEN, CLOSE, BEGIN, FINISH, FIVE, SIX, HIGH, LOW, X = range(10)
+RECORDS = [
+    Record("a", "s", "q", (), "5", "integer"),
+    Record("b", "s", "q", (), "B", "choice", ("5", "6")),
+]
+RESPONSES = [
+    [
+        [OPEN, X, X, CLOSE, BEGIN, FIVE, HIGH, LOW, FINISH, END],  # right, well formed: 5°
+        [BEGIN, FIVE, FINISH, END],  # right, no rationale
+        [OPEN, X, CLOSE, BEGIN, SIX, FINISH, END],  # well formed, wrong
+        [OPEN, X, FIVE],  # cut off
+    ],
+    [
+        [OPEN, CLOSE, BEGIN, SIX, FINISH, END],  # right by the option's text, empty rationale
+        [OPEN, X, CLOSE, BEGIN, FIVE, FINISH, END],  # wrong by the option's text
+        [OPEN, X, CLOSE, BEGIN, HIGH, FINISH, END],  # half a character
+        [],
+    ],
+]
+
+
+def padded(responses: list[list[list[int]]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [B, G, R], with a well-formed right answer as the padding, and lengths [B, G]."""
+    filler = [OPEN, CLOSE, BEGIN, FIVE, FINISH] * length
+    rows = [[response + filler[: length - len(response)] for response in group] for group in responses]
+    return np.array(rows, np.int32), np.array([[len(r) for r in group] for group in responses], np.int32)
+
+
+def test_judge_by_hand(verifier):
+    """Catches padding that is read, a format bonus that counts as correct, and rows that are mixed up."""
+    ids, lengths = padded(RESPONSES, 12)
+    judged = judge(
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, correct_weight=0.9, format_weight=0.1
+    )
+    v = judged.verdicts
+    assert v.correct.tolist() == [[True, True, False, False], [True, False, False, False]]
+    assert v.parsed.tolist() == [[True, True, True, False], [True, True, False, False]]
+    assert v.format_ok.tolist() == [[True, False, True, False], [True, True, True, False]]
+    assert v.rewards.dtype == np.float32
+    np.testing.assert_array_equal(v.rewards, np.float32([[1.0, 0.9, 0.1, 0], [1.0, 0.1, 0.1, 0]]))
+    assert judged.extracted == [["5°", "5", "6", None], ["6", "5", "\ufffd", None]]
+    assert judged.texts[0][0] == "<think>xx</think><answer>5°</answer>"
+    assert judged.texts[1][3] == ""
+    assert judged.reasons[0] == ["correct", "correct", "wrong", "no answer"]
+    assert np.flatnonzero(v.think_mask[0, 0]).tolist() == [1, 2]
+    assert np.flatnonzero(v.answer_mask[0, 0]).tolist() == [5, 6, 7]
+    assert np.flatnonzero(v.think_mask[0, 3]).tolist() == [1, 2]
+    assert not v.answer_mask[0, 3].any() and not v.think_mask[1, 0].any() and not v.think_mask[1, 3].any()
+    assert np.flatnonzero(v.answer_mask[1, 0]).tolist() == [3]
+
+
+def test_texts_are_judged_as_tokens_are(verifier):
+    """Catches two judgements of one response, and verdicts in another order than the responses."""
+    ids, lengths = padded(RESPONSES, 12)
+    judged = judge(
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, correct_weight=0.9, format_weight=0.1
+    )
+    responses = [(record, text) for record, texts in zip(RECORDS, judged.texts, strict=True) for text in texts]
+    texts = judge_texts(verifier, responses, ANSWER_TAGS)
+    v = judged.verdicts
+    assert [one.extracted for one in texts] == sum(judged.extracted, [])
+    assert [one.format_ok for one in texts] == v.format_ok.ravel().tolist()
+    reasons = sum(judged.reasons, [])
+    assert [tuple(one.verdict) for one in texts] == list(
+        zip(v.correct.ravel().tolist(), v.parsed.ravel().tolist(), reasons, strict=True)
+    )
+    assert judge_texts(verifier, [(RECORDS[0], "<answer>5\ud800</answer>")], ANSWER_TAGS)[0].extracted == "5?"
+
+
+def test_judge_takes_the_overlong_penalty_off_the_reward_alone(verifier):
+    """Catches a penalty that turns a correct answer into a failure."""
+    ids, lengths = padded(RESPONSES, 10)
+    judged = judge(
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS,
+        correct_weight=0.9, format_weight=0.1, overlong_buffer_len=4, overlong_penalty=2.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(judged.verdicts.rewards, [[-1.0, 0.9, -0.4, 0], [1.0, -0.4, -0.4, 0]], rtol=1e-6)
+    assert judged.verdicts.correct[0, 0]
+
+
+def test_forced_tokens_are_not_penalised(verifier):
+    """Catches a short repair that pays for the failed rationale it was shown."""
+    ids, lengths = padded(RESPONSES, 10)
+    judged = judge(
+        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, sampled_len=lengths - lengths,
+        correct_weight=0.9, format_weight=0.1, overlong_buffer_len=4, overlong_penalty=2.0,
+    )  # fmt: skip
+    assert judged.verdicts.rewards.min() == 0.0
+
+
+def test_judge_reads_the_format_that_it_is_given(verifier):
+    """Catches a reader that looks for tags where a box was asked for, and two answers of which the right one counts."""
+    table = [b"<think>", b"</think>", rb"\boxed{", b"5", b"}", b"6", b"<answer>", b"</answer>"]
+    ids = np.array([[[0, 1, 2, 3, 4, 4, 4, 4], [0, 1, 2, 5, 4, 2, 3, 4], [0, 1, 6, 3, 7, 7, 7, 7]]], np.int32)
+    lengths = np.array([[5, 8, 5]], np.int32)
+    weights = {"correct_weight": 0.9, "format_weight": 0.1}
+    judged = judge(verifier, RECORDS[:1], ids, lengths, table, response_format=BOXED, **weights)
+    assert judged.reasons == [["correct", "more than one answer", "no answer"]]
+    assert judged.verdicts.correct.tolist() == [[True, False, False]]
+    assert judged.verdicts.parsed.tolist() == [[True, False, False]]
+    assert judged.verdicts.format_ok.tolist() == [[True, False, False]]
+    assert np.flatnonzero(judged.verdicts.answer_mask[0, 0]).tolist() == [3]
+    tagged = judge(verifier, RECORDS[:1], ids, lengths, table, response_format=ANSWER_TAGS, **weights)
+    assert tagged.verdicts.correct.tolist() == [[False, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "message"),
+    [
+        (np.full((2, 1, 3), 10), np.full((2, 1), 3), "token ids 10 to 10"),
+        (np.full((2, 1, 3), -1), np.full((2, 1), 3), "token ids -1 to -1"),
+        (np.zeros((2, 1, 3), int), np.full((2, 1), 4), "R=3"),
+        (np.zeros((3, 1, 3), int), np.full((3, 1), 3), "2 records"),
+        (np.zeros((2, 2, 3), int), np.full((2, 1), 3), "2 records"),
+    ],
+)
+def test_judge_refuses_what_does_not_fit(verifier, ids, lengths, message):
+    """Catches ids of the unused vocabulary tail (-1 would silently be the last token) and wrong shapes."""
+    with pytest.raises(ValueError, match=message):
+        judge(
+            verifier,
+            RECORDS,
+            ids,
+            lengths,
+            TOKEN_BYTES,
+            response_format=ANSWER_TAGS,
+            correct_weight=0.9,
+            format_weight=0.1,
+        )

@@ -1,0 +1,54 @@
+"""What a session does between steps, with what it talks to replaced."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from care_jax.config import base
+from care_jax.run.session import Session
+from care_jax.run.writers import StageTimer
+
+
+def stand_in(step: int, eval_examples: int) -> Any:
+    """What `Session`'s methods read of a session of 10 steps that evaluates every 5."""
+    config = base()
+    config.train.update(steps=10, eval_every=5, checkpoint_every=5, eval_examples=eval_examples)
+    told: list[Any] = []
+    return SimpleNamespace(
+        step=step,
+        config=config,
+        stop=SimpleNamespace(is_set=False),
+        state=SimpleNamespace(params=None),
+        iterator=None,
+        timer=StageTimer(),
+        checkpointer=SimpleNamespace(
+            latest_step=None, save=lambda state, iterator, metrics, sums: told.append(metrics)
+        ),
+        watchdog=SimpleNamespace(beat=lambda what: None),
+        wait=None,
+        sums=None,
+        writer=SimpleNamespace(
+            flush=lambda: None, evaluated_steps=set(), scalars=lambda step, values: told.append(values)
+        ),
+        evaluator=SimpleNamespace(run=lambda params, limit, wait: {"eval/accuracy/mean": 0.5}),
+        told=told,
+    )
+
+
+@pytest.mark.parametrize(("eval_examples", "ranked"), [(0, True), (3, False)])
+def test_only_evaluations_of_the_same_records_are_ranked(eval_examples: int, ranked: bool) -> None:
+    """Catches a best checkpoint that is best on other questions than those it is compared on."""
+    for step, expected in ((5, True), (10, ranked)):
+        session = stand_in(step, eval_examples)
+        Session.checkpoint_if_due(session, {"eval/accuracy/mean": 0.5})
+        assert session.told == [{"eval/accuracy/mean": 0.5} if expected else None]
+
+
+def test_the_time_of_an_evaluation_is_told_with_it() -> None:
+    """Catches a time that is added to the next step's, and lost after the last."""
+    session = stand_in(10, 0)
+    assert Session.evaluate_if_due(session) == {"eval/accuracy/mean": 0.5}
+    assert session.told[0].keys() == {"eval/accuracy/mean", "time/evaluate"} and not session.timer.take()

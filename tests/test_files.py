@@ -1,0 +1,56 @@
+"""A run folder in a bucket, and what may not lie in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from care_jax import config, files, train
+from care_jax.report import write_report
+from configs import demo
+from tests.bucket import buckets
+from tests.end_to_end import SmallTask, apply, assert_same_params, metrics, saved_steps, small
+
+
+def test_a_run_in_a_bucket_goes_on_and_ends_with_the_same_bits(cached: SmallTask, tmp_path: Path) -> None:
+    """Catches a checkpoint, a metric or a report that goes to a local folder named gs:, or is read from nowhere."""
+
+    def run(workdir: Path | str, steps: int) -> None:
+        c = demo.get_config()
+        sizes = small(cached.model, cached.data, train__steps=steps, model__weights=str(cached.cold_start))
+        apply(c, sizes | {"optimizer.schedule": "constant", "optimizer.lr": 1e-3, "train.checkpoint_every": 1})
+        assert int(train.run(c, workdir).step) == steps
+
+    run(tmp_path / "run", 3)
+    with buckets(tmp_path / "buckets"):
+        run("gs://ours/run", 2)
+        run("gs://ours/run", 3)
+        write_report(["gs://ours/run"], "gs://ours/report.html")
+    ours = tmp_path / "buckets" / "ours"
+    assert_same_params(ours / "run", tmp_path / "run")
+    assert saved_steps(ours / "run") == saved_steps(tmp_path / "run")
+    rows = [[row["step"] for row in metrics(folder) if "loss" in row] for folder in (ours / "run", tmp_path / "run")]
+    assert rows[0] == rows[1] == [1, 2, 3]
+    assert "<html" in (ours / "report.html").read_text()
+    assert not Path("gs:").exists()
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a traceback where gcsfs is missing, and a model folder in a bucket, which would be looked for on disk."""
+
+    def missing(protocol: str) -> None:
+        raise ImportError("no gcsfs")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(ValueError, match=r"gs://ours/run: .* gcsfs"):
+        files.anywhere("gs://ours/run")
+    with pytest.raises(ValueError, match=r"s3://ours/run: give a local path or gs://"):
+        files.anywhere("s3://ours/run")
+    with pytest.raises(ValueError, match="--root=gs://ours: must be on a local disk"):
+        files.on_disk("gs://ours", "--root")
+    c = config.base()
+    c.model.folder = "gs://ours/model"
+    with pytest.raises(ValueError, match="model.folder='gs://ours/model': must be on a local disk"):
+        config.validate(c)
