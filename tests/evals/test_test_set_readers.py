@@ -16,8 +16,8 @@ from care_jax.rewards.verifiers import verify_answer
 from care_jax.structs import Record
 from tests import benchmark_sets
 from tests.benchmark_sets import TWELVE, WRITERS
+from tests.data.test_readers import _read
 from tests.data_sets import embedded, picture, write_parquet
-from tests.test_readers import _read
 
 LETTER = "\nAnswer with the letter of the right option."
 PICTURES = tuple(picture(90 + n, "RGBA") for n in range(4))  # image_1 of MMMU's fixture is PICTURES[1]
