@@ -7,7 +7,7 @@ cannot change the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.structs import Array, TrainBatch
 
 
+@runtime_checkable
 class LossFn(Protocol):
     """Log-probs [B, S, R] of a piece and the counts of its minibatch -> loss and what to report.
 
