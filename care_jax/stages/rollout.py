@@ -84,12 +84,6 @@ def nothing_forced(batch: int, num_branches: int) -> Forced:
     )
 
 
-@jax.jit
-def prefill(model: QwenVL, prompts: Prompts) -> Prefix:
-    """Vision tower and prompt once per prompt; rollouts and reflection both continue from the result."""
-    return model.prefill(prompts)
-
-
 @functools.partial(jax.jit, static_argnames=("sampling",))
 def generate(
     model: QwenVL, prefix: Prefix, forced: Forced, forbidden_mask: Array, key: Array, *, sampling: Sampling

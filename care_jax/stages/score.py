@@ -13,7 +13,7 @@ from flax import struct
 
 from care_jax.models import QwenVL
 from care_jax.parallel.collectives import log_softmax, own_part, pick, sum_parts, to_parts
-from care_jax.structs import Array, Prompts, Rollouts, Scores, Verdicts
+from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainBatch, Verdicts
 
 _FORBIDDEN = float(jnp.finfo(jnp.float32).min)
 
@@ -126,3 +126,13 @@ def think_states(own_hidden: Array, rollouts: Rollouts, verdicts: Verdicts) -> A
     in_response = jnp.arange(rollouts.token_ids.shape[-1])[None, None] < rollouts.response_len[..., None]
     has_think = jnp.any(verdicts.think_mask, axis=-1, keepdims=True)
     return pool_states(own_hidden, jnp.where(has_think, verdicts.think_mask, in_response))
+
+
+def batch_logprobs(
+    model: QwenVL, batch: TrainBatch, forbidden_mask: Array, *, temperature: float, chunk: int
+) -> Array:
+    """Log-probs [B, S, R] of the rows of a batch under `model`, as the reference policy's."""
+    hidden = model.forward_branches(batch.prompts, batch.token_ids).predicting
+    return token_scores(
+        model, hidden, batch.token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk
+    ).logprobs
