@@ -22,7 +22,7 @@ from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
 from care_jax.models.decoder import DecoderLayer
 from care_jax.parallel.collectives import first_row, join_parts, most
 from care_jax.stages.score import entropy_of, masked_logits
-from care_jax.structs import Array, Forced, Prompts, Rollouts
+from care_jax.structs import Array, Forced, Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _join(forced: Forced, written: _Written) -> Rollouts:
     take = jnp.clip(from_start, 0, column.shape[-1] - 1)
 
     def shift(x: Array) -> Array:
-        """x [B, J, R, ...] moved behind the forced tokens; 0 where nothing was sampled."""
+        """X [B, J, R, ...] moved behind the forced tokens; 0 where nothing was sampled."""
         more = tuple(range(3, x.ndim))
         moved = jnp.take_along_axis(x, jnp.expand_dims(take, more), axis=2)
         return jnp.where(jnp.expand_dims(sampled_mask, more), moved, jnp.zeros_like(moved))

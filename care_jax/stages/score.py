@@ -77,7 +77,8 @@ def token_scores(
 
 def pool_states(own_hidden: Array, mask: Array) -> Array:
     """Sum of own_hidden [B, J, R, D] over mask [B, J, R], brought to unit length, as a mean would be; float32, no
-    gradient. An empty mask gives 0."""
+    gradient. An empty mask gives 0.
+    """
     states = jax.lax.stop_gradient(own_hidden).astype(jnp.float32)
     pooled = jnp.einsum("bjrd,bjr->bjd", states, mask.astype(jnp.float32))
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
@@ -128,9 +129,7 @@ def think_states(own_hidden: Array, rollouts: Rollouts, verdicts: Verdicts) -> A
     return pool_states(own_hidden, jnp.where(has_think, verdicts.think_mask, in_response))
 
 
-def batch_logprobs(
-    model: QwenVL, batch: TrainBatch, forbidden_mask: Array, *, temperature: float, chunk: int
-) -> Array:
+def batch_logprobs(model: QwenVL, batch: TrainBatch, forbidden_mask: Array, *, temperature: float, chunk: int) -> Array:
     """Log-probs [B, S, R] of the rows of a batch under `model`, as the reference policy's."""
     hidden = model.forward_branches(batch.prompts, batch.token_ids).predicting
     return token_scores(

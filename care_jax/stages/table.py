@@ -7,8 +7,9 @@ measures the memory beside each program, and flops.py counts its work. So a stag
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import ml_collections
@@ -156,7 +157,7 @@ class DeviceStage:
 class HostStage:
     """A row whose function runs on the host, on NumPy copies of the values it takes.
 
-    What it gives is put on the devices where `shapes` names it; the rest stays on the host.
+    Of what it gives, `puts` goes to the devices; the rest stays on the host.
     """
 
     name: str
@@ -164,12 +165,40 @@ class HostStage:
     takes: tuple[str, ...]
     gives: tuple[str, ...]
     function: Callable[..., dict[str, Any]]  # (host services, *values taken) -> the values given
-    shapes: Callable[[Setup, Bucket], dict[str, Any]]
+    puts: tuple[str, ...]
+    shapes: Callable[[Setup, Bucket], tuple[Any, ...]]  # of the values in `puts`
     is_on: Callable[[ml_collections.ConfigDict], bool] = _always
     is_drawing: bool = False
 
 
 Stage = DeviceStage | HostStage
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A program of a table, and the values that are alive while it runs, as shapes with shardings."""
+
+    stage: DeviceStage
+    program: Program
+    values: dict[str, Any]  # its arguments are among them
+
+    @property
+    def args(self) -> tuple:
+        """The arguments, in the program's order."""
+        return tuple(self.values[name] for name in self.stage.takes)
+
+    @functools.cached_property
+    def results(self) -> dict[str, Any]:
+        """The values it gives."""
+        return self.stage.results(self.program.output(*self.args), self.values)
+
+
+class Phases(NamedTuple):
+    """The stages of a table, cut at those that dynamic sampling repeats."""
+
+    opening: tuple[Stage, ...]
+    drawing: tuple[Stage, ...]
+    learning: tuple[Stage, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +214,23 @@ class Table:
         """The table of the stages that a config switches on."""
         return dataclasses.replace(self, stages=tuple(stage for stage in self.stages if stage.is_on(config)))
 
+    def phases(self) -> Phases:
+        """The stages before, in and after the part that dynamic sampling repeats."""
+        draws = [number for number, stage in enumerate(self.stages) if stage.is_drawing]
+        first, end = min(draws), max(draws) + 1
+        return Phases(self.stages[:first], self.stages[first:end], self.stages[end:])
+
     def ends(self) -> dict[str, list[str]]:
         """Stage name -> the values whose device memory is free after it: nothing takes or logs them any more."""
-        last = {name: stage.name for stage in self.stages for name in stage.takes}
-        given = {name for stage in self.stages for name in stage.gives}
+        last = {name: stage for stage in self.stages for name in stage.takes}
+        giver = {name: stage for stage in self.stages for name in stage.gives}
         ends: dict[str, list[str]] = {stage.name: [] for stage in self.stages}
-        for name, stage_name in last.items():
-            if name in given and name not in self.logged and not value_of(name).lasting:
-                ends[stage_name].append(name)
+        for name, end in last.items():
+            if name not in giver or name in self.logged or value_of(name).lasting:
+                continue
+            if end.is_drawing and not giver[name].is_drawing:  # the next draw takes it again
+                end = self.phases().learning[0]
+            ends[end.name].append(name)
         return ends
 
     def read_by_host(self) -> set[str]:
@@ -208,27 +246,14 @@ class Table:
         values, ends = self.start(setup, bucket), self.ends()
         for stage in self.stages:
             if isinstance(stage, HostStage):
-                for name, shape in stage.shapes(setup, bucket).items():
+                for name, shape in zip(stage.puts, stage.shapes(setup, bucket), strict=True):
                     values[name] = place(setup.mesh, shape, value_of(name).specs_of(shape))
             else:
-                program, args = programs[stage.name], tuple(values[name] for name in stage.takes)
-                results = stage.results(program.output(*args), values)
-                beside = {name: value for name, value in values.items() if name not in stage.takes}
-                yield Call(stage, program, args, beside, results)
-                values |= results
+                call = Call(stage, programs[stage.name], dict(values))
+                yield call
+                values |= call.results
             for name in ends[stage.name]:
                 values.pop(name, None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """A program of a table with its arguments as shapes and shardings."""
-
-    stage: DeviceStage
-    program: Program
-    args: tuple
-    beside: dict[str, Any]  # values that live meanwhile and are no arguments
-    results: dict[str, Any]
 
 
 class CompiledStages:
