@@ -52,7 +52,7 @@ def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     }
 
 
-def decode_step(program: hlo.Program) -> str:
+def decode_step(program: hlo.HloModule) -> str:
     """The body of the loop over tokens: of the outer loops, the one that has a loop over layers and most rounds."""
     outer = [loop for loop in program.loops() if program.loops(loop.calls["body"])]
     return max(outer, key=lambda loop: program.trips(program.entry, loop)).calls["body"]
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     programs, _, calls = step_programs(decoding, model, mesh, bucket)
     started = time.time()
     call = next(arguments for program, arguments in calls if program is programs.rollout)
-    step = hlo.Program(str(programs.rollout.lower(*call).compile().as_text()))
+    step = hlo.HloModule(str(programs.rollout.lower(*call).compile().as_text()))
     moved = step.hbm_bytes(decode_step(step))
     needed = needed_bytes(sizes)
     share = sum(needed.values()) / moved.total()
