@@ -151,7 +151,7 @@ ENTRY %main (a: f32[64,256], b: f32[8,64,256], c: bf16[3,100]) -> f32[64,256] {
 
 
 def test_bytes_of_a_loop_over_layers():
-    """Catches a slice counted as the whole stack, a loop counted once, small memories counted, and padding not counted."""
+    """Catches a slice counted as the whole stack, a loop counted once, small memories counted, padding left out."""
     moved = HloModule(HLO).hbm_bytes()
     array = 64 * 256 * 4
     assert moved["slice"] == 8 * (array + 4)  # read from HBM with its index, written to the chip's own memory
