@@ -71,7 +71,7 @@ class HloModule:
     def runs(
         self, computation: str | None = None, times: float = 1
     ) -> Iterator[tuple[Computation, Instruction, float]]:
-        """Yields each instruction outside fusions with its number of runs; branches of a conditional run equally often."""
+        """Yields each instruction outside fusions, and its runs; the branches of a conditional run equally often."""
         name = computation or self.entry
         for instruction in self.computations[name].instructions.values():
             yield self.computations[name], instruction, times
