@@ -52,7 +52,7 @@ def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     }
 
 
-def decode_step(program: hlo.Program) -> str:
+def decode_step(program: hlo.HloModule) -> str:
     """The body of the loop over tokens: of the outer loops, the one that has a loop over layers and most rounds."""
     outer = [loop for loop in program.loops() if program.loops(loop.calls["body"])]
     return max(outer, key=lambda loop: program.trips(program.entry, loop)).calls["body"]
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
     started = time.time()
     call = next(call for call in planned_calls(decoding, model, mesh, bucket) if call.stage.name == "rollout")
-    step = hlo.Program(str(call.program.lower(*call.args).compile().as_text()))
+    step = hlo.HloModule(str(call.program.lower(*call.args).compile().as_text()))
     moved = step.hbm_bytes(decode_step(step))
     needed = needed_bytes(sizes)
     share = sum(needed.values()) / moved.total()

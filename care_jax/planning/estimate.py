@@ -257,7 +257,7 @@ def _compile(call: Call, made: Mapping[str, int]) -> StageMemory:
         compiled = call.program.lower(*call.args).compile()
         memory: Any = compiled.memory_analysis()
         taken = memory.peak_memory_in_bytes
-        text = hlo.Program(str(compiled.as_text()))
+        text = hlo.HloModule(str(compiled.as_text()))
         collective_bytes = text.collective_bytes()
         largest_array, largest_gather = text.largest(), text.largest("all-gather")
     except jax.errors.JaxRuntimeError as error:
