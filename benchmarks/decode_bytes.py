@@ -29,7 +29,7 @@ from care_jax.parallel.mesh import make_mesh, mesh_sizes
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
 from care_jax.planning.estimate import make_plan, planned_calls, planned_model
-from care_jax.stages.program import all_buckets
+from care_jax.stages.compiled import all_buckets
 
 
 def load_config(path: Path) -> ml_collections.ConfigDict:

@@ -24,8 +24,8 @@ from care_jax.method.loss import Denominators, LossOutput
 from care_jax.method.objectives import Objective
 from care_jax.parallel.sharding import ROWS, abstract_arrays, place
 from care_jax.run.session import Session, open_session
-from care_jax.stages.program import Bucket, all_buckets, bucket_of
-from care_jax.stages.table import CompiledStages, Setup, Table
+from care_jax.stages.compiled import CompiledStages, all_buckets, bucket_of
+from care_jax.stages.table import Bucket, Setup, Table
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Array, Record, TrainBatch, abstract
 

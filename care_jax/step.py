@@ -21,8 +21,7 @@ from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.parallel.sharding import ROWS, WHOLE, place
 from care_jax.stages import host, rollout, score
-from care_jax.stages.program import Bucket
-from care_jax.stages.table import Compute, DeviceStage, HostStage, Setup, Stage, Table
+from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
 from care_jax.stages.update import LossFn, make_update, update_shardings
 from care_jax.structs import Array, Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
 

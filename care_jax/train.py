@@ -29,10 +29,10 @@ from care_jax.rewards.spans import TokenBytes
 from care_jax.run import step_summary
 from care_jax.run.build import make_model
 from care_jax.run.session import Encoder, Session, open_session
+from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, all_buckets, bucket_of
 from care_jax.stages.host import Services
-from care_jax.stages.program import EVERY_BUCKET, all_buckets, bucket_of
 from care_jax.stages.rollout import nothing_forced
-from care_jax.stages.table import CompiledStages, HostStage, Setup, Stage
+from care_jax.stages.table import HostStage, Setup, Stage
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Outcome, Rollouts, zeros
 

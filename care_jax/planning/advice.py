@@ -11,7 +11,7 @@ from care_jax.parallel.mesh import factorisations, mesh_sizes
 from care_jax.planning import flops
 from care_jax.planning.chips import GIB, devices_of
 from care_jax.planning.estimate import Plan, make_plan, planned_model
-from care_jax.stages.program import all_buckets
+from care_jax.stages.compiled import all_buckets
 
 
 @dataclasses.dataclass(frozen=True)

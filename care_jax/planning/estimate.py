@@ -30,10 +30,10 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import make_mesh, mesh_sizes
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import GIB, Chip, devices_of
-from care_jax.run.build import make_model_config
+from care_jax.stages.compiled import Call, all_buckets, make_programs, trace
+from care_jax.stages.model import make_model_config
 from care_jax.stages.optimizer import make_optimizer
-from care_jax.stages.program import Bucket, all_buckets
-from care_jax.stages.table import Call, Setup
+from care_jax.stages.table import Bucket, Setup
 from care_jax.stages.train_state import TrainState, state_specs
 
 PARTS = (
@@ -195,7 +195,7 @@ def planned_calls(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
     """The programs of a step with their arguments as shapes, in order; nothing is compiled."""
     setup = planned_setup(config, model, mesh)
     table = step.STEP.when(config)
-    return table.trace(table.programs(setup), setup, bucket)
+    return trace(table, make_programs(table, setup), setup, bucket)
 
 
 def _measure(

@@ -19,8 +19,7 @@ from care_jax import step
 from care_jax.models import ModelConfig, abstract_model, params_to_dict
 from care_jax.parallel.sharding import RULES, logical_axes
 from care_jax.planning.chips import Chip
-from care_jax.stages.program import Bucket
-from care_jax.stages.table import Compute, DeviceStage
+from care_jax.stages.table import Bucket, Compute, DeviceStage
 
 BOUNDS = ("compute", "memory", "links")
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -146,7 +145,8 @@ class Sizes:
 
     def gathered_bytes(self, times: float = 1.0, *prefixes: str) -> float:
         """What a chip receives when parameters (of these prefixes) that fsdp divides are gathered, or their gradients
-        summed and divided, in `times` the bytes of the type they are computed with."""
+        summed and divided, in `times` the bytes of the type they are computed with.
+        """
         num_parts = self.mesh["fsdp"]
         size = 0.0
         for name, count in self.params.items():
@@ -158,7 +158,8 @@ class Sizes:
 
     def fsdp_minimum(self) -> float:
         """Bytes that a chip must receive in an update: for every piece the parameters once, those of layers that are
-        recomputed twice, and float32 gradients once."""
+        recomputed twice, and float32 gradients once.
+        """
         again = self.gathered_bytes(1.0, "layers.", "visual.") if self.model.remat else 0
         return self.pieces * (self.gathered_bytes(1.0 + 4 / self.weight_bytes) + again)
 

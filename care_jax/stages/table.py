@@ -1,32 +1,30 @@
 """Tables of stages: what a stage takes and gives by name, how values are divided, and how long they live.
 
-step.py holds the tables. Four things walk one: training runs it, `CompiledStages` compiles it for every bucket, a plan
-measures the memory beside each program, and flops.py counts its work. So a stage more or less is one row.
+step.py holds the table of a step. Four things walk it: training runs it, compiled.py compiles it for every bucket, a
+plan measures the memory of each program, and flops.py counts its work. So a stage more or less is one row.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import ml_collections
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from care_jax.inputs.images import ImageSpec
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.models.cache import PREFIX_SPECS
 from care_jax.models.model_config import VisionConfig
-from care_jax.parallel.sharding import ROWS, WHOLE, gathered, is_addressable, param_specs, place
-from care_jax.stages.program import EVERY_BUCKET, Bucket, Program
+from care_jax.parallel.sharding import ROWS, WHOLE, gathered, param_specs
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.structs import Array
+
+Bucket = tuple[int, int]  # prompt tokens, patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +136,6 @@ class DeviceStage:
         """The values that an output (arrays or shapes) gives."""
         return {self.gives[0]: output} if self.unpack is None else self.unpack(output, values)
 
-    def program(self, setup: Setup) -> Program:
-        """The program; nothing is compiled yet."""
-        function = self.function(setup)
-        donate = tuple(self.takes.index(name) for name in self.donates)
-        if not self.on_shards:
-            shardings = NamedSharding(setup.mesh, ROWS) if self.out_shardings is None else self.out_shardings(setup)
-            return Program(self.name, function, setup.mesh, out_shardings=shardings, donate=donate)
-
-        def specs(*args: Any) -> tuple[tuple, Any]:
-            given = tuple(value_of(name).specs_of(arg) for name, arg in zip(self.takes, args, strict=True))
-            return given, value_of(self.gives[0]).specs_of(jax.eval_shape(function, *args))
-
-        return Program(self.name, function, setup.mesh, specs=specs, donate=donate)
-
 
 @dataclasses.dataclass(frozen=True)
 class HostStage:
@@ -172,25 +156,6 @@ class HostStage:
 
 
 Stage = DeviceStage | HostStage
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """A program of a table, and the values that are alive while it runs, as shapes with shardings."""
-
-    stage: DeviceStage
-    program: Program
-    values: dict[str, Any]  # its arguments are among them
-
-    @property
-    def args(self) -> tuple:
-        """The arguments, in the program's order."""
-        return tuple(self.values[name] for name in self.stage.takes)
-
-    @functools.cached_property
-    def results(self) -> dict[str, Any]:
-        """The values it gives."""
-        return self.stage.results(self.program.output(*self.args), self.values)
 
 
 class Phases(NamedTuple):
@@ -236,70 +201,3 @@ class Table:
     def read_by_host(self) -> set[str]:
         """The values of which the host needs a copy."""
         return {name for stage in self.stages if isinstance(stage, HostStage) for name in stage.takes} | {*self.logged}
-
-    def programs(self, setup: Setup) -> dict[str, Program]:
-        """The programs of the stages that run on devices, by stage name; none is compiled yet."""
-        return {stage.name: stage.program(setup) for stage in self.stages if isinstance(stage, DeviceStage)}
-
-    def trace(self, programs: Mapping[str, Program], setup: Setup, bucket: Bucket) -> Iterator[Call]:
-        """Walks the table with shapes in place of arrays and yields the call of each program."""
-        values, ends = self.start(setup, bucket), self.ends()
-        for stage in self.stages:
-            if isinstance(stage, HostStage):
-                for name, shape in zip(stage.puts, stage.shapes(setup, bucket), strict=True):
-                    values[name] = place(setup.mesh, shape, value_of(name).specs_of(shape))
-            else:
-                call = Call(stage, programs[stage.name], dict(values))
-                yield call
-                values |= call.results
-            for name in ends[stage.name]:
-                values.pop(name, None)
-
-
-class CompiledStages:
-    """The stages of a table that a config switches on, compiled for every bucket.
-
-    Args:
-        table: the table.
-        setup: what its programs are made for.
-        buckets: the sizes of prompts to compile for.
-    """
-
-    def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket]):
-        """Compiles; takes minutes for a large model."""
-        self.table = table.when(setup.config)
-        self.ends = self.table.ends()
-        self.read_by_host = self.table.read_by_host()
-        self._objective = setup.objective
-        self._programs = self.table.programs(setup)
-        self._copies_to_all: dict[str, Any] = {}
-        for bucket in buckets:
-            for call in self.table.trace(self._programs, setup, bucket):
-                size = _size(call.stage, bucket)
-                if not call.program.is_compiled(size):
-                    call.program.compile(size, *call.args)
-                if not is_addressable(setup.mesh):
-                    self._compile_copies(setup.mesh, call.results)
-
-    def _compile_copies(self, mesh: Mesh, values: Mapping[str, Any]) -> None:
-        """Several processes: what the host reads is first copied whole to all. The shapes depend on no bucket."""
-        copy = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, WHOLE))
-        for name in values.keys() & self.read_by_host - self._copies_to_all.keys():
-            part = value_of(name).read(values[name], self._objective)
-            self._copies_to_all[name] = copy.lower(part).compile()
-
-    def run(self, stage: DeviceStage, bucket: Bucket, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Starts a stage's program on the values it takes; returns the values it gives, perhaps not computed yet."""
-        args = (values[name] for name in stage.takes)
-        return stage.results(self._programs[stage.name](_size(stage, bucket), *args), values)
-
-    def fetch(self, name: str, value: Any) -> Any:
-        """What the host reads of a value that a device stage gave, as NumPy arrays, whole on every process."""
-        part = value_of(name).read(value, self._objective)
-        if name not in self._copies_to_all:
-            return jax.device_get(part)
-        return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copies_to_all[name](part))
-
-
-def _size(stage: DeviceStage, bucket: Bucket) -> Bucket:
-    return EVERY_BUCKET if stage.of_every_bucket else bucket
