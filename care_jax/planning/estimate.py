@@ -1,7 +1,7 @@
 """What a step takes of a TPU slice: its programs, compiled from shapes on a machine without a TPU, and measured.
 
-The table of step.py is walked for the largest bucket. Each program's memory is the compiler's own figure; what the table
-says is alive beside it is added.
+The table of step.py is walked for the largest bucket. The memory of a program is the compiler's own figure; the values
+that the table keeps alive beside it are added.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class UpdateOutput:
 
 
 def split_batch(batch: TrainBatch, pieces: int) -> TrainBatch:
-    """Deals prompts out round robin, so that each piece has some of every shard: [B, ...] to [pieces, B / pieces, ...]."""
+    """Deals prompts out round robin, so that each piece has some of every shard: [B, ...] to [pieces, b, ...]."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), batch)
 
 
