@@ -19,6 +19,7 @@ from etils import epath
 from care_jax import cli
 from care_jax.inputs.processor import Example, Processor, padding_shares
 from care_jax.method import reflect
+from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection, no_reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
@@ -54,9 +55,9 @@ class Trainer:
 
     def __init__(self, session: Session):
         config = session.config
-        self.session, self.config, self.objective = session, config, config.objective
+        self.session, self.config, self.objective = session, config, Objective.from_config(config.objective)
         self.token_bytes = TokenBytes(session.processor.tokenizer)
-        inputs = Inputs.of(session.processor, config.objective)
+        inputs = Inputs.of(session.processor, self.objective)
         self.programs = TrainPrograms.build(config, inputs, session.state, session.optimizer, session.mesh)
         self.reference: QwenVL | None = make_model(config, session.mesh) if self.objective.kl_coef > 0 else None
         self.nothing_forced = session.put(
@@ -270,7 +271,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
 
     def make_encoder(processor: Processor) -> Encoder:
-        reflect.require_room(processor, config)
+        objective = Objective.from_config(config.objective)
+        reflect.require_room(processor, objective, response_len=config.rollout.response_len)
         return processor.encode_prompt
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:

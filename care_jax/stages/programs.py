@@ -24,6 +24,7 @@ from care_jax.inputs.images import ImageSpec
 from care_jax.inputs.processor import Processor
 from care_jax.method import reflect, train_batch
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective, keeps_forced
 from care_jax.method.subgroup import select_subgroup
 from care_jax.models import QwenVL
 from care_jax.models.cache import PREFIX_SPECS
@@ -224,7 +225,7 @@ class Inputs:
     num_forced: int  # F, tokens of the longest forced prefix of a reflection
 
     @classmethod
-    def of(cls, processor: Processor, objective: ml_collections.ConfigDict) -> Inputs:
+    def of(cls, processor: Processor, objective: Objective) -> Inputs:
         """As the processor read them."""
         num_forced = reflect.forced_width(processor, objective)
         return cls(processor.stop_ids, processor.forbidden_mask, processor.image_spec, num_forced)
@@ -272,7 +273,7 @@ class TrainPrograms:
         mesh: Mesh,
     ) -> TrainPrograms:
         """The stages, not compiled for anything yet."""
-        objective = ml_collections.FrozenConfigDict(config.objective)
+        objective = Objective.from_config(config.objective)
         sampling = make_sampling(config, inputs.stop_ids, config.rollout.temperature)
         scoring = {"temperature": config.rollout.temperature, "chunk": config.model.logits_chunk}
         from_sampler = config.score.old_from == "sampler"
@@ -306,7 +307,7 @@ class TrainPrograms:
                 read=lambda subgroup: subgroup,
             ),
             reflect=_generate(
-                "reflect", dataclasses.replace(sampling, drop_forced=not reflect.keeps_forced(objective)), mesh
+                "reflect", dataclasses.replace(sampling, drop_forced=not keeps_forced(objective.reflect)), mesh
             ),
             score_reflected=Program(
                 "score of reflections",
@@ -419,7 +420,7 @@ def _scores_of_sampler(
 
 
 def _select(
-    rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: Array, *, objective: ml_collections.FrozenConfigDict
+    rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: jax.Array, *, objective: Objective
 ):
     return select_subgroup(
         correct=verdicts.correct,
