@@ -26,10 +26,10 @@ import jax
 import ml_collections
 
 from care_jax.parallel.mesh import make_mesh, mesh_sizes
-from care_jax.plan import make_plan, planned_model, step_programs
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
-from care_jax.stages.programs import all_buckets
+from care_jax.planning.estimate import make_plan, planned_calls, planned_model
+from care_jax.stages.compiled import all_buckets
 
 
 def load_config(path: Path) -> ml_collections.ConfigDict:
@@ -52,7 +52,7 @@ def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     }
 
 
-def decode_step(program: hlo.Program) -> str:
+def decode_step(program: hlo.HloModule) -> str:
     """The body of the loop over tokens: of the outer loops, the one that has a loop over layers and most rounds."""
     outer = [loop for loop in program.loops() if program.loops(loop.calls["body"])]
     return max(outer, key=lambda loop: program.trips(program.entry, loop)).calls["body"]
@@ -81,10 +81,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     mesh = make_mesh(mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
-    programs, _, calls = step_programs(decoding, model, mesh, bucket)
     started = time.time()
-    call = next(arguments for program, arguments in calls if program is programs.rollout)
-    step = hlo.Program(str(programs.rollout.lower(*call).compile().as_text()))
+    call = next(call for call in planned_calls(decoding, model, mesh, bucket) if call.stage.name == "rollout")
+    step = hlo.HloModule(str(call.program.lower(*call.args).compile().as_text()))
     moved = step.hbm_bytes(decode_step(step))
     needed = needed_bytes(sizes)
     share = sum(needed.values()) / moved.total()

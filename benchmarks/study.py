@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from benchmarks import child, study_page, study_record
 from care_jax import cli
@@ -280,10 +280,8 @@ def load_study(path: str) -> Any:
     return study
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Makes the runs that are missing, and the page."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}")
     f = flags.FLAGS
     study, out, work = load_study(f.config), Path(f.out), Path(f.work)
     num_cores = len(os.sched_getaffinity(0))
@@ -328,4 +326,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("jobs", 1, "Runs at once.")
     flags.DEFINE_string("only", "", "Makes the runs whose TASK/ARM/SEED/KIND this regular expression finds.")
     flags.DEFINE_bool("page_only", False, "Makes no runs.")
-    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))
+    cli.run_flags(main)

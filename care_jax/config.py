@@ -235,7 +235,7 @@ def _reflection_has_a_negative(c: ConfigDict) -> str:
 
 def _repair_has_room(c: ConfigDict) -> str:
     reflect, limit = c.objective.reflect, c.rollout.response_len
-    if not (reflect.enabled and objectives.keeps_forced(reflect)) or reflect.max_rationale_len < limit:
+    if not (reflect.enabled and objectives.keeps_forced(c.objective)) or reflect.max_rationale_len < limit:
         return ""
     return (
         f"objective.reflect.max_rationale_len={reflect.max_rationale_len}: must be below rollout.response_len={limit}, "

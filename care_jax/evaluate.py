@@ -40,7 +40,7 @@ from care_jax.rewards.response_format import ANY
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run.build import make_mesh, make_model, make_processor, make_verifier, stage_key
 from care_jax.stages import rollout
-from care_jax.stages.programs import EVERY_BUCKET, EvalPrograms, bucket_of
+from care_jax.stages.compiled import EVERY_BUCKET, EvalPrograms, bucket_of
 from care_jax.structs import Record
 
 Arrays = TypeVar("Arrays")

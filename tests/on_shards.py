@@ -32,8 +32,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import make_mesh
 from care_jax.parallel.sharding import WHOLE
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.stages import programs, rollout
-from care_jax.stages.rollout import Sampling
+from care_jax.stages import rollout
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
 from care_jax.structs import Record, TrainBatch
@@ -129,19 +128,31 @@ class Shards:
 
     def rollouts(self) -> Any:
         """Greedy, with a smaller batch for the last ones."""
-        sampling = Sampling(
-            response_len=8, temperature=0.0, stop_ids=self.model.processor.stop_ids, compact_shares=(0.5,)
+        config = config_lib.base()
+        config.rollout.update(response_len=8, compact_shares=(0.5,))
+        setup = Setup(
+            config=config,
+            objective=Objective.from_config(config.objective),
+            mesh=self.mesh,
+            prompts=B,
+            num_rollouts=G,
+            temperature=0.0,
+            stop_ids=self.model.processor.stop_ids,
+            forbidden_mask=self.model.processor.forbidden_mask,
+            image_spec=self.model.processor.image_spec,
+            params=sharding.abstract_arrays(self.state.params),
         )
-        prefill, sampler = programs._prefill("prefill", self.mesh), programs._sampler(self.mesh)
-        decode = programs._generate("rollout", sampling, self.mesh)
-        forced = sharding.put(self.mesh, jax.device_get(rollout.nothing_forced(B, G)))
-        key = jax.device_put(jax.random.key(0), sharding.named(self.mesh, WHOLE))
-        arguments = (forced, self.forbidden, key)
-        prefix = prefill.compile(BUCKET, self.state.params, self.batch.prompts)
-        weights = sampler.compile(programs.EVERY_BUCKET, self.state.params)
-        decode.compile(BUCKET, weights, prefix, *arguments)
-        weights = sampler(programs.EVERY_BUCKET, self.state.params)
-        return decode(BUCKET, weights, prefill(BUCKET, self.state.params, self.batch.prompts), *arguments)
+        stages = CompiledStages(decoding.EVALUATION, setup, [BUCKET])
+        values = {
+            "params": self.state.params,
+            "prompts": self.batch.prompts,
+            "unforced": sharding.put(self.mesh, jax.device_get(rollout.nothing_forced(B, G))),
+            "forbidden_mask": self.forbidden,
+            "key": jax.device_put(jax.random.key(0), sharding.named(self.mesh, WHOLE)),
+        }
+        for stage in stages.table.stages:
+            values |= stages.run(stage, BUCKET, values)
+        return values["rollouts"]
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[tuple[str, list[list[int]]]]:

@@ -119,8 +119,9 @@ class Objective:
         return ml_collections.ConfigDict(dataclasses.asdict(self))
 
 
-def keeps_forced(reflect: Reflect | ml_collections.ConfigDict) -> bool:
+def keeps_forced(objective: Objective | ml_collections.ConfigDict) -> bool:
     """True if forced tokens lie in the response that is trained, and share its room with the repair (section 3)."""
+    reflect = objective.reflect
     return reflect.source == "rationale" and reflect.train_on == "continuation"
 
 

@@ -45,7 +45,7 @@ def require_room(processor: Processor, objective: Objective, *, response_len: in
     """
     reflect, width = objective.reflect, forced_width(processor, objective)
     kept = reflect.max_rationale_len
-    if reflect.enabled and keeps_forced(reflect) and width >= response_len:
+    if reflect.enabled and keeps_forced(objective) and width >= response_len:
         most = kept - (width - response_len) - 1
         raise ValueError(
             f"objective.reflect.max_rationale_len={kept}: with the tag and the cue {width} tokens are forced, which "

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 
 import ml_collections
 
+from care_jax import step
 from care_jax.models import ModelConfig, abstract_model, params_to_dict
 from care_jax.parallel.sharding import RULES, logical_axes
 from care_jax.planning.chips import Chip
-from care_jax.stages.programs import Bucket
+from care_jax.stages.table import Bucket, Compute, DeviceStage
 
 BOUNDS = ("compute", "memory", "links")
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -144,7 +145,8 @@ class Sizes:
 
     def gathered_bytes(self, times: float = 1.0, *prefixes: str) -> float:
         """What a chip receives when parameters (of these prefixes) that fsdp divides are gathered, or their gradients
-        summed and divided, in `times` the bytes of the type they are computed with."""
+        summed and divided, in `times` the bytes of the type they are computed with.
+        """
         num_parts = self.mesh["fsdp"]
         size = 0.0
         for name, count in self.params.items():
@@ -156,7 +158,8 @@ class Sizes:
 
     def fsdp_minimum(self) -> float:
         """Bytes that a chip must receive in an update: for every piece the parameters once, those of layers that are
-        recomputed twice, and float32 gradients once."""
+        recomputed twice, and float32 gradients once.
+        """
         again = self.gathered_bytes(1.0, "layers.", "visual.") if self.model.remat else 0
         return self.pieces * (self.gathered_bytes(1.0 + 4 / self.weight_bytes) + again)
 
@@ -188,11 +191,11 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
         received = sizes.summed_bytes(tokens, sums=2)
         return Work(tokens, prompts * flops, 0, weights * length, 0, prompts * keys, received)
 
-    def update() -> Work:
-        forward = passes(sizes.num_rows)
+    def update(rows: int) -> Work:
+        forward = passes(rows)
         vision = prompts * sizes.vision_flops()
         trained = forward.flops - (vision if sizes.model.freeze_vision else 0)
-        head = prompts * sizes.num_rows * sizes.head_flops()
+        head = prompts * rows * sizes.head_flops()
         # Forward and backward two a layer; of a layer that is computed again the MLP's sum is not needed.
         num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat else 4
         of_gradients = 4 * sizes.count("") / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
@@ -209,20 +212,13 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
             + sizes.minibatches * of_gradients * 2 * (num_data - 1) / num_data,
         )
 
-    of_prompt = prompts * (sizes.vision_flops() + sizes.prompt_flops())
-    tokens = prompts * sizes.bucket[0]
-    received = sizes.gathered_bytes() + sizes.summed_bytes(tokens, sums=2)
-    stages = {
-        "prefill": Work(tokens, of_prompt, 0, whole, 0, 0, received),
-        "rollout": decodes(sizes.num_rollouts),
-    }
-    if config.score.old_from == "pass":
-        stages["score"] = passes(sizes.num_rollouts)
-    if config.objective.reflect.enabled:
-        stages |= {"reflect": decodes(1), "score of reflections": passes(1)}
-    if config.objective.kl_coef > 0:
-        stages["reference"] = passes(sizes.num_rows)
-    return stages | {"update": update()}
+    def work(compute: Compute) -> Work:
+        if compute.mode == "train":
+            return update(compute.branches(config))
+        return (decodes if compute.mode == "decode" else passes)(compute.branches(config))
+
+    stages = [stage for stage in step.STEP.when(config).stages if isinstance(stage, DeviceStage)]
+    return {stage.name: work(stage.compute) for stage in stages if stage.compute is not None}
 
 
 def floors(sizes: Sizes, work: Work, chip: Chip) -> dict[str, float]:
