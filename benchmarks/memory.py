@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from benchmarks.made_model import IMAGE_UNIT, make_prompts, write_folder
 from care_jax import models
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.stages.programs import abstract_verdicts
 from care_jax.stages.score import masked_logits, score
@@ -84,7 +84,7 @@ def compile_update(case: Case) -> jax.stages.Compiled:
     optimizer = optax.adamw(1e-6)
     update = make_update(
         optimizer,
-        functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care())),
+        functools.partial(policy_loss, objective=Objective.from_config(objectives.care())),
         minibatches=1,
         microbatches=1,
         temperature=1.0,

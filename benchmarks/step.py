@@ -30,7 +30,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -38,6 +37,7 @@ from benchmarks.made_model import make_prompts, write_folder
 from care_jax import models
 from care_jax.method import objectives, train_batch
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
@@ -61,9 +61,8 @@ class Side:
         self.prompts = jax.device_put(jax.tree.map(lambda x: np.repeat(x, copies, axis=0), prompts))
         self.num_branches = args.rollouts // copies
         self.num_rows = args.negatives + 1 if shared else args.rollouts
-        objective = objectives.care() if shared else objectives.grpo()
-        objective.kl_coef, objective.num_negatives = 0.0, args.negatives
-        self.objective = ml_collections.FrozenConfigDict(objective)
+        objective = Objective.from_config(objectives.care() if shared else objectives.grpo())
+        self.objective = dataclasses.replace(objective, kl_coef=0.0, num_negatives=args.negatives)
         self.sampling = Sampling(args.response_len, 1.0, ())
         self.scoring: dict[str, Any] = {"temperature": 1.0, "chunk": args.chunk}
         self.assemble = jax.jit(functools.partial(train_batch.assemble, objective=self.objective))

@@ -17,7 +17,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from care_jax import cli, cold_start, files, train
-from care_jax.data.mini_vqa.questions import SKILLS
+from care_jax.options import SKILLS
 from care_jax.report import write_report
 from care_jax.run.session import StopFlag
 from care_jax.run.writers import METRICS_FILE

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from care_jax.method import reflect, train_batch
+from care_jax.method import train_batch
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import keeps_forced
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
@@ -42,7 +43,7 @@ def _rollout(setup: Setup) -> Callable:
 
 
 def _reflect(setup: Setup) -> Callable:
-    sampling = dataclasses.replace(setup.sampling, drop_forced=not reflect.keeps_forced(setup.objective))
+    sampling = dataclasses.replace(setup.sampling, drop_forced=not keeps_forced(setup.objective))
     return functools.partial(rollout.generate, sampling=sampling)
 
 

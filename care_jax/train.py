@@ -264,7 +264,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
 
     def make_encoder(processor: Processor) -> Encoder:
-        reflect.require_room(processor, config)
+        objective = Objective.from_config(config.objective)
+        reflect.require_room(processor, objective, response_len=config.rollout.response_len)
         return processor.encode_prompt
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:

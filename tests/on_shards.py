@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 
@@ -28,6 +27,7 @@ from care_jax.data import loader
 from care_jax.inputs.processor import load_processor
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import make_mesh
 from care_jax.parallel.sharding import WHOLE
@@ -118,7 +118,7 @@ class Shards:
         )
         self.batch = sharding.put(mesh, model.batch)
         self.forbidden = sharding.put(mesh, model.processor.forbidden_mask, WHOLE)
-        loss = functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care()))
+        loss = functools.partial(policy_loss, objective=Objective.from_config(objectives.care()))
         update = make_update(OPTIMIZER, loss, minibatches=1, microbatches=1, temperature=1.0, chunk=CHUNK, mesh=mesh)
         jitted = jax.jit(update, out_shardings=update_shardings(mesh, self.state))
         self.update = jitted.lower(self.state, self.batch, self.forbidden).compile()

@@ -21,10 +21,10 @@ from care_jax.inputs import images, media, positions, vocabulary
 from care_jax.inputs.media import Clip
 from care_jax.inputs.positions import Grid
 from care_jax.models.model_config import load_model_config
+from care_jax.options import OVERLONG, choose_one
 from care_jax.rewards.response_format import FORMATS, ResponseFormat
 from care_jax.structs import Prompts, Record
 
-OVERLONG = ("drop", "shrink", "error")
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _VIDEO_TEXT = ("vision_start_token_id", "video_token_id", "vision_end_token_id")
 
@@ -276,7 +276,7 @@ def load_processor(
     vocabulary.check_ids((*vision_ids, *stop_ids, generation["pad_token_id"]), model.text.vocab_size)
     image_spec = images.read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
     if overlong not in OVERLONG:
-        raise ValueError(f"data.overlong is {overlong!r}; allowed are {', '.join(OVERLONG)}")
+        raise ValueError(f"data.overlong={overlong!r}: {choose_one(OVERLONG)}")
     unit = image_spec.layout.merge**2
     _check_buckets("data.prompt_buckets", prompt_buckets, 1)
     _check_buckets("data.patch_buckets", patch_buckets, unit)
