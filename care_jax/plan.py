@@ -49,7 +49,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import factorisations, make_mesh, mesh_sizes
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import GIB, Chip, devices_of
-from care_jax.run.build import make_model_config
+from care_jax.stages.model import make_model_config
 from care_jax.stages.optimizer import make_optimizer
 from care_jax.stages.programs import Bucket, Inputs, Program, TrainPrograms, all_buckets
 from care_jax.stages.train_state import TrainState, state_specs

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from care_jax import cli
+from care_jax.checkpoints.initial_state import initial_model
 from care_jax.inputs.processor import Example, Processor, padding_shares
 from care_jax.method import reflect
 from care_jax.method.train_batch import Reflection, no_reflection
@@ -25,8 +26,8 @@ from care_jax.models.cache import Prefix
 from care_jax.rewards.judge import Judged, judge
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run import step_summary
-from care_jax.run.build import make_model
-from care_jax.run.session import Encoder, Session, open_session
+from care_jax.run.session import Session, open_session
+from care_jax.run.training_data import Encoder
 from care_jax.stages.programs import EVERY_BUCKET, Bucket, Inputs, TrainPrograms, bucket_of
 from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.train_state import TrainState
@@ -58,7 +59,7 @@ class Trainer:
         self.token_bytes = TokenBytes(session.processor.tokenizer)
         inputs = Inputs.of(session.processor, config.objective)
         self.programs = TrainPrograms.build(config, inputs, session.state, session.optimizer, session.mesh)
-        self.reference: QwenVL | None = make_model(config, session.mesh) if self.objective.kl_coef > 0 else None
+        self.reference: QwenVL | None = initial_model(config, session.mesh) if self.objective.kl_coef > 0 else None
         self.nothing_forced = session.put(
             jax.device_get(nothing_forced(config.train.prompts, config.rollout.num_rollouts))
         )
@@ -66,7 +67,7 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One step; returns its metrics, and writes events and samples."""
-        session, objective, programs, timer = self.session, self.objective, self.programs, self.session.timer
+        session, objective, programs, timer = self.session, self.objective, self.programs, self.session.supervisor.timer
         started = time.perf_counter()
         params, forbidden = session.state.params, session.forbidden_mask
 
@@ -77,7 +78,7 @@ class Trainer:
 
         with timer("score"):
             scores = programs.score(group.bucket, params, group.prompts, group.rollouts, verdicts, forbidden)
-            session.wait(scores)
+            session.supervisor.wait(scores)
         with timer("select"):
             key = session.key(SELECT)
             subgroup = programs.select(group.bucket, group.rollouts, verdicts, scores, key)
@@ -92,11 +93,11 @@ class Trainer:
             assembled = programs.assemble(
                 group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, session.put(reflection)
             )
-            batch = session.wait(assembled).batch
+            batch = session.supervisor.wait(assembled).batch
         if self.reference is not None:
             with timer("score"):
                 ref = programs.reference(group.bucket, self.reference, group.prompts, batch.token_ids, forbidden)
-                batch = batch.replace(logprobs_ref=session.wait(ref))
+                batch = batch.replace(logprobs_ref=session.supervisor.wait(ref))
         with timer("update"):
             output = programs.update(group.bucket, session.state, batch, forbidden)
             session.advance(output.state)
@@ -120,16 +121,16 @@ class Trainer:
 
     def _rollouts(self, sampler: QwenVL, draw: int) -> Group:
         """The next batch of prompts, G rollouts each, judged."""
-        session, timer = self.session, self.session.timer
+        session, timer = self.session, self.session.supervisor.timer
         with timer("data"):
-            examples = next(session.iterator)
+            examples = next(session.data)
             prompts = session.put(session.processor.collate(examples))
         bucket = bucket_of(prompts)
         with timer("rollout"):
             prefix = self.programs.prefill(bucket, session.state.params, prompts)
             key = session.key(draw)
             rollouts = self.programs.rollout(bucket, sampler, prefix, self.nothing_forced, session.forbidden_mask, key)
-            on_host = self.programs.rollout.fetch(session.wait(rollouts))
+            on_host = self.programs.rollout.fetch(session.supervisor.wait(rollouts))
         with timer("verify"):
             judged = self._judge(examples, on_host)
         records = [example.record for example in examples]
@@ -197,7 +198,7 @@ class Trainer:
         forced = reflect.force_prefixes(session.processor, objective, texts=group.judged.texts, subgroup=chosen)
         key = session.key(REFLECT)
         repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
-        repaired = programs.reflect.fetch(session.wait(repaired))
+        repaired = programs.reflect.fetch(session.supervisor.wait(repaired))
         reflected = step_summary.Reflected(forced, repaired)
         tried = repaired.sampled_mask.any(axis=(1, 2))
         if objective.reflect.train_on == "rewrite":
@@ -222,9 +223,9 @@ class Trainer:
 
     def _log(self, done: step_summary.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
-        times = session.timer.take()
+        times = session.supervisor.timer.take()
         metrics = update_metrics | step_summary.metrics(done, anchored=anchored) | times
-        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.encoder.num_dropped}
+        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.data.num_dropped}
         metrics.setdefault("logprob_gap/mean", metrics["abs_log_ratio"])  # where the sampler's scores are used
         metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
         if self.objective.dynamic_sampling:
@@ -275,27 +276,21 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:
         with session.until_stopped():
-            held_out = session.evaluate_if_due()
+            session.evaluate_if_due()
             if session.has_ended():
                 return session.state
             trainer = Trainer(session)
             session.end_warm_up()
             while not session.has_ended():
-                metrics = trainer.step()
-                fresh = session.evaluate_if_due()
-                held_out = fresh or held_out
-                session.guard.check(session.step)
-                session.writer.progress(session.step, _figures(metrics, held_out))
-                session.checkpoint_if_due(fresh)
+                session.finish_step(_figures(trainer.step()))
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
 
-def _figures(metrics: dict[str, float], held_out: dict[str, float] | None) -> dict[str, float]:
+def _figures(metrics: dict[str, float]) -> dict[str, float]:
     """What the progress line shows."""
     names = {"accuracy/train": "acc", "groups/mixed": "mixed", "reflect/success_rate": "repaired", "entropy": "entropy"}
-    figures = {short: metrics[name] for name, short in names.items() if name in metrics}
-    return figures | ({"held-out": held_out["eval/accuracy/mean"]} if held_out else {})
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
