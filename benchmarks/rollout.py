@@ -34,7 +34,7 @@ import numpy as np
 
 from benchmarks import made_model
 from care_jax import config as config_lib
-from care_jax.checkpoints.checkpointer import load_params
+from care_jax.checkpoints.load import load_params
 from care_jax.inputs.processor import Processor
 from care_jax.models import QwenVL, load_model_config, params_from_dict
 from care_jax.stages import rollout

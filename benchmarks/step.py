@@ -41,7 +41,7 @@ from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
-from care_jax.run.writers import StageTimer
+from care_jax.run.stage_timer import StageTimer
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.score import score

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from care_jax.checkpoints.load import load_params
-from care_jax.run.writers import METRICS_FILE
+from care_jax.run.folder import METRICS_FILE
 
 REPO = Path(__file__).parents[1]
 TINY = REPO / "care_jax" / "models" / "tiny_qwen2_5_vl"

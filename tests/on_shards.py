@@ -22,7 +22,9 @@ import numpy as np
 import optax
 
 from care_jax import models
-from care_jax.checkpoints.checkpointer import Checkpointer, StreamedParam, load_params, save_params
+from care_jax.checkpoints.checkpointer import Checkpointer
+from care_jax.checkpoints.load import load_params
+from care_jax.checkpoints.stream import StreamedParam, save_params
 from care_jax.data import loader
 from care_jax.inputs.processor import load_processor
 from care_jax.method import objectives
