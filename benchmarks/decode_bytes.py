@@ -35,7 +35,8 @@ from care_jax.stages.programs import all_buckets
 def load_config(path: Path) -> ml_collections.ConfigDict:
     """get_config() of a file of configs/."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config()

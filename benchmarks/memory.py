@@ -130,7 +130,8 @@ def temporaries(program: jax.stages.Compiled) -> int:
 
 def growth(taken: dict[int, int]) -> tuple[float, float]:
     """Bytes a token from the fewest tokens to the most, and the largest distance of `taken` [tokens: bytes] from that
-    line, as a share of its value."""
+    line, as a share of its value.
+    """
     fewest, most = min(taken), max(taken)
     slope = (taken[most] - taken[fewest]) / (most - fewest)
     line = {tokens: taken[fewest] + slope * (tokens - fewest) for tokens in taken}
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"V {args.vocabulary}, {tokens[most]} tokens: their logits have {logits} numbers, allowed are {limit}")
     print(f"{'':<12}{'largest array':<28}{'numbers':>12}{'temporaries, MB':>18}")
     for name, shape in largest.items():
-        print(f"{name:<12}{str(shape):<28}{math.prod(shape):>12}{temporaries(programs[name]) / 1e6:>18.1f}")
+        print(f"{name:<12}{shape!s:<28}{math.prod(shape):>12}{temporaries(programs[name]) / 1e6:>18.1f}")
     print(
         f"update, a token more: {slope:.0f} bytes, at V {SMALL_VOCABULARY} {predicted:.0f}; off the line by {off:.2%}"
     )

@@ -1,5 +1,6 @@
 """A Google Cloud Storage bucket on the local disk: what epath and Orbax's metadata see through fsspec, and what
-TensorStore's driver of gs:// sees through its HTTP interface."""
+TensorStore's driver of gs:// sees through its HTTP interface.
+"""
 
 from __future__ import annotations
 

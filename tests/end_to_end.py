@@ -270,7 +270,8 @@ class Forks:
     def start(self, folder: Path, module: str, *args: str) -> Fork:
         """Starts it when the one before has ended; `folder` is new."""
         folder.mkdir(parents=True)
-        assert self._server.stdin is not None and self._server.stdout is not None
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
         print(json.dumps([str(folder), module, args]), file=self._server.stdin, flush=True)
         return Fork(int(self._server.stdout.readline()), folder)
 

@@ -96,7 +96,7 @@ def make_folder(family: str, tiny_folder: Path, target: Path) -> Path:
 
 
 def random_oracle(folder: Path) -> transformers.PreTrainedModel:
-    """transformers' model of the folder, with weights at which every parameter matters and activations stay near 1."""
+    """Transformers' model of the folder, with weights at which every parameter matters and activations stay near 1."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(folder, attn_implementation="eager")
     oracle = transformers.AutoModelForImageTextToText.from_config(config).eval()

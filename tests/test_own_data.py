@@ -43,7 +43,8 @@ def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
     assert {f"eval/accuracy/{source}" for source in ("digits", "chart", "geometry", "mean")} <= results.keys()
     assert len((runs / "care" / "eval_samples.jsonl").read_text().splitlines()) == 12
     samples = (runs / "care" / "samples.jsonl").read_text()
-    assert samples and "heldout" not in samples
+    assert samples
+    assert "heldout" not in samples
     assert (runs / "report.html").stat().st_size > 10_000
 
 
@@ -58,14 +59,17 @@ def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path
     refused = run(
         "care_jax.train", *arguments, f"--workdir={tmp_path / 'a'}", "--config.data.strict=True", cache=small_task.cache
     )
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert refused.stderr.startswith("error: ") and not (tmp_path / "a").exists()
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("error: ")
+    assert not (tmp_path / "a").exists()
 
     trained = run("care_jax.train", *arguments, f"--workdir={tmp_path / 'b'}", cache=small_task.cache)
     assert trained.returncode == 0, trained.stderr
     assert saved_steps(tmp_path / "b") == [2]
     for text in (refused.stderr, trained.stderr):
-        assert "28 broken rows" in text and "and 8 more" in text
+        assert "28 broken rows" in text
+        assert "and 8 more" in text
         assert "row 2: missing answer" in text
         assert re.search(r"row 3: no image .*images/absent\.png", text)
         assert "row 4: not JSON" in text

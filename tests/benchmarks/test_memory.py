@@ -22,7 +22,8 @@ def test_no_logits_of_all_tokens_and_growth_as_predicted(capsys: pytest.CaptureF
     """Catches a head that is not chunked, or whose chunks are kept for the backward pass."""
     figures = memory.main(FLAGS)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(figures))
-    assert figures["vocabulary"] == 151936 and figures["tokens"] == 512
+    assert figures["vocabulary"] == 151936
+    assert figures["tokens"] == 512
     # Less where the head's chunks, which are large at this vocabulary, make room that other arrays share.
     assert 0 < figures["bytes_per_token"] <= 1.05 * figures["predicted_bytes_per_token"]
     assert figures["bytes_per_token"] < figures["logits_bytes_per_token"] / 10

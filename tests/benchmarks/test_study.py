@@ -65,12 +65,14 @@ def test_curve_measures_by_hand() -> None:
     assert stats.mean_gain([curve, other]).spent == pytest.approx([5, 15, 25, 35, 45])
     assert stats.mean_gain([curve, other]).accuracy == pytest.approx([0, 0.15, 0.1, 0.35, 0.6])
     assert stats.running_means(curve) == pytest.approx([1.6 / 3, 0.6, 0.7])
-    assert stats.spent_to(curve, 0.59) == 30 and stats.spent_to(curve, 0.75) == math.inf
+    assert stats.spent_to(curve, 0.59) == 30
+    assert stats.spent_to(curve, 0.75) == math.inf
 
 
 def test_seconds_are_those_of_the_probes() -> None:
     """Catches time that other work took, a scoring pass that no training makes, a probe of another arm, and updates
-    that are paid by the token: dynamic sampling draws more tokens for one update, the further a run is."""
+    that are paid by the token: dynamic sampling draws more tokens for one update, the further a run is.
+    """
     run = record([0.5, 0.6, 0.7], seconds=9.0, tokens=50)
     probes = [record([0.5, 0.5], seed=s, seconds=2.0 + s, kind="probe") for s in range(3)]
     for probe in probes:
@@ -104,7 +106,8 @@ def test_differences_are_taken_seed_by_seed() -> None:
     theirs = [record([0.5 + 0.1 * s] * 2, arm="grpo", seed=s) for s in range(5)]
     results = stats.Results(ours + theirs)
     difference = results.difference(results.seeds("t", "care"), results.seeds("t", "grpo"), results.final())
-    assert difference is not None and difference.interval == pytest.approx((0.02, 0.0, 3), abs=1e-12)
+    assert difference is not None
+    assert difference.interval == pytest.approx((0.02, 0.0, 3), abs=1e-12)
     assert (difference.ours, difference.theirs) == pytest.approx((0.62, 0.6))
 
 
@@ -145,7 +148,8 @@ def test_digest_of_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for params in (weights, dict(reversed(weights.items())), weights | {"b": np.full(2, 2, np.float32)}, swapped):
         monkeypatch.setattr(study_record, "load_params", lambda _, params=params: params)
         found.append(study_record.digest_of_params(tmp_path))
-    assert found[0] == found[1] and len(set(found)) == 3
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_record_of_a_run_folder(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values, verdict",
+    ("values", "verdict"),
     [
         ([0.02, 0.03, 0.025], study_claims.HOLDS),
         ([-0.02, -0.03, -0.025], study_claims.FAILS),
@@ -232,14 +236,17 @@ def test_every_arm_has_a_config_of_its_own() -> None:
 def test_plan_has_the_seeds_of_every_arm() -> None:
     """Catches an arm that is run for seeds of another, a run that is planned twice, and an order arm after arm."""
     runs = study_main.plan(study)
-    assert len(set(runs)) == len(runs) and [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert len(set(runs)) == len(runs)
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
 
     def seeds(arm: str, kind: str) -> list[int]:
         return [run.seed for run in runs if (run.task, run.arm, run.kind) == (study.FIRST_TASK, arm, kind)]
 
-    assert seeds("care", "training") == [0, 1, 2, 3, 4] and seeds("care", "probe") == [0, 1, 2]
+    assert seeds("care", "training") == [0, 1, 2, 3, 4]
+    assert seeds("care", "probe") == [0, 1, 2]
     assert seeds("dapo", "training") == [0, 1, 2]
-    assert seeds("care_long", "training") == [2, 3, 4] and not seeds("care_long", "probe")
+    assert seeds("care_long", "training") == [2, 3, 4]
+    assert not seeds("care_long", "probe")
 
 
 def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
@@ -257,14 +264,16 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     lines = ["from tests import small_study", "from tests.small_study import *", "def get_config(run):"]
     lines += ["    if run == 'tiny/care': raise ValueError('no such thing')", "    return small_study.get_config(run)"]
     broken.write_text("\n".join(lines))
-    assert "no such thing" in call(f"--config={broken}", code=2) and not (tmp_path / "work" / "tiny").exists()
+    assert "no such thing" in call(f"--config={broken}", code=2)
+    assert not (tmp_path / "work" / "tiny").exists()
     made = f"runs are made: {tmp_path}/out/index.html"
     assert call("--only=grpo/0/training").splitlines() == ["1/1  tiny grpo 0 training", f"1 of 3 {made}"]
     runs = tmp_path / "out" / "runs.jsonl"
     recorded = runs.read_text()
     runs.write_text(recorded.replace('"cold_start": "', '"cold_start": "another'))
     message = "tiny/care/0/training is not kept: it started from another cold start than tiny/grpo/0/training"
-    assert message in call("--only=care/0/training", code=2) and len(runs.read_text().splitlines()) == 1
+    assert message in call("--only=care/0/training", code=2)
+    assert len(runs.read_text().splitlines()) == 1
     runs.write_text(recorded + '{"task": "tiny", "arm"')  # as a kill leaves it
     assert call().splitlines() == ["1/2  tiny care 0 training", "2/2  tiny care 0 probe", f"3 of 3 {made}"]
     records = [json.loads(line) for line in runs.read_text().splitlines()]
@@ -272,9 +281,12 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     assert not [r["command"] for r in records if str(tmp_path) in json.dumps(r)]
     assert len({r["cold_start"] for r in records}) == 1
     assert records[0]["evaluations"][0] == records[1]["evaluations"][0]
-    assert records[1]["no_gradient"]["groups"] < 1 and records[2]["noise"]["variance"] > 0
+    assert records[1]["no_gradient"]["groups"] < 1
+    assert records[2]["noise"]["variance"] > 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<svg") == 4 and "src=" not in page and page.count(">CARE<") > 3
+    assert page.count("<svg") == 4
+    assert "src=" not in page
+    assert page.count(">CARE<") > 3
     assert "| GRPO | 1 |" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -302,7 +314,8 @@ def test_what_was_recorded_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     for text, kept in (('{"a": 1}\n{"a": 2}', '{"a": 1}\n{"a": 2}\n'), ('{"a": 1}\n{"a', '{"a": 1}\n')):
         path.write_text(text)
-        assert len(study_main.read_records(tmp_path)) == kept.count("a") and path.read_text() == kept
+        assert len(study_main.read_records(tmp_path)) == kept.count("a")
+        assert path.read_text() == kept
     path.write_text('{"a": 1}\nx\n{"a": 2}\n')
     with pytest.raises(ValueError, match=r"runs.jsonl:2 is no record"):
         study_main.read_records(tmp_path)
@@ -325,8 +338,10 @@ def test_a_study_that_is_stopped_leaves_no_run_behind(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.terminate()
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 1 and "stopped: the same command goes on" in said
-    assert not running() and not list((tmp_path / "work").glob("**/checkpoints/2"))  # the cold start's end
+    assert process.returncode == 1
+    assert "stopped: the same command goes on" in said
+    assert not running()
+    assert not list((tmp_path / "work").glob("**/checkpoints/2"))
 
 
 def test_page_by_hand(tmp_path: Path) -> None:
@@ -421,7 +436,8 @@ def test_page_by_hand(tmp_path: Path) -> None:
         line.startswith("| Rescue: scale delta, rank by sum | three skills | CARE, equal weights | 3 | 61.0")
         for line in lines
     )
-    assert lines.count("python -m all") == 1 and about["command"] in lines
+    assert lines.count("python -m all") == 1
+    assert about["command"] in lines
     cold = "python -m care_jax.cold_start --config=c.py:t/cold_start --workdir=start --config.seed=0"
     assert f"{cold} --config.data.train=d" in lines
 
@@ -445,7 +461,7 @@ def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "made, message",
+    ("made", "message"),
     [
         ({"arm": "dapo"}, "has tiny/dapo/0/training, which the study does not ask for"),
         ({"settings": {"optimizer.lr": 1.0, "later": 0}}, "has tiny/care/0/training with another optimizer.lr than"),
