@@ -1,4 +1,4 @@
-"""Your own data by the README: its lines, run as they stand, and rows that cannot be used."""
+"""The README's lines for your own data, run unchanged, and rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BROKEN = [
 
 
 def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
-    """Catches a README that no longer runs. Only the two folders are other than what stands there."""
+    """Catches a README that no longer runs; only the two folders differ from its lines."""
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
     lines = readme_lines("own-data")
     assert lines.count("python -m") == 4
@@ -49,7 +49,7 @@ def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
 
 
 def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path) -> None:
-    """Catches rows that vanish in silence, and strict=True that drops them all the same or leaves half a run."""
+    """Catches rows that vanish silently, and strict=True that drops them all the same or leaves half a run."""
     model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")
     rows = (data / "train.jsonl").read_text().splitlines()
     (data / "train.jsonl").write_text("\n".join([rows[0], *BROKEN, *rows[1:], *25 * ["{}"]]) + "\n")

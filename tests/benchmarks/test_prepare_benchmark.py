@@ -1,4 +1,4 @@
-"""The benchmark of the preparation at a tiny size."""
+"""The benchmark of care_jax.data.prepare at a tiny size."""
 
 from __future__ import annotations
 

@@ -45,10 +45,10 @@ def test_our_side_of_the_comparison_with_tunix(tmp_path: Path) -> None:
     assert all(jax.tree.leaves(moved))
 
 
-def test_a_peer_that_cannot_be_had_is_told(
+def test_a_peer_that_cannot_be_installed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Catches a figure without the other side, and a traceback where its package is out of reach."""
+    """Catches a figure without the other side, and a traceback if its package cannot be installed."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     figures = peer_tunix.main([*TINY_TUNIX, f"--env={tmp_path / 'env'}"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures

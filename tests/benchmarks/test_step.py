@@ -18,6 +18,7 @@ TINY = {
 
 
 def flags(**changes: int) -> list[str]:
+    """The command's flags for a tiny step, with changes."""
     return [f"--{name}={value}" for name, value in {**TINY, **changes}.items()]
 
 
@@ -36,8 +37,8 @@ def test_figures_of_a_tiny_step(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"negatives": 4}, {"forced_len": 12}, {"repeats": 0}])
-def test_impossible_sizes_are_refused(changes: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a benchmark of a step that cannot be, and a traceback in place of a line."""
+def test_impossible_sizes_are_rejected(changes: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches sizes that contradict each other, and a traceback instead of one line."""
     with pytest.raises(SystemExit) as error:
         step.main(flags(**changes))
     assert error.value.code == 2

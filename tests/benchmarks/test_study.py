@@ -1,4 +1,4 @@
-"""The study: what it keeps of a run, the figures that it makes of runs, and the command as a whole."""
+"""The study: its record of a run, the statistics over runs, and the command as a whole."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.end_to_end import REPO, environment
 def record(
     accuracy: list[float], *, arm: str = "care", seed: int = 0, seconds: float = 1.0, tokens: int = 100, **fields: Any
 ) -> dict[str, Any]:
-    """A run of ten steps between evaluations, each step of some seconds and 100 sampled tokens."""
+    """The record of a run: evaluations ten steps apart, steps of `seconds` and `tokens` sampled tokens."""
     evaluations = [
         {"step": 10 * i, "tokens": 10 * tokens * i, "accuracy": {"mean": value}} for i, value in enumerate(accuracy)
     ]
@@ -52,7 +52,7 @@ def test_interval_is_students() -> None:
 
 
 def test_curve_measures_by_hand() -> None:
-    """Catches a final figure of one evaluation, a quarter of another axis, and one lucky evaluation that counts."""
+    """Catches a final accuracy from one evaluation, and a last quarter that is measured on the wrong axis."""
     run = record([0.5, 0.6, 0.5, 0.7, 0.9])
     results = stats.Results([run])
     curve = results.curve(run)
@@ -70,8 +70,9 @@ def test_curve_measures_by_hand() -> None:
 
 
 def test_seconds_are_those_of_the_probes() -> None:
-    """Catches time that other work took, a scoring pass that no training makes, a probe of another arm, and updates
-    that are paid by the token: dynamic sampling draws more tokens for one update, the further a run is.
+    """Catches times that include other work, a scoring pass that trainings do not make, or another arm's probe.
+
+    An update counts once a step, not by the token: dynamic sampling draws more tokens for one update late in a run.
     """
     run = record([0.5, 0.6, 0.7], seconds=9.0, tokens=50)
     probes = [record([0.5, 0.5], seed=s, seconds=2.0 + s, kind="probe") for s in range(3)]
@@ -128,7 +129,7 @@ def test_signature_is_fitted_over_single_advantages() -> None:
 
 
 def test_noise_is_read_from_adams_moments() -> None:
-    """Catches a variance that the moments' weights bias, and a squared mean that holds noise."""
+    """Catches a variance that the moments' weights bias, and a squared mean that includes noise."""
     rng, n, size, decay = np.random.default_rng(1), 100, 4000, 0.99
     mean = rng.standard_normal(size).astype(np.float32)
     mu = nu = np.zeros(size, np.float32)
@@ -153,7 +154,7 @@ def test_digest_of_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_record_of_a_run_folder(tmp_path: Path) -> None:
-    """Catches evaluations that are counted as steps, repairs that are no tokens, and groups of a repair in the law."""
+    """Catches evaluations counted as steps, repairs whose tokens do not count, and repaired groups in the signature."""
     steps = [
         {
             "step": s,
@@ -206,7 +207,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
     ],
 )
 def test_verdicts(values: list[float], verdict: str) -> None:
-    """Catches a claim that one seed or a wide interval decides, and one of less that is taken for one of more."""
+    """Catches a claim decided by one seed or a wide interval, and a claim of less read as a claim of more."""
     difference = stats.Difference(stats.interval(values), 0.0, 0.0)
     assert study_claims.verdict(difference) == verdict
     opposite = {study_claims.HOLDS: study_claims.FAILS, study_claims.FAILS: study_claims.HOLDS}
@@ -214,7 +215,7 @@ def test_verdicts(values: list[float], verdict: str) -> None:
 
 
 def test_every_arm_has_a_config_of_its_own() -> None:
-    """Catches two arms that train the same, a change that the demo's settings undo, and a claim about no arm."""
+    """Catches two arms with one config, a change that the demo's settings undo, and a claim about an unknown arm."""
     configs = {name: study.get_config(f"{study.FIRST_TASK}/{name}").to_json() for name in study.ARMS}
     assert len(set(configs.values())) == len(configs)
     for name, arm in study.ARMS.items():
@@ -234,7 +235,7 @@ def test_every_arm_has_a_config_of_its_own() -> None:
 
 
 def test_plan_has_the_seeds_of_every_arm() -> None:
-    """Catches an arm that is run for seeds of another, a run that is planned twice, and an order arm after arm."""
+    """Catches an arm that gets another's seeds, a run that is planned twice, and an order by arm before seed."""
     runs = study_main.plan(study)
     assert len(set(runs)) == len(runs)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
@@ -250,7 +251,7 @@ def test_plan_has_the_seeds_of_every_arm() -> None:
 
 
 def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
-    """Catches a run that is made twice, a record without what the page needs, and a page that asks another host."""
+    """Catches a run that is made twice, a record that lacks what the page needs, and a page that loads from a host."""
 
     def call(*flags: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "benchmarks.study", "--config=tests/small_study.py", f"--out={tmp_path}/out"]
@@ -291,7 +292,7 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_only_names_runs() -> None:
-    """Catches a page that is written anew by a command that was to make runs, and a traceback."""
+    """Catches a mistyped --only, which would only write the page again, and a traceback."""
     runs = study_main.plan(small_study)
     assert [run.arm for run in study_main.chosen(runs, "care/0/training")] == ["care"]
     for only, message in (("(", "no regular expression"), ("sft", "finds none of the study's runs, as tiny/grpo/0/tr")):
@@ -301,7 +302,7 @@ def test_only_names_runs() -> None:
 
 @pytest.mark.parametrize("data_format", ["mini_vqa", "jsonl"])
 def test_own_data_stay_where_the_config_says(data_format: str, tmp_path: Path) -> None:
-    """Catches a study of somebody's own data that looks for them in the work folder."""
+    """Catches a study of a user's own data that looks for them in the work folder."""
     config = small_study.get_config("tiny/care")
     config.data.format = data_format
     own = types.SimpleNamespace(TASKS={}, ARMS={}, get_config=lambda _: config)
@@ -310,7 +311,7 @@ def test_own_data_stay_where_the_config_says(data_format: str, tmp_path: Path) -
 
 
 def test_what_was_recorded_is_kept(tmp_path: Path) -> None:
-    """Catches a last line that is dropped for want of its line feed, and a broken file that is cut or has no name."""
+    """Catches a last line that is dropped because it lacks a line feed, and a broken file that is cut or not named."""
     path = tmp_path / "runs.jsonl"
     for text, kept in (('{"a": 1}\n{"a": 2}', '{"a": 1}\n{"a": 2}\n'), ('{"a": 1}\n{"a', '{"a": 1}\n')):
         path.write_text(text)
@@ -323,7 +324,7 @@ def test_what_was_recorded_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_study_that_is_stopped_leaves_no_run_behind(tmp_path: Path) -> None:
-    """Catches runs that go on after SIGTERM, with which the same command could not go on."""
+    """Catches runs that continue after SIGTERM and hold the folders that the same command needs to resume."""
     command = [sys.executable, "-m", "benchmarks.study", "--config=tests/small_study.py", f"--out={tmp_path}/out"]
     command += [f"--work={tmp_path}/work", "--only=grpo"]
     process = subprocess.Popen(
@@ -345,7 +346,7 @@ def test_a_study_that_is_stopped_leaves_no_run_behind(tmp_path: Path) -> None:
 
 
 def test_page_by_hand(tmp_path: Path) -> None:
-    """Catches a cell in another row or column, a claim told from too little, and a default that thin evidence moves."""
+    """Catches a cell in the wrong row or column, and a claim or default decided by too little evidence."""
     gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "dapo": 0.01, "rescue_delta": 0.05, "rescue_mean": 0.02}
     about = {
         "command": "python -m care_jax.train --config=c.py:t/care --workdir=w --config.seed=0 --config.data.train=d "
@@ -443,7 +444,7 @@ def test_page_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
-    """Catches hours of other runs that are made first, and not recorded, after one has failed."""
+    """Catches hours of other runs that are still made, and not recorded, after one has failed."""
     made = []
 
     class Failing:
@@ -470,7 +471,7 @@ def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
     ],
 )
 def test_runs_of_another_study_are_not_mixed_in(made: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """Catches figures of two configs under one title, and arms that are compared from different starts."""
+    """Catches runs of two configs under one title, and arms compared from different cold starts."""
     runner = study_main.Runner(small_study, "", tmp_path)
     ours, other = (record([0.5, 0.5], task="tiny", arm=arm, settings={}, cold_start="one") for arm in ("grpo", "care"))
     ours["settings"] = runner.settings(study_main.run_of(ours))
