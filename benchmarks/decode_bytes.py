@@ -25,10 +25,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from care_jax.parallel.mesh import make_mesh, mesh_sizes
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.plan import make_plan, planned_model, step_programs
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
+from care_jax.run.build import mesh_sizes
 from care_jax.stages.programs import all_buckets
 
 
@@ -43,7 +44,7 @@ def load_config(path: Path) -> ml_collections.ConfigDict:
 
 def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     """Bytes that a chip must read for one token of every branch, on average over a response."""
-    weights = (sizes.count("layers.", "norm.") + sizes.head) * sizes.weight_bytes
+    weights = sizes.decode_params * sizes.weight_bytes
     own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
     return {
         "weights": weights / sizes.mesh["tensor"],
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # One loop over tokens and not a smaller one for the tail, so that there is one step to be counted.
     decoding = config.copy_and_resolve_references()
     decoding.rollout.compact_shares = ()
-    mesh = make_mesh(mesh_sizes(decoding, model, len(devices)), devices)
+    mesh = create_device_mesh(mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
     programs, _, calls = step_programs(decoding, model, mesh, bucket)

@@ -46,10 +46,10 @@ from care_jax.models.cache import Prefix
 from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
 from care_jax.parallel import sharding
-from care_jax.parallel.mesh import factorisations, make_mesh, mesh_sizes
+from care_jax.parallel.mesh import create_device_mesh, factorisations
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import GIB, Chip, devices_of
-from care_jax.run.build import make_model_config
+from care_jax.run.build import make_model_config, mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
 from care_jax.stages.programs import Bucket, Inputs, Program, TrainPrograms, all_buckets
 from care_jax.stages.train_state import TrainState, state_specs
@@ -159,7 +159,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, only: tuple[str,
     config_lib.validate(config)
     model = planned_model(config)
     chip, devices = devices_of(topology)
-    mesh = make_mesh(mesh_sizes(config, model, len(devices)), devices)
+    mesh = create_device_mesh(mesh_sizes(config, model, len(devices)), devices)
     sizes = flops.Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
     return Plan(config, topology, chip, sizes, _stages(config, model, mesh, sizes, only))
 
