@@ -25,11 +25,12 @@ from typing import Any
 import jax
 import ml_collections
 
-from care_jax.parallel.mesh import make_mesh, mesh_sizes
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
 from care_jax.planning.estimate import make_plan, planned_calls, planned_model
 from care_jax.stages.compiled import all_buckets
+from care_jax.stages.model import mesh_sizes
 
 
 def load_config(path: Path) -> ml_collections.ConfigDict:
@@ -44,7 +45,7 @@ def load_config(path: Path) -> ml_collections.ConfigDict:
 
 def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     """Bytes that a chip must read for one token of every branch, averaged over a response, by what they hold."""
-    weights = (sizes.count("layers.", "norm.") + sizes.head) * sizes.weight_bytes
+    weights = sizes.decode_params * sizes.weight_bytes
     own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
     return {
         "weights": weights / sizes.mesh["tensor"],
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # One loop over tokens without a smaller one for the tail, so that there is one step to count.
     decoding = config.copy_and_resolve_references()
     decoding.rollout.compact_shares = ()
-    mesh = make_mesh(mesh_sizes(decoding, model, len(devices)), devices)
+    mesh = create_device_mesh(mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
     started = time.time()

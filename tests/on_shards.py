@@ -33,7 +33,7 @@ from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
 from care_jax.parallel import sharding
-from care_jax.parallel.mesh import make_mesh
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.parallel.sharding import WHOLE
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout
@@ -113,7 +113,7 @@ class Shards:
         """Places the model on a mesh, "2x4x1" along data, fsdp and tensor, and compiles the update."""
         self.model, sizes = model, [int(size) for size in shape.split("x")]
         devices = jax.devices()[: int(np.prod(sizes))]
-        self.mesh = mesh = make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+        self.mesh = mesh = create_device_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
         where = models.params_to_dict(sharding.named(mesh, sharding.param_specs(models.abstract_model(model.config))))
         params = models.params_from_dict(
             model.config, {name: jax.device_put(value, where[name]) for name, value in model.params.items()}
@@ -180,11 +180,13 @@ def whole_stacks(shards: Shards) -> list[list[int]]:
 
     The mergers of deepstack, two or three small ones that are used together, are left out.
     """
-    specs = {name: sharding.param_spec(name) for name in shards.model.params}
+    model = models.abstract_model(shards.model.config)
+    specs = models.params_to_dict(sharding.param_specs(model))
+    stacked = models.params_to_dict(sharding.map_params(lambda axes, _: "layers" in axes, model))
     return [
         list(sharding.named(shards.mesh, sharding.gathered(spec)).shard_shape(shards.model.params[name].shape))
         for name, spec in specs.items()
-        if "layers" in sharding.logical_axes(name) and "deepstack" not in name
+        if stacked[name] and "deepstack" not in name
     ]
 
 
