@@ -22,7 +22,7 @@ from care_jax.method import reflect
 from care_jax.method.train_batch import Reflection, no_reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
-from care_jax.rewards.judge import Judged, judge
+from care_jax.rewards.judge import Judged, RewardConfig, judge
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run import step_summary
 from care_jax.run.build import make_model
@@ -137,20 +137,15 @@ class Trainer:
         return Group(examples, bucket, prompts, prefix, rollouts, on_host, judged, drawn)
 
     def _judge(self, examples: list[Example], rollouts: Rollouts) -> Judged:
-        verify = self.config.verify
-        return judge(
-            self.session.verifier,
-            [example.record for example in examples],
-            np.asarray(rollouts.token_ids),
-            np.asarray(rollouts.response_len),
-            self.token_bytes,
+        reward_config = RewardConfig(
             response_format=self.session.processor.response_format,
-            correct_weight=verify.correct_weight,
-            format_weight=verify.format_weight,
-            sampled_len=np.asarray(rollouts.sampled_mask).sum(-1),
+            correct_weight=self.config.verify.correct_weight,
+            format_weight=self.config.verify.format_weight,
             overlong_buffer_len=self.objective.overlong_buffer_len,
             overlong_penalty=self.objective.overlong_penalty,
         )
+        records = [example.record for example in examples]
+        return judge(self.session.verifier, records, rollouts, self.token_bytes, reward_config)
 
     def _mixed_groups(self, sampler: QwenVL) -> Group:
         """DAPO's dynamic sampling: draws batches until B groups are mixed; uniform ones fill up after max_draws.
