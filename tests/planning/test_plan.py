@@ -51,7 +51,9 @@ def test_forced_tokens_of_a_rewrite_are_dropped(train_on, dropped):
     """Catches a repair that shares its room with tokens which the update never sees, and one that loses them."""
     config = tiny(objective__reflect__train_on=train_on)
     model = estimate.planned_model(config)
-    setup = estimate.planned_setup(config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    setup = estimate.planned_setup(
+        config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    )
     stages = {stage.name: stage for stage in step.STEP.when(config).stages}
     assert stages["reflect"].function(setup).keywords["sampling"].drop_forced == dropped
     assert not stages["rollout"].function(setup).keywords["sampling"].drop_forced
