@@ -226,7 +226,7 @@ def extend(
     num_new = x.shape[1] // num_branches
     shortest = (slot + num_new - 1) // stride  # of `lengths` that holds all that is stored
 
-    def step(carry: tuple[Array, Array, Array], inputs: tuple[DecoderLayer, Array]):
+    def step(carry: tuple[Array, Array, Array], inputs: tuple[DecoderLayer, Array]) -> tuple[Any, None]:
         x, cache_k, cache_v = carry
         layer, index = inputs
 

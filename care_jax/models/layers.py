@@ -46,7 +46,7 @@ def stack(make: Callable[[nnx.Rngs], M], count: int, *, rngs: nnx.Rngs) -> M:
     """`count` modules as one, whose parameters have a leading axis "layers", to be scanned."""
     stacked = jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
-    def with_axis(param: nnx.Param) -> nnx.Param:
+    def with_axis(param: nnx.Param) -> nnx.Variable:
         axes = param.get_metadata("out_sharding", None)
         return param if axes is None else param.replace(out_sharding=("layers", *axes))
 

@@ -115,7 +115,7 @@ class VisionTower(nnx.Module):
         block = jax.checkpoint(block) if self.remat else block
 
         # The tapped states are carried, outside of what is recomputed, and not stacked for every block.
-        def step(carry: tuple[Array, Array], layer: tuple[VisionBlock, Array]):
+        def step(carry: tuple[Array, Array], layer: tuple[VisionBlock, Array]) -> tuple[tuple[Array, Array], None]:
             x, taps = carry
             module, index = layer
             x = block(x, module)
