@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from care_jax import files
 from care_jax.structs import Record
 
 _NAME = "records"
@@ -97,17 +98,16 @@ class ShardWriter:
         """
         template = self._template()
         path = Path(template.sharded_filepath(shard_index=index, num_shards=None))
-        unfinished = path.with_suffix(".unfinished")
-        writer, count = ArrayRecordWriter(str(unfinished), "group_size:1"), 0  # 1: random access
-        for record in records:
-            example = self._serializer.get_tf_example(self._features.encode_example(to_example(record)))
-            writer.write(example.SerializeToString(deterministic=True))  # else the order of fields is the process's
-            count += 1
-        writer.close()
-        if count:
-            unfinished.replace(path)
-        else:
-            unfinished.unlink()
+        count = 0
+        with files.written_whole(path) as unfinished:
+            writer = ArrayRecordWriter(str(unfinished), "group_size:1")  # 1: random access
+            for record in records:
+                example = self._serializer.get_tf_example(self._features.encode_example(to_example(record)))
+                writer.write(example.SerializeToString(deterministic=True))  # else the order of fields is the process's
+                count += 1
+            writer.close()
+            if not count:
+                unfinished.unlink()
         return count
 
     def finish(self, shard_lengths: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from care_jax.structs import Array, Prompts, VisionFeatures
 _CACHED = 4 << 20  # bytes, for sure in a CPU's cache
 
 
+@runtime_checkable
 class Tower(Protocol):
     """A vision tower."""
 

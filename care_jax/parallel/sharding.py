@@ -141,6 +141,11 @@ def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
     return jax.tree.map(placed, tree, specs)
 
 
+def abstract_arrays(tree: Any) -> Any:
+    """The shapes and shardings of a tree of arrays, without the arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
 def named(mesh: Mesh, specs: Any) -> Any:
     """NamedShardings of a tree of PartitionSpecs."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)

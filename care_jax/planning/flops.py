@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import ml_collections
 
+from care_jax import step
 from care_jax.models import ModelConfig, QwenVL, abstract_model
 from care_jax.parallel.sharding import is_matrix, map_params, mesh_axes
 from care_jax.planning.chips import Chip
-from care_jax.stages.programs import Bucket
+from care_jax.stages.table import Bucket, Compute, DeviceStage
 
 BOUNDS = ("compute", "memory", "links")
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -213,11 +214,11 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
         received = sizes.summed_bytes(tokens, sums=2)
         return Work(tokens, prompts * flops, 0, weights * length, 0, prompts * keys, received)
 
-    def update() -> Work:
-        forward = passes(sizes.num_rows)
+    def update(rows: int) -> Work:
+        forward = passes(rows)
         vision = prompts * sizes.vision_flops()
         trained = forward.flops - (vision if sizes.model.freeze_vision else 0)
-        head = prompts * sizes.num_rows * sizes.head_flops()
+        head = prompts * rows * sizes.head_flops()
         # Forward and backward two a layer; of a layer that is computed again the MLP's sum is not needed.
         num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat else 4
         of_gradients = 4 * sizes.num_params / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
@@ -234,20 +235,13 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
             + sizes.minibatches * of_gradients * 2 * (num_data - 1) / num_data,
         )
 
-    of_prompt = prompts * (sizes.vision_flops() + sizes.prompt_flops())
-    tokens = prompts * sizes.bucket[0]
-    received = sizes.gathered_bytes(*sizes.gathered_modules) + sizes.summed_bytes(tokens, sums=2)
-    stages = {
-        "prefill": Work(tokens, of_prompt, 0, whole, 0, 0, received),
-        "rollout": decodes(sizes.num_rollouts),
-    }
-    if config.score.old_from == "pass":
-        stages["score"] = passes(sizes.num_rollouts)
-    if config.objective.reflect.enabled:
-        stages |= {"reflect": decodes(1), "score of reflections": passes(1)}
-    if config.objective.kl_coef > 0:
-        stages["reference"] = passes(sizes.num_rows)
-    return stages | {"update": update()}
+    def work(compute: Compute) -> Work:
+        if compute.mode == "train":
+            return update(compute.branches(config))
+        return (decodes if compute.mode == "decode" else passes)(compute.branches(config))
+
+    stages = [stage for stage in step.STEP.when(config).stages if isinstance(stage, DeviceStage)]
+    return {stage.name: work(stage.compute) for stage in stages if stage.compute is not None}
 
 
 def floors(sizes: Sizes, work: Work, chip: Chip) -> dict[str, float]:

@@ -251,8 +251,11 @@ def test_heavy_packages_stay_out(tmp_path: Path) -> None:
     """Catches TensorFlow, torch or the datasets package coming in with a build, a read or a batch."""
     script = f"""
 import pathlib, sys
-from care_jax.data import loader, mini_vqa
-folder, small = pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(num_train=30, num_heldout=30)
+from care_jax import config
+from care_jax.data import loader
+from care_jax.data.mini_vqa import builder as mini_vqa
+folder = pathlib.Path({str(tmp_path)!r})
+small = mini_vqa.Difficulty(**{{**config.base().data.mini_vqa, "num_train": 30, "num_heldout": 30}})
 mini_vqa.build(folder, small)
 source = mini_vqa.open_split(folder, "train", small)
 encode = lambda record: record.id

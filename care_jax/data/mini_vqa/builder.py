@@ -40,7 +40,7 @@ class MiniVqa(tfds.core.GeneratorBasedBuilder):
             yield record.id, to_example(record)
 
 
-def build(data_dir: Path, difficulty: Difficulty | None = None) -> None:
+def build(data_dir: Path, difficulty: Difficulty) -> None:
     """Builds both splits under `data_dir`; does nothing where they are complete.
 
     Safe to kill and safe to run in several processes at once: files are written to a folder of their own, which takes
@@ -48,12 +48,12 @@ def build(data_dir: Path, difficulty: Difficulty | None = None) -> None:
 
     Args:
         data_dir: where the data sets lie, one folder a difficulty.
-        difficulty: the knobs; default values when None.
+        difficulty: the knobs.
 
     Raises:
         ValueError: a package that the drawings come from is missing.
     """
-    builder = MiniVqa(difficulty=difficulty or Difficulty(), data_dir=data_dir)
+    builder = MiniVqa(difficulty=difficulty, data_dir=data_dir)
     if builder.data_path.exists():
         return
     with contextlib.redirect_stdout(io.StringIO()), _without_progress_bar():
@@ -69,7 +69,7 @@ def build(data_dir: Path, difficulty: Difficulty | None = None) -> None:
                 raise
 
 
-def open_split(data_dir: Path, split: str, difficulty: Difficulty | None = None) -> StoredRecords:
+def open_split(data_dir: Path, split: str, difficulty: Difficulty) -> StoredRecords:
     """Opens a finished split, in an order shuffled by a hash of the ids.
 
     Args:
@@ -82,7 +82,7 @@ def open_split(data_dir: Path, split: str, difficulty: Difficulty | None = None)
     """
     if split not in SPLITS:
         raise ValueError(f"mini_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
-    folder = MiniVqa(difficulty=difficulty or Difficulty(), data_dir=data_dir).data_path
+    folder = MiniVqa(difficulty=difficulty, data_dir=data_dir).data_path
     if not folder.exists():
         raise ValueError(f"no finished mini_vqa in {folder}; call mini_vqa.build({str(data_dir)!r}) first")
     return StoredRecords(Path(folder), split)
