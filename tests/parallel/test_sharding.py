@@ -19,7 +19,7 @@ from care_jax import models
 from care_jax.models.layers import make_param
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
-from care_jax.run.build import mesh_sizes
+from care_jax.stages.model import mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
 from tests import families
 from tests.end_to_end import finish, start
