@@ -18,7 +18,7 @@ from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 from jax.sharding import PartitionSpec, Sharding
 
-CHECKED = ("care_jax.structs", "care_jax.method", "care_jax.models", "care_jax.stages")
+CHECKED = ("care_jax.structs", "care_jax.method", "care_jax.models", "care_jax.parallel", "care_jax.stages")
 TYPECHECKER = "tests.shape_checks.typechecked"  # jaxtyping imports it by its name
 
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, as it is to mypy

@@ -19,7 +19,7 @@ from care_jax import models
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.models import decoder
 from care_jax.models.attention import segment_attention
-from care_jax.models.vision import rotary_tables
+from care_jax.models.vision import own_patches, rotary_tables
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
 from care_jax.structs import Prompts, Record, Video
@@ -130,7 +130,7 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
     tower, config = model.visual, model.config
     cos, sin = rotary_tables(prompts.patch_position_ids, config.vision)
     blocks = [tower.patch_embed(prompts.patches)]
-    x = blocks[0] + tower._learned_positions(prompts) if config.vision.grid_side else blocks[0]
+    x = blocks[0] + tower._learned_positions(own_patches(prompts)) if config.vision.grid_side else blocks[0]
     for index in range(config.vision.depth):
         whole = not config.vision.window_size or index in config.vision.fullatt_block_indexes
         ids = prompts.image_ids if whole else prompts.window_ids

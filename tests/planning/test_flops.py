@@ -77,7 +77,7 @@ def test_a_step_of_the_7b():
     assert work["update"].flops == pytest.approx(3 * work["reference"].flops)
     assert work["update"].tokens == 512 * (2048 + 5 * 2048) and work["rollout"].tokens == 512 * 8 * 2048
     # Every token reads the weights once, each prompt's keys once for its 8 branches, and the branches' own.
-    assert work["rollout"].parameter_bytes == 2048 * 2 * (sizes.count("layers.", "norm.") + sizes.head)
+    assert work["rollout"].parameter_bytes == 2048 * 2 * (sizes.decode_params)
     assert work["rollout"].cache_bytes == 512 * 57344 * (2048 * 2048 + 8 * 2048 * 2049 / 2)
     config.objective.kl_coef, config.score.old_from, config.objective.reflect.enabled = 0.0, "sampler", False
     assert list(flops.step_work(sizes, config)) == ["prefill", "rollout", "update"]
@@ -88,7 +88,8 @@ def test_what_chips_send_each_other():
     mesh = {"data": 1, "fsdp": 8, "tensor": 1}
     sizes = sizes_of("Qwen2.5-VL-7B", mesh, train__minibatches=2, train__microbatches=2)
     head = 3584 * 152064
-    divided = sum(size for name, size in sizes.params.items() if name.endswith("kernel")) - head
+    params = models.params_to_dict(sizes.params)
+    divided = sum(leaf.size for name, leaf in params.items() if name.endswith("kernel")) - head
     # bfloat16 parameters in both passes and float32 gradients once; the head's once and its gradients once.
     assert sizes.fsdp_minimum() == pytest.approx(4 * 7 / 8 * (8 * divided + 6 * head), rel=1e-3)
     assert sizes.summed_bytes(1e6, sums=2) == 0
