@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from care_jax.stages.programs import abstract_verdicts
 
 from benchmarks.made_model import IMAGE_UNIT, make_prompts, write_folder
 from care_jax import models
@@ -35,7 +36,6 @@ from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
-from care_jax.stages.programs import abstract_verdicts
 from care_jax.stages.score import masked_logits, score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update

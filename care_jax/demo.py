@@ -21,7 +21,7 @@ from care_jax.options import SKILLS
 from care_jax.report import write_report
 from care_jax.run.session import StopFlag
 from care_jax.run.writers import METRICS_FILE
-from configs import demo, demo_cold_start
+from configs import demo
 from convert import jax_to_hf
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
@@ -30,7 +30,7 @@ _SEED = flags.DEFINE_integer("seed", 1, "Of initialisation, data order and sampl
 
 def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
     """Cold start and RL of one demo, with their folders under `workdir`."""
-    cold, care = demo_cold_start.get_config(), demo.get_config()
+    cold, care = demo.cold_start(), demo.get_config()
     for config in (cold, care):
         config.seed = seed
         config.data.train = str(workdir / "data")

@@ -16,6 +16,7 @@ from care_jax import config as config_lib
 from care_jax import models
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import make_mesh, mesh_sizes
+from configs import demo
 from tests import families
 from tests.end_to_end import finish, start
 from tests.on_shards import CHUNK, MESHES, R, S
@@ -153,12 +154,10 @@ def test_every_parameter_has_logical_axes(family: str, tiny_folder: Path, tmp_pa
         sharding.logical_axes("layers.new.kernel")
 
 
-@pytest.mark.parametrize("preset", ["demo", "demo_cold_start"])
-def test_the_demo_runs_on_what_is_there(preset: str, tiny_folder: Path) -> None:
+@pytest.mark.parametrize("run", ["care", "cold_start"])
+def test_the_demo_runs_on_what_is_there(run: str, tiny_folder: Path) -> None:
     """Catches a default mesh that the demo's batches do not divide over."""
-    import importlib
-
-    config = importlib.import_module(f"configs.{preset}").get_config()
+    config = demo.get_config(run)
     model = models.load_model_config(tiny_folder)
     for count in (1, 2, 4, 8):
         assert mesh_sizes(config, model, count)["fsdp"] == count
