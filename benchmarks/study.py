@@ -128,14 +128,16 @@ class Runner:
 
     def settings(self, run: Run) -> dict[str, Any]:
         """All that decides how a run comes out but seed, code and versions: its config and its cold start's by dotted
-        key, and a probe's flags."""
+        key, and a probe's flags.
+        """
         ours, cold = (_portable(self._study.get_config(f"{run.task}/{name}")) for name in (run.arm, "cold_start"))
         cold = {f"cold_start.{key}": value for key, value in cold.items()}
         return ours | cold | ({"flags": list(PROBE_FLAGS)} if run.kind == "probe" else {})
 
     def difference(self, record: dict[str, Any]) -> str | None:
         """The first setting that a record was made with and the study now asks for otherwise. One that only one of them
-        has says nothing: it came with a later version of the code."""
+        has says nothing: it came with a later version of the code.
+        """
         made, asked = record["settings"], self.settings(run_of(record))
         return min((key for key in made.keys() & asked.keys() if made[key] != asked[key]), default=None)
 

@@ -49,14 +49,21 @@ def run_config(main: Callable[[ml_collections.ConfigDict], None]) -> None:
     run_flags(with_config)
 
 
-def run_flags(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`. A ValueError becomes one line on stderr and exit code 2."""
+def run_flags(main: Callable[[], None], *, on_host: bool = False) -> None:
+    """Parses the flags and calls `main`. A ValueError becomes one line on stderr and exit code 2.
+
+    `on_host` keeps JAX off the accelerators, which may be at work, or wait for the other hosts of a pod.
+    """
 
     def without_arguments(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; an option is written --name=value")
         main()
 
+    if on_host:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
     logging.set_verbosity(logging.WARNING)
     try:
         app.run(without_arguments, flags_parser=_parse_flags)

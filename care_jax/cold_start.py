@@ -127,18 +127,13 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 
     with open_session(config, workdir, stage="cold_start", make_encoder=make_encoder) as session:
         with session.until_stopped():
-            held_out = session.evaluate_if_due()
+            session.evaluate_if_due()
             if session.has_ended():
                 return session.state
             update = compile_update(session)
             session.end_warm_up()
             while not session.has_ended():
-                scalars = _step(session, update)
-                fresh = session.evaluate_if_due()
-                held_out = fresh or held_out
-                session.guard.check(session.step)
-                session.writer.progress(session.step, {"loss": scalars["loss"]} | _shown(held_out))
-                session.checkpoint_if_due(fresh)
+                session.finish_step({"loss": _step(session, update)["loss"]})
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
@@ -146,26 +141,22 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     """One step; returns and writes its metrics."""
     started = time.perf_counter()
-    with session.timer("data"):
-        examples, length = next(session.iterator), session.config.rollout.response_len
+    with session.supervisor.timer("data"):
+        examples, length = next(session.data), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)
-    with session.timer("update"):
+    with session.supervisor.timer("update"):
         values = {"state": session.state, "batch": session.put(batch), "forbidden_mask": session.forbidden_mask}
         given = update.run(UPDATE, bucket_of(batch.prompts), values)
         session.advance(given["state"])
         metrics = update.fetch("update_metrics", given["update_metrics"])
         scalars = {name: float(value) for name, value in metrics.items()}
     seconds = time.perf_counter() - started
-    scalars |= session.timer.take() | {"lr": session.last_lr, "time/step": seconds}
+    scalars |= session.supervisor.timer.take() | {"lr": session.last_lr, "time/step": seconds}
     scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
-    scalars["data/num_dropped"] = session.encoder.num_dropped
+    scalars["data/num_dropped"] = session.data.num_dropped
     scalars |= padding_shares([example.prompt for example in examples], bucket_of(batch.prompts))
     session.writer.scalars(session.step, scalars)
     return scalars
-
-
-def _shown(metrics: dict[str, float] | None) -> dict[str, float]:
-    return {"held-out": metrics["eval/accuracy/mean"]} if metrics else {}
 
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:

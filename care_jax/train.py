@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from care_jax import cli, step
+from care_jax.checkpoints.initial_state import initial_model
 from care_jax.inputs.processor import Example, Processor, padding_shares
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
@@ -27,8 +28,8 @@ from care_jax.parallel.sharding import abstract_arrays
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run import step_summary
-from care_jax.run.build import make_model
-from care_jax.run.session import Encoder, Session, open_session
+from care_jax.run.session import Session, open_session
+from care_jax.run.training_data import Encoder
 from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, all_buckets, bucket_of
 from care_jax.stages.host import Services
 from care_jax.stages.rollout import nothing_forced
@@ -45,7 +46,7 @@ class Values:
         self._stages, self._session = stages, session
         self.on_devices, self.bucket = dict(start), EVERY_BUCKET
         self._on_host: dict[str, Any] = {}
-        self.wait: Callable[[Any], Any] = session.wait  # raises Stopped when the run is to stop
+        self.wait: Callable[[Any], Any] = session.supervisor.wait  # raises Stopped when the run is to stop
 
     def give(self, given: Mapping[str, Any]) -> None:
         """Adds what a device stage gives."""
@@ -86,7 +87,7 @@ class Trainer:
             processor=processor,
             verifier=session.verifier,
             token_bytes=TokenBytes(processor.tokenizer),
-            next_examples=lambda: next(session.iterator),
+            next_examples=lambda: next(session.data),
         )
         state = abstract_arrays(session.state)
         setup = Setup(
@@ -112,7 +113,7 @@ class Trainer:
             "forbidden_mask": session.forbidden_mask,
         }
         if self.objective.kl_coef > 0:
-            self.start["reference"] = make_model(config, session.mesh)
+            self.start["reference"] = initial_model(config, session.mesh)
 
     def step(self) -> dict[str, float]:
         """One step; returns its metrics, and writes events and samples."""
@@ -133,7 +134,7 @@ class Trainer:
     def _run(self, stages: Sequence[Stage], values: Values, *, draw: int = 0) -> None:
         """Runs stages in order, neighbours with the same timer under one clock."""
         for timer, neighbours in itertools.groupby(stages, key=lambda stage: stage.timer):
-            with self.session.timer(timer):
+            with self.session.supervisor.timer(timer):
                 for stage in neighbours:
                     given = self._run_stage(stage, values, draw)
                     values.free(self.stages.ends[stage.name])
@@ -215,9 +216,9 @@ class Trainer:
 
     def _log(self, done: step_summary.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
-        times = session.timer.take()
+        times = session.supervisor.timer.take()
         metrics = update_metrics | step_summary.metrics(done, anchored=anchored) | times
-        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.encoder.num_dropped}
+        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.data.num_dropped}
         metrics.setdefault("logprob_gap/mean", metrics["abs_log_ratio"])  # where the sampler's scores are used
         metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
         if self.objective.dynamic_sampling:
@@ -270,27 +271,21 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:
         with session.until_stopped():
-            held_out = session.evaluate_if_due()
+            session.evaluate_if_due()
             if session.has_ended():
                 return session.state
             trainer = Trainer(session)
             session.end_warm_up()
             while not session.has_ended():
-                metrics = trainer.step()
-                fresh = session.evaluate_if_due()
-                held_out = fresh or held_out
-                session.guard.check(session.step)
-                session.writer.progress(session.step, _figures(metrics, held_out))
-                session.checkpoint_if_due(fresh)
+                session.finish_step(_figures(trainer.step()))
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
 
-def _figures(metrics: dict[str, float], held_out: dict[str, float] | None) -> dict[str, float]:
+def _figures(metrics: dict[str, float]) -> dict[str, float]:
     """What the progress line shows."""
     names = {"accuracy/train": "acc", "groups/mixed": "mixed", "reflect/success_rate": "repaired", "entropy": "entropy"}
-    figures = {short: metrics[name] for name, short in names.items() if name in metrics}
-    return figures | ({"held-out": held_out["eval/accuracy/mean"]} if held_out else {})
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from care_jax import step
 from care_jax.method import objectives
-from care_jax.parallel.mesh import make_mesh
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import estimate, flops
 from care_jax.stages.compiled import all_buckets, make_programs, trace
 from care_jax.stages.table import Compute, DeviceStage, HostStage, Setup, Table, value_of
@@ -41,7 +41,7 @@ def config_of(preset: str, **changes: object) -> ml_collections.ConfigDict:
 
 def setup_of(config: ml_collections.ConfigDict) -> Setup:
     """What the programs are made for, from shapes."""
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return estimate.planned_setup(config, estimate.planned_model(config), mesh)
 
 

@@ -7,11 +7,12 @@ import dataclasses
 import ml_collections
 
 from care_jax.models import ModelConfig
-from care_jax.parallel.mesh import factorisations, mesh_sizes
+from care_jax.parallel.mesh import factorisations
 from care_jax.planning import flops
 from care_jax.planning.chips import GIB, devices_of
 from care_jax.planning.estimate import Plan, make_plan, planned_model
 from care_jax.stages.compiled import all_buckets
+from care_jax.stages.model import mesh_sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,11 +27,11 @@ from care_jax.models import ModelConfig, abstract_model
 from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
 from care_jax.parallel import sharding
-from care_jax.parallel.mesh import make_mesh, mesh_sizes
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import GIB, Chip, devices_of
 from care_jax.stages.compiled import Call, all_buckets, make_programs, trace
-from care_jax.stages.model import make_model_config
+from care_jax.stages.model import make_model_config, mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
 from care_jax.stages.table import Bucket, Setup
 from care_jax.stages.train_state import TrainState, state_specs
@@ -141,7 +141,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, only: tuple[str,
     config_lib.validate(config)
     model = planned_model(config)
     chip, devices = devices_of(topology)
-    mesh = make_mesh(mesh_sizes(config, model, len(devices)), devices)
+    mesh = create_device_mesh(mesh_sizes(config, model, len(devices)), devices)
     sizes = flops.Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
     return Plan(config, topology, chip, sizes, _measure(config, model, mesh, sizes, only))
 

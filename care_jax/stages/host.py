@@ -16,7 +16,7 @@ from care_jax.inputs.processor import Example, Processor
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
-from care_jax.rewards.judge import Judged, Verifier, judge
+from care_jax.rewards.judge import Judged, RewardConfig, Verifier, judge
 from care_jax.rewards.spans import TokenBytes
 from care_jax.structs import Rollouts, Scores, Subgroup
 
@@ -35,19 +35,15 @@ class Services:
     def judge(self, examples: Sequence[Example], rollouts: Rollouts) -> Judged:
         """Verdicts and rewards of responses (NumPy) to the questions of `examples`."""
         verify = self.config.verify
-        return judge(
-            self.verifier,
-            [example.record for example in examples],
-            np.asarray(rollouts.token_ids),
-            np.asarray(rollouts.response_len),
-            self.token_bytes,
+        reward = RewardConfig(
             response_format=self.processor.response_format,
             correct_weight=verify.correct_weight,
             format_weight=verify.format_weight,
-            sampled_len=np.asarray(rollouts.sampled_mask).sum(-1),
             overlong_buffer_len=self.objective.overlong_buffer_len,
             overlong_penalty=self.objective.overlong_penalty,
         )
+        records = [example.record for example in examples]
+        return judge(self.verifier, records, rollouts, self.token_bytes, reward)
 
 
 def next_batch(services: Services) -> dict[str, Any]:

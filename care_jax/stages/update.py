@@ -7,7 +7,7 @@ cannot change the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.structs import Array, TrainBatch
 
 
+@runtime_checkable
 class LossFn(Protocol):
     """A loss of log-probs; it knows its objective, and the update does not."""
 

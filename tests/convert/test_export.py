@@ -17,8 +17,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 
 from care_jax import models
 from care_jax.data import loader
-from care_jax.inputs.processor import Example, Processor
-from care_jax.run.build import make_processor
+from care_jax.inputs.processor import Example, Processor, make_processor
 from care_jax.stages import rollout
 from configs import demo
 from convert import jax_to_hf

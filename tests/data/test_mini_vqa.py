@@ -24,7 +24,7 @@ from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
 from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
 from care_jax.data.store import StoredRecords
-from care_jax.run.build import make_processor
+from care_jax.inputs.processor import make_processor
 from care_jax.structs import Record
 from configs import study
 

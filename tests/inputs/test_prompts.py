@@ -83,7 +83,7 @@ def video_of(num_frames: int, height: int, width: int, fps: float = 2.0) -> Vide
     ("prompt", "sizes"),
     [
         ("<image>How many red squares? 12.5%", [(84, 84)]),
-        ("Compare <image> with <image>, naïve Ａ <think>ok</think>", [(140, 84), (28, 112)]),
+        ("Compare <image> with <image>, naïve Ａ <think>ok</think>", [(140, 84), (28, 112)]),  # noqa: RUF001
         ("<image><image>", [(56, 56), (56, 56)]),
         ("What is 2 + 2?\n\n", []),
     ],

@@ -28,7 +28,7 @@ ADDED = {"qwen2_5_vl": SPECIAL + PLAIN[:8], "qwen3_vl": SPECIAL + PLAIN}
 VOCAB_SIZE = {"qwen2_5_vl": 152064, "qwen3_vl": 151936}
 TEXTS = [
     "Hello, world! It's 12.5% of 3,456.\n\n\tx  =  y\n",
-    "naïve Ａ 毕老师！ こんにちは é é 🙂‍↔️ \u00a0\r\n ",
+    "naïve Ａ 毕老师！ こんにちは é é 🙂‍↔️ \u00a0\r\n ",  # noqa: RUF001
     "<think>1+1</think>\n<answer>\\boxed{2}</answer>",
     "",
 ]

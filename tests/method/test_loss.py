@@ -15,7 +15,7 @@ from care_jax.method.loss import Denominators, count_denominators, policy_loss
 from care_jax.method.objectives import Objective
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.token_weights import token_weights
-from care_jax.structs import Outcome, TrainBatch
+from care_jax.structs import Outcome, Prompts, TrainBatch, zeros
 from tests import reference
 from tests.presets import record
 
@@ -41,7 +41,7 @@ def make_batch(seed: int = 0, shape: tuple[int, int, int] = SHAPE, spread: float
     floats = (old, old + rng.normal(0, spread, shape), rng.normal(0, 1, shape[:2]), weights)
     old, ref, advantages, weights = (jnp.asarray(x, jnp.float32) for x in floats)
     batch = TrainBatch(
-        prompts=None,
+        prompts=zeros(Prompts, B=shape[0], P=1, I=0, F=0, X=0),
         token_ids=jnp.zeros(shape, jnp.int32),
         response_len=jnp.asarray(response_len, jnp.int32),
         sampled_mask=jnp.asarray(sampled),

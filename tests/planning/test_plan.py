@@ -15,7 +15,7 @@ import pytest
 from care_jax import config as config_lib
 from care_jax import plan, step
 from care_jax.models import abstract_model, params_to_dict
-from care_jax.parallel.mesh import make_mesh
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
 from care_jax.planning.estimate import PARTS, Plan, StageMemory
@@ -51,7 +51,7 @@ def test_forced_tokens_of_a_rewrite_are_dropped(train_on, dropped):
     """Catches a repair that shares its room with tokens which the update never sees, and one that loses them."""
     config = tiny(objective__reflect__train_on=train_on)
     model = estimate.planned_model(config)
-    setup = estimate.planned_setup(config, model, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    setup = estimate.planned_setup(config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
     stages = {stage.name: stage for stage in step.STEP.when(config).stages}
     assert stages["reflect"].function(setup).keywords["sampling"].drop_forced == dropped
     assert not stages["rollout"].function(setup).keywords["sampling"].drop_forced

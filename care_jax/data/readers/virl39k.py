@@ -17,9 +17,9 @@ from care_jax.structs import Record
 
 _FILE = "39Krelease.parquet"
 _LETTER = re.compile(r"(?:\\text\{)?\(?([A-L])\)?\.?\}?")
-_OPTION = r"(?:^|[\s(（]){letter}\s?[.):：．、)）]"
+_OPTION = r"(?:^|[\s(（]){letter}\s?[.):：．、)）]"  # noqa: RUF001
 _WORDS = re.compile(r"\\text\{([^{}]*)\}")
-_WORD_CHARACTERS = re.compile(r"[^\W\d_][\s,.'’-]*(?:[^\W\d_][\s,.'’-]*)+")
+_WORD_CHARACTERS = re.compile(r"[^\W\d_][\s,.'’-]*(?:[^\W\d_][\s,.'’-]*)+")  # noqa: RUF001
 
 
 def files(root: Path, split: str) -> list[Path]:
