@@ -32,7 +32,7 @@ _SHOWN = ("rollout", "score", "update")  # stages
 def block(plan: Plan) -> str:
     """Returns the plan in Markdown: its size, three stages, least seconds and the peak."""
     sizes, limit = plan.sizes, plan.chip.hbm_gib
-    count = sum(sizes.params.values())
+    count = sizes.num_params
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.mesh.items())
     lines = [
         f"{count / 1e9:.2f} billion parameters; with Adam's two moments, all float32, {12 * count / 1e9:.0f} GB of the "

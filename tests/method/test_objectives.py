@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -95,36 +96,34 @@ def test_presets_have_the_published_values(preset: str) -> None:
     assert Objective.from_config(config).to_config().to_dict() == config.to_dict()
 
 
-WRONG = {
-    "a word": ({"selector": "closest"}, "objective.selector='closest': choose one of farthest_first, nearest, random"),
-    "a word of rescue": ({"rescue.scale": "none"}, "objective.rescue.scale='none': choose one of zscore, delta"),
-    "a rank": ({"rescue.rank_by": "median"}, "objective.rescue.rank_by='median': choose one of sum, mean"),
-    "a source": ({"reflect.source": "cue"}, "objective.reflect.source='cue': choose one of rationale, scratch"),
-    "a context": ({"reflect.train_on": "all"}, "objective.reflect.train_on='all': choose one of continuation, rewrite"),
-    "a ratio": ({"ratio": "mean"}, "objective.ratio='mean': choose one of token, sequence"),
-    "an aggregate": ({"aggregate": "mean"}, "objective.aggregate='mean': choose one of sequence, token, constant"),
-    "a field": ({"clip": 0.2}, "objective.clip: no such field; the fields are anchored"),
-    "a misspelt field": ({"clip_hihg": 0.2}, "objective.clip_hihg: no such field; did you mean clip_high?"),
-    "a field of reflect": ({"reflect.cues": ""}, "objective.reflect.cues: no such field; did you mean cue?"),
-    "a text for a number": ({"kl_coef": "0.1"}, "objective.kl_coef='0.1': must be of type float"),
-    "a flag for a number": ({"num_negatives": True}, "objective.num_negatives=True: must be of type int"),
-    "a fraction of rows": ({"num_negatives": 2.5}, "objective.num_negatives=2.5: must be of type int"),
-    "a number for a flag": ({"region.enabled": 1}, "objective.region.enabled=1: must be of type bool"),
-    "a value for a group": ({"region": 0.5}, "objective.region=0.5: must be of type Region"),
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "a word": ("selector", "closest", "objective.selector='closest': choose one of farthest_first, nearest, random"),
+    "a word of rescue": ("rescue.scale", "none", "objective.rescue.scale='none': choose one of zscore, delta"),
+    "a rank": ("rescue.rank_by", "median", "objective.rescue.rank_by='median': choose one of sum, mean"),
+    "a source": ("reflect.source", "cue", "objective.reflect.source='cue': choose one of rationale, scratch"),
+    "a context": ("reflect.train_on", "all", "objective.reflect.train_on='all': choose one of continuation, rewrite"),
+    "a ratio": ("ratio", "mean", "objective.ratio='mean': choose one of token, sequence"),
+    "an aggregate": ("aggregate", "mean", "objective.aggregate='mean': choose one of sequence, token, constant"),
+    "a field": ("batch", 0.2, "objective.batch: no such field; the fields are anchored"),
+    "a misspelt field": ("clip_hihg", 0.2, "objective.clip_hihg: no such field; did you mean clip_high?"),
+    "a field of reflect": ("reflect.cues", "", "objective.reflect.cues: no such field; did you mean cue?"),
+    "a text for a number": ("kl_coef", "0.1", "objective.kl_coef='0.1': must be of type float"),
+    "a flag for a number": ("num_negatives", True, "objective.num_negatives=True: must be of type int"),
+    "a fraction of rows": ("num_negatives", 2.5, "objective.num_negatives=2.5: must be of type int"),
+    "a number for a flag": ("region.enabled", 1, "objective.region.enabled=1: must be of type bool"),
+    "a value for a group": ("region", 0.5, "objective.region=0.5: must be of type Region"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_the_record_refuses(name: str) -> None:
     """Catches a typing error in a config or a test that trains another objective."""
-    changes, message = WRONG[name]
-    config = objectives.care()
-    with config.unlocked(), config.ignore_type():
-        config.update_from_flattened_dict(changes)
-        for key, value in changes.items():
-            config[key] = value  # a group replaced by a value, which the line above refuses
+    key, value, message = WRONG[name]
+    group, _, field = key.rpartition(".")
+    values = objectives.care().to_dict()
+    (values[group] if group else values)[field] = value
     with pytest.raises(ValueError) as error:
-        Objective.from_config(config)
+        Objective.from_config(ml_collections.ConfigDict(values))
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
