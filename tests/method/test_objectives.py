@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ GRPO: dict[str, Any] = {
     "rescue.delta": 0.1,
     "rescue.scale": "zscore",
     "reflect.enabled": False,
-    "reflect.cue": " Wait, the reasoning above contains an error. Find the wrong step, fix it and derive the answer again,"
-    " concisely.\n",
+    "reflect.cue": " Wait, the reasoning above contains an error. Find the wrong step, fix it and derive the answer "
+    "again, concisely.\n",
     "reflect.max_rationale_len": 1024,
     "reflect.source": "rationale",
     "reflect.train_on": "continuation",
@@ -122,10 +123,8 @@ def test_the_record_refuses(name: str) -> None:
     group, _, field = key.rpartition(".")
     values = objectives.care().to_dict()
     (values[group] if group else values)[field] = value
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}.*$"):  # one line
         Objective.from_config(ml_collections.ConfigDict(values))
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("field", ["kl_coef", "rescue", "reflect.cue"])
@@ -135,13 +134,13 @@ def test_a_missing_field_is_refused(field: str) -> None:
     group, _, name = field.rpartition(".")
     with config.unlocked():
         del (config[group] if group else config)[name]
-    with pytest.raises(ValueError, match=f"^objective.{field} is missing; start from a preset"):
+    with pytest.raises(ValueError, match=re.escape(f"objective.{field} is missing; start from a preset")):
         Objective.from_config(config)
 
 
 def test_the_record_refuses_without_a_config_too() -> None:
     """Catches a record changed in code that is checked only when it comes from a config."""
-    with pytest.raises(ValueError, match="objective.ratio='mean': choose one of token, sequence"):
+    with pytest.raises(ValueError, match=re.escape("objective.ratio='mean': choose one of token, sequence")):
         dataclasses.replace(Objective(), ratio="mean")
 
 
@@ -187,7 +186,8 @@ def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     assert [row["lr"] for row in rows] == pytest.approx([0.0, 1e-3, 5.5e-4])
     if config.objective.kl_coef > 0:  # the policy is the reference until it has moved, after the second update
         kl = [row["kl"] for row in rows]
-        assert kl[:2] == pytest.approx([0, 0], abs=1e-6) and 1e-6 < kl[2] < 10
+        assert kl[:2] == pytest.approx([0, 0], abs=1e-6)
+        assert 1e-6 < kl[2] < 10
         assert rows[2]["kl_loss"] == pytest.approx(config.objective.kl_coef * kl[2], rel=0.5)
 
     before, after = final_params(cached.cold_start), final_params(tmp_path / "run")
@@ -205,5 +205,6 @@ def test_the_samplers_scores_train_too(cached: SmallTask, tmp_path: Path) -> Non
     rows = [row for row in metrics(tmp_path / "run") if "loss" in row]
     assert sum(row["groups/mixed"] for row in rows) > 0
     for row in rows:
-        assert row["entropy"] > 0 and "logprob_gap/max" not in row
+        assert row["entropy"] > 0
+        assert "logprob_gap/max" not in row
         assert 0 < row["logprob_gap/mean"] <= 1e-5
