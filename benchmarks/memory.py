@@ -104,7 +104,7 @@ def compile_score(case: Case) -> jax.stages.Compiled:
 
 
 def compile_naive_head(case: Case) -> jax.stages.Compiled:
-    """Compiles the head alone as it is usually written, with its gradient: log-softmax over the logits of all tokens."""
+    """Compiles the head as it is usually written, with its gradient: log-softmax over the logits of all tokens."""
 
     def loss(model: QwenVL, hidden: Array, token_ids: Array, forbidden_mask: Array) -> Array:
         logits = masked_logits(model, hidden, forbidden_mask=forbidden_mask, temperature=1.0)

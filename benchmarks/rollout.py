@@ -97,7 +97,7 @@ def roll_out(
     forced = rollout.nothing_forced(len(prompts.prompt_len), num_rollouts)
 
     def run() -> Rollouts:
-        prefix = rollout.prefill(model, prompts)
+        prefix = jax.jit(QwenVL.prefill)(model, prompts)
         return rollout.generate(model, prefix, forced, forbidden, jax.random.key(0), sampling=sampling)
 
     return run
@@ -171,7 +171,7 @@ def prompt_growth(model: QwenVL, folder: Path, response_len: int, lengths: tuple
     runs = {}
     for length in lengths:
         processor, prompts = made_model.make_prompts(folder, num_prompts=1, prompt_len=length, image_side=84)
-        prefix = jax.block_until_ready(rollout.prefill(model, jax.device_put(prompts)))
+        prefix = jax.block_until_ready(jax.jit(QwenVL.prefill)(model, jax.device_put(prompts)))
         forced = rollout.nothing_forced(1, NUM_ROLLOUTS)
         runs[str(length)] = functools.partial(
             rollout.generate,

@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 from care_jax import models
 from care_jax.data import loader
 from care_jax.inputs.processor import Example, Processor, make_processor
+from care_jax.models import QwenVL
 from care_jax.stages import rollout
 from configs import demo
 from convert import jax_to_hf
@@ -58,7 +59,7 @@ def _own_answers(task: SmallTask, params: dict[str, np.ndarray]) -> tuple[Proces
     prompts = jax.device_put(processor.collate(examples))
     answers = rollout.generate(
         model,
-        rollout.prefill(model, prompts),
+        jax.jit(QwenVL.prefill)(model, prompts),
         rollout.nothing_forced(NUM_PROMPTS, 1),
         jax.device_put(processor.forbidden_mask),
         jax.random.key(0),
