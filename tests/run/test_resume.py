@@ -59,7 +59,7 @@ def forks(small_task: SmallTask) -> Iterator[Forks]:
 @pytest.fixture(scope="module")
 def cold_start(small_task: SmallTask, forks: Forks) -> Stage:
     overrides = small(small_task.model, small_task.data, **COLD_START)
-    arguments = ["--config=configs/demo_cold_start.py", *flags(overrides)]
+    arguments = ["--config=configs/demo.py:cold_start", *flags(overrides)]
     return Stage(forks, "care_jax.cold_start", arguments, COLD_START["train__steps"], small_task.cold_start)
 
 
