@@ -33,6 +33,7 @@ class Progress:
     """
 
     def __init__(self, stage: str, total_steps: int, *, enabled: bool = True) -> None:
+        """Shows nothing before the first `show`."""
         self._stage, self._total_steps, self._is_enabled = stage, total_steps, enabled
         self._bar: _StepBar | None = None
         self._log, self._handler = logging.getLogger("tqdm_loggable"), logging.StreamHandler()

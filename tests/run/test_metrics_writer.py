@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
-from care_jax.run.metrics_writer import MetricsWriter, cut_after
 from tensorboardX.proto import event_pb2
+
+from care_jax.run.metrics_writer import MetricsWriter, cut_after
 
 
 def lines(path: Path) -> list[dict]:

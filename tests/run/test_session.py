@@ -16,7 +16,6 @@ from care_jax.config import base
 from care_jax.run.session import Session, _lock
 from care_jax.run.stage_timer import StageTimer
 
-
 PROGRAM = """
 import sys
 import care_jax.train, care_jax.cold_start
