@@ -1,8 +1,8 @@
 """How every command reads its flags and reports bad input: one line on stderr and exit code 2.
 
-A command ends in one of three calls: `run` (a config and a run folder), `run_config` (a config) or `run_flags` (neither,
-only flags of its own). It defines its own flags under `if __name__ == "__main__"`, since commands that import each
-other have flags of the same names.
+A command ends in one of three calls: `run` (a config and a run folder), `run_config` (a config) or `run_flags` (only
+flags of its own). It defines its own flags under `if __name__ == "__main__"`, since commands that import each other
+have flags of the same names.
 """
 
 from __future__ import annotations
