@@ -19,7 +19,10 @@ import numpy as np
 from etils import epath
 
 from care_jax import cli
-from care_jax.inputs.processor import Example, Processor, Trace, padding_shares
+from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.inputs.responses import Trace, encode_trace
 from care_jax.method.loss import Denominators, LossOutput
 from care_jax.parallel.sharding import ROWS, place
 from care_jax.run.session import Session, open_session
@@ -56,8 +59,8 @@ class EncodeTraced:
     def __call__(self, record: Record) -> TracedExample | None:
         if record.rationale is None:
             return None
-        trace = self.processor.encode_trace(record, cue=self.cue, response_len=self.response_len)
-        prompt = self.processor.encode_prompt(record)
+        trace = encode_trace(self.processor, record, cue=self.cue, response_len=self.response_len)
+        prompt = encode_prompt(self.processor, record)
         return None if trace is None or prompt is None else TracedExample(prompt, trace)
 
 
@@ -73,7 +76,7 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
         trace_len[row, 0] = len(trace.token_ids)
     zeros = np.zeros(shape, np.float32)
     return TrainBatch(
-        prompts=processor.collate([example.prompt for example in examples]),
+        prompts=collate(processor, [example.prompt for example in examples]),
         token_ids=token_ids,
         response_len=trace_len,
         sampled_mask=loss_mask,

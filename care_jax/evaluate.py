@@ -31,7 +31,9 @@ from care_jax.data.loader import RecordSource
 from care_jax.evals import test_sets
 from care_jax.evals.items import Item, judge_items, mean, mean_by_source
 from care_jax.evals.responses import answer_all, check_settings, read_responses
-from care_jax.inputs.processor import Example, Processor
+from care_jax.inputs.batch import Example, collate
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.parallel import sharding
 from care_jax.parallel.processes import is_alone, is_first, require_same, together
@@ -134,14 +136,14 @@ class Evaluator:
         sampler = programs.sampler(EVERY_BUCKET, model)
 
         def encode(record: Record) -> Example | None:
-            example = self._processor.encode_prompt(record)
+            example = encode_prompt(self._processor, record)
             if example is None and dropped is not None:
                 dropped.append(record)
             return example
 
         batches = loader.make_eval_batches(source, encode, batch_size=programs.batch_size, limit=limit)
         for number, (examples, num_real) in enumerate(batches, start=first_batch):
-            prompts = sharding.put(self._mesh, self._processor.collate(examples))
+            prompts = sharding.put(self._mesh, collate(self._processor, examples))
             bucket = bucket_of(prompts)
             key = stage_key(number, _EVAL_STAGE, seed=config.seed, mesh=self._mesh)
             prefix = programs.prefill(bucket, model, prompts)

@@ -8,6 +8,7 @@ Host work is verification and bookkeeping; everything else is a program compiled
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ import numpy as np
 from etils import epath
 
 from care_jax import cli
-from care_jax.inputs.processor import Example, Processor, padding_shares
+from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import reflect
 from care_jax.method.train_batch import Reflection, no_reflection
 from care_jax.models import QwenVL
@@ -123,7 +126,7 @@ class Trainer:
         session, timer = self.session, self.session.timer
         with timer("data"):
             examples = next(session.iterator)
-            prompts = session.put(session.processor.collate(examples))
+            prompts = session.put(collate(session.processor, examples))
         bucket = bucket_of(prompts)
         with timer("rollout"):
             prefix = self.programs.prefill(bucket, session.state.params, prompts)
@@ -166,7 +169,7 @@ class Trainer:
                 break
         rows = (kept + spare)[:wanted]
         examples = [row[0] for row in rows]
-        prompts = self.session.put(self.session.processor.collate(examples))
+        prompts = self.session.put(collate(self.session.processor, examples))
         bucket, rollouts = bucket_of(prompts), _stack([row[1] for row in rows])
         prefix = None
         if self.objective.reflect.enabled:
@@ -266,7 +269,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 
     def make_encoder(processor: Processor) -> Encoder:
         reflect.require_room(processor, config)
-        return processor.encode_prompt
+        return functools.partial(encode_prompt, processor)
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:
         with session.until_stopped():

@@ -32,6 +32,7 @@ from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_fil
 from care_jax.data.rows import BadRow, Row, decode_picture
 from care_jax.data.store import ShardWriter, open_folder
 from care_jax.inputs import images
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
 
 def _count_tokens(record: Record, processor: Processor) -> int:
     try:
-        example = processor.encode_prompt(record)
+        example = encode_prompt(processor, record)
     except ValueError as error:
         raise BadRow(str(error), "the model's processor refuses it") from None
     assert example is not None  # the buckets are larger than any prompt

@@ -22,6 +22,7 @@ from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
 from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
 from care_jax.data.store import StoredRecords
+from care_jax.inputs.responses import encode_trace
 from care_jax.run.build import make_processor
 from care_jax.structs import Record
 from configs import study
@@ -73,11 +74,11 @@ def test_every_trace_and_answer_of_the_study_fits(task: str) -> None:
     processor, longest = make_processor(cold_start), 0
     room, cue = cold_start.rollout.response_len, cold_start.objective.reflect.cue
     for record in itertools.islice(generate("train", Difficulty(**cold_start.data.mini_vqa)), 3000):
-        trace = processor.encode_trace(record, cue=cue, response_len=room)
+        trace = encode_trace(processor, record, cue=cue, response_len=room)
         assert trace is not None, (record.rationale, record.draft)
         longest = max(longest, len(trace.token_ids))
         alone = dataclasses.replace(record, draft=None)
-        answer = processor.encode_trace(alone, cue=cue, response_len=training.rollout.response_len)
+        answer = encode_trace(processor, alone, cue=cue, response_len=training.rollout.response_len)
         assert answer is not None, record.rationale
     assert longest == room  # no longer than it has to be
 
