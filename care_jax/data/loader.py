@@ -13,8 +13,10 @@ import grain
 import ml_collections
 from absl import logging
 
-from care_jax.data import jsonl, store
+from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
+from care_jax.data.mini_vqa.questions import Difficulty
+from care_jax.data.own_data import listing, read_jsonl
 from care_jax.structs import Record
 
 FORMATS = ("jsonl", "mini_vqa", "prepared")
@@ -101,7 +103,7 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         folder = path or data.train
         if not folder:
             raise ValueError("data.train is empty: name the folder to build mini_vqa in")
-        difficulty = mini_vqa.Difficulty(**data.mini_vqa)
+        difficulty = Difficulty(**data.mini_vqa)
         mini_vqa.build(Path(folder), difficulty)
         return mini_vqa.open_split(Path(folder), "train" if split == "train" else "heldout", difficulty)
     if not path:
@@ -111,11 +113,11 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         raise ValueError(f"data.{split} is empty: name {wanted}")
     if data.format == "prepared":
         if isinstance(path, str):
-            return store.open_folder(Path(path))
-        return Mixture(tuple((store.open_folder(Path(folder)), float(weight)) for folder, weight in path))
-    source = jsonl.read_jsonl(Path(path), strict=data.strict)
+            return open_folder(Path(path))
+        return Mixture(tuple((open_folder(Path(folder)), float(weight)) for folder, weight in path))
+    source = read_jsonl(Path(path), strict=data.strict)
     if source.problems:
-        logging.warning("%s: dropped %s", path, jsonl.listing(source.problems))
+        logging.warning("%s: dropped %s", path, listing(source.problems))
     return source
 
 

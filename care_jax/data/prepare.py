@@ -26,11 +26,12 @@ from absl import app, flags
 from tqdm import tqdm
 
 from care_jax import cli, files
-from care_jax.data import prepare_report
-from care_jax.data.dedup import Benchmarks, Thumbnail, thumbnail
-from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
-from care_jax.data.rows import BadRow, Row, decode_picture
-from care_jax.data.store import ShardWriter, open_folder
+from care_jax.data import statistics
+from care_jax.data.decontamination import Benchmarks, Thumbnail, thumbnail
+from care_jax.data.sources import READERS, ColumnRange, read, split_files
+from care_jax.data.parsing import Row
+from care_jax.data.validation import BadRowError, Dropped, decode_picture
+from care_jax.data.array_records import ShardWriter, open_folder, write_metadata
 from care_jax.inputs import images
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.structs import Record
@@ -130,7 +131,7 @@ def _build(
     if report is None or report["settings"] != wanted:
         for path in folder.iterdir():
             path.unlink()
-        report = prepare_report.new(wanted)
+        report = statistics.new(wanted)
     image_root = settings.images or (root if root.is_dir() else root.parent)
     rows = read(settings.source, files, root=root, images=image_root.absolute(), ranges=settings.keep)
     try:
@@ -142,8 +143,8 @@ def _build(
             report["shards"] += [count] if count else []
             _write_report(folder, report)
         if not report["shards"]:
-            raise ValueError(f"{root} has no usable row:\n{prepare_report.table(report)}")
-        writer.finish(report["shards"])
+            raise ValueError(f"{root} has no usable row:\n{statistics.table(report)}")
+        write_metadata(folder, {settings.split: report["shards"]})
     except ValueError:
         shutil.rmtree(folder)
         raise
@@ -157,14 +158,14 @@ def _records(settings: Settings, rows: Iterable[Row | Dropped], report: dict[str
     name = f"{settings.source} {settings.split}"
     for row in tqdm(inspected, desc=name, unit=" rows", initial=report["rows"], mininterval=1.0):
         if isinstance(row, _Sound):
-            prepare_report.count_kept(report, row.record, row.num_tokens)
+            statistics.count_kept(report, row.record, row.num_tokens)
             yield row.record
             continue
         if settings.strict and row.broken:
             raise ValueError(
                 f"{settings.root}: row {row.where}: {row.detail}; mend it, or leave --strict out to drop such rows"
             )
-        prepare_report.count_dropped(report, row)
+        statistics.count_dropped(report, row)
 
 
 def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | None) -> _Sound | Dropped:
@@ -175,7 +176,7 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
         record = row.load()
         pictures = [decode_picture(encoded) for encoded in record.images]
         num_tokens = _count_tokens(record, processor) if processor else None
-    except BadRow as error:
+    except BadRowError as error:
         return Dropped(row.where, error.reason, str(error))
     if len(benchmarks) and (match := benchmarks.match(record.prompt, [thumbnail(picture) for picture in pictures])):
         detail = f"{record.id} repeats {match.benchmark_id}"
@@ -187,7 +188,7 @@ def _count_tokens(record: Record, processor: Processor) -> int:
     try:
         example = encode_prompt(processor, record)
     except ValueError as error:
-        raise BadRow(str(error), "the model's processor refuses it") from None
+        raise BadRowError(str(error), "the model's processor refuses it") from None
     assert example is not None  # the buckets are larger than any prompt
     return len(example.token_ids)
 
@@ -258,14 +259,14 @@ def _comparable(settings: Settings, files: list[Path], root: Path, shard_records
 
 
 def _read_report(folder: Path) -> dict[str, Any] | None:
-    path = folder / prepare_report.REPORT_FILE
+    path = folder / statistics.REPORT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    unfinished = folder / (prepare_report.REPORT_FILE + ".unfinished")
+    unfinished = folder / (statistics.REPORT_FILE + ".unfinished")
     unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / prepare_report.REPORT_FILE)
+    unfinished.replace(folder / statistics.REPORT_FILE)
 
 
 def _column_range(text: str) -> ColumnRange:
@@ -297,7 +298,7 @@ def main(argv: list[str]) -> None:
         model=files.on_disk(_MODEL.value, "--model") if _MODEL.value else None,
         strict=_STRICT.value,
     )
-    print(prepare_report.table(prepare(settings)))
+    print(statistics.table(prepare(settings)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from care_jax.data.prepare_report import REPORT_FILE
-from care_jax.data.store import StoredRecords, open_folder
+from care_jax.data.statistics import REPORT_FILE
+from care_jax.data.array_records import StoredRecords, open_folder
 from care_jax.evals import lmms_eval
 from care_jax.evals.items import Item, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses

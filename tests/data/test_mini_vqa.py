@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
 from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
-from care_jax.data.store import StoredRecords
+from care_jax.data.array_records import StoredRecords
 from care_jax.inputs.responses import encode_trace
 from care_jax.run.build import make_processor
 from care_jax.structs import Record

@@ -16,8 +16,8 @@ from PIL import Image
 from care_jax.data import prepare as prepare_lib
 from care_jax.data import prepare_report
 from care_jax.data.prepare import Settings, prepare
-from care_jax.data.readers import ColumnRange, read, split_files
-from care_jax.data.store import StoredRecords, open_folder
+from care_jax.data.sources import ColumnRange, read, split_files
+from care_jax.data.array_records import StoredRecords, open_folder
 from tests import benchmark_sets, data_sets
 from tests.data_sets import picture
 from tests.end_to_end import TINY, write_squares

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from care_jax.data import row_files
-from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
+from care_jax.data import file_formats
+from care_jax.data.sources import READERS, ColumnRange, Dropped, read, split_files
 from care_jax.data.readers.virl39k import _gold
-from care_jax.data.rows import BadRow, option_texts, unbox
+from care_jax.data.parsing import option_texts, unbox
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 from tests import data_sets
 from tests.benchmark_sets import WRITERS
@@ -28,7 +29,7 @@ def _read(source: str, root: Path, split: str = "train", **more) -> tuple[list[R
             continue
         try:
             records.append(row.load())
-        except BadRow as error:
+        except BadRowError as error:
             dropped[row.where] = error.reason
     return records, dropped
 
@@ -226,9 +227,9 @@ def test_arrays_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_text("\ufeff \n" + json.dumps([*rows, 345], indent=1) + "\n")
     for chunk in (1, 7, 64):
         monkeypatch.setattr(row_files, "_CHUNK", chunk)
-        found = list(row_files.array_rows(path))
+        found = list(file_formats.array_rows(path))
         assert [number for number, _ in found] == list(range(1, 52))
-        assert [row for _, row in found[:50]] == rows and isinstance(found[50][1], BadRow)
+        assert [row for _, row in found[:50]] == rows and isinstance(found[50][1], BadRowError)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_unbox(answer: str, inside: str) -> None:
 )
 def test_boxes_that_cannot_be_read(answer: str, reason: str) -> None:
     """Catches half a gold."""
-    with pytest.raises(BadRow) as error:
+    with pytest.raises(BadRowError) as error:
         unbox(answer)
     assert error.value.reason == rf"{reason} \boxed"
 
@@ -266,7 +267,7 @@ def test_option_texts() -> None:
     assert option_texts("['a', 'b']") == option_texts(["a", "b"]) == ("a", "b")
     assert option_texts(None) is None and option_texts("[]") is None
     for bad in ("__import__('os')", "[1, 2]", 5):
-        with pytest.raises(BadRow):
+        with pytest.raises(BadRowError):
             option_texts(bad)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, array_rows, parquet_rows, split_files
-from care_jax.data.rows import BadRow, Row, gold_field, image_of, place_marks, text_field
+from care_jax.data.file_formats import Numbered, array_rows, parquet_rows, split_files
+from care_jax.data.parsing import Row, gold_field, image_of, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 WRITERS = ("human", "machine")  # the order of the hub's class label human_or_machine
@@ -35,12 +36,12 @@ def rows(path: Path, writers: Sequence[str] = WRITERS) -> Numbered:
     if path.suffix == ".parquet":
         for number, raw in parquet_rows(path, "image"):
             raw = _under_one_name(path, raw) if isinstance(raw, dict) else raw
-            if isinstance(raw, BadRow) or _writer(raw) in writers:
+            if isinstance(raw, BadRowError) or _writer(raw) in writers:
                 yield number, raw
         return
     (writer,) = (w for w in WRITERS if path.stem.endswith(_JSON_NAMES[w]))
     for number, raw in array_rows(path):
-        if not isinstance(raw, BadRow):
+        if not isinstance(raw, BadRowError):
             image = str(path.parent / "png" / raw["imgname"]) if raw.get("imgname") else None
             raw = {**raw, "image": image, "human_or_machine": WRITERS.index(writer)}
         yield number, raw

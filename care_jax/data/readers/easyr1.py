@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, array_rows, line_rows, parquet_rows, split_files
-from care_jax.data.rows import BadRow, Row, gold_field, images_of, option_texts, place_marks, text_field, unbox
+from care_jax.data.file_formats import Numbered, array_rows, line_rows, parquet_rows, split_files
+from care_jax.data.parsing import Row, gold_field, images_of, option_texts, place_marks, text_field, unbox
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _QUESTION_KEYS = ("problem", "prompt", "question")
@@ -32,7 +33,7 @@ def rows(path: Path) -> Numbered:
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     """One question, under any of EasyR1's names for it."""
     if raw.get("videos"):
-        raise BadRow("a video; only images can be read", "video")
+        raise BadRowError("a video; only images can be read", "video")
     key = next((key for key in _QUESTION_KEYS if key in raw), _QUESTION_KEYS[0])
     images = images_of(raw.get("images"), folder)
     record = Record(

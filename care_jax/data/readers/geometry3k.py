@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows, split_files
-from care_jax.data.rows import PLACEHOLDER, BadRow, Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.parsing import PLACEHOLDER, Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _LETTERS = ("A", "B", "C", "D")
@@ -35,7 +36,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     """One question. The first release on the hub had no id."""
     images = images_of(raw["images"], folder)
     if len(images) != 1:
-        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+        raise BadRowError(f"{len(images)} images; a question has one", "not one image")
     record = Record(
         id=f"geometry3k/{where if raw.get('id') is None else raw['id']}",
         source="geometry3k",
@@ -47,13 +48,13 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     return Row(where, record, images)
 
 
-def _from_folder(path: Path) -> dict[str, Any] | BadRow:
+def _from_folder(path: Path) -> dict[str, Any] | BadRowError:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         answer = data["choices"][_LETTERS.index(data["answer"])]
         problem = PLACEHOLDER + data["annotat_text"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        return BadRow(f"{path} has no question, choices and answer letter: {error!r}", "unreadable data.json")
+        return BadRowError(f"{path} has no question, choices and answer letter: {error!r}", "unreadable data.json")
     return {
         "id": path.parent.name,
         "problem": problem,

@@ -13,17 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows, split_files
-from care_jax.data.rows import (
-    BadRow,
-    Row,
-    gold_field,
-    images_of,
-    letter_gold,
-    number_or,
-    place_marks,
-    text_field,
-)
+from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.parsing import Row, gold_field, images_of, letter_gold, number_or, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 SPLIT = "testmini"
@@ -51,7 +43,7 @@ def rows(path: Path) -> Numbered:
     """Rows of the five versions."""
     columns = ("sample_index", "problem_version", "question_type", "query_cot", "image", "answer")
     for number, raw in parquet_rows(path, *columns):
-        if isinstance(raw, BadRow) or raw["problem_version"] != _LEFT_OUT:
+        if isinstance(raw, BadRowError) or raw["problem_version"] != _LEFT_OUT:
             yield number, raw
 
 
@@ -59,10 +51,10 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     """One question in one version."""
     version = raw["problem_version"]
     if version not in VERSIONS:
-        raise BadRow(f"problem_version is {version!r}, none of {', '.join(VERSIONS)}", "unknown problem_version")
+        raise BadRowError(f"problem_version is {version!r}, none of {', '.join(VERSIONS)}", "unknown problem_version")
     images = images_of(raw["image"], folder)
     if len(images) != 1:
-        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+        raise BadRowError(f"{len(images)} images; a question has one", "not one image")
     choices = None
     if raw["question_type"] == "multi-choice":
         choices = _options(raw.get("question") or raw.get("question_for_eval") or "")

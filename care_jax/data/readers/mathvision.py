@@ -11,19 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, line_rows, parquet_rows, split_files
-from care_jax.data.rows import (
-    PLACEHOLDER,
-    BadRow,
-    Row,
-    ask_for_letter,
-    gold_field,
-    images_of,
-    letter_gold,
-    number_or,
-    option_texts,
-    text_field,
-)
+from care_jax.data.file_formats import Numbered, line_rows, parquet_rows, split_files
+from care_jax.data.parsing import PLACEHOLDER, Row, ask_for_letter, gold_field, images_of, letter_gold, number_or, option_texts, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 SPLIT = "test"
@@ -44,7 +34,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     """One question."""
     images = images_of(raw.get("decoded_image") or raw.get("image"), folder)
     if len(images) != 1:
-        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+        raise BadRowError(f"{len(images)} images; a question has one", "not one image")
     question, choices = text_field(raw, "question"), option_texts(raw.get("options"))
     if len(_MARK.findall(question)) == 1:
         question = _MARK.sub(" ", question).strip()

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows, split_files
-from care_jax.data.rows import BadRow, Row, gold_field, images_of, option_gold, option_texts, place_marks, text_field
+from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.parsing import Row, gold_field, images_of, option_gold, option_texts, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 SPLIT = "testmini"
@@ -34,7 +35,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if raw["question_type"] == "multi_choice":
         kind, gold = "choice", option_gold(gold, choices or ())
     if kind is None:
-        raise BadRow(f"answer_type is {raw['answer_type']!r}, none of {', '.join(_KINDS)}", "unknown answer_type")
+        raise BadRowError(f"answer_type is {raw['answer_type']!r}, none of {', '.join(_KINDS)}", "unknown answer_type")
     images = images_of(raw["decoded_image"], folder)
     record = Record(
         id=f"mathvista/{text_field(raw, 'pid')}",

@@ -13,19 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows, split_files
-from care_jax.data.rows import (
-    PLACEHOLDER,
-    BadRow,
-    Row,
-    ask_for_letter,
-    gold_field,
-    image_of,
-    letter_gold,
-    number_or,
-    option_texts,
-    text_field,
-)
+from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.parsing import PLACEHOLDER, Row, ask_for_letter, gold_field, image_of, letter_gold, number_or, option_texts, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 SPLIT, PRO_SPLIT = "validation", "test"
@@ -105,7 +95,7 @@ def _options(raw: dict[str, Any]) -> tuple[str, ...]:
     value = raw["options"]
     choices = option_texts(value[1:-1] if isinstance(value, str) and value.startswith("[[") else value)
     if choices is None:
-        raise BadRow(f"options are {value!r}", "no options")
+        raise BadRowError(f"options are {value!r}", "no options")
     return choices
 
 

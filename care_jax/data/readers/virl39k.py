@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows
-from care_jax.data.rows import BadRow, Row, gold_field, images_of, place_marks, text_field, unbox
+from care_jax.data.file_formats import Numbered, parquet_rows
+from care_jax.data.parsing import Row, gold_field, images_of, place_marks, text_field, unbox
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _FILE = "39Krelease.parquet"
@@ -42,7 +43,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     question = place_marks(text_field(raw, "question"), len(images), mend_up_to=1)
     answer = gold_field(raw, "answer")
     if r"\boxed" not in answer:
-        raise BadRow(f"the answer {answer[:80]!r} is not boxed", r"no \boxed")
+        raise BadRowError(f"the answer {answer[:80]!r} is not boxed", r"no \boxed")
     gold, kind = _gold(unbox(answer), question)
     record = Record(
         id=f"virl39k/{text_field(raw, 'qid')}",

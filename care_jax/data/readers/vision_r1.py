@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, array_rows
-from care_jax.data.rows import BadRow, Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.file_formats import Numbered, array_rows
+from care_jax.data.parsing import Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _FILES = {"vision_r1_llava_cot_full.json": "llava_cot", "vision_r1_mulberry_sft_full.json": "mulberry"}
@@ -30,7 +31,7 @@ def files(root: Path, split: str) -> list[Path]:
 def rows(path: Path) -> Numbered:
     """Rows that carry the name of their array as `part`."""
     for number, raw in array_rows(path):
-        yield number, raw if isinstance(raw, BadRow) else {**raw, "part": _FILES[path.name]}
+        yield number, raw if isinstance(raw, BadRowError) else {**raw, "part": _FILES[path.name]}
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
@@ -38,7 +39,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     question, response = _turns(raw.get("conversations"))
     parts = _RESPONSE.fullmatch(response)
     if not parts:
-        raise BadRow(f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form")
+        raise BadRowError(f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form")
     texts = {"rationale": parts[1], "answer": _ANSWER_PREFIX.sub("", parts[2], count=1)}
     images = images_of(raw.get("image", raw.get("images")), folder)
     record = Record(
@@ -56,8 +57,8 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
 def _turns(conversations: Any) -> tuple[str, str]:
     """Question and response of a conversation of one turn each."""
     if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
-        raise BadRow(f"conversations must be a list of turns, not {conversations!r:.80}", "no conversations")
+        raise BadRowError(f"conversations must be a list of turns, not {conversations!r:.80}", "no conversations")
     roles = tuple(turn.get("from") for turn in conversations)
     if roles not in _ROLES:
-        raise BadRow(f"the roles are {roles}; one question and one response are needed", "several turns")
+        raise BadRowError(f"the roles are {roles}; one question and one response are needed", "several turns")
     return text_field(conversations[0], "value"), text_field(conversations[1], "value")

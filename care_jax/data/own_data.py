@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from care_jax.data.row_files import Numbered, line_rows, split_files
-from care_jax.data.rows import BadRow, Row, check_gold_of, check_texts, decode_picture, image_bytes, place_marks
+from care_jax.data.file_formats import Numbered, line_rows, split_files
+from care_jax.data.parsing import Row, image_bytes, place_marks
+from care_jax.data.validation import BadRowError, check_gold_of, check_texts, decode_picture
 from care_jax.structs import Record
 
 REQUIRED = ("id", "images", "prompt", "answer", "answer_kind")
@@ -66,13 +67,13 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
     for number, row in read:
         try:
-            if isinstance(row, BadRow):
+            if isinstance(row, BadRowError):
                 raise row
             for image in unusable.keys() & row.images:
                 raise unusable[image]
             if row.record.id in first_lines:
-                raise BadRow(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
-        except BadRow as error:
+                raise BadRowError(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
+        except BadRowError as error:
             problems.append((number, str(error)))
             continue
         first_lines[row.record.id] = number
@@ -100,25 +101,25 @@ def files(root: Path, split: str) -> list[Path]:
 def rows(path: Path) -> Numbered:
     """Rows that carry the file's name as their source where they name none."""
     for number, raw in line_rows(path):
-        yield number, raw if isinstance(raw, BadRow) else {"source": path.stem} | raw
+        yield number, raw if isinstance(raw, BadRowError) else {"source": path.stem} | raw
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One row; a BadRow's text is the reason it cannot be used."""
+    """One row; a BadRowError's text is the reason it cannot be used."""
     if missing := [key for key in REQUIRED if key not in raw]:
-        raise BadRow(f"missing {', '.join(missing)}")
+        raise BadRowError(f"missing {', '.join(missing)}")
     if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
-        raise BadRow(f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key")
+        raise BadRowError(f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key")
     for key in ("id", "prompt", "answer", "answer_kind", "rationale", "source"):
         if key in raw and (not isinstance(raw[key], str) or not raw[key].strip()):
             wanted = f"{key} must be a string that is not empty"
-            raise BadRow(f"{wanted}, not {raw[key]!r}", wanted)
+            raise BadRowError(f"{wanted}, not {raw[key]!r}", wanted)
     for key in ("images", "choices"):
         if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, str) and x for x in raw[key])):
             wanted = f"{key} must be a list of strings that are not empty"
-            raise BadRow(f"{wanted}, not {raw[key]!r}", wanted)
+            raise BadRowError(f"{wanted}, not {raw[key]!r}", wanted)
     if raw["answer_kind"] == "choice" and "choices" not in raw:
-        raise BadRow("answer_kind 'choice' needs choices, a list of texts")
+        raise BadRowError("answer_kind 'choice' needs choices, a list of texts")
     record = Record(
         id=raw["id"],
         source=raw["source"],
@@ -133,24 +134,24 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     return Row(where, record, tuple(folder / name for name in raw["images"]))
 
 
-def _read_row(raw: dict[str, Any] | BadRow, folder: Path) -> Row | BadRow:
+def _read_row(raw: dict[str, Any] | BadRowError, folder: Path) -> Row | BadRowError:
     try:
-        if isinstance(raw, BadRow):
+        if isinstance(raw, BadRowError):
             return raw
         row = parse("", raw, folder)
         check_texts(row.record)
-    except BadRow as error:
+    except BadRowError as error:
         return error
     return row
 
 
-def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, BadRow]:
+def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, BadRowError]:
     """Why images cannot be used, of those that cannot."""
 
-    def problem(image: bytes | Path) -> BadRow | None:
+    def problem(image: bytes | Path) -> BadRowError | None:
         try:
             decode_picture(image_bytes(image), str(image))
-        except BadRow as error:
+        except BadRowError as error:
             return error
         return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from care_jax.data.jsonl import read_jsonl
+from care_jax.data.own_data import read_jsonl
 from tests.pictures import encode, picture
 
 

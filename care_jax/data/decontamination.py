@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from care_jax.data.rows import PLACEHOLDER
+from care_jax.data.parsing import PLACEHOLDER
 
 Thumbnail = npt.NDArray[np.uint8]  # [SIDE, SIDE, 3]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from care_jax.data.rows import BadRow
+from care_jax.data.validation import BadRowError
 
-Numbered = Iterator[tuple[int, dict[str, Any] | BadRow]]  # row numbers from 1
+Numbered = Iterator[tuple[int, dict[str, Any] | BadRowError]]  # row numbers from 1
 
 _BATCH_ROWS = 32  # rows of a parquet file that are in memory at a time
 _CHUNK = 1 << 20  # characters of a JSON array read at a time
@@ -76,7 +76,7 @@ def array_rows(path: Path) -> Numbered:
 
 
 def line_rows(path: Path) -> Numbered:
-    """The objects of a file with one JSON object a line; empty lines are skipped and a bad line is its BadRow."""
+    """The objects of a file with one JSON object a line; empty lines are skipped and a bad line is its BadRowError."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -84,12 +84,12 @@ def line_rows(path: Path) -> Numbered:
             try:
                 yield number, _object(json.loads(line.decode("utf-8-sig")))
             except UnicodeDecodeError:
-                yield number, BadRow("not UTF-8")
+                yield number, BadRowError("not UTF-8")
             except json.JSONDecodeError as error:
-                yield number, BadRow(f"not JSON: {error}", "not JSON")
+                yield number, BadRowError(f"not JSON: {error}", "not JSON")
 
 
-def _object(value: Any) -> dict[str, Any] | BadRow:
+def _object(value: Any) -> dict[str, Any] | BadRowError:
     if isinstance(value, dict):
         return value
-    return BadRow(f"a JSON object is needed, not {type(value).__name__}", "no JSON object")
+    return BadRowError(f"a JSON object is needed, not {type(value).__name__}", "no JSON object")
