@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of any size with the proportions of Qwen2.5-VL-3B, random weights, and prompts with an image."""
+"""A Qwen2.5-VL of any size with the proportions of Qwen2.5-VL-3B and random weights, and prompts with an image."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ IMAGE_UNIT = 28  # pixels a side of one image token
 
 
 def write_folder(folder: Path, *, num_layers: int, width: int, vocab_size: int) -> Path:
-    """A Hugging Face folder: the embedded tokenizer, and a config.json scaled from that of Qwen2.5-VL-3B-Instruct.
+    """Writes a Hugging Face folder: the embedded tokenizer, and config.json of Qwen2.5-VL-3B-Instruct scaled down.
 
-    Heads have 128 channels in the decoder and 80 in the tower, fewer where `width` has no room for two such heads.
-    The tokenizer uses few of the `vocab_size` ids; the rest costs what it costs in a real model.
+    Heads have 128 channels in the decoder and 80 in the tower, fewer if `width` has no room for two such heads. The
+    tokenizer uses few of the `vocab_size` ids, but all of them cost what they cost in a real model.
     """
     folder = Path(shutil.copytree(_TOKENIZER_FOLDER, folder, dirs_exist_ok=True))
     path = folder / "config.json"
@@ -59,11 +59,19 @@ def write_folder(folder: Path, *, num_layers: int, width: int, vocab_size: int) 
 
 
 def make_prompts(folder: Path, *, num_prompts: int, prompt_len: int, image_side: int) -> tuple[Processor, Prompts]:
-    """The processor of `folder` and prompts (NumPy) of exactly `prompt_len` tokens with one square image each, or text
-    alone where `image_side` is 0.
+    """Loads the processor of a folder and makes prompts for it.
+
+    Args:
+        folder: of `write_folder`.
+        num_prompts: how many.
+        prompt_len: tokens of each prompt, exactly.
+        image_side: pixels of the square image in each prompt, a multiple of 28; 0: text alone.
+
+    Returns:
+        The processor, and the prompts as NumPy arrays.
 
     Raises:
-        ValueError: `image_side` (pixels) is no multiple of 28, or the image leaves no room for a text.
+        ValueError: `image_side` is not a multiple of 28, or the image leaves no room for text.
     """
     if image_side < 0 or image_side % IMAGE_UNIT:
         raise ValueError(f"the image's side is {image_side} pixels; give a multiple of {IMAGE_UNIT}")

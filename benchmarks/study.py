@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from benchmarks import child, study_page, study_record
 from care_jax import cli
@@ -128,14 +128,16 @@ class Runner:
 
     def settings(self, run: Run) -> dict[str, Any]:
         """All that decides how a run comes out but seed, code and versions: its config and its cold start's by dotted
-        key, and a probe's flags."""
+        key, and a probe's flags.
+        """
         ours, cold = (_portable(self._study.get_config(f"{run.task}/{name}")) for name in (run.arm, "cold_start"))
         cold = {f"cold_start.{key}": value for key, value in cold.items()}
         return ours | cold | ({"flags": list(PROBE_FLAGS)} if run.kind == "probe" else {})
 
     def difference(self, record: dict[str, Any]) -> str | None:
         """The first setting that a record was made with and the study now asks for otherwise. One that only one of them
-        has says nothing: it came with a later version of the code."""
+        has says nothing: it came with a later version of the code.
+        """
         made, asked = record["settings"], self.settings(run_of(record))
         return min((key for key in made.keys() & asked.keys() if made[key] != asked[key]), default=None)
 
@@ -280,10 +282,8 @@ def load_study(path: str) -> Any:
     return study
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Makes the runs that are missing, and the page."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}")
     f = flags.FLAGS
     study, out, work = load_study(f.config), Path(f.out), Path(f.work)
     num_cores = len(os.sched_getaffinity(0))
@@ -328,4 +328,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("jobs", 1, "Runs at once.")
     flags.DEFINE_string("only", "", "Makes the runs whose TASK/ARM/SEED/KIND this regular expression finds.")
     flags.DEFINE_bool("page_only", False, "Makes no runs.")
-    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))
+    cli.run_flags(main)

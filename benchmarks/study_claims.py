@@ -116,7 +116,8 @@ def points(difference: Difference | None) -> str:
 
 def claims(results: Results, study: Any) -> list[list[str]]:
     """Claim, task, verdict, figure and the paper's, of every claim that the study asks, whether or not its arms have
-    been run."""
+    been run.
+    """
     final = results.final()
     groups: tuple[tuple[Sequence[Claim], Measure, Find], ...] = (
         (BETTER_PARTS, final, results.seeds),

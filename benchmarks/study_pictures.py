@@ -66,7 +66,8 @@ def _bar(axes: Axes, whole: Interval, row: float, colour: str) -> None:
 
 def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figure:
     """Points over the cold start by tokens and by time, mean over the seeds that all have, to a little beyond the most
-    that all have spent; solid: anchored subgroups."""
+    that all have spent; solid: anchored subgroups.
+    """
     figure, panels = plt.subplots(len(study.TASKS), 2, figsize=(11, 3.1 * len(study.TASKS)), squeeze=False)
     for row, (task, about) in zip(panels, study.TASKS.items(), strict=True):
         runs = {name: found for name in names if (found := results.seeds(task, name))}

@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 
 from care_jax.checkpoints.array_store import open_arrays
-from care_jax.checkpoints.checkpointer import load_params
-from care_jax.run.writers import EVENTS_FILE, METRICS_FILE
+from care_jax.checkpoints.load import load_params
+from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, EventLine
 
 NUM_BINS = 20  # of a curve
 # The page shows some of them; the others are there to be asked.
@@ -59,7 +59,7 @@ def of_run(workdir: Path) -> dict[str, Any]:
         else:
             accuracy = {name.removeprefix(_ACCURACY): row[name] for name in row if name.startswith(_ACCURACY)}
             evaluations.append({"step": row["step"], "tokens": tokens, "accuracy": accuracy})
-    num_steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
+    num_steps = json.loads((workdir / CONFIG_FILE).read_text())["train"]["steps"]
     if not evaluations or evaluations[-1]["step"] != num_steps:
         raise ValueError(f"{workdir} was stopped before step {num_steps}; run the same command again")
     stages = sorted({name for row in rows for name in row if name.startswith("time/")})
@@ -76,7 +76,7 @@ def of_run(workdir: Path) -> dict[str, Any]:
     } | _of_groups(_lines(workdir / EVENTS_FILE), num_draws)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -91,7 +91,7 @@ def _binned(rows: Sequence[Mapping[str, float]], name: str) -> list[list[float]]
     return binned
 
 
-def _of_groups(events: Iterable[Mapping[str, Any]], num_draws: float) -> dict[str, Any]:
+def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
     """Counts over all groups of a run; "no_gradient" is over those that were sampled, dropped ones included.
 
     "signature" has, for each role and K', number, sum and sum of squares of the raw advantages of MIXED subgroups; a

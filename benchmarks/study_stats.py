@@ -93,7 +93,8 @@ class Results:
     def unit_times(self, task: str, arm: str) -> tuple[float, float]:
         """Seconds that a sampled token takes, repairs included, and that the rest of a step takes: the least of the
         probes where there are any, which other work on the machine disturbs least. Dynamic sampling draws several
-        batches for one update, and the more the better a policy is."""
+        batches for one update, and the more the better a policy is.
+        """
         records = (self.probes(task, arm) or self.seeds(task, arm)).values()
 
         def sampling(record: Record) -> float:
@@ -105,7 +106,8 @@ class Results:
 
     def curve(self, record: Record, axis: str = "step", skill: str = "mean") -> Curve:
         """Held-out accuracy over "step", "tokens" or "seconds". Seconds are what the `unit_times` make of tokens and
-        steps: what else the machine did meanwhile, evaluations and compilation do not count."""
+        steps: what else the machine did meanwhile, evaluations and compilation do not count.
+        """
         if axis == "seconds":
             a_token, a_step = self.unit_times(record["task"], record["arm"])
         else:
@@ -123,7 +125,8 @@ class Results:
 
     def final(self, axis: str = "step", budget: float | None = None, skill: str = "mean") -> Measure:
         """Measures final accuracy: the mean height of a run's curve over the last quarter of what it spent, or of a
-        budget."""
+        budget.
+        """
         return lambda record: height(self.curve(record, axis, skill), budget)
 
     def over_seeds(self, records: Mapping[int, Record], measure: Measure) -> Interval | None:
@@ -169,7 +172,8 @@ def running_means(curve: Curve) -> np.ndarray:
 
 def spent_to(curve: Curve, target: float) -> float:
     """What is spent when the running mean first reaches `target`, at the last of its evaluations; infinite where it
-    never does."""
+    never does.
+    """
     reached = np.flatnonzero(running_means(curve) >= target)
     return float(curve.spent[reached[0] + NUM_MEAN - 1]) if len(reached) else math.inf
 
@@ -205,7 +209,8 @@ def seconds_a_step(record: Record, stage: str = "step") -> float:
 def log_noise_scale(record: Record) -> float | None:
     """Logarithm of a probe's gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162) in prompts: the variance
     of the gradient of an update over the squared norm of its mean, times the prompts drawn for the update, those of
-    groups that dynamic sampling drops included. None where the noise of the probe hides the mean."""
+    groups that dynamic sampling drops included. None where the noise of the probe hides the mean.
+    """
     noise = record["noise"]
     if noise["signal"] <= 0:
         return None
@@ -263,7 +268,8 @@ def means_by_size(records: Iterable[Record], role: str) -> dict[int, float]:
 
 def mean_gain(curves: Sequence[Curve]) -> Curve:
     """Curves of one arm over seeds: mean spent, and mean accuracy above that at the start, which differs between seeds
-    more than what is gained."""
+    more than what is gained.
+    """
     return Curve(
         np.mean([curve.spent for curve in curves], axis=0),
         np.mean([curve.accuracy - curve.accuracy[0] for curve in curves], axis=0),

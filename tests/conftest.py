@@ -1,4 +1,4 @@
-"""Before jax is imported anywhere: several fake CPU devices, strict promotion, no hub. And the tiny model for all."""
+"""Settings that come before the imports of jax and care_jax, and the models and data that all tests share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# Several fake CPU devices and no hub, for this process and those it starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import install_import_hook
+
+from tests import shape_checks
+
+# Annotations are checked on every call in the tests (shape_checks.py).
+install_import_hook(shape_checks.CHECKED, shape_checks.TYPECHECKER)
 
 from care_jax import models  # noqa: E402
 from care_jax.inputs.batch import collate

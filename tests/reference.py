@@ -2,7 +2,7 @@
 
 One group, one row, one token at a time, in float64, without a vector operation beside the inner
 product: each function is meant to be read next to the paragraph of the method it repeats. It shares no
-code with care_jax, reads the same objective records, and is the oracle of the tests.
+code with care_jax but the record of an objective, and is the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import ml_collections
 import numpy as np
+
+from care_jax.method.objectives import Objective
 
 ALL_WRONG, MIXED, ALL_CORRECT = 0, 1, 2
 EPS = 1e-6
@@ -123,7 +124,7 @@ def select_subgroup(
     logprobs_old,
     sampled_mask,
     states,
-    objective: ml_collections.ConfigDict,
+    objective: Objective,
 ) -> Group:
     outcome = classify(correct)
     if not objective.anchored:
@@ -154,7 +155,7 @@ def pseudo_rewards(num_negatives: int, delta: float) -> list[float]:
 
 
 def subgroup_advantages(
-    rewards, correct, reflected, group: Group, objective: ml_collections.ConfigDict
+    rewards, correct, reflected, group: Group, objective: Objective
 ) -> tuple[list[float], list[float]]:
     """`rewards`, `correct`, `reflected`: of the group's rows in their order. Returns raw, final."""
     if not group.rows:
@@ -181,9 +182,7 @@ def subgroup_advantages(
 
 
 # Section 5: token weights of one response.
-def token_weights(
-    think_mask, answer_mask, sampled_mask, correct: bool, objective: ml_collections.ConfigDict
-) -> list[float]:
+def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objective: Objective) -> list[float]:
     has_answer = False
     for t in range(len(answer_mask)):
         if answer_mask[t]:
@@ -211,7 +210,7 @@ def policy_loss(
     weights,
     advantages,
     row_mask,
-    objective: ml_collections.ConfigDict,
+    objective: Objective,
 ) -> float:
     """Arrays of rows [N, R]; rows with row_mask False are as if absent. The mean is over all rows given."""
     num_rows, num_tokens = 0, 0

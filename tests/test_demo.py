@@ -13,7 +13,7 @@ import pytest
 
 from care_jax import demo
 from care_jax.models import load_model_config
-from care_jax.run.session import StopFlag
+from care_jax.run.stop import StopFlag
 from tests import weights
 from tests.end_to_end import SOURCES, SmallTask, apply, metrics, saved_steps, small, train_steps
 

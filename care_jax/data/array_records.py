@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from care_jax import files
 from care_jax.structs import Record
 
 _NAME = "records"
@@ -102,18 +103,16 @@ class ShardWriter:
 
         The bytes depend on the records alone. An existing shard is replaced.
         """
-        path = Path(self._template.sharded_filepath(shard_index=index, num_shards=None))
-        unfinished = path.with_suffix(".unfinished")
-        writer, count = ArrayRecordWriter(str(unfinished), "group_size:1"), 0  # 1: random access
-        for record in records:
-            example = self._serializer.get_tf_example(self._features.encode_example(to_example(record)))
-            writer.write(example.SerializeToString(deterministic=True))
-            count += 1
-        writer.close()
-        if count:
-            unfinished.replace(path)
-        else:
-            unfinished.unlink()
+        path, count = Path(self._template.sharded_filepath(shard_index=index, num_shards=None)), 0
+        with files.written_whole(path) as unfinished:
+            writer = ArrayRecordWriter(str(unfinished), "group_size:1")  # 1: random access
+            for record in records:
+                example = self._serializer.get_tf_example(self._features.encode_example(to_example(record)))
+                writer.write(example.SerializeToString(deterministic=True))
+                count += 1
+            writer.close()
+            if not count:
+                unfinished.unlink()
         return count
 
 

@@ -17,9 +17,9 @@ from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa.questions import Difficulty
 from care_jax.data.own_data import listing, read_jsonl
+from care_jax.options import DATA_FORMATS, choose_one
 from care_jax.structs import Record
 
-FORMATS = ("jsonl", "mini_vqa", "prepared")
 NUM_THREADS = 4  # threads that encode ahead, a process
 
 Example = TypeVar("Example")
@@ -96,8 +96,8 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
     if split not in ("train", "eval"):
         raise ValueError(f"unknown split {split!r}; choose train or eval")
     data = config.data
-    if data.format not in FORMATS:
-        raise ValueError(f"data.format={data.format!r}: choose one of {', '.join(FORMATS)}")
+    if data.format not in DATA_FORMATS:
+        raise ValueError(f"data.format={data.format!r}: {choose_one(DATA_FORMATS)}")
     path = data.train if split == "train" else data.eval
     if data.format == "mini_vqa":
         folder = path or data.train

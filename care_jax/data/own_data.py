@@ -109,7 +109,9 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
     if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
-        raise BadRowError(f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key")
+        raise BadRowError(
+            f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key"
+        )
     for key in ("id", "prompt", "answer", "answer_kind", "rationale", "source"):
         if key in raw and (not isinstance(raw[key], str) or not raw[key].strip()):
             wanted = f"{key} must be a string that is not empty"

@@ -9,9 +9,7 @@ appears when it is complete; what is under way lies in OUT.partial. OUT/report.j
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
@@ -22,16 +20,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from care_jax import cli, files
 from care_jax.data import statistics
-from care_jax.data.decontamination import Benchmarks, Thumbnail, thumbnail
-from care_jax.data.sources import READERS, ColumnRange, read, split_files
-from care_jax.data.parsing import Row
-from care_jax.data.validation import BadRowError, Dropped, decode_picture
 from care_jax.data.array_records import ShardWriter, open_folder, write_metadata
+from care_jax.data.decontamination import Benchmarks, Thumbnail, thumbnail
+from care_jax.data.parsing import Row
+from care_jax.data.sources import READERS, ColumnRange, read, split_files
+from care_jax.data.validation import BadRowError, Dropped, decode_picture
+from care_jax.files import locked, write_text
 from care_jax.inputs import images
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.structs import Record
@@ -101,7 +100,8 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
     partial = out.with_name(out.name + ".partial")
     if not _is_taken(out):
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial):
+        message = f"another process is writing {partial}; wait for it, or name another --out"
+        with locked(out.with_name(f".{out.name}.lock"), message):
             if not _is_taken(out):  # by a process that was first
                 _build(settings, files, root, partial, wanted, shard_records)
                 partial.replace(out)
@@ -196,7 +196,7 @@ def _count_tokens(record: Record, processor: Processor) -> int:
 def _load_processor(folder: Path) -> Processor:
     """The processor of a model folder as training loads it by default, with room for any prompt."""
     from care_jax.config import base
-    from care_jax.run.build import make_processor  # imports JAX, and only counting tokens needs it
+    from care_jax.inputs.processor import make_processor  # imports JAX, and only counting tokens needs it
 
     config = base()
     config.model.folder = str(folder)
@@ -221,20 +221,6 @@ def _with_thumbnails(record: Record) -> tuple[Record, list[Thumbnail]]:
 
 def _is_taken(folder: Path) -> bool:
     return folder.exists() and any(folder.iterdir())
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder; it moves with the folder and ends with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is writing {folder}; wait for it, or name another --out") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _comparable(settings: Settings, files: list[Path], root: Path, shard_records: int) -> dict[str, Any]:
@@ -264,9 +250,7 @@ def _read_report(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    unfinished = folder / (statistics.REPORT_FILE + ".unfinished")
-    unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / statistics.REPORT_FILE)
+    write_text(folder / statistics.REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def _column_range(text: str) -> ColumnRange:
@@ -281,10 +265,8 @@ def _column_range(text: str) -> ColumnRange:
     return wanted
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Prepares what the flags name, and prints the counts."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}; see --help for the options")
     if _SOURCE.value is None or _ROOT.value is None or _OUT.value is None:
         raise ValueError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
     settings = Settings(
@@ -302,4 +284,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))
+    cli.run_flags(main)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from care_jax.data import own_data
+from care_jax.data.file_formats import Numbered
+from care_jax.data.parsing import Row
 from care_jax.data.readers import (
     chartqa,
     easyr1,
@@ -22,8 +24,6 @@ from care_jax.data.readers import (
     virl39k,
     vision_r1,
 )
-from care_jax.data.file_formats import Numbered
-from care_jax.data.parsing import Row
 from care_jax.data.validation import BadRowError, Dropped, check_gold_of, check_texts
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
@@ -20,10 +21,10 @@ from care_jax.inputs import images, media
 from care_jax.inputs import tokenizer as tokenizer_lib
 from care_jax.inputs.model_folder import read_fields
 from care_jax.models.model_config import load_model_config
-from care_jax.rewards.response_format import ResponseFormat
+from care_jax.options import OVERLONG, choose_one
+from care_jax.rewards.response_format import FORMATS, ResponseFormat
 from care_jax.structs import Record
 
-OVERLONG = ("drop", "shrink", "error")
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _VIDEO_TEXT = ("vision_start_token_id", "video_token_id", "vision_end_token_id")
 
@@ -98,7 +99,7 @@ def load_processor(
     tokenizer_lib.check_ids((*vision_ids, *stop_ids, generation["pad_token_id"]), model.text.vocab_size)
     image_spec = images.read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
     if overlong not in OVERLONG:
-        raise ValueError(f"data.overlong is {overlong!r}; allowed are {', '.join(OVERLONG)}")
+        raise ValueError(f"data.overlong={overlong!r}: {choose_one(OVERLONG)}")
     unit = image_spec.layout.merge**2
     _check_buckets("data.prompt_buckets", prompt_buckets, 1)
     _check_buckets("data.patch_buckets", patch_buckets, unit)
@@ -126,6 +127,23 @@ def load_processor(
         prompt_buckets=tuple(prompt_buckets),
         patch_buckets=tuple(patch_buckets),
         overlong=overlong,
+    )
+
+
+def make_processor(config: ml_collections.ConfigDict) -> Processor:
+    """Reads the processor of the config's model folder, with the limits and the response format of `config.data`."""
+    data = config.data
+    response_format = FORMATS[data.response_format]
+    if not data.ask_for_format:
+        response_format = dataclasses.replace(response_format, request="")
+    return load_processor(
+        Path(config.model.folder),
+        response_format=response_format,
+        prompt_buckets=tuple(data.prompt_buckets),
+        patch_buckets=tuple(data.patch_buckets),
+        max_image_tokens=data.max_image_tokens,
+        min_image_tokens=data.min_image_tokens,
+        overlong=data.overlong,
     )
 
 

@@ -73,14 +73,23 @@ class SelfAttention(nnx.Module):
         self.head_dim = config.head_dim
         features = config.num_attention_heads * config.head_dim
         kv_features = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, features, use_bias=config.qkv_bias, rngs=rngs)
-        self.k_proj = Linear(config.hidden_size, kv_features, use_bias=config.qkv_bias, rngs=rngs)
-        self.v_proj = Linear(config.hidden_size, kv_features, use_bias=config.qkv_bias, rngs=rngs)
-        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
+        project = functools.partial(Linear, config.hidden_size, use_bias=config.qkv_bias, rngs=rngs)
+        self.q_proj = project(features, axes=("embed", "heads"))
+        self.k_proj = project(kv_features, axes=("embed", "kv_heads"))
+        self.v_proj = project(kv_features, axes=("embed", "kv_heads"))
+        norm = functools.partial(RMSNorm, config.head_dim, axis="head_channels", eps=config.rms_norm_eps)
+        self.q_norm = norm() if config.qk_norm else None
+        self.k_norm = norm() if config.qk_norm else None
         scale = residual_init_scale(config.num_hidden_layers)
         self.o_proj = Linear(
-            features, config.hidden_size, use_bias=config.o_bias, rngs=rngs, init_scale=scale, from_parts=True
+            features,
+            config.hidden_size,
+            axes=("heads", "embed"),
+            use_bias=config.o_bias,
+            bias_axis="norm",
+            rngs=rngs,
+            init_scale=scale,
+            from_parts=True,
         )
 
     def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
@@ -99,12 +108,13 @@ class DecoderLayer(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, axis="norm", eps=config.rms_norm_eps)
         self.self_attn = SelfAttention(config, rngs=rngs)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, axis="norm", eps=config.rms_norm_eps)
         self.mlp = GatedMLP(
             config.hidden_size,
             config.intermediate_size,
+            axes=("embed", "mlp"),
             act=config.hidden_act,
             use_bias=False,
             rngs=rngs,
@@ -116,12 +126,6 @@ class DecoderLayer(nnx.Module):
         attended, kept = self.self_attn(to_parts(self.input_layernorm(x)), rope, attend)
         x = x + attended
         return x + self.mlp(to_parts(self.post_attention_layernorm(x))), kept
-
-
-def stack_layers(config: TextConfig, *, rngs: nnx.Rngs) -> DecoderLayer:
-    """All layers as one module whose parameters have a leading axis L, to be scanned."""
-    keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-    return jax.vmap(lambda key: DecoderLayer(config, rngs=nnx.Rngs(key)))(keys)
 
 
 def _add_deepstack(x: Array, deepstack: Array, index: Array) -> Array:
@@ -157,7 +161,7 @@ def prefill(
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
         layer, index = inputs
-        layer = gather(layer, "layers", x.dtype)
+        layer = gather(layer, x.dtype)
         x, kept = layer(x, rope, lambda q, k, v: (attend(q, k, v), (k, v)))
         return _add_deepstack(x, deepstack, index), (jnp.swapaxes(kept[0], 1, 2), jnp.swapaxes(kept[1], 1, 2))
 
@@ -191,7 +195,7 @@ def forward_branches(
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, index = inputs
-        layer = gather(layer, "layers", x.dtype)
+        layer = gather(layer, x.dtype)
         x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
         return _add_deepstack(x, deepstack, index), None
 

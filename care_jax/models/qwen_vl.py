@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx, struct
 
 from care_jax.models import decoder
 from care_jax.models.cache import BranchCache, Prefix
-from care_jax.models.layers import Embedding, Linear, RMSNorm
+from care_jax.models.layers import Embedding, Linear, RMSNorm, stack
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.parallel.collectives import gather
 from care_jax.structs import Array, Prompts, VisionFeatures
@@ -21,12 +21,17 @@ from care_jax.structs import Array, Prompts, VisionFeatures
 _CACHED = 4 << 20  # bytes, for sure in a CPU's cache
 
 
+@runtime_checkable
 class Tower(Protocol):
-    """A vision tower, called with prompts and the type to compute in."""
+    """A vision tower."""
 
     def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs): ...
 
-    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures: ...
+    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
+        """The features of the prompts' patches, computed in `dtype`."""
+
+    def parts(self) -> tuple[list[nnx.Module], list[nnx.Module]]:
+        """The modules that run on every patch, and those that run on every merged token."""
 
 
 @struct.dataclass
@@ -44,11 +49,12 @@ class QwenVL(nnx.Module):
         text = config.text
         self.config = config
         self.visual = tower(config.vision, remat=config.remat, attention=config.attention, rngs=rngs)
-        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs)
-        self.layers = decoder.stack_layers(text, rngs=rngs)
-        self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, axes=("vocab", "embed"), rngs=rngs)
+        self.layers = stack(lambda rngs: decoder.DecoderLayer(text, rngs=rngs), text.num_hidden_layers, rngs=rngs)
+        self.norm = RMSNorm(text.hidden_size, axis="norm", eps=text.rms_norm_eps)
+        head = (text.hidden_size, text.vocab_size)
         tied = text.tie_word_embeddings
-        self.lm_head = None if tied else Linear(text.hidden_size, text.vocab_size, use_bias=False, rngs=rngs)
+        self.lm_head = None if tied else Linear(*head, axes=("embed", "vocab"), use_bias=False, rngs=rngs)
 
     def prefill(self, prompts: Prompts) -> Prefix:
         """Vision tower and prompt, once per prompt."""
@@ -142,12 +148,15 @@ class QwenVL(nnx.Module):
         """What decoding reads for every token: no tower, the compute type, and on shards whole along fsdp."""
         model = copy.copy(self)
         model.visual = None  # type: ignore[assignment]
-        return jax.tree.map(lambda x: x.astype(self._dtype), gather(model, "", self._dtype))
+        return jax.tree.map(lambda x: x.astype(self._dtype), gather(model, self._dtype))
 
     def with_whole_head(self) -> QwenVL:
         """The model with what `logits` reads whole along fsdp, for several uses."""
-        model, name = copy.copy(self), "embed_tokens" if self.lm_head is None else "lm_head"
-        setattr(model, name, gather(getattr(self, name), name, self._dtype))
+        model = copy.copy(self)
+        if self.lm_head is None:
+            model.embed_tokens = gather(self.embed_tokens, self._dtype)
+        else:
+            model.lm_head = gather(self.lm_head, self._dtype)
         return model
 
     def logits(self, hidden: Array) -> Array:

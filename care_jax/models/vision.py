@@ -22,7 +22,14 @@ class PatchEmbed(nnx.Module):
     """A flattened patch times the Conv3d weight of the reference."""
 
     def __init__(self, config: VisionConfig, *, use_bias: bool, rngs: nnx.Rngs):
-        self.proj = Linear(config.patch_values, config.hidden_size, use_bias=use_bias, rngs=rngs)
+        self.proj = Linear(
+            config.patch_values,
+            config.hidden_size,
+            axes=("patch_values", "vision_embed"),
+            use_bias=use_bias,
+            bias_axis="vision_norm",
+            rngs=rngs,
+        )
 
     def __call__(self, patches: Array) -> Array:
         return self.proj(patches)
@@ -33,9 +40,11 @@ class VisionAttention(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.num_heads = config.num_heads
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, use_bias=True, rngs=rngs)
-        scale = residual_init_scale(config.depth)
-        self.proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs, init_scale=scale)
+        width, scale = config.hidden_size, residual_init_scale(config.depth)
+        self.qkv = Linear(width, 3 * width, axes=("vision_embed", "vision_qkv"), use_bias=True, rngs=rngs)
+        self.proj = Linear(
+            width, width, axes=("vision_embed", "vision_out"), use_bias=True, rngs=rngs, init_scale=scale
+        )
 
     def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend) -> Array:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)

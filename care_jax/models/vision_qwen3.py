@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from care_jax.models.attention import segment_attention
-from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, residual_init_scale
+from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, residual_init_scale, stack
 from care_jax.models.model_config import VisionConfig
 from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, own_patches, rotary_tables
 from care_jax.parallel.collectives import gather, join_parts
@@ -26,9 +26,16 @@ class VisionMLP(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.act = config.hidden_act
         scale = residual_init_scale(config.depth)
-        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size, use_bias=True, rngs=rngs)
+        width, channels = config.hidden_size, config.intermediate_size
+        self.linear_fc1 = Linear(width, channels, axes=("vision_embed", "vision_mlp"), use_bias=True, rngs=rngs)
         self.linear_fc2 = Linear(
-            config.intermediate_size, config.hidden_size, use_bias=True, rngs=rngs, init_scale=scale
+            channels,
+            width,
+            axes=("vision_mlp", "vision_embed"),
+            use_bias=True,
+            bias_axis="vision_norm",
+            rngs=rngs,
+            init_scale=scale,
         )
 
     def __call__(self, x: Array) -> Array:
@@ -39,8 +46,8 @@ class VisionBlock(nnx.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(config.hidden_size, eps=NORM_EPS)
-        self.norm2 = LayerNorm(config.hidden_size, eps=NORM_EPS)
+        self.norm1 = LayerNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
+        self.norm2 = LayerNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
         self.attn = VisionAttention(config, rngs=rngs)
         self.mlp = VisionMLP(config, rngs=rngs)
 
@@ -59,9 +66,11 @@ class PatchMerger(nnx.Module):
         merged = config.hidden_size * config.merge_unit
         self.merge_unit = config.merge_unit
         self.norm_joined = norm_joined
-        self.norm = LayerNorm(merged if norm_joined else config.hidden_size, eps=NORM_EPS)
-        self.linear_fc1 = Linear(merged, merged, use_bias=True, rngs=rngs)
-        self.linear_fc2 = Linear(merged, config.out_hidden_size, use_bias=True, rngs=rngs)
+        self.norm = LayerNorm(merged if norm_joined else config.hidden_size, axis="vision_norm", eps=NORM_EPS)
+        self.linear_fc1 = Linear(merged, merged, axes=("vision_merged", "vision_out"), use_bias=True, rngs=rngs)
+        self.linear_fc2 = Linear(
+            merged, config.out_hidden_size, axes=("vision_merged", "vision_out"), use_bias=True, rngs=rngs
+        )
 
     def __call__(self, x: Array) -> Array:
         joined = (x.shape[0], x.shape[1] // self.merge_unit, -1)
@@ -77,14 +86,20 @@ class VisionTower(nnx.Module):
         self.remat = remat
         self.attention = attention
         self.patch_embed = PatchEmbed(config, use_bias=True, rngs=rngs)
-        self.pos_embed = Embedding(config.num_position_embeddings, config.hidden_size, rngs=rngs)
-        keys = jax.random.split(rngs.params(), config.depth)
-        self.blocks = jax.vmap(lambda key: VisionBlock(config, rngs=nnx.Rngs(key)))(keys)
-        self.merger = PatchMerger(config, norm_joined=False, rngs=rngs)
-        keys = jax.random.split(rngs.params(), len(config.deepstack_visual_indexes))
-        self.deepstack_merger_list = jax.vmap(lambda key: PatchMerger(config, norm_joined=True, rngs=nnx.Rngs(key)))(
-            keys
+        self.pos_embed = Embedding(
+            config.num_position_embeddings, config.hidden_size, axes=("grid_cells", "vision_embed"), rngs=rngs
         )
+        self.blocks = stack(lambda rngs: VisionBlock(config, rngs=rngs), config.depth, rngs=rngs)
+        self.merger = PatchMerger(config, norm_joined=False, rngs=rngs)
+        self.deepstack_merger_list = stack(
+            lambda rngs: PatchMerger(config, norm_joined=True, rngs=rngs),
+            len(config.deepstack_visual_indexes),
+            rngs=rngs,
+        )
+
+    def parts(self) -> tuple[list[nnx.Module], list[nnx.Module]]:
+        """The modules that run on every patch, and those that run on every merged token."""
+        return [self.patch_embed, self.blocks], [self.merger, self.deepstack_merger_list]
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
         """Features in the patches' order; rows of padding are finite and unread."""
@@ -95,7 +110,7 @@ class VisionTower(nnx.Module):
         attend = functools.partial(segment_attention, segment_ids=prompts.image_ids, implementation=self.attention)
 
         def block(x: Array, module: VisionBlock) -> Array:
-            return gather(module, "visual.blocks", dtype)(x, cos, sin, attend)
+            return gather(module, dtype)(x, cos, sin, attend)
 
         block = jax.checkpoint(block) if self.remat else block
 
@@ -106,17 +121,17 @@ class VisionTower(nnx.Module):
             x = block(x, module)
             return (x, jnp.where((tapped == index)[:, None, None, None], x[None], taps)), None
 
-        x = gather(self.patch_embed, "visual.patch_embed", dtype)(prompts.patches.astype(dtype))
+        x = gather(self.patch_embed, dtype)(prompts.patches.astype(dtype))
         x = x + self._learned_positions(prompts).astype(dtype)
         taps = jnp.zeros((tapped.size, *x.shape), x.dtype)
         (x, taps), _ = jax.lax.scan(step, (x, taps), (self.blocks, jnp.arange(self.config.depth)))
-        mergers = gather(self.deepstack_merger_list, "visual.deepstack_merger_list", dtype)
+        mergers = gather(self.deepstack_merger_list, dtype)
         deepstack = jax.vmap(lambda merger, states: merger(states))(mergers, taps)
-        merged = gather(self.merger, "visual.merger", dtype)(x)
+        merged = gather(self.merger, dtype)(x)
         return VisionFeatures(merged=join_parts(merged, axis=1), deepstack=join_parts(deepstack, axis=2))
 
     def _learned_positions(self, prompts: Prompts) -> Array:
         """[B, I, width] float32: the four grid cells around each patch, by their weights."""
-        table = gather(self.pos_embed, "visual.pos_embed", jnp.dtype("float32"))
+        table = gather(self.pos_embed, jnp.dtype("float32"))
         cells = table(prompts.grid_index, jnp.dtype("float32"))
         return jnp.einsum("bikw,bik->biw", cells, prompts.grid_weights, precision=jax.lax.Precision.HIGHEST)

@@ -14,14 +14,16 @@ transpose a sum to a sum.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from care_jax.parallel.sharding import AXES, PARTIAL_AXES, RULES, logical_axes, param_name
+from care_jax.parallel.sharding import AXES, PARTIAL_AXES, map_params, mesh_axes
 from care_jax.structs import Array
+
+M = TypeVar("M")
 
 
 def num_shards(axis: str) -> int:
@@ -52,19 +54,19 @@ def first_row(num_rows: int) -> Array | int:
     return jax.lax.axis_index(axes) * num_rows if axes else 0
 
 
-def gather(module: Any, name: str, dtype: jnp.dtype) -> Any:
-    """The parameters of `module`, called `name` or a slice of a stack of that name, whole along fsdp.
+def gather(module: M, dtype: jnp.dtype) -> M:
+    """`module`, or a slice of a stack of them, with its parameters whole along fsdp.
 
     They travel in `dtype`, the type they are used in, and their gradients in float32.
     """
     if num_shards("fsdp") == 1:
         return module
 
-    def gathered(path: tuple, x: Array) -> Array:
-        axes = [RULES.get(axis) for axis in logical_axes(f"{name}.{param_name(path)}")]
-        return _gather(x, axes.index("fsdp") - len(axes), dtype) if "fsdp" in axes else x
+    def gathered(axes: tuple[str, ...], x: Array) -> Array:
+        divided = mesh_axes(axes)
+        return _gather(x, divided.index("fsdp") - len(axes), dtype) if "fsdp" in divided else x
 
-    return jax.tree_util.tree_map_with_path(gathered, module)
+    return map_params(gathered, module)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -104,15 +106,14 @@ _gather.defvjp(lambda x, axis, dtype: (_gather(x, axis, dtype), None), _gather_b
 def sum_gradients(grads: Any) -> Any:
     """Gradients of parameters, of a shard's prompts, to those of all prompts, in the parameters' own division."""
 
-    def total(path: tuple, x: Array) -> Array:
-        axes = logical_axes(param_name(path))
-        divided = {RULES.get(axis) for axis in axes}  # over fsdp `gather` has added them up
+    def total(axes: tuple[str, ...], x: Array) -> Array:
+        divided = mesh_axes(axes)  # over fsdp `gather` has added them up
         over = [axis for axis in ("data", "fsdp") if axis not in divided]
         over += ["tensor"] if any(axis in PARTIAL_AXES for axis in axes) else []
         present = _divided(*over)
         return jax.lax.psum(x, present) if present else x
 
-    return jax.tree_util.tree_map_with_path(total, grads)
+    return map_params(total, grads)
 
 
 def to_parts(x: Array) -> Array:

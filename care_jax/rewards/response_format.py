@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from care_jax.options import FormatName
+
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
 _TAG = re.compile(b"|".join(TAGS))
 _THINK_TAG = re.compile(b"|".join((THINK, END_THINK)))
@@ -189,4 +191,4 @@ BOXED = ResponseFormat(
     parse=_parse_boxed,
 )
 ANY = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_any)
-FORMATS = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}
+FORMATS: dict[FormatName, ResponseFormat] = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and how it is divided among devices."""
+"""The training state, and how it is divided among devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from care_jax.structs import Array
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds besides the data iterator."""
+    """All that training carries from step to step; a checkpoint holds it beside the data iterator."""
 
     step: Array  # [] int32, optimizer-facing steps done (one step = one batch of prompts)
     params: QwenVL  # a module is a pytree

@@ -22,8 +22,10 @@ from etils.epath import testing
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax import models
-from care_jax.checkpoints import array_store, checkpointer
-from care_jax.checkpoints.checkpointer import Checkpointer
+from care_jax.checkpoints import array_store
+from care_jax.checkpoints.checkpointer import Checkpointer, named_arrays
+from care_jax.checkpoints.checksums import checksums
+from care_jax.checkpoints.load import find_params, load_params
 from care_jax.data import loader
 from care_jax.models import params_to_dict
 from care_jax.stages.train_state import TrainState
@@ -208,23 +210,23 @@ def test_damaged_parameters_are_not_loaded(tiny_model, tmp_path):
     save(tmp_path, tiny_model, {1: None}).close()
     change(tmp_path / "checkpoints" / "1" / "params", "norm.weight")
     with pytest.raises(ValueError, match="checkpoints/1/params is damaged .not what was saved: params: norm.weight"):
-        checkpointer.load_params(tmp_path)
+        load_params(tmp_path)
     cut(largest(tmp_path / "checkpoints" / "1" / "params"))
     with pytest.raises(ValueError, match="checkpoints/1/params is damaged .params: .* cannot be read"):
-        checkpointer.load_params(tmp_path)
+        load_params(tmp_path)
 
 
 def test_checksums_see_every_bit_and_no_mesh(tiny_model):
     """Catches a checksum that two errors cancel in, that an order of summation or a division over devices changes."""
     state = state_at(tiny_model, 1)
-    whole = jax.device_get(checkpointer.checksums(state))
+    whole = jax.device_get(checksums(named_arrays(state)))
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
 
     def divided(x):
         axes = [axis if size % 2 == 0 else None for axis, size in zip(("a", "b"), x.shape, strict=False)]
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    assert jax.device_get(checkpointer.checksums(jax.tree.map(divided, state))) == whole
+    assert jax.device_get(checksums(named_arrays(jax.tree.map(divided, state)))) == whole
 
     name = "norm.weight"
     values = np.asarray(params_to_dict(state.params)[name])
@@ -235,7 +237,7 @@ def test_checksums_see_every_bit_and_no_mesh(tiny_model):
     for changed in changes:
         params = params_to_dict(state.params) | {name: jnp.asarray(changed)}
         model = jax.tree.unflatten(jax.tree.structure(state.params), list(params.values()))
-        actual = jax.device_get(checkpointer.checksums(state.replace(params=model)))
+        actual = jax.device_get(checksums(named_arrays(state.replace(params=model))))
         assert [key for key, value in actual["params"].items() if value != whole["params"][key]] == [name]
 
 
@@ -278,7 +280,7 @@ def test_a_half_written_step_is_ignored(tiny_model, tmp_path):
     assert checkpointer.latest_step == 3
     checkpointer.close()
     (checkpoints / "8" / "params").mkdir(parents=True)  # what is left of a folder that was being removed
-    assert checkpointer.find_params(tmp_path) == checkpoints / "3" / "params"
+    assert find_params(tmp_path) == checkpoints / "3" / "params"
 
 
 def test_params_are_found_from_every_folder(tiny_model, tmp_path):
@@ -287,14 +289,14 @@ def test_params_are_found_from_every_folder(tiny_model, tmp_path):
     save(run, tiny_model, {9: None, 10: None}).close()
     newest = run / "checkpoints" / "10" / "params"
     for path in (run, run / "checkpoints", run / "checkpoints" / "10", newest):
-        assert checkpointer.find_params(path) == newest
-    assert checkpointer.find_params(run / "checkpoints" / "9") == run / "checkpoints" / "9" / "params"
-    loaded = checkpointer.load_params(run)
+        assert find_params(path) == newest
+    assert find_params(run / "checkpoints" / "9") == run / "checkpoints" / "9" / "params"
+    loaded = load_params(run)
     assert loaded.keys() == params.keys()
     assert all(np.array_equal(loaded[name], value + 10) for name, value in params.items())
 
     weights.save_params(tmp_path / "converted", params)
-    assert checkpointer.find_params(tmp_path / "converted") == tmp_path / "converted" / "params"
+    assert find_params(tmp_path / "converted") == tmp_path / "converted" / "params"
 
 
 @pytest.mark.parametrize("folder", ["", "nothing", "checkpoints"])
@@ -302,7 +304,7 @@ def test_no_checkpoint_is_told_plainly(tmp_path, folder):
     """Catches a traceback of the library for a wrong path or a run that has not saved yet."""
     (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp-1").mkdir(parents=True)
     with pytest.raises(ValueError, match="no finished checkpoint in .*give a run folder"):
-        checkpointer.find_params(tmp_path / folder)
+        find_params(tmp_path / folder)
 
 
 def test_params_load_on_another_number_of_devices(tmp_path):
@@ -312,9 +314,9 @@ def test_params_load_on_another_number_of_devices(tmp_path):
     params = {"w": jax.device_put(jnp.arange(8.0), sharded), "b": np.float32([1, 2, 3])}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", params)
-    assert checkpointer.load_params(tmp_path)["w"].sharding.device_set == {jax.local_devices()[0]}
+    assert load_params(tmp_path)["w"].sharding.device_set == {jax.local_devices()[0]}
     program = (
-        "import sys, json, jax; from care_jax import checkpoint; params = checkpointer.load_params(sys.argv[1]);"
+        "import sys, json, jax; from care_jax.checkpoints.load import load_params; params = load_params(sys.argv[1]);"
         "print(json.dumps([jax.device_count(), {name: value.tolist() for name, value in params.items()}]))"
     )
     told = subprocess.run(

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints import load
 from care_jax.checkpoints.array_store import StoredParam
 from convert import hf_to_jax, jax_to_hf, mapping
 from convert.safetensors_io import Tensor
@@ -59,7 +59,7 @@ def test_round_trip_gives_every_byte_again(tiny_folder, tmp_path, small_pieces, 
     (source / "assets" / "logo.svg").write_text("<svg/>")
 
     num_params = hf_to_jax.convert(source, tmp_path / "params")
-    stored = checkpointer.open_params(tmp_path / "params")
+    stored = load.open_params(tmp_path / "params")
     assert {param.dtype for param in stored.values()} == {mapping.DTYPES[weights.NAMES[dtype]]}
     assert any(param.chunk_shape != param.shape for param in stored.values())
     assert jax_to_hf.convert(tmp_path / "params", source, tmp_path / "out") == num_params
@@ -88,7 +88,7 @@ def test_training_starts_from_float32(tiny_folder, tmp_path, small_pieces):
     """Catches master weights in bfloat16, and a restore that reads a chunk for another."""
     source = weights.make_source("qwen3_vl", tiny_folder, tmp_path / "source", dtype=torch.bfloat16)
     hf_to_jax.convert(source, tmp_path / "params")
-    params = checkpointer.load_params(tmp_path / "params")
+    params = load.load_params(tmp_path / "params")
     assert {param.dtype for param in params.values()} == {np.dtype(np.float32)}
     up = weights.load(source)["model.layers.3.mlp.up_proj.weight"].float().numpy()
     np.testing.assert_array_equal(params["layers.mlp.up_proj.kernel"][3], up.T)
@@ -124,7 +124,7 @@ def test_a_large_array_is_never_in_memory(tiny_folder, tmp_path, monkeypatch, sm
     hf_to_jax.convert(source, tmp_path / "params")
     jax_to_hf.convert(tmp_path / "params", source, tmp_path / "out")
     largest = max(tensor.nbytes for tensor in weights.load(source).values())
-    assert max(param.store.size for param in checkpointer.open_params(tmp_path / "params").values()) * 2 > largest
+    assert max(param.store.size for param in load.open_params(tmp_path / "params").values()) * 2 > largest
     for kind, seen in sizes.items():
         assert max(seen) <= largest, kind
         assert sum(seen) == (tmp_path / "out" / "model.safetensors").stat().st_size - header_bytes(source), kind

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints import load
 from convert import hf_folder, hf_to_jax, jax_to_hf, staging
 from tests import weights
 from tests.end_to_end import REPO, run_forked
@@ -104,7 +104,7 @@ def test_broken_sources_are_told_in_one_line(good, tmp_path, name):
 
 def test_export_lists_every_misfit_and_leaves_nothing_behind(good, tmp_path):
     """Catches a half-written folder, and parameters of another model exported under this config."""
-    params = checkpointer.load_params(good / "params")
+    params = load.load_params(good / "params")
     params["norm.scale"] = params.pop("norm.weight")
     params["embed_tokens.weight"] = params["embed_tokens.weight"][:-1]
     weights.save_params(tmp_path / "params", params)
@@ -162,7 +162,7 @@ def test_what_a_kill_leaves_is_refused_and_the_same_command_succeeds(good, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     for left in (out, tmp_path, tmp_path / "out.partial", tmp_path / "out.partial" / "new"):
         with pytest.raises(ValueError, match="no finished checkpoint"):
-            checkpointer.load_params(left)
+            load.load_params(left)
         with pytest.raises(ValueError):
             hf_to_jax.convert(left, tmp_path / "other")
 
@@ -213,7 +213,7 @@ def test_commands_go_there_and_back(good, tmp_path):
     """Catches flags of one name defined twice, an exit code that hides a difference, and tracebacks for bad input."""
     params, out, absent = tmp_path / "params", tmp_path / "out", tmp_path / "absent"
     source = f"--hf={good / 'source'}"
-    other = checkpointer.load_params(good / "params")
+    other = load.load_params(good / "params")
     other["norm.weight"] += 0.5
     weights.save_params(tmp_path / "other", other)
     jobs = {

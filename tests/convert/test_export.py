@@ -18,9 +18,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 from care_jax import models
 from care_jax.data import loader
 from care_jax.inputs.batch import Example, collate
-from care_jax.inputs.processor import Processor
+from care_jax.inputs.processor import Processor, make_processor
 from care_jax.inputs.prompts import encode_prompt
-from care_jax.run.build import make_processor
 from care_jax.stages import rollout
 from configs import demo
 from convert import jax_to_hf

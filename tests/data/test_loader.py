@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from care_jax import config as config_lib
-from care_jax.data import loader, store
+from care_jax.data import array_records, loader
 from care_jax.structs import Record
 from configs import data_care_49k
 
@@ -213,8 +213,8 @@ def test_open_source_reads_prepared_folders(tmp_path: Path) -> None:
         records = [Record(f"{name}{number}", "numbers", "?", (), "1", "integer") for number in range(size)]
         folder = tmp_path / name
         folder.mkdir()
-        writer = store.ShardWriter(folder, "train")
-        writer.finish([writer.write(0, records)])
+        writer = array_records.ShardWriter(folder, "train")
+        array_records.write_metadata(folder, {"train": [writer.write(0, records)]})
     config = data_care_49k.get_config()
     assert sum(weight for _, weight in config.data.train) == 49_329
     config.model.folder, config.data.eval = "model", str(tmp_path / "b")
@@ -232,7 +232,7 @@ def test_open_source_reads_prepared_folders(tmp_path: Path) -> None:
     [
         ({"format": "csv"}, "train", "data.format='csv': choose one of jsonl, mini_vqa, prepared"),
         ({"format": "prepared"}, "train", "data.train is empty: name a folder of care_jax.data.prepare"),
-        ({"format": "prepared", "train": "absent"}, "train", "absent is no prepared data; build it with"),
+        ({"format": "prepared", "train": "absent"}, "train", "absent is not prepared data; build it with"),
         ({"train": ""}, "train", "data.train is empty"),
         ({"eval": ""}, "eval", "data.eval is empty"),
         ({"format": "mini_vqa", "train": ""}, "eval", "data.train is empty"),
@@ -251,8 +251,11 @@ def test_heavy_packages_stay_out(tmp_path: Path) -> None:
     """Catches TensorFlow, torch or the datasets package coming in with a build, a read or a batch."""
     script = f"""
 import pathlib, sys
-from care_jax.data import loader, mini_vqa
-folder, small = pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(num_train=30, num_heldout=30)
+from care_jax import config
+from care_jax.data import loader
+from care_jax.data.mini_vqa import builder as mini_vqa
+folder = pathlib.Path({str(tmp_path)!r})
+small = mini_vqa.Difficulty(**{{**config.base().data.mini_vqa, "num_train": 30, "num_heldout": 30}})
 mini_vqa.build(folder, small)
 source = mini_vqa.open_split(folder, "train", small)
 encode = lambda record: record.id

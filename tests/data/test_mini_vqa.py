@@ -12,40 +12,48 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from care_jax import config
+from care_jax.data.array_records import StoredRecords
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
 from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
-from care_jax.data.array_records import StoredRecords
+from care_jax.inputs.processor import make_processor
 from care_jax.inputs.responses import encode_trace
-from care_jax.run.build import make_processor
 from care_jax.structs import Record
 from configs import study
 
-SMALL = Difficulty(num_train=90, num_heldout=30)
+
+def difficulty(**knobs: Any) -> Difficulty:
+    """The config's defaults with other values of some knobs."""
+    return Difficulty(**{**config.base().data.mini_vqa, **knobs})
+
+
+DEFAULT, SMALL = difficulty(), difficulty(num_train=90, num_heldout=30)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default data set, built once."""
     path = tmp_path_factory.mktemp("mini_vqa")
-    mini_vqa.build(path)
+    mini_vqa.build(path, DEFAULT)
     return path
 
 
 @pytest.fixture(scope="module")
 def train(folder: Path) -> list[Record]:
-    return list(mini_vqa.open_split(folder, "train"))
+    return list(mini_vqa.open_split(folder, "train", DEFAULT))
 
 
 @pytest.fixture(scope="module")
 def heldout(folder: Path) -> list[Record]:
-    return list(mini_vqa.open_split(folder, "heldout"))
+    return list(mini_vqa.open_split(folder, "heldout", DEFAULT))
 
 
 def _of(records: list[Record], skill: str) -> list[Record]:
@@ -243,7 +251,7 @@ def _shape(record: Record, rationale: str) -> str:
 
 def test_hardest_knobs_still_fit() -> None:
     """Catches rationales that outgrow the response, and drawings that fail, at the far end of the knobs."""
-    hard = Difficulty(num_digits=6, min_bars=5, num_levels=21, angle_step=1, num_train=150, num_heldout=60)
+    hard = difficulty(num_digits=6, min_bars=5, num_levels=21, angle_step=1, num_train=150, num_heldout=60)
     for split in ("train", "heldout"):
         records = list(generate(split, hard))
         assert all(len(record.rationale) <= 26 for record in records)
@@ -257,7 +265,7 @@ def test_hardest_knobs_still_fit() -> None:
 def test_bad_knob_is_refused(knobs: dict) -> None:
     """Catches a knob that would only fail in the middle of a build."""
     with pytest.raises(ValueError, match=next(iter(knobs))):
-        Difficulty(**knobs)
+        difficulty(**knobs)
 
 
 def test_too_many_questions_is_refused() -> None:
@@ -283,6 +291,7 @@ def test_killed_build_does_not_look_finished(tmp_path: Path) -> None:
     script = f"""
 import os, pathlib
 from care_jax.data.mini_vqa import builder as mini_vqa
+from care_jax import config
 whole = mini_vqa.generate
 def killed(split, difficulty):
     for number, record in enumerate(whole(split, difficulty)):
@@ -290,7 +299,8 @@ def killed(split, difficulty):
             os._exit(9)
         yield record
 mini_vqa.generate = killed
-mini_vqa.build(pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(num_train=90, num_heldout=30))
+knobs = {{**config.base().data.mini_vqa, "num_train": 90, "num_heldout": 30}}
+mini_vqa.build(pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(**knobs))
 """
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
     assert done.returncode == 9
@@ -319,7 +329,7 @@ def test_two_builds_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_build_twice_changes_nothing(folder: Path) -> None:
     """Catches a second run that builds again."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*record*")}
-    mini_vqa.build(folder)
+    mini_vqa.build(folder, DEFAULT)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.*record*")} and len(before) == 2
 
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from care_jax.data import prepare as prepare_lib
-from care_jax.data import prepare_report
+from care_jax.data import statistics
+from care_jax.data.array_records import StoredRecords, open_folder
 from care_jax.data.prepare import Settings, prepare
 from care_jax.data.sources import ColumnRange, read, split_files
-from care_jax.data.array_records import StoredRecords, open_folder
 from tests import benchmark_sets, data_sets
 from tests.data_sets import picture
 from tests.end_to_end import TINY, write_squares
@@ -96,7 +96,7 @@ def test_images_that_would_stop_a_run_are_dropped(tmp_path: Path) -> None:
 def test_counts(tmp_path: Path) -> None:
     """Catches counts of the wrong thing in the table that people read."""
     report = prepare(Settings("virl39k", data_sets.write_virl39k(tmp_path / "root"), tmp_path / "out", model=TINY))
-    table = prepare_report.table(report)
+    table = statistics.table(report)
     for line in ("read 12", "kept 7 in 1 shards", "text-only 1", "one image 5", "several 1", "dropped 5"):
         assert (
             f"\n  {line}\n" in "\n" + "\n".join(" ".join(x.split()).join(("  ", "")) for x in table.splitlines()) + "\n"
@@ -133,17 +133,17 @@ def test_killed_and_run_again(tmp_path: Path, moment: str) -> None:
     assert expected["shards"] == [2, 2, 2, 1]
     script = f"""
 import os, pathlib, signal
-from care_jax.data import prepare, store
+from care_jax.data import array_records, prepare
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 moment, count, write = {moment!r}, 0, prepare._write_report
 def die_at_the_third(*args):
     global count
     count += 1
     write(*args) if count < 3 else die()
-to_example = store.to_example
-if moment == "in a shard": store.to_example = lambda record: die() if record.id == "virl39k/q3" else to_example(record)
+to_example = array_records.to_example
+if moment == "in a shard": array_records.to_example = lambda record: die() if record.id == "virl39k/q3" else to_example(record)
 if moment == "between shards": prepare._write_report = die_at_the_third
-if moment == "before the metadata": store.ShardWriter.finish = die
+if moment == "before the metadata": prepare.write_metadata = die
 if moment == "before the rename": pathlib.Path.replace = (
     lambda self, to, replace=pathlib.Path.replace: die() if self.is_dir() else replace(self, to))
 settings = prepare.Settings("virl39k", pathlib.Path({str(root)!r}), pathlib.Path({str(out)!r}))
@@ -151,7 +151,7 @@ prepare.prepare(settings, shard_records=2)
 """
     killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
     assert killed.returncode == -signal.SIGKILL and not out.exists()
-    with pytest.raises(ValueError, match="is no prepared data"):
+    with pytest.raises(ValueError, match="is not prepared data"):
         open_folder(out)
     left = json.loads((tmp_path / "out.partial/report.json").read_text())
     assert left["shards"] == {"in a shard": [2], "between shards": [2, 2]}.get(moment, [2, 2, 2, 1])

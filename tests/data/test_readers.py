@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from care_jax.data import file_formats
-from care_jax.data.sources import READERS, ColumnRange, Dropped, read, split_files
-from care_jax.data.readers.virl39k import _gold
 from care_jax.data.parsing import option_texts, unbox
+from care_jax.data.readers.virl39k import _gold
+from care_jax.data.sources import READERS, ColumnRange, Dropped, read, split_files
 from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 from tests import data_sets
@@ -226,7 +226,7 @@ def test_arrays_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = [{"n": n, "s": ']},{"é'} for n in range(50)]
     path.write_text("\ufeff \n" + json.dumps([*rows, 345], indent=1) + "\n")
     for chunk in (1, 7, 64):
-        monkeypatch.setattr(row_files, "_CHUNK", chunk)
+        monkeypatch.setattr(file_formats, "_CHUNK", chunk)
         found = list(file_formats.array_rows(path))
         assert [number for number, _ in found] == list(range(1, 52))
         assert [row for _, row in found[:50]] == rows and isinstance(found[50][1], BadRowError)

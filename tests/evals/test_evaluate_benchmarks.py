@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from care_jax import evaluate
+from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.test_sets import BENCHMARKS, PAPER
-from care_jax.evaluate import Evaluator
 from configs import demo
 from tests.benchmark_sets import WRITERS, prepare_all
 from tests.end_to_end import REPO, SmallTask, apply, environment, run_forked, small

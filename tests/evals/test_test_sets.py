@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from care_jax.data.prepare import Settings, prepare
 from care_jax.data.array_records import StoredRecords
+from care_jax.data.prepare import Settings, prepare
 from care_jax.evals import test_sets
 from care_jax.evals.responses import Responses, answer_all, check_settings, read_responses
 from care_jax.rewards.judge import Verifier

@@ -331,7 +331,7 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
         ({"prompt_buckets": (64, 32)}, r"data.prompt_buckets is \(64, 32\); give ascending"),
         ({"patch_buckets": (62,)}, r"data.patch_buckets is \(62,\); give ascending positive multiples of 4"),
         ({"patch_buckets": ()}, "data.patch_buckets is "),
-        ({"overlong": "truncate"}, "data.overlong is 'truncate'; allowed are drop, shrink, error"),
+        ({"overlong": "truncate"}, "data.overlong='truncate': choose one of drop, shrink, error"),
         ({"min_image_tokens": 65}, "images must have 65 to 64 tokens"),
         (
             {"response_format": dataclasses.replace(ANSWER_TAGS, request="<|im_end|>")},

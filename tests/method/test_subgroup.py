@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from care_jax.method import objectives, subgroup
+from care_jax.method.objectives import Objective
 from care_jax.structs import Outcome, Subgroup
 from tests import reference
+from tests.presets import record
 
 NUM_GROUPS, RESPONSE_LEN = 500, 6
 
@@ -35,19 +36,15 @@ def random_groups(rng: np.random.Generator, rollouts: int) -> dict[str, np.ndarr
 
 
 @functools.cache
-def jitted(objective: ml_collections.FrozenConfigDict) -> Callable[..., Subgroup]:
+def jitted(objective: Objective) -> Callable[..., Subgroup]:
     return jax.jit(functools.partial(subgroup.select_subgroup, objective=objective))
 
 
-def select(
-    groups: dict[str, np.ndarray], objective: ml_collections.ConfigDict, key: jax.Array | None = None
-) -> Subgroup:
-    return jitted(ml_collections.FrozenConfigDict(objective))(**groups, key=key)
+def select(groups: dict[str, np.ndarray], objective: Objective, key: jax.Array | None = None) -> Subgroup:
+    return jitted(objective)(**groups, key=key)
 
 
-def assert_equals_reference(
-    groups: dict[str, np.ndarray], objective: ml_collections.ConfigDict
-) -> list[reference.Group]:
+def assert_equals_reference(groups: dict[str, np.ndarray], objective: Objective) -> list[reference.Group]:
     ours = select(groups, objective)
     index, valid = np.asarray(ours.index), np.asarray(ours.valid)
     expected = []
@@ -77,9 +74,9 @@ def assert_equals_reference(
 )
 def test_selection_equals_the_reference(selector: str, rollouts: int, num_negatives: int, num_neighbours: int) -> None:
     """Catches a wrong tie, count or order: one failure, none, all wrong, K' < K, M < K, K > G - 1, missing spans."""
-    objective = objectives.care_no_rgr()
-    objective.selector = selector
-    objective.num_negatives, objective.num_neighbours = num_negatives, num_neighbours
+    objective = record(
+        objectives.care_no_rgr, selector=selector, num_negatives=num_negatives, num_neighbours=num_neighbours
+    )
     expected = assert_equals_reference(random_groups(np.random.default_rng(rollouts), rollouts), objective)
     seen = {(group.outcome, group.num_negatives) for group in expected}
     assert {(reference.MIXED, 1), (reference.ALL_CORRECT, 0)} <= seen
@@ -89,16 +86,15 @@ def test_selection_equals_the_reference(selector: str, rollouts: int, num_negati
 @pytest.mark.parametrize("enabled", [True, False])
 def test_rescue_by_mean_and_rescue_off_equal_the_reference(enabled: bool) -> None:
     """Catches an all-wrong group that is updated although rescue is off, and a mean over padding."""
-    objective = objectives.care_no_rgr()
-    objective.rescue.enabled, objective.rescue.rank_by = enabled, "mean"
+    objective = record(objectives.care_no_rgr, rescue__enabled=enabled, rescue__rank_by="mean")
     assert_equals_reference(random_groups(np.random.default_rng(1), 7), objective)
 
 
 def test_without_an_anchor_every_row_is_kept_in_order() -> None:
     """Catches GRPO losing rows of uniform groups."""
     groups = random_groups(np.random.default_rng(2), 4)
-    assert_equals_reference(groups, objectives.grpo())
-    ours = select(groups, objectives.grpo())
+    assert_equals_reference(groups, Objective())
+    ours = select(groups, Objective())
     assert ours.index[7].tolist() == [0, 1, 2, 3] and bool(ours.valid.all())
 
 
@@ -150,9 +146,7 @@ def test_negatives_by_hand() -> None:
     }
     chosen = {}
     for selector in expected:
-        objective = objectives.care_no_rgr()
-        objective.selector = selector
-        ours = select(groups, objective)
+        ours = select(groups, record(objectives.care_no_rgr, selector=selector))
         assert ours.num_negatives.tolist() == [4] and ours.valid.tolist() == [[True] * 5]
         chosen[selector] = ours.index[0].tolist()
     assert chosen == expected
@@ -162,14 +156,13 @@ def test_zero_states_are_equally_far_from_everything() -> None:
     """Catches nan or a shuffled order where no rollout has a rationale to embed."""
     groups = random_groups(np.random.default_rng(3), 8)
     groups["think_states"] = np.zeros_like(groups["think_states"])
-    for group in assert_equals_reference(groups, objectives.care_no_rgr()):
+    for group in assert_equals_reference(groups, record(objectives.care_no_rgr)):
         assert group.rows[1:] == sorted(group.rows[1:])
 
 
 def test_random_selector_takes_failures_evenly() -> None:
     """Catches a successful rollout, a repeated row or a fixed choice among the random negatives."""
-    objective = objectives.care_no_rgr()
-    objective.selector = "random"
+    objective = record(objectives.care_no_rgr, selector="random")
     groups = random_groups(np.random.default_rng(4), 8)
     groups["correct"] = np.tile(np.arange(8) == 2, (NUM_GROUPS, 1))
     ours, again, other = (select(groups, objective, jax.random.key(seed)) for seed in (0, 0, 1))
@@ -193,14 +186,9 @@ def test_distances_are_those_of_the_states() -> None:
 
 
 def test_refusals_name_what_is_allowed() -> None:
-    """Catches an unknown option or an impossible group that silently trains on something else."""
+    """Catches a missing key or an impossible group that silently trains on something else."""
     groups = random_groups(np.random.default_rng(6), 2)
-    objective = objectives.care_no_rgr()
-    objective.selector = "closest"
-    with pytest.raises(ValueError, match="'closest'; allowed are farthest_first, nearest, random, mixed, farthest"):
-        select(groups, objective)
-    objective.selector = "random"
     with pytest.raises(ValueError, match="given no key"):
-        select(groups, objective)
+        select(groups, record(objectives.care_no_rgr, selector="random"))
     with pytest.raises(ValueError, match="1 rollouts.*at least 2, 1 and 1"):
-        select({name: value[:, :1] for name, value in groups.items()}, objectives.care_no_rgr())
+        select({name: value[:, :1] for name, value in groups.items()}, record(objectives.care_no_rgr))

@@ -9,7 +9,8 @@ import pytest
 
 from care_jax.method import objectives, train_batch
 from care_jax.method.train_batch import Reflection
-from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, Verdicts
+from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Subgroup, Verdicts, zeros
+from tests.presets import record
 
 B, G, R = 3, 4, 5
 # Group 0 is mixed, 1 all wrong, 2 mixed. Their rows, anchor first; the last slot of group 2 is unused.
@@ -42,10 +43,10 @@ def assemble():
     scores = Scores(numbered(0, B, G, R).astype(np.float32), np.zeros((B, G, R)), np.zeros((B, G, 2)))
     outcome = np.array([Outcome.MIXED, Outcome.ALL_WRONG, Outcome.MIXED], np.int32)
     subgroup = Subgroup(INDEX, VALID, outcome, np.array([2, 2, 1], np.int32))
-    objective = objectives.care()
-    objective.num_negatives = 2
-    run = jax.jit(lambda reflection: train_batch.assemble(None, *given, reflection, objective=objective))
-    given = jax.device_put((rollouts, verdicts, scores, subgroup))
+    prompts = zeros(Prompts, B=B, P=1, I=0, F=0, X=0)
+    objective = record(objectives.care, num_negatives=2)
+    run = jax.jit(lambda reflection: train_batch.assemble(*given, reflection, objective=objective))
+    given = jax.device_put((prompts, rollouts, verdicts, scores, subgroup))
     return lambda reflection: jax.device_get(run(reflection))
 
 

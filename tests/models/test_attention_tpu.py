@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 
 from care_jax.config import base
 from care_jax.models import attention, splash
-from care_jax.run.build import make_model_config
+from care_jax.stages.model import make_model_config
 
 B, H, N, C = 2, 4, 2, 20  # two query heads a key/value head; no channel count of a power of two
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}

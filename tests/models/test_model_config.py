@@ -11,7 +11,7 @@ import pytest
 
 from care_jax import models
 from care_jax.models.published import published_config
-from convert import tables
+from convert import mapping
 from tests.families import FAMILIES, make_folder, read_json
 
 # Of transformers 5.23's models of the same configs, on torch's meta device; a tied head counts once.
@@ -35,7 +35,7 @@ def test_published_sizes(name, tmp_path):
     model = models.abstract_model(config)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model)) == NUM_PARAMS[name]
     shapes = {key: leaf.shape for key, leaf in models.params_to_dict(model).items()}
-    assert {weight.ours: weight.our_shape for weight in tables.table(config)} == shapes
+    assert {weight.ours: weight.our_shape for weight in mapping.weights_of(config)} == shapes
 
 
 @pytest.fixture(params=FAMILIES)

@@ -25,7 +25,7 @@ from care_jax.models.vision import rotary_tables
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
 from care_jax.structs import Prompts, Record, Video
-from convert import mapping, tables
+from convert import mapping
 from tests import weights
 from tests.families import FAMILIES, make_folder, random_oracle
 from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question
@@ -306,7 +306,7 @@ def test_gradients_equal_transformers(family):
     expected = {mapping.hub_name(name): parameter.grad.numpy() for name, parameter in oracle.named_parameters()}
 
     grads = masked_loss_gradient(model, prompts, jnp.asarray(token_ids, jnp.int32), jnp.asarray(mask))
-    ours = weights.to_hf(models.params_to_dict(grads), tables.table(model.config))
+    ours = weights.to_hf(models.params_to_dict(grads), mapping.weights_of(model.config))
     assert ours.keys() == expected.keys()
     off = {name: np.abs(ours[name] - grad).max() / np.abs(grad).max() for name, grad in expected.items()}
     assert max(off.values()) <= GRADIENT_TOLERANCE, sorted(off.items(), key=lambda item: -item[1])[:5]

@@ -14,7 +14,7 @@ from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import published_config
 from care_jax.planning import flops
 from care_jax.planning.chips import CHIPS
-from care_jax.stages.programs import abstract_prompts
+from care_jax.stages.compiled import abstract_prompts
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 

@@ -13,13 +13,12 @@ import ml_collections
 import pytest
 
 from care_jax import config as config_lib
-from care_jax import plan
+from care_jax import plan, step
 from care_jax.models import abstract_model, params_to_dict
-from care_jax.plan import PARTS, Plan, Stage
-from care_jax.planning import flops, hlo
+from care_jax.parallel.mesh import create_device_mesh
+from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
-from care_jax.stages import programs
-from care_jax.stages.rollout import Sampling
+from care_jax.planning.estimate import PARTS, Plan, StageMemory
 from configs import care_qwen2_5_vl_7b
 from tests.end_to_end import TINY, run_forked
 
@@ -48,18 +47,14 @@ def promotion() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("train_on", "dropped"), [("continuation", False), ("rewrite", True)])
-def test_forced_tokens_of_a_rewrite_are_dropped(monkeypatch, train_on, dropped):
+def test_forced_tokens_of_a_rewrite_are_dropped(train_on, dropped):
     """Catches a repair that shares its room with tokens which the update never sees, and one that loses them."""
-    sampled = {}
-    make = programs._generate
-
-    def spy(name: str, sampling: Sampling, *args: Any, **named: Any) -> programs.Program:
-        sampled[name] = sampling
-        return make(name, sampling, *args, **named)
-
-    monkeypatch.setattr(programs, "_generate", spy)
-    plan.make_plan(tiny(objective__reflect__train_on=train_on), "v5e:2x2", only=("assemble",))
-    assert sampled["reflect"].drop_forced == dropped and not sampled["rollout"].drop_forced
+    config = tiny(objective__reflect__train_on=train_on)
+    model = estimate.planned_model(config)
+    setup = estimate.planned_setup(config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    stages = {stage.name: stage for stage in step.STEP.when(config).stages}
+    assert stages["reflect"].function(setup).keywords["sampling"].drop_forced == dropped
+    assert not stages["rollout"].function(setup).keywords["sampling"].drop_forced
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,7 @@ def planned(tmp_path_factory) -> Plan:
     folder = tmp_path_factory.mktemp("deep")  # so that even a half of all layers is larger than any other parameter
     fields = json.loads((TINY / "config.json").read_text()) | {"num_hidden_layers": 8}
     (folder / "config.json").write_text(json.dumps(fields))
-    return plan.make_plan(tiny(model__folder=str(folder)), "v5e:2x2", only=("prefill", "rollout", "update"))
+    return estimate.make_plan(tiny(model__folder=str(folder)), "v5e:2x2", only=("prefill", "rollout", "update"))
 
 
 def test_parts_of_a_small_run(planned):
@@ -130,10 +125,10 @@ def test_what_lives_beside_a_program_counts(planned):
 def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int], name: str, **gib: float) -> Plan:
     """A plan of one program that takes so much."""
     chip, _ = parse_topology(topology)
-    sizes = flops.Sizes.of(config, plan.planned_model(config), (2048, 4096), mesh)
+    sizes = flops.Sizes.of(config, estimate.planned_model(config), (2048, 4096), mesh)
     parts = dict.fromkeys(PARTS, 0) | {part: round(size * GIB) for part, size in gib.items()}
     return Plan(
-        config, topology, chip, sizes, [Stage(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), 0, 0, False, 1.0)]
+        config, topology, chip, sizes, [StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), 0, 0, False, 1.0)]
     )
 
 
@@ -143,14 +138,14 @@ def test_changes_name_a_setting_and_what_it_saves():
     config.train.update(prompts=256, microbatches=2)
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     update = fake(config, "v5p:2x2x2", mesh, "update", params=8, optimizer=16, reference=8, gradients=8, activations=60)
-    advice = {change.setting: change.saves / GIB for change in plan.changes(update)}
+    advice = {change.setting: change.saves / GIB for change in advice.changes(update)}
     assert advice["train.microbatches=4"] == 30 and advice["mesh.data=1, mesh.fsdp=8"] == 20
     assert advice["objective.kl_coef=0"] == 8 and not any("compact" in setting for setting in advice)
     assert list(advice.values()) == sorted(advice.values(), reverse=True)
 
     gib = {"params": 8, "reference": 8, "sampler": 14, "prompt_kv": 20, "branch_kv": 50, "temporaries": 44}
     rollout = fake(config, "v5p:2x2x2", mesh | {"data": 1, "fsdp": 8}, "rollout", **gib)
-    advice = {change.setting: change.saves / GIB for change in plan.changes(rollout)}
+    advice = {change.setting: change.saves / GIB for change in advice.changes(rollout)}
     assert advice["train.prompts=128"] == 57 and advice["rollout.compact_shares=()"] == 40
     assert advice["mesh.data=1, mesh.fsdp=4, mesh.tensor=2"] == 7
     assert "train.microbatches" not in " ".join(advice)
@@ -159,7 +154,7 @@ def test_changes_name_a_setting_and_what_it_saves():
 def test_candidates_of_a_sweep():
     """Catches a sweep that compiles what cannot fit, misses the mesh that does, or starts with the slow ones."""
     config = care_qwen2_5_vl_7b.get_config()
-    tried = plan.candidates(config, "v5e:16x16")
+    tried = advice.candidates(config, "v5e:16x16")
     # 7.6 billion decoder weights in two bytes do not fit into 15.75 GiB beside the rest.
     assert tried and all(c.mesh.tensor > 1 for c in tried)
     for c in tried:
@@ -167,7 +162,7 @@ def test_candidates_of_a_sweep():
         assert shards * c.mesh.tensor == 256 and c.train.prompts <= config.train.prompts
         assert c.train.prompts % (c.train.minibatches * c.train.microbatches * shards) == 0
     assert tried[0].train.prompts == 512 and config.mesh.tensor == 1, "the config itself stays as it was"
-    chip, model = parse_topology("v5e:16x16")[0], plan.planned_model(config)
+    chip, model = parse_topology("v5e:16x16")[0], estimate.planned_model(config)
     sizes = [flops.Sizes.of(c, model, (2048, 4096), dict(c.mesh)) for c in tried]
     floors = [flops.least_seconds(of, c, chip) / c.train.prompts for of, c in zip(sizes, tried, strict=True)]
     assert floors == sorted(floors)
@@ -176,12 +171,14 @@ def test_candidates_of_a_sweep():
 def test_models_by_name(tmp_path):
     """Catches a folder of the user's that is planned as a published model, and a name that is not one."""
     config = tiny(model__folder="weights/Qwen3-VL-4B-Thinking")
-    assert plan.planned_model(config).text.hidden_size == 2560 and plan.planned_model(config).attention == "splash"
-    assert plan.planned_model(tiny()).text.hidden_size == 128
+    assert (
+        estimate.planned_model(config).text.hidden_size == 2560 and estimate.planned_model(config).attention == "splash"
+    )
+    assert estimate.planned_model(tiny()).text.hidden_size == 128
     (tmp_path / "Qwen3-VL-4B-mine").mkdir()
     for name in (tmp_path / "Qwen3-VL-4B-mine", "Qwen4-VL-1B"):
         with pytest.raises(ValueError, match="no config.json"):
-            plan.planned_model(tiny(model__folder=str(name)))
+            estimate.planned_model(tiny(model__folder=str(name)))
 
 
 def test_devices_of_each_chip():
@@ -219,7 +216,7 @@ def test_the_7b_on_eight_chips():
     gathered at once, logits of all tokens, and sums that send twice as much as they must."""
     config = care_qwen2_5_vl_7b.get_config()
     config.train.update(prompts=256, microbatches=4)
-    planned = plan.make_plan(config, "v5p:2x2x2")
+    planned = estimate.make_plan(config, "v5p:2x2x2")
     figures = planned.to_json()
     assert figures["fits"], plan.table(planned)
     assert figures["update_collective_bytes"] <= 1.3 * figures["update_minimum_bytes"]

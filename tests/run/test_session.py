@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from care_jax.run.session import StopFlag, Stopped, _lock
+from care_jax.run.session import _lock
+from care_jax.run.stop import StopFlag, Stopped
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ import os, signal, sys
 import jax
 from jax.experimental import multihost_utils
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from care_jax.run.session import StopFlag, Stopped
+from care_jax.run.stop import StopFlag, Stopped
 stop = StopFlag()
 for poll in range(100):
     multihost_utils.reached_preemption_sync_point(7)  # as Orbax does at every save, with the step

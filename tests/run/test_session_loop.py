@@ -9,7 +9,7 @@ import pytest
 
 from care_jax.config import base
 from care_jax.run.session import Session
-from care_jax.run.writers import StageTimer
+from care_jax.run.stage_timer import StageTimer
 
 
 def stand_in(step: int, eval_examples: int) -> Any:
@@ -20,15 +20,17 @@ def stand_in(step: int, eval_examples: int) -> Any:
     return SimpleNamespace(
         step=step,
         config=config,
-        stop=SimpleNamespace(is_set=False),
+        supervisor=SimpleNamespace(
+            stop=SimpleNamespace(is_set=False),
+            watchdog=SimpleNamespace(beat=lambda doing: None),
+            timer=StageTimer(),
+            wait=None,
+        ),
         state=SimpleNamespace(params=None),
-        iterator=None,
-        timer=StageTimer(),
+        data=SimpleNamespace(iterator=None),
         checkpointer=SimpleNamespace(
             latest_step=None, save=lambda state, iterator, metrics, sums: told.append(metrics)
         ),
-        watchdog=SimpleNamespace(beat=lambda what: None),
-        wait=None,
         sums=None,
         writer=SimpleNamespace(
             flush=lambda: None, evaluated_steps=set(), scalars=lambda step, values: told.append(values)
@@ -51,4 +53,4 @@ def test_the_time_of_an_evaluation_is_told_with_it() -> None:
     """Catches a time that is added to the next step's, and lost after the last."""
     session = stand_in(10, 0)
     assert Session.evaluate_if_due(session) == {"eval/accuracy/mean": 0.5}
-    assert session.told[0].keys() == {"eval/accuracy/mean", "time/evaluate"} and not session.timer.take()
+    assert session.told[0].keys() == {"eval/accuracy/mean", "time/evaluate"} and not session.supervisor.timer.take()

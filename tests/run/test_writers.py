@@ -10,9 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
-
 from care_jax.run.writers import CompileGuard, MetricsWriter, StageTimer, cut_after
+from tensorboardX.proto import event_pb2
 
 
 def lines(path: Path) -> list[dict]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -17,8 +16,9 @@ from care_jax import models
 from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
 from care_jax.inputs.prompts import encode_prompt
-from care_jax.method import objectives, subgroup, train_batch
+from care_jax.method import subgroup, train_batch
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective, Reflect, Region, Rescue
 from care_jax.method.train_batch import Reflection
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
@@ -57,13 +57,17 @@ class Case(NamedTuple):
     reflection: Reflection
 
 
-def make_objective() -> ml_collections.ConfigDict:
+def make_objective() -> Objective:
     """CARE with weights that leave no region out, and K above the failures of the first group."""
-    objective = objectives.care()
-    objective.num_negatives, objective.num_neighbours = 3, 4
-    objective.region.update({"gamma_pos": 0.3, "gamma_neg": 0.2, "format_weight": 0.5})
-    objective.kl_coef = 1.0  # or the rows' losses almost cancel
-    return objective
+    return Objective(
+        anchored=True,
+        num_negatives=3,
+        num_neighbours=4,
+        rescue=Rescue(enabled=True),
+        reflect=Reflect(enabled=True),
+        region=Region(enabled=True, gamma_pos=0.3, gamma_neg=0.2, format_weight=0.5),
+        kl_coef=1.0,  # or the rows' losses almost cancel
+    )
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -172,7 +176,7 @@ def keep_gradient() -> optax.GradientTransformation:
 
 def shared_update(case: Case, *, microbatches: int, **computed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics and gradient of the project's own update, from selection on; `computed`: fields of ModelConfig."""
-    objective = ml_collections.FrozenConfigDict(make_objective())
+    objective = make_objective()
     update = make_update(
         keep_gradient(),
         functools.partial(policy_loss, objective=objective),

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -22,6 +21,7 @@ from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update, split_batch
 from care_jax.structs import TrainBatch
 from tests.pictures import encode, picture, question
+from tests.presets import record
 
 B, S, R = 8, 2, 5
 PINNED = (0.42804, 45.828)  # loss and gradient norm of `batch` at the test model
@@ -57,7 +57,7 @@ def batch(tiny_processor) -> TrainBatch:
 @functools.cache
 def program(optimizer: optax.GradientTransformation, minibatches: int, microbatches: int):
     """The jitted update of CARE's loss; nothing is donated, so that a state can be used again."""
-    loss = functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care()))
+    loss = functools.partial(policy_loss, objective=record(objectives.care))
     update = make_update(optimizer, loss, minibatches=minibatches, microbatches=microbatches, temperature=1.0, chunk=16)
     return jax.jit(update)
 

@@ -34,9 +34,7 @@ def build(data_dir: Path, difficulty: Difficulty) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.incomplete.", dir=folder.parent))
     try:
         unfinished.chmod(folder.parent.stat().st_mode)  # mkdtemp's folder is for this user alone
-        lengths = {
-            split: [ShardWriter(unfinished, split).write(0, _shuffled(split, difficulty))] for split in SPLITS
-        }
+        lengths = {split: [ShardWriter(unfinished, split).write(0, _shuffled(split, difficulty))] for split in SPLITS}
         write_metadata(unfinished, lengths)
         unfinished.rename(folder)
     except ModuleNotFoundError as error:

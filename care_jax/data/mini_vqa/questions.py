@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from care_jax.data.mini_vqa import chart_tables, drawing
+from care_jax.options import SKILLS
 from care_jax.structs import Record
 
-SKILLS = ("digits", "chart", "geometry")
 SPLITS = ("train", "heldout")
 FIRST_HELDOUT_SCAN = 1300
 DRAFT_SHARE = 0.25  # of the train records
@@ -35,21 +35,21 @@ Work = Callable[[list[int], int], tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
-    """The knobs of the task; each setting is a data set of its own.
+    """The knobs of the task; each setting is a data set of its own. Their defaults are in config.py (data.mini_vqa).
 
     Raises:
         ValueError: a knob is out of range, or a split would be empty.
     """
 
-    skills: tuple[str, ...] = SKILLS
-    num_digits: int = 3  # scans in an image, 2 to 6; a rationale about six has 26 tokens, the others at most 22
-    min_bars: int = 3  # values of a chart, 2 to 5
-    max_bars: int = 5
-    num_levels: int = 9  # values go from 1 to this, 3 to 21
-    angle_step: int = 5  # degrees; printed angles are multiples of it: 1, 5 or 10
-    num_train: int = 40_000  # records, spread evenly over the skills
-    num_heldout: int = 1_500
-    seed: int = 0
+    skills: tuple[str, ...]  # of options.SKILLS
+    num_digits: int  # scans in an image, 2 to 6; a rationale about six has 26 tokens, the others at most 22
+    min_bars: int  # values of a chart, 2 to 5
+    max_bars: int
+    num_levels: int  # values go from 1 to this, 3 to 21
+    angle_step: int  # degrees; printed angles are multiples of it: 1, 5 or 10
+    num_train: int  # records, spread evenly over the skills
+    num_heldout: int
+    seed: int
 
     def __post_init__(self) -> None:
         if not self.skills or not set(self.skills) <= set(SKILLS):

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.data.file_formats import Numbered, parquet_rows, split_files
-from care_jax.data.parsing import PLACEHOLDER, Row, ask_for_letter, gold_field, image_of, letter_gold, number_or, option_texts, text_field
+from care_jax.data.parsing import (
+    PLACEHOLDER,
+    Row,
+    ask_for_letter,
+    gold_field,
+    image_of,
+    letter_gold,
+    number_or,
+    option_texts,
+    text_field,
+)
 from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 

@@ -39,7 +39,9 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     question, response = _turns(raw.get("conversations"))
     parts = _RESPONSE.fullmatch(response)
     if not parts:
-        raise BadRowError(f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form")
+        raise BadRowError(
+            f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form"
+        )
     texts = {"rationale": parts[1], "answer": _ANSWER_PREFIX.sub("", parts[2], count=1)}
     images = images_of(raw.get("image", raw.get("images")), folder)
     record = Record(

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import ml_collections
+
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
 WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.verifiers.worker")
@@ -137,6 +139,12 @@ class Verifier:
         self._deadline, self._tolerance, self._command = deadline, tolerance, command
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(command, self._selector) for _ in range(workers)]
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> Verifier:
+        """The pool that `config.verify` describes."""
+        verify = config.verify
+        return cls(workers=verify.workers, deadline=verify.deadline, tolerance=verify.tolerance)
 
     def __enter__(self) -> Verifier:
         """Return the pool itself."""
