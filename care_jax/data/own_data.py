@@ -1,4 +1,4 @@
-"""Bring your own data: a file with one JSON object a line, and its images beside it."""
+"""Your own data: a file with one JSON object a line, and its images beside it (data.format "jsonl")."""
 
 from __future__ import annotations
 
@@ -26,27 +26,31 @@ class JsonlSource:
     """
 
     def __init__(self, path: Path, rows: list[Row], problems: list[tuple[int, str]]) -> None:
+        """Takes the rows that `read_jsonl` has checked."""
         self.path = path
         self.problems = problems
         self._rows = rows
 
     def __len__(self) -> int:
+        """Returns the number of usable rows."""
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
+        """Reads the images of a row and returns its record."""
         return self._rows[index].load()
 
     def __repr__(self) -> str:
+        """Names the file, for error messages."""
         return f"JsonlSource({self.path}, {len(self)} records, {len(self.problems)} broken rows dropped)"
 
 
 def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
-    """Checks every row of a file, and decodes every image it names, so that none can stop a run later.
+    """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
-    A row: {"id", "images": [paths from the file's folder], "prompt", "answer", "answer_kind"}, all strings, and as
-    options "choices" (strings; needed for the kind "choice", whose answer is a letter or one of their texts),
-    "rationale" and "source" (else the file's name without its ending). The prompt holds one "<image>" an image, or none
-    at all: then they are put first. UTF-8; empty lines are skipped.
+    A row is {"id", "images": [paths relative to the file's folder], "prompt", "answer", "answer_kind"}, all strings.
+    Optional keys are "choices" (strings; required for the kind "choice", whose answer is a letter or one of their
+    texts), "rationale" and "source" (by default the file's name without its ending). The prompt has one "<image>" for
+    each image; if it has none, they are put first. The file is UTF-8; empty lines are skipped.
 
     Args:
         path: the file.
@@ -56,7 +60,8 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
         The usable rows.
 
     Raises:
-        ValueError: no such file, no usable row, or with `strict` any broken row; the text lists up to 20 of them.
+        ValueError: the file does not exist, no row is usable, or with `strict` any row is broken; the message lists up
+            to 20 broken rows.
     """
     if not path.is_file():
         raise ValueError(f"no data file {path}; give a file with one JSON object a line")
@@ -86,7 +91,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
 
 
 def listing(problems: list[tuple[int, str]]) -> str:
-    """Broken rows as text: their number, and line number and reason of the first MAX_LISTED."""
+    """Formats broken rows: how many, and line number and reason of the first MAX_LISTED."""
     lines = [f"\n  row {number}: {reason}" for number, reason in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:
         lines.append(f"\n  and {len(problems) - MAX_LISTED} more")
@@ -94,18 +99,22 @@ def listing(problems: list[tuple[int, str]]) -> str:
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """<split>.jsonl, or `root` itself where it is a file."""
+    """Lists <split>.jsonl, or `root` itself if it is a file."""
     return [root] if root.is_file() else split_files(root, split, "jsonl")
 
 
 def rows(path: Path) -> Numbered:
-    """Rows that carry the file's name as their source where they name none."""
+    """Yields the rows, with the file's name as the source of those that name none."""
     for number, raw in line_rows(path):
         yield number, raw if isinstance(raw, BadRowError) else {"source": path.stem} | raw
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One row; a BadRowError's text is the reason it cannot be used."""
+    """Parses one row.
+
+    Raises:
+        BadRowError: the row cannot be used; the message says why.
+    """
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
     if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
@@ -148,7 +157,7 @@ def _read_row(raw: dict[str, Any] | BadRowError, folder: Path) -> Row | BadRowEr
 
 
 def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, BadRowError]:
-    """Why images cannot be used, of those that cannot."""
+    """Decodes images in threads, and returns the errors of those that cannot be used."""
 
     def problem(image: bytes | Path) -> BadRowError | None:
         try:

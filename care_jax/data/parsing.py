@@ -1,4 +1,4 @@
-"""Parsing shared by the readers: a parsed row, and functions from the columns of a data set to the fields of a record."""
+"""Parsing shared by the readers: the parsed row, and functions from columns of a data set to fields of a record."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def letter_gold(gold: str, choices: Sequence[str]) -> str:
 
 
 def option_gold(gold: str, choices: Sequence[str]) -> str:
-    """Returns the gold as `letter_gold` does, from the text of an option; of options with equal texts, all are accepted.
+    """Returns the gold as `letter_gold` does, from the text of an option; options with equal texts are all accepted.
 
     Raises:
         BadRowError: no option has this text.

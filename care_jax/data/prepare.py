@@ -1,9 +1,9 @@
-"""A downloaded data set to the ArrayRecord files that training reads: rows checked, counted, filtered.
+"""Prepares a downloaded data set for training: rows are checked, counted, filtered and written as ArrayRecord files.
 
     python -m care_jax.data.prepare --source=virl39k --root=ViRL39K --out=data/virl39k
 
-Run again it goes on after the last whole shard, or says that all is done; the bytes are the same either way. OUT
-appears when it is complete; what is under way lies in OUT.partial. OUT/report.json has every count.
+The same command resumes after the last whole shard, or reports that everything is done; the bytes are the same either
+way. OUT appears when it is complete; until then the shards are in OUT.partial. OUT/report.json has every count.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from care_jax.inputs.processor import Processor
 
 SHARD_RECORDS = 1024
-_THREADS = min(os.cpu_count() or 1, 8)  # that read and decode images
-_ROWS_AHEAD = 4  # rows a thread may be ahead; what they hold is all that is in memory
+_THREADS = min(os.cpu_count() or 1, 8)  # threads that read and decode images
+_ROWS_AHEAD = 4  # rows that each thread may be ahead; only these are in memory
 
 _SOURCE = flags.DEFINE_enum("source", None, list(READERS), "The data set.")
 _ROOT = flags.DEFINE_string("root", None, "The folder it was downloaded to; for easyr1 and jsonl a file will do.")
@@ -62,7 +62,7 @@ _Out = TypeVar("_Out")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to prepare: the flags of these names."""
+    """The settings of a preparation: the flags of the same names."""
 
     source: str
     root: Path
@@ -79,20 +79,24 @@ class _Sound(NamedTuple):
     """A record that training can use."""
 
     record: Record
-    num_tokens: int | None  # of the prompt; None where no model was named
+    num_tokens: int | None  # of the prompt; None without --model
 
 
 def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[str, Any]:
-    """Prepares one split of one source, or goes on with it; does nothing where it is complete.
+    """Prepares one split of one source, or resumes; does nothing if it is complete.
 
     Every image is decoded once, so that none can stop a run later, and stored as it was.
 
+    Args:
+        settings: what to prepare.
+        shard_records: records of a shard.
+
     Returns:
-        The report: settings, counts, reasons with examples, what repeats a benchmark.
+        The report: settings, counts, reasons with examples, and rows that repeat a benchmark.
 
     Raises:
-        ValueError: unknown source, no such split, unreadable files, no usable row, with `strict` a broken row, an
-            `out` that holds something else, or another process at work on it. Nothing is left then.
+        ValueError: the source or split does not exist, a file cannot be read, no row is usable, with `strict` a row is
+            broken, `out` holds something else, or another process is writing it. Nothing is left behind.
     """
     root, out = settings.root.absolute(), settings.out.absolute()
     files = split_files(settings.source, root, settings.split)
@@ -112,7 +116,7 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
 
 
 def map_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """As map, in order, with threads that are a few items ahead."""
+    """Maps a function over items, in order, with threads that work a few items ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         under_way: collections.deque[Future[_Out]] = collections.deque()
         for item in items:
@@ -126,7 +130,7 @@ def map_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator
 def _build(
     settings: Settings, files: list[Path], root: Path, folder: Path, wanted: dict[str, Any], shard_records: int
 ) -> None:
-    """Writes the shards that are missing in `folder`, and its metadata; removes the folder on bad input."""
+    """Writes the missing shards and the metadata of `folder`; removes the folder on bad input."""
     report = _read_report(folder)
     if report is None or report["settings"] != wanted:
         for path in folder.iterdir():
@@ -151,7 +155,7 @@ def _build(
 
 
 def _records(settings: Settings, rows: Iterable[Row | Dropped], report: dict[str, Any]) -> Iterator[Record]:
-    """The records to keep; `report` counts every row up to the one last given out."""
+    """Yields the records to keep; `report` counts every row up to the record yielded last."""
     benchmarks = _read_benchmarks(settings.against)
     processor = _load_processor(settings.model) if settings.model else None
     inspected = map_ahead(lambda row: _inspect(row, benchmarks, processor), rows)
@@ -194,7 +198,7 @@ def _count_tokens(record: Record, processor: Processor) -> int:
 
 
 def _load_processor(folder: Path) -> Processor:
-    """The processor of a model folder as training loads it by default, with room for any prompt."""
+    """Loads the processor of a model folder with the default config of training, but room for any prompt."""
     from care_jax.config import base
     from care_jax.inputs.processor import make_processor  # imports JAX, and only counting tokens needs it
 
@@ -206,7 +210,7 @@ def _load_processor(folder: Path) -> Processor:
 
 
 def _read_benchmarks(folders: Iterable[Path]) -> Benchmarks:
-    """The questions and pictures of prepared benchmarks."""
+    """Reads the questions and pictures of prepared benchmarks."""
     benchmarks = Benchmarks()
     for folder in folders:
         stored = open_folder(folder)
@@ -224,7 +228,10 @@ def _is_taken(folder: Path) -> bool:
 
 
 def _comparable(settings: Settings, files: list[Path], root: Path, shard_records: int) -> dict[str, Any]:
-    """What the output depends on, as the report keeps it; only two equal ones may share a folder."""
+    """Returns everything that the output depends on, as the report keeps it.
+
+    A folder is resumed, or taken as done, only if this is equal.
+    """
     digest = 0
     for path in tqdm(files, desc="checksum", unit=" files", mininterval=1.0, leave=False):
         digest = zlib.crc32(f"{path.relative_to(root) if path != root else path.name}".encode(), digest)
@@ -254,7 +261,7 @@ def _write_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def _column_range(text: str) -> ColumnRange:
-    """COLUMN:LOW:HIGH."""
+    """Reads COLUMN:LOW:HIGH."""
     try:
         column, low, high = text.rsplit(":", 2)
         wanted = ColumnRange(column, float(low), float(high))

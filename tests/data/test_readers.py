@@ -209,12 +209,12 @@ def test_packed_images_are_told_apart(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """Catches tracebacks of pyarrow, and a half-downloaded array whose first rows would be taken for all."""
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(ValueError, match="train.parquet is no readable parquet file"):
+    with pytest.raises(ValueError, match="train.parquet is not a readable parquet file"):
         _read("easyr1", tmp_path)
     data_sets.write_parquet(tmp_path / "39Krelease.parquet", [], data_sets.CHARTQA)
     with pytest.raises(ValueError, match="has no column question, answer, qid, only image, query"):
         _read("virl39k", tmp_path)
-    for text, message in (('[{"a": 1}, {"a"', "damaged at row 2"), ('{"a": 1}', "is no JSON array")):
+    for text, message in (('[{"a": 1}, {"a"', "damaged at row 2"), ('{"a": 1}', "is not a JSON array")):
         (tmp_path / "vision_r1_llava_cot_full.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             _read("vision_r1_cold", tmp_path)

@@ -1,7 +1,7 @@
 """Geometry3K: the hub's parquet files (hiyouga/geometry3k) or the folders of the original release (InterGPS).
 
-Train, val and test have 2,101, 300 and 601 rows, each with one drawing. The answer is the text of the right choice,
-asked for without the choices, as is usual for RL.
+Train, val and test have 2,101, 300 and 601 rows, each with one drawing. The gold is the text of the right choice; the
+question is asked without the choices, as is usual for RL.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _LETTERS = ("A", "B", "C", "D")
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """Parquet files, or one data.json a question."""
+    """Lists the parquet files, or one data.json a question."""
     if parquet := split_files(root, split, "parquet"):
         return parquet
     return sorted(root.glob(f"{split}/*/data.json"), key=lambda path: (len(path.parent.name), path.parent.name))
 
 
 def rows(path: Path) -> Numbered:
-    """Rows of either layout, under the hub's names."""
+    """Yields the rows of either layout, under the hub's names."""
     if path.suffix == ".parquet":
         return parquet_rows(path, "images", "problem", "answer")
     return iter([(1, _from_folder(path))])
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question. The first release on the hub had no id."""
+    """Parses one question. The first release on the hub had no id."""
     images = images_of(raw["images"], folder)
     if len(images) != 1:
         raise BadRowError(f"{len(images)} images; a question has one", "not one image")

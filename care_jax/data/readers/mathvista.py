@@ -1,7 +1,7 @@
 """MathVista: the hub's parquet files (AI4Math/MathVista). Its testmini split has 1,000 questions; test has no answers.
 
-The prompt is the column `query`, which holds unit, options and the form that is asked for. `question_type` and
-`answer_type` name the kind of the answer; a float is asked for, and compared, with the decimals that the gold has.
+The prompt is the column `query`, which holds unit, options and the requested form. `question_type` and `answer_type`
+name the kind of the answer; a float is requested, and compared, with as many decimals as the gold has.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _KINDS = {"integer": "integer", "float": "rounded", "list": "list", "text": "tex
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """data/<split>-*.parquet."""
+    """Lists data/<split>-*.parquet."""
     return split_files(root, split, "parquet")
 
 
 def rows(path: Path) -> Numbered:
-    """Rows as they are."""
+    """Yields the rows."""
     return parquet_rows(path, "pid", "query", "decoded_image", "choices", "answer", "answer_type", "question_type")
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question. The gold of a choice is the text of an option; a few questions have two options of one text."""
+    """Parses one question. The gold of a choice is an option's text; a few questions have two options of equal text."""
     choices = option_texts(raw["choices"])
     gold, kind = gold_field(raw, "answer"), _KINDS.get(raw["answer_type"])
     if raw["question_type"] == "multi_choice":

@@ -18,24 +18,24 @@ from care_jax.structs import Record
 _FILES = {"vision_r1_llava_cot_full.json": "llava_cot", "vision_r1_mulberry_sft_full.json": "mulberry"}
 _ROLES = (("human", "gpt"), ("user", "assistant"))
 _RESPONSE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-# Both ask for and begin with this; care_jax asks for its own form, so neither stays.
+# Questions ask for this form and answers begin with it; care_jax asks for its own form, so both are stripped.
 _ANSWER_PREFIX = re.compile(r"\s*final answer\s*:\s*", re.IGNORECASE)
 _HINT = re.compile(r"\s*return the final answer as [\"“']?final answer:\s?option[\"”']?\.?\s*$", re.IGNORECASE)
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """One array or both."""
+    """Lists one array or both."""
     return [path for name in _FILES if split == "train" and (path := root / name).is_file()]
 
 
 def rows(path: Path) -> Numbered:
-    """Rows that carry the name of their array as `part`."""
+    """Yields the rows, with the name of their array as `part`."""
     for number, raw in array_rows(path):
         yield number, raw if isinstance(raw, BadRowError) else {**raw, "part": _FILES[path.name]}
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One trace. `images` holds one path, as `image` does in the other array."""
+    """Parses one trace. `images` holds one path, as `image` does in the other array."""
     question, response = _turns(raw.get("conversations"))
     parts = _RESPONSE.fullmatch(response)
     if not parts:
@@ -57,7 +57,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
 
 
 def _turns(conversations: Any) -> tuple[str, str]:
-    """Question and response of a conversation of one turn each."""
+    """Returns question and response of a conversation with one turn each."""
     if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
         raise BadRowError(f"conversations must be a list of turns, not {conversations!r:.80}", "no conversations")
     roles = tuple(turn.get("from") for turn in conversations)
