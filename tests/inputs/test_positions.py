@@ -44,10 +44,12 @@ def test_learned_positions_equal_transformers_bit_for_bit(grid, side):
         torch.tensor([grid]), side, align_corners=True, spatial_merge_size=2
     )
     assert np.array_equal(tables.grid_index, index.numpy())
-    assert tables.grid_weights.dtype == np.float32 and np.array_equal(tables.grid_weights, weights.numpy())
+    assert tables.grid_weights.dtype == np.float32
+    assert np.array_equal(tables.grid_weights, weights.numpy())
 
 
 def test_without_windows_patches_stay_in_reading_order():
+    """Catches windows in a model that has none, and frames that share a segment."""
     tables = patch_tables((2, 6, 8), PatchLayout(merge=2, window=0, side=0))
     assert tables.order.tolist() == tables.vision_index.tolist() == list(range(24))
     assert np.array_equal(tables.patch_position_ids, get_vision_position_ids(torch.tensor([[2, 6, 8]]), 2).numpy())
@@ -153,5 +155,6 @@ def test_mrope_by_hand(case):
 
 
 def test_mrope_refuses_a_mask_that_misses_tokens():
-    with pytest.raises(ValueError, match="3 vision tokens given for grids .* that need 4"):
+    """Catches positions that are read past the end of a run."""
+    with pytest.raises(ValueError, match=r"3 vision tokens given for grids .* that need 4"):
         mrope_position_ids(np.array([0, 1, 1, 1], bool), [(1, 4, 4)], [1.0], merge=2)

@@ -32,14 +32,17 @@ DEFAULTS = {
 
 @pytest.fixture(scope="module")
 def processor(tiny_folder: Path) -> Processor:
+    """The processor of the tiny folder."""
     return load_processor(tiny_folder, **DEFAULTS)
 
 
 def record(prompt: str, *encoded: bytes, **fields) -> Record:
+    """A record about encoded images."""
     return Record("row-7", "test", prompt, encoded, **{"answer": "3", "answer_kind": "integer", **fields})
 
 
 def text_of(processor: Processor, token_ids) -> str:
+    """The decoded tokens."""
     return processor.tokenizer.decode(token_ids)
 
 
@@ -48,6 +51,7 @@ def text_of(processor: Processor, token_ids) -> str:
 
 @pytest.mark.parametrize("encoded", [b"", b"no image", encode(picture(60, 80))[:400]])
 def test_unreadable_image_names_the_record(processor, encoded):
+    """Catches an error that leaves the user searching for the broken image."""
     with pytest.raises(ValueError, match=rf"'row-7'.*{len(encoded)} bytes are not a readable image"):
         encode_prompt(processor, record("<image>?", encoded))
 
@@ -73,6 +77,7 @@ def test_control_tokens_in_the_question_are_refused(processor, text):
 
 @pytest.mark.parametrize(("prompt", "count"), [("no mark", 1), ("<image> one", 2), ("<image><image>", 1)])
 def test_marks_and_images_must_agree(processor, prompt, count):
+    """Catches an image that is dropped in silence, and a mark without an image."""
     with pytest.raises(ValueError, match=rf"'row-7' has \d <image> marks in its prompt and {count} images"):
         encode_prompt(processor, record(prompt, *[encode(picture(56, 56))] * count))
 
@@ -129,6 +134,7 @@ def test_trace_of_the_boxed_format(processor):
     ],
 )
 def test_trace_refuses(processor, fields, message):
+    """Catches a trace that teaches control tokens, and a record without a rationale that is trained on."""
     with pytest.raises(ValueError, match=message):
         encode_trace(processor, record("?", **fields), cue="", response_len=64)
 
@@ -167,6 +173,7 @@ def test_sampled_text_cannot_turn_into_control_tokens(processor):
 
 
 def overlong(processor: Processor, policy: str, **buckets) -> Processor:
+    """The processor with another policy and other buckets."""
     return dataclasses.replace(processor, overlong=policy, **buckets)
 
 
@@ -204,10 +211,13 @@ def test_collate_pads_on_the_right(processor):
     plain = encode_prompt(processor, record("hi"))
     pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
     batch = collate(processor, [plain, pictured])
-    assert batch.token_ids.shape == (2, 64) and batch.patches.shape == (2, 64, 1176)
+    assert batch.token_ids.shape == (2, 64)
+    assert batch.patches.shape == (2, 64, 1176)
     assert batch.prompt_len.tolist() == [len(plain.token_ids), len(pictured.token_ids)]
     assert batch.next_position.tolist() == [plain.next_position, pictured.next_position]
-    assert not batch.window_ids[0].any() and not batch.image_ids[0].any() and not batch.patches[0].any()
+    assert not batch.window_ids[0].any()
+    assert not batch.image_ids[0].any()
+    assert not batch.patches[0].any()
     assert (batch.vision_index[0] == -1).all()
     for example, row in ((plain, 0), (pictured, 1)):
         size, count = len(example.token_ids), len(example.patches)
@@ -217,7 +227,8 @@ def test_collate_pads_on_the_right(processor):
         assert np.array_equal(batch.patches[row, :count], example.patches)
         assert np.array_equal(batch.window_ids[row, :count], example.window_ids)
         assert (batch.token_ids[row, size:] == processor.pad_token_id).all()
-        assert (batch.vision_index[row, size:] == -1).all() and not batch.window_ids[row, count:].any()
+        assert (batch.vision_index[row, size:] == -1).all()
+        assert not batch.window_ids[row, count:].any()
     dtypes = {name: str(value.dtype) for name, value in vars(batch).items()}
     assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches", "grid_weights"}
 
@@ -232,6 +243,8 @@ def test_padding_shares_by_hand(processor):
 
 
 def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
+    """Catches padding to the largest bucket, and a prompt that is cut to fit."""
+
     def with_length(tokens: int) -> Example:
         text = "x" * (tokens - len(encode_prompt(processor, record("")).token_ids))
         return encode_prompt(processor, record(text))
@@ -280,6 +293,7 @@ def test_incomplete_or_contradicting_folders_are_refused(tiny_folder, tmp_path, 
 
 @pytest.mark.parametrize("missing", ["preprocessor_config.json", "tokenizer.json", "chat_template.jinja"])
 def test_missing_files_are_named(tiny_folder, tmp_path, missing):
+    """Catches an error that does not say which file to copy."""
     copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     (copy / missing).unlink()
     with pytest.raises(ValueError, match=f"has no {missing}"):
@@ -322,7 +336,8 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 274, "pad_token_id": 272}))
     loaded = load_processor(copy, **DEFAULTS)
     assert (loaded.image_spec.min_pixels, loaded.image_spec.max_pixels) == (7840, 15680)
-    assert loaded.stop_ids == (274,) and loaded.forbidden_mask[272]
+    assert loaded.stop_ids == (274,)
+    assert loaded.forbidden_mask[272]
 
 
 @pytest.mark.parametrize(
@@ -340,5 +355,6 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
     ],
 )
 def test_settings_outside_what_is_allowed_are_refused(tiny_folder, setting, message):
+    """Catches a bad setting that fails only in the middle of a run."""
     with pytest.raises(ValueError, match=message):
         load_processor(tiny_folder, **{**DEFAULTS, **setting})

@@ -37,21 +37,24 @@ SETTINGS = {
 
 
 class WithoutVideos:
-    """Lets transformers' processors do without their video part, which wants torchvision."""
+    """Lets transformers' processors run without their video part, which needs torchvision."""
 
     def check_argument_for_proper_class(self, argument_name, argument):
+        """Accepts any class."""
         return type(argument)
 
 
-class HubQwen2_5(WithoutVideos, Qwen2_5_VLProcessor):
-    pass
+class HubQwen25(WithoutVideos, Qwen2_5_VLProcessor):
+    """transformers' processor of Qwen2.5-VL, without videos."""
 
 
 class HubQwen3(WithoutVideos, Qwen3VLProcessor):
-    pass
+    """transformers' processor of Qwen3-VL, without videos."""
 
 
 class Family(NamedTuple):
+    """A model folder of one family, as this project and as transformers read it."""
+
     name: str
     processor: Processor
     hub: WithoutVideos
@@ -59,24 +62,27 @@ class Family(NamedTuple):
 
     @property
     def factor(self) -> int:
+        """Pixels a side of one merged token."""
         return FACTOR[self.name]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tiny_folder, tmp_path_factory) -> Family:
+    """Each family, over a tiny folder with its own chat template."""
     name = request.param
     folder = make_folder(name, tiny_folder, tmp_path_factory.mktemp("prompts") / "model")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE[name])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     image_processor.size = {"shortest_edge": 4 * FACTOR[name] ** 2, "longest_edge": 64 * FACTOR[name] ** 2}
-    hub_class = {"qwen2_5_vl": HubQwen2_5, "qwen3_vl": HubQwen3}[name]
+    hub_class = {"qwen2_5_vl": HubQwen25, "qwen3_vl": HubQwen3}[name]
     hub = hub_class(image_processor, tokenizer, None, chat_template=tokenizer.chat_template)
     hub.video_processor = SimpleNamespace(merge_size=2, temporal_patch_size=2)
     return Family(name, load_processor(folder, **SETTINGS), hub, AutoConfig.from_pretrained(folder))
 
 
 def video_of(num_frames: int, height: int, width: int, fps: float = 2.0) -> Video:
+    """A video of random frames."""
     return Video(tuple(map(encode, frames_of(num_frames, height, width))), fps)
 
 
@@ -160,8 +166,11 @@ def test_vision_index_reads_the_picture_in_reading_order(family):
     [(5, 2.0, ["0.2", "1.2", "2.0"]), (2, 0.5, ["1.0"]), (4, 30.0, ["0.0", "0.1"]), (3, 2.4, ["0.2", "0.8"])],
 )
 def test_video_in_the_prompt(family, num_frames, fps, times):
-    """Catches a time of the first frame instead of the middle of two, a run without its own start and end, and the
-    odd frame at the end that is forgotten or counted twice."""
+    """Catches wrong times, wrong runs and a wrong last frame of a video.
+
+    The time is that of the middle of two frames, not of the first; each run has its own start and end; an odd frame at
+    the end is neither forgotten nor counted twice.
+    """
     frames = frames_of(num_frames, 64, 96)
     example = encode_prompt(family.processor, question("a<video>b", videos=(Video(tuple(map(encode, frames)), fps),)))
     grid = media.item_grid(media.VisionItem(tuple(frames), fps), family.processor.image_spec, 10**6)
@@ -190,8 +199,7 @@ def test_video_patches_are_those_of_its_frames(family, num_frames):
 
 
 def test_video_positions_by_hand(family):
-    """Catches a second of video that moves on by another number of positions than config.json says, and frames of
-    Qwen3-VL that do."""
+    """Catches a second of video that takes other positions than config.json says, and frames of Qwen3-VL that take any."""
     record = question("<video>", videos=(video_of(4, 2 * family.factor, 2 * family.factor, fps=1.0),))
     example = encode_prompt(family.processor, record)
     at = np.flatnonzero(example.vision_index >= 0)
@@ -268,6 +276,7 @@ def test_shrinking_holds_for_videos(family):
     ],
 )
 def test_videos_that_are_refused(family, prompt, videos, message):
+    """Catches a bad video that fails deep inside, or is dropped in silence."""
     with pytest.raises(ValueError, match=message):
         encode_prompt(family.processor, question(prompt, videos=videos))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def parts_of(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
     """The token cut into bytes and merged by all ranks below `limit`."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [ranks.get(left + right, limit) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         assert pairs[best] < limit
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
@@ -79,6 +80,7 @@ class Family:
     """A folder with the full vocabulary, read by the processor."""
 
     def __init__(self, name: str, folder: Path, backend: Tokenizer):
+        """Writes the vocabulary into the folder and reads it."""
         self.name = name
         content = json.loads(backend.to_str())
         first = len(content["model"]["vocab"])
@@ -119,6 +121,7 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tiny_folder, tmp_path_factory, backend) -> Family:
+    """Each family, with its own vocabulary."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("qwen") / "model")
     return Family(request.param, folder, backend)
 

@@ -116,7 +116,7 @@ def _open_gold(raw: dict[str, Any]) -> str:
 
 
 def _place_images(prompt: str, raw: dict[str, Any], folder: Path) -> tuple[str, tuple[bytes | Path, ...]]:
-    """Returns the prompt with its pictures in the order of their first mention; unmentioned pictures all come first.
+    """Returns the prompt with its pictures in the order of their first mention, or all first if none is mentioned.
 
     A further mention of a picture becomes "image 1", and this name then also follows the picture itself.
     """
