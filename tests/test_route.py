@@ -15,6 +15,7 @@ from care_jax.run.build import make_processor
 from care_jax import cold_start, train
 from care_jax.data import loader
 from care_jax.inputs.processor import make_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import load_model_config
 from care_jax.run.folder import METRICS_FILE
 from configs import demo
@@ -55,7 +56,7 @@ def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_p
     assert len(moved) > 0.9 * len(before)
 
     processor = make_processor(config)
-    example = processor.encode_prompt(loader.open_source(config, "eval")[0])
+    example = encode_prompt(processor, loader.open_source(config, "eval")[0])
     assert example is not None
     rows = example.vision_index[example.vision_index >= 0]
     unit = load_model_config(hub).vision.merge_unit

@@ -97,7 +97,6 @@ class Session:
     def end_warm_up(self) -> None:
         """Forbids compilations from here on: `finish_step` raises if there was one."""
         stage_key(0, 0, seed=self.config.seed, mesh=self.mesh)
-        _ = self._lr, self.forbidden_mask  # computed on first use, which compiles
         self.supervisor.guard.arm()
 
     def advance(self, state: TrainState) -> None:
