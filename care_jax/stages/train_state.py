@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import optax
 from flax import struct
 
 from care_jax.models import QwenVL
@@ -19,7 +18,7 @@ class TrainState:
 
     step: Array  # [] int32, optimizer-facing steps done (one step = one batch of prompts)
     params: QwenVL  # a module is a pytree
-    opt_state: optax.OptState
+    opt_state: Any  # optax.OptState, whose recursive type no checker can resolve
 
 
 def state_specs(state: TrainState) -> TrainState:
