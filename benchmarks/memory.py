@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from care_jax.stages.programs import abstract_verdicts
 
 from benchmarks.made_model import IMAGE_UNIT, make_prompts, write_folder
 from care_jax import models
@@ -39,7 +38,7 @@ from care_jax.models import QwenVL
 from care_jax.stages.score import masked_logits, score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Prompts, Rollouts, TrainBatch
+from care_jax.structs import Array, Prompts, Rollouts, TrainBatch, Verdicts, abstract
 
 SMALL_VOCABULARY = 512
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+[a-z0-9]*)\[([\d,]+)\]")
@@ -98,7 +97,8 @@ def compile_score(case: Case) -> jax.stages.Compiled:
     """Compiles the scoring pass over the batch's rows."""
     batch = case.batch
     rollouts = Rollouts(batch.token_ids, batch.response_len, batch.logprobs_old, batch.sampled_mask, batch.row_mask)
-    verdicts = abstract_verdicts(*batch.token_ids.shape)
+    batch_size, num_rows, length = batch.token_ids.shape
+    verdicts = abstract(Verdicts, B=batch_size, G=num_rows, R=length)
     sizes: dict[str, Any] = {"temperature": 1.0, "chunk": case.chunk}
     return score.lower(case.model, batch.prompts, rollouts, verdicts, case.forbidden_mask, **sizes).compile()
 

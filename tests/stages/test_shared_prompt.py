@@ -13,7 +13,9 @@ import optax
 import pytest
 
 from care_jax import models
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import subgroup, train_batch
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective, Reflect, Region, Rescue
@@ -91,7 +93,7 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
         question("how many in <image>?", wide),
         question("<image>+1", one),
     ]
-    prompts = processor.collate([processor.encode_prompt(record) for record in records])
+    prompts = collate(processor, [encode_prompt(processor, record) for record in records])
     model = random_model(models.load_model_config(folder))
     sampling = Sampling(R, TEMPERATURE, tuple(range(60, 70)))
     prefix = jax.jit(QwenVL.prefill)(model, prompts)
