@@ -35,11 +35,10 @@ from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
-from care_jax.stages.programs import abstract_verdicts
 from care_jax.stages.score import masked_logits, score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Prompts, Rollouts, TrainBatch
+from care_jax.structs import Array, Prompts, Rollouts, TrainBatch, Verdicts, abstract
 
 SMALL_VOCABULARY = 512
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+[a-z0-9]*)\[([\d,]+)\]")
@@ -98,13 +97,14 @@ def compile_score(case: Case) -> jax.stages.Compiled:
     """Compiles the scoring pass over the batch's rows."""
     batch = case.batch
     rollouts = Rollouts(batch.token_ids, batch.response_len, batch.logprobs_old, batch.sampled_mask, batch.row_mask)
-    verdicts = abstract_verdicts(*batch.token_ids.shape)
+    batch_size, num_rows, length = batch.token_ids.shape
+    verdicts = abstract(Verdicts, B=batch_size, G=num_rows, R=length)
     sizes: dict[str, Any] = {"temperature": 1.0, "chunk": case.chunk}
     return score.lower(case.model, batch.prompts, rollouts, verdicts, case.forbidden_mask, **sizes).compile()
 
 
 def compile_naive_head(case: Case) -> jax.stages.Compiled:
-    """Compiles the head alone as it is usually written, with its gradient: log-softmax over the logits of all tokens."""
+    """Compiles the head as it is usually written, with its gradient: log-softmax over the logits of all tokens."""
 
     def loss(model: QwenVL, hidden: Array, token_ids: Array, forbidden_mask: Array) -> Array:
         logits = masked_logits(model, hidden, forbidden_mask=forbidden_mask, temperature=1.0)

@@ -7,8 +7,8 @@ that run here. Its side is a process that does one job at a time on request, so 
 neither runs while the other is timed.
 
 Rollout: G sampled responses of exactly R tokens to each prompt, from token ids to token ids. Their side is the
-learner's own engine (`RLCluster.generate`), which prefills every copy of a prompt. Both sample at temperature 1 from the whole
-vocabulary; ours also returns the log-probs.
+learner's own engine (`RLCluster.generate`), which prefills every copy of a prompt. Both sample at temperature 1 from
+the whole vocabulary; ours also returns the log-probs.
 
 Update: one GRPO step on all G rows, no KL, AdamW behind a clip, no rematerialised layers on either side, as one
 micro-batch. Their side is `RLCluster.update_actor` with the learner's loss. Our side has the same rows as branches of a

@@ -36,8 +36,7 @@ class Numbers:
         return ""
 
     def bos_id(self) -> None:
-        """Prompts have no first token of their own."""
-        return None
+        """None: prompts get no token in front."""
 
     def eos_id(self) -> int:
         """An id that is never sampled."""

@@ -80,7 +80,7 @@ class Side:
         sample_key, repair_key = jax.random.split(key)
         batch = self.prompts.token_ids.shape[0]
         with timer("rollout"):
-            prefix = rollout.prefill(params, self.prompts)
+            prefix = jax.jit(QwenVL.prefill)(params, self.prompts)
             nothing = rollout.nothing_forced(batch, self.num_branches)
             rollouts = self._generate(params, prefix, nothing, sample_key)
         verdicts = make_verdicts(*rollouts.token_ids.shape)

@@ -24,7 +24,7 @@ from care_jax.parallel.sharding import ROWS, WHOLE, place
 from care_jax.stages import host, rollout, score
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
 from care_jax.stages.update import LossFn, make_update, update_shardings
-from care_jax.structs import Array, Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
+from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
 
 # Folded into the key of a step, one number a stage that draws. Dynamic sampling counts on from ROLLOUT.
 SELECT, REFLECT, ROLLOUT = range(3)
@@ -48,7 +48,7 @@ def _reflect(setup: Setup) -> Callable:
 
 
 def _select(setup: Setup) -> Callable:
-    def select(rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: Array) -> Subgroup:
+    def select(rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: jax.Array) -> Subgroup:
         return select_subgroup(
             correct=verdicts.correct,
             think_len=verdicts.think_mask.sum(-1, dtype=jnp.int32),

@@ -28,7 +28,7 @@ class Group:
     num_negatives: int
 
 
-# Section 1.4: the outcome of a prompt.
+# Section 1, item 4: the outcome of a prompt.
 def classify(correct: Sequence[bool]) -> int:
     right = 0
     for is_correct in correct:
@@ -212,7 +212,7 @@ def policy_loss(
     row_mask,
     objective: Objective,
 ) -> float:
-    """Arrays of rows [N, R]; rows with row_mask False are as if absent. The mean is over all rows given."""
+    """Arrays of rows [rows, R]; rows with row_mask False are as if absent. The mean is over all rows given."""
     num_rows, num_tokens = 0, 0
     for i in range(len(row_mask)):
         if row_mask[i]:

@@ -51,6 +51,7 @@ class Evaluator:
         model: QwenVL,
         mesh: Mesh,
     ) -> None:
+        """Compiles the programs of an evaluation for every bucket."""
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
         self._decoder, self._mesh = Decoder(config, processor, model, mesh), mesh

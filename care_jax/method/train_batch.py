@@ -18,13 +18,13 @@ REFLECTED_SLOT = 1  # the nearest negative
 class Reflection:
     """One reflected response a group, ready to take the place of the nearest negative."""
 
-    tried: Bool[Array, " B"]
+    tried: Bool[Array, "B"]
     token_ids: Int32[Array, "B R"]
-    response_len: Int32[Array, " B"]
+    response_len: Int32[Array, "B"]
     sampled_mask: Bool[Array, "B R"]  # False at forced tokens
     logprobs_old: Float32[Array, "B R"]  # under the context the update conditions on
-    correct: Bool[Array, " B"]
-    rewards: Float32[Array, " B"]
+    correct: Bool[Array, "B"]
+    rewards: Float32[Array, "B"]
     think_mask: Bool[Array, "B R"]
     answer_mask: Bool[Array, "B R"]
 

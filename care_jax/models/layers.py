@@ -13,6 +13,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Int32
 
 from care_jax.parallel.collectives import lookup, sum_parts
 from care_jax.parallel.sharding import mesh_axes
@@ -46,24 +47,20 @@ def stack(make: Callable[[nnx.Rngs], M], count: int, *, rngs: nnx.Rngs) -> M:
     """`count` modules as one, whose parameters have a leading axis "layers", to be scanned."""
     stacked = jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
-    def with_axis(param: nnx.Param) -> nnx.Param:
+    def with_axis(param: nnx.Param) -> nnx.Variable:
         axes = param.get_metadata("out_sharding", None)
         return param if axes is None else param.replace(out_sharding=("layers", *axes))
 
     return jax.tree.map(with_axis, stacked, is_leaf=lambda node: isinstance(node, nnx.Param))
 
 
-def _align(vector: Array, x: Array) -> Array:
-    """A [channels] vector with x's rank and type, so that no rank or type is promoted silently."""
+def _align(vector: Float[Array, "width"], x: Float[Array, "*batch width"]) -> Float[Array, "*ones width"]:
+    """Gives a vector x's rank and type, so that no rank or type is promoted silently."""
     return jnp.expand_dims(vector.astype(x.dtype), tuple(range(x.ndim - 1)))
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, over the last axis.
-
-    `axes` are the kernel's logical axes; the bias has the second one, or `bias_axis` where that is another.
-    `from_parts`: inside a program on shards x and the kernel's rows are parts, and the result is summed over them.
-    """
+    """y = x @ kernel + bias, over the last axis."""
 
     def __init__(
         self,
@@ -77,13 +74,26 @@ class Linear(nnx.Module):
         init_scale: float = 1.0,
         from_parts: bool = False,
     ):
+        """Makes the parameters with `rngs`.
+
+        Args:
+            in_features: length of the last axis of x.
+            out_features: length of the last axis of y.
+            axes: logical axes of the kernel.
+            use_bias: whether there is a bias.
+            rngs: makes the kernel.
+            bias_axis: logical axis of the bias; by default the kernel's second one.
+            init_scale: factor of the kernel's initial values.
+            from_parts: inside a program on shards x and the kernel's rows are parts, and y is the sum over them.
+        """
         init = jax.nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
         self.kernel = make_param(init(rngs.params(), (in_features, out_features), jnp.float32), *axes)
         bias = (bias_axis or axes[1]) if use_bias else None
         self.bias = make_param(jnp.zeros((out_features,), jnp.float32), bias) if bias else None
         self.from_parts = from_parts
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Applies the layer."""
         # Two dimensions: with three, XLA's CPU backend takes twice as long for the kernel's gradient.
         flat = x.reshape(-1, x.shape[-1])
         y = (flat @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
@@ -92,25 +102,29 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a [V, D] table."""
+    """A table whose rows are looked up."""
 
     def __init__(self, num_embeddings: int, features: int, *, axes: tuple[str, str], rngs: nnx.Rngs):
+        """Makes the table with `rngs`; `axes` are its logical axes."""
         init = jax.nn.initializers.normal(features**-0.5)
         self.shape = (num_embeddings, features)
         self.weight = make_param(init(rngs.params(), self.shape, jnp.float32), *axes)
 
-    def __call__(self, token_ids: Array, dtype: jnp.dtype) -> Array:
-        return lookup(self.weight[...], token_ids, self.shape, dtype)
+    def __call__(self, ids: Int32[Array, "*batch"], dtype: jnp.dtype) -> Float[Array, "*batch width"]:
+        """The rows `ids`, in `dtype`."""
+        return lookup(self.weight[...], ids, self.shape, dtype)
 
 
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps) * weight; statistics in float32, the product with weight in x's type as in Qwen."""
 
     def __init__(self, features: int, *, axis: str, eps: float):
+        """Makes the parameters; `axis` is their logical axis."""
         self.weight = make_param(jnp.ones((features,), jnp.float32), axis)
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Applies the norm."""
         x32 = x.astype(jnp.float32)
         variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
         normed = (x32 * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
@@ -121,11 +135,13 @@ class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(variance + eps) * weight + bias, all of it in float32 as in PyTorch."""
 
     def __init__(self, features: int, *, axis: str, eps: float):
+        """Makes the parameters; `axis` is their logical axis."""
         self.weight = make_param(jnp.ones((features,), jnp.float32), axis)
         self.bias = make_param(jnp.zeros((features,), jnp.float32), axis)
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Applies the norm."""
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
@@ -134,10 +150,7 @@ class LayerNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)); SwiGLU if act is "silu". `in_parts`: its channels are divided over tensor.
-
-    `axes` are the logical axes of the width and of the channels; `bias_axis` is that of down's bias.
-    """
+    """down(act(gate(x)) * up(x)); SwiGLU if act is "silu"."""
 
     def __init__(
         self,
@@ -152,6 +165,19 @@ class GatedMLP(nnx.Module):
         bias_axis: str | None = None,
         in_parts: bool = False,
     ):
+        """Makes the parameters with `rngs`.
+
+        Args:
+            features: length of the last axis of x.
+            intermediate: number of channels.
+            axes: logical axes of these two.
+            act: one of ACTIVATIONS.
+            use_bias: whether the three layers have biases.
+            rngs: makes the kernels.
+            init_scale: factor of the initial values of down's kernel.
+            bias_axis: logical axis of down's bias; by default that of the features.
+            in_parts: inside a program on shards the channels are divided over tensor.
+        """
         self.act = act
         self.gate_proj = Linear(features, intermediate, axes=axes, use_bias=use_bias, rngs=rngs)
         self.up_proj = Linear(features, intermediate, axes=axes, use_bias=use_bias, rngs=rngs)
@@ -166,17 +192,20 @@ class GatedMLP(nnx.Module):
             from_parts=in_parts,
         )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Applies the layer."""
         return self.down_proj(ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
 
 
 def residual_init_scale(num_layers: int) -> float:
-    """Of the projections that write into the residual stream: 2 a layer, so its variance stays that of the input."""
+    """Scales the two projections of a layer that write into the residual stream, so that its variance stays."""
     return (2 * num_layers) ** -0.5
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding by halves (not even/odd pairs). x [..., heads, C]; cos, sin [..., C]."""
+def rotate(
+    x: Float[Array, "*batch heads C"], cos: Float[Array, "*batch C"], sin: Float[Array, "*batch C"]
+) -> Float[Array, "*batch heads C"]:
+    """Applies a rotary embedding by halves (not even/odd pairs)."""
     half = x.shape[-1] // 2
     turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Float32
 
 from care_jax.models.attention import windowed_attention
 from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, residual_init_scale, stack
@@ -24,6 +26,7 @@ class VisionBlock(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         self.norm1 = RMSNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
         self.norm2 = RMSNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
         self.attn = VisionAttention(config, rngs=rngs)
@@ -38,7 +41,10 @@ class VisionBlock(nnx.Module):
             init_scale=residual_init_scale(config.depth),
         )
 
-    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend) -> Array:
+    def __call__(
+        self, x: Float[Array, "B I width"], cos: Float32[Array, "B I C"], sin: Float32[Array, "B I C"], attend: Attend
+    ) -> Float[Array, "B I width"]:
+        """Runs the block; `cos` and `sin` are the rotary tables."""
         x = x + self.attn(self.norm1(x), cos, sin, attend)
         return x + self.mlp(self.norm2(x))
 
@@ -47,6 +53,7 @@ class PatchMerger(nnx.Module):
     """Joins the patches of a merged token: norm, concatenate, two linears with the exact (erf) GELU between."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         merged = config.hidden_size * config.merge_unit
         self.merge_unit = config.merge_unit
         self.ln_q = RMSNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
@@ -55,9 +62,9 @@ class PatchMerger(nnx.Module):
             merged, config.out_hidden_size, axes=("vision_merged", "vision_out"), use_bias=True, rngs=rngs
         )
 
-    def __call__(self, x: Array) -> Array:
-        x = self.ln_q(x)
-        x = x.reshape(x.shape[0], x.shape[1] // self.merge_unit, -1)
+    def __call__(self, x: Float[Array, "B I width"]) -> Float[Array, "B U D"]:
+        """Merges patches that lie side by side."""
+        x = einops.rearrange(self.ln_q(x), "b (u patch) width -> b u (patch width)", patch=self.merge_unit)
         return self.fc2(ACTIVATIONS["gelu"](self.fc1(x)))
 
 
@@ -65,6 +72,7 @@ class VisionTower(nnx.Module):
     """Patches to merged features in the decoder's width."""
 
     def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         self.config = config
         self.remat = remat
         self.attention = attention
@@ -78,8 +86,8 @@ class VisionTower(nnx.Module):
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
         """Features in window order; rows of padding are finite and unread."""
-        prompts = own_patches(prompts)
-        cos, sin = rotary_tables(prompts.patch_position_ids, self.config)
+        own = own_patches(prompts)
+        cos, sin = rotary_tables(own.position_ids, self.config)
         is_full = jnp.isin(jnp.arange(self.config.depth), jnp.asarray(self.config.fullatt_block_indexes))
 
         def block(x: Array, layer: tuple[VisionBlock, Array]) -> tuple[Array, None]:
@@ -95,7 +103,7 @@ class VisionTower(nnx.Module):
             return gather(module, dtype)(x, cos, sin, attend), None
 
         block = jax.checkpoint(block) if self.remat else block
-        x = gather(self.patch_embed, dtype)(prompts.patches.astype(dtype))
+        x = gather(self.patch_embed, dtype)(own.patches.astype(dtype))
         x, _ = jax.lax.scan(block, x, (self.blocks, is_full))
         merged = join_parts(gather(self.merger, dtype)(x), axis=1)
         return VisionFeatures(merged=merged, deepstack=jnp.zeros((0, *merged.shape), merged.dtype))

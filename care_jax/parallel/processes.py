@@ -1,8 +1,8 @@
-"""Several processes of one run: how they find each other, and how they stay of one mind.
+"""Several processes of one run: how they find each other, and how all of them take the same decisions.
 
 The programs on the devices are the same everywhere, and the host code around them runs on every process with the same
-data. What only one process knows (a signal, a verdict, a file) is exchanged before anything is decided from it, so all
-take the same steps; only the first writes.
+data. If only one process knows something (a signal, a verdict, a file), it is exchanged before anything is decided from
+it, so all take the same steps; only the first writes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ U = TypeVar("U")
 
 
 def connect() -> None:
-    """Joins the other processes; does nothing for a program that is alone. Before anything else of JAX.
+    """Joins the other processes; does nothing for a program that is alone. Call it before anything else of JAX.
 
     On TPU slices, SLURM and Open MPI, JAX finds the others. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
 
     Raises:
         ValueError: one of the three without the others, or no numbers.
@@ -55,12 +55,12 @@ def connect() -> None:
 
 
 def is_alone() -> bool:
-    """Whether there is no other process; known without asking for devices."""
+    """True if there is no other process; does not ask for devices."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def is_first() -> bool:
-    """Whether this process writes what the run leaves behind."""
+    """True if this process writes the run folder."""
     return is_alone() or jax.process_index() == 0
 
 
@@ -81,9 +81,9 @@ def exchange(value: T) -> list[T]:
 
 
 def together(call: Callable[[], T]) -> T:
-    """`call()` on each process; where it raises ValueError on one, all raise it.
+    """Runs `call` on each process; if it raises ValueError on one, all raise it.
 
-    Else those for which it went well would wait for others who have ended.
+    Otherwise the processes on which it succeeds would wait for others that have ended.
     """
     problem = None
     try:
@@ -99,7 +99,7 @@ def together(call: Callable[[], T]) -> T:
 
 
 def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
-    """`work(items)`, a result for each item, with each process doing its part of the items; all get all results."""
+    """Runs `work(items)`, which gives a result for each item: each process does a part, and all get all results."""
     if is_alone():
         return list(work(items))
     count = jax.process_count()

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, and the one table from parameters to its axes.
+"""The division of arrays among devices: the axes of the mesh, and the one table from a parameter's axes to them.
 
     axis     divides                                  parameters
     data     prompts                                  repeated
@@ -8,8 +8,8 @@
              the vision tower's patches               the vision tower repeated
 
 The leading axis of everything else is the prompt, so a group of rollouts lies whole on one shard. Shardings are made
-here and programs compiled for them; what a program communicates is written in collectives.py, and the compiler is left
-nothing to choose. Nothing here is global: a mesh is made once and handed on.
+here and programs compiled for them; what a program communicates is written in collectives.py, and nothing is left to
+the compiler's choice. Nothing here is global: a mesh is made once and passed on.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def map_params(function: Callable[[tuple[str, ...], Any], T], tree: Any) -> Any:
 def _own_axes(name: str, axes: tuple[str, ...], x: Any) -> tuple[str, ...]:
     """Axes of `x`, which has all of its parameter's `axes`, those behind "layers", or none."""
     missing = len(axes) - x.ndim
-    if x.ndim and axes[: max(missing, 0)] not in ((), ("layers",)) or missing < 0:
+    if missing < 0 or (x.ndim and axes[:missing] not in ((), ("layers",))):
         raise ValueError(f"{name} has shape {x.shape}, but its parameter's logical axes are ({', '.join(axes)})")
     return axes[missing:]
 
@@ -152,7 +152,7 @@ def named(mesh: Mesh, specs: Any) -> Any:
 
 
 def is_addressable(mesh: Mesh) -> bool:
-    """Whether all devices of the mesh are this process's."""
+    """True if all devices of the mesh belong to this process."""
     return NamedSharding(mesh, WHOLE).is_fully_addressable
 
 
@@ -184,6 +184,6 @@ def on_shards(mesh: Mesh | None, function: Callable, specs: Callable[..., tuple[
 
 
 def round_up(num_rows: int, mesh: Mesh) -> int:
-    """The least number of rows from `num_rows` on that the mesh divides."""
+    """The smallest number of rows, at least `num_rows`, that the mesh divides."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-num_rows // shards) * shards

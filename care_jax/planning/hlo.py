@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from care_jax.planning.hlo_text import Computation, Instruction, parse_module
+from care_jax.planning.hlo_text import Buffer, Computation, Instruction, parse_module
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "copy-done", "slice-done"}

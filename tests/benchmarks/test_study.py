@@ -295,7 +295,10 @@ def test_only_names_runs() -> None:
     """Catches a mistyped --only, which would only write the page again, and a traceback."""
     runs = study_main.plan(small_study)
     assert [run.arm for run in study_main.chosen(runs, "care/0/training")] == ["care"]
-    for only, message in (("(", "no regular expression"), ("sft", "finds none of the study's runs, as tiny/grpo/0/tr")):
+    for only, message in (
+        ("(", "not a regular expression"),
+        ("sft", "selects none of the study's runs, for example tiny/grpo/0/tr"),
+    ):
         with pytest.raises(ValueError, match=message):
             study_main.chosen(runs, only)
 
@@ -318,7 +321,7 @@ def test_what_was_recorded_is_kept(tmp_path: Path) -> None:
         assert len(study_main.read_records(tmp_path)) == kept.count("a")
         assert path.read_text() == kept
     path.write_text('{"a": 1}\nx\n{"a": 2}\n')
-    with pytest.raises(ValueError, match=r"runs.jsonl:2 is no record"):
+    with pytest.raises(ValueError, match=r"runs.jsonl:2 is not a record"):
         study_main.read_records(tmp_path)
     assert path.read_text() == '{"a": 1}\nx\n{"a": 2}\n'
 
@@ -340,7 +343,7 @@ def test_a_study_that_is_stopped_leaves_no_run_behind(tmp_path: Path) -> None:
     process.terminate()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "stopped: the same command goes on" in said
+    assert "stopped: run the same command again to resume" in said
     assert not running()
     assert not list((tmp_path / "work").glob("**/checkpoints/2"))
 
@@ -397,8 +400,8 @@ def test_page_by_hand(tmp_path: Path) -> None:
     lines = (tmp_path / "README.md").read_text().splitlines()
     # GRPO's curve ends with a rise from 50 to 60, or 52 to 62. CARE with equal weights samples twice as much and is at
     # equal tokens but at its second evaluation, with half a rise from 50 to 52, or 54.
-    start = "Three skills: 50.0 % of held-out answers are right after the cold start, 56.0 % with GRPO. Points more or "
-    assert f"{start}less at equal tokens: CARE -10.0 ± 0.0; CARE, equal weights -3.8 ± 0.6." in lines
+    start = "Three skills: 50.0 % of held-out answers are right after the cold start, 56.0 % with GRPO. Difference "
+    assert f"{start}in points at equal tokens: CARE -10.0 ± 0.0; CARE, equal weights -3.8 ± 0.6." in lines
     assert "42 of 43 runs are made: no figure or verdict here is final." in lines
 
     def cells(start: str) -> list[str]:
@@ -409,14 +412,14 @@ def test_page_by_hand(tmp_path: Path) -> None:
     assert cells("CARE | 3")[-1] == "never"
     claims = {
         "CARE is better than GRPO": [study_claims.FAILS, "46.0 against 56.0: -10.0 ± 0.0, 3 seeds at equal tokens; "],
-        "Equalisation helps": [study_claims.OPEN, "–"],
+        "Equalisation helps": [study_claims.OPEN, study_claims.MISSING],
         "The cue repairs more failures than none": [study_claims.HOLDS, "50.0 against 20.0: +30.0 ± 0.0, 3 seeds"],
         "Without reflection, more groups give a gradient than with GRPO": [
             study_claims.HOLDS,
             "75.0 against 50.0: +25",
         ],
         "With reflection, more groups give a gradient than with GRPO": [study_claims.OPEN, "50.0 against 50.0: +0.0"],
-        "For its mean the gradient has less noise than GRPO's": [
+        "With equal weights, CARE's gradient has less noise relative to its mean than GRPO's": [
             study_claims.FAILS,
             "noise scale 53 against 13 prompts: 4.00 (4.00 to 4.00) times, 3 seeds",
         ],
@@ -424,9 +427,9 @@ def test_page_by_hand(tmp_path: Path) -> None:
     for claim, (verdict, figure) in claims.items():
         found = cells(f"{claim} | three skills")
         assert (found[2], found[3][: len(figure)]) == (verdict, figure)
-    assert [line.partition(": ")[2] for line in lines if line.startswith("Claims ")] == [
-        "holds here 1, does not 2, cannot be told at this size 12.",  # with a figure of the paper's
-        "holds here 1, does not 4, cannot be told at this size 29.",
+    assert [line.partition(": ")[2] for line in lines if "counted once a task" in line] == [
+        "supported 1, contradicted 2, inconclusive 12.",  # with a figure in the paper
+        "supported 1, contradicted 4, inconclusive 29.",
     ]
     costs = cells("CARE, equal weights | 0 | 0")
     assert costs[8:] == ["4000", "2.00", "0.0 ± 0.0", "1.00 ± 0.00", "1.00"]
@@ -464,7 +467,7 @@ def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"arm": "dapo"}, "has tiny/dapo/0/training, which the study does not ask for"),
+        ({"arm": "dapo"}, "has tiny/dapo/0/training, which is not in the study"),
         ({"settings": {"optimizer.lr": 1.0, "later": 0}}, "has tiny/care/0/training with another optimizer.lr than"),
         ({"settings": {"cold_start.train.prompts": 65}}, "with another cold_start.train.prompts than"),
         ({"cold_start": "other"}, "has tiny/care/0/training from another cold start than tiny/grpo/0"),

@@ -20,6 +20,7 @@ from care_jax.data import loader
 from care_jax.inputs.batch import Example, collate
 from care_jax.inputs.processor import Processor, make_processor
 from care_jax.inputs.prompts import encode_prompt
+from care_jax.models import QwenVL
 from care_jax.stages import rollout
 from configs import demo
 from convert import jax_to_hf
@@ -33,6 +34,7 @@ class HubProcessor(Qwen2_5_VLProcessor):
     """transformers' processor without its video part, which wants torchvision."""
 
     def check_argument_for_proper_class(self, argument_name, argument):
+        """Takes any part."""
         return type(argument)
 
 
@@ -60,7 +62,7 @@ def _own_answers(task: SmallTask, params: dict[str, np.ndarray]) -> tuple[Proces
     prompts = jax.device_put(collate(processor, examples))
     answers = rollout.generate(
         model,
-        rollout.prefill(model, prompts),
+        jax.jit(QwenVL.prefill)(model, prompts),
         rollout.nothing_forced(NUM_PROMPTS, 1),
         jax.device_put(processor.forbidden_mask),
         jax.random.key(0),

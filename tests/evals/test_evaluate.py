@@ -105,7 +105,8 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
             mesh=jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")),
         )
         summary = evaluator.run(None, limit=0, write=items.append)
-    assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3) and summary["eval/num_dropped"] == 1
+    assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
+    assert summary["eval/num_dropped"] == 1
     assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
     assert "1 of 3 held-out prompts" in caplog.text
 
@@ -117,4 +118,5 @@ def test_mean_is_over_sources() -> None:
         for source, correct in (("a", False), ("b", True))
     ]
     summary = evaluate._summarise([wrong, wrong, wrong, right])
-    assert summary["eval/accuracy/mean"] == 0.5 and summary["eval/unparsed_rate"] == 0.0
+    assert summary["eval/accuracy/mean"] == 0.5
+    assert summary["eval/unparsed_rate"] == 0.0

@@ -27,6 +27,7 @@ TEXTS = [
 
 @pytest.fixture
 def objective() -> Objective:
+    """CARE with a short cue and short rationales."""
     return record(objectives.care, **SHORT)
 
 
@@ -131,8 +132,7 @@ def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor):
 
 
 def test_rewrite_keeps_what_was_sampled(tiny_processor, objective):
-    """Catches a stop token after a cut-off one, one that no longer fits and counts as whole, and log-probs of another
-    context."""
+    """Catches a stop token after a cut-off response, a cut one that counts as whole, another context's log-probs."""
     encode = functools.partial(encode_rewrite, tiny_processor)
     repaired = "2</think><answer>2</answer>"
     rows = [encode(repaired), encode(repaired)[:-1], [], encode("22" + repaired)]

@@ -21,7 +21,7 @@ from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import decoder
 from care_jax.models.attention import segment_attention
-from care_jax.models.vision import rotary_tables
+from care_jax.models.vision import own_patches, rotary_tables
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
 from care_jax.structs import Prompts, Record, Video
@@ -132,7 +132,7 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
     tower, config = model.visual, model.config
     cos, sin = rotary_tables(prompts.patch_position_ids, config.vision)
     blocks = [tower.patch_embed(prompts.patches)]
-    x = blocks[0] + tower._learned_positions(prompts) if config.vision.grid_side else blocks[0]
+    x = blocks[0] + tower._learned_positions(own_patches(prompts)) if config.vision.grid_side else blocks[0]
     for index in range(config.vision.depth):
         whole = not config.vision.window_size or index in config.vision.fullatt_block_indexes
         ids = prompts.image_ids if whole else prompts.window_ids
@@ -240,7 +240,7 @@ def test_bfloat16_stays_as_near_as_transformers(family):
     config = dataclasses.replace(model.config, compute_dtype="bfloat16")
     rough = models.params_from_dict(config, models.params_to_dict(model))
     exact, ours = (
-        np.asarray(jax.nn.log_softmax(each.logits(rollout.prefill(each, prompts).last_hidden)))
+        np.asarray(jax.nn.log_softmax(each.logits(jax.jit(QwenVL.prefill)(each, prompts).last_hidden)))
         for each in (model, rough)
     )
     low = copy.deepcopy(oracle).to(torch.bfloat16)
@@ -270,7 +270,7 @@ def test_greedy_generation_equals_transformers(family):
     forbidden = processor.forbidden_mask  # an image token would want an image
     ours = rollout.generate(
         model,
-        rollout.prefill(model, prompts),
+        jax.jit(QwenVL.prefill)(model, prompts),
         rollout.nothing_forced(len(names), 1),
         jnp.asarray(forbidden),
         jax.random.key(0),

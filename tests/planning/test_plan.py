@@ -19,7 +19,7 @@ from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
 from care_jax.planning.estimate import PARTS, Plan, StageMemory
-from configs import care_qwen2_5_vl_7b
+from configs import qwen2_5_vl
 from tests.end_to_end import TINY, run_forked
 
 MESH = {"data": 1, "fsdp": 2, "tensor": 2}
@@ -51,7 +51,9 @@ def test_forced_tokens_of_a_rewrite_are_dropped(train_on, dropped):
     """Catches a repair that shares its room with tokens which the update never sees, and one that loses them."""
     config = tiny(objective__reflect__train_on=train_on)
     model = estimate.planned_model(config)
-    setup = estimate.planned_setup(config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    setup = estimate.planned_setup(
+        config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    )
     stages = {stage.name: stage for stage in step.STEP.when(config).stages}
     assert stages["reflect"].function(setup).keywords["sampling"].drop_forced == dropped
     assert not stages["rollout"].function(setup).keywords["sampling"].drop_forced
@@ -134,7 +136,7 @@ def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int],
 
 def test_changes_name_a_setting_and_what_it_saves():
     """Catches advice that does not touch the stage that is too large, or that the run cannot follow."""
-    config = care_qwen2_5_vl_7b.get_config()
+    config = qwen2_5_vl.size_7b()
     config.train.update(prompts=256, microbatches=2)
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     update = fake(config, "v5p:2x2x2", mesh, "update", params=8, optimizer=16, reference=8, gradients=8, activations=60)
@@ -153,7 +155,7 @@ def test_changes_name_a_setting_and_what_it_saves():
 
 def test_candidates_of_a_sweep():
     """Catches a sweep that compiles what cannot fit, misses the mesh that does, or starts with the slow ones."""
-    config = care_qwen2_5_vl_7b.get_config()
+    config = qwen2_5_vl.size_7b()
     tried = advice.candidates(config, "v5e:16x16")
     # 7.6 billion decoder weights in two bytes do not fit into 15.75 GiB beside the rest.
     assert tried and all(c.mesh.tensor > 1 for c in tried)
@@ -214,7 +216,7 @@ def test_command_line(tmp_path: Path):
 def test_the_7b_on_eight_chips():
     """Catches a change that makes full CARE on the 7B too large for a slice that holds it, parameters of all layers
     gathered at once, logits of all tokens, and sums that send twice as much as they must."""
-    config = care_qwen2_5_vl_7b.get_config()
+    config = qwen2_5_vl.size_7b()
     config.train.update(prompts=256, microbatches=4)
     planned = estimate.make_plan(config, "v5p:2x2x2")
     figures = planned.to_json()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from care_jax.models import decoder, qwen_vl
+from care_jax.models import QwenVL, decoder, qwen_vl
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Forced, Rollouts, Verdicts
@@ -39,7 +39,7 @@ def run(tiny_model, tiny_prompts, tiny_processor):
 
     def run(sampling: Sampling, forced: Forced, forbidden=tiny_processor.forbidden_mask, rows=slice(None)) -> Scored:
         prompts = jax.tree.map(lambda x: x[rows], tiny_prompts)
-        prefix = rollout.prefill(tiny_model, prompts)
+        prefix = jax.jit(QwenVL.prefill)(tiny_model, prompts)
         forbidden = jnp.asarray(forbidden)
         rollouts = rollout.generate(tiny_model, prefix, forced, forbidden, KEY, sampling=sampling)
         logprobs, argmax = teacher_forced(
@@ -226,7 +226,7 @@ def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_model, tiny_
     monkeypatch.setattr(qwen_vl, "_CACHED", 0)
     alone = copy.copy(tiny_model)
     alone.config = dataclasses.replace(tiny_model.config, scan_decoding=False)
-    prefix = rollout.prefill(tiny_model, tiny_prompts)
+    prefix = jax.jit(QwenVL.prefill)(tiny_model, tiny_prompts)
     assert len(alone.in_stacks(prefix)[0]) == 3 and len(tiny_model.in_stacks(prefix)[0]) == 1
     sampling, forbidden = (
         dataclasses.replace(SAMPLED, compact_shares=(0.5,)),
@@ -244,7 +244,7 @@ def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_
     """Catches states that are one token off, lost in the smaller batch, or of another distribution."""
     sampling = dataclasses.replace(SAMPLED, compact_shares=(0.5,), keep_states=True)
     forbidden = jnp.asarray(tiny_processor.forbidden_mask)
-    prefix = rollout.prefill(tiny_model, tiny_prompts)
+    prefix = jax.jit(QwenVL.prefill)(tiny_model, tiny_prompts)
     nothing = rollout.nothing_forced(3, J)
     rollouts = rollout.generate(tiny_model, prefix, nothing, forbidden, KEY, sampling=sampling)
     row = rollouts.finished

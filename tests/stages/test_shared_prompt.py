@@ -96,7 +96,7 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
     prompts = collate(processor, [encode_prompt(processor, record) for record in records])
     model = random_model(models.load_model_config(folder))
     sampling = Sampling(R, TEMPERATURE, tuple(range(60, 70)))
-    prefix = rollout.prefill(model, prompts)
+    prefix = jax.jit(QwenVL.prefill)(model, prompts)
     forbidden = jnp.asarray(processor.forbidden_mask)
     nothing = rollout.nothing_forced(len(records), G)
     rollouts = rollout.generate(model, prefix, nothing, forbidden, jax.random.key(1), sampling=sampling)
@@ -270,7 +270,7 @@ def test_repairs_are_scored_as_they_were_sampled(case):
         active=jnp.asarray(TRIED[:, None]),
     )
     forbidden = jnp.asarray(case.forbidden_mask)
-    prefix = rollout.prefill(case.model, case.prompts)
+    prefix = jax.jit(QwenVL.prefill)(case.model, case.prompts)
     sampling = Sampling(R, TEMPERATURE, ())
     repaired = rollout.generate(case.model, prefix, forced, forbidden, jax.random.key(5), sampling=sampling)
     row = jnp.zeros((size, 1), bool)
