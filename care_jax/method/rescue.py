@@ -15,7 +15,7 @@ from care_jax.structs import Array
 
 def choose_pseudo_anchor(
     logprobs_old: Float[Array, "B G R"], sampled_mask: Bool[Array, "B G R"], rank_by: RankBy
-) -> Int32[Array, " B"]:
+) -> Int32[Array, "B"]:
     """Picks the rollout that the old policy finds most likely (docs/method.md section 4).
 
         score = sum_t logprobs_old                    rank_by "sum" (published; favours short responses)
@@ -39,7 +39,7 @@ def choose_pseudo_anchor(
     return jnp.where(num_tokens > 0, score, -jnp.inf).argmax(axis=1).astype(jnp.int32)
 
 
-def pseudo_rewards(valid: Bool[Array, "B S"], num_negatives: Int32[Array, " B"], delta: float) -> Float32[Array, "B S"]:
+def pseudo_rewards(valid: Bool[Array, "B S"], num_negatives: Int32[Array, "B"], delta: float) -> Float32[Array, "B S"]:
     """Gives +delta to the pseudo-anchor and -delta / K' to each representative (docs/method.md section 4).
 
     The rewards of a group sum to 0.

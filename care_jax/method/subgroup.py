@@ -25,7 +25,7 @@ from care_jax.structs import Array, Outcome, Subgroup
 NO_RANK = jnp.iinfo(jnp.int32).max  # above every slot and every M, whatever G is
 
 
-def classify(correct: Bool[Array, "B G"]) -> Int32[Array, " B"]:
+def classify(correct: Bool[Array, "B G"]) -> Int32[Array, "B"]:
     """Names the outcome of each group, a value of `Outcome` (docs/method.md section 1, item 4)."""
     outcome = jnp.where(correct.all(axis=1), Outcome.ALL_CORRECT, Outcome.MIXED)
     return jnp.where(correct.any(axis=1), outcome, Outcome.ALL_WRONG).astype(jnp.int32)
@@ -36,7 +36,7 @@ def choose_anchor(
     think_len: Int32[Array, "B G"],
     answer_len: Int32[Array, "B G"],
     response_len: Int32[Array, "B G"],
-) -> Int32[Array, " B"]:
+) -> Int32[Array, "B"]:
     """Picks the correct rollout with the fewest think tokens (docs/method.md section 2).
 
     Ties go to the fewest answer tokens, then to the lowest index. A span of length 0 is missing or empty and counts as
@@ -74,7 +74,7 @@ def state_distances(think_states: Float[Array, "B G D"]) -> Float32[Array, "B G 
 
     def gram(states: Float32[Array, "... G D"]) -> Float32[Array, "... G G"]:
         # The default precision of a TPU multiplies in bfloat16, which reorders near neighbours.
-        return jnp.einsum("...id,...jd->...ij", states, states, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("...gd,...zd->...gz", states, states, precision=jax.lax.Precision.HIGHEST)
 
     # XLA's batched product of many small matrices is about five times slower on a CPU than one after the other.
     return -jax.lax.platform_dependent(states, cpu=lambda states: jax.lax.map(gram, states), default=gram)
@@ -83,8 +83,8 @@ def state_distances(think_states: Float[Array, "B G D"]) -> Float32[Array, "B G 
 def farthest_first(
     distances: Float32[Array, "B G G"],
     pool: Bool[Array, "B G"],
-    start: Int32[Array, " B"],
-    count: Int32[Array, " B"],
+    start: Int32[Array, "B"],
+    count: Int32[Array, "B"],
     max_count: int,
 ) -> Bool[Array, "B G"]:
     """Spreads greedily: takes the row of the pool whose smallest distance to those chosen is largest, again and again.
@@ -115,7 +115,7 @@ def farthest_first(
 def select_negatives(
     *,
     distances: Float32[Array, "B G G"],
-    anchor: Int32[Array, " B"],
+    anchor: Int32[Array, "B"],
     failures: Bool[Array, "B G"],
     num_negatives: int,
     num_neighbours: int,
@@ -238,7 +238,7 @@ def _require_room(num_rollouts: int, objective: Objective) -> None:
 
 
 def _representatives(
-    distances: Float32[Array, "B G G"], pseudo_anchor: Int32[Array, " B"], num_negatives: int
+    distances: Float32[Array, "B G G"], pseudo_anchor: Int32[Array, "B"], num_negatives: int
 ) -> Bool[Array, "B G"]:
     """K' = min(K, G - 1) rows, spread from the one farthest from the pseudo-anchor (docs/method.md section 4)."""
     others = _rows(distances[:, 0]) != pseudo_anchor[:, None]
@@ -250,10 +250,10 @@ def _representatives(
 
 def _fill_slots(
     distances: Float32[Array, "B G G"],
-    anchor: Int32[Array, " B"],
+    anchor: Int32[Array, "B"],
     negatives: Bool[Array, "B G"],
-    active: Bool[Array, " B"],
-    outcome: Int32[Array, " B"],
+    active: Bool[Array, "B"],
+    outcome: Int32[Array, "B"],
     num_slots: int,
 ) -> Subgroup:
     """Puts the anchor into slot 0 and the k-th nearest of `negatives` into slot k; only `active` groups count."""
@@ -278,11 +278,11 @@ def _rows(values: Shaped[Array, "B G"]) -> Int32[Array, "1 G"]:
     return jnp.arange(values.shape[1], dtype=jnp.int32)[None]
 
 
-def _first(claim: Bool[Array, "B G"]) -> Int32[Array, " B"]:
+def _first(claim: Bool[Array, "B G"]) -> Int32[Array, "B"]:
     """The lowest index at which `claim` holds; 0 if it never does."""
     return claim.argmax(axis=1).astype(jnp.int32)
 
 
-def _distances_to(distances: Float32[Array, "B G G"], row: Int32[Array, " B"]) -> Float32[Array, "B G"]:
+def _distances_to(distances: Float32[Array, "B G G"], row: Int32[Array, "B"]) -> Float32[Array, "B G"]:
     """Distances of all rows to `row`."""
     return jnp.take_along_axis(distances, row[:, None, None], axis=1)[:, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -9,6 +11,7 @@ from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
 from care_jax.parallel.sharding import param_name
+from care_jax.structs import Array
 
 __all__ = [
     "ModelConfig",
@@ -36,12 +39,12 @@ def abstract_model(config: ModelConfig) -> QwenVL:
     return jax.eval_shape(lambda key: init_model(config, key), jax.random.key(0))
 
 
-def params_to_dict(model: QwenVL) -> dict[str, jax.Array]:
-    """All parameters by dotted name, e.g. "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
+def params_to_dict(model: QwenVL) -> dict[str, Any]:
+    """All parameters, or what stands in their places, by dotted name: "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
     return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
-def params_from_dict(config: ModelConfig, params: dict[str, jax.Array]) -> QwenVL:
+def params_from_dict(config: ModelConfig, params: dict[str, Array]) -> QwenVL:
     """The model holding `params`.
 
     Raises:

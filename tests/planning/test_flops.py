@@ -14,7 +14,7 @@ from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import published_config
 from care_jax.planning import flops
 from care_jax.planning.chips import CHIPS
-from care_jax.stages.compiled import abstract_prompts
+from care_jax.structs import Prompts, abstract
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
@@ -49,7 +49,8 @@ def test_flops_are_those_of_the_compiled_program(name):
     hidden = bucket[0] * (bucket[0] - 1) / 2 + rows * length * (length - 1) / 2
     counted += 4 * model.text.num_attention_heads * model.text.head_dim * hidden
 
-    prompts = abstract_prompts(1, bucket, model.vision)
+    tables = {"F": model.vision.patch_values, "X": model.vision.grid_cells}
+    prompts = abstract(Prompts, B=1, P=bucket[0], I=bucket[1], **tables)
     tokens = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
     program = jax.jit(lambda m, p, t: m.forward_branches(p, t)).lower(models.abstract_model(model), prompts, tokens)
     found = program.cost_analysis()["flops"]
