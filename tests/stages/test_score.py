@@ -12,7 +12,7 @@ import pytest
 
 from care_jax import models
 from care_jax.stages import score
-from care_jax.structs import Rollouts, Verdicts
+from care_jax.structs import Rollouts, Verdicts, zeros
 
 SHAPE = (2, 3, 5)  # 30 tokens, which 7 does not divide
 TEMPERATURE = 0.7
@@ -93,12 +93,12 @@ def test_score_pools_the_rationale_or_else_the_response(tiny_model, tiny_prompts
     response_len = np.array([[6, 4], [3, 6], [5, 2]], np.int32)
     think_mask = np.zeros(token_ids.shape, bool)
     think_mask[:, 0, 1:3] = True
-    row = np.zeros(response_len.shape, bool)
+    rollouts, verdicts = (zeros(made, B=3, G=2, R=6) for made in (Rollouts, Verdicts))
     ours = score.score(
         tiny_model,
         tiny_prompts,
-        Rollouts(token_ids, response_len, row, row, row),
-        Verdicts(row, row, row, row, think_mask, think_mask),
+        rollouts.replace(token_ids=token_ids, response_len=response_len),
+        verdicts.replace(think_mask=think_mask),
         jnp.asarray(tiny_processor.forbidden_mask),
         temperature=1.0,
         chunk=5,
