@@ -12,7 +12,6 @@ from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
 from care_jax.parallel.sharding import param_name
-from care_jax.structs import Array
 
 __all__ = [
     "ModelConfig",

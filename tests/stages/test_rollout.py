@@ -131,7 +131,9 @@ def test_forced_tokens_are_kept_and_not_sampled(forced):
         assert ours.token_ids[row][:start].tolist() == given.token_ids[row][:start].tolist()
         assert not ours.sampled_mask[row][:start].any()
         if not ACTIVE[row]:
-            assert ours.response_len[row] == start and not ours.sampled_mask[row].any() and not ours.finished[row]
+            assert ours.response_len[row] == start
+            assert not ours.sampled_mask[row].any()
+            assert not ours.finished[row]
         else:
             assert ours.response_len[row] > start
 
@@ -150,7 +152,8 @@ def test_forbidden_ids_are_never_sampled(run, tiny_processor):
     forbidden[[61, 65, 97, 98, 99]] = False
     ours, logprobs, _ = run(SAMPLED, rollout.nothing_forced(3, J), forbidden)
     drawn = ours.token_ids[ours.sampled_mask]
-    assert set(drawn.tolist()) <= {61, 65, 97, 98, 99} and len(set(drawn.tolist())) > 2
+    assert set(drawn.tolist()) <= {61, 65, 97, 98, 99}
+    assert len(set(drawn.tolist())) > 2
     assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
 
 
@@ -170,7 +173,9 @@ def test_forced_tokens_that_are_dropped_take_no_room(run):
     """Catches forced tokens in a response that leaves them out, another continuation, and a limit that counts them."""
     forced, length = forced_prefixes(active=np.ones_like(ACTIVE)), 5
     ours = run(Sampling(length, TEMPERATURE, (), drop_forced=True), forced).rollouts
-    assert ours.sampled_mask.shape == (3, J, length) and ours.sampled_mask.all() and (ours.response_len == length).all()
+    assert ours.sampled_mask.shape == (3, J, length)
+    assert ours.sampled_mask.all()
+    assert (ours.response_len == length).all()
     kept = run(Sampling(length + FORCED_LEN.max(), TEMPERATURE, ()), forced).rollouts
     for row in np.ndindex(3, J):
         behind = slice(FORCED_LEN[row], FORCED_LEN[row] + length)
@@ -187,7 +192,8 @@ def test_a_branch_sees_neither_branches_nor_other_prompts(run, greedy, row):
     together = jax.tree.map(lambda x: x[b, j], greedy.rollouts)
     np.testing.assert_array_equal(alone.token_ids[0, 0], together.token_ids)
     np.testing.assert_allclose(alone.logprobs[0, 0], together.logprobs, rtol=0, atol=GAP)
-    assert alone.response_len[0, 0] == together.response_len and alone.finished[0, 0] == together.finished
+    assert alone.response_len[0, 0] == together.response_len
+    assert alone.finished[0, 0] == together.finished
 
 
 def test_leaving_early_changes_nothing(run, free, tiny_processor):
@@ -227,7 +233,8 @@ def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_model, tiny_
     alone = copy.copy(tiny_model)
     alone.config = dataclasses.replace(tiny_model.config, scan_decoding=False)
     prefix = jax.jit(QwenVL.prefill)(tiny_model, tiny_prompts)
-    assert len(alone.in_stacks(prefix)[0]) == 3 and len(tiny_model.in_stacks(prefix)[0]) == 1
+    assert len(alone.in_stacks(prefix)[0]) == 3
+    assert len(tiny_model.in_stacks(prefix)[0]) == 1
     sampling, forbidden = (
         dataclasses.replace(SAMPLED, compact_shares=(0.5,)),
         jnp.asarray(tiny_processor.forbidden_mask),
