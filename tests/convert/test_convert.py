@@ -14,8 +14,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from care_jax.checkpoints import array_store
-from care_jax.checkpoints import load
+from care_jax.checkpoints import array_store, load
 from care_jax.checkpoints.array_store import StoredParam
 from convert import hf_to_jax, jax_to_hf, mapping
 from convert.safetensors_io import Tensor

@@ -61,6 +61,7 @@ def test_forced_tokens_of_a_rewrite_are_dropped(train_on, dropped):
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> Plan:
+    """Three programs of a step, on four chips."""
     folder = tmp_path_factory.mktemp("deep")  # so that even a half of all layers is larger than any other parameter
     fields = json.loads((TINY / "config.json").read_text()) | {"num_hidden_layers": 8}
     (folder / "config.json").write_text(json.dumps(fields))
@@ -68,9 +69,7 @@ def planned(tmp_path_factory) -> Plan:
 
 
 def test_parts_of_a_small_run(planned):
-    """Catches a part that is not divided as its arrays are, one that is counted twice, and one that is forgotten while
-    another program runs.
-    """
+    """Catches a part that is not divided like its arrays, is counted twice, or is forgotten beside another program."""
     config, model = planned.config, planned.sizes.model
     numbers = {name: leaf.size for name, leaf in params_to_dict(abstract_model(model)).items()}
     # Over fsdp or tensor alone, or over both: between a quarter and a half of the whole.
@@ -175,7 +174,8 @@ def test_candidates_of_a_sweep():
         assert shards * c.mesh.tensor == 256
         assert c.train.prompts <= config.train.prompts
         assert c.train.prompts % (c.train.minibatches * c.train.microbatches * shards) == 0
-    assert tried[0].train.prompts == 512 and config.mesh.tensor == 1, "the config itself stays as it was"
+    assert tried[0].train.prompts == 512
+    assert config.mesh.tensor == 1, "the config itself stays as it was"
     chip, model = parse_topology("v5e:16x16")[0], estimate.planned_model(config)
     sizes = [flops.Sizes.of(c, model, (2048, 4096), dict(c.mesh)) for c in tried]
     floors = [flops.least_seconds(of, c, chip) / c.train.prompts for of, c in zip(sizes, tried, strict=True)]
@@ -214,7 +214,8 @@ def test_command_line(tmp_path: Path):
     run_forked([(tmp_path / name, "care_jax.plan", args) for name, args in cases.items()], cache=tmp_path / "cache")
     read = {name: [(tmp_path / name / file).read_text() for file in ("code", "stdout", "stderr")] for name in cases}
     code, stdout, stderr = read.pop("too large")
-    assert code == "1" and "Traceback" not in stderr, stderr
+    assert code == "1", stderr
+    assert "Traceback" not in stderr
     assert "does not fit" in stdout
     assert "no room" in stdout
     assert "train.microbatches=2" in stdout
@@ -223,13 +224,16 @@ def test_command_line(tmp_path: Path):
     assert figures["peak_gib"] > figures["limit_gib"]
     for name, words in {"no slice": "v5e-8", "no topology": "--topology", "does not divide": "on 4 devices"}.items():
         code, stdout, stderr = read[name]
-        assert code == "2" and stdout == "" and len(stderr.strip().splitlines()) == 1 and words in stderr, stderr
+        assert (code, stdout) == ("2", ""), stderr
+        (line,) = stderr.strip().splitlines()
+        assert words in line
 
 
 @pytest.mark.plan
 def test_the_7b_on_eight_chips():
-    """Catches a change that makes full CARE on the 7B too large for a slice that holds it, parameters of all layers
-    gathered at once, logits of all tokens, and sums that send twice as much as they must.
+    """Catches a 7B that no longer fits a slice which holds it.
+
+    Also parameters of all layers gathered at once, logits of all tokens, and sums that send twice what they must.
     """
     config = qwen2_5_vl.size_7b()
     config.train.update(prompts=256, microbatches=4)

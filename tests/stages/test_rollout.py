@@ -52,6 +52,7 @@ def run(tiny_model, tiny_prompts, tiny_processor):
 
 @jax.jit
 def teacher_forced(model, prompts, token_ids, forbidden, temperature):
+    """Log-probs of given tokens, and the most likely ones, from one pass over the branches."""
     hidden = model.forward_branches(prompts, token_ids).predicting
     logits = score.masked_logits(model, hidden, forbidden_mask=forbidden, temperature=temperature)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), token_ids[..., None], axis=-1)[..., 0]
@@ -82,6 +83,7 @@ def forced(run) -> Scored:
 
 @pytest.fixture(scope="module")
 def greedy(run) -> Scored:
+    """Greedy branches with forced prefixes, scored."""
     return run(GREEDY, forced_prefixes())
 
 

@@ -222,8 +222,10 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant):
-    """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way to the prompt,
-    the image or a row: rescued, repaired, with forced tokens, with fewer negatives than K, or in a micro-batch.
+    """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way.
+
+    Gradients go to the prompt, the image and rows of each kind: rescued, repaired, with forced tokens, with fewer
+    negatives than K, in a micro-batch.
     """
     loss, grads, rows = expected
     assert len(rows) == 3 + 4 + 4 + 0 + 4 + 4
@@ -241,6 +243,7 @@ def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant)
 
 
 def reference_outcome(case: Case, row: oracle.Row) -> Outcome:
+    """The outcome of the group that a row is from."""
     return Outcome(int(subgroup.classify(case.verdicts.correct)[row.prompt]))
 
 
