@@ -190,7 +190,7 @@ def test_models_by_name(tmp_path):
     assert estimate.planned_model(tiny()).text.hidden_size == 128
     (tmp_path / "Qwen3-VL-4B-mine").mkdir()
     for name in (tmp_path / "Qwen3-VL-4B-mine", "Qwen4-VL-1B"):
-        with pytest.raises(ValueError, match="no config.json"):
+        with pytest.raises(ValueError, match=r"no config.json"):
             estimate.planned_model(tiny(model__folder=str(name)))
 
 
