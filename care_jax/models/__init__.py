@@ -40,12 +40,15 @@ def abstract_model(config: ModelConfig) -> QwenVL:
 
 
 def params_to_dict(model: QwenVL) -> dict[str, Any]:
-    """All parameters by dotted name, e.g. "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
+    """All parameters, or what a tree of the model's structure has in their places, by dotted name.
+
+    A name is for example "layers.self_attn.q_proj.kernel".
+    """
     return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
 def params_from_dict(config: ModelConfig, params: Mapping[str, Any]) -> QwenVL:
-    """The model holding `params`.
+    """The model with these arrays as its parameters, the inverse of `params_to_dict`.
 
     Raises:
         ValueError: listing every missing, unknown or mis-shaped parameter at once.

@@ -240,7 +240,7 @@ def test_bfloat16_stays_as_near_as_transformers(family):
     config = dataclasses.replace(model.config, compute_dtype="bfloat16")
     rough = models.params_from_dict(config, models.params_to_dict(model))
     exact, ours = (
-        np.asarray(jax.nn.log_softmax(each.logits(jax.jit(QwenVL.prefill)(each, prompts).last_hidden)))
+        np.asarray(jax.nn.log_softmax(each.logits(jax.jit(models.QwenVL.prefill)(each, prompts).last_hidden)))
         for each in (model, rough)
     )
     low = copy.deepcopy(oracle).to(torch.bfloat16)
@@ -270,7 +270,7 @@ def test_greedy_generation_equals_transformers(family):
     forbidden = processor.forbidden_mask  # an image token would want an image
     ours = rollout.generate(
         model,
-        jax.jit(QwenVL.prefill)(model, prompts),
+        jax.jit(models.QwenVL.prefill)(model, prompts),
         rollout.nothing_forced(len(names), 1),
         jnp.asarray(forbidden),
         jax.random.key(0),

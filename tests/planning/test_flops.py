@@ -49,8 +49,8 @@ def test_flops_are_those_of_the_compiled_program(name):
     hidden = bucket[0] * (bucket[0] - 1) / 2 + rows * length * (length - 1) / 2
     counted += 4 * model.text.num_attention_heads * model.text.head_dim * hidden
 
-    vision = model.vision
-    prompts = abstract(Prompts, B=1, P=bucket[0], I=bucket[1], F=vision.patch_values, X=vision.grid_cells)
+    tables = {"F": model.vision.patch_values, "X": model.vision.grid_cells}
+    prompts = abstract(Prompts, B=1, P=bucket[0], I=bucket[1], **tables)
     tokens = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
     program = jax.jit(lambda m, p, t: m.forward_branches(p, t)).lower(models.abstract_model(model), prompts, tokens)
     found = program.cost_analysis()["flops"]
@@ -75,7 +75,8 @@ def test_a_step_of_the_7b():
         assert work[name].flops == pytest.approx(512 * (seen + count * (branch + head)))
     assert work["rollout"].flops == pytest.approx(512 * 8 * (branch + head))
     assert work["update"].flops == pytest.approx(3 * work["reference"].flops)
-    assert work["update"].tokens == 512 * (2048 + 5 * 2048) and work["rollout"].tokens == 512 * 8 * 2048
+    assert work["update"].tokens == 512 * (2048 + 5 * 2048)
+    assert work["rollout"].tokens == 512 * 8 * 2048
     # Every token reads the weights once, each prompt's keys once for its 8 branches, and the branches' own.
     assert work["rollout"].parameter_bytes == 2048 * 2 * (sizes.decode_params)
     assert work["rollout"].cache_bytes == 512 * 57344 * (2048 * 2048 + 8 * 2048 * 2049 / 2)
