@@ -233,9 +233,11 @@ def test_a_parameter_without_axes_is_refused(tiny_folder: Path, tmp_path: Path) 
         ValueError, match=r"^parameter layers\.mlp\.scale has no logical axes; make it with .*make_param$"
     ):
         sharding.param_specs(model)
-    model.layers.mlp.scale = nnx.Param(jnp.ones((3, 4)), out_sharding=("embed", "mlp", "norm"), eager_sharding=False)
-    with pytest.raises(ValueError, match=r"^layers\.mlp\.scale has shape \(3, 4\), but .* \(embed, mlp, norm\)$"):
-        sharding.param_specs(model)
+    for axes in (("embed", "mlp", "norm"), ("layers",)):
+        model.layers.mlp.scale = nnx.Param(jnp.ones((3, 4)), out_sharding=axes, eager_sharding=False)
+        told = rf"^layers\.mlp\.scale has shape \(3, 4\), but .* \({', '.join(axes)}\)$"
+        with pytest.raises(ValueError, match=told):
+            sharding.param_specs(model)
     model.layers.mlp.scale = jnp.ones((3, 4))
     with pytest.raises(ValueError, match=r"^array layers\.mlp\.scale \(3, 4\) is outside of any parameter"):
         sharding.param_specs(model)
