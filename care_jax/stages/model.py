@@ -55,4 +55,4 @@ def mesh_sizes(
     train = config.train
     rows = train.prompts // (train.minibatches * train.microbatches)
     batch = {f"train.prompts / minibatches / microbatches = {rows}": (rows, ("data", "fsdp"))} if training else {}
-    return fit_sizes(config.mesh, batch | model.mesh_needs(config.data.patch_buckets), num_devices)
+    return fit_sizes(config.mesh.to_dict(), batch | model.mesh_needs(config.data.patch_buckets), num_devices)
