@@ -40,7 +40,7 @@ def abstract_model(config: ModelConfig) -> QwenVL:
 
 
 def params_to_dict(model: QwenVL) -> dict[str, Any]:
-    """All parameters, or what stands in their places, by dotted name: "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
+    """The leaves of a model or of its shapes or shardings, by name: "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
     return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
