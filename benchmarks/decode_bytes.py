@@ -14,33 +14,21 @@ line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
+from benchmarks.config_file import load_config
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
 from care_jax.planning.estimate import make_plan, planned_calls, planned_model
 from care_jax.stages.compiled import all_buckets
 from care_jax.stages.model import mesh_sizes
-
-
-def load_config(path: Path) -> ml_collections.ConfigDict:
-    """Calls get_config() of a file of configs/."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
@@ -63,7 +51,7 @@ def decode_step(program: hlo.HloModule) -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/care_qwen2_5_vl_7b.py"))
+    parser.add_argument("--config", default="configs/qwen2_5_vl.py:7b")
     parser.add_argument("--topology", default="v5p:4x4x4", help="a TPU slice (v5p:4x4x4)")
     parser.add_argument("--top", type=int, default=8, help="how many of the instructions that move most to list (8)")
     parser.add_argument("--skip-update", action="store_true", help="only the decode step")
@@ -100,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     figures: dict[str, Any] = {
         "benchmark": "decode_bytes",
-        "config": args.config.stem,
+        "config": args.config,
         "topology": args.topology,
         "mesh": sizes.mesh,
         "prompts": sizes.prompts,

@@ -41,7 +41,7 @@ from care_jax.models import QwenVL, load_model_config, params_from_dict
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Prompts, Rollouts
-from configs import demo_cold_start
+from configs import demo as demo_config
 from convert import hf_to_jax
 
 NUM_ROLLOUTS = 8  # G
@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         growth = prompt_growth(sides.ours, folder, args.response_len, tuple(args.growth), args.repeats)
         tail = long_tail(sides.ours, folder, args.tail_prompts, args.response_len, args.repeats)
 
-        demo = demo_cold_start.get_config()
+        demo = demo_config.cold_start()
         tiny = Path(shutil.copytree(demo.model.folder, Path(temporary) / "tiny"))
         processor, prompts = made_model.make_prompts(
             tiny, num_prompts=16, prompt_len=demo.data.prompt_buckets[0], image_side=84

@@ -146,7 +146,7 @@ def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
         active_steps[event["step"]] = active_steps.get(event["step"], False) or not is_still
         if event["reflected"] is not None:
             tried += 1
-            repaired += event["reflection_correct"]
+            repaired += event["reflection_correct"] is True
         if event["outcome"] != "MIXED" or event["anchor"] is None or event["reflection_correct"]:
             continue
         squares["anchor"].append(final[0] ** 2)

@@ -1,8 +1,8 @@
 """How every command reads its flags and reports bad input: one line on stderr and exit code 2.
 
-A command ends in one of three calls: `run` (a config and a run folder), `run_config` (a config) or `run_flags` (neither,
-only flags of its own). It defines its own flags under `if __name__ == "__main__"`, since commands that import each
-other have flags of the same names.
+A command ends in one of three calls: `run` (a config and a run folder), `run_config` (a config) or `run_flags` (only
+flags of its own). It defines its own flags under `if __name__ == "__main__"`, since commands that import each other
+have flags of the same names.
 """
 
 from __future__ import annotations
@@ -77,7 +77,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        message: object = error
-        while isinstance(message, BaseException) and message.args:  # ml_collections wraps a KeyError
-            message = message.args[0]
-        raise ValueError(" ".join(str(message).split())) from error
+        raise ValueError(" ".join(_message(error).split())) from error
+
+
+def _message(error: BaseException) -> str:
+    """The message of an error that parsing the flags raised, without what the libraries wrapped around it."""
+    flag, is_from_config, _ = str(error).partition(": Error whilst parsing config file")
+    if is_from_config:  # ml_collections puts the traceback of get_config() into the message
+        wrapped = error.__context__
+        while wrapped is not None and str(wrapped).startswith("Error whilst parsing config file"):
+            wrapped = wrapped.__context__
+        return f"{flag.removeprefix('flag ')}: {wrapped}"
+    message: object = error
+    while isinstance(message, BaseException) and message.args:  # ml_collections wraps a KeyError
+        message = message.args[0]
+    return str(message)

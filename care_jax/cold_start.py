@@ -19,7 +19,10 @@ import numpy as np
 from etils import epath
 
 from care_jax import cli, step
-from care_jax.inputs.processor import Example, Processor, Trace, padding_shares
+from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.inputs.responses import Trace, encode_trace
 from care_jax.method.loss import Denominators, LossOutput
 from care_jax.method.objectives import Objective
 from care_jax.parallel.sharding import ROWS, abstract_arrays, place
@@ -70,8 +73,8 @@ class EncodeTraced:
         """See the class."""
         if record.rationale is None:
             return None
-        trace = self.processor.encode_trace(record, cue=self.cue, response_len=self.response_len)
-        prompt = self.processor.encode_prompt(record)
+        trace = encode_trace(self.processor, record, cue=self.cue, response_len=self.response_len)
+        prompt = encode_prompt(self.processor, record)
         return None if trace is None or prompt is None else TracedExample(prompt, trace)
 
 
@@ -87,7 +90,7 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
         trace_len[row, 0] = len(trace.token_ids)
     zeros = np.zeros(shape, np.float32)
     return TrainBatch(
-        prompts=processor.collate([example.prompt for example in examples]),
+        prompts=collate(processor, [example.prompt for example in examples]),
         token_ids=token_ids,
         response_len=trace_len,
         sampled_mask=loss_mask,

@@ -26,6 +26,7 @@ from care_jax.page.run_data import OUTCOMES, Run, load_run
 _PAGE = Path(__file__).parent / "page" / "assets"
 _SCRIPTS = ("charts.js", "samples.js")
 EVAL_PREFIX = "eval/accuracy/"
+_NO_VALUE = "&ndash;"
 STAGE_WORDS = {"cold_start": "cold start", "train": "training"}
 
 
@@ -137,7 +138,7 @@ class AccuracyColumn:
 def accuracy_columns(runs: Sequence[Run]) -> list[AccuracyColumn]:
     """First (at step 0) and last evaluation of each run, in order.
 
-    A training run's step 0 is left out if a cold start is among the runs: the cold start's last column shows that model.
+    A training run's step 0 is left out if a cold start is among the runs, whose last column shows that model.
     """
     has_cold_start = any(run.stage == "cold_start" for run in runs)
     columns = []
@@ -169,7 +170,8 @@ def _accuracy_table(columns: Sequence[AccuracyColumn]) -> str:
     body = []
     for skill in (*skills, "mean"):
         cells = "".join(
-            _accuracy_cell(column.accuracy[skill]) if skill in column.accuracy else "<td>–</td>" for column in columns
+            _accuracy_cell(column.accuracy[skill]) if skill in column.accuracy else f"<td>{_NO_VALUE}</td>"
+            for column in columns
         )
         name = "mean over skills" if skill == "mean" else html.escape(skill)
         body.append(f'<tr class="{"mean" if skill == "mean" else "skill"}"><th>{name}</th>{cells}</tr>')
@@ -201,7 +203,7 @@ def _differences(runs: Sequence[Run]) -> str:
     head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs if run.config)
     rows = "".join(
         f"<tr><th>{html.escape(key)}</th>"
-        + "".join(f"<td>{html.escape(one[key]) if key in one else '–'}</td>" for one in flat)
+        + "".join(f"<td>{html.escape(one[key]) if key in one else _NO_VALUE}</td>" for one in flat)
         + "</tr>"
         for key in keys
     )

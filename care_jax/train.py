@@ -8,6 +8,7 @@ one update. Programs are compiled before the first step; the host verifies answe
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +21,9 @@ from etils import epath
 
 from care_jax import cli, step
 from care_jax.checkpoints.initial_state import initial_model
-from care_jax.inputs.processor import Example, Processor, padding_shares
+from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
@@ -186,7 +189,7 @@ class Trainer:
         examples, rollouts, judged = zip(*(kept + spare)[:wanted], strict=True)
         group: dict[str, Any] = {
             "examples": list(examples),
-            "prompts": self.services.processor.collate(examples),
+            "prompts": collate(self.services.processor, examples),
             "rollouts": _stack(rollouts),
             "judged": step_summary.join_judged(judged),
         }
@@ -267,7 +270,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
     def make_encoder(processor: Processor) -> Encoder:
         objective = Objective.from_config(config.objective)
         reflect.require_room(processor, objective, response_len=config.rollout.response_len)
-        return processor.encode_prompt
+        return functools.partial(encode_prompt, processor)
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:
         with session.until_stopped():

@@ -28,7 +28,9 @@ from tests import shape_checks
 install_import_hook(shape_checks.CHECKED, shape_checks.TYPECHECKER)
 
 from care_jax import models  # noqa: E402
+from care_jax.inputs.batch import collate  # noqa: E402
 from care_jax.inputs.processor import Processor, load_processor  # noqa: E402
+from care_jax.inputs.prompts import encode_prompt  # noqa: E402
 from care_jax.rewards.response_format import ANSWER_TAGS  # noqa: E402
 from care_jax.structs import Prompts  # noqa: E402
 from tests.end_to_end import SmallTask, make_small_task  # noqa: E402
@@ -89,7 +91,7 @@ def tiny_prompts(tiny_processor) -> Prompts:
         question("<image>+<image>", encode(picture(140, 28)), encode(picture(28, 84))),
         question("1+2=?"),
     ]
-    return jax.device_put(tiny_processor.collate([tiny_processor.encode_prompt(record) for record in records]))
+    return jax.device_put(collate(tiny_processor, [encode_prompt(tiny_processor, record) for record in records]))
 
 
 @pytest.fixture(scope="session")

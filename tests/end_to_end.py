@@ -346,7 +346,7 @@ def make_small_task(folder: Path) -> SmallTask:
         cache=folder / "cache",
     )
     overrides = small(task.model, task.data, **COLD_START)
-    arguments = ["--config=configs/demo_cold_start.py", f"--workdir={task.cold_start}", *flags(overrides)]
+    arguments = ["--config=configs/demo.py:cold_start", f"--workdir={task.cold_start}", *flags(overrides)]
     ended = run("care_jax.cold_start", *arguments, cache=task.cache)
     assert ended.returncode == 0, ended.stderr
     return task

@@ -28,7 +28,9 @@ from care_jax.checkpoints.load import load_params
 from care_jax.checkpoints.stream import StreamedParam, save_params
 from care_jax.data import loader
 from care_jax.evals import decoding
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
@@ -102,7 +104,7 @@ class Model:
             "token_weights": (rng.choice([0.0, 0.5, 1.0], (B, S, R)) * sampled_mask).astype(np.float32),
             "row_mask": row_mask,
         }
-        prompts = self.processor.collate([self.processor.encode_prompt(record) for record in records])
+        prompts = collate(self.processor, [encode_prompt(self.processor, record) for record in records])
         self.batch = TrainBatch(prompts=prompts, **arrays)
 
 

@@ -34,7 +34,7 @@ def typechecked(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def check(*args: Any, **kwargs: Any) -> Any:
-        if function.__name__ == "__init__" and _is_struct(type(args[0])):
+        if function.__name__ == "__init__" and (_is_struct(type(args[0])) or _checks_itself(type(args[0]))):
             return None
         result = checked(*args, **kwargs)
         values = signature.bind(*args, **kwargs).arguments | {"return": result}
@@ -50,8 +50,15 @@ def _is_struct(hint: Any) -> bool:
     return isinstance(hint, type) and "_flax_dataclass" in vars(hint)
 
 
+def _checks_itself(record: type) -> bool:
+    """True for a record whose own errors, which users see, say what is wrong."""
+    return "__post_init__" in vars(record)
+
+
 def _is_of_arrays(hint: Any) -> bool:
-    return any(map(_is_of_arrays, typing.get_args(hint))) or (isinstance(hint, type) and issubclass(hint, AbstractArray))
+    return any(map(_is_of_arrays, typing.get_args(hint))) or (
+        isinstance(hint, type) and issubclass(hint, AbstractArray)
+    )
 
 
 @functools.cache

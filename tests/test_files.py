@@ -52,5 +52,5 @@ def test_what_cannot_be_read_is_refused_in_one_line(monkeypatch: pytest.MonkeyPa
         files.on_disk("gs://ours", "--root")
     c = config.base()
     c.model.folder = "gs://ours/model"
-    with pytest.raises(ValueError, match="model.folder='gs://ours/model': must be on a local disk"):
+    with pytest.raises(ValueError, match=r"model.folder='gs://ours/model': must be on a local disk"):
         config.validate(c)

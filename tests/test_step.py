@@ -92,7 +92,9 @@ def test_random_stages_have_numbers_of_their_own():
     random = [s for s in step.STEP.stages if isinstance(s, DeviceStage) and s.random is not None]
     numbers = [stage.random for stage in random]
     assert len(set(numbers)) == len(numbers) == 3
-    assert [stage.random for stage in random if stage.is_drawing] == [max(numbers)], "dynamic sampling counts on from it"
+    assert [stage.random for stage in random if stage.is_drawing] == [max(numbers)], (
+        "dynamic sampling counts on from it"
+    )
 
 
 def test_a_new_row_is_seen_by_all_that_walk_the_table(monkeypatch):

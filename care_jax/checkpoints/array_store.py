@@ -1,5 +1,4 @@
-"""Named arrays on disk, as Orbax writes them: cut into chunks, read in parts, in any sharding, or left where they are.
-"""
+"""Named arrays on disk as Orbax writes them: cut into chunks, read in parts and in any sharding."""
 
 from __future__ import annotations
 

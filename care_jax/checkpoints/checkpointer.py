@@ -39,6 +39,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_last: int, best_metric: str) -> None:
+        """Opens the folder, or makes it; removes what a kill left half written."""
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
         )

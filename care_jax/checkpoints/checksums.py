@@ -1,7 +1,7 @@
 """A checksum of every array, taken on the devices: what comes back from disk is what was trained.
 
-A sum is a uint32, the same on every mesh: (2 i + 1) times the bits of element i, summed modulo 2^32. Those are integers,
-so the order of summation is free, and any one changed bit changes the sum.
+A sum is a uint32, the same on every mesh: (2 i + 1) times the bits of element i, summed modulo 2^32. These are
+integers, so the order of summation is free, and any one changed bit changes the sum.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from care_jax.data import loader
 from care_jax.data.loader import RecordSource
 from care_jax.evals.decoding import Decoder
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
-from care_jax.inputs.processor import Example, Processor
+from care_jax.inputs.batch import Example, collate
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.parallel import sharding
 from care_jax.rewards.judge import Verifier
@@ -49,6 +51,7 @@ class Evaluator:
         model: QwenVL,
         mesh: Mesh,
     ) -> None:
+        """Compiles the programs of an evaluation for every bucket."""
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
         self._decoder, self._mesh = Decoder(config, processor, model, mesh), mesh
@@ -123,14 +126,14 @@ class Evaluator:
         decode = self._decoder.open(model)
 
         def encode(record: Record) -> Example | None:
-            example = self._processor.encode_prompt(record)
+            example = encode_prompt(self._processor, record)
             if example is None and dropped is not None:
                 dropped.append(record)
             return example
 
         batches = loader.make_eval_batches(source, encode, batch_size=self._decoder.batch_size, limit=limit)
         for number, (examples, num_real) in enumerate(batches, start=first_batch):
-            prompts = sharding.put(self._mesh, self._processor.collate(examples))
+            prompts = sharding.put(self._mesh, collate(self._processor, examples))
             key = stage_key(number, _EVAL_STAGE, seed=self._config.seed, mesh=self._mesh)
             rollouts = self._decoder.fetch(wait(decode(prompts, key)))
             yield (

@@ -4,13 +4,13 @@ Each is prepared in a folder of its name under config.eval.benchmarks:
 
     python -m care_jax.data.prepare --source=mathvista --root=MathVista --out=data/benchmarks/mathvista
 
-A model's answers go to WORKDIR/benchmarks/NAME/responses.jsonl as they come (responses.py). Beside it, items.jsonl has a
-`JudgedItem` a line, with its score under lmms-eval's rules; responses from a file leave one too.
+A model's answers go to WORKDIR/benchmarks/NAME/responses.jsonl as they come (responses.py). Beside it, items.jsonl
+has a `JudgedItem` a line, with its score under lmms-eval's rules; responses from a file leave one too.
 WORKDIR/benchmarks/results.json and results.md hold the figures of every benchmark scored so far.
 
 The paper's macro average is over the six that PAPER names (method.md section 7: the six figures it gives for CARE on
-Qwen2.5-VL-7B have that mean). The paper does not say which parser it scored with, nor what is assumed here: MathVerse is
-the mean of its five versions with a picture, MMMU its validation split, MMMU-Pro standard the form with ten options.
+Qwen2.5-VL-7B have that mean). The paper does not say which parser it scored with, nor what is assumed here: MathVerse
+is the mean of its five versions with a picture, MMMU its validation split, MMMU-Pro standard the form with ten options.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from care_jax import files
-from care_jax.data.prepare_report import REPORT_FILE
-from care_jax.data.store import StoredRecords, open_folder
+from care_jax.data.array_records import StoredRecords, open_folder
+from care_jax.data.statistics import REPORT_FILE
 from care_jax.evals import lmms_eval
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses

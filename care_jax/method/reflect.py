@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from care_jax.inputs.processor import Processor
+from care_jax.inputs.responses import encode_repair, encode_rewrite
 from care_jax.method.objectives import Objective, keeps_forced
 from care_jax.method.train_batch import REFLECTED_SLOT
 from care_jax.rewards.response_format import ResponseFormat
@@ -29,7 +30,7 @@ _OPENING = "<think>"
 def forced_width(processor: Processor, objective: Objective) -> int:
     """W, tokens of the longest forced prefix: the tag, the kept rationale and the cue."""
     reflect = objective.reflect
-    return len(processor.encode_repair("", cue=reflect.cue, max_rationale_len=0)) + reflect.max_rationale_len
+    return len(encode_repair(processor, "", cue=reflect.cue, max_rationale_len=0)) + reflect.max_rationale_len
 
 
 def require_room(processor: Processor, objective: Objective, *, response_len: int) -> None:
@@ -89,7 +90,8 @@ def force_prefixes(
     if objective.reflect.source == "rationale":
         for b in np.flatnonzero(active).tolist():
             text = texts[b][int(subgroup.index[b, REFLECTED_SLOT])]
-            ids = processor.encode_repair(
+            ids = encode_repair(
+                processor,
                 failed_rationale(text, processor.response_format),
                 cue=objective.reflect.cue,
                 max_rationale_len=objective.reflect.max_rationale_len,
@@ -123,7 +125,7 @@ def rewrite(processor: Processor, objective: Objective, *, token_bytes: TokenByt
     response_len = np.zeros_like(repaired.response_len)
     for b in np.flatnonzero(repaired.sampled_mask.any(axis=(1, 2))):
         sampled = repaired.token_ids[b, 0][repaired.sampled_mask[b, 0]]
-        ids = processor.encode_rewrite(_OPENING + token_bytes.text(sampled.tolist()))
+        ids = encode_rewrite(processor, _OPENING + token_bytes.text(sampled.tolist()))
         ids = ids if finished[b, 0] else ids[:-1]
         finished[b, 0] &= len(ids) <= token_ids.shape[-1]
         ids = ids[: token_ids.shape[-1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
 from care_jax.parallel.sharding import param_name
-from care_jax.structs import Array
 
 __all__ = [
     "ModelConfig",
@@ -40,12 +40,15 @@ def abstract_model(config: ModelConfig) -> QwenVL:
 
 
 def params_to_dict(model: QwenVL) -> dict[str, Any]:
-    """The leaves of a model or of its shapes or shardings, by name: "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
+    """All parameters, or what a tree of the model's structure has in their places, by dotted name.
+
+    A name is for example "layers.self_attn.q_proj.kernel".
+    """
     return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
-def params_from_dict(config: ModelConfig, params: dict[str, Array]) -> QwenVL:
-    """The model holding `params`.
+def params_from_dict(config: ModelConfig, params: Mapping[str, Any]) -> QwenVL:
+    """The model with these arrays as its parameters, the inverse of `params_to_dict`.
 
     Raises:
         ValueError: listing every missing, unknown or mis-shaped parameter at once.

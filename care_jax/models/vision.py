@@ -63,12 +63,12 @@ class VisionAttention(nnx.Module):
 
 @struct.dataclass
 class PatchTables:
-    """The tables of Prompts with a row per patch: I is the number of patches on this device."""
+    """The tables of Prompts with a row per patch: `part` counts those on this device."""
 
-    patches: Float[Array, "B I F"]
-    position_ids: Int32[Array, "B I 2"]
-    grid_index: Int32[Array, "B I X"]
-    grid_weights: Float32[Array, "B I X"]
+    patches: Float[Array, "B part F"]
+    position_ids: Int32[Array, "B part 2"]
+    grid_index: Int32[Array, "B part X"]
+    grid_weights: Float32[Array, "B part X"]
 
 
 def own_patches(prompts: Prompts) -> PatchTables:

@@ -153,7 +153,7 @@ class VisionTower(nnx.Module):
         merged = gather(self.merger, dtype)(x)
         return VisionFeatures(merged=join_parts(merged, axis=1), deepstack=join_parts(deepstack, axis=2))
 
-    def _learned_positions(self, own: PatchTables) -> Float32[Array, "B I width"]:
+    def _learned_positions(self, own: PatchTables) -> Float32[Array, "B part width"]:
         """The four grid cells around each patch, added up by their weights."""
         table = gather(self.pos_embed, jnp.dtype("float32"))
         cells = table(own.grid_index, jnp.dtype("float32"))

@@ -46,7 +46,7 @@ TRAIN_CHARTS = (
         high=1.0,
     ),
     Chart(
-        "Hard negatives in a subgroup, K′",  # noqa: RUF001, the prime of the method's K
+        "Hard negatives in a subgroup, K′",  # noqa: RUF001 (the prime of the method's symbol)
         "share of groups",
         prefix="subgroup/num_negatives_",
         label="K′ = ",  # noqa: RUF001

@@ -20,6 +20,7 @@ class CompileGuard:
     """
 
     def __init__(self, on_compile: Callable[[str], None] = lambda name: None) -> None:
+        """Listens from here on; `check` stays quiet until `arm`."""
         self._on_compile = on_compile
         self.compiled: list[str] = []  # names of the functions, in order, since the guard was made
         self._num_allowed: int | None = None

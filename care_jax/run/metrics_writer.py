@@ -43,6 +43,7 @@ class MetricsWriter:
         enabled: bool = True,
         must_be_finite: Sequence[str] = ("loss", "grad_norm"),
     ) -> None:
+        """Cuts the files back to `resume_step` and opens them."""
         self.evaluated_steps: set[int] = set()  # steps whose evaluation is in metrics.jsonl
         self._enabled = enabled
         self._must_be_finite = frozenset(must_be_finite)

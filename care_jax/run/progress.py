@@ -33,6 +33,7 @@ class Progress:
     """
 
     def __init__(self, stage: str, total_steps: int, *, enabled: bool = True) -> None:
+        """Shows nothing before the first `show`."""
         self._stage, self._total_steps, self._is_enabled = stage, total_steps, enabled
         self._bar: _StepBar | None = None
         self._log, self._handler = logging.getLogger("tqdm_loggable"), logging.StreamHandler()
@@ -41,7 +42,8 @@ class Progress:
         """Moves on to `step`; `figures` are floats and ints by name, or texts."""
         if not self._is_enabled:
             return
-        texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in figures.items()}
+        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}
+        text = ", ".join(f"{name}={value}" for name, value in shown.items())
         if self._bar is None:
             # The lines of a log go through `logging`, where absl lets only warnings pass.
             self._log.addHandler(self._handler)
@@ -52,15 +54,18 @@ class Progress:
                 total=self._total_steps,
                 initial=step,
                 unit="step",
-                postfix=texts,
+                postfix=text,
                 file=sys.stdout,  # by which tqdm_loggable tells a terminal from a log
                 dynamic_ncols=True,
                 mininterval=0,
                 miniters=1,
             )
             return
-        self._bar.set_postfix(texts, refresh=False)
-        self._bar.update(step - self._bar.n)
+        self._bar.set_postfix_str(text, refresh=False)
+        if step < self._total_steps:
+            self._bar.update(step - self._bar.n)
+        else:
+            self._bar.n = step  # which `close` shows
 
     def close(self) -> None:
         """Shows the last step, whenever the one before was shown."""

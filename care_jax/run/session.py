@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,9 @@ class Session:
     processor: Processor
     verifier: Verifier
     mesh: Mesh
+    forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
     optimizer: optax.GradientTransformation
+    lr: np.ndarray  # [updates of the run] float32, the schedule
     data: TrainingData
     state: TrainState
     sums: Sums  # checksums of the state
@@ -68,20 +69,10 @@ class Session:
         """Steps done."""
         return int(self.state.step)
 
-    @functools.cached_property
-    def forbidden_mask(self) -> jax.Array:
-        """[V] bool on all devices: ids that neither sampler nor scorer gives any weight."""
-        return sharding.put(self.mesh, self.processor.forbidden_mask, sharding.WHOLE)
-
-    @functools.cached_property
-    def _lr(self) -> np.ndarray:
-        """[updates of the run] float32, the schedule."""
-        return schedule_table(self.config)
-
     @property
     def last_lr(self) -> float:
         """Learning rate of the newest update."""
-        return float(self._lr[self.step * self.config.train.minibatches - 1])
+        return float(self.lr[self.step * self.config.train.minibatches - 1])
 
     def key(self, stage: int) -> jax.Array:
         """The random key of a stage of the current step."""
@@ -106,7 +97,6 @@ class Session:
     def end_warm_up(self) -> None:
         """Forbids compilations from here on: `finish_step` raises if there was one."""
         stage_key(0, 0, seed=self.config.seed, mesh=self.mesh)
-        _ = self._lr, self.forbidden_mask  # computed on first use, which compiles
         self.supervisor.guard.arm()
 
     def advance(self, state: TrainState) -> None:
@@ -243,7 +233,9 @@ def _open(
         processor=processor,
         verifier=verifier,
         mesh=mesh,
+        forbidden_mask=sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE),
         optimizer=optimizer,
+        lr=schedule_table(config),
         data=data,
         state=state,
         sums=checkpointer.checksums(state),

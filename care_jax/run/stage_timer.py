@@ -19,6 +19,7 @@ class StageTimer:
     """
 
     def __init__(self, on_enter: Callable[[str], None] = lambda stage: None) -> None:
+        """Starts from nothing."""
         self._on_enter = on_enter
         self._seconds: dict[str, float] = collections.defaultdict(float)
 

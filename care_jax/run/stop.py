@@ -12,7 +12,7 @@ import jax
 from care_jax.parallel.processes import exchange, is_alone
 
 
-class Stopped(Exception):  # noqa: N818, a request rather than an error
+class Stopped(Exception):  # noqa: N818 (a request, not an error)
     """The run was asked to stop: the step under way is given up."""
 
 
@@ -26,6 +26,7 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
+        """Listens from here on."""
         self.is_set = False
         self._was_signalled = False
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)

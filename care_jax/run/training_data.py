@@ -21,6 +21,7 @@ class TrainingData:
     """
 
     def __init__(self, source: loader.RecordSource, encode: Encoder, *, batch_size: int, seed: int) -> None:
+        """Opens the stream at its start; `loader.make_train_iterator` says what the arguments mean."""
         self._encoder = loader.DropCounter(encode)
         self.iterator: grain.DatasetIterator[list[Any]] = loader.make_train_iterator(
             source, self._encoder, batch_size=batch_size, seed=seed

@@ -29,6 +29,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, folder: epath.PathLike, *, process_index: int = 0) -> None:
+        """Starts to watch."""
         self._seconds, self._tick = seconds, min(seconds / 20, 5.0)
         self._path = epath.Path(folder) / f"stacks_{process_index}.txt"
         self._waited, self._doing = 0.0, "the start"

@@ -12,7 +12,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from care_jax.inputs.processor import Example, Processor
+from care_jax.inputs.batch import Example, collate
+from care_jax.inputs.processor import Processor
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
@@ -49,7 +50,7 @@ class Services:
 def next_batch(services: Services) -> dict[str, Any]:
     """The prompts of the step."""
     examples = services.next_examples()
-    return {"examples": examples, "prompts": services.processor.collate(examples)}
+    return {"examples": examples, "prompts": collate(services.processor, examples)}
 
 
 def verify(services: Services, examples: Sequence[Example], rollouts: Rollouts) -> dict[str, Any]:

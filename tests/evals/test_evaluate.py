@@ -15,6 +15,7 @@ import pytest
 from care_jax import evaluate
 from care_jax.config import base
 from care_jax.inputs.processor import Processor
+from care_jax.inputs.responses import encode_rewrite
 from care_jax.rewards.judge import Verifier
 from tests.end_to_end import SOURCES, SmallTask, flags, run, small
 from tests.pictures import question
@@ -74,7 +75,7 @@ class _SaysThree:
     """In place of every device program of an evaluation: each response is <answer>3</answer>."""
 
     def __init__(self, processor: Processor) -> None:
-        self.ids = processor.encode_rewrite("<answer>3</answer>")
+        self.ids = encode_rewrite(processor, "<answer>3</answer>")
 
     def __call__(self, *args: Any) -> None:
         pass
@@ -104,7 +105,8 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
             mesh=jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")),
         )
         summary = evaluator.run(None, limit=0, write=items.append)
-    assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3) and summary["eval/num_dropped"] == 1
+    assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
+    assert summary["eval/num_dropped"] == 1
     assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
     assert "1 of 3 held-out prompts" in caplog.text
 
@@ -116,4 +118,5 @@ def test_mean_is_over_sources() -> None:
         for source, correct in (("a", False), ("b", True))
     ]
     summary = evaluate._summarise([wrong, wrong, wrong, right])
-    assert summary["eval/accuracy/mean"] == 0.5 and summary["eval/unparsed_rate"] == 0.0
+    assert summary["eval/accuracy/mean"] == 0.5
+    assert summary["eval/unparsed_rate"] == 0.0

@@ -45,6 +45,7 @@ FREE = [
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
+    """A pool of one worker."""
     with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
         yield pool
 

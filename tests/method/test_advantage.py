@@ -21,6 +21,7 @@ NUM_GROUPS, K = 600, 4
 
 
 def make_subgroup(num_negatives: list[int], outcome: Outcome = Outcome.MIXED, slots: int = K + 1) -> Subgroup:
+    """Groups of one outcome whose rows are the first rollouts, so many negatives each."""
     count = jnp.array(num_negatives, jnp.int32)
     index = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None], (len(num_negatives), slots))
     return Subgroup(index, index <= count[:, None], jnp.full_like(count, outcome), count)
@@ -30,6 +31,7 @@ CARE, CARE_NO_RGR = record(objectives.care), record(objectives.care_no_rgr)
 
 
 def weigh(objective: Objective, **arguments) -> advantage.SubgroupAdvantages:
+    """The advantages of an objective, jitted."""
     return jax.jit(functools.partial(advantage.subgroup_advantages, objective=objective))(**arguments)
 
 
@@ -63,8 +65,7 @@ def test_equal_rewards_give_exactly_zero(rollouts: int) -> None:
 
 
 def test_a_repair_that_beats_its_anchor() -> None:
-    """Records what the letter of section 2 gives at K' = 1 where the repair has the higher reward: both keep A_raw, so
-    the anchor is pushed down."""
+    """Records that section 2, to the letter, pushes the anchor down at K' = 1 if the repair has the higher reward."""
     ours = weigh(
         CARE,
         rewards=jnp.array([[0.9, 1.0]]),

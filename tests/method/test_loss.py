@@ -24,6 +24,7 @@ SHAPE = (8, 5, 7)
 
 
 def preset(name: str) -> Objective:
+    """The record of a preset."""
     return record({p: getattr(objectives, p) for p in PRESETS}[name])
 
 
@@ -73,6 +74,7 @@ def evaluate(logprobs: jax.Array, batch: TrainBatch, objective: Objective):
 
 
 def reference_loss(logprobs: np.ndarray, batch: TrainBatch, objective: Objective) -> float:
+    """The slow reference's loss of the same rows."""
     fields = ("logprobs_old", "logprobs_ref", "sampled_mask", "token_weights")
     rows = [np.asarray(x).reshape(-1, x.shape[-1]) for x in (logprobs, *(getattr(batch, f) for f in fields))]
     return reference.policy_loss(*rows, np.ravel(batch.advantages), np.ravel(batch.row_mask), objective)
@@ -108,7 +110,8 @@ def test_every_preset_equals_the_reference(name: str) -> None:
 
 
 def one_row(logprobs: list[float], old: list[float], advantage_of_row: float) -> tuple[jax.Array, TrainBatch]:
-    new, batch = make_batch(shape=(1, 1, len(old)))
+    """New log-probs and a batch of one row whose tokens all count."""
+    _, batch = make_batch(shape=(1, 1, len(old)))
     rows = jnp.array([[old]])
     batch = batch.replace(
         sampled_mask=jnp.ones_like(rows, bool),
@@ -193,7 +196,8 @@ def test_care_with_every_part_off_is_grpo_bit_for_bit() -> None:
         arrays = jax.tree.map(jnp.asarray, arrays | {"think": rng.random(SHAPE) < 0.5})
         loss, grad = map(np.asarray, ours(arrays, batch))
         expected_loss, expected_grad = map(np.asarray, expected(arrays, batch))
-        assert loss.tobytes() == expected_loss.tobytes() and grad.tobytes() == expected_grad.tobytes()
+        assert loss.tobytes() == expected_loss.tobytes()
+        assert grad.tobytes() == expected_grad.tobytes()
         assert np.abs(grad).max() > 1e-4
         by_hand = batch.replace(
             advantages=np.array([reference.z_score(row, True) for row in rewards]),
@@ -251,7 +255,8 @@ def test_masked_places_have_no_gradient_whatever_they_hold(name: str) -> None:
             jnp.where(counted, logprobs, poison), batch.replace(**dirty, advantages=advantages), preset(name)
         )
         assert (grad[~counted] == 0).all()
-        assert loss.tobytes() == expected_loss.tobytes() and grad.tobytes() == expected_grad.tobytes()
+        assert loss.tobytes() == expected_loss.tobytes()
+        assert grad.tobytes() == expected_grad.tobytes()
     assert np.abs(grad[counted]).max() > 0
 
 
@@ -262,9 +267,11 @@ def test_empty_masks_give_finite_gradients(name: str, empty: str) -> None:
     logprobs, batch = make_batch(5)
     batch = batch.replace(**{empty: jnp.zeros_like(getattr(batch, empty))})
     loss, _, grad = evaluate(logprobs, batch, preset(name))
-    assert np.isfinite(loss) and np.isfinite(grad).all()
+    assert np.isfinite(loss)
+    assert np.isfinite(grad).all()
     if empty != "token_weights" or preset(name).kl_coef == 0:
-        assert float(loss) == 0.0 and not grad.any()
+        assert float(loss) == 0.0
+        assert not grad.any()
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
@@ -274,7 +281,8 @@ def test_exploded_ratios_stay_finite(ratio: str) -> None:
     logprobs, batch = make_batch(6)
     for shift in (-300.0, 300.0):
         loss, _, grad = evaluate(logprobs + shift, batch, objective)
-        assert np.isfinite(loss) and np.isfinite(grad).all()
+        assert np.isfinite(loss)
+        assert np.isfinite(grad).all()
 
 
 def test_denominators_by_hand() -> None:

@@ -37,14 +37,17 @@ def random_groups(rng: np.random.Generator, rollouts: int) -> dict[str, np.ndarr
 
 @functools.cache
 def jitted(objective: Objective) -> Callable[..., Subgroup]:
+    """The selection of an objective, compiled once a shape."""
     return jax.jit(functools.partial(subgroup.select_subgroup, objective=objective))
 
 
 def select(groups: dict[str, np.ndarray], objective: Objective, key: jax.Array | None = None) -> Subgroup:
+    """Selects the rows of NumPy groups."""
     return jitted(objective)(**groups, key=key)
 
 
 def assert_equals_reference(groups: dict[str, np.ndarray], objective: Objective) -> list[reference.Group]:
+    """Selects with care_jax and with the slow reference, which must agree; returns the reference's groups."""
     ours = select(groups, objective)
     index, valid = np.asarray(ours.index), np.asarray(ours.valid)
     expected = []
@@ -95,7 +98,8 @@ def test_without_an_anchor_every_row_is_kept_in_order() -> None:
     groups = random_groups(np.random.default_rng(2), 4)
     assert_equals_reference(groups, Objective())
     ours = select(groups, Objective())
-    assert ours.index[7].tolist() == [0, 1, 2, 3] and bool(ours.valid.all())
+    assert ours.index[7].tolist() == [0, 1, 2, 3]
+    assert bool(ours.valid.all())
 
 
 def test_outcomes() -> None:
@@ -123,6 +127,7 @@ def test_anchor_by_hand(correct: list[int], think_len: list[int], answer_len: li
 
 
 def directions(*degrees: float) -> np.ndarray:
+    """Unit vectors of one group in the plane."""
     return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)[None].astype(np.float32)
 
 
@@ -147,7 +152,8 @@ def test_negatives_by_hand() -> None:
     chosen = {}
     for selector in expected:
         ours = select(groups, record(objectives.care_no_rgr, selector=selector))
-        assert ours.num_negatives.tolist() == [4] and ours.valid.tolist() == [[True] * 5]
+        assert ours.num_negatives.tolist() == [4]
+        assert ours.valid.tolist() == [[True] * 5]
         chosen[selector] = ours.index[0].tolist()
     assert chosen == expected
 
@@ -167,7 +173,9 @@ def test_random_selector_takes_failures_evenly() -> None:
     groups["correct"] = np.tile(np.arange(8) == 2, (NUM_GROUPS, 1))
     ours, again, other = (select(groups, objective, jax.random.key(seed)) for seed in (0, 0, 1))
     index = np.asarray(ours.index)
-    assert bool(ours.valid.all()) and (index[:, 0] == 2).all() and (index == np.asarray(again.index)).all()
+    assert bool(ours.valid.all())
+    assert (index[:, 0] == 2).all()
+    assert (index == np.asarray(again.index)).all()
     assert (index != np.asarray(other.index)).any()
     assert all(len({*row}) == 5 for row in index.tolist())
     share = np.bincount(index[:, 1:].ravel(), minlength=8) / NUM_GROUPS
@@ -190,5 +198,5 @@ def test_refusals_name_what_is_allowed() -> None:
     groups = random_groups(np.random.default_rng(6), 2)
     with pytest.raises(ValueError, match="given no key"):
         select(groups, record(objectives.care_no_rgr, selector="random"))
-    with pytest.raises(ValueError, match="1 rollouts.*at least 2, 1 and 1"):
+    with pytest.raises(ValueError, match=r"1 rollouts.*at least 2, 1 and 1"):
         select({name: value[:, :1] for name, value in groups.items()}, record(objectives.care_no_rgr))

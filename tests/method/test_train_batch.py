@@ -20,6 +20,7 @@ CORRECT = np.array([[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
 
 
 def numbered(first: int, *shape: int) -> np.ndarray:
+    """An array of its own number in every place."""
     return np.arange(first, first + int(np.prod(shape))).reshape(shape)
 
 
@@ -79,7 +80,8 @@ def test_rows_come_from_their_own_group(assemble):
         assert batch.sampled_mask[b, s].tolist() == [bool(VALID[b, s])] * 4 + [False]
     np.testing.assert_array_equal(batch.row_mask, VALID)
     np.testing.assert_array_equal(batch.logprobs_ref, batch.logprobs_old)
-    assert batch.advantages[2, 2] == 0 and not batch.token_weights[2, 2].any()
+    assert batch.advantages[2, 2] == 0
+    assert not batch.token_weights[2, 2].any()
 
 
 def test_advantages_and_weights_by_hand(assemble):

@@ -16,7 +16,9 @@ import torch
 import transformers
 
 from care_jax import models
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import decoder
 from care_jax.models.attention import segment_attention
 from care_jax.models.vision import own_patches, rotary_tables
@@ -76,7 +78,7 @@ def record_of(case: str) -> Record:
 
 def make_row(case: str, processor: Processor, pixels_of: Callable, oracle: transformers.PreTrainedModel) -> Row:
     _, sizes, videos = CASES[case]
-    ids = torch.from_numpy(processor.encode_prompt(record_of(case)).token_ids)[None].long()
+    ids = torch.from_numpy(encode_prompt(processor, record_of(case)).token_ids)[None].long()
     row = Row(ids, {}, {})
     if sizes:
         row.images.update(pixels_of(images=[picture(*size) for size in sizes], return_tensors="pt"))
@@ -113,7 +115,7 @@ def family(request, tiny_folder, tmp_path_factory) -> Family:
 def batch_of(case: str, processor: Processor) -> tuple[list[str], Prompts]:
     """A case alone, or all of them together; every batch has the same padded sizes."""
     names = list(CASES) if case == ALL else [case]
-    return names, jax.device_put(processor.collate([processor.encode_prompt(record_of(name)) for name in names]))
+    return names, jax.device_put(collate(processor, [encode_prompt(processor, record_of(name)) for name in names]))
 
 
 class Stages(NamedTuple):
@@ -238,7 +240,7 @@ def test_bfloat16_stays_as_near_as_transformers(family):
     config = dataclasses.replace(model.config, compute_dtype="bfloat16")
     rough = models.params_from_dict(config, models.params_to_dict(model))
     exact, ours = (
-        np.asarray(jax.nn.log_softmax(each.logits(jax.jit(QwenVL.prefill)(each, prompts).last_hidden)))
+        np.asarray(jax.nn.log_softmax(each.logits(jax.jit(models.QwenVL.prefill)(each, prompts).last_hidden)))
         for each in (model, rough)
     )
     low = copy.deepcopy(oracle).to(torch.bfloat16)
@@ -255,7 +257,7 @@ def test_positions_of_a_response_go_on_from_the_prompt(family):
     """Catches decode positions that differ from those of a forward pass over prompt and response."""
     oracle, _, processor, rows = family
     for name, row in rows.items():
-        example = processor.encode_prompt(record_of(name))
+        example = encode_prompt(processor, record_of(name))
         whole = hub_positions(oracle, row.inputs(*[65] * 5))
         assert whole[:, -5:].tolist() == [[example.next_position + n for n in range(5)]] * 3, name
 
@@ -268,7 +270,7 @@ def test_greedy_generation_equals_transformers(family):
     forbidden = processor.forbidden_mask  # an image token would want an image
     ours = rollout.generate(
         model,
-        jax.jit(QwenVL.prefill)(model, prompts),
+        jax.jit(models.QwenVL.prefill)(model, prompts),
         rollout.nothing_forced(len(names), 1),
         jnp.asarray(forbidden),
         jax.random.key(0),

@@ -21,6 +21,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.stages.model import mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
+from configs import demo
 from tests import families
 from tests.end_to_end import finish, start
 from tests.on_shards import CHUNK, MESHES, R, S
@@ -239,12 +240,10 @@ def test_a_parameter_without_axes_is_refused(tiny_folder: Path, tmp_path: Path) 
         make_param(jnp.ones((3, 4)), "mlp")
 
 
-@pytest.mark.parametrize("preset", ["demo", "demo_cold_start"])
-def test_the_demo_runs_on_what_is_there(preset: str, tiny_folder: Path) -> None:
+@pytest.mark.parametrize("run", ["care", "cold_start"])
+def test_the_demo_runs_on_what_is_there(run: str, tiny_folder: Path) -> None:
     """Catches a default mesh that the demo's batches do not divide over."""
-    import importlib
-
-    config = importlib.import_module(f"configs.{preset}").get_config()
+    config = demo.get_config(run)
     model = models.load_model_config(tiny_folder)
     for count in (1, 2, 4, 8):
         assert mesh_sizes(config, model, count)["fsdp"] == count

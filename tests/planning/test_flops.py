@@ -75,7 +75,8 @@ def test_a_step_of_the_7b():
         assert work[name].flops == pytest.approx(512 * (seen + count * (branch + head)))
     assert work["rollout"].flops == pytest.approx(512 * 8 * (branch + head))
     assert work["update"].flops == pytest.approx(3 * work["reference"].flops)
-    assert work["update"].tokens == 512 * (2048 + 5 * 2048) and work["rollout"].tokens == 512 * 8 * 2048
+    assert work["update"].tokens == 512 * (2048 + 5 * 2048)
+    assert work["rollout"].tokens == 512 * 8 * 2048
     # Every token reads the weights once, each prompt's keys once for its 8 branches, and the branches' own.
     assert work["rollout"].parameter_bytes == 2048 * 2 * (sizes.decode_params)
     assert work["rollout"].cache_bytes == 512 * 57344 * (2048 * 2048 + 8 * 2048 * 2049 / 2)

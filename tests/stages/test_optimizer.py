@@ -69,7 +69,8 @@ def test_only_matrices_decay(tiny_model):
     kernels = {name for name in params if name.endswith("kernel")}
     assert decayed == kernels | {"embed_tokens.weight"}
     assert len(kernels) == 7 + 8  # of a decoder layer, of the vision tower
-    assert "norm.weight" in updates and "layers.self_attn.q_proj.bias" in updates
+    assert "norm.weight" in updates
+    assert "layers.self_attn.q_proj.bias" in updates
 
 
 def test_gradients_are_clipped_by_their_global_norm(tiny_model):

@@ -12,6 +12,8 @@ import optax
 import pytest
 
 from care_jax import config, models
+from care_jax.inputs.batch import collate
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.stages.optimizer import make_optimizer
@@ -39,7 +41,7 @@ def batch(tiny_processor) -> TrainBatch:
     row_mask[2, 1] = row_mask[5, 1] = False
     old = -5.5 + rng.normal(0, 0.7, (B, S, R))  # the model is nearly uniform over 270 ids
     batch = TrainBatch(
-        prompts=tiny_processor.collate([tiny_processor.encode_prompt(record) for record in prompts]),
+        prompts=collate(tiny_processor, [encode_prompt(tiny_processor, record) for record in prompts]),
         token_ids=rng.integers(40, 120, (B, S, R)).astype(np.int32),
         response_len=response_len.astype(np.int32),
         sampled_mask=sampled_mask,
@@ -84,6 +86,7 @@ def whole(run, batch):
 
 
 def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The largest difference of any parameter."""
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
 
 

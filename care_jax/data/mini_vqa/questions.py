@@ -52,6 +52,7 @@ class Difficulty:
     seed: int
 
     def __post_init__(self) -> None:
+        """Checks the knobs."""
         if not self.skills or not set(self.skills) <= set(SKILLS):
             raise ValueError(f"mini_vqa skills={self.skills}: choose some of {', '.join(SKILLS)}")
         for knob, value, low, high in (
@@ -104,7 +105,7 @@ def generate(split: str, difficulty: Difficulty) -> Iterator[Record]:
 
 
 def _unique(stream: Iterator[tuple[str, Callable[[], Record]]], skill: str) -> Iterator[Record]:
-    """Draws each id once; drawing is put off until an id is known to be new."""
+    """Draws each id once; nothing is drawn until an id is known to be new."""
     seen: set[str] = set()
     repeats = 0
     for record_id, draw in stream:
@@ -152,7 +153,7 @@ def _digits_maker(
 
 
 def _tilt(rng: np.random.Generator, heldout: bool) -> drawing.Tilt:
-    """Train scans are turned and moved a little, since there are few of them; held-out ones stay as they are."""
+    """Returns a small random tilt for train scans, since there are few of them; held-out scans stay as they are."""
     if heldout:
         return drawing.Tilt(0.0, 0, 0)
     return drawing.Tilt(float(rng.uniform(-12, 12)), *(int(x) for x in rng.integers(-2, 3, 2)))
@@ -205,7 +206,7 @@ def _chart_maker(
 
 
 def _quantise(window: tuple[float, ...], num_levels: int, rng: np.random.Generator) -> list[int]:
-    """Levels from 1 to num_levels on an axis that reaches past the window by a random amount on both sides."""
+    """Scales a window to levels from 1 to num_levels, on an axis that extends past it by random amounts."""
     low, high = min(window), max(window)
     below, above = rng.random(2) * 0.6 * (high - low)
     low, width = low - below, (high - low) + below + above
@@ -213,7 +214,7 @@ def _quantise(window: tuple[float, ...], num_levels: int, rng: np.random.Generat
 
 
 def _chart_question(values: list[int], rng: np.random.Generator) -> tuple[str, list[int], Work] | None:
-    """A question, the values it needs, and how to work it out; None where the values allow no clear question."""
+    """Returns a question, the values it needs, and how to work it out; None if the values allow no clear question."""
     if len(set(values)) == 1:
         return None
     letters = _letters(len(values))

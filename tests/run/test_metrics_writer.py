@@ -1,25 +1,25 @@
-"""Files of a run folder, the progress line, stage times and the recompilation guard."""
+"""The files of a run folder that grow with every step."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from care_jax.run.writers import CompileGuard, MetricsWriter, StageTimer, cut_after
 from tensorboardX.proto import event_pb2
+
+from care_jax.run.metrics_writer import MetricsWriter, cut_after
 
 
 def lines(path: Path) -> list[dict]:
+    """The JSON lines of a file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def open_writer(workdir: Path, resume_step: int = 0, **kwargs) -> MetricsWriter:
-    return MetricsWriter(workdir, resume_step=resume_step, total_steps=10, **kwargs)
+    """The writer of a run that resumes at a step."""
+    return MetricsWriter(workdir, resume_step=resume_step, **kwargs)
 
 
 def tensorboard_events(workdir: Path) -> list[event_pb2.Event]:
@@ -67,7 +67,7 @@ def test_resume_cuts_what_the_killed_run_wrote_past_its_checkpoint(tmp_path):
     ]  # fmt: skip
     for name in ("events.jsonl", "samples.jsonl"):
         assert [row["step"] for row in lines(tmp_path / name)] == [0, 1, 2, 2]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_cut_keeps_a_whole_last_line_without_its_newline(tmp_path):
@@ -113,111 +113,11 @@ def test_other_non_finite_values_become_null(tmp_path):
     assert lines(tmp_path / "events.jsonl") == [{"step": 1, "advantages_raw": [1.0, None]}]
 
 
-def test_a_process_that_is_not_the_first_leaves_no_trace(tmp_path, capsys):
+def test_a_process_that_is_not_the_first_leaves_no_trace(tmp_path):
     """Catches two processes that write, and cut, one another's files."""
-    writer = open_writer(tmp_path / "run", enabled=False, progress_interval=0.0)
+    writer = open_writer(tmp_path / "run", enabled=False)
     writer.scalars(1, {"loss": 0.5})
     writer.events(1, [{"id": "a"}])
-    writer.progress(10, {"acc": 1.0})
     writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists()
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_in_a_log_is_rare_and_never_misses_the_last_step(tmp_path, capsys):
-    """Catches a log of a thousand lines, carriage returns in a log, and a run whose last line is not its last step."""
-    writer = open_writer(tmp_path, resume_step=3, progress_interval=1000.0)
-    for step in range(4, 11):
-        writer.progress(step, {"acc": 0.123456 * step, "groups": step})
-    writer.close()
-    shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == 2
-    assert shown[0] == "step 4/10  acc 0.4938  groups 4"  # its time is that of compilations
-    assert shown[1].startswith("step 10/10  acc 1.235  groups 10  ")
-    assert shown[1].endswith(" s/step  0 min left")
-
-
-def test_progress_interval_of_zero_shows_every_step(tmp_path, capsys):
-    """Catches a throttle that holds lines back although the interval has passed."""
-    writer = open_writer(tmp_path, progress_interval=0.0)
-    for step in (1, 2, 3):
-        writer.progress(step, {})
-    writer.close()
-    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "step 1/10", "step 2/10", "step 3/10"
-    ]  # fmt: skip
-
-
-def test_stage_timer_adds_up_and_starts_again():
-    """Catches times that overwrite instead of adding, that a raising stage loses, and that leak into the next step."""
-    timer = StageTimer()
-    with timer("step"):
-        for _ in range(2):
-            with timer("rollout"):
-                time.sleep(0.02)
-        with pytest.raises(KeyError), timer("verify"):
-            raise KeyError
-    taken = timer.take()
-    assert sorted(taken) == ["time/rollout", "time/step", "time/verify"]
-    assert 0.04 <= taken["time/rollout"] <= taken["time/step"] < 1.0
-    assert timer.take() == {}
-
-
-def test_armed_guard_names_the_function_that_a_new_shape_compiled():
-    """Catches a guard that is deaf (the event's name changed in jax) or that trips on cached calls."""
-
-    @jax.jit
-    def train_step(x):
-        return x * 2.0
-
-    with CompileGuard() as guard:
-        train_step(np.ones(3, np.float32))
-        guard.check(0)  # not armed: the warm-up may compile
-        guard.arm()
-        for step in (1, 2, 3):
-            train_step(np.full(3, step, np.float32))
-            guard.check(step)
-        train_step(np.ones(4, np.float32))
-        with pytest.raises(RuntimeError, match=r"step 4: 1 compilation\(s\) after the warm-up: .*train_step"):
-            guard.check(4)
-        guard.arm()
-        guard.check(5)
-    train_step(np.ones(5, np.float32))
-    guard.check(6)  # closed: it no longer listens
-
-
-def test_guard_counts_a_program_from_the_persistent_cache(tmp_path):
-    """Catches a guard that is blind on the second run of a machine, where the cache answers."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    def compile_once() -> list[str]:
-        with CompileGuard() as guard:
-            jax.jit(lambda x: x * 3.0 + 1.0).lower(np.ones(7, np.float32)).compile()
-        return guard.compiled
-
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    seen: list[str] = []
-
-    def listen(event: str, **kwargs: str | int) -> None:
-        seen.append(event)
-
-    before = {name: jax.config.values[name] for name in settings}
-    compilation_cache.reset_cache()
-    jax.monitoring.register_event_listener(listen)
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        assert len(compile_once()) == 1
-        assert "/jax/compilation_cache/cache_hits" not in seen
-        assert len(compile_once()) == 1
-        assert "/jax/compilation_cache/cache_hits" in seen
-    finally:
-        jax.monitoring.unregister_event_listener(listen)
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
