@@ -19,11 +19,7 @@ class TrainState:
 
     step: Int32[Array, ""]  # optimizer-facing steps done (one step = one batch of prompts)
     params: QwenVL  # a module is a pytree
-<<<<<<< HEAD
-    opt_state: Any  # of optax, with the params' structure wherever it holds moments
-=======
     opt_state: Any  # optax.OptState, whose recursive type no checker can resolve
->>>>>>> method
 
 
 def state_specs(state: TrainState) -> TrainState:
