@@ -47,7 +47,18 @@ from care_jax.stages.rollout import Sampling
 from care_jax.stages.score import score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Forced, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
+from care_jax.structs import (
+    Array,
+    Forced,
+    Outcome,
+    Prompts,
+    Rollouts,
+    Scores,
+    Subgroup,
+    TrainBatch,
+    Verdicts,
+    zeros,
+)
 
 STAGES = ("rollout", "score", "reflect", "batch", "update")
 
@@ -86,7 +97,7 @@ class Side:
         verdicts = make_verdicts(*rollouts.token_ids.shape)
         with timer("score"):
             scores = self._score(params, rollouts, verdicts)
-        reflection = train_batch.no_reflection(self.args.prompts, self.args.response_len)
+        reflection = zeros(Reflection, B=self.args.prompts, R=self.args.response_len)
         if self.shared:
             with timer("reflect"):
                 reflection = self._reflect(params, prefix, rollouts, repair_key)

@@ -9,6 +9,7 @@ Dimension key (a letter means the same thing everywhere in the project):
     L layers                      H query heads                N key/value heads
     C channels of a head          I patches of a prompt        Q queries a key/value head (H = N * Q)
     U merged patches (I / 4)      X grid cells of a patch      F values of a patch (channels * time * height * width)
+    O axes of a position (2, 3)   Y rotary frequencies         Z what a row is compared with (a query's keys)
     E decoder layers that get deepstack features (Qwen3-VL)
 
 The annotation of a field is the one place that states its shape and dtype. `abstract` and `zeros` make any struct
@@ -170,10 +171,10 @@ class TrainBatch:
     row_mask: Bool[Array, "B S"]  # rows that count in the denominators
 
 
-S = TypeVar("S")
+Struct = TypeVar("Struct")
 
 
-def abstract(struct_type: type[S], *optional: str, **dims: int) -> S:
+def abstract(struct_type: type[Struct], *optional: str, **dims: int) -> Struct:
     """Makes a struct of shapes and dtypes, for example `abstract(Forced, B=8, J=1, W=0)`.
 
     Args:
@@ -191,12 +192,12 @@ def abstract(struct_type: type[S], *optional: str, **dims: int) -> S:
     return _fill(struct_type, jax.ShapeDtypeStruct, optional, dims)
 
 
-def zeros(struct_type: type[S], *optional: str, **dims: int) -> S:
+def zeros(struct_type: type[Struct], *optional: str, **dims: int) -> Struct:
     """Makes a struct of NumPy zeros; arguments and errors are those of `abstract`."""
     return _fill(struct_type, np.zeros, optional, dims)
 
 
-def _fill(struct_type: type[S], make: Callable, optional: tuple[str, ...], dims: dict[str, int]) -> S:
+def _fill(struct_type: type[Struct], make: Callable, optional: tuple[str, ...], dims: dict[str, int]) -> Struct:
     annotations = _annotations(struct_type, optional)
     used = {dim for leaf in jax.tree.leaves(annotations) for dim in leaf.dim_str.split() if not dim.isdigit()}
     if used != dims.keys():
@@ -213,7 +214,7 @@ def _fill(struct_type: type[S], make: Callable, optional: tuple[str, ...], dims:
     return jax.tree.map(fill, annotations)
 
 
-def _annotations(struct_type: type[S], optional: tuple[str, ...]) -> S:
+def _annotations(struct_type: type[Struct], optional: tuple[str, ...]) -> Struct:
     """The struct with each array's jaxtyping annotation in its place."""
     hints = typing.get_type_hints(struct_type)
     fields: Any = dataclasses.fields(struct_type)  # type: ignore[arg-type]

@@ -28,9 +28,9 @@ from tests import shape_checks
 install_import_hook(shape_checks.CHECKED, shape_checks.TYPECHECKER)
 
 from care_jax import models  # noqa: E402
-from care_jax.inputs.batch import collate
+from care_jax.inputs.batch import collate  # noqa: E402
 from care_jax.inputs.processor import Processor, load_processor  # noqa: E402
-from care_jax.inputs.prompts import encode_prompt
+from care_jax.inputs.prompts import encode_prompt  # noqa: E402
 from care_jax.rewards.response_format import ANSWER_TAGS  # noqa: E402
 from care_jax.structs import Prompts  # noqa: E402
 from tests.end_to_end import SmallTask, make_small_task  # noqa: E402

@@ -129,9 +129,9 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Arra
     """Every query head with its own copy of keys and values: [1, T, H, C]."""
     repeats = q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
-    scores = jnp.einsum("bthc,bshc->bhts", q, k) / q.shape[-1] ** 0.5
+    scores = jnp.einsum("bthc,bzhc->bhtz", q, k) / q.shape[-1] ** 0.5
     later = jnp.triu(jnp.ones(scores.shape[-2:], bool), 1)
-    return jnp.einsum("bhts,bshc->bthc", jax.nn.softmax(jnp.where(later[None, None], -jnp.inf, scores)), v), None
+    return jnp.einsum("bhtz,bzhc->bthc", jax.nn.softmax(jnp.where(later[None, None], -jnp.inf, scores)), v), None
 
 
 def row_loss(logprobs: jax.Array, row: Row, objective: Objective) -> jax.Array:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from care_jax.run.build import make_processor
 
 from care_jax import cold_start, train
 from care_jax.data import loader

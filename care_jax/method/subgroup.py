@@ -74,7 +74,7 @@ def state_distances(think_states: Float[Array, "B G D"]) -> Float32[Array, "B G 
 
     def gram(states: Float32[Array, "... G D"]) -> Float32[Array, "... G G"]:
         # The default precision of a TPU multiplies in bfloat16, which reorders near neighbours.
-        return jnp.einsum("...id,...jd->...ij", states, states, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("...gd,...zd->...gz", states, states, precision=jax.lax.Precision.HIGHEST)
 
     # XLA's batched product of many small matrices is about five times slower on a CPU than one after the other.
     return -jax.lax.platform_dependent(states, cpu=lambda states: jax.lax.map(gram, states), default=gram)

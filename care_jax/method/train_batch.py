@@ -16,7 +16,7 @@ REFLECTED_SLOT = 1  # the nearest negative
 
 @struct.dataclass
 class Reflection:
-    """One reflected response a group, ready to take the place of the nearest negative."""
+    """One reflected response a group, ready for the slot of the nearest negative. Zeros mean that none was tried."""
 
     tried: Bool[Array, "B"]
     token_ids: Int32[Array, "B R"]
@@ -35,22 +35,6 @@ class Assembled:
 
     batch: TrainBatch
     advantages: SubgroupAdvantages
-
-
-def no_reflection(batch: int, response_len: int) -> Reflection:
-    """A Reflection in which nothing was tried."""
-    row, tokens = jnp.zeros((batch,), bool), jnp.zeros((batch, response_len), bool)
-    return Reflection(
-        tried=row,
-        token_ids=tokens.astype(jnp.int32),
-        response_len=row.astype(jnp.int32),
-        sampled_mask=tokens,
-        logprobs_old=tokens.astype(jnp.float32),
-        correct=row,
-        rewards=row.astype(jnp.float32),
-        think_mask=tokens,
-        answer_mask=tokens,
-    )
 
 
 def assemble(

@@ -66,10 +66,10 @@ def segment_attention(
         return splash.segment_attention(q, k, v, segment_ids, segment_len=segment_len, interpret=interpret)
 
     def attend(q: Array, ids: Array) -> Array:
-        scores = jnp.einsum("bihc,bkhc->bhik", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        scores = jnp.einsum("bihc,bzhc->bhiz", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         visible = (ids[:, :, None] == segment_ids[:, None, :])[:, None]
         weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1).astype(v.dtype)
-        return jnp.einsum("bhik,bkhc->bihc", weights, v)
+        return jnp.einsum("bhiz,bzhc->bihc", weights, v)
 
     return _in_chunks(attend, q, segment_ids, axis=1)
 
@@ -108,9 +108,9 @@ def causal_attention(
 
     def attend(q: Array, visible: Array) -> Array:
         grouped = einops.rearrange(q, "b p (n q) c -> b p n q c", n=k.shape[2])
-        scores = jnp.einsum("bpnqc,bsnc->bnqps", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        scores = jnp.einsum("bpnqc,bznc->bnqpz", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(v.dtype)
-        return einops.rearrange(jnp.einsum("bnqps,bsnc->bpnqc", weights, v), "b p n q c -> b p (n q) c")
+        return einops.rearrange(jnp.einsum("bnqpz,bznc->bpnqc", weights, v), "b p n q c -> b p (n q) c")
 
     return _in_chunks(attend, q, jnp.tril(jnp.ones((1, q.shape[1], q.shape[1]), bool)), axis=1)
 

@@ -50,12 +50,12 @@ def mrope(position_ids: Int32[Array, "B 3 T"], config: TextConfig, dtype: jnp.dt
     channels = config.head_dim
     inv_freq = 1.0 / (config.rope_theta ** (jnp.arange(0, channels, 2, dtype=jnp.float32) / channels))
     axis = mrope_axes(config)
-    angles = jnp.einsum("btf,f->btf", jnp.moveaxis(position_ids, 1, 2)[..., axis].astype(jnp.float32), inv_freq)
+    angles = jnp.einsum("bty,y->bty", jnp.moveaxis(position_ids, 1, 2)[..., axis].astype(jnp.float32), inv_freq)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return Rope(cos=jnp.cos(angles).astype(dtype), sin=jnp.sin(angles).astype(dtype))
 
 
-def mrope_axes(config: TextConfig) -> Int[np.ndarray, "frequencies"]:
+def mrope_axes(config: TextConfig) -> Int[np.ndarray, "Y"]:
     """The axis (0 time, 1 height, 2 width) that turns each of the C / 2 frequencies.
 
     sections (2, 1, 1)      one after the other (Qwen2-VL, arXiv 2409.12191)    0 0 1 2

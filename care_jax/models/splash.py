@@ -115,8 +115,8 @@ def _block(length: int) -> int:
 
 def _splash(
     q: Float[Array, "B queries H C"],
-    k: Float[Array, "B keys N C"],
-    v: Float[Array, "B keys N C"],
+    k: Float[Array, "B Z N C"],
+    v: Float[Array, "B Z N C"],
     ids: SegmentIds | None,
     visible: Callable[[np.ndarray, np.ndarray], np.ndarray],
     interpret: bool,

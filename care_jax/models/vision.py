@@ -91,7 +91,7 @@ def rotary_tables(
     """The rotary tables cos and sin: a quarter of the channels for the row, a quarter for the column, twice."""
     half = config.hidden_size // config.num_heads // 2
     inv_freq = 1.0 / (config.rope_theta ** (jnp.arange(0, half, 2, dtype=jnp.float32) / half))
-    angles = jnp.einsum("bid,f->bidf", position_ids.astype(jnp.float32), inv_freq)
-    angles = einops.rearrange(angles, "b i d f -> b i (d f)")
+    angles = jnp.einsum("bio,y->bioy", position_ids.astype(jnp.float32), inv_freq)
+    angles = einops.rearrange(angles, "b i o y -> b i (o y)")
     angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles), jnp.sin(angles)

@@ -157,4 +157,4 @@ class VisionTower(nnx.Module):
         """The four grid cells around each patch, added up by their weights."""
         table = gather(self.pos_embed, jnp.dtype("float32"))
         cells = table(own.grid_index, jnp.dtype("float32"))
-        return jnp.einsum("bikw,bik->biw", cells, own.grid_weights, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("bixd,bix->bid", cells, own.grid_weights, precision=jax.lax.Precision.HIGHEST)

@@ -173,7 +173,6 @@ def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
         lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)), abstract_model(model)
     )
     state = sharding.place(mesh, state, state_specs(state))
-    forbidden_mask: Any = jax.ShapeDtypeStruct((model.text.vocab_size,), bool)
     return Setup(
         config=config,
         objective=Objective.from_config(config.objective),
@@ -182,7 +181,7 @@ def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
         num_rollouts=config.rollout.num_rollouts,
         temperature=config.rollout.temperature,
         stop_ids=(0, 1),  # which they are does not matter
-        forbidden_mask=forbidden_mask,
+        forbidden_mask=jax.ShapeDtypeStruct((model.text.vocab_size,), bool),
         image_spec=model.vision,
         num_forced=forced_width(config),
         params=state.params,

@@ -22,7 +22,6 @@ from care_jax.models.model_config import VisionConfig
 from care_jax.parallel.sharding import ROWS, WHOLE, gathered, param_specs
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState, state_specs
-from care_jax.structs import Array
 
 Bucket = tuple[int, int]  # prompt tokens, patches
 
@@ -38,7 +37,7 @@ class Setup:
     num_rollouts: int  # G
     temperature: float  # of the rollouts; 0 decodes greedily
     stop_ids: tuple[int, ...]
-    forbidden_mask: Array  # [V] bool
+    forbidden_mask: Any  # [V] bool, an array or its shape
     image_spec: ImageSpec | VisionConfig
     params: QwenVL  # shapes with shardings
     num_forced: int = 0  # tokens of the longest forced prefix of a reflection

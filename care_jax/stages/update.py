@@ -7,7 +7,7 @@ cannot change the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from care_jax.parallel.sharding import ROWS, WHOLE, named, on_shards, param_spec
 from care_jax.stages.score import token_scores
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.structs import Array, TrainBatch
+
+Tree = TypeVar("Tree")
 
 
 @runtime_checkable
@@ -60,7 +62,7 @@ class UpdateOutput:
     metrics: dict[str, Array]
 
 
-def split_batch(batch: TrainBatch, pieces: int) -> TrainBatch:
+def split_batch(batch: Tree, pieces: int) -> Tree:
     """Deals prompts out round robin, so that each piece has some of every shard: [B, ...] to [pieces, b, ...]."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), batch)
 

@@ -60,7 +60,7 @@ def test_geometry3k_without_the_later_columns(tmp_path: Path) -> None:
 
 
 def test_geometry3k_from_the_original_folders(tmp_path: Path) -> None:
-    """Catches folders sorted as text ("10" before "2"), a letter as gold instead of the choice's text, and no letter as A."""
+    """Catches folders sorted as text ("10" before "2"), a letter as gold, and no letter taken for A."""
     records, dropped = _read("geometry3k", data_sets.write_geometry3k_folders(tmp_path), "val")
     assert [(r.id, r.answer) for r in records] == [("geometry3k/2", "0"), ("geometry3k/10", r"2 \sqrt { 2 }")]
     assert records[1].prompt == "<image>Find $x$ in drawing 10."

@@ -38,7 +38,7 @@ def spec(folder) -> images.ImageSpec:
 
 @pytest.fixture(scope="module")
 def hub(folder, spec) -> Qwen2VLImageProcessorPil:
-    """transformers' processor of the folder, with the same limits."""
+    """The processor of transformers for the folder, with the same limits."""
     size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
     return AutoImageProcessor.from_pretrained(folder, backend="pil", size=size)
 

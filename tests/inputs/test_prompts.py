@@ -199,7 +199,7 @@ def test_video_patches_are_those_of_its_frames(family, num_frames):
 
 
 def test_video_positions_by_hand(family):
-    """Catches a second of video that takes other positions than config.json says, and frames of Qwen3-VL that take any."""
+    """Catches a second of video that takes other positions than config.json says, or any for Qwen3-VL."""
     record = question("<video>", videos=(video_of(4, 2 * family.factor, 2 * family.factor, fps=1.0),))
     example = encode_prompt(family.processor, record)
     at = np.flatnonzero(example.vision_index >= 0)

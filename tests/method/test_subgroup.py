@@ -187,7 +187,7 @@ def test_distances_are_those_of_the_states() -> None:
     """Catches a half-precision product, which reorders near neighbours."""
     states = np.random.default_rng(5).standard_normal((3, 4, 64)).astype(np.float32)
     states /= np.linalg.norm(states, axis=-1, keepdims=True)
-    expected = -np.einsum("bid,bjd->bij", states.astype(np.float64), states.astype(np.float64))
+    expected = -np.einsum("bgd,bzd->bgz", states.astype(np.float64), states.astype(np.float64))
     np.testing.assert_allclose(subgroup.state_distances(jnp.asarray(states)), expected, atol=1e-6)
     lowered = jax.jit(subgroup.state_distances).trace(states).lower(lowering_platforms=("tpu",)).as_text()
     assert "HIGHEST" in lowered

@@ -70,7 +70,7 @@ def reflection(tried: list[bool], correct: list[bool]) -> Reflection:
 
 def test_rows_come_from_their_own_group(assemble):
     """Catches a gather along the wrong axis, and an unused slot that counts."""
-    ours = assemble(train_batch.no_reflection(B, R))
+    ours = assemble(zeros(Reflection, B=B, R=R))
     batch = ours.batch
     for b, s in np.ndindex(B, 3):
         g = INDEX[b, s]
@@ -86,7 +86,7 @@ def test_rows_come_from_their_own_group(assemble):
 
 def test_advantages_and_weights_by_hand(assemble):
     """Catches the rewards of other rows than the ones gathered, and weights by the pseudo-anchor's verdict."""
-    ours = assemble(train_batch.no_reflection(B, R))
+    ours = assemble(zeros(Reflection, B=B, R=R))
     root = 2**0.5
     raw = [[root, -1 / root, -1 / root], [root, -1 / root, -1 / root], [1, -1, 0]]
     np.testing.assert_allclose(ours.advantages.raw, raw, rtol=0, atol=2e-5)
@@ -101,7 +101,7 @@ def test_advantages_and_weights_by_hand(assemble):
 @pytest.mark.parametrize("correct", [True, False])
 def test_a_reflection_replaces_slot_1_of_mixed_groups_alone(assemble, correct):
     """Catches a replaced anchor or far negative, a reflection in a rescued group, and one that was never tried."""
-    plain = assemble(train_batch.no_reflection(B, R))
+    plain = assemble(zeros(Reflection, B=B, R=R))
     ours = assemble(reflection([True, True, False], [correct] * B))
     np.testing.assert_array_equal(ours.batch.token_ids[0, 1], 1000 + np.arange(R))
     np.testing.assert_array_equal(ours.batch.logprobs_old[0, 1], -1000.0 - np.arange(R))

@@ -44,13 +44,13 @@ def draw(*shapes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def plain(visible: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(C)) v in float32 where visible [B, T, S], one head after the other."""
+    """softmax(q k / sqrt(C)) v in float32 where visible [B, T, Z], one head after the other."""
     heads = []
     for h in range(q.shape[2]):
         kv = h * k.shape[2] // q.shape[2]
-        scores = jnp.einsum("btc,bsc->bts", q[:, :, h], k[:, :, kv]) / q.shape[-1] ** 0.5
+        scores = jnp.einsum("btc,bzc->btz", q[:, :, h], k[:, :, kv]) / q.shape[-1] ** 0.5
         weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-        heads.append(jnp.einsum("bts,bsc->btc", weights, v[:, :, kv]))
+        heads.append(jnp.einsum("btz,bzc->btc", weights, v[:, :, kv]))
     return jnp.stack(heads, axis=2)
 
 

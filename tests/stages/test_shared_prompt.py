@@ -20,6 +20,7 @@ from care_jax.method import subgroup, train_batch
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective, Reflect, Region, Rescue
 from care_jax.method.train_batch import Reflection
+from care_jax.models import QwenVL
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
@@ -221,8 +222,11 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant):
-    """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way to the prompt,
-    the image or a row: rescued, repaired, with forced tokens, with fewer negatives than K, or in a micro-batch."""
+    """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way.
+
+    Gradients go to the prompt, the image and rows of each kind: rescued, repaired, with forced tokens, with fewer
+    negatives than K, in a micro-batch.
+    """
     loss, grads, rows = expected
     assert len(rows) == 3 + 4 + 4 + 0 + 4 + 4
     assert sum(reference_outcome(drifted, row) == Outcome.MIXED for row in rows) == 15
@@ -239,13 +243,15 @@ def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant)
 
 
 def reference_outcome(case: Case, row: oracle.Row) -> Outcome:
+    """The outcome of the group that a row is from."""
     return Outcome(int(subgroup.classify(case.verdicts.correct)[row.prompt]))
 
 
 def test_sampler_scorer_and_plain_rows_agree(case):
     """Catches a cache, chunk, mask, position or temperature that sampler, scorer and a plain pass see differently."""
     sampled = case.rollouts.sampled_mask
-    assert sampled.sum() > 100 and not sampled.all()
+    assert sampled.sum() > 100
+    assert not sampled.all()
     for b, g in np.ndindex(*sampled.shape[:2]):
         token_ids = case.rollouts.token_ids[b, g]
         plain = oracle.response_logprobs(

@@ -86,6 +86,7 @@ def whole(run, batch):
 
 
 def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The largest difference of any parameter."""
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
 
 
