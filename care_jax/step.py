@@ -26,7 +26,8 @@ from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup
 from care_jax.stages.update import LossFn, make_update, update_shardings
 from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
 
-# Folded into the key of a step, one number a stage that draws. Dynamic sampling counts on from ROLLOUT.
+# Folded into the key of a step, one number for each stage that draws. Redraws of dynamic sampling count on from
+# ROLLOUT, so a further stage takes a number far above it; those that are here keep their draws.
 SELECT, REFLECT, ROLLOUT = range(3)
 
 
@@ -100,7 +101,7 @@ def _with_reference(config: ml_collections.ConfigDict) -> bool:
     return config.objective.kl_coef > 0
 
 
-def _num_updated(config: ml_collections.ConfigDict) -> int:
+def num_updated(config: ml_collections.ConfigDict) -> int:
     """Rows of a prompt that an update sees, S."""
     objective = config.objective
     return objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts
@@ -164,7 +165,7 @@ UPDATE = DeviceStage(
     out_shardings=updated_shardings,
     donates=("state",),
     unpack=lambda output, values: {"state": output.state, "update_metrics": output.metrics},
-    compute=Compute("train", _num_updated),
+    compute=Compute("train", num_updated),
 )
 
 # What the log of a step reads when its last stage has run.
@@ -259,7 +260,7 @@ _STAGES: tuple[Stage, ...] = (
         function=_reflect,
         random=REFLECT,
         is_on=_with_reflection,
-        compute=Compute("decode", lambda config: 1),
+        compute=Compute("decode", lambda config: 1, forced="forced"),
     ),
     HostStage(
         "verify repairs",
@@ -310,7 +311,7 @@ _STAGES: tuple[Stage, ...] = (
         function=lambda setup: functools.partial(score.batch_logprobs, **_scoring(setup)),
         unpack=lambda logprobs, values: {"batch": values["batch"].replace(logprobs_ref=logprobs)},
         is_on=_with_reference,
-        compute=Compute("forward", _num_updated),
+        compute=Compute("forward", num_updated),
     ),
     UPDATE,
 )

@@ -41,6 +41,10 @@ from care_jax.stages.train_state import TrainState
 from care_jax.structs import Outcome, Rollouts, zeros
 
 
+# What dynamic sampling puts together of the mixed groups of several draws.
+REGROUPED = ("examples", "prompts", "prefix", "rollouts", "judged", "verdicts")
+
+
 class Values:
     """The values of one step by name: on the devices, and as NumPy arrays where the host has or reads them."""
 
@@ -109,6 +113,8 @@ class Trainer:
             optimizer=session.optimizer,
         )
         self.stages = CompiledStages(step.STEP, setup, all_buckets(config))
+        if self.objective.dynamic_sampling and (left := self.stages.table.given_anew() - {*REGROUPED}):
+            raise AssertionError(f"dynamic sampling does not put {', '.join(left)} together (_draw_mixed_groups)")
         self.no_reflection = zeros(Reflection, B=setup.prompts, R=config.rollout.response_len)
         # What is there before every step, beside the state.
         self.start = {

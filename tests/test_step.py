@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from care_jax import step
+from care_jax import step, train
 from care_jax.method import objectives
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import estimate, flops
@@ -139,3 +139,25 @@ def test_a_table_without_draws():
     assert table.ends() == {"update": []}
     assert table.read_by_host() == set()
     assert np.all([not stage.is_drawing for stage in table.stages])
+
+
+def test_a_row_after_the_update_that_takes_the_old_parameters_is_refused():
+    """Catches a stage that reads parameters whose memory the update took: it would fail on a device only."""
+    late = dataclasses.replace(step.SAMPLER, name="late")
+    with pytest.raises(ValueError, match="stage late takes params"):
+        dataclasses.replace(step.STEP, stages=(*step.STEP.stages, late))
+
+
+def test_a_row_between_two_draws_is_refused():
+    """Catches a stage that dynamic sampling repeats although its row does not say so."""
+    stages = tuple(
+        dataclasses.replace(stage, is_drawing=False) if stage.name == "prefill" else stage for stage in step.STEP.stages
+    )
+    with pytest.raises(ValueError, match="neighbours"):
+        dataclasses.replace(step.STEP, stages=stages).phases()
+
+
+def test_dynamic_sampling_puts_together_all_that_is_used_of_several_draws():
+    """Catches a value of the last draw beside the groups of all draws."""
+    assert step.STEP.when(config_of("dapo")).given_anew() <= {*train.REGROUPED}
+    assert {"examples", "prompts", "rollouts", "judged", "verdicts"} <= step.STEP.given_anew()

@@ -67,7 +67,7 @@ class Sizes:
             bucket=bucket,
             prompts=train.prompts,
             num_rollouts=config.rollout.num_rollouts,
-            num_rows=objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts,
+            num_rows=step.num_updated(config),
             response_len=config.rollout.response_len,
             pieces=train.minibatches * train.microbatches,
             minibatches=train.minibatches,

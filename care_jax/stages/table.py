@@ -101,6 +101,7 @@ class Compute:
 
     mode: Literal["forward", "decode", "train"]
     branches: Callable[[ml_collections.ConfigDict], int]  # of full length, of a prompt
+    forced: str = "unforced"  # the value with the tokens that decoding starts from
 
 
 def _always(config: ml_collections.ConfigDict) -> bool:
@@ -174,6 +175,23 @@ class Table:
     start: Callable[[Setup, Bucket], dict[str, Any]]
     logged: tuple[str, ...] = ()  # values that the log reads when the last stage has run
 
+    def __post_init__(self) -> None:
+        """Refuses a row that takes what an earlier one gave away.
+
+        Raises:
+            ValueError: naming the row.
+        """
+        donated: set[str] = set()
+        for stage in self.stages:
+            if lost := donated & set(stage.takes):
+                raise ValueError(
+                    f"stage {stage.name} takes {', '.join(sorted(lost))}, whose memory is given away before it"
+                )
+            if isinstance(stage, DeviceStage):
+                donated -= set(stage.gives)
+                donated |= {name for name in stage.donates if name not in stage.gives}
+                donated |= {"params"} if "state" in stage.donates else set()  # the state's parameters
+
     def when(self, config: ml_collections.ConfigDict) -> Table:
         """The table of the stages that a config switches on."""
         return dataclasses.replace(self, stages=tuple(stage for stage in self.stages if stage.is_on(config)))
@@ -182,7 +200,17 @@ class Table:
         """The stages before, in and after the part that dynamic sampling repeats."""
         draws = [number for number, stage in enumerate(self.stages) if stage.is_drawing]
         first, end = min(draws), max(draws) + 1
+        if len(draws) < end - first:
+            raise ValueError(
+                f"stages that draw are neighbours; {self.stages[first].name} to {self.stages[end - 1].name}"
+            )
         return Phases(self.stages[:first], self.stages[first:end], self.stages[end:])
+
+    def given_anew(self) -> set[str]:
+        """The values that each draw of dynamic sampling gives anew and that are used after the last draw."""
+        phases = self.phases()
+        used = {name for stage in phases.learning for name in stage.takes} | {*self.logged}
+        return used & {name for stage in phases.drawing for name in stage.gives}
 
     def ends(self) -> dict[str, list[str]]:
         """Stage name -> the values whose device memory is free after it: nothing takes or logs them any more."""
