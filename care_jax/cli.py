@@ -29,7 +29,8 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
             raise ValueError("--workdir=DIR is needed, the run folder")
         workdir = files.anywhere(workdir_flag.value)
         processes.connect()
-        processes.end_on_failure(lambda: main(config, workdir))
+        with processes.ending_on_failure():
+            main(config, workdir)
 
     run_config(with_workdir)
 

@@ -26,7 +26,8 @@ from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup
 from care_jax.stages.update import LossFn, make_update, update_shardings
 from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
 
-# Folded into the key of a step, one number a stage that draws. Dynamic sampling counts on from ROLLOUT.
+# Folded into the key of a step, one number for each stage that draws. Redraws of dynamic sampling count on from
+# ROLLOUT, so a further stage takes a number far above it; those that are here keep their draws.
 SELECT, REFLECT, ROLLOUT = range(3)
 
 
@@ -100,7 +101,7 @@ def _with_reference(config: ml_collections.ConfigDict) -> bool:
     return config.objective.kl_coef > 0
 
 
-def _num_updated(config: ml_collections.ConfigDict) -> int:
+def num_updated(config: ml_collections.ConfigDict) -> int:
     """Rows of a prompt that an update sees, S."""
     objective = config.objective
     return objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts
@@ -109,22 +110,22 @@ def _num_updated(config: ml_collections.ConfigDict) -> int:
 def prompt_dims(setup: Setup, bucket: Bucket) -> dict[str, int]:
     """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
     spec = setup.image_spec
-    return {"B": setup.prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
+    return {"B": setup.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
 
 
 def response_dims(setup: Setup, num_responses: int) -> dict[str, int]:
     """The dimensions of `Rollouts` and `Verdicts` with so many responses a prompt."""
-    return {"B": setup.prompts, "G": num_responses, "R": setup.config.rollout.response_len}
+    return {"B": setup.num_prompts, "G": num_responses, "R": setup.config.rollout.response_len}
 
 
 def abstract_reflection(setup: Setup) -> Reflection:
     """Shapes of one repair a group."""
-    return abstract(Reflection, B=setup.prompts, R=setup.config.rollout.response_len)
+    return abstract(Reflection, B=setup.num_prompts, R=setup.config.rollout.response_len)
 
 
 def start_of_step(setup: Setup, bucket: Bucket) -> dict[str, Any]:
     """The values that are there before the first stage of STEP, as shapes with shardings."""
-    nothing_forced = abstract(Forced, B=setup.prompts, J=setup.num_rollouts, W=0)
+    nothing_forced = abstract(Forced, B=setup.num_prompts, J=setup.num_rollouts, W=0)
     values = {
         "unforced": place(setup.mesh, nothing_forced, ROWS),
         "forbidden_mask": place(setup.mesh, setup.forbidden_mask, WHOLE),
@@ -164,12 +165,13 @@ UPDATE = DeviceStage(
     out_shardings=updated_shardings,
     donates=("state",),
     unpack=lambda output, values: {"state": output.state, "update_metrics": output.metrics},
-    compute=Compute("train", _num_updated),
+    compute=Compute("train", num_updated),
 )
 
 # What the log of a step reads when its last stage has run.
 LOGGED = (
-    "examples",
+    "records",
+    "padding",
     "rollouts",
     "judged",
     "scores",
@@ -188,7 +190,7 @@ _STAGES: tuple[Stage, ...] = (
         "data",
         timer="data",
         takes=(),
-        gives=("examples", "prompts"),
+        gives=("examples", "records", "padding", "prompts"),
         function=host.next_batch,
         puts=("prompts",),
         shapes=lambda setup, bucket: (abstract(Prompts, **prompt_dims(setup, bucket)),),
@@ -208,7 +210,7 @@ _STAGES: tuple[Stage, ...] = (
     HostStage(
         "verify",
         timer="verify",
-        takes=("examples", "rollouts"),
+        takes=("records", "rollouts"),
         gives=("judged", "verdicts"),
         function=host.verify,
         puts=("verdicts",),
@@ -248,7 +250,7 @@ _STAGES: tuple[Stage, ...] = (
         gives=("forced",),
         function=host.force,
         puts=("forced",),
-        shapes=lambda setup, bucket: (abstract(Forced, B=setup.prompts, J=1, W=setup.num_forced),),
+        shapes=lambda setup, bucket: (abstract(Forced, B=setup.num_prompts, J=1, W=setup.num_forced),),
         is_on=_with_reflection,
     ),
     DeviceStage(
@@ -259,12 +261,12 @@ _STAGES: tuple[Stage, ...] = (
         function=_reflect,
         random=REFLECT,
         is_on=_with_reflection,
-        compute=Compute("decode", lambda config: 1),
+        compute=Compute("decode", lambda config: 1, forced="forced"),
     ),
     HostStage(
         "verify repairs",
         timer="reflect",
-        takes=("examples", "repaired"),
+        takes=("records", "repaired"),
         gives=("responses", "repair_judged", "repair_verdicts"),
         function=host.verify_repairs,
         puts=("responses", "repair_verdicts"),
@@ -310,7 +312,7 @@ _STAGES: tuple[Stage, ...] = (
         function=lambda setup: functools.partial(score.batch_logprobs, **_scoring(setup)),
         unpack=lambda logprobs, values: {"batch": values["batch"].replace(logprobs_ref=logprobs)},
         is_on=_with_reference,
-        compute=Compute("forward", _num_updated),
+        compute=Compute("forward", num_updated),
     ),
     UPDATE,
 )

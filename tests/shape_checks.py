@@ -17,6 +17,7 @@ import jax
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 from jax.sharding import PartitionSpec, Sharding
+from jaxtyping import AbstractArray
 
 CHECKED = ("care_jax.structs", "care_jax.method", "care_jax.models", "care_jax.parallel", "care_jax.stages")
 TYPECHECKER = "tests.shape_checks.typechecked"  # jaxtyping imports it by its name
@@ -54,11 +55,21 @@ def _checks_itself(record: type) -> bool:
     return "__post_init__" in vars(record)
 
 
-_hints = functools.cache(typing.get_type_hints)
+def _is_of_arrays(hint: Any) -> bool:
+    return any(map(_is_of_arrays, typing.get_args(hint))) or (
+        isinstance(hint, type) and issubclass(hint, AbstractArray)
+    )
+
+
+@functools.cache
+def _checked_fields(struct_type: type) -> dict[str, Any]:
+    """The annotations that name arrays or structs; a model or an optimizer's state is no concern of ours."""
+    hints = inspect.get_annotations(struct_type, eval_str=True)
+    return {name: hint for name, hint in hints.items() if _is_struct(hint) or _is_of_arrays(hint)}
 
 
 def _check_fields(value: Any, struct_type: type) -> None:
-    for name, hint in _hints(struct_type).items():
+    for name, hint in _checked_fields(struct_type).items():
         field = getattr(value, name)
         if field is None:  # a part that the host leaves on the device (stages/table.py: Value.read)
             continue

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import pytest
 
-from care_jax import step
+from care_jax import step, train
 from care_jax.method import objectives
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import estimate, flops
@@ -62,29 +61,39 @@ def test_every_value_is_there_when_a_stage_takes_it(preset, old_from):
     assert ("reference" in names) == (config.objective.kl_coef > 0)
     assert names.count("score") == 1
     assert names[-1] == "update"
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), calls[-1].results["state"])
-    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), setup.state)
+    updated = [(x.shape, x.dtype) for x in jax.tree.leaves(calls[-1].results["state"])]
+    assert updated == [(x.shape, x.dtype) for x in jax.tree.leaves(setup.state)]
 
 
 def test_a_value_lives_until_its_last_use():
-    """Catches a sampler or a prompt cache that takes room while the update runs, and a value that the log misses."""
+    """Catches a sampler or a prompt cache that takes room while the update runs, and one that is freed before it."""
     table = step.STEP.when(config_of("care"))
     ends = table.ends()
-    assert set(ends["reflect"]) == {"sampler", "prefix", "forced"} - set(step.LOGGED)
-    assert set(ends["assemble"]) == {"prompts", "verdicts"}
-    assert not {name for names in ends.values() for name in names} & set(step.LOGGED)
+    assert set(ends["reflect"]) == {"sampler", "prefix", "forced"}
+    assert set(ends["assemble"]) == {"prompts", "rollouts", "verdicts", "scores", "subgroup", "reflection"}
+    assert ends["update"] == []
     assert not [name for names in ends.values() for name in names if value_of(name).lasting]
+    assert table.freed_after_drawing() == []
 
 
 def test_the_next_draw_finds_what_it_takes():
-    """Catches dynamic sampling whose second batch has no sampler to decode with."""
+    """Catches dynamic sampling whose second batch has no sampler to decode with, and one that is kept for good."""
     table = step.STEP.when(config_of("dapo"))
     drawing = [stage.name for stage in table.phases().drawing]
     assert drawing == ["data", "prefill", "rollout", "verify"]
-    given_before = {name for stage in table.phases().opening for name in stage.gives}
-    assert given_before == {"sampler"}
-    assert not given_before & {name for stage in drawing for name in table.ends()[stage]}
-    assert "sampler" in table.ends()["score"]
+    assert {name for stage in table.phases().opening for name in stage.gives} == {"sampler"}
+    assert not [name for names in table.ends().values() for name in names if name == "sampler"]
+    assert table.freed_after_drawing() == ["sampler"]
+
+
+def test_the_sampler_is_gone_when_rollouts_are_scored():
+    """Catches a plan that counts the sampler's copy beside the scoring pass of an objective without reflection."""
+    config = config_of("grpo")
+    setup, table = setup_of(config), step.STEP.when(config)
+    calls = {call.stage.name: call for call in trace(table, make_programs(table, setup), setup, all_buckets(config)[0])}
+    assert "sampler" in calls["rollout"].values
+    assert not {"sampler", "prefix"} & calls["score"].values.keys()
+    assert "scores" not in calls["update"].values
 
 
 def test_random_stages_have_numbers_of_their_own():
@@ -137,5 +146,27 @@ def test_a_table_without_draws():
     update = dataclasses.replace(step.UPDATE, takes=("state", "batch"), gives=("state",))
     table = Table((update,), lambda setup, bucket: {}, logged=())
     assert table.ends() == {"update": []}
-    assert table.read_by_host() == set()
-    assert np.all([not stage.is_drawing for stage in table.stages])
+    assert table.taken_by_host() == set()
+    assert table.freed_after_drawing() == []
+
+
+def test_a_row_after_the_update_that_takes_the_old_parameters_is_refused():
+    """Catches a stage that reads parameters whose memory the update took: it would fail on a device only."""
+    late = dataclasses.replace(step.SAMPLER, name="late")
+    with pytest.raises(ValueError, match="stage late takes params"):
+        dataclasses.replace(step.STEP, stages=(*step.STEP.stages, late))
+
+
+def test_a_row_between_two_draws_is_refused():
+    """Catches a stage that dynamic sampling repeats although its row does not say so."""
+    stages = tuple(
+        dataclasses.replace(stage, is_drawing=False) if stage.name == "prefill" else stage for stage in step.STEP.stages
+    )
+    with pytest.raises(ValueError, match="neighbours"):
+        dataclasses.replace(step.STEP, stages=stages).phases()
+
+
+def test_dynamic_sampling_puts_together_all_that_is_used_of_several_draws():
+    """Catches a value of the last draw beside the groups of all draws."""
+    assert step.STEP.when(config_of("dapo")).given_anew() <= {*train.REGROUPED}
+    assert {"records", "prompts", "rollouts", "judged", "verdicts"} <= step.STEP.given_anew()

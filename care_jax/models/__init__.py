@@ -39,12 +39,12 @@ def abstract_model(config: ModelConfig) -> QwenVL:
     return jax.eval_shape(lambda key: init_model(config, key), jax.random.key(0))
 
 
-def params_to_dict(model: QwenVL) -> dict[str, Any]:
-    """All parameters, or what a tree of the model's structure has in their places, by dotted name.
+def params_to_dict(module: nnx.Module) -> dict[str, Any]:
+    """All parameters of a module, or the leaves that a tree of its structure has in their places, by dotted name.
 
     A name is for example "layers.self_attn.q_proj.kernel".
     """
-    return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+    return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
 
 
 def params_from_dict(config: ModelConfig, params: Mapping[str, Any]) -> QwenVL:

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -132,14 +132,15 @@ def require_same(settings: dict[str, Any]) -> None:
     together(compare)
 
 
-def end_on_failure(call: Callable[[], None]) -> None:
-    """Runs `call`. With other processes around, an error ends this one at once, with exit code 2 for a ValueError.
+@contextlib.contextmanager
+def ending_on_failure() -> Iterator[None]:
+    """With other processes around, an error in the block ends this one at once, with exit code 2 for a ValueError.
 
     A normal end would wait for the others, and they for this one. JAX may end the process before it can say that
     another one is gone, with a message of its own.
     """
     try:
-        call()
+        yield
     except Exception as error:
         if is_alone():
             raise

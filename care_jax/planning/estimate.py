@@ -160,7 +160,7 @@ def planned_model(config: ml_collections.ConfigDict) -> ModelConfig:
     return make_model_config(config, "tpu", architecture)
 
 
-def forced_width(config: ml_collections.ConfigDict) -> int:
+def forced_width_bound(config: ml_collections.ConfigDict) -> int:
     """The most tokens that the forced prefix of a reflection can have: each has at least one byte of its text."""
     reflect = config.objective.reflect
     return reflect.max_rationale_len + len(f"<think>{reflect.cue}".encode())
@@ -173,18 +173,17 @@ def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
         lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)), abstract_model(model)
     )
     state = sharding.place(mesh, state, state_specs(state))
-    forbidden_mask: Any = jax.ShapeDtypeStruct((model.text.vocab_size,), bool)
     return Setup(
         config=config,
         objective=Objective.from_config(config.objective),
         mesh=mesh,
-        prompts=config.train.prompts,
+        num_prompts=config.train.prompts,
         num_rollouts=config.rollout.num_rollouts,
         temperature=config.rollout.temperature,
         stop_ids=(0, 1),  # which they are does not matter
-        forbidden_mask=forbidden_mask,
+        forbidden_mask=jax.ShapeDtypeStruct((model.text.vocab_size,), bool),
         image_spec=model.vision,
-        num_forced=forced_width(config),
+        num_forced=forced_width_bound(config),
         params=state.params,
         state=state,
         optimizer=optimizer,
@@ -209,12 +208,12 @@ def _measure(
 
 def _made(call: Call, sizes: flops.Sizes, mesh: Mesh) -> dict[str, int]:
     """Bytes that a program makes on one chip, as far as they can be counted."""
-    mode = call.stage.compute.mode if call.stage.compute else None
-    if mode == "decode":
-        forced = call.values["forced" if "forced" in call.stage.takes else "unforced"].token_ids
+    compute = call.stage.compute
+    if compute is not None and compute.mode == "decode":
+        forced = call.values[compute.forced].token_ids
         slots = forced.shape[1] * (forced.shape[2] + sizes.response_len)
         return {"branch_kv": sizes.prompts * sizes.key_bytes(slots) // mesh.size}
-    if mode == "train":
+    if compute is not None and compute.mode == "train":
         return {"gradients": _bytes(call.values["state"].params), "activations": sizes.activation_bytes()}
     made = _by_part(call.results)
     return {part: made[part] for part in ("sampler", "prompt_kv") if part in made}

@@ -60,14 +60,14 @@ class Sizes:
         cls, config: ml_collections.ConfigDict, model: ModelConfig, bucket: Bucket, mesh: Mapping[str, int]
     ) -> Sizes:
         """The sizes of a run."""
-        objective, train = config.objective, config.train
+        train = config.train
         return cls(
             model=model,
             params=abstract_model(model),
             bucket=bucket,
             prompts=train.prompts,
             num_rollouts=config.rollout.num_rollouts,
-            num_rows=objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts,
+            num_rows=step.num_updated(config),
             response_len=config.rollout.response_len,
             pieces=train.minibatches * train.microbatches,
             minibatches=train.minibatches,

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import ml_collections
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from care_jax.inputs.images import ImageSpec
 from care_jax.method.objectives import Objective
@@ -22,7 +22,6 @@ from care_jax.models.model_config import VisionConfig
 from care_jax.parallel.sharding import ROWS, WHOLE, gathered, param_specs
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState, state_specs
-from care_jax.structs import Array
 
 Bucket = tuple[int, int]  # prompt tokens, patches
 
@@ -34,11 +33,11 @@ class Setup:
     config: ml_collections.ConfigDict
     objective: Objective
     mesh: Mesh
-    prompts: int  # B
+    num_prompts: int  # B
     num_rollouts: int  # G
     temperature: float  # of the rollouts; 0 decodes greedily
     stop_ids: tuple[int, ...]
-    forbidden_mask: Array  # [V] bool
+    forbidden_mask: Any  # [V] bool, an array or its shape
     image_spec: ImageSpec | VisionConfig
     params: QwenVL  # shapes with shardings
     num_forced: int = 0  # tokens of the longest forced prefix of a reflection
@@ -62,13 +61,13 @@ class Setup:
 class Value:
     """How a value is divided among the devices, what the host reads of it, and whether it outlives its step."""
 
-    specs: PartitionSpec | Callable[[Any], Any] = ROWS  # or from the value to its tree of PartitionSpecs
+    specs: Any = ROWS  # a PartitionSpec, a tree of them, or a function from the value to one
     read: Callable[[Any, Objective], Any] = lambda value, objective: value  # the part that the host reads
     lasting: bool = False  # lives on when the step has ended
 
     def specs_of(self, value: Any) -> Any:
         """PartitionSpecs of the value (arrays or shapes): a tree, or one for all its leaves."""
-        return self.specs if isinstance(self.specs, PartitionSpec) else self.specs(value)
+        return self.specs(value) if callable(self.specs) else self.specs
 
 
 # All values but those that are divided by prompts and read whole.
@@ -80,7 +79,7 @@ VALUES: dict[str, Value] = {
     "unforced": Value(lasting=True),
     "key": Value(WHOLE, lasting=True),
     "sampler": Value(lambda sampler: gathered(param_specs(sampler))),
-    "prefix": Value(lambda prefix: PREFIX_SPECS),
+    "prefix": Value(PREFIX_SPECS),
     # Dynamic sampling puts batches together anew, for which it needs all parts of a rollout.
     "rollouts": Value(read=lambda x, objective: x if objective.dynamic_sampling else x.replace(states=None)),
     "scores": Value(read=lambda scores, objective: scores.replace(think_states=None)),
@@ -102,6 +101,7 @@ class Compute:
 
     mode: Literal["forward", "decode", "train"]
     branches: Callable[[ml_collections.ConfigDict], int]  # of full length, of a prompt
+    forced: str = "unforced"  # the value with the tokens that decoding starts from
 
 
 def _always(config: ml_collections.ConfigDict) -> bool:
@@ -139,7 +139,7 @@ class DeviceStage:
 
 @dataclasses.dataclass(frozen=True)
 class HostStage:
-    """A row whose function runs on the host, on NumPy copies of the values it takes.
+    """A row whose function runs on the host, on host copies of the values it takes.
 
     Of what it gives, `puts` goes to the devices; the rest stays on the host.
     """
@@ -175,6 +175,23 @@ class Table:
     start: Callable[[Setup, Bucket], dict[str, Any]]
     logged: tuple[str, ...] = ()  # values that the log reads when the last stage has run
 
+    def __post_init__(self) -> None:
+        """Refuses a row that takes what an earlier one gave away.
+
+        Raises:
+            ValueError: naming the row.
+        """
+        donated: set[str] = set()
+        for stage in self.stages:
+            if lost := donated & set(stage.takes):
+                raise ValueError(
+                    f"stage {stage.name} takes {', '.join(sorted(lost))}, whose memory is given away before it"
+                )
+            if isinstance(stage, DeviceStage):
+                donated -= set(stage.gives)
+                donated |= {name for name in stage.donates if name not in stage.gives}
+                donated |= {"params"} if "state" in stage.donates else set()  # the state's parameters
+
     def when(self, config: ml_collections.ConfigDict) -> Table:
         """The table of the stages that a config switches on."""
         return dataclasses.replace(self, stages=tuple(stage for stage in self.stages if stage.is_on(config)))
@@ -183,21 +200,45 @@ class Table:
         """The stages before, in and after the part that dynamic sampling repeats."""
         draws = [number for number, stage in enumerate(self.stages) if stage.is_drawing]
         first, end = min(draws), max(draws) + 1
+        if len(draws) < end - first:
+            raise ValueError(
+                f"stages that draw are neighbours; {self.stages[first].name} to {self.stages[end - 1].name}"
+            )
         return Phases(self.stages[:first], self.stages[first:end], self.stages[end:])
 
+    def given_anew(self) -> set[str]:
+        """The values that each draw of dynamic sampling gives anew and that are used after the last draw."""
+        phases = self.phases()
+        used = {name for stage in phases.learning for name in stage.takes} | {*self.logged}
+        return used & {name for stage in phases.drawing for name in stage.gives}
+
     def ends(self) -> dict[str, list[str]]:
-        """Stage name -> the values whose device memory is free after it: nothing takes or logs them any more."""
-        last = {name: stage for stage in self.stages for name in stage.takes}
-        giver = {name: stage for stage in self.stages for name in stage.gives}
+        """Stage name -> the values that no later stage takes, so that their device memory is free.
+
+        A value that each draw of dynamic sampling takes is not among them; see `freed_after_drawing`. Neither are those
+        that the last stage takes or gives.
+        """
         ends: dict[str, list[str]] = {stage.name: [] for stage in self.stages}
-        for name, end in last.items():
-            if name not in giver or name in self.logged or value_of(name).lasting:
-                continue
-            if end.is_drawing and not giver[name].is_drawing:  # the next draw takes it again
-                end = self.phases().learning[0]
-            ends[end.name].append(name)
+        for name, end in self._last_uses().items():
+            if name not in self._opened_for_drawing() and end is not self.stages[-1]:
+                ends[end.name].append(name)
         return ends
 
-    def read_by_host(self) -> set[str]:
-        """The values of which the host needs a copy."""
-        return {name for stage in self.stages if isinstance(stage, HostStage) for name in stage.takes} | {*self.logged}
+    def freed_after_drawing(self) -> list[str]:
+        """The values that only drawing stages take and that were given before them."""
+        last = self._last_uses()
+        return [name for name in self._opened_for_drawing() if last[name].is_drawing]
+
+    def _last_uses(self) -> dict[str, Stage]:
+        """The last stage that takes each value which a stage of this step gives."""
+        given = {name for stage in self.stages for name in stage.gives if not value_of(name).lasting}
+        return {name: stage for stage in self.stages for name in stage.takes if name in given}
+
+    def _opened_for_drawing(self) -> list[str]:
+        """The values given before the drawing stages that have their last use in them."""
+        before = {name for stage in self.stages for name in stage.gives if not stage.is_drawing}
+        return [name for name, end in self._last_uses().items() if end.is_drawing and name in before]
+
+    def taken_by_host(self) -> set[str]:
+        """The values that host stages take."""
+        return {name for stage in self.stages if isinstance(stage, HostStage) for name in stage.takes}

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from flax import struct
+from jaxtyping import Int32
 
 from care_jax.models import QwenVL
 from care_jax.parallel.sharding import WHOLE, param_specs
@@ -16,7 +17,7 @@ from care_jax.structs import Array
 class TrainState:
     """All that training carries from step to step; a checkpoint holds it beside the data iterator."""
 
-    step: Array  # [] int32, optimizer-facing steps done (one step = one batch of prompts)
+    step: Int32[Array, ""]  # optimizer-facing steps done (one step = one batch of prompts)
     params: QwenVL  # a module is a pytree
     opt_state: Any  # optax.OptState, whose recursive type no checker can resolve
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from care_jax.checkpoints import array_store, load
 from care_jax.checkpoints.array_store import StoredParam
-from convert import hf_to_jax, jax_to_hf, mapping
+from convert import hf_to_jax, jax_to_hf, mapping, weight
 from convert.safetensors_io import Tensor
 from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder
@@ -27,7 +27,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model's arrays are cut as a large one's are."""
     monkeypatch.setattr(array_store, "_WHOLE_BYTES", 40_000)
     monkeypatch.setattr(array_store, "_CHUNK_BYTES", 40_000)
-    monkeypatch.setattr(mapping, "PIECE_BYTES", 40_000)
+    monkeypatch.setattr(weight, "PIECE_BYTES", 40_000)
 
 
 def header_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from care_jax import models
 from convert import hf_to_jax, mapping
+from convert import weight as weight_lib
 from convert.weight import Weight, row_ranges
 from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder
@@ -49,7 +50,7 @@ def test_values_land_where_the_model_reads_them(tiny_folder, tmp_path):
 
 def test_rows_go_there_and_back(monkeypatch):
     """Catches pieces that overlap, leave rows out or cut chunks, and a strip of the transpose that is left empty."""
-    monkeypatch.setattr(mapping, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(weight_lib, "PIECE_BYTES", 1000)
     for weight, chunk in (
         (Weight("w", "w", (50, 3, 4), kernel=True), (12, 7)),
         (Weight("w{i}", "w", (50, 37), kernel=True, layers=2), (1, 37, 5)),

@@ -85,7 +85,7 @@ def test_all_benchmarks_killed_and_gone_on_with(
     assert table[12].startswith(f"| **mean of the paper's six** | | {100 * results['macro_average']['accuracy']:.2f} |")
     assert any(item["format_ok"] == [True] for item in _items(whole, "chartqa"))
 
-    monkeypatch.setattr(evaluate, "make_model", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluate, "initial_model", lambda *_: pytest.fail("loaded"))
     assert evaluate.run_benchmarks(config, whole, ["mmmu"]) == results
     config.rollout.response_len = 24
     with pytest.raises(ValueError, match=r"benchmarks holds answers given with response_len 16 \(now 24\)"):

@@ -26,6 +26,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
+    """The type of q, k and v."""
     return jnp.dtype(request.param)
 
 
@@ -37,6 +38,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Normal random arrays."""
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
 
@@ -83,13 +85,15 @@ def check(
 
 
 @pytest.mark.parametrize(
-    "num_prompt, num_branches, num_response, alone",
+    ("num_prompt", "num_branches", "num_response", "alone"),
     [(128, 2, 128, False), (150, 3, 70, False), (150, 2, 70, True)],
     ids=["whole blocks", "across blocks", "branches alone"],
 )
 def test_prompt_and_branches(dtype, num_prompt, num_branches, num_response, alone):
-    """Catches a branch that sees another one or a prompt's padding, a key/value head of the wrong query heads, a
-    block that is skipped and should not be, and padding to whole blocks that leaks."""
+    """Catches a branch that sees another one or a prompt's padding, and a key/value head of the wrong query heads.
+
+    Also a block that is skipped and should not be, and padding to whole blocks that leaks.
+    """
     total = num_prompt + num_branches * num_response
     prompt_len = np.array([num_prompt, num_prompt // 3])
     token = np.arange(total)
@@ -179,8 +183,10 @@ def scores_in_memory(program: str, num_tokens: int) -> list[str]:
 
 
 def test_compiled_prompt_and_branches(chip):
-    """Catches blocks that do not fit into a chip's vector memory, and scores that go through the main memory, at the
-    head sizes of Qwen2.5-VL-7B."""
+    """Catches blocks that do not fit a chip's vector memory, and scores that go through the main memory.
+
+    The head sizes are those of Qwen2.5-VL-7B.
+    """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, prompt_len: jax.Array) -> jax.Array:
         return attention.stream_attention(
@@ -188,17 +194,19 @@ def test_compiled_prompt_and_branches(chip):
         )
 
     program = compiled_for(chip, attend, (1, 12288, 28, 128), (1, 12288, 4, 128), (1, 12288, 4, 128), (1,))
-    assert "tpu_custom_call" in program and not scores_in_memory(program, 12288)
+    assert "tpu_custom_call" in program
+    assert not scores_in_memory(program, 12288)
 
 
 def test_compiled_images(chip):
-    """The same of the vision tower, whose heads have 80 channels."""
+    """Catches the same in the vision tower, whose heads have 80 channels."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
         return attention.segment_attention(q, k, v, ids, segment_len=64, implementation="splash")
 
     program = compiled_for(chip, attend, *[(1, 2048, 16, 80)] * 3, (1, 2048))
-    assert "tpu_custom_call" in program and not scores_in_memory(program, 2048)
+    assert "tpu_custom_call" in program
+    assert not scores_in_memory(program, 2048)
 
 
 def test_scores_in_memory_are_found():
@@ -209,7 +217,7 @@ def test_scores_in_memory_are_found():
 
 
 @pytest.mark.parametrize(
-    "platform, wanted, chosen", [("tpu", "auto", "splash"), ("tpu", "xla", "xla"), ("cpu", "auto", "xla")]
+    ("platform", "wanted", "chosen"), [("tpu", "auto", "splash"), ("tpu", "xla", "xla"), ("cpu", "auto", "xla")]
 )
 def test_chosen_by_platform(tiny_folder, platform, wanted, chosen):
     """Catches a kernel that no run takes, or one that cannot be turned off."""

@@ -71,12 +71,14 @@ class Family(NamedTuple):
 
 
 def record_of(case: str) -> Record:
+    """The question of a case."""
     prompt, sizes, videos = CASES[case]
     clips = tuple(Video(tuple(map(encode, frames_of(*size))), FPS) for size in videos)
     return question(prompt, *[encode(picture(*size)) for size in sizes], videos=clips)
 
 
 def make_row(case: str, processor: Processor, pixels_of: Callable, oracle: transformers.PreTrainedModel) -> Row:
+    """A case's prompt, with images and videos as transformers' processor makes them."""
     _, sizes, videos = CASES[case]
     ids = torch.from_numpy(encode_prompt(processor, record_of(case)).token_ids)[None].long()
     row = Row(ids, {}, {})
@@ -129,6 +131,7 @@ class Stages(NamedTuple):
 
 @jax.jit
 def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
+    """Our model on prompts, one block and one layer after the other."""
     tower, config = model.visual, model.config
     cos, sin = rotary_tables(prompts.patch_position_ids, config.vision)
     blocks = [tower.patch_embed(prompts.patches)]
@@ -151,8 +154,10 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
 
 
 def run_oracle(oracle: transformers.PreTrainedModel, row: Row) -> dict[str, list[np.ndarray]]:
-    """What transformers' modules give on a prompt without padding, in the order of their calls, and what goes into
-    the decoder's layers; first images, then videos."""
+    """Outputs of transformers' modules on a prompt without padding, in the order of their calls.
+
+    For the decoder's layers these are their inputs. Images come first, then videos.
+    """
     seen: dict[str, list[np.ndarray]] = {"deepstack": []}
 
     def keep(name: str, value: torch.Tensor) -> None:
@@ -181,18 +186,21 @@ def run_oracle(oracle: transformers.PreTrainedModel, row: Row) -> dict[str, list
 
 
 def hub_positions(oracle: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """[3, tokens] of transformers."""
+    """Positions [3, tokens] from transformers."""
     return oracle.model.get_rope_index(**{k: v for k, v in inputs.items() if "pixel" not in k})[0][:, 0].numpy()
 
 
 def assert_close(ours: jax.Array, expected: np.ndarray, tolerance: float, stage: str) -> None:
+    """Compares a stage's states; an error names the stage."""
     np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance, err_msg=stage)
 
 
 @pytest.mark.parametrize("case", [*CASES, ALL])
 def test_prompts_equal_transformers(family, case):
-    """Catches windows, rotary sections, deepstack layers, biases, norms, activations and positions that differ, and
-    padding or another image that leaks."""
+    """Catches windows, rotary sections, deepstack layers, biases, norms, activations and positions that differ.
+
+    Also padding or another image that leaks.
+    """
     oracle, model, processor, rows = family
     names, prompts = batch_of(case, processor)
     ours = run_prompts(model, prompts)

@@ -316,4 +316,4 @@ def test_command_line_writes_the_page_and_names_a_bad_folder(tmp_path):
     assert not imported & {"jax", "torch", "tensorboardX"}
     failed = subprocess.run([*command, f"--workdir={tmp_path / 'none'}"], capture_output=True, text=True)
     assert failed.returncode == 2
-    assert "is no folder; give a run folder, which holds metrics.jsonl" in failed.stderr.splitlines()[-1]
+    assert "is not a folder; give a run folder, which holds metrics.jsonl" in failed.stderr.splitlines()[-1]

@@ -78,7 +78,7 @@ def test_a_step_of_the_7b():
     assert work["update"].tokens == 512 * (2048 + 5 * 2048)
     assert work["rollout"].tokens == 512 * 8 * 2048
     # Every token reads the weights once, each prompt's keys once for its 8 branches, and the branches' own.
-    assert work["rollout"].parameter_bytes == 2048 * 2 * (sizes.decode_params)
+    assert work["rollout"].parameter_bytes == 2048 * 2 * sizes.decode_params
     assert work["rollout"].cache_bytes == 512 * 57344 * (2048 * 2048 + 8 * 2048 * 2049 / 2)
     config.objective.kl_coef, config.score.old_from, config.objective.reflect.enabled = 0.0, "sampler", False
     assert list(flops.step_work(sizes, config)) == ["prefill", "rollout", "update"]

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from care_jax import evaluate
 from care_jax.config import base
+from care_jax.evals import evaluator as evaluator_lib
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.responses import encode_rewrite
 from care_jax.rewards.judge import Verifier
@@ -91,12 +91,12 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     records = [question("1+2?", id="a"), question("1+2?" * 40, id="long"), question("2+1?", id="b")]
     processor, says = dataclasses.replace(tiny_processor, overlong="drop"), _SaysThree(tiny_processor)
     programs = SimpleNamespace(sampler=says, prefill=says, generate=says, batch_size=4)
-    monkeypatch.setattr(evaluate.EvalPrograms, "build", lambda *args: programs)
+    monkeypatch.setattr(evaluator_lib.EvalPrograms, "build", lambda *args: programs)
     config = base()
     config.eval.batch_size = 4
     items: list[dict[str, Any]] = []
     with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
-        evaluator = evaluate.Evaluator(
+        evaluator = evaluator_lib.Evaluator(
             config,
             source=records,
             processor=processor,
@@ -117,6 +117,6 @@ def test_mean_is_over_sources() -> None:
         {"source": source, "correct": [correct], "parsed": [True], "format_ok": [True]}
         for source, correct in (("a", False), ("b", True))
     ]
-    summary = evaluate._summarise([wrong, wrong, wrong, right])
+    summary = evaluator_lib._summarise([wrong, wrong, wrong, right])
     assert summary["eval/accuracy/mean"] == 0.5
     assert summary["eval/unparsed_rate"] == 0.0
