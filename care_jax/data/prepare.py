@@ -98,11 +98,14 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
     partial = out.with_name(out.name + ".partial")
     if not _is_taken(out):
         partial.mkdir(parents=True, exist_ok=True)
-        message = f"another process is writing {partial}; wait for it, or name another --out"
-        with locked(out.with_name(f".{out.name}.lock"), message):
-            if not _is_taken(out):  # by a process that was first
-                _build(settings, files, root, partial, wanted, shard_records)
-                partial.replace(out)
+        lock = out.with_name(f".{out.name}.lock")
+        with locked(lock, f"another process is writing {partial}; wait for it, or name another --out"):
+            try:
+                if not _is_taken(out):  # by a process that was first
+                    _build(settings, files, root, partial, wanted, shard_records)
+                    partial.replace(out)
+            finally:
+                lock.unlink()
     report = _read_report(out)
     if report is None or report["settings"] != wanted:
         raise ValueError(f"{out} holds other data, or the same with other settings; remove it or name another folder")
