@@ -1,4 +1,4 @@
-"""A command in a process of its own, with the time and the memory that it took."""
+"""Runs a command in a process of its own and measures its time and memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# A process counts what its parent had in memory when it was forked, so a small one stands between.
+# The peak of a process includes its parent's memory at the fork, so a small process forks the command.
 _MEASURE = """
 import json, os, signal, subprocess, sys, time
 start = time.perf_counter()
@@ -33,7 +33,7 @@ _running: set[subprocess.Popen[str]] = set()
 
 
 class Usage(NamedTuple):
-    """Of a process and the children it has waited for; the peak is that of the largest of them."""
+    """Time and memory of a process and the children it waited for; the peak is that of the largest of them."""
 
     seconds: float  # wall time, its start included
     cpu_seconds: float
@@ -41,7 +41,7 @@ class Usage(NamedTuple):
 
 
 def run(command: Sequence[str | Path], *, cwd: Path | None = None) -> Usage:
-    """Runs a command, whose stdout is dropped.
+    """Runs a command and drops its stdout.
 
     Raises:
         ValueError: it failed; its own message has been printed.
@@ -61,6 +61,6 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None) -> Usage:
 
 
 def terminate_all() -> None:
-    """Sends SIGTERM to the commands that run now, whatever thread started them."""
+    """Sends SIGTERM to every command that is running, whichever thread started it."""
     for process in tuple(_running):
         process.terminate()

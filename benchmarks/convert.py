@@ -1,4 +1,4 @@
-"""The conversion of a full-size checkpoint there and back: peak memory and speed of each way.
+"""Peak memory and speed of converting a full-size checkpoint to JAX and back.
 
     python -m benchmarks.convert --folder /tmp [--model tiny]
 
@@ -30,8 +30,8 @@ from convert.safetensors_io import Shard, Spec
 
 _REPO = Path(__file__).parents[1]
 _POOL = 2**24  # random values; tensors are cut from them at different places
-_COPIES = 3  # on disk at the same time: the source, ours, the result
-# What the hub's config.json says of the sizes.
+_COPIES = 3  # on disk at the same time: the source, the JAX parameters, the result
+# The sizes in the hub's config.json.
 _QWEN2_5_VL_3B = {
     "model_type": "qwen2_5_vl",
     "torch_dtype": "bfloat16",
@@ -65,14 +65,14 @@ _QWEN2_5_VL_3B = {
 
 
 def config_of(model: str) -> dict[str, object]:
-    """config.json of a model by the name of the flag."""
+    """The fields of config.json for a value of --model."""
     if model == "qwen2.5-vl-3b":
         return _QWEN2_5_VL_3B
     return json.loads((_REPO / "care_jax" / "models" / "tiny_qwen2_5_vl" / "config.json").read_text())
 
 
 def write_random(folder: Path, config: dict[str, object], max_shard_bytes: int) -> int:
-    """A Hugging Face folder of random bfloat16 weights; returns their bytes."""
+    """Writes a Hugging Face folder of random bfloat16 weights and returns their size in bytes."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     sources = mapping.by_hf_name(mapping.weights_of(load_model_config(folder)))
@@ -97,12 +97,20 @@ def write_random(folder: Path, config: dict[str, object], max_shard_bytes: int) 
 
 
 def run_command(module: str, **flags: Path) -> child.Usage:
-    """What a command of convert/ takes. Raises ValueError where it fails."""
+    """Runs a command of convert/ and measures it.
+
+    Raises:
+        ValueError: it failed.
+    """
     return child.run([sys.executable, "-m", module, *(f"--{name}={value}" for name, value in flags.items())], cwd=_REPO)
 
 
 def require_equal(ours: Path, theirs: Path) -> None:
-    """Raises a ValueError unless two folders have the same files with the same bytes."""
+    """Checks that two folders have the same files with the same bytes.
+
+    Raises:
+        ValueError: they differ; names the files.
+    """
     names = sorted({path.name for folder in (ours, theirs) for path in folder.iterdir()})
     _, mismatch, errors = filecmp.cmpfiles(ours, theirs, names, shallow=False)
     if mismatch or errors:
@@ -110,9 +118,9 @@ def require_equal(ours: Path, theirs: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, object]:
-    """Converts there and back and returns the figures that it prints."""
+    """Converts both ways and returns the figures that it prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is space")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="a folder with enough space")
     parser.add_argument("--model", choices=["qwen2.5-vl-3b", "tiny"], default="qwen2.5-vl-3b")
     args = parser.parse_args(argv)
 
@@ -137,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         "mb_per_s_in": round(num_bytes / 1e6 / there.seconds, 3),
         "mb_per_s_out": round(num_bytes / 1e6 / back.seconds, 3),
     }
-    print(f"{args.model}, {num_bytes / 1e9:.3f} GB of bfloat16; the result has the source's bytes")
+    print(f"{args.model}, {num_bytes / 1e9:.3f} GB of bfloat16; the result equals the source")
     for name, usage in (("hf_to_jax", there), ("jax_to_hf", back)):
         speed = num_bytes / 1e6 / usage.seconds
         print(f"{name:<12}{usage.seconds:>8.1f} s{speed:>10.1f} MB/s{usage.peak_gib:>8.2f} GiB")
@@ -146,5 +154,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed too
     main(sys.argv[1:])

@@ -1,49 +1,39 @@
-"""Decoding and update on a TPU slice, by the bytes that their compiled programs move; nothing is run, no TPU is needed.
+"""Bytes that the compiled decode step and update move on a TPU slice; nothing is run and no TPU is needed.
 
     python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4]
 
-A decode step is bound by what it reads of HBM: the weights once, each prompt's keys and values once for all of its
-branches, and the branches' own. `decode_share` is that over the bytes that the compiled step reads and writes, of a
-chip, on average over a response of full length. A share of 1 is a step that moves nothing else.
+A decode step is bound by its reads from HBM: the weights once, each prompt's keys and values once for all of its
+branches, and the branches' own. `decode_share` is the size of these over the bytes that the compiled step reads and
+writes, on one chip and averaged over a response of full length. A share of 1 means that the step moves nothing else.
 
-An update is bound, on many chips, by what they receive: `update_links` is what the compiled update receives over what
-ZeRO-3 needs where layers are recomputed, and Megatron's halves of a layer over tensor (flops.py). The last line is one
-JSON object.
+An update on many chips is bound by what they receive: `update_links` is the bytes that the compiled update receives
+over those that ZeRO-3 with recomputed layers, and Megatron's halves of a layer over tensor, need (flops.py). The last
+line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
-from care_jax.parallel.mesh import make_mesh, mesh_sizes
-from care_jax.plan import make_plan, planned_model, step_programs
+from benchmarks.config_file import load_config
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
-from care_jax.stages.programs import all_buckets
-
-
-def load_config(path: Path) -> ml_collections.ConfigDict:
-    """get_config() of a file of configs/."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+from care_jax.planning.estimate import make_plan, planned_calls, planned_model
+from care_jax.stages.compiled import all_buckets
+from care_jax.stages.model import mesh_sizes
 
 
 def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
-    """Bytes that a chip must read for one token of every branch, on average over a response."""
-    weights = (sizes.count("layers.", "norm.") + sizes.head) * sizes.weight_bytes
+    """Bytes that a chip must read for one token of every branch, averaged over a response, by what they hold."""
+    weights = sizes.decode_params * sizes.weight_bytes
     own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
     return {
         "weights": weights / sizes.mesh["tensor"],
@@ -52,39 +42,39 @@ def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     }
 
 
-def decode_step(program: hlo.Program) -> str:
-    """The body of the loop over tokens: of the outer loops, the one that has a loop over layers and most rounds."""
+def decode_step(program: hlo.HloModule) -> str:
+    """The name of the body of the loop over tokens: the outer loop with a loop over layers in it and the most trips."""
     outer = [loop for loop in program.loops() if program.loops(loop.calls["body"])]
     return max(outer, key=lambda loop: program.trips(program.entry, loop)).calls["body"]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/care_qwen2_5_vl_7b.py"))
-    parser.add_argument("--topology", default="v5p:4x4x4", help="v5p:4x4x4")
-    parser.add_argument("--top", type=int, default=8, help="instructions that move most, to be listed (8)")
+    parser.add_argument("--config", default="configs/qwen2_5_vl.py:7b")
+    parser.add_argument("--topology", default="v5p:4x4x4", help="a TPU slice (v5p:4x4x4)")
+    parser.add_argument("--top", type=int, default=8, help="how many of the instructions that move most to list (8)")
     parser.add_argument("--skip-update", action="store_true", help="only the decode step")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Compiles, and returns the figures that it prints."""
+    """Compiles both programs and returns the figures that it prints."""
     args = parse(argv)
     jax.config.update("jax_platforms", "cpu")
     config = load_config(args.config)
     model = planned_model(config)
     chip, devices = devices_of(args.topology)
 
-    # One loop over tokens and not a smaller one for the tail, so that there is one step to be counted.
+    # One loop over tokens without a smaller one for the tail, so that there is one step to count.
     decoding = config.copy_and_resolve_references()
     decoding.rollout.compact_shares = ()
-    mesh = make_mesh(mesh_sizes(decoding, model, len(devices)), devices)
+    mesh = create_device_mesh(mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
-    programs, _, calls = step_programs(decoding, model, mesh, bucket)
     started = time.time()
-    call = next(arguments for program, arguments in calls if program is programs.rollout)
-    step = hlo.Program(str(programs.rollout.lower(*call).compile().as_text()))
+    call = next(call for call in planned_calls(decoding, model, mesh, bucket) if call.stage.name == "rollout")
+    step = hlo.HloModule(str(call.program.lower(*call.args).compile().as_text()))
     moved = step.hbm_bytes(decode_step(step))
     needed = needed_bytes(sizes)
     share = sum(needed.values()) / moved.total()
@@ -98,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     figures: dict[str, Any] = {
         "benchmark": "decode_bytes",
-        "config": args.config.stem,
+        "config": args.config,
         "topology": args.topology,
         "mesh": sizes.mesh,
         "prompts": sizes.prompts,

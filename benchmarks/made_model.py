@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of any size with the proportions of Qwen2.5-VL-3B, random weights, and prompts with an image."""
+"""A Qwen2.5-VL of any size with the proportions of Qwen2.5-VL-3B and random weights, and prompts with an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 import care_jax
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Prompts, Record
 
@@ -22,10 +24,10 @@ IMAGE_UNIT = 28  # pixels a side of one image token
 
 
 def write_folder(folder: Path, *, num_layers: int, width: int, vocab_size: int) -> Path:
-    """A Hugging Face folder: the embedded tokenizer, and a config.json scaled from that of Qwen2.5-VL-3B-Instruct.
+    """Writes a Hugging Face folder: the embedded tokenizer, and config.json of Qwen2.5-VL-3B-Instruct scaled down.
 
-    Heads have 128 channels in the decoder and 80 in the tower, fewer where `width` has no room for two such heads.
-    The tokenizer uses few of the `vocab_size` ids; the rest costs what it costs in a real model.
+    Heads have 128 channels in the decoder and 80 in the tower, fewer if `width` has no room for two such heads. The
+    tokenizer uses few of the `vocab_size` ids, but all of them cost what they cost in a real model.
     """
     folder = Path(shutil.copytree(_TOKENIZER_FOLDER, folder, dirs_exist_ok=True))
     path = folder / "config.json"
@@ -57,11 +59,19 @@ def write_folder(folder: Path, *, num_layers: int, width: int, vocab_size: int) 
 
 
 def make_prompts(folder: Path, *, num_prompts: int, prompt_len: int, image_side: int) -> tuple[Processor, Prompts]:
-    """The processor of `folder` and prompts (NumPy) of exactly `prompt_len` tokens with one square image each, or text
-    alone where `image_side` is 0.
+    """Loads the processor of a folder and makes prompts for it.
+
+    Args:
+        folder: of `write_folder`.
+        num_prompts: how many.
+        prompt_len: tokens of each prompt, exactly.
+        image_side: pixels of the square image in each prompt, a multiple of 28; 0: text alone.
+
+    Returns:
+        The processor, and the prompts as NumPy arrays.
 
     Raises:
-        ValueError: `image_side` (pixels) is no multiple of 28, or the image leaves no room for a text.
+        ValueError: `image_side` is not a multiple of 28, or the image leaves no room for text.
     """
     if image_side < 0 or image_side % IMAGE_UNIT:
         raise ValueError(f"the image's side is {image_side} pixels; give a multiple of {IMAGE_UNIT}")
@@ -89,12 +99,12 @@ def make_prompts(folder: Path, *, num_prompts: int, prompt_len: int, image_side:
             images=images,
         )
 
-    shortest = processor.encode_prompt(record(0))
+    shortest = encode_prompt(processor, record(0))
     room = prompt_len - (len(shortest.token_ids) if shortest else prompt_len)
     if room < 1:
         raise ValueError(f"a prompt of {prompt_len} tokens has no room for {num_image} image tokens and a text")
-    examples = [processor.encode_prompt(record(room)) for _ in range(num_prompts)]
-    prompts = processor.collate([example for example in examples if example is not None])
+    examples = [encode_prompt(processor, record(room)) for _ in range(num_prompts)]
+    prompts = collate(processor, [example for example in examples if example is not None])
     return processor, prompts
 
 

@@ -1,14 +1,14 @@
-"""What update and score hold in memory, read from the compiled programs: nothing is run, no clock is read.
+"""Memory of the compiled update and score programs; nothing is run or timed.
 
     python -m benchmarks.memory
 
-Logits of all tokens are tokens * V numbers. The head runs over chunks of tokens instead, so no array of a program may
-have more than V * max(chunk, D) numbers: a chunk's logits, the embedding table. The check reads the shape of every
-array in the optimised HLO, whatever its rank, and must find the logits in a naive head that is compiled beside it.
+The logits of all tokens have tokens * V elements. The head runs over chunks of tokens instead, so no array of a program
+may have more than V * max(chunk, D) elements, the size of a chunk's logits or of the embedding table. The check reads
+the shape of every array in the optimised HLO, and must find the full logits in a naive head that is compiled as well.
 
-The update's temporaries must grow in proportion to its tokens, and by as much as at a vocabulary of 512 ids: by what
-the decoder keeps of a token and nothing of the head. With few rows it grows by less: what the decoder keeps is then
-smaller than a chunk's logits, and takes their room while they are not there. The last line is one JSON object.
+The update's temporaries must grow in proportion to its tokens, and as fast as with a vocabulary of 512 ids: by what the
+decoder keeps of each token, and by nothing of the head. With few rows they grow more slowly: what the decoder keeps is
+then smaller than a chunk's logits and uses their room while they are not needed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,26 +27,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from benchmarks.made_model import IMAGE_UNIT, make_prompts, write_folder
 from care_jax import models
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
-from care_jax.stages.programs import abstract_verdicts
 from care_jax.stages.score import masked_logits, score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Prompts, Rollouts, TrainBatch
+from care_jax.structs import Array, Rollouts, TrainBatch, Verdicts, abstract
 
 SMALL_VOCABULARY = 512
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+[a-z0-9]*)\[([\d,]+)\]")
 
 
 class Case(NamedTuple):
-    """Shapes in place of arrays: a model, its prompts and the batch of an update."""
+    """A model, its prompts and the batch of an update, as shapes."""
 
     model: QwenVL
     forbidden_mask: jax.ShapeDtypeStruct  # [V] bool
@@ -61,30 +60,19 @@ def make_case(args: argparse.Namespace, *, vocab_size: int, num_rows: int) -> Ca
         config = models.load_model_config(made)
         _, prompts = make_prompts(made, num_prompts=1, prompt_len=args.prompt_len, image_side=2 * IMAGE_UNIT)
 
-    def batch(prompts: Prompts) -> TrainBatch:
-        row, tokens = jnp.zeros((1, num_rows)), jnp.zeros((1, num_rows, args.response_len))
-        return TrainBatch(
-            prompts=prompts,
-            token_ids=tokens.astype(jnp.int32),
-            response_len=row.astype(jnp.int32),
-            sampled_mask=tokens.astype(bool),
-            logprobs_old=tokens,
-            logprobs_ref=tokens,
-            advantages=row,
-            token_weights=tokens,
-            row_mask=row.astype(bool),
-        )
-
+    num_patches, num_values = prompts.patches.shape[1:]
+    sizes = {"P": prompts.token_ids.shape[1], "I": num_patches, "F": num_values, "X": prompts.grid_index.shape[-1]}
+    batch = abstract(TrainBatch, B=1, S=num_rows, R=args.response_len, **sizes)
     model = models.abstract_model(dataclasses.replace(config, remat=True))
-    return Case(model, jax.ShapeDtypeStruct((vocab_size,), bool), jax.eval_shape(batch, prompts), args.chunk)
+    return Case(model, jax.ShapeDtypeStruct((vocab_size,), bool), batch, args.chunk)
 
 
 def compile_update(case: Case) -> jax.stages.Compiled:
-    """CARE's update of one micro-batch, AdamW and the KL included."""
+    """Compiles CARE's update of one micro-batch, with AdamW and the KL term."""
     optimizer = optax.adamw(1e-6)
     update = make_update(
         optimizer,
-        functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care())),
+        functools.partial(policy_loss, objective=Objective.from_config(objectives.care())),
         minibatches=1,
         microbatches=1,
         temperature=1.0,
@@ -95,16 +83,17 @@ def compile_update(case: Case) -> jax.stages.Compiled:
 
 
 def compile_score(case: Case) -> jax.stages.Compiled:
-    """The scoring pass over the batch's rows."""
+    """Compiles the scoring pass over the batch's rows."""
     batch = case.batch
-    rollouts = Rollouts(batch.token_ids, batch.response_len, batch.logprobs_old, batch.sampled_mask, batch.row_mask)
-    verdicts = abstract_verdicts(*batch.token_ids.shape)
+    num_prompts, num_rows, response_len = batch.token_ids.shape
+    dims = {"B": num_prompts, "G": num_rows, "R": response_len}
+    rollouts, verdicts = abstract(Rollouts, **dims), abstract(Verdicts, **dims)
     sizes: dict[str, Any] = {"temperature": 1.0, "chunk": case.chunk}
     return score.lower(case.model, batch.prompts, rollouts, verdicts, case.forbidden_mask, **sizes).compile()
 
 
 def compile_naive_head(case: Case) -> jax.stages.Compiled:
-    """The head alone as it is usually written, with its gradient: a log-softmax over the logits of all tokens."""
+    """Compiles the head as it is usually written, with its gradient: log-softmax over the logits of all tokens."""
 
     def loss(model: QwenVL, hidden: Array, token_ids: Array, forbidden_mask: Array) -> Array:
         logits = masked_logits(model, hidden, forbidden_mask=forbidden_mask, temperature=1.0)
@@ -117,20 +106,26 @@ def compile_naive_head(case: Case) -> jax.stages.Compiled:
 
 
 def largest_array(program: jax.stages.Compiled) -> tuple[int, ...]:
-    """Shape of the array with the most numbers anywhere in the optimised HLO, inside of fusions too."""
+    """Shape of the array with the most elements anywhere in the optimised HLO, inside fusions too."""
     shapes = [tuple(map(int, dims.split(","))) for dims in set(_SHAPE.findall(str(program.as_text())))]
     return max(shapes, key=math.prod)
 
 
 def temporaries(program: jax.stages.Compiled) -> int:
-    """Bytes a program takes beside its arguments and results."""
+    """Bytes that a program needs besides its arguments and results."""
     memory: Any = program.memory_analysis()
     return memory.temp_size_in_bytes
 
 
 def growth(taken: dict[int, int]) -> tuple[float, float]:
-    """Bytes a token from the fewest tokens to the most, and the largest distance of `taken` [tokens: bytes] from that
-    line, as a share of its value."""
+    """Fits a straight line through the fewest and the most tokens.
+
+    Args:
+        taken: bytes by number of tokens.
+
+    Returns:
+        Bytes a token, and the largest distance of a point from the line as a share of the line's value.
+    """
     fewest, most = min(taken), max(taken)
     slope = (taken[most] - taken[fewest]) / (most - fewest)
     line = {tokens: taken[fewest] + slope * (tokens - fewest) for tokens in taken}
@@ -138,6 +133,7 @@ def growth(taken: dict[int, int]) -> tuple[float, float]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {
         "vocabulary": (151936, "V"),
@@ -161,7 +157,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Compiles, and returns the figures that it prints.
+    """Compiles the programs and returns the figures that it prints.
 
     Raises:
         ValueError: an array as large as the logits of all tokens in update or score, or none in the naive head.
@@ -201,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"V {args.vocabulary}, {tokens[most]} tokens: their logits have {logits} numbers, allowed are {limit}")
     print(f"{'':<12}{'largest array':<28}{'numbers':>12}{'temporaries, MB':>18}")
     for name, shape in largest.items():
-        print(f"{name:<12}{str(shape):<28}{math.prod(shape):>12}{temporaries(programs[name]) / 1e6:>18.1f}")
+        print(f"{name:<12}{shape!s:<28}{math.prod(shape):>12}{temporaries(programs[name]) / 1e6:>18.1f}")
     print(
         f"update, a token more: {slope:.0f} bytes, at V {SMALL_VOCABULARY} {predicted:.0f}; off the line by {off:.2%}"
     )
@@ -210,7 +206,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def require_chunks(largest: dict[str, tuple[int, ...]], *, limit: int, logits: int) -> None:
-    """Raises ValueError where update or score has an array above `limit`, or the naive head none of `logits`."""
+    """Checks that only the naive head has the logits of all tokens.
+
+    Args:
+        largest: shape of the largest array, by program.
+        limit: elements that update and score may have in an array.
+        logits: elements of the logits of all tokens.
+
+    Raises:
+        ValueError: update or score has an array above `limit`, or the naive head none of `logits`.
+    """
     for name, shape in largest.items():
         if name == "naive head":
             if math.prod(shape) < logits:

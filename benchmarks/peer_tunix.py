@@ -2,20 +2,20 @@
 
     python -m benchmarks.peer_tunix                       # minutes to install the first time, then about ten
 
-google-tunix is installed from PyPI into an environment of its own (--env), with the jax, flax and optax that run here;
-its side is a process that does one job at a time when it is told to, so the two take turns on the same cores and
-neither is running while the other is timed.
+google-tunix is installed from PyPI into an environment of its own (--env), with the versions of jax, flax and optax
+that run here. Its side is a process that does one job at a time on request, so the two take turns on the same cores and
+neither runs while the other is timed.
 
-Rollout: G sampled responses of exactly R tokens to each prompt, from token ids to token ids. theirs is the learner's
-own engine (`RLCluster.generate`), which prefills every copy of a prompt. Both sample at temperature 1 from the whole
-vocabulary; ours also returns the log-probs.
+Rollout: G sampled responses of exactly R tokens to each prompt, from token ids to token ids. Their side is the
+learner's own engine (`RLCluster.generate`), which prefills every copy of a prompt. Both sample at temperature 1 from
+the whole vocabulary; ours also returns the log-probs.
 
 Update: one GRPO step on all G rows, no KL, AdamW behind a clip, no rematerialised layers on either side, as one
-micro-batch. theirs is `RLCluster.update_actor` with the learner's loss. Ours are the same rows as branches of a shared
-prompt; our model is a whole Qwen2.5-VL, whose vision tower runs over four empty patches.
+micro-batch. Their side is `RLCluster.update_actor` with the learner's loss. Our side has the same rows as branches of a
+shared prompt; our model is a whole Qwen2.5-VL, whose vision tower runs over four empty patches.
 
-float32 on both sides. Time a token counts the G * R response tokens of a prompt, which are the same on both sides. The
-last line is one JSON object; where a ratio could not be had it is null, and `why` says why.
+Both sides compute in float32. Speeds count the G * R response tokens of a prompt, the same on both sides. The last line
+is one JSON object; a ratio that could not be measured is null, and `why` gives the reason.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ from typing import IO, Any, Self
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from benchmarks.made_model import make_prompts, write_folder
 from benchmarks.rollout import alternate, roll_out
 from benchmarks.step import make_optimizer
 from care_jax import models
-from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.models.model_config import ModelConfig
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
@@ -56,10 +55,10 @@ _SIDE = Path(__file__).with_name("peer_tunix_side.py")
 
 
 def make_environment(folder: Path) -> Path:
-    """The Python of an environment with google-tunix, made where it is not there yet.
+    """The Python of an environment with google-tunix, which is made if it does not exist yet.
 
     Raises:
-        ValueError: it cannot be installed; with pip's last line.
+        ValueError: it cannot be installed; has pip's last line.
     """
     python, ready = folder / "bin" / "python", folder / "ready"
     wanted = [TUNIX, *(f"{name}=={importlib.metadata.version(name)}" for name in SHARED)]
@@ -78,12 +77,19 @@ def make_environment(folder: Path) -> Path:
 
 
 class Peer:
-    """google-tunix's process, which writes what it has to tell to the file `told`."""
+    """google-tunix's process."""
 
     def __init__(self, python: Path, sizes: dict[str, int], told: IO[str]):
+        """Starts the process and waits for its number of parameters.
+
+        Args:
+            python: the interpreter of its environment.
+            sizes: of the model and the jobs.
+            told: a file for its stderr.
+        """
         command = [str(python), str(_SIDE), json.dumps(sizes)]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
-        self._told = told  # a pipe that nobody reads would fill up
+        self._told = told  # a file: a pipe that nobody reads would fill up
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told, text=True, env=environment
         )
@@ -106,15 +112,17 @@ class Peer:
         return line.strip()
 
     def __enter__(self) -> Self:
+        """Returns itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Kills the process."""
         self._process.kill()
         self._process.communicate()
 
 
 def make_jobs(args: argparse.Namespace, config: ModelConfig, folder: Path) -> dict[str, Callable[[], Any]]:
-    """Our side of both jobs, by name."""
+    """Our side of both jobs by name, compiled on the first call."""
     processor, prompts = make_prompts(folder, num_prompts=args.prompts, prompt_len=args.prompt_len, image_side=0)
     model = models.init_model(config, jax.random.key(0))
     optimizer = make_optimizer()
@@ -132,11 +140,10 @@ def make_jobs(args: argparse.Namespace, config: ModelConfig, folder: Path) -> di
         token_weights=ones,
         row_mask=everywhere[..., 0],
     )
-    objective = objectives.grpo()
-    objective.kl_coef = 0.0
+    objective = Objective(kl_coef=0.0)  # GRPO
     step = make_update(
         optimizer,
-        functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objective)),
+        functools.partial(policy_loss, objective=objective),
         minibatches=1,
         microbatches=1,
         temperature=1.0,
@@ -144,7 +151,7 @@ def make_jobs(args: argparse.Namespace, config: ModelConfig, folder: Path) -> di
     )
     update = jax.jit(step, donate_argnums=0)
     batch, forbidden = jax.device_put((batch, processor.forbidden_mask))
-    # The update is given its state away, so it has a copy of the parameters.
+    # The update donates its state, so it gets a copy of the parameters.
     held = [TrainState(jnp.int32(0), jax.tree.map(jnp.copy, model), optimizer.init(model))]
 
     def run_update() -> TrainState:
@@ -157,6 +164,7 @@ def make_jobs(args: argparse.Namespace, config: ModelConfig, folder: Path) -> di
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {
         "layers": (12, "of the decoder"),
@@ -179,7 +187,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Times both jobs of both sides. Raises ValueError where theirs cannot be had."""
+    """Times both jobs on both sides.
+
+    Raises:
+        ValueError: google-tunix cannot be installed or run, or its model differs.
+    """
     python = make_environment(args.env)
     with tempfile.TemporaryDirectory() as folder:
         made = write_folder(Path(folder), num_layers=args.layers, width=args.width, vocab_size=args.vocabulary)

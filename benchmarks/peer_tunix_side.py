@@ -1,7 +1,7 @@
 """google-tunix's side of benchmarks/peer_tunix.py, run by the Python of its own environment.
 
-Takes sizes as one JSON argument, and tells the number of the model's parameters. Then takes a job a line on stdin,
-"rollout" or "update", and answers each with a line "done" when its result is there. Imports nothing of this project.
+Takes sizes as one JSON argument and prints the number of the model's parameters. Then reads jobs from stdin, a line
+each, "rollout" or "update", and prints "done" when a job's result is ready. Imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -21,25 +21,29 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 
-PAD_ID, NEVER = 0, -1  # NEVER: an id that no token has, so that nothing stops
+PAD_ID, NEVER = 0, -1  # NEVER: an id that no token has, so that no response stops
 
 
 class Numbers:
-    """A tokenizer of numbers: one token each."""
+    """A tokenizer of numbers, one token each, with the methods that the learner calls."""
 
     def encode(self, text: str) -> list[int]:
+        """The numbers of a text."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids: list[int]) -> str:
+        """An empty text, which nothing reads."""
         return ""
 
     def bos_id(self) -> None:
-        return None
+        """None: prompts get no token in front."""
 
     def eos_id(self) -> int:
+        """An id that is never sampled."""
         return NEVER
 
     def pad_id(self) -> int:
+        """The id of padding."""
         return PAD_ID
 
 
@@ -89,7 +93,7 @@ def make_learner(sizes: dict[str, int]) -> grpo_learner.GRPOLearner:
 
 
 def make_jobs(cluster: rl_cluster.RLCluster, sizes: dict[str, int]) -> dict[str, Callable[[], Any]]:
-    """What the learner asks its cluster for, by name: G responses to each prompt, and an update on all of them."""
+    """The calls that the learner makes of its cluster, by name: G responses to each prompt, and an update on all."""
     rng = np.random.default_rng(0)
     rows = sizes["prompts"] * sizes["rollouts"]
     ids = rng.integers(1, sizes["vocabulary"], (sizes["prompts"], sizes["prompt_len"]))
@@ -119,8 +123,9 @@ def make_jobs(cluster: rl_cluster.RLCluster, sizes: dict[str, int]) -> dict[str,
 
 
 def main() -> None:
+    """Serves jobs until stdin ends."""
     sizes = json.loads(sys.argv[1])
-    learner = make_learner(sizes)  # tells the cluster its loss
+    learner = make_learner(sizes)  # sets the cluster's loss
     jobs = make_jobs(learner.rl_cluster, sizes)
     model = learner.rl_cluster.actor_trainer.model
     print(sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))), flush=True)

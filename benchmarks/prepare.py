@@ -1,9 +1,10 @@
-"""Preparing a set in ViRL39K's layout: rows a second, and the most memory that it takes.
+"""Speed and peak memory of preparing a data set in ViRL39K's layout.
 
     python -m benchmarks.prepare --rows 40000
 
 Makes the set (small random JPEGs, so that decoding costs next to nothing; one row in ten has two images, one in ten
-none), prepares it in a process of its own, checks what came out and deletes both. The last line is one JSON object.
+none), prepares it in a process of its own, checks the number of rows and deletes everything. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WORDS = 80  # of a question
 
 
 def make_set(root: Path, rows: int) -> None:
-    """39Krelease.parquet and images/ under `root`."""
+    """Writes 39Krelease.parquet and images/ under `root`."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
     columns: dict[str, list] = {name: [] for name in ("question", "answer", "PassRate_32BTrained", "qid", "image")}
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     figures: dict[str, object] = {
         "benchmark": "prepare",
         "rows": args.rows,
-        "seconds": round(used.seconds, 2),  # the start of Python included
+        "seconds": round(used.seconds, 2),  # with the start of Python
         "rows_per_s": round(args.rows / used.seconds, 1),
         "cpu_s": round(used.cpu_seconds, 2),  # over all threads
         "peak_rss_gib": round(used.peak_gib, 3),

@@ -1,15 +1,16 @@
-"""Rollouts: against transformers' generate on the same weights, over prompt lengths, and with a long tail of lengths.
+"""Speed of rollouts: against transformers' generate, over prompt lengths, and with a long tail of response lengths.
 
     python -m benchmarks.rollout          # about ten minutes on 2 cores
     python -m benchmarks.rollout --width 128 --layers 2 --prompt_len 48 --response_len 8 --repeats 1
 
-1. One prompt with an image, G rollouts of exactly R tokens, greedy and sampled. Both sides start from the patches and
-   end with the tokens; torch keeps its default number of threads. The lower ratio counts.
+1. One prompt with an image, G rollouts of exactly R tokens, greedy and sampled. Both sides have the same
+   weights, start from the patches and end with the tokens; torch keeps its default number of threads. The lower ratio
+   counts.
 2. The same at the demo's size: the 1 M-parameter model, 16 prompts of 28 tokens, 32 new ones.
 3. The time to decode R tokens, prefill not counted, after a prompt of 2,048 tokens over that after 256.
-4. Lengths that are about geometric with a mean of R / 8: every rollout stops on its own, since an eighth over R of all
-   ids end it and random weights favour none of them. A decode that waits for the longest against one whose last
-   branches go on as a smaller batch (rollout.compact_shares).
+4. Response lengths with a roughly geometric distribution of mean R / 8: a share 8 / R of all ids ends a response, and
+   random weights favour none of them. A decode that waits for the longest branch is compared with one that continues
+   the last branches as a smaller batch (rollout.compact_shares).
 
 The sides alternate after a warm-up; medians. The last line is one JSON object.
 """
@@ -40,7 +41,7 @@ from care_jax.models import QwenVL, load_model_config, params_from_dict
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Prompts, Rollouts
-from configs import demo_cold_start
+from configs import demo as demo_config
 from convert import hf_to_jax
 
 NUM_ROLLOUTS = 8  # G
@@ -48,14 +49,14 @@ NUM_ROLLOUTS = 8  # G
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """One set of weights in both libraries."""
+    """The same weights in both libraries."""
 
     ours: QwenVL
     theirs: Any  # transformers.Qwen2_5_VLForConditionalGeneration
 
 
 def make_sides(folder: Path) -> Sides:
-    """Random weights, made and saved by transformers and converted."""
+    """Makes random weights with transformers, saves and converts them."""
     import torch
     import transformers
 
@@ -78,7 +79,7 @@ def seconds_of(run: Callable[[], Any]) -> float:
 
 
 def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds by name: each is called once to warm up, then all in turn."""
+    """Calls each once to warm up, then all in turn; returns median seconds by name."""
     for run in runs.values():
         jax.block_until_ready(run())
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -91,19 +92,19 @@ def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def roll_out(
     model: QwenVL, processor: Processor, prompts: Prompts, sampling: Sampling, *, num_rollouts: int = NUM_ROLLOUTS
 ) -> Callable[[], Rollouts]:
-    """Prefill and G rollouts a prompt."""
+    """A call that prefills every prompt and decodes G rollouts of it."""
     prompts, forbidden = jax.device_put((prompts, processor.forbidden_mask))
     forced = rollout.nothing_forced(len(prompts.prompt_len), num_rollouts)
 
     def run() -> Rollouts:
-        prefix = rollout.prefill(model, prompts)
+        prefix = jax.jit(QwenVL.prefill)(model, prompts)
         return rollout.generate(model, prefix, forced, forbidden, jax.random.key(0), sampling=sampling)
 
     return run
 
 
 def hub_generate(model: Any, prompts: Prompts, sampling: Sampling) -> Callable[[], Any]:
-    """The same prompts for transformers: patches in reading order, exactly R new tokens."""
+    """The same call of transformers: patches in reading order, exactly R new tokens."""
     import torch
 
     unit = model.config.vision_config.spatial_merge_size**2
@@ -127,7 +128,7 @@ def hub_generate(model: Any, prompts: Prompts, sampling: Sampling) -> Callable[[
     new_tokens = {"max_new_tokens": sampling.response_len, "min_new_tokens": sampling.response_len}
 
     def run() -> Any:
-        if not drawing["do_sample"]:  # no return sequences without sampling: the rows are repeated as it would
+        if not drawing["do_sample"]:  # generate returns several sequences only if it samples: rows are repeated here
             rows = {name: _repeat(name, value) for name, value in inputs.items()}
             return model.generate(**rows, **drawing, **new_tokens)
         return model.generate(**inputs, **drawing, **new_tokens, num_return_sequences=NUM_ROLLOUTS)
@@ -136,7 +137,7 @@ def hub_generate(model: Any, prompts: Prompts, sampling: Sampling) -> Callable[[
 
 
 def _repeat(name: str, value: Any) -> Any:
-    """G copies of each row; pictures are laid end to end, so a prompt's come as blocks."""
+    """G copies of each row; patches are laid end to end, so a prompt's are repeated as a block."""
     if name == "pixel_values":
         return value.repeat(NUM_ROLLOUTS, 1)
     return value.repeat(NUM_ROLLOUTS, *[1] * (value.ndim - 1))
@@ -166,11 +167,11 @@ def against_transformers(
 
 
 def prompt_growth(model: QwenVL, folder: Path, response_len: int, lengths: tuple[int, int], repeats: int) -> float:
-    """Decoding time after the longer prompt over that after the shorter one."""
+    """The ratio of decoding time after the longer prompt to that after the shorter one."""
     runs = {}
     for length in lengths:
         processor, prompts = made_model.make_prompts(folder, num_prompts=1, prompt_len=length, image_side=84)
-        prefix = jax.block_until_ready(rollout.prefill(model, jax.device_put(prompts)))
+        prefix = jax.block_until_ready(jax.jit(QwenVL.prefill)(model, jax.device_put(prompts)))
         forced = rollout.nothing_forced(1, NUM_ROLLOUTS)
         runs[str(length)] = functools.partial(
             rollout.generate,
@@ -188,7 +189,14 @@ def prompt_growth(model: QwenVL, folder: Path, response_len: int, lengths: tuple
 
 
 def long_tail(model: QwenVL, folder: Path, num_prompts: int, response_len: int, repeats: int) -> dict[str, float]:
-    """Seconds of a decode that waits for the longest branch over one that goes on with the last as a smaller batch."""
+    """Compares a decode that waits for the longest branch with one that compacts the batch.
+
+    Returns:
+        "ratio" of their seconds, and "mean_len" of the responses.
+
+    Raises:
+        ValueError: the two sampled different responses.
+    """
     processor, prompts = made_model.make_prompts(folder, num_prompts=num_prompts, prompt_len=64, image_side=84)
     allowed = np.flatnonzero(~processor.forbidden_mask)
     stop_ids = np.random.default_rng(0).permutation(allowed)[: round(8 * len(allowed) / response_len)]
@@ -200,7 +208,7 @@ def long_tail(model: QwenVL, folder: Path, num_prompts: int, response_len: int, 
     }
     lengths = np.asarray(runs["compacts"]().response_len)
     if not (lengths == np.asarray(runs["waits"]().response_len)).all():
-        raise ValueError("the two sides drew other responses; they must do the same work")
+        raise ValueError("the two sides sampled different responses; they must do the same work")
     medians = alternate(runs, repeats)
     print(
         f"{lengths.size} branches, lengths mean {lengths.mean():.1f}, longest {lengths.max()} of {response_len}: "
@@ -215,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--layers", type=int, default=12, help="of decoder and vision tower")
     parser.add_argument("--width", type=int, default=512, help="of the decoder")
     parser.add_argument("--vocab", type=int, default=32_768, help="ids")
-    parser.add_argument("--prompt_len", type=int, default=1024, help="tokens, an image of a quarter included")
+    parser.add_argument("--prompt_len", type=int, default=1024, help="tokens, a quarter of them the image's")
     parser.add_argument("--response_len", type=int, default=128, help="R, tokens")
     parser.add_argument("--growth", type=int, nargs=2, default=(256, 2048), help="the two prompt lengths, tokens")
     parser.add_argument("--tail_prompts", type=int, default=16, help="prompts of the long tail")
@@ -235,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         growth = prompt_growth(sides.ours, folder, args.response_len, tuple(args.growth), args.repeats)
         tail = long_tail(sides.ours, folder, args.tail_prompts, args.response_len, args.repeats)
 
-        demo = demo_cold_start.get_config()
+        demo = demo_config.cold_start()
         tiny = Path(shutil.copytree(demo.model.folder, Path(temporary) / "tiny"))
         processor, prompts = made_model.make_prompts(
             tiny, num_prompts=16, prompt_len=demo.data.prompt_buckets[0], image_side=84

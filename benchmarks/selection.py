@@ -1,14 +1,14 @@
-"""Selection and advantages, jitted over all prompts at once, against a plain numpy loop over the groups.
+"""Speed of selection and advantages, jitted over all prompts at once, against a plain numpy loop over the groups.
 
     python -m benchmarks.selection --prompts 512 --rollouts 8 --width 3584
 
-Both sides get the same float32 arrays, already in memory; their outputs are compared before anything is
-timed. The loop is written to be quick: one product of matrices a group, the choices on Python lists, numpy for
-the advantages. The last line is one JSON object.
+Both sides get the same float32 arrays, already in memory; their outputs are compared before anything is timed. The loop
+is written to be quick: one matrix product a group, choices on Python lists, numpy for the advantages. The last line is
+one JSON object.
 
-On a CPU the jitted side cannot be faster than the memory is read: its floor is the time of one sum over the
-states, which is timed and printed too. Measured there: 2.8 to 5 times the loop, since both sides are
-bound by reading the same states.
+On a CPU the jitted side cannot be faster than memory is read: its floor is the time of one sum over the states, which
+is timed and printed too. It was measured there as 2.8 to 5 times as fast as the loop, since both sides are bound by
+reading the same states.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from care_jax.method import objectives
 from care_jax.method.advantage import subgroup_advantages
+from care_jax.method.objectives import Objective
 from care_jax.method.subgroup import select_subgroup
 from care_jax.structs import Array, Outcome
 
@@ -56,8 +56,8 @@ def make_inputs(prompts: int, rollouts: int, width: int, seed: int = 0) -> Input
     }
 
 
-def select_and_weigh(inputs: dict[str, Array], *, objective: ml_collections.ConfigDict) -> dict[str, Array]:
-    """The project's own path, over all prompts."""
+def select_and_weigh(inputs: dict[str, Array], *, objective: Objective) -> dict[str, Array]:
+    """The code that training runs, over all prompts at once."""
     arrays = {name: value for name, value in inputs.items() if name != "rewards"}
     subgroup = select_subgroup(**arrays, key=None, objective=objective)
     correct = jnp.take_along_axis(inputs["correct"], subgroup.index, axis=1)
@@ -71,8 +71,8 @@ def select_and_weigh(inputs: dict[str, Array], *, objective: ml_collections.Conf
     return {"index": subgroup.index, "valid": subgroup.valid, "advantages": advantages.final}
 
 
-def loop_over_groups(inputs: Inputs, *, objective: ml_collections.ConfigDict) -> Outputs:
-    """The same in numpy, one group after the other."""
+def loop_over_groups(inputs: Inputs, *, objective: Objective) -> Outputs:
+    """The same computation in numpy, group by group."""
     prompts, num_slots = len(inputs["correct"]), objective.num_negatives + 1
     index = np.zeros((prompts, num_slots), np.int32)
     valid = np.zeros((prompts, num_slots), bool)
@@ -86,7 +86,7 @@ def loop_over_groups(inputs: Inputs, *, objective: ml_collections.ConfigDict) ->
     return {"index": index, "valid": valid, "advantages": advantages}
 
 
-def select_group(group: Inputs, objective: ml_collections.ConfigDict) -> tuple[list[int], np.ndarray]:
+def select_group(group: Inputs, objective: Objective) -> tuple[list[int], np.ndarray]:
     """The rows of one group, anchor first, and their (pseudo-)rewards; none for an all-correct group."""
     correct = group["correct"].tolist()
     rollouts = range(len(correct))
@@ -116,7 +116,7 @@ def select_group(group: Inputs, objective: ml_collections.ConfigDict) -> tuple[l
     return rows, np.array([delta] + [-delta / len(chosen)] * len(chosen), np.float32)
 
 
-def weigh_group(rewards: np.ndarray, objective: ml_collections.ConfigDict) -> np.ndarray:
+def weigh_group(rewards: np.ndarray, objective: Objective) -> np.ndarray:
     """Advantages of one group's rows, anchor first."""
     if not len(rewards):
         return rewards
@@ -127,15 +127,15 @@ def weigh_group(rewards: np.ndarray, objective: ml_collections.ConfigDict) -> np
 
 
 def require_equal(ours: dict[str, Array], theirs: Outputs) -> int:
-    """Compares the two sides and returns how many groups a rounding tie ordered differently.
+    """Compares the two sides and returns the number of groups that a rounding tie orders differently.
 
     Raises:
-        ValueError: the sides differ in more than one group of 200, or in a number.
+        ValueError: the rows differ in more than one group of 200, or an advantage differs.
     """
     arrays = {name: np.asarray(value) for name, value in ours.items()}
     same = (arrays["index"] == theirs["index"]).all(axis=1)
     differing = int((~same).sum())
-    # Distances of different summation order can swap two rows that are equal to within a rounding step.
+    # Distances are summed in another order, which can swap two rows that are equal up to rounding.
     if differing > len(same) // 200 or not (arrays["valid"] == theirs["valid"]).all():
         raise ValueError(f"the two sides chose other rows in {differing} of {len(same)} groups; they must agree")
     gap = float(np.abs(arrays["advantages"] - theirs["advantages"])[same].max(initial=0.0))
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     if args.prompts < 1 or args.rollouts < 2 or args.width < 1 or args.repeats < 1:
         parser.error("--prompts, --width and --repeats must be at least 1, --rollouts at least 2")
 
-    objective = objectives.care_no_rgr()
+    objective = Objective.from_config(objectives.care_no_rgr())
     inputs = make_inputs(args.prompts, args.rollouts, args.width)
     on_device = jax.device_put(inputs)
     jitted = jax.jit(functools.partial(select_and_weigh, objective=objective))

@@ -1,18 +1,18 @@
-"""CARE's update and whole step against plain GRPO's, with the same model, functions and sizes, side by side.
+"""Time and memory of CARE's update and whole step against plain GRPO's, with the same model, functions and sizes.
 
     python -m benchmarks.step
 
-CARE computes each prompt once and updates the K + 1 rows of the anchored subgroup. Plain GRPO is what trainers without
-a shared prompt do: every rollout has its own copy of prompt and image in prefill, scoring and update, and all G rows
-are updated; here it is the same code on G copies of the prompt with one branch each. The KL is off on both sides.
+CARE computes each prompt once and updates the K + 1 rows of the anchored subgroup. Plain GRPO stands for trainers
+without a shared prompt: every rollout has its own copy of prompt and image in prefill, scoring and update, and all G
+rows are updated. Here it is the same code on G copies of the prompt with one branch each. Both sides have no KL term.
 
 A step is rollout (prefill and decode), score, reflect (CARE only: one repair a group, decoded and scored), batch and
 update. Verifiers, and selection (see benchmarks.selection), take milliseconds and are left out. Every group is mixed
-and has K failures, CARE's dearest case; nothing stops before R tokens.
+and has K failures, the case that costs CARE most; no response stops before R tokens.
 
-Memory is that of the compiled update, arguments (batch, parameters, both Adam moments) and temporaries, at
---memory_prompts prompts a micro-batch: parameters, moments and gradients are there once on both sides, so the ratio
-depends on how much is computed beside them. The ratio at the timed size is given too. The last line is one JSON object.
+Memory is that of the compiled update, arguments (batch, parameters, both Adam moments) and temporaries, with
+--memory_prompts prompts in a micro-batch: both sides hold parameters, moments and gradients once, so the ratio depends
+on the size of the batch beside them. The ratio at the timed size is printed too. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -38,6 +37,7 @@ from benchmarks.made_model import make_prompts, write_folder
 from care_jax import models
 from care_jax.method import objectives, train_batch
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
@@ -47,7 +47,18 @@ from care_jax.stages.rollout import Sampling
 from care_jax.stages.score import score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Forced, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
+from care_jax.structs import (
+    Array,
+    Forced,
+    Outcome,
+    Prompts,
+    Rollouts,
+    Scores,
+    Subgroup,
+    TrainBatch,
+    Verdicts,
+    zeros,
+)
 
 STAGES = ("rollout", "score", "reflect", "batch", "update")
 
@@ -56,30 +67,37 @@ class Side:
     """One way of taking a step: a shared prompt and the rows of a subgroup, or G copies of the prompt and all rows."""
 
     def __init__(self, args: argparse.Namespace, prompts: Prompts, forbidden_mask: Array, *, shared: bool):
+        """Puts the prompts on the device; nothing is computed yet.
+
+        Args:
+            args: of `parse`.
+            prompts: B prompts, each once.
+            forbidden_mask: [V] bool, ids that are not sampled.
+            shared: CARE's way; else G copies of each prompt.
+        """
         copies = 1 if shared else args.rollouts
         self.args, self.shared, self.forbidden_mask = args, shared, jax.device_put(forbidden_mask)
         self.prompts = jax.device_put(jax.tree.map(lambda x: np.repeat(x, copies, axis=0), prompts))
         self.num_branches = args.rollouts // copies
         self.num_rows = args.negatives + 1 if shared else args.rollouts
-        objective = objectives.care() if shared else objectives.grpo()
-        objective.kl_coef, objective.num_negatives = 0.0, args.negatives
-        self.objective = ml_collections.FrozenConfigDict(objective)
+        objective = Objective.from_config(objectives.care() if shared else objectives.grpo())
+        self.objective = dataclasses.replace(objective, kl_coef=0.0, num_negatives=args.negatives)
         self.sampling = Sampling(args.response_len, 1.0, ())
         self.scoring: dict[str, Any] = {"temperature": 1.0, "chunk": args.chunk}
         self.assemble = jax.jit(functools.partial(train_batch.assemble, objective=self.objective))
 
     def collect(self, params: QwenVL, key: Array, timer: StageTimer) -> TrainBatch:
-        """Everything of a step before its update."""
+        """Runs everything of a step before its update and returns the update's batch."""
         sample_key, repair_key = jax.random.split(key)
         batch = self.prompts.token_ids.shape[0]
         with timer("rollout"):
-            prefix = rollout.prefill(params, self.prompts)
+            prefix = jax.jit(QwenVL.prefill)(params, self.prompts)
             nothing = rollout.nothing_forced(batch, self.num_branches)
             rollouts = self._generate(params, prefix, nothing, sample_key)
         verdicts = make_verdicts(*rollouts.token_ids.shape)
         with timer("score"):
             scores = self._score(params, rollouts, verdicts)
-        reflection = train_batch.no_reflection(self.args.prompts, self.args.response_len)
+        reflection = zeros(Reflection, B=self.args.prompts, R=self.args.response_len)
         if self.shared:
             with timer("reflect"):
                 reflection = self._reflect(params, prefix, rollouts, repair_key)
@@ -90,7 +108,7 @@ class Side:
             return jax.block_until_ready(rows.replace(prompts=self.prompts))
 
     def compile_update(self, state: TrainState, batch: TrainBatch) -> jax.stages.Compiled:
-        """The update as one program, of arrays or of shapes."""
+        """Compiles the update as one program for arrays or shapes."""
         update = make_update(
             make_optimizer(),
             functools.partial(policy_loss, objective=self.objective),
@@ -109,7 +127,7 @@ class Side:
         return jax.block_until_ready(scores)
 
     def _reflect(self, params: QwenVL, prefix: Prefix, rollouts: Rollouts, key: Array) -> Reflection:
-        """One repair a group, which continues from the first tokens of its nearest failure."""
+        """Decodes one repair a group, which continues from the first tokens of its nearest failure."""
         opening = rollouts.token_ids[:, 1:2, : self.args.forced_len]
         everywhere = jnp.ones(opening.shape[:2], bool)
         forced = Forced(opening, jnp.full(opening.shape[:2], opening.shape[-1], jnp.int32), everywhere)
@@ -129,19 +147,19 @@ class Side:
         )
 
     def _all_rows(self) -> Subgroup:
-        """The first rows of every group, all of them valid."""
+        """A subgroup of the first rows of every group, all of them valid."""
         index = jnp.broadcast_to(jnp.arange(self.num_rows, dtype=jnp.int32), (self.args.prompts, self.num_rows))
         row = jnp.ones((self.args.prompts,), jnp.int32)
         return Subgroup(index, jnp.ones_like(index, bool), row * Outcome.MIXED, row * (self.num_rows - 1))
 
 
 def regroup(tree: Any, batch: int) -> Any:
-    """Arrays [a, b, ...] as [batch, a * b / batch, ...]: between copies of one branch and groups of all."""
+    """Reshapes arrays [a, b, ...] to [batch, a * b / batch, ...]: from copies with one branch to groups, or back."""
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), tree)
 
 
 def make_verdicts(batch: int, num_branches: int, response_len: int) -> Verdicts:
-    """The first branch of each prompt is right; the first half of a response is its rationale, the rest its answer."""
+    """Verdicts with the first branch of each prompt right, and half of each response rationale, half answer."""
     correct = jnp.broadcast_to(jnp.arange(num_branches) == 0, (batch, num_branches))
     is_think = jnp.broadcast_to(jnp.arange(response_len) < response_len // 2, (batch, num_branches, response_len))
     return Verdicts(correct, correct, correct, correct.astype(jnp.float32), is_think, ~is_think)
@@ -153,27 +171,28 @@ def make_optimizer() -> optax.GradientTransformation:
 
 
 def of_prompts(batch: TrainBatch, num_prompts: int, wanted: int) -> TrainBatch:
-    """The shapes of a batch of `num_prompts` prompts, for `wanted` of them."""
+    """The shapes that a batch of `num_prompts` prompts has with `wanted` prompts."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_prompts * wanted, *x.shape[1:]), x.dtype), batch
     )
 
 
 def bytes_of(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """What a program holds at once: its arguments (donated ones are reused for the results) and its temporaries."""
+    """Bytes of a program's arguments (donated ones are reused for the results) and of its temporaries."""
     memory: Any = compiled.memory_analysis()
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {"arguments": memory.argument_size_in_bytes + fresh, "temporaries": memory.temp_size_in_bytes}
 
 
 def update_tokens(args: argparse.Namespace, *, shared: bool) -> int:
-    """Decoder tokens of the update of one prompt."""
+    """Decoder tokens that the update of one prompt computes."""
     if shared:
         return args.prompt_len + (args.negatives + 1) * args.response_len
     return args.rollouts * (args.prompt_len + args.response_len)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {
         "prompts": (1, "B, prompts of a step, updated as one micro-batch"),
@@ -192,7 +211,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     }
     for name, (default, text) in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="to compute in (float32)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="computation type (float32)"
+    )
     args = parser.parse_args(argv)
     if min(getattr(args, name) for name in sizes) < 1:
         parser.error("every size must be at least 1")

@@ -1,19 +1,21 @@
-"""The study: every arm and seed of a config trained from a shared cold start, and what came of it as a page.
+"""Trains every arm and seed of a study from a shared cold start, and writes the results as a page.
 
     python -m benchmarks.study --config=configs/study.py --out=docs/study              # hours on two CPU cores
-    python -m benchmarks.study --config=configs/study.py --out=docs/study --page_only  # the page of the runs there are
+    python -m benchmarks.study --config=configs/study.py --out=docs/study --page_only  # the page alone
 
-Each run is a process of its own, whose command stands in its record and can be given by hand. OUT gets runs.jsonl, a
-line a run, from which index.html and README.md are made in the end. Stopped at any moment, the same command goes on:
-runs in runs.jsonl are not made again, and one that was under way resumes from its run folder under --work.
+Each run is a process of its own; its record has the command, which can also be run by hand. OUT gets runs.jsonl, with a
+line for each run; index.html and README.md are made from it at the end. Interrupt the command at any time: rerunning it
+resumes. Runs in runs.jsonl are not repeated, and an unfinished run continues from its run folder under --work.
 
---config is a Python file with ABOUT, ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), which also knows
-"TASK/cold_start"; tests/small_study.py is a small one. The claims on the page are about the arms of configs/study.py.
---jobs=N makes N runs at once on a CPU, each with its share of the cores. --only takes a regular expression on
-TASK/ARM/SEED/KIND, KIND training or probe: probes, whose times are shown, may be made one at a time after the
-trainings. For several machines or accelerators, start the command once for each (the runtime's own variable names the
-one device, as CUDA_VISIBLE_DEVICES), with seeds of its own by --only, an --out and a --work, and join the files: all
-runs of a seed start from one cold start. Change no code meanwhile: each run imports what lies there then.
+--config is a Python file with ABOUT, ARMS, TASKS, OBJECTIVES, SHOWN and get_config("TASK/ARM"), which must also accept
+"TASK/cold_start"; tests/small_study.py is a small example. The claims on the page are about the arms of
+configs/study.py. --jobs=N makes N runs at once on a CPU, each with its share of the cores. --only is a regular
+expression that selects runs by TASK/ARM/SEED/KIND, KIND being training or probe: the page shows times of the probes, so
+make those one at a time after the trainings.
+
+For several machines or accelerators, start the command once for each, with seeds of its own (--only), an --out and a
+--work, and join the runs.jsonl files: all runs of a seed must start from one cold start. Set the runtime's variable, as
+CUDA_VISIBLE_DEVICES, to choose a device. Do not change the code meanwhile: each run imports it anew.
 """
 
 from __future__ import annotations
@@ -31,25 +33,26 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ml_collections
 from absl import flags
 
 from benchmarks import child, study_page, study_record
+from benchmarks.study_record import Record
 from care_jax import cli
 from care_jax.config import flat
 
 RUNS_FILE = "runs.jsonl"
-WORK = "runs/study"  # where run folders lie, unless --work says otherwise
-_MEND = "take it out, or give another --out"
-# A probe's policy stands still: its gradients are as they are, equally weighted in Adam's moments.
+WORK = "runs/study"  # the default of --work, the folder of the run folders
+_MEND = "remove it, or choose another --out"
+# A probe's policy does not move: Adam's moments weigh its unclipped gradients almost equally.
 PROBE_DECAY, PROBE_STEPS = 0.999, 50
 PROBE_FLAGS = (
     f"--config.train.steps={PROBE_STEPS}",
     f"--config.train.checkpoint_every={PROBE_STEPS}",
     "--config.train.eval_every=0",
-    "--config.score.old_from=pass",  # their times are shown, and a run has a scoring pass unless it is told otherwise
+    "--config.score.old_from=pass",  # the page shows their times, and a run has a scoring pass by default
     "--config.optimizer.lr=1e-30",
     "--config.optimizer.warmup_steps=0",
     "--config.optimizer.clip_norm=1e9",
@@ -73,17 +76,17 @@ class Run(NamedTuple):
 
 
 def plan(study: Any) -> list[Run]:
-    """All runs of a study, seed after seed, so that one that is stopped early can compare all arms."""
+    """All runs of a study, seed by seed, so that a study that is stopped early has every arm for its first seeds."""
     runs = []
     for seed in _seeds(study):
         arms = [
             (task, name, arm)
             for name, arm in study.ARMS.items()
-            for task in study.TASKS  # one after the other, so that two jobs do not wait for one cold start
+            for task in study.TASKS  # in turn, so that two jobs do not wait for one cold start
             if task in arm.tasks and seed in arm.seeds
         ]
         runs += [Run(task, name, seed, "training") for task, name, _ in arms]
-        # One after the other: what else the machine does is the same for all whose times are compared.
+        # The probes of a seed follow each other: their times are compared, and the machine's load changes slowly.
         runs += [Run(task, name, seed, "probe") for task, name, arm in arms if seed < arm.num_probes]
     return runs
 
@@ -92,18 +95,19 @@ def _seeds(study: Any) -> list[int]:
     return sorted({seed for arm in study.ARMS.values() for seed in arm.seeds})
 
 
-def run_of(record: dict[str, Any]) -> Run:
-    """The run that a record is of."""
-    return Run(*(record[field] for field in Run._fields))
+def run_of(record: Record) -> Run:
+    """The run that a record describes."""
+    return Run(record["task"], record["arm"], record["seed"], record["kind"])
 
 
-def read_records(out: Path) -> list[dict[str, Any]]:
-    """What was recorded so far. A last line that a kill left torn is cut off the file.
+def read_records(out: Path) -> list[Record]:
+    """Reads runs.jsonl; a last line that a kill left incomplete is removed from the file.
 
     Raises:
-        ValueError: another line is no record.
+        ValueError: another line is not JSON.
     """
-    path, records = out / RUNS_FILE, []
+    path = out / RUNS_FILE
+    records: list[Record] = []
     text = path.read_text() if path.exists() else ""
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
@@ -111,7 +115,7 @@ def read_records(out: Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             if number < len(lines):
-                raise ValueError(f"{path}:{number} is no record: {_MEND}") from None
+                raise ValueError(f"{path}:{number} is not a record: {_MEND}") from None
             path.write_text(text.removesuffix(line))
         else:
             if not line.endswith("\n"):
@@ -120,27 +124,40 @@ def read_records(out: Path) -> list[dict[str, Any]]:
 
 
 class Runner:
-    """Makes runs as processes, and cold starts when the first run needs them."""
+    """Makes runs as processes, and each cold start when the first run needs it."""
 
     def __init__(self, study: Any, config_file: str, work: Path) -> None:
+        """Makes nothing yet.
+
+        Args:
+            study: the module of `load_study`.
+            config_file: its file, for the commands.
+            work: the folder of the run folders.
+        """
         self._study, self._config_file, self._work = study, config_file, work
         self._cold_starts = {(task, seed): threading.Lock() for task in study.TASKS for seed in _seeds(study)}
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """All that decides how a run comes out but seed, code and versions: its config and its cold start's by dotted
-        key, and a probe's flags."""
+        """All that decides the result of a run except seed, code and versions.
+
+        Returns:
+            Its config by dotted key, its cold start's under "cold_start.", and a probe's flags.
+        """
         ours, cold = (_portable(self._study.get_config(f"{run.task}/{name}")) for name in (run.arm, "cold_start"))
         cold = {f"cold_start.{key}": value for key, value in cold.items()}
         return ours | cold | ({"flags": list(PROBE_FLAGS)} if run.kind == "probe" else {})
 
-    def difference(self, record: dict[str, Any]) -> str | None:
-        """The first setting that a record was made with and the study now asks for otherwise. One that only one of them
-        has says nothing: it came with a later version of the code."""
-        made, asked = record["settings"], self.settings(run_of(record))
-        return min((key for key in made.keys() & asked.keys() if made[key] != asked[key]), default=None)
+    def difference(self, record: Record) -> str | None:
+        """The first setting with another value in a record than in the study, if there is one.
 
-    def record(self, run: Run) -> dict[str, Any]:
-        """Trains, or resumes, and reads what came of it."""
+        A setting that only one of them has does not count: it came with a later version of the code.
+        """
+        recorded, wanted = record["settings"], self.settings(run_of(record))
+        shared = recorded.keys() & wanted.keys()
+        return min((key for key in shared if recorded[key] != wanted[key]), default=None)
+
+    def record(self, run: Run) -> Record:
+        """Trains, or resumes, a run and makes its record."""
         cold_start = self._cold_start(run.task, run.seed)
         settings = self.settings(run)
         workdir = self._work / run.task / run.arm / f"{run.kind}{run.seed}_{_digest(settings)}"
@@ -162,7 +179,7 @@ class Runner:
             "machine": machine(),
             "manifest": json.loads((workdir / "manifest.json").read_text()),
         }
-        return run._asdict() | found | about
+        return cast(Record, run._asdict() | found | about)
 
     def _cold_start(self, task: str, seed: int) -> Path:
         config = self._study.get_config(f"{task}/cold_start")
@@ -178,13 +195,13 @@ class Runner:
     def _command(self, module: str, task: str, arm: str, seed: int, workdir: Path) -> list[str | Path]:
         words: list[str | Path] = [sys.executable, "-m", module, f"--config={self._config_file}:{task}/{arm}"]
         words += [f"--workdir={workdir}", f"--config.seed={seed}"]
-        if self._study.get_config(f"{task}/{arm}").data.format == "mini_vqa":  # which builds itself there
+        if self._study.get_config(f"{task}/{arm}").data.format == "mini_vqa":  # built there on first use
             words.append(f"--config.data.train={self._work / 'data'}")
         return words
 
 
 def _portable(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config by dotted key, as JSON reads it again, without the place of this checkout."""
+    """A config by dotted key as it comes back from JSON, without the path of this checkout."""
     values: dict[str, Any] = json.loads(json.dumps(flat(config)))
     return values | {"model.folder": Path(values["model.folder"]).name}
 
@@ -194,17 +211,17 @@ def _digest(settings: dict[str, Any]) -> str:
 
 
 def machine() -> str:
-    """The processor, and the cores that a run has of it."""
+    """The name of the processor, and the number of cores that a run may use."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} cores"
 
 
-def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[dict[str, Any]]:
-    """The runs' records as they are made, `jobs` at once, each with its share of the cores.
+def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[Record]:
+    """Yields the records of runs as they are made, `jobs` runs at once, each on its share of the cores.
 
     Raises:
-        ValueError: a run failed; those under way are finished, and no other is begun.
+        ValueError: a run failed; those that have begun are finished, and no others begin.
     """
     cores = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[int] = queue.Queue()
@@ -212,7 +229,7 @@ def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[dict[str, An
         shares.put(share)
 
     def settle() -> None:
-        os.sched_setaffinity(0, cores[shares.get() :: jobs])  # of this thread, and the processes that it starts
+        os.sched_setaffinity(0, cores[shares.get() :: jobs])  # of this thread and the processes that it starts
 
     with concurrent.futures.ThreadPoolExecutor(jobs, initializer=settle) as pool:
         try:
@@ -223,24 +240,24 @@ def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[dict[str, An
             raise
 
 
-def require_one_study(records: Sequence[dict[str, Any]], runs: Sequence[Run], runner: Runner) -> None:
-    """Checks that records may stand on one page.
+def require_one_study(records: Sequence[Record], runs: Sequence[Run], runner: Runner) -> None:
+    """Checks that records belong on one page.
 
     Raises:
-        ValueError: one is no run of the study, or was made with another config; or runs of one seed started from
-            different policies, as when one was made elsewhere.
+        ValueError: a run is not in the study or has another config, or runs of one seed started from different
+            policies, as when one was made elsewhere.
     """
     for record in records:
         name = run_of(record).name
         if run_of(record) not in runs:
-            raise ValueError(f"{RUNS_FILE} has {name}, which the study does not ask for: {_MEND}")
+            raise ValueError(f"{RUNS_FILE} has {name}, which is not in the study: {_MEND}")
         if key := runner.difference(record):
             raise ValueError(f"{RUNS_FILE} has {name} with another {key} than the study: {_MEND}")
         if other := of_another_start(record, records):
             raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {run_of(other).name}: {_MEND}")
 
 
-def of_another_start(record: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def of_another_start(record: Record, records: Sequence[Record]) -> Record | None:
     """The first run of the same task and seed, if it started from another policy."""
     start = (record["task"], record["seed"])
     first = next((other for other in records if (other["task"], other["seed"]) == start), record)
@@ -248,26 +265,26 @@ def of_another_start(record: dict[str, Any], records: Sequence[dict[str, Any]]) 
 
 
 def chosen(runs: Sequence[Run], only: str) -> list[Run]:
-    """The runs that --only finds.
+    """The runs that --only selects.
 
     Raises:
-        ValueError: it is no regular expression, or finds none.
+        ValueError: it is not a regular expression, or selects none.
     """
     try:
         pattern = re.compile(only)
     except re.error as error:
-        raise ValueError(f"--only={only} is no regular expression: {error}") from None
+        raise ValueError(f"--only={only} is not a regular expression: {error}") from None
     found = [run for run in runs if pattern.search(run.name)]
     if not found:
-        raise ValueError(f"--only={only} finds none of the study's runs, as {runs[0].name}")
+        raise ValueError(f"--only={only} selects none of the study's runs, for example {runs[0].name}")
     return found
 
 
 def load_study(path: str) -> Any:
-    """The module of a study's config file.
+    """Imports a study's config file.
 
     Raises:
-        ValueError: there is no such file, or it describes no study.
+        ValueError: there is no such file, or it lacks a name.
     """
     spec = importlib.util.spec_from_file_location("study_config", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
@@ -281,12 +298,12 @@ def load_study(path: str) -> Any:
 
 
 def main() -> None:
-    """Makes the runs that are missing, and the page."""
+    """Makes the missing runs and the page."""
     f = flags.FLAGS
     study, out, work = load_study(f.config), Path(f.out), Path(f.work)
     num_cores = len(os.sched_getaffinity(0))
     if not 1 <= f.jobs <= num_cores:
-        raise ValueError(f"--jobs={f.jobs}: choose 1 to {num_cores}, the cores there are")
+        raise ValueError(f"--jobs={f.jobs}: choose 1 to {num_cores}, the number of cores")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((work / "compilation_cache").absolute()))
     out.mkdir(parents=True, exist_ok=True)
     runs, runner, records = plan(study), Runner(study, f.config, work), read_records(out)
@@ -294,7 +311,7 @@ def main() -> None:
     require_one_study(records, runs, runner)
     missing = [] if f.page_only else [run for run in chosen(runs, f.only) if run not in done]
     for run in missing:
-        runner.settings(run)  # a config that can't be made is found before hours of other runs
+        runner.settings(run)  # finds a bad config before hours of other runs
     signal.signal(signal.SIGTERM, _stop)
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
         if other := of_another_start(record, records):
@@ -314,16 +331,16 @@ def main() -> None:
 
 
 def _stop(*_: object) -> None:
-    """Lets the runs under way save what they have, and ends."""
+    """Tells the runs to save and end, and ends."""
     child.terminate_all()
-    sys.exit("stopped: the same command goes on")
+    sys.exit("stopped: run the same command again to resume")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("config", "configs/study.py", "The study: what is compared, and the config of each run.")
+    flags.DEFINE_string("config", "configs/study.py", "The study: its arms, and the config of each run.")
     flags.DEFINE_string("out", "docs/study", "The folder of runs.jsonl, index.html and README.md.")
     flags.DEFINE_string("work", WORK, "The folder of the run folders.")
     flags.DEFINE_integer("jobs", 1, "Runs at once.")
-    flags.DEFINE_string("only", "", "Makes the runs whose TASK/ARM/SEED/KIND this regular expression finds.")
-    flags.DEFINE_bool("page_only", False, "Makes no runs.")
+    flags.DEFINE_string("only", "", "A regular expression: makes only the runs whose TASK/ARM/SEED/KIND it matches.")
+    flags.DEFINE_bool("page_only", False, "Writes the page of the recorded runs; makes none.")
     cli.run_flags(main)

@@ -1,4 +1,7 @@
-"""What the study says of the paper's claims, and of the defaults that the sources leave open."""
+"""The study's verdicts on the paper's claims, and on the defaults that the sources leave open.
+
+The claims name arms of configs/study.py; a study without those arms gets no verdicts.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,22 @@ from typing import Any, NamedTuple
 from benchmarks import study_stats as stats
 from benchmarks.study_stats import Difference, Interval, Measure, Record, Results
 
-VERDICTS = HOLDS, FAILS, OPEN = "holds here", "does not", "cannot be told at this size"
+VERDICTS = HOLDS, FAILS, OPEN = "supported", "contradicted", "inconclusive"
+MISSING = "–"  # noqa: RUF001  (a cell without a figure: the en dash is its sign)
 
-Find = Callable[[str, str], Mapping[int, Record]]  # an arm's runs in a task
+Find = Callable[[str, str], Mapping[int, Record]]  # (task, arm) -> its runs by seed
 
 
 class Claim(NamedTuple):
-    """`arm` has more of something than `than`; of NOISE, less."""
+    """`arm` has more of something than `than`; in NOISE, less."""
 
     text: str
     arm: str
     than: str
-    paper: str = ""  # what arXiv 2512.19554 reports of Qwen2.5-VL-7B: points, or percent of failures repaired
+    paper: str = ""  # the figure of arXiv 2512.19554 for Qwen2.5-VL-7B: points, or percent of failures repaired
 
 
-# Of final accuracy. The objectives are compared at equal tokens, the rest at equal steps.
+# Claims about final accuracy. The objectives are compared at equal tokens, the rest at equal steps.
 BETTER_OBJECTIVES = (
     Claim("CARE is better than GRPO", "care", "grpo", "+4.6"),
     Claim("CARE without reflection is better than GRPO", "paper_no_rgr", "grpo", "+3.9"),
@@ -54,7 +58,7 @@ BETTER_PARTS = (
 REPAIRS = (
     Claim("The cue repairs more failures than none", "reflect_continuation", "reflect_no_cue", "76.6 against 19.3"),
     Claim(
-        "Going on from the failure with a cue repairs more than from scratch",
+        "Continuing from the failure with a cue repairs more than starting from scratch",
         "care_equal",
         "reflect_scratch",
         "76.6 against 12.8",
@@ -66,20 +70,20 @@ GRADIENTS = (
 )
 SHARES = (Claim("More of the advantage comes from failures than with GRPO", "care_equal", "grpo"),)
 NOISE = (
-    Claim("For its mean the gradient has less noise with s = 0.5 than with s = 1", "care_equal", "scale_1"),
-    Claim("For its mean the gradient has less noise than GRPO's", "care_equal", "grpo"),
-    Claim("For its mean the gradient of CARE has less noise than GRPO's", "care", "grpo"),
+    Claim("Relative to its mean, the gradient has less noise with s = 0.5 than with s = 1", "care_equal", "scale_1"),
+    Claim("With equal weights, CARE's gradient has less noise relative to its mean than GRPO's", "care_equal", "grpo"),
+    Claim("CARE's gradient has less noise relative to its mean than GRPO's", "care", "grpo"),
 )
-MIN_SEEDS = 3  # that a verdict needs: of two, the interval is too often narrow by luck
+MIN_SEEDS = 3  # that a verdict needs: the interval of two is too often narrow by luck
 
 
 class Default(NamedTuple):
-    """A value that the sources leave open, the arm that has it, and those with other values."""
+    """A value that the sources leave open, the arm that has it, and the arms with other values."""
 
     key: str
     kept: str
     arm: str
-    others: Mapping[str, str]  # value: arm
+    others: Mapping[str, str]  # value -> arm
 
 
 DEFAULTS = (
@@ -92,7 +96,7 @@ DEFAULTS = (
 
 
 def verdict(difference: Difference | None, *, less: bool = False) -> str:
-    """What the interval of a difference says of the claim that it is above 0, or below it."""
+    """The verdict on the claim that a difference is above 0, or with `less` below 0, by its interval."""
     if difference is None or difference.interval.num_seeds < MIN_SEEDS:
         return OPEN
     above, below = difference.interval.low > 0, difference.interval.high < 0
@@ -104,7 +108,7 @@ def verdict(difference: Difference | None, *, less: bool = False) -> str:
 def percent(value: Interval | None, *, sign: str = "") -> str:
     """A share in percent with half its interval."""
     if value is None:
-        return "–"
+        return MISSING
     half = "" if math.isnan(value.half) else f" ± {100 * value.half:.1f}"
     return f"{100 * value.mean:{sign}.1f}{half}"
 
@@ -115,8 +119,10 @@ def points(difference: Difference | None) -> str:
 
 
 def claims(results: Results, study: Any) -> list[list[str]]:
-    """Claim, task, verdict, figure and the paper's, of every claim that the study asks, whether or not its arms have
-    been run."""
+    """The table of claims: claim, task, verdict, figure, and the paper's figure.
+
+    It has every claim whose arms are in the study, even if they have not been run.
+    """
     final = results.final()
     groups: tuple[tuple[Sequence[Claim], Measure, Find], ...] = (
         (BETTER_PARTS, final, results.seeds),
@@ -145,9 +151,9 @@ def claims(results: Results, study: Any) -> list[list[str]]:
 
 
 def of_logs(whole: Interval | None, digits: int) -> str:
-    """A geometric mean with its interval, from those of the logarithms."""
+    """A geometric mean with its interval, from the interval of the logarithms."""
     if whole is None:
-        return "–"
+        return MISSING
     low, mean, high = (
         f"{x:.{digits}f}" if x < 1e5 else f"{x:.0e}" for x in map(math.exp, (whole.low, whole.mean, whole.high))
     )
@@ -155,9 +161,9 @@ def of_logs(whole: Interval | None, digits: int) -> str:
 
 
 def _ratio(logs: Difference | None) -> str:
-    """Ours over theirs, from the difference of the logarithms."""
+    """The ratio of two noise scales, from the difference of their logarithms."""
     if logs is None:
-        return "–"
+        return MISSING
     ours, theirs = math.exp(logs.ours), math.exp(logs.theirs)
     ratio = of_logs(logs.interval, 2)
     return f"noise scale {ours:.0f} against {theirs:.0f} prompts: {ratio} times, {logs.interval.num_seeds} seeds"
@@ -168,7 +174,7 @@ def _is_asked(study: Any, task: str, claim: Claim) -> bool:
 
 
 def at_equal(results: Results, task: str, pair: tuple[str, str], axis: str) -> Difference | None:
-    """How much better the first arm of a pair is in the end, at the most that both have spent on an axis."""
+    """The difference in final accuracy of a pair of arms, at the most that both have spent on an axis."""
     ours, theirs = (results.seeds(task, arm) for arm in pair)
     if not ours or not theirs:
         return None
@@ -177,7 +183,7 @@ def at_equal(results: Results, task: str, pair: tuple[str, str], axis: str) -> D
 
 def _figure(difference: Difference | None) -> str:
     if difference is None:
-        return "–"
+        return MISSING
     return (
         f"{100 * difference.ours:.1f} against {100 * difference.theirs:.1f}: "
         f"{points(difference)}, {difference.interval.num_seeds} seeds"
@@ -185,7 +191,7 @@ def _figure(difference: Difference | None) -> str:
 
 
 def signature(results: Results, study: Any) -> list[list[str]]:
-    """For both roles: what the raw advantages should be, and the line through those of all runs with an anchor."""
+    """The table of raw advantages by role: theory, and the line fitted through the advantages of all runs."""
     rows = []
     for role, fit in stats.signature(results.all(study)).items():
         formula = "sqrt(K')" if role == "anchor" else "1 / sqrt(K')"
@@ -202,7 +208,7 @@ def signature(results: Results, study: Any) -> list[list[str]]:
 
 
 def defaults(results: Results, study: Any) -> list[list[str]]:
-    """Key, value, what the other values do to final accuracy in each task and in all together, and what follows."""
+    """The table of defaults: key, value, another value, its effect by task and over all tasks, and the verdict."""
 
     def change(default: Default, arm: str, tasks: Sequence[str]) -> Difference | None:
         ours, theirs = (

@@ -1,4 +1,4 @@
-"""A document that is written twice: as one HTML file that needs no other, and as Markdown."""
+"""A document that is written both as one self-contained HTML file and as Markdown."""
 
 from __future__ import annotations
 
@@ -27,30 +27,40 @@ table:not(.words) td:not(:first-child), .words td:nth-child(2), .holds, .not, .o
 .holds { color: #1a7f4b; font-weight: 600; } .not { color: #b3372f; font-weight: 600; } .open { color: #5d6778; }
 code { font-size: 12px; overflow-wrap: anywhere; white-space: pre-wrap; }
 """
-_CLASSES = {HOLDS: "holds", FAILS: "not", OPEN: "open"}  # of cells that are a verdict
+_CLASSES = {HOLDS: "holds", FAILS: "not", OPEN: "open"}  # CSS classes of cells that hold a verdict
 
 
 class Page:
-    """What both files say, in order: headings, text, tables; pictures are in the HTML alone."""
+    """The parts of the document in order: headings, text, tables, and pictures, which only the HTML file has."""
 
     def __init__(self, title: str) -> None:
+        """An empty document with a title."""
         self._title = title
         self._html, self._markdown = [f"<h1>{html.escape(title)}</h1>"], [f"# {title}\n"]
 
     def heading(self, text: str) -> None:
+        """Adds a heading."""
         self._html.append(f"<h2>{html.escape(text)}</h2>")
         self._markdown.append(f"## {text}\n")
 
     def text(self, text: str, kind: str = "") -> None:
+        """Adds a paragraph; `kind` is its CSS class, "lead" or "note"."""
         self._html.append(f'<p class="{kind}">{html.escape(text)}</p>')
         self._markdown.append(f"{text}\n")
 
     def code(self, line: str) -> None:
+        """Adds a command."""
         self._html.append(f"<pre><code>{html.escape(line)}</code></pre>")
         self._markdown.append(f"```bash\n{line}\n```\n")
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> None:
-        """`words`: all columns are text, to the left; else all but the first are figures."""
+        """Adds a table.
+
+        Args:
+            head: the names of the columns.
+            rows: cells as text.
+            words: all columns are text and aligned left; else all but the first are figures.
+        """
         rows = [list(row) for row in rows]
         lines = [list(head), ["---"] * len(head), *rows]
         marked = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -66,13 +76,14 @@ class Page:
         self._html.append(f'<div class="card"><table{kind}><thead><tr>{names}</tr></thead>{body}</table></div>')
 
     def picture(self, figure: Figure) -> None:
+        """Adds a figure to the HTML file and closes it."""
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
         plt.close(figure)
         self._html.append(f'<div class="card">{out.getvalue()[out.getvalue().index("<svg") :]}</div>')
 
     def write(self, out: Path) -> None:
-        """OUT/index.html and OUT/README.md."""
+        """Writes index.html and README.md in the folder `out`."""
         head = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
             f'content="width=device-width"><title>{html.escape(self._title)}</title><style>{_CSS}</style></head><body>'

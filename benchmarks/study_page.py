@@ -1,4 +1,4 @@
-"""The study's page and table: pictures first, then claims, figures, costs, and how each figure is had again."""
+"""The study's page: pictures first, then claims, figures, costs, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _STAGES = ("data", "rollout", "verify", "score", "select", "reflect", "update")
 
 
 def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num_planned: int) -> None:
-    """Makes OUT/index.html and OUT/README.md of the records there are.
+    """Writes OUT/index.html and OUT/README.md from the records.
 
     Args:
         out: the folder.
-        study: a module as configs/study.py; its tasks and arms give titles, sections and baselines.
-        records: of benchmarks/study_record.py.
-        command: that makes the runs.
-        num_planned: runs of the whole study.
+        study: a module such as configs/study.py; its tasks and arms have titles, sections and baselines.
+        records: the lines of runs.jsonl.
+        command: the command that makes the runs.
+        num_planned: the number of runs in the whole study.
     """
     results = Results(records)
     main = [name for name, arm in study.ARMS.items() if arm.section == study.OBJECTIVES]
@@ -60,26 +60,26 @@ def write(out: Path, study: Any, records: Sequence[Record], *, command: str, num
                 )
                 page.table(*_objectives(results, study, task, names))
                 page.text(
-                    "Entropy and length are of the groups used in the update. For DAPO, groups without gradient are "
-                    "all that were not used, also good ones left over when the batch was full. Where next to nothing "
-                    "is clipped, DAPO's higher clip had nothing to do. The noise scale is that of the gradient at the "
-                    "cold start, in sampled prompts: a geometric mean with its interval.",
+                    "Entropy and length are those of the groups used in the update. DAPO's groups without gradient "
+                    "are all the groups it did not use, even good ones left over when the batch was full. If almost "
+                    "nothing is clipped, DAPO's higher clip makes no difference. The noise scale is that of the "
+                    "gradient at the cold start, in sampled prompts: a geometric mean with its interval.",
                     "note",
                 )
                 page.table(*_dynamics(results, study, task, names))
         page.heading("One thing changed")
         page.text(
             "Differences to the baseline, in points of final accuracy. The mean square of the negatives' advantages "
-            "over that of the anchors follows from the definition: s² / K'² in a subgroup of K' negatives, less where "
-            "a repair was tried and failed.",
+            "over that of the anchors follows from the definition: s² / K'² in a subgroup of K' negatives, less if a "
+            "repair was tried and failed.",
             "note",
         )
         page.picture(study_pictures.changes(results, study, pairs))
         page.table(*_changes(results, study, pairs))
         page.heading("The mechanism")
         page.text(
-            "Of right and wrong answers alone the raw advantages follow from K': a check of the code, not of the "
-            "method. The reward for a response's form moves them a little. Subgroups with a repaired failure follow "
+            "With rewards for right and wrong answers alone, K' determines the raw advantages: this checks the code, "
+            "not the method. The reward for the format moves them a little. Subgroups with a repaired failure follow "
             "another law and are left out.",
             "note",
         )
@@ -105,43 +105,44 @@ def _summary(page: Page, results: Results, study: Any, names: Sequence[str], cla
         if start and end:
             page.text(
                 f"{about.title.capitalize()}: {100 * start.mean:.1f} % of held-out answers are right after the cold "
-                f"start, {100 * end.mean:.1f} % with {study.ARMS[base].title}. Points more or less at equal tokens: "
+                f"start, {100 * end.mean:.1f} % with {study.ARMS[base].title}. Difference in points at equal tokens: "
                 f"{'; '.join(found)}.",
                 "lead",
             )
-    for has_figure, words in ((True, "Claims with a figure of the paper's"), (False, "Claims of this study's own")):
+    for has_figure, words in ((True, "Claims with a figure in the paper"), (False, "Other claims")):
         verdicts = collections.Counter(row[2] for row in claims if bool(row[4]) == has_figure)
         if verdicts:
             counts = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in study_claims.VERDICTS)
-            page.text(f"{words}, counted in each task: {counts}.", "lead")
+            page.text(f"{words}, counted once a task: {counts}.", "lead")
 
 
 def _claims(page: Page, results: Results, study: Any, rows: Sequence[Sequence[str]]) -> None:
     page.heading("Claims")
     page.text(
-        "A claim holds if the 95 % interval of the difference is above 0, and does not if it is below. Otherwise, or "
-        f"with fewer than {study_claims.MIN_SEEDS} seeds, it cannot be told. Of {len(rows)} such intervals about "
-        f"{max(1, round(0.05 * len(rows)))} miss their true value by chance. Objectives are judged at equal tokens, "
-        "the most that both have spent, parts of CARE at equal steps, repairs, gradients and noise by probes at the "
-        "cold start. Parts of CARE other than the token weights are judged with equal weights. Figures are percent of "
-        "held-out accuracy, of failures repaired, of groups, and of the absolute advantage. The last column is what "
-        "the paper (arXiv 2512.19554) reports of Qwen2.5-VL-7B on six benchmarks, with its own token weights.",
+        "A claim is supported if the 95 % interval of the difference is above 0, and contradicted if it is below. "
+        f"Otherwise, or with fewer than {study_claims.MIN_SEEDS} seeds, it is inconclusive. Of {len(rows)} such "
+        f"intervals about {max(1, round(0.05 * len(rows)))} miss their true value by chance. Objectives are judged at "
+        "equal tokens, the most that both have spent, parts of CARE at equal steps, repairs, gradients and noise by "
+        "probes at the cold start. Parts of CARE other than the token weights are judged with equal weights. Figures "
+        "are percent of held-out accuracy, of failures repaired, of groups, and of the absolute advantage. The last "
+        "column has the figures of the paper (arXiv 2512.19554) for Qwen2.5-VL-7B on six benchmarks, with its own "
+        "token weights.",
         "note",
     )
     page.text(
-        "Some claims are so by construction. The cold start teaches what the cue asks for. Rows sampled wrong have "
-        "half of the absolute advantage in GRPO, and s / (1 + s), a third with s = 0.5, in a subgroup; a repaired one "
-        "and all those of a rescued group count as well, though some of them are pushed up. Rescue gives groups that "
-        "are all wrong a gradient. A repair of a subgroup's only failure leaves equal rewards, and no gradient.",
+        "Some claims hold by construction. The cold start teaches what the cue asks for. Wrong responses have half of "
+        "the absolute advantage in GRPO, and s / (1 + s), a third with s = 0.5, in a subgroup; repaired ones and all "
+        "rows of a rescued group count too, though some of them are pushed up. Rescue gives all-wrong groups a "
+        "gradient. A repair of a subgroup's only failure leaves equal rewards, and no gradient.",
         "note",
     )
     page.table(["claim", "task", "verdict", "figure", "paper"], rows, words=True)
     page.heading("Defaults")
     page.text(
-        "Values that the sources leave open, and points of final accuracy with another value. Another value becomes "
-        "the default if it was tried in every task and the interval over all pairs of runs is above 0. A continuation "
-        "needs R = 56, all others have R = 32. What these runs share may differ from what is kept: their repairs are "
-        "rewritten, for room, and with equal weights tags count.",
+        "Values that the sources leave open, and the change in points of final accuracy with another value. Another "
+        "value becomes the default if it was tried in every task and the interval over all pairs of runs is above 0. "
+        "A continuation needs R = 56, all others have R = 32. Settings that these runs share may differ from the "
+        "defaults: their repairs are rewritten, for room, and with equal weights tags count.",
         "note",
     )
     head = ["key", "kept", "other", *(about.title for about in study.TASKS.values()), "together", "verdict"]
@@ -204,19 +205,19 @@ def _dynamics(results: Results, study: Any, task: str, names: Sequence[str]) -> 
 def number(value: Interval | None, digits: int = 2) -> str:
     """A mean over seeds with half its interval."""
     if value is None:
-        return "–"
+        return study_claims.MISSING
     half = "" if math.isnan(value.half) else f" ± {value.half:.{digits}f}"
     return f"{value.mean:.{digits}f}{half}"
 
 
 def _title(study: Any, name: str) -> str:
-    """Of an arm, with its section where that is not the objectives."""
+    """The title of an arm, after its section unless that is the objectives."""
     arm = study.ARMS[name]
     return arm.title if arm.section == study.OBJECTIVES else f"{arm.section}: {arm.title}"
 
 
 def _changed(results: Results, study: Any) -> list[tuple[str, str]]:
-    """(task, arm) of what was changed one thing at a time, section by section."""
+    """(task, arm) of the arms in which one thing was changed, section by section."""
     names = [name for name, arm in study.ARMS.items() if arm.section != study.OBJECTIVES]
     sections = list(dict.fromkeys(study.ARMS[name].section for name in names))
     names.sort(key=lambda name: sections.index(study.ARMS[name].section))
@@ -251,9 +252,9 @@ def _changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> 
 def _costs(page: Page, results: Results, study: Any) -> None:
     page.heading("What it costs")
     page.text(
-        "Milliseconds of an arm's fastest probe, medians over its steps, on the machine that the last table names. "
-        "Probes have a scoring pass, which the trainings leave to the sampler. Resident memory is the median of an "
-        "arm's processes.",
+        "Milliseconds of an arm's fastest probe, medians over its steps, on the machine named in the last table. "
+        "Probes have a scoring pass; in the trainings the sampler keeps the log-probs instead. Resident memory is the "
+        "median over an arm's processes.",
         "note",
     )
     for task, about in study.TASKS.items():
@@ -266,7 +267,7 @@ def _costs(page: Page, results: Results, study: Any) -> None:
         for name in names:
             probes = results.probes(task, name)
             times = [stats.seconds_a_step(fastest[name], stage) for stage in (*_STAGES, "step")]
-            ratio = f"{times[-1] / stats.seconds_a_step(base):.2f}" if base else "–"
+            ratio = f"{times[-1] / stats.seconds_a_step(base):.2f}" if base else study_claims.MISSING
             peak = statistics.median(r["peak_gib"] for r in (*probes.values(), *results.seeds(task, name).values()))
             rows.append(
                 [
@@ -283,23 +284,23 @@ def _costs(page: Page, results: Results, study: Any) -> None:
 
 
 def _how(page: Page, records: Sequence[Record], command: str) -> None:
-    """Commands, seeds, commits, machines and versions."""
-    page.heading("How to have these figures again")
+    """Adds commands, seeds, commits, machines and versions."""
+    page.heading("How to reproduce these figures")
     page.code(command)
     page.text(
         f"Seeds {', '.join(map(str, sorted({record['seed'] for record in records})))}. All arms of a seed start from "
-        "one cold start and draw the prompts in one order; no arm has a KL term, the learning rate is constant, and no "
-        "gradient is clipped, so that the scale of a loss does not count. "
-        "Final accuracy is the mean height of the learning curve, greedy answers to all held-out questions, over the "
-        "last quarter of the steps, or of the tokens or seconds that are compared. An arm reaches the end of another "
-        f"when the mean of {stats.NUM_MEAN} evaluations reaches that of the other's last {stats.NUM_MEAN}. Seconds are "
-        "the least of the probes, without the scoring pass: a time for each token, of data, rollout and verify, and "
-        "one for the rest of each step. Intervals are 95 % by Student's t over seeds, of differences seed by seed. The "
-        "held-out questions are the same for all seeds, so the intervals do not cover other questions. A probe samples "
-        "and computes gradients at the cold start with a policy that stands still. The noise scale (arXiv 1812.06162) "
-        "is the variance of that gradient over the squared norm of its mean, times the prompts sampled for it. Figures "
-        "change a little with the cores that a run has, which the last table names: choose --jobs so that they are as "
-        "many. One of the runs; its cold start, the first line, has to come to its end before:",
+        "one cold start and draw the prompts in one order; no arm has a KL term, the learning rate is constant, and "
+        "no gradient is clipped, so the scale of a loss does not matter. Final accuracy is the mean height of the "
+        "learning curve, greedy answers to all held-out questions, over the last quarter of the steps, or of the "
+        f"tokens or seconds that are compared. An arm reaches the end of another when the mean of {stats.NUM_MEAN} "
+        f"evaluations reaches that of the other's last {stats.NUM_MEAN}. Seconds are the least over the probes, "
+        "without the scoring pass: one time for each token (data, rollout and verify) and one for the rest of each "
+        "step. Intervals are 95 % by Student's t over seeds, of differences seed by seed. The held-out questions are "
+        "the same for all seeds, so the intervals do not cover other questions. A probe samples and computes "
+        "gradients at the cold start with a fixed policy. The noise scale (arXiv 1812.06162) is the variance of that "
+        "gradient over the squared norm of its mean, times the prompts sampled for it. Figures change a little with "
+        "the number of cores of a run, which the last table names: choose --jobs to match it. The commands of one "
+        "cold start and of one run from it, in this order:",
     )
     page.code(f"{_cold_start_command(records[0]['command'])}\n{records[0]['command']}")
     counts: dict[str, int] = {}
@@ -317,7 +318,7 @@ def _how(page: Page, records: Sequence[Record], command: str) -> None:
 
 
 def _cold_start_command(command: str) -> str:
-    """Of the cold start that a run's command names."""
+    """The command of the cold start that a run's command names."""
     flags = dict(word.partition("=")[::2] for word in shlex.split(command))
     config = f"{flags['--config'].rpartition('/')[0]}/cold_start"
     words = [f"--config={config}", f"--workdir={flags['--config.model.weights']}"]

@@ -33,7 +33,7 @@ AXES = {"tokens": (1e3, "thousand sampled tokens"), "seconds": (1.0, "seconds of
 
 
 def differences(results: Results, study: Any, names: Sequence[str], base: str) -> Figure:
-    """How much better or worse than another each objective is at equal tokens."""
+    """The difference of each objective to a base arm at equal tokens."""
     size = (11, 0.42 * len(names) + 1.1)
     figure, panels = plt.subplots(1, len(study.TASKS), figsize=size, squeeze=False, sharey=True)
     for axes, (task, about) in zip(panels[0], study.TASKS.items(), strict=True):
@@ -47,7 +47,7 @@ def differences(results: Results, study: Any, names: Sequence[str], base: str) -
             f"Against {study.ARMS[base].title} at equal tokens, {about.title}", loc="left", fontweight="bold"
         )
         axes.set_yticks(range(len(names)), [study.ARMS[name].title for name in names])
-    panels[0][0].invert_yaxis()  # of all, which share it
+    panels[0][0].invert_yaxis()  # all panels share it
     label = "points of held-out accuracy, mean and 95 % interval over seeds; blue: anchored subgroups"
     figure.supxlabel(label, fontsize=9)
     return figure
@@ -65,8 +65,10 @@ def _bar(axes: Axes, whole: Interval, row: float, colour: str) -> None:
 
 
 def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figure:
-    """Points over the cold start by tokens and by time, mean over the seeds that all have, to a little beyond the most
-    that all have spent; solid: anchored subgroups."""
+    """Points over the cold start by tokens and by time, as means over the seeds that all arms have.
+
+    The axes end a little beyond the most that every run has spent. Solid lines are anchored subgroups.
+    """
     figure, panels = plt.subplots(len(study.TASKS), 2, figsize=(11, 3.1 * len(study.TASKS)), squeeze=False)
     for row, (task, about) in zip(panels, study.TASKS.items(), strict=True):
         runs = {name: found for name in names if (found := results.seeds(task, name))}
@@ -93,7 +95,7 @@ def learning_curves(results: Results, study: Any, names: Sequence[str]) -> Figur
 
 
 def changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> Figure:
-    """What each change does to final accuracy; `pairs` are (task, arm)."""
+    """The effect of each change on final accuracy; `pairs` are (task, arm)."""
     figure, axes = plt.subplots(figsize=(11, max(1.5, 0.25 * len(pairs) + 0.9)))
     colours = dict(zip(study.TASKS, (_OURS, _OTHER, _THEIRS), strict=False))
     for row, (task, name) in enumerate(pairs):
@@ -113,7 +115,7 @@ def changes(results: Results, study: Any, pairs: Sequence[tuple[str, str]]) -> F
 
 
 def mechanism(results: Results, study: Any) -> Figure:
-    """The advantages by K', and over the steps the share that comes from failures and the failures repaired."""
+    """The advantages by K', and over the steps the share of failures in the advantage and the share repaired."""
     figure, (signature, share, repairs) = plt.subplots(1, 3, figsize=(11, 3.9))
     records = results.all(study)
     for role, sign, colour in (("anchor", 1, _OURS), ("negative", -1, _NEGATIVE)):
@@ -141,7 +143,7 @@ def mechanism(results: Results, study: Any) -> Figure:
 
 
 def _training_curve(axes: Axes, records: Sequence[Record], name: str, colour: str, label: str) -> None:
-    """The mean over seeds, piece by piece of the run, of those that have the metric."""
+    """Draws the mean of a metric over the records that have it, point by point."""
     by_step: dict[float, list[float]] = {}
     for record in records:
         for step, value in record["curves"].get(name, ()):

@@ -1,4 +1,4 @@
-"""What the study keeps of a run: one JSON object, made from the run folder's metrics, events and checkpoint."""
+"""The study's record of a run: one JSON object, made from the run folder's metrics, events and checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from etils import epath
@@ -18,8 +18,8 @@ from care_jax.checkpoints.array_store import open_arrays
 from care_jax.checkpoints.load import load_params
 from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, EventLine
 
-NUM_BINS = 20  # of a curve
-# The page shows some of them; the others are there to be asked.
+NUM_BINS = 20  # points of a curve
+# The metrics whose curves are kept. The page shows some of them; the others are for questions to come.
 CURVES = (
     "accuracy/train",
     "reward/mean",
@@ -44,11 +44,45 @@ CURVES = (
 _ACCURACY = "eval/accuracy/"
 
 
+class Evaluation(TypedDict):
+    """One evaluation of a run."""
+
+    step: int
+    tokens: int  # sampled until then
+    accuracy: dict[str, float]  # by skill, and their "mean"
+
+
+class Record(TypedDict):
+    """A line of runs.jsonl: one run and its results."""
+
+    task: str
+    arm: str
+    seed: int
+    kind: str  # training | probe
+    evaluations: list[Evaluation]
+    curves: dict[str, list[list[float]]]  # [step, value] by metric
+    seconds_a_step: dict[str, float]  # by stage, and the whole "step"
+    tokens: dict[str, int]  # sampled for "rollout" and "reflect"
+    draws_a_step: float  # batches of prompts; above 1 with dynamic sampling
+    num_groups: int
+    no_gradient: dict[str, float]  # shares of "groups" and of "steps"
+    reflections: NotRequired[dict[str, int]]  # "tried" and "repaired"
+    signature: NotRequired[list[list[Any]]]  # [role, K', number, sum, sum of squares]
+    second_moment: NotRequired[dict[str, float]]  # of the final advantages, by role
+    noise: NotRequired[dict[str, float]]  # of a probe's gradients: the fields of Noise, num_updates, num_prompts
+    peak_gib: float  # resident memory
+    settings: dict[str, Any]  # by dotted key
+    cold_start: str  # a digest of the parameters that the run started from
+    command: str
+    machine: str
+    manifest: dict[str, Any]
+
+
 def of_run(workdir: Path) -> dict[str, Any]:
-    """A finished run: its evaluations with the tokens sampled until then, curves, times, tokens, and its groups.
+    """Reads a finished run folder: evaluations, curves, times, tokens and groups, by the keys of Record.
 
     Raises:
-        ValueError: it was stopped before its end.
+        ValueError: the run was stopped before its end.
     """
     rows, evaluations = [], []
     tokens = 0
@@ -81,7 +115,7 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _binned(rows: Sequence[Mapping[str, float]], name: str) -> list[list[float]]:
-    """[last step, mean of the steps that have the value] of equal pieces of a run."""
+    """Divides a run into equal pieces: [last step, mean over the steps that have the metric] of each."""
     pieces = [piece for piece in np.array_split(np.arange(len(rows)), min(NUM_BINS, len(rows))) if len(piece)]
     binned = []
     for piece in pieces:
@@ -92,11 +126,12 @@ def _binned(rows: Sequence[Mapping[str, float]], name: str) -> list[list[float]]
 
 
 def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
-    """Counts over all groups of a run; "no_gradient" is over those that were sampled, dropped ones included.
+    """Counts over all groups of a run.
 
-    "signature" has, for each role and K', number, sum and sum of squares of the raw advantages of MIXED subgroups; a
-    repaired failure counts as correct in its subgroup, which then follows another law and is left out, as in the
-    report. "second_moment" is the mean square of the final advantages of anchors and of negatives.
+    "no_gradient" counts the groups that dynamic sampling dropped too. "signature" has, for each role and K', number,
+    sum and sum of squares of the raw advantages of MIXED subgroups. A repaired failure counts as correct in its
+    subgroup, which then follows another law and is left out, as in the report. "second_moment" is the mean square of
+    the final advantages of anchors and of negatives.
     """
     num_groups = num_still = 0
     active_steps: dict[int, bool] = {}
@@ -137,7 +172,7 @@ def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
 
 
 def digest_of_params(workdir: Path) -> str:
-    """Of the values of a run folder's newest checkpoint."""
+    """A digest of the parameters in a run folder's newest checkpoint."""
     digest = hashlib.sha256()
     for name, value in sorted(load_params(workdir).items()):
         digest.update(name.encode() + np.asarray(value).tobytes())
@@ -145,13 +180,13 @@ def digest_of_params(workdir: Path) -> str:
 
 
 def of_gradients(workdir: Path, *, step: int, num_updates: int, decay: float) -> dict[str, Any]:
-    """The noise of a probe's gradients, from Adam's moments at its last step; see `gradient_noise`.
+    """Measures the noise of a probe's gradients from Adam's moments at its last step; see `gradient_noise`.
 
     Args:
-        workdir: of a run whose learning rate was as good as 0 and whose gradients were not clipped.
-        step: its last one.
-        num_updates: until then.
-        decay: b1 and b2.
+        workdir: the folder of a run with a learning rate of almost 0 and unclipped gradients.
+        step: its last step.
+        num_updates: updates until then.
+        decay: b1 and b2, which are equal.
 
     Raises:
         ValueError: there is no such checkpoint.
@@ -166,16 +201,16 @@ def of_gradients(workdir: Path, *, step: int, num_updates: int, decay: float) ->
 
 
 class Noise(NamedTuple):
-    """Of one update's gradient, both summed over all parameters."""
+    """Noise and signal of one update's gradient, each summed over all parameters."""
 
     variance: float
     signal: float  # squared norm of the mean
 
 
 def gradient_noise(mu: Sequence[np.ndarray], nu: Sequence[np.ndarray], *, num_updates: int, decay: float) -> Noise:
-    """Unbiased variance and squared norm of the mean of n gradients, from Adam's moments with one decay b.
+    """Unbiased variance and squared norm of the mean of n gradients, from Adam's moments with b1 = b2 = b.
 
-    Divided by 1 - b^n the moments are a mean m and a mean square s with weights w_i that sum to 1. With q = sum w_i^2
+    Divided by 1 - b^n, the moments are a mean m and a mean square s with weights w_i that sum to 1. With q = sum w_i^2
     the variance is (s - m^2) / (1 - q), and the squared norm m^2 - q * variance.
     """
     correction = 1.0 - decay**num_updates

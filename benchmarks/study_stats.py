@@ -1,7 +1,7 @@
-"""The study's figures: from records of runs to means with intervals, differences, costs, and what they say of claims.
+"""The study's statistics: from records of runs to means with intervals, differences and costs.
 
 Intervals are 95 % by Student's t over seeds, or over the seeds of all tasks. Differences are taken seed by seed: the
-arms of a seed share its cold start and its prompts, so most of what differs between seeds cancels.
+arms of a seed share its cold start and its prompts, so most of the spread between seeds cancels.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-Record = Mapping[str, Any]
-FINAL_SHARE = 0.25  # of what a run spent, at its end, over which its curve's height is its final accuracy
-NUM_MEAN = 3  # evaluations whose mean tells when an accuracy is reached
-SAMPLING = ("data", "rollout", "verify")  # stages whose time goes with what is sampled
-PROBED = "score"  # a stage that probes have, and trainings leave to the sampler
+from benchmarks.study_record import Record
+
+FINAL_SHARE = 0.25  # the last share of a run's steps, tokens or seconds: the mean accuracy there is the final one
+NUM_MEAN = 3  # evaluations in the running mean that decides when an accuracy is reached
+SAMPLING = ("data", "rollout", "verify")  # stages whose time grows with the tokens sampled
+PROBED = "score"  # a stage of probes alone: in trainings the sampler keeps the log-probs
 
 Measure = Callable[[Record], float | None]
 
 
 class Curve(NamedTuple):
-    """A learning curve, evaluation by evaluation."""
+    """A learning curve: held-out accuracy at each evaluation over the steps, tokens or seconds spent."""
 
     spent: np.ndarray
     accuracy: np.ndarray
@@ -40,23 +41,25 @@ class Interval(NamedTuple):
 
     @property
     def low(self) -> float:
+        """The lower end."""
         return self.mean - self.half
 
     @property
     def high(self) -> float:
+        """The upper end."""
         return self.mean + self.half
 
 
 class Difference(NamedTuple):
-    """Between two arms, over the seeds that both have."""
+    """The difference between two arms, over the seeds that both have."""
 
     interval: Interval
-    ours: float  # mean
-    theirs: float
+    ours: float  # mean of the first arm
+    theirs: float  # mean of the second
 
 
 def interval(values: Iterable[float]) -> Interval:
-    """Mean and interval of values that are independent, one a seed.
+    """Mean and interval of independent values, one a seed.
 
     Raises:
         statistics.StatisticsError: no values.
@@ -73,17 +76,18 @@ class Results:
     """The records of a study by task and arm."""
 
     def __init__(self, records: Iterable[Record]) -> None:
+        """Sorts the records."""
         by_kind: dict[str, dict[tuple[str, str], dict[int, Record]]] = {"training": {}, "probe": {}}
         for record in records:
             by_kind[record["kind"]].setdefault((record["task"], record["arm"]), {})[record["seed"]] = record
         self._trained, self._probes = by_kind["training"], by_kind["probe"]
 
     def seeds(self, task: str, arm: str) -> Mapping[int, Record]:
-        """The training runs of an arm by seed; empty where there are none yet."""
+        """The training runs of an arm by seed; empty if there are none yet."""
         return self._trained.get((task, arm), {})
 
     def probes(self, task: str, arm: str) -> Mapping[int, Record]:
-        """The same of the probes, whose policy stands still at the cold start."""
+        """The probes of an arm by seed; their policy stays at the cold start."""
         return self._probes.get((task, arm), {})
 
     def all(self, study: Any) -> list[Record]:
@@ -91,9 +95,12 @@ class Results:
         return [record for task in study.TASKS for arm in study.ARMS for record in self.seeds(task, arm).values()]
 
     def unit_times(self, task: str, arm: str) -> tuple[float, float]:
-        """Seconds that a sampled token takes, repairs included, and that the rest of a step takes: the least of the
-        probes where there are any, which other work on the machine disturbs least. Dynamic sampling draws several
-        batches for one update, and the more the better a policy is."""
+        """Seconds that a sampled token takes, repairs included, and seconds that the rest of a step takes.
+
+        Each is the least over the arm's probes, which other work on the machine disturbs least, or over its trainings
+        if it has no probes. There are two because dynamic sampling draws more batches for an update, the better a
+        policy is.
+        """
         records = (self.probes(task, arm) or self.seeds(task, arm)).values()
 
         def sampling(record: Record) -> float:
@@ -104,8 +111,11 @@ class Results:
         return a_token, min(seconds_a_step(r) - seconds_a_step(r, PROBED) - sampling(r) for r in records)
 
     def curve(self, record: Record, axis: str = "step", skill: str = "mean") -> Curve:
-        """Held-out accuracy over "step", "tokens" or "seconds". Seconds are what the `unit_times` make of tokens and
-        steps: what else the machine did meanwhile, evaluations and compilation do not count."""
+        """Held-out accuracy of a skill over "step", "tokens" or "seconds".
+
+        Seconds are computed from tokens, steps and `unit_times`, so other work of the machine, evaluations and
+        compilation do not count.
+        """
         if axis == "seconds":
             a_token, a_step = self.unit_times(record["task"], record["arm"])
         else:
@@ -117,24 +127,29 @@ class Results:
         )
 
     def budget(self, task: str, arms: Iterable[str], axis: str) -> float:
-        """The most that every run of the arms has spent."""
+        """The most steps, tokens or seconds that every run of the arms has spent."""
         records = [record for arm in arms for record in self.seeds(task, arm).values()]
         return min(float(self.curve(record, axis).spent[-1]) for record in records)
 
     def final(self, axis: str = "step", budget: float | None = None, skill: str = "mean") -> Measure:
-        """Measures final accuracy: the mean height of a run's curve over the last quarter of what it spent, or of a
-        budget."""
+        """A measure of final accuracy: the mean height of a run's curve over the last quarter of its length.
+
+        Args:
+            axis: "step", "tokens" or "seconds".
+            budget: ends the curve there; None: at the run's end.
+            skill: one of the task's, or "mean".
+        """
         return lambda record: height(self.curve(record, axis, skill), budget)
 
     def over_seeds(self, records: Mapping[int, Record], measure: Measure) -> Interval | None:
-        """A measure of runs; None without runs that have it."""
+        """The interval of a measure over runs; None if no run has it."""
         values = [value for record in records.values() if (value := measure(record)) is not None]
         return interval(values) if values else None
 
     def difference(
         self, ours: Mapping[Any, Record], theirs: Mapping[Any, Record], measure: Measure
     ) -> Difference | None:
-        """A measure of two arms over the seeds, or tasks and seeds, that both have; None where there are none."""
+        """The difference of a measure between two arms over the seeds, or tasks and seeds, that both have, if any."""
         pairs = [(measure(ours[seed]), measure(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not both:
@@ -147,7 +162,7 @@ def height(curve: Curve, budget: float | None = None) -> float:
     """Mean height of a curve over the last quarter before `budget`, or before its end (trapezoids).
 
     Raises:
-        ValueError: the run spent less.
+        ValueError: the curve ends before the budget.
     """
     end = float(curve.spent[-1]) if budget is None else budget
     if end > curve.spent[-1] * (1 + 1e-9):
@@ -163,49 +178,53 @@ def area(curve: Curve) -> float:
 
 
 def running_means(curve: Curve) -> np.ndarray:
-    """Of NUM_MEAN evaluations one after the other."""
+    """The running mean over NUM_MEAN evaluations."""
     return np.convolve(curve.accuracy, np.ones(NUM_MEAN) / NUM_MEAN, mode="valid")
 
 
 def spent_to(curve: Curve, target: float) -> float:
-    """What is spent when the running mean first reaches `target`, at the last of its evaluations; infinite where it
-    never does."""
+    """Steps, tokens or seconds spent when the running mean first reaches `target`; infinite if it never does.
+
+    They are counted to the last evaluation of that mean.
+    """
     reached = np.flatnonzero(running_means(curve) >= target)
     return float(curve.spent[reached[0] + NUM_MEAN - 1]) if len(reached) else math.inf
 
 
 def last(record: Record, curve: str) -> float | None:
-    """The end of a training curve."""
+    """The last value of a training curve, if the run has it."""
     points = record["curves"].get(curve)
     return points[-1][1] if points else None
 
 
 def mean_of(record: Record, curve: str) -> float | None:
-    """The mean of a training curve."""
+    """The mean of a training curve, if the run has it."""
     points = record["curves"].get(curve)
     return statistics.fmean(value for _, value in points) if points else None
 
 
 def repair_rate(record: Record) -> float | None:
-    """Share of the failures tried that came out correct."""
+    """Share of the tried repairs that came out correct; None if none were tried."""
     tried = record.get("reflections")
     return tried["repaired"] / tried["tried"] if tried else None
 
 
 def extra_tokens(record: Record) -> float:
-    """Tokens sampled for repairs, as a share of those of the rollouts."""
+    """Tokens sampled for repairs as a share of the tokens of the rollouts."""
     return record["tokens"]["reflect"] / record["tokens"]["rollout"]
 
 
 def seconds_a_step(record: Record, stage: str = "step") -> float:
-    """Median time of a stage in a step, or of the step; 0 where a run has no such stage."""
+    """Median seconds of a stage, or of the whole step; 0 if a run has no such stage."""
     return record["seconds_a_step"].get(stage, 0.0)
 
 
 def log_noise_scale(record: Record) -> float | None:
-    """Logarithm of a probe's gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162) in prompts: the variance
-    of the gradient of an update over the squared norm of its mean, times the prompts drawn for the update, those of
-    groups that dynamic sampling drops included. None where the noise of the probe hides the mean."""
+    """Logarithm of a probe's gradient noise scale in prompts (McCandlish et al. 2018, arXiv 1812.06162).
+
+    The scale is the variance of an update's gradient over the squared norm of its mean, times the prompts drawn for the
+    update, those of dropped groups included. None if the noise hides the mean.
+    """
     noise = record["noise"]
     if noise["signal"] <= 0:
         return None
@@ -213,7 +232,7 @@ def log_noise_scale(record: Record) -> float | None:
 
 
 def variance_ratio(record: Record) -> float | None:
-    """Mean squared advantage of a negative over that of an anchor."""
+    """Mean squared advantage of negatives over that of anchors, if a run has both."""
     moments = record.get("second_moment", {})
     return moments["negative"] / moments["anchor"] if {"anchor", "negative"} <= moments.keys() else None
 
@@ -228,9 +247,10 @@ class Fit(NamedTuple):
 
 
 def signature(records: Iterable[Record]) -> dict[str, Fit]:
-    """Raw advantages against what theory says: an anchor's against sqrt(K'), a negative's against 1 / sqrt(K').
+    """Fits raw advantages against theory: an anchor's against sqrt(K'), a negative's against 1 / sqrt(K').
 
-    By least squares over all single advantages, from their sums; the slopes should be 1 and -1 (method.md section 2).
+    The fit is by least squares over all single advantages, from their sums; the slopes should be 1 and -1
+    (method.md section 2).
     """
     sums: dict[tuple[str, int], np.ndarray] = collections.defaultdict(lambda: np.zeros(3))
     for record in records:
@@ -262,8 +282,10 @@ def means_by_size(records: Iterable[Record], role: str) -> dict[int, float]:
 
 
 def mean_gain(curves: Sequence[Curve]) -> Curve:
-    """Curves of one arm over seeds: mean spent, and mean accuracy above that at the start, which differs between seeds
-    more than what is gained."""
+    """The mean over the curves of an arm's seeds: of what is spent, and of the gain in accuracy over the start.
+
+    Accuracy itself is not averaged: at the start it differs between seeds by more than a run gains.
+    """
     return Curve(
         np.mean([curve.spent for curve in curves], axis=0),
         np.mean([curve.accuracy - curve.accuracy[0] for curve in curves], axis=0),

@@ -1,10 +1,10 @@
-"""Verdicts a second of the pool of worker processes, for each kind of answer.
+"""Speed of the pool of verifier processes, in verdicts a second for each kind of answer.
 
     python -m benchmarks.verify --items 20000 --workers 1
 
-Half of the answers are right; the verdicts are checked before anything is timed. The time is that of whole batches,
-from the call to the last verdict: the parent's work, the pipes and the worker. The last line is one JSON object, whose
-verdicts_per_s is that of integers, for one worker.
+Half of the answers are right; the verdicts are checked before anything is timed. Whole batches are timed, from the call
+to the last verdict: the parent's work, the pipes and the worker. The last line is one JSON object, whose
+verdicts_per_s is for integers and one worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from care_jax.rewards.judge import Item, Verifier
 
 OPTIONS = tuple(f"option {n}" for n in range(10))
-# How many answers there are of a kind, how they are written, and the options.
+# By kind: how many different answers are made, how they are written, and the options.
 KINDS: dict[str, tuple[int, str, tuple[str, ...] | None]] = {
     "integer": (1000, "{}", None),
     "number": (1000, r"\frac{{{}}}{{7}}", None),
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[int, str, tuple[str, ...] | None]] = {
 
 
 def make_items(kind: str, count: int) -> list[Item]:
-    """Answers of a kind: right ones at even places, wrong ones at odd places."""
+    """Makes answers of a kind: right ones at even indices, wrong ones at odd indices."""
     size, spelling, choices = KINDS[kind]
     golds = [n % size for n in range(count)]
     answers = [gold if n % 2 == 0 else (gold + size // 2) % size for n, gold in enumerate(golds)]
@@ -44,7 +44,11 @@ def make_items(kind: str, count: int) -> list[Item]:
 
 
 def time_kind(kind: str, verifier: Verifier, *, count: int, repeats: int) -> float:
-    """Verdicts a second, median over the repeats. Raises ValueError where a verdict is wrong."""
+    """Verdicts a second, the median over the repeats.
+
+    Raises:
+        ValueError: a verdict is wrong.
+    """
     items = make_items(kind, count)
     if [verdict.correct for verdict in verifier.check(items)] != [n % 2 == 0 for n in range(count)]:
         raise ValueError(f"the verdicts on {kind} are not those that the answers were made for")

@@ -29,7 +29,8 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
             raise ValueError("--workdir=DIR is needed, the run folder")
         workdir = files.anywhere(workdir_flag.value)
         processes.connect()
-        processes.end_on_failure(lambda: main(config, workdir))
+        with processes.ending_on_failure():
+            main(config, workdir)
 
     run_config(with_workdir)
 
@@ -77,7 +78,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        message: object = error
-        while isinstance(message, BaseException) and message.args:  # ml_collections wraps a KeyError
-            message = message.args[0]
-        raise ValueError(" ".join(str(message).split())) from error
+        raise ValueError(" ".join(_message(error).split())) from error
+
+
+def _message(error: BaseException) -> str:
+    """The message of an error that parsing the flags raised, without what the libraries wrapped around it."""
+    flag, is_from_config, _ = str(error).partition(": Error whilst parsing config file")
+    if is_from_config:  # ml_collections puts the traceback of get_config() into the message
+        wrapped = error.__context__
+        while wrapped is not None and str(wrapped).startswith("Error whilst parsing config file"):
+            wrapped = wrapped.__context__
+        return f"{flag.removeprefix('flag ')}: {wrapped}"
+    message: object = error
+    while isinstance(message, BaseException) and message.args:  # ml_collections wraps a KeyError
+        message = message.args[0]
+    return str(message)

@@ -17,17 +17,17 @@ import ml_collections
 from absl import flags
 
 from care_jax import cli, cold_start, files, train
-from care_jax.data.mini_vqa.questions import SKILLS
+from care_jax.options import SKILLS
 from care_jax.report import write_report
 from care_jax.run.folder import METRICS_FILE
 from care_jax.run.stop import StopFlag
-from configs import demo, demo_cold_start
+from configs import demo
 from convert import jax_to_hf
 
 
 def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
     """Cold start and RL of one demo, with their folders under `workdir`."""
-    cold, care = demo_cold_start.get_config(), demo.get_config()
+    cold, care = demo.cold_start(), demo.get_config()
     for config in (cold, care):
         config.seed = seed
         config.data.train = str(workdir / "data")

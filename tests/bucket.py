@@ -1,5 +1,7 @@
-"""A Google Cloud Storage bucket on the local disk: what epath and Orbax's metadata see through fsspec, and what
-TensorStore's driver of gs:// sees through its HTTP interface."""
+"""A Google Cloud Storage bucket on the local disk.
+
+epath and Orbax's metadata reach it through fsspec, TensorStore's gs:// driver through its HTTP interface.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 @contextlib.contextmanager
 def buckets(folder: Path) -> Iterator[None]:
-    """Within it gs://NAME/... is folder/NAME/..., in this process."""
+    """A context in which gs://NAME/... means folder/NAME/..., in this process."""
 
     class FileSystem(DirFileSystem):
         protocol = ("gs", "gcs")
@@ -47,12 +49,12 @@ def buckets(folder: Path) -> Iterator[None]:
 
 def _handler(folder: Path) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
-        """The part of the JSON API, version 1, that TensorStore asks for: list, get, put and delete an object."""
+        """The part of the JSON API, version 1, that TensorStore uses: list, get, put and delete an object."""
 
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *args: object) -> None:
-            """Nothing on stderr."""
+            """Keeps requests off stderr."""
 
         def _parts(self) -> tuple[str, str, dict[str, str]]:
             url = urllib.parse.urlsplit(self.path)

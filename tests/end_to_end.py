@@ -1,7 +1,7 @@
-"""What the end-to-end tests share: a small model, a task it half solves, and entry points run as a user runs them.
+"""The parts that end-to-end tests share: a small model, a task it half solves, and commands run as a user runs them.
 
-The task: an image is one coloured square, the answer its colour's number. With `noisy` a coin decides between that
-number and the next: no model can do better than guess, so that groups are mixed and every stage of a step has work.
+The task: an image shows one coloured square, and the answer is its colour's number. With `noisy` a coin decides between
+that number and the next: no model can do better than guess, so groups are mixed and every stage of a step has work.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ VISION = {
     "out_hidden_size": 32,
 }
 
-# A run of seconds; what a test wants else it says itself.
+# A run of seconds; a test overrides what it needs.
 SMALL: dict[str, Any] = {
     "data.format": "jsonl",
     "data.prompt_buckets": (24,),
@@ -77,7 +77,7 @@ COLD_START: dict[str, Any] = {
 
 
 class SmallTask(NamedTuple):
-    """A small model that has learned the form of the noisy task, and nothing more there is to learn."""
+    """A small model that has learned all there is to learn of the noisy task: the form of its answers."""
 
     model: Path  # Hugging Face folder without weights
     data: Path  # of `write_squares`
@@ -142,7 +142,7 @@ def small(model: Path, data: Path, **changes: Any) -> dict[str, Any]:
 
 
 def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """`config` with the overrides; an unknown key is an error, as on the command line."""
+    """Sets the overrides in `config` and returns it; an unknown key is an error, as on the command line."""
     for name, value in overrides.items():
         *groups, last = name.split(".")
         place = config
@@ -154,12 +154,12 @@ def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml
 
 
 def flags(overrides: Mapping[str, Any]) -> list[str]:
-    """The overrides as --config.a.b=v."""
+    """The overrides as flags, --config.a.b=v."""
     return [f"--config.{name}={value}" for name, value in overrides.items()]
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Of a subprocess: one device, no network, compilations shared through `cache`."""
+    """The environment of a subprocess: one device, no network, compilations shared through `cache`."""
     ours = {
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
@@ -177,7 +177,7 @@ def environment(cache: Path) -> dict[str, str]:
 def start(
     module: str, *args: str, cache: Path, cwd: Path = REPO, extra: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """`python -m module args` in the background; `extra` is added to its environment."""
+    """Starts `python -m module args` in the background, with `extra` added to its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *args],
         cwd=cwd,
@@ -199,7 +199,7 @@ def finish(process: subprocess.Popen[str], *, seconds: float = 240) -> subproces
 
 
 def run(module: str, *args: str, cache: Path, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
-    """`python -m module args`, to its end."""
+    """Runs `python -m module args` to its end."""
     return finish(start(module, *args, cache=cache, cwd=cwd))
 
 
@@ -238,7 +238,7 @@ class Fork(NamedTuple):
         return int(code.read_text()) if code.exists() else None
 
     def send_signal(self, number: int) -> None:
-        """Nothing where it has ended."""
+        """Sends a signal; does nothing if the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -258,6 +258,7 @@ class Forks:
     """Starts `python -m module args` without the seconds that its imports take; one at a time."""
 
     def __init__(self, *modules: str, cache: Path):
+        """Starts the process that imports `modules` and then forks."""
         self._server = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", _FORKS, *modules],
             cwd=REPO,
@@ -268,16 +269,19 @@ class Forks:
         )
 
     def start(self, folder: Path, module: str, *args: str) -> Fork:
-        """Starts it when the one before has ended; `folder` is new."""
+        """Starts a module once the one before it has ended; `folder` must not exist."""
         folder.mkdir(parents=True)
-        assert self._server.stdin is not None and self._server.stdout is not None
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
         print(json.dumps([str(folder), module, args]), file=self._server.stdin, flush=True)
         return Fork(int(self._server.stdout.readline()), folder)
 
     def __enter__(self) -> Forks:
+        """Returns itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Waits for the last module, and ends."""
         self._server.communicate()
 
 
@@ -296,9 +300,14 @@ def readme_lines(mark: str) -> str:
 
 
 def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path, path: Path | None = None) -> None:
-    """Runs shell lines, in which every key of `changes` stands for what it is changed to; the first to fail ends all.
+    """Runs shell lines until one fails.
 
-    `path` has programs that take the place of others.
+    Args:
+        lines: as README has them.
+        changes: text of the lines, and what replaces it.
+        cwd: the folder to run them in.
+        cache: of compilations.
+        path: a folder of programs that are found before all others.
     """
     for written, ours in changes.items():
         assert written in lines, written
@@ -329,7 +338,7 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def make_small_task(folder: Path) -> SmallTask:
-    """Writes model and data, and runs the cold start, some 20 seconds."""
+    """Writes model and data, and runs the cold start, which takes some 20 seconds."""
     task = SmallTask(
         model=write_small_model(folder / "model"),
         data=write_squares(folder / "data", noisy=True),
@@ -337,7 +346,7 @@ def make_small_task(folder: Path) -> SmallTask:
         cache=folder / "cache",
     )
     overrides = small(task.model, task.data, **COLD_START)
-    arguments = ["--config=configs/demo_cold_start.py", f"--workdir={task.cold_start}", *flags(overrides)]
+    arguments = ["--config=configs/demo.py:cold_start", f"--workdir={task.cold_start}", *flags(overrides)]
     ended = run("care_jax.cold_start", *arguments, cache=task.cache)
     assert ended.returncode == 0, ended.stderr
     return task
@@ -349,7 +358,7 @@ def final_params(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_params(actual: Path, expected: Path) -> None:
-    """Bit for bit."""
+    """Checks that the newest checkpoints of two runs have the same parameters, bit for bit."""
     ours, theirs = final_params(actual), final_params(expected)
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     differing = [name for name, value in theirs.items() if not np.array_equal(ours[name], value)]

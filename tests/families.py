@@ -12,7 +12,7 @@ import transformers
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 FACTOR = {"qwen2_5_vl": 28, "qwen3_vl": 32}  # pixels a side of one merged token
-# What the families' templates do with a turn of the user, in our own words: Qwen2.5-VL's puts a system turn first.
+# The families' chat templates for one user turn, in our own words: Qwen2.5-VL's puts a system turn first.
 SYSTEM = {"qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "qwen3_vl": ""}
 _TURN = (
     "<|im_start|>user\n{% for part in messages[0].content %}"
@@ -71,17 +71,18 @@ _QWEN3 = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file."""
     return json.loads(path.read_text())
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Changes fields of a JSON file; None takes a field out."""
+    """Changes fields of a JSON file; None removes a field."""
     fields = {**read_json(path), **changes}
     path.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
 
 
 def make_folder(family: str, tiny_folder: Path, target: Path) -> Path:
-    """A folder of the family with the tiny tokenizer, and images from one merged token up, to 4096."""
+    """A folder of the family with the tiny tokenizer; images have from 1 to 4096 merged tokens."""
     folder = Path(shutil.copytree(tiny_folder, target))
     path, factor = folder / "preprocessor_config.json", FACTOR[family]
     limits = {"shortest_edge": factor**2, "longest_edge": 4096 * factor**2}
@@ -96,7 +97,7 @@ def make_folder(family: str, tiny_folder: Path, target: Path) -> Path:
 
 
 def random_oracle(folder: Path) -> transformers.PreTrainedModel:
-    """transformers' model of the folder, with weights at which every parameter matters and activations stay near 1."""
+    """Transformers' model of the folder, with weights at which every parameter matters and activations stay near 1."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(folder, attn_implementation="eager")
     oracle = transformers.AutoModelForImageTextToText.from_config(config).eval()

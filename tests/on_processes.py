@@ -1,4 +1,4 @@
-"""A program of its own for test_processes.py, started twice: what two processes tell each other, as one JSON object."""
+"""The program that test_processes.py starts twice: it prints what two processes tell each other, as one JSON object."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from care_jax.run.stop import StopFlag
 
 
 def refused(call) -> str:
+    """The message of the ValueError that a call raises, or "nothing"."""
     try:
         call()
     except ValueError as error:
@@ -21,11 +22,13 @@ def refused(call) -> str:
 
 
 def no_data(*bad: int) -> None:
+    """Raises a ValueError in the processes named."""
     if jax.process_index() in bad:
         raise ValueError("no data" if len(bad) == 1 else "no data at all")
 
 
 def main() -> None:
+    """Runs every exchange and prints the results."""
     processes.connect()
     index, done = jax.process_index(), []
 

@@ -1,8 +1,8 @@
-"""A program of its own for test_sharding.py, on eight fake devices: one update and greedy rollouts on many meshes.
+"""The program that test_sharding.py runs on eight fake devices: one update and greedy rollouts on many meshes.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.on_shards DIR
 
-Writes checkpoints in DIR; the last line is one JSON object, what was found.
+Writes checkpoints in DIR; the last line is one JSON object of results.
 
 Prompts 0 to 3 are text, 4 to 7 have an image, so that on most meshes some shards have images and others none.
 """
@@ -18,24 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 
+from care_jax import config as config_lib
 from care_jax import models
 from care_jax.checkpoints.checkpointer import Checkpointer
 from care_jax.checkpoints.load import load_params
 from care_jax.checkpoints.stream import StreamedParam, save_params
 from care_jax.data import loader
+from care_jax.evals import decoding
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.parallel import sharding
-from care_jax.parallel.mesh import make_mesh
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.parallel.sharding import WHOLE
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.stages import programs, rollout
-from care_jax.stages.rollout import Sampling
+from care_jax.stages import rollout
+from care_jax.stages.compiled import CompiledStages
+from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
 from care_jax.structs import Record, TrainBatch
@@ -53,6 +58,7 @@ class Model:
     """A tiny model with heads for eight devices, its prompts and a batch of rows to update."""
 
     def __init__(self, family: str, folder: Path):
+        """Writes the model's Hugging Face folder in `folder`, and draws parameters and batch."""
         path = families.make_folder(family, TINY, folder / family)
         config = models.load_model_config(path)
         self.config = dataclasses.replace(
@@ -80,7 +86,7 @@ class Model:
             self.params[name] = rng.normal(mean, spread, leaf.shape).astype(np.float32)
         side = families.FACTOR[family]
         records = [question(f"{i}+{i}=?") for i in range(B // 2)]
-        for i in range(B // 2, B):  # of more patches than half of the bucket's, and fewer
+        for i in range(B // 2, B):  # some with more than half of the bucket's patches, some with fewer
             records.append(question(f"<image>{i}", encode(picture(side * (2 + i % 3), 3 * side))))
         response_len = rng.integers(2, R + 1, (B, S))
         sampled_mask = np.arange(R) < response_len[..., None]
@@ -98,7 +104,7 @@ class Model:
             "token_weights": (rng.choice([0.0, 0.5, 1.0], (B, S, R)) * sampled_mask).astype(np.float32),
             "row_mask": row_mask,
         }
-        prompts = self.processor.collate([self.processor.encode_prompt(record) for record in records])
+        prompts = collate(self.processor, [encode_prompt(self.processor, record) for record in records])
         self.batch = TrainBatch(prompts=prompts, **arrays)
 
 
@@ -106,9 +112,10 @@ class Shards:
     """The model's programs on one mesh."""
 
     def __init__(self, model: Model, shape: str):
+        """Places the model on a mesh, "2x4x1" along data, fsdp and tensor, and compiles the update."""
         self.model, sizes = model, [int(size) for size in shape.split("x")]
         devices = jax.devices()[: int(np.prod(sizes))]
-        self.mesh = mesh = make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+        self.mesh = mesh = create_device_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
         where = models.params_to_dict(sharding.named(mesh, sharding.param_specs(models.abstract_model(model.config))))
         params = models.params_from_dict(
             model.config, {name: jax.device_put(value, where[name]) for name, value in model.params.items()}
@@ -121,33 +128,46 @@ class Shards:
         )
         self.batch = sharding.put(mesh, model.batch)
         self.forbidden = sharding.put(mesh, model.processor.forbidden_mask, WHOLE)
-        loss = functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care()))
+        loss = functools.partial(policy_loss, objective=Objective.from_config(objectives.care()))
         update = make_update(OPTIMIZER, loss, minibatches=1, microbatches=1, temperature=1.0, chunk=CHUNK, mesh=mesh)
         jitted = jax.jit(update, out_shardings=update_shardings(mesh, self.state))
         self.update = jitted.lower(self.state, self.batch, self.forbidden).compile()
 
     def step(self, state: TrainState) -> TrainState:
+        """The state after one update."""
         return self.update(state, self.batch, self.forbidden).state
 
     def rollouts(self) -> Any:
-        """Greedy, with a smaller batch for the last ones."""
-        sampling = Sampling(
-            response_len=8, temperature=0.0, stop_ids=self.model.processor.stop_ids, compact_shares=(0.5,)
+        """Greedy rollouts, the last branches decoded as a smaller batch."""
+        config = config_lib.base()
+        config.rollout.update(response_len=8, compact_shares=(0.5,))
+        setup = Setup(
+            config=config,
+            objective=Objective.from_config(config.objective),
+            mesh=self.mesh,
+            num_prompts=B,
+            num_rollouts=G,
+            temperature=0.0,
+            stop_ids=self.model.processor.stop_ids,
+            forbidden_mask=self.model.processor.forbidden_mask,
+            image_spec=self.model.processor.image_spec,
+            params=sharding.abstract_arrays(self.state.params),
         )
-        prefill, sampler = programs._prefill("prefill", self.mesh), programs._sampler(self.mesh)
-        decode = programs._generate("rollout", sampling, self.mesh)
-        forced = sharding.put(self.mesh, jax.device_get(rollout.nothing_forced(B, G)))
-        key = jax.device_put(jax.random.key(0), sharding.named(self.mesh, WHOLE))
-        arguments = (forced, self.forbidden, key)
-        prefix = prefill.compile(BUCKET, self.state.params, self.batch.prompts)
-        weights = sampler.compile(programs.EVERY_BUCKET, self.state.params)
-        decode.compile(BUCKET, weights, prefix, *arguments)
-        weights = sampler(programs.EVERY_BUCKET, self.state.params)
-        return decode(BUCKET, weights, prefill(BUCKET, self.state.params, self.batch.prompts), *arguments)
+        stages = CompiledStages(decoding.EVALUATION, setup, [BUCKET])
+        values = {
+            "params": self.state.params,
+            "prompts": self.batch.prompts,
+            "unforced": sharding.put(self.mesh, jax.device_get(rollout.nothing_forced(B, G))),
+            "forbidden_mask": self.forbidden,
+            "key": jax.device_put(jax.random.key(0), sharding.named(self.mesh, WHOLE)),
+        }
+        for stage in stages.table.stages:
+            values |= stages.run(stage, BUCKET, values)
+        return values["rollouts"]
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[tuple[str, list[list[int]]]]:
-    """(kind, shapes of its results) of each in a compiled program."""
+    """Kind and shapes of the results of each collective in a compiled program."""
     found = []
     for line in compiled.as_text().splitlines():
         match = re.match(r"\s*(?:ROOT )?%\S+ = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)\(", line)
@@ -158,15 +178,17 @@ def collectives(compiled: jax.stages.Compiled) -> list[tuple[str, list[list[int]
 
 
 def whole_stacks(shards: Shards) -> list[list[int]]:
-    """Shapes that the parameters of all layers have on a device once they are gathered.
+    """Shapes that the stacked parameters of the layers have on a device once they are gathered.
 
-    Without the mergers of deepstack, two or three small ones that are used together.
+    The mergers of deepstack, two or three small ones that are used together, are left out.
     """
-    specs = {name: sharding.param_spec(name) for name in shards.model.params}
+    model = models.abstract_model(shards.model.config)
+    specs = models.params_to_dict(sharding.param_specs(model))
+    stacked = models.params_to_dict(sharding.map_params(lambda axes, _: "layers" in axes, model))
     return [
         list(sharding.named(shards.mesh, sharding.gathered(spec)).shard_shape(shards.model.params[name].shape))
         for name, spec in specs.items()
-        if "layers" in sharding.logical_axes(name) and "deepstack" not in name
+        if stacked[name] and "deepstack" not in name
     ]
 
 
@@ -184,7 +206,7 @@ def difference(ours: TrainState, theirs: TrainState) -> float:
 
 
 def compare(model: Model, single: Shards, expected: tuple[TrainState, Any], shards: Shards) -> dict[str, Any]:
-    """What a mesh gives, beside what one device gives."""
+    """The results of a mesh compared with those of one device."""
     updated, rollouts = shards.step(shards.state), shards.rollouts()
     host = jax.device_get(rollouts)
     sampler = models.params_to_dict(shards.state.params)
@@ -210,14 +232,16 @@ class Numbers:
     """Records for a data position to save."""
 
     def __len__(self) -> int:
+        """Their number."""
         return 8
 
     def __getitem__(self, index: int) -> Record:
+        """One of them; out of range raises an IndexError."""
         return Record(str(range(8)[index]), "numbers", "?", (), "1", "integer")
 
 
 def restored(before: Shards, after: Shards, folder: Path) -> float:
-    """How far the second step is from the undisturbed one when the mesh changes between the two."""
+    """The largest difference of the second step from an undisturbed one if the mesh changes between the two."""
     iterator = loader.make_train_iterator(Numbers(), lambda record: record.id, batch_size=4, seed=0)
     first = before.step(before.state)
     checkpointer = Checkpointer(folder, keep_last=1, best_metric="none")
@@ -233,7 +257,7 @@ def restored(before: Shards, after: Shards, folder: Path) -> float:
 
 
 def converted(shards: Shards, folder: Path) -> float:
-    """How far a step from a converted model is from the one from the same parameters in memory."""
+    """The largest difference between a step from a converted model and one from the same parameters in memory."""
     save_params(
         folder,
         {
@@ -248,6 +272,7 @@ def converted(shards: Shards, folder: Path) -> float:
 
 
 def main(folder: Path) -> dict[str, Any]:
+    """Compares every mesh of both families, and steps across a restore and a conversion."""
     found: dict[str, Any] = {"meshes": {}, "restored": {}}
     for family, meshes in (("qwen2_5_vl", MESHES), ("qwen3_vl", ("2x2x2",))):
         model = Model(family, folder)

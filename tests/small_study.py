@@ -17,7 +17,7 @@ ARMS = {
 
 
 def get_config(run: str) -> ml_collections.ConfigDict:
-    """A run of the study's first task, made small."""
+    """The config of a run of the study's first task, made small."""
     c = study.get_config(f"{study.FIRST_TASK}/{run.partition('/')[2]}")
     c.data.mini_vqa.num_train, c.data.mini_vqa.num_heldout = 120, 30
     c.train.steps, c.train.eval_every, c.eval.batch_size = 2, 1, 30

@@ -30,6 +30,8 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "no config": (["--workdir=run"], ["--config"]),
     "a word": (["--config=configs/demo.py", "--workdir=run", "extra"], ["extra"]),
     "absent config": (["--config=configs/absent.py", "--workdir=run"], ["configs/absent.py"]),
+    "no such run": (["--config=configs/demo.py:ppo", "--workdir=run"], ["configs/demo.py:ppo: ", "care, care_no_rgr"]),
+    "no run to choose": (["--config=configs/own_data.py:7b", "--workdir=run"], ["configs/own_data.py:7b: ", "0 posit"]),
     "unknown flag": (["--config=configs/demo.py", "--workdir=run", "--stepz=3"], ["stepz"]),
 }
 

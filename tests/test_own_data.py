@@ -1,4 +1,4 @@
-"""Your own data by the README: its lines, run as they stand, and rows that cannot be used."""
+"""The README's lines for your own data, run unchanged, and rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BROKEN = [
 
 
 def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
-    """Catches a README that no longer runs. Only the two folders are other than what stands there."""
+    """Catches a README that no longer runs; only the two folders differ from its lines."""
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
     lines = readme_lines("own-data")
     assert lines.count("python -m") == 4
@@ -43,12 +43,13 @@ def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
     assert {f"eval/accuracy/{source}" for source in ("digits", "chart", "geometry", "mean")} <= results.keys()
     assert len((runs / "care" / "eval_samples.jsonl").read_text().splitlines()) == 12
     samples = (runs / "care" / "samples.jsonl").read_text()
-    assert samples and "heldout" not in samples
+    assert samples
+    assert "heldout" not in samples
     assert (runs / "report.html").stat().st_size > 10_000
 
 
 def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path) -> None:
-    """Catches rows that vanish in silence, and strict=True that drops them all the same or leaves half a run."""
+    """Catches rows that vanish silently, and strict=True that drops them all the same or leaves half a run."""
     model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")
     rows = (data / "train.jsonl").read_text().splitlines()
     (data / "train.jsonl").write_text("\n".join([rows[0], *BROKEN, *rows[1:], *25 * ["{}"]]) + "\n")
@@ -58,14 +59,17 @@ def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path
     refused = run(
         "care_jax.train", *arguments, f"--workdir={tmp_path / 'a'}", "--config.data.strict=True", cache=small_task.cache
     )
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert refused.stderr.startswith("error: ") and not (tmp_path / "a").exists()
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("error: ")
+    assert not (tmp_path / "a").exists()
 
     trained = run("care_jax.train", *arguments, f"--workdir={tmp_path / 'b'}", cache=small_task.cache)
     assert trained.returncode == 0, trained.stderr
     assert saved_steps(tmp_path / "b") == [2]
     for text in (refused.stderr, trained.stderr):
-        assert "28 broken rows" in text and "and 8 more" in text
+        assert "28 broken rows" in text
+        assert "and 8 more" in text
         assert "row 2: missing answer" in text
         assert re.search(r"row 3: no image .*images/absent\.png", text)
         assert "row 4: not JSON" in text

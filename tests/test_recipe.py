@@ -1,4 +1,4 @@
-"""The README's lines from a download to figures, run as they stand on a fixture of the data set."""
+"""The README's lines from a download to figures, run unchanged on a fixture of the data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests import benchmark_sets, data_sets
 from tests.end_to_end import REPO, SmallTask, flags, readme_lines, run_lines, saved_steps, small, write_small_model
 
-# In the place of the hub's program: copies the fixture.
+# Takes the place of the hub's program: copies the fixture.
 _HF = """#!/bin/bash -eu
 [ "$*" = "download hiyouga/geometry3k --repo-type=dataset --local-dir=downloads/geometry3k" ]
 mkdir -p downloads
@@ -17,10 +17,9 @@ cp -r {fixture} downloads/geometry3k
 
 
 def test_the_readmes_five_lines(small_task: SmallTask, tmp_path: Path) -> None:
-    """Catches a README whose lines do not fit together: folders, splits, formats, a benchmark that is not found.
+    """Catches README lines that do not fit together: folders, splits, formats, a benchmark that is not found.
 
-    Only the model, the sizes and the cue, which is long in a tokenizer of letters, are other than what stands there, as
-    flags behind the config.
+    Flags behind the config change only the model, the sizes, and the cue, which is long in a tokenizer of letters.
     """
     fixture = benchmark_sets.write_geometry3k(tmp_path / "fixture")
     (tmp_path / "bin").mkdir()

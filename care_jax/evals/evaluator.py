@@ -12,15 +12,16 @@ from jax.sharding import Mesh
 
 from care_jax.data import loader
 from care_jax.data.loader import RecordSource
+from care_jax.evals.decoding import Decoder
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
-from care_jax.inputs.processor import Example, Processor
+from care_jax.inputs.batch import Example, collate
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.parallel import sharding
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.spans import TokenBytes
-from care_jax.stages import rollout
 from care_jax.stages.keys import stage_key
-from care_jax.stages.programs import EVERY_BUCKET, EvalPrograms, bucket_of
 from care_jax.structs import Record
 
 Arrays = TypeVar("Arrays")
@@ -53,10 +54,7 @@ class Evaluator:
         """Compiles the programs of an evaluation for every bucket."""
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
-        self._programs, self._mesh = EvalPrograms.build(config, processor, model, mesh), mesh
-        forced = jax.device_get(rollout.nothing_forced(self._programs.batch_size, config.eval.num_samples))
-        self._forced = sharding.put(mesh, forced)
-        self._forbidden_mask = sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE)
+        self._decoder, self._mesh = Decoder(config, processor, model, mesh), mesh
 
     def run(
         self,
@@ -125,24 +123,19 @@ class Evaluator:
         Yields:
             A batch of records, and the k responses to each.
         """
-        config, programs = self._config, self._programs
-        sampler = programs.sampler(EVERY_BUCKET, model)
+        decode = self._decoder.open(model)
 
         def encode(record: Record) -> Example | None:
-            example = self._processor.encode_prompt(record)
+            example = encode_prompt(self._processor, record)
             if example is None and dropped is not None:
                 dropped.append(record)
             return example
 
-        batches = loader.make_eval_batches(source, encode, batch_size=programs.batch_size, limit=limit)
+        batches = loader.make_eval_batches(source, encode, batch_size=self._decoder.batch_size, limit=limit)
         for number, (examples, num_real) in enumerate(batches, start=first_batch):
-            prompts = sharding.put(self._mesh, self._processor.collate(examples))
-            bucket = bucket_of(prompts)
-            key = stage_key(number, _EVAL_STAGE, seed=config.seed, mesh=self._mesh)
-            prefix = programs.prefill(bucket, model, prompts)
-            rollouts = programs.generate.fetch(
-                wait(programs.generate(bucket, sampler, prefix, self._forced, self._forbidden_mask, key))
-            )
+            prompts = sharding.put(self._mesh, collate(self._processor, examples))
+            key = stage_key(number, _EVAL_STAGE, seed=self._config.seed, mesh=self._mesh)
+            rollouts = self._decoder.fetch(wait(decode(prompts, key)))
             yield (
                 [example.record for example in examples[:num_real]],
                 [

@@ -18,8 +18,8 @@ from absl import logging
 from tqdm import tqdm
 
 from care_jax import files
-from care_jax.data.row_files import line_rows
-from care_jax.data.rows import BadRow
+from care_jax.data.file_formats import line_rows
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
     responses: Responses = {}
     strangers: list[str] = []
     for number, row in line_rows(path):
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRowError):
             raise ValueError(f"{path}:{number} cannot be read: {row}")
         if missing := [key for key in (id_field, response_field) if key not in row]:
             raise ValueError(

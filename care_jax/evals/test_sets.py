@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from care_jax import files
-from care_jax.data.prepare_report import REPORT_FILE
-from care_jax.data.store import StoredRecords, open_folder
+from care_jax.data.array_records import StoredRecords, open_folder
+from care_jax.data.statistics import REPORT_FILE
 from care_jax.evals import lmms_eval
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses

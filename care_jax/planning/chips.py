@@ -1,7 +1,7 @@
-"""TPU chips: what each can hold and do, and a slice of them to compile for on a machine that has none.
+"""TPU chips, each with its memory and speed, and slices of them to compile for on a machine without a TPU.
 
 Sources: docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x) and jax-ml.github.io/scaling-book for peaks and
-bandwidths; the HBM is what the compiler of libtpu 0.0.42.1 allows a program, which is less than the chip has.
+bandwidths. The HBM is what the compiler of libtpu 0.0.42.1 allows a program, which is less than the chip has.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One JAX device: a chip, of tpu7x half of one."""
+    """One JAX device: a whole chip, but half a chip of tpu7x."""
 
     name: str
     hbm_gib: float  # GiB a program may use
     peak_flops: float  # bfloat16 FLOP/s
     hbm_bytes_per_s: float
-    link_bytes_per_s: float  # over all of its links to neighbours, in one direction
-    axes: int  # of a slice: 2 (v5e, v6e) or 3
-    devices: int = 1  # of a chip
-    config: str = "default"  # libtpu's name for how a chip's cores are used
+    link_bytes_per_s: float  # over all its links to neighbours, in one direction
+    axes: int  # axes of a slice: 2 (v5e, v6e) or 3
+    devices: int = 1  # JAX devices of a chip
+    config: str = "default"  # libtpu's name for the way a chip's cores are used
 
 
 CHIPS = {
@@ -49,10 +49,10 @@ _ALLOWED = (
 
 
 def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the slice's chips along each axis, from "v5p:4x4x4".
+    """Reads a slice's name such as "v5p:4x4x4" as its chip and the number of chips along each axis.
 
     Raises:
-        ValueError: one line that names what is allowed.
+        ValueError: there is no such slice; one line that names what is allowed.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
     chip = CHIPS.get(found[1]) if found else None
@@ -66,17 +66,17 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def devices_of(topology: str) -> tuple[Chip, list[jax.Device]]:
-    """The chip and the devices of a slice, to compile for.
+    """The chip of a slice, and the slice's devices to compile for.
 
     Raises:
-        ValueError: one line, for another slice than those there are, or without libtpu.
+        ValueError: one line: there is no such slice, or libtpu is not installed.
     """
     chip, sizes = parse_topology(topology)
     for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU's metadata server to be asked
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server of a TPU to ask
         "TPU_MIN_LOG_LEVEL": "3",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened, so others may compile as well
-        "TPU_ACCELERATOR_TYPE": f"{chip.name}-8",  # libtpu complains without the next two, and looks at neither
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened, so other processes may compile too
+        "TPU_ACCELERATOR_TYPE": f"{chip.name}-8",  # libtpu complains without this and the next, and uses neither
         "TPU_WORKER_HOSTNAMES": "localhost",
     }.items():
         os.environ.setdefault(name, value)

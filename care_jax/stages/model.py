@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from care_jax.models import ModelConfig, load_model_config
-from care_jax.parallel import mesh as mesh_lib
+from care_jax.parallel.mesh import create_device_mesh, fit_sizes
 
 
 def make_model_config(
@@ -41,5 +41,18 @@ def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:
     """
     devices = jax.devices()
     model_config = make_model_config(config, devices[0].platform)
-    sizes = mesh_lib.mesh_sizes(config, model_config, len(devices), training=training)
-    return mesh_lib.make_mesh(sizes, devices)
+    return create_device_mesh(mesh_sizes(config, model_config, len(devices), training=training), devices)
+
+
+def mesh_sizes(
+    config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int, *, training: bool = True
+) -> dict[str, int]:
+    """Axis sizes from config.mesh that divide the model and its batches; `training`: those of updates too.
+
+    Raises:
+        ValueError: one line with what does not divide, and the factorisations that work.
+    """
+    train = config.train
+    rows = train.prompts // (train.minibatches * train.microbatches)
+    batch = {f"train.prompts / minibatches / microbatches = {rows}": (rows, ("data", "fsdp"))} if training else {}
+    return fit_sizes(config.mesh.to_dict(), batch | model.mesh_needs(config.data.patch_buckets), num_devices)

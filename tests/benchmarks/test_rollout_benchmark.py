@@ -39,17 +39,19 @@ def test_our_side_of_the_comparison_with_tunix(tmp_path: Path) -> None:
         rollouts = jobs["rollout"]()
         before = jax.tree.map(np.array, jobs["update"]().params)
         after = jobs["update"]().params
-    assert rollouts.token_ids.shape == (1, 2, 8) and (np.asarray(rollouts.response_len) == 8).all()
+    assert rollouts.token_ids.shape == (1, 2, 8)
+    assert (np.asarray(rollouts.response_len) == 8).all()
     moved = jax.tree.map(lambda x, y: bool((x != np.asarray(y)).any()), before.layers, after.layers)
     assert all(jax.tree.leaves(moved))
 
 
-def test_a_peer_that_cannot_be_had_is_told(
+def test_a_peer_that_cannot_be_installed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Catches a figure without the other side, and a traceback where its package is out of reach."""
+    """Catches a figure without the other side, and a traceback if its package cannot be installed."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     figures = peer_tunix.main([*TINY_TUNIX, f"--env={tmp_path / 'env'}"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
-    assert figures["rollout_ratio"] is None and figures["update_ratio"] is None
+    assert figures["rollout_ratio"] is None
+    assert figures["update_ratio"] is None
     assert "google-tunix==0.1.7 cannot be installed" in figures["why"]

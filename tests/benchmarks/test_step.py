@@ -18,6 +18,7 @@ TINY = {
 
 
 def flags(**changes: int) -> list[str]:
+    """The command's flags for a tiny step, with changes."""
     return [f"--{name}={value}" for name, value in {**TINY, **changes}.items()]
 
 
@@ -29,14 +30,16 @@ def test_figures_of_a_tiny_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["predicted_update_ratio"] == round((40 + 3 * 12) / (4 * (40 + 12)), 4)
     for stage in step.STAGES:
         seconds = figures["figures"][f"{stage}, s"]
-        assert seconds["care"] > 0 and (seconds["plain"] > 0) == (stage != "reflect")
+        assert seconds["care"] > 0
+        assert (seconds["plain"] > 0) == (stage != "reflect")
     assert figures["update_memory_ratio"] == figures["update_memory_ratio_timed"] < 1
     assert min(figures["update_time_ratio"], figures["step_time_ratio"]) > 0
 
 
 @pytest.mark.parametrize("changes", [{"negatives": 4}, {"forced_len": 12}, {"repeats": 0}])
-def test_impossible_sizes_are_refused(changes: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a benchmark of a step that cannot be, and a traceback in place of a line."""
+def test_impossible_sizes_are_rejected(changes: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches sizes that contradict each other, and a traceback instead of one line."""
     with pytest.raises(SystemExit) as error:
         step.main(flags(**changes))
-    assert error.value.code == 2 and "error: " in capsys.readouterr().err
+    assert error.value.code == 2
+    assert "error: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The study: what it keeps of a run, the figures that it makes of runs, and the command as a whole."""
+"""The study: its record of a run, the statistics over runs, and the command as a whole."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.end_to_end import REPO, environment
 def record(
     accuracy: list[float], *, arm: str = "care", seed: int = 0, seconds: float = 1.0, tokens: int = 100, **fields: Any
 ) -> dict[str, Any]:
-    """A run of ten steps between evaluations, each step of some seconds and 100 sampled tokens."""
+    """The record of a run: evaluations ten steps apart, steps of `seconds` and `tokens` sampled tokens."""
     evaluations = [
         {"step": 10 * i, "tokens": 10 * tokens * i, "accuracy": {"mean": value}} for i, value in enumerate(accuracy)
     ]
@@ -52,7 +52,7 @@ def test_interval_is_students() -> None:
 
 
 def test_curve_measures_by_hand() -> None:
-    """Catches a final figure of one evaluation, a quarter of another axis, and one lucky evaluation that counts."""
+    """Catches a final accuracy from one evaluation, and a last quarter that is measured on the wrong axis."""
     run = record([0.5, 0.6, 0.5, 0.7, 0.9])
     results = stats.Results([run])
     curve = results.curve(run)
@@ -65,12 +65,15 @@ def test_curve_measures_by_hand() -> None:
     assert stats.mean_gain([curve, other]).spent == pytest.approx([5, 15, 25, 35, 45])
     assert stats.mean_gain([curve, other]).accuracy == pytest.approx([0, 0.15, 0.1, 0.35, 0.6])
     assert stats.running_means(curve) == pytest.approx([1.6 / 3, 0.6, 0.7])
-    assert stats.spent_to(curve, 0.59) == 30 and stats.spent_to(curve, 0.75) == math.inf
+    assert stats.spent_to(curve, 0.59) == 30
+    assert stats.spent_to(curve, 0.75) == math.inf
 
 
 def test_seconds_are_those_of_the_probes() -> None:
-    """Catches time that other work took, a scoring pass that no training makes, a probe of another arm, and updates
-    that are paid by the token: dynamic sampling draws more tokens for one update, the further a run is."""
+    """Catches times that include other work, a scoring pass that trainings do not make, or another arm's probe.
+
+    An update counts once a step, not by the token: dynamic sampling draws more tokens for one update late in a run.
+    """
     run = record([0.5, 0.6, 0.7], seconds=9.0, tokens=50)
     probes = [record([0.5, 0.5], seed=s, seconds=2.0 + s, kind="probe") for s in range(3)]
     for probe in probes:
@@ -104,7 +107,8 @@ def test_differences_are_taken_seed_by_seed() -> None:
     theirs = [record([0.5 + 0.1 * s] * 2, arm="grpo", seed=s) for s in range(5)]
     results = stats.Results(ours + theirs)
     difference = results.difference(results.seeds("t", "care"), results.seeds("t", "grpo"), results.final())
-    assert difference is not None and difference.interval == pytest.approx((0.02, 0.0, 3), abs=1e-12)
+    assert difference is not None
+    assert difference.interval == pytest.approx((0.02, 0.0, 3), abs=1e-12)
     assert (difference.ours, difference.theirs) == pytest.approx((0.62, 0.6))
 
 
@@ -125,7 +129,7 @@ def test_signature_is_fitted_over_single_advantages() -> None:
 
 
 def test_noise_is_read_from_adams_moments() -> None:
-    """Catches a variance that the moments' weights bias, and a squared mean that holds noise."""
+    """Catches a variance that the moments' weights bias, and a squared mean that includes noise."""
     rng, n, size, decay = np.random.default_rng(1), 100, 4000, 0.99
     mean = rng.standard_normal(size).astype(np.float32)
     mu = nu = np.zeros(size, np.float32)
@@ -145,11 +149,12 @@ def test_digest_of_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for params in (weights, dict(reversed(weights.items())), weights | {"b": np.full(2, 2, np.float32)}, swapped):
         monkeypatch.setattr(study_record, "load_params", lambda _, params=params: params)
         found.append(study_record.digest_of_params(tmp_path))
-    assert found[0] == found[1] and len(set(found)) == 3
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_record_of_a_run_folder(tmp_path: Path) -> None:
-    """Catches evaluations that are counted as steps, repairs that are no tokens, and groups of a repair in the law."""
+    """Catches evaluations counted as steps, repairs whose tokens do not count, and repaired groups in the signature."""
     steps = [
         {
             "step": s,
@@ -191,7 +196,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values, verdict",
+    ("values", "verdict"),
     [
         ([0.02, 0.03, 0.025], study_claims.HOLDS),
         ([-0.02, -0.03, -0.025], study_claims.FAILS),
@@ -202,7 +207,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
     ],
 )
 def test_verdicts(values: list[float], verdict: str) -> None:
-    """Catches a claim that one seed or a wide interval decides, and one of less that is taken for one of more."""
+    """Catches a claim decided by one seed or a wide interval, and a claim of less read as a claim of more."""
     difference = stats.Difference(stats.interval(values), 0.0, 0.0)
     assert study_claims.verdict(difference) == verdict
     opposite = {study_claims.HOLDS: study_claims.FAILS, study_claims.FAILS: study_claims.HOLDS}
@@ -210,7 +215,7 @@ def test_verdicts(values: list[float], verdict: str) -> None:
 
 
 def test_every_arm_has_a_config_of_its_own() -> None:
-    """Catches two arms that train the same, a change that the demo's settings undo, and a claim about no arm."""
+    """Catches two arms with one config, a change that the demo's settings undo, and a claim about an unknown arm."""
     configs = {name: study.get_config(f"{study.FIRST_TASK}/{name}").to_json() for name in study.ARMS}
     assert len(set(configs.values())) == len(configs)
     for name, arm in study.ARMS.items():
@@ -230,20 +235,23 @@ def test_every_arm_has_a_config_of_its_own() -> None:
 
 
 def test_plan_has_the_seeds_of_every_arm() -> None:
-    """Catches an arm that is run for seeds of another, a run that is planned twice, and an order arm after arm."""
+    """Catches an arm that gets another's seeds, a run that is planned twice, and an order by arm before seed."""
     runs = study_main.plan(study)
-    assert len(set(runs)) == len(runs) and [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert len(set(runs)) == len(runs)
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
 
     def seeds(arm: str, kind: str) -> list[int]:
         return [run.seed for run in runs if (run.task, run.arm, run.kind) == (study.FIRST_TASK, arm, kind)]
 
-    assert seeds("care", "training") == [0, 1, 2, 3, 4] and seeds("care", "probe") == [0, 1, 2]
+    assert seeds("care", "training") == [0, 1, 2, 3, 4]
+    assert seeds("care", "probe") == [0, 1, 2]
     assert seeds("dapo", "training") == [0, 1, 2]
-    assert seeds("care_long", "training") == [2, 3, 4] and not seeds("care_long", "probe")
+    assert seeds("care_long", "training") == [2, 3, 4]
+    assert not seeds("care_long", "probe")
 
 
 def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
-    """Catches a run that is made twice, a record without what the page needs, and a page that asks another host."""
+    """Catches a run that is made twice, a record that lacks what the page needs, and a page that loads from a host."""
 
     def call(*flags: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "benchmarks.study", "--config=tests/small_study.py", f"--out={tmp_path}/out"]
@@ -257,14 +265,16 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     lines = ["from tests import small_study", "from tests.small_study import *", "def get_config(run):"]
     lines += ["    if run == 'tiny/care': raise ValueError('no such thing')", "    return small_study.get_config(run)"]
     broken.write_text("\n".join(lines))
-    assert "no such thing" in call(f"--config={broken}", code=2) and not (tmp_path / "work" / "tiny").exists()
+    assert "no such thing" in call(f"--config={broken}", code=2)
+    assert not (tmp_path / "work" / "tiny").exists()
     made = f"runs are made: {tmp_path}/out/index.html"
     assert call("--only=grpo/0/training").splitlines() == ["1/1  tiny grpo 0 training", f"1 of 3 {made}"]
     runs = tmp_path / "out" / "runs.jsonl"
     recorded = runs.read_text()
     runs.write_text(recorded.replace('"cold_start": "', '"cold_start": "another'))
     message = "tiny/care/0/training is not kept: it started from another cold start than tiny/grpo/0/training"
-    assert message in call("--only=care/0/training", code=2) and len(runs.read_text().splitlines()) == 1
+    assert message in call("--only=care/0/training", code=2)
+    assert len(runs.read_text().splitlines()) == 1
     runs.write_text(recorded + '{"task": "tiny", "arm"')  # as a kill leaves it
     assert call().splitlines() == ["1/2  tiny care 0 training", "2/2  tiny care 0 probe", f"3 of 3 {made}"]
     records = [json.loads(line) for line in runs.read_text().splitlines()]
@@ -272,24 +282,30 @@ def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     assert not [r["command"] for r in records if str(tmp_path) in json.dumps(r)]
     assert len({r["cold_start"] for r in records}) == 1
     assert records[0]["evaluations"][0] == records[1]["evaluations"][0]
-    assert records[1]["no_gradient"]["groups"] < 1 and records[2]["noise"]["variance"] > 0
+    assert records[1]["no_gradient"]["groups"] < 1
+    assert records[2]["noise"]["variance"] > 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<svg") == 4 and "src=" not in page and page.count(">CARE<") > 3
+    assert page.count("<svg") == 4
+    assert "src=" not in page
+    assert page.count(">CARE<") > 3
     assert "| GRPO | 1 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_only_names_runs() -> None:
-    """Catches a page that is written anew by a command that was to make runs, and a traceback."""
+    """Catches a mistyped --only, which would only write the page again, and a traceback."""
     runs = study_main.plan(small_study)
     assert [run.arm for run in study_main.chosen(runs, "care/0/training")] == ["care"]
-    for only, message in (("(", "no regular expression"), ("sft", "finds none of the study's runs, as tiny/grpo/0/tr")):
+    for only, message in (
+        ("(", "not a regular expression"),
+        ("sft", "selects none of the study's runs, for example tiny/grpo/0/tr"),
+    ):
         with pytest.raises(ValueError, match=message):
             study_main.chosen(runs, only)
 
 
 @pytest.mark.parametrize("data_format", ["mini_vqa", "jsonl"])
 def test_own_data_stay_where_the_config_says(data_format: str, tmp_path: Path) -> None:
-    """Catches a study of somebody's own data that looks for them in the work folder."""
+    """Catches a study of a user's own data that looks for them in the work folder."""
     config = small_study.get_config("tiny/care")
     config.data.format = data_format
     own = types.SimpleNamespace(TASKS={}, ARMS={}, get_config=lambda _: config)
@@ -298,19 +314,20 @@ def test_own_data_stay_where_the_config_says(data_format: str, tmp_path: Path) -
 
 
 def test_what_was_recorded_is_kept(tmp_path: Path) -> None:
-    """Catches a last line that is dropped for want of its line feed, and a broken file that is cut or has no name."""
+    """Catches a last line that is dropped because it lacks a line feed, and a broken file that is cut or not named."""
     path = tmp_path / "runs.jsonl"
     for text, kept in (('{"a": 1}\n{"a": 2}', '{"a": 1}\n{"a": 2}\n'), ('{"a": 1}\n{"a', '{"a": 1}\n')):
         path.write_text(text)
-        assert len(study_main.read_records(tmp_path)) == kept.count("a") and path.read_text() == kept
+        assert len(study_main.read_records(tmp_path)) == kept.count("a")
+        assert path.read_text() == kept
     path.write_text('{"a": 1}\nx\n{"a": 2}\n')
-    with pytest.raises(ValueError, match=r"runs.jsonl:2 is no record"):
+    with pytest.raises(ValueError, match=r"runs.jsonl:2 is not a record"):
         study_main.read_records(tmp_path)
     assert path.read_text() == '{"a": 1}\nx\n{"a": 2}\n'
 
 
 def test_a_study_that_is_stopped_leaves_no_run_behind(tmp_path: Path) -> None:
-    """Catches runs that go on after SIGTERM, with which the same command could not go on."""
+    """Catches runs that continue after SIGTERM and hold the folders that the same command needs to resume."""
     command = [sys.executable, "-m", "benchmarks.study", "--config=tests/small_study.py", f"--out={tmp_path}/out"]
     command += [f"--work={tmp_path}/work", "--only=grpo"]
     process = subprocess.Popen(
@@ -325,12 +342,14 @@ def test_a_study_that_is_stopped_leaves_no_run_behind(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.terminate()
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 1 and "stopped: the same command goes on" in said
-    assert not running() and not list((tmp_path / "work").glob("**/checkpoints/2"))  # the cold start's end
+    assert process.returncode == 1
+    assert "stopped: run the same command again to resume" in said
+    assert not running()
+    assert not list((tmp_path / "work").glob("**/checkpoints/2"))
 
 
 def test_page_by_hand(tmp_path: Path) -> None:
-    """Catches a cell in another row or column, a claim told from too little, and a default that thin evidence moves."""
+    """Catches a cell in the wrong row or column, and a claim or default decided by too little evidence."""
     gains = {"grpo": 0.0, "care": -0.1, "care_equal": 0.02, "dapo": 0.01, "rescue_delta": 0.05, "rescue_mean": 0.02}
     about = {
         "command": "python -m care_jax.train --config=c.py:t/care --workdir=w --config.seed=0 --config.data.train=d "
@@ -381,8 +400,8 @@ def test_page_by_hand(tmp_path: Path) -> None:
     lines = (tmp_path / "README.md").read_text().splitlines()
     # GRPO's curve ends with a rise from 50 to 60, or 52 to 62. CARE with equal weights samples twice as much and is at
     # equal tokens but at its second evaluation, with half a rise from 50 to 52, or 54.
-    start = "Three skills: 50.0 % of held-out answers are right after the cold start, 56.0 % with GRPO. Points more or "
-    assert f"{start}less at equal tokens: CARE -10.0 ± 0.0; CARE, equal weights -3.8 ± 0.6." in lines
+    start = "Three skills: 50.0 % of held-out answers are right after the cold start, 56.0 % with GRPO. Difference "
+    assert f"{start}in points at equal tokens: CARE -10.0 ± 0.0; CARE, equal weights -3.8 ± 0.6." in lines
     assert "42 of 43 runs are made: no figure or verdict here is final." in lines
 
     def cells(start: str) -> list[str]:
@@ -393,14 +412,14 @@ def test_page_by_hand(tmp_path: Path) -> None:
     assert cells("CARE | 3")[-1] == "never"
     claims = {
         "CARE is better than GRPO": [study_claims.FAILS, "46.0 against 56.0: -10.0 ± 0.0, 3 seeds at equal tokens; "],
-        "Equalisation helps": [study_claims.OPEN, "–"],
+        "Equalisation helps": [study_claims.OPEN, study_claims.MISSING],
         "The cue repairs more failures than none": [study_claims.HOLDS, "50.0 against 20.0: +30.0 ± 0.0, 3 seeds"],
         "Without reflection, more groups give a gradient than with GRPO": [
             study_claims.HOLDS,
             "75.0 against 50.0: +25",
         ],
         "With reflection, more groups give a gradient than with GRPO": [study_claims.OPEN, "50.0 against 50.0: +0.0"],
-        "For its mean the gradient has less noise than GRPO's": [
+        "With equal weights, CARE's gradient has less noise relative to its mean than GRPO's": [
             study_claims.FAILS,
             "noise scale 53 against 13 prompts: 4.00 (4.00 to 4.00) times, 3 seeds",
         ],
@@ -408,9 +427,9 @@ def test_page_by_hand(tmp_path: Path) -> None:
     for claim, (verdict, figure) in claims.items():
         found = cells(f"{claim} | three skills")
         assert (found[2], found[3][: len(figure)]) == (verdict, figure)
-    assert [line.partition(": ")[2] for line in lines if line.startswith("Claims ")] == [
-        "holds here 1, does not 2, cannot be told at this size 12.",  # with a figure of the paper's
-        "holds here 1, does not 4, cannot be told at this size 29.",
+    assert [line.partition(": ")[2] for line in lines if "counted once a task" in line] == [
+        "supported 1, contradicted 2, inconclusive 12.",  # with a figure in the paper
+        "supported 1, contradicted 4, inconclusive 29.",
     ]
     costs = cells("CARE, equal weights | 0 | 0")
     assert costs[8:] == ["4000", "2.00", "0.0 ± 0.0", "1.00 ± 0.00", "1.00"]
@@ -421,13 +440,14 @@ def test_page_by_hand(tmp_path: Path) -> None:
         line.startswith("| Rescue: scale delta, rank by sum | three skills | CARE, equal weights | 3 | 61.0")
         for line in lines
     )
-    assert lines.count("python -m all") == 1 and about["command"] in lines
+    assert lines.count("python -m all") == 1
+    assert about["command"] in lines
     cold = "python -m care_jax.cold_start --config=c.py:t/cold_start --workdir=start --config.seed=0"
     assert f"{cold} --config.data.train=d" in lines
 
 
 def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
-    """Catches hours of other runs that are made first, and not recorded, after one has failed."""
+    """Catches hours of other runs that are still made, and not recorded, after one has failed."""
     made = []
 
     class Failing:
@@ -445,16 +465,16 @@ def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "made, message",
+    ("made", "message"),
     [
-        ({"arm": "dapo"}, "has tiny/dapo/0/training, which the study does not ask for"),
+        ({"arm": "dapo"}, "has tiny/dapo/0/training, which is not in the study"),
         ({"settings": {"optimizer.lr": 1.0, "later": 0}}, "has tiny/care/0/training with another optimizer.lr than"),
         ({"settings": {"cold_start.train.prompts": 65}}, "with another cold_start.train.prompts than"),
         ({"cold_start": "other"}, "has tiny/care/0/training from another cold start than tiny/grpo/0"),
     ],
 )
 def test_runs_of_another_study_are_not_mixed_in(made: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """Catches figures of two configs under one title, and arms that are compared from different starts."""
+    """Catches runs of two configs under one title, and arms compared from different cold starts."""
     runner = study_main.Runner(small_study, "", tmp_path)
     ours, other = (record([0.5, 0.5], task="tiny", arm=arm, settings={}, cold_start="one") for arm in ("grpo", "care"))
     ours["settings"] = runner.settings(study_main.run_of(ours))

@@ -15,6 +15,7 @@ import pytest
 from care_jax.config import base
 from care_jax.evals import evaluator as evaluator_lib
 from care_jax.inputs.processor import Processor
+from care_jax.inputs.responses import encode_rewrite
 from care_jax.rewards.judge import Verifier
 from tests.end_to_end import SOURCES, SmallTask, flags, run, small
 from tests.pictures import question
@@ -74,7 +75,7 @@ class _SaysThree:
     """In place of every device program of an evaluation: each response is <answer>3</answer>."""
 
     def __init__(self, processor: Processor) -> None:
-        self.ids = processor.encode_rewrite("<answer>3</answer>")
+        self.ids = encode_rewrite(processor, "<answer>3</answer>")
 
     def __call__(self, *args: Any) -> None:
         pass

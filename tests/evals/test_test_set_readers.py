@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from care_jax.data.dedup import normalise_question
+from care_jax.data.decontamination import normalise_question
+from care_jax.data.parsing import letter_gold, number_or, option_gold
 from care_jax.data.prepare import Settings, prepare
-from care_jax.data.readers import READERS
 from care_jax.data.readers.mathverse import _NAME, _options
-from care_jax.data.rows import letter_gold, number_or, option_gold
+from care_jax.data.sources import READERS
 from care_jax.rewards.verifiers import verify_answer
 from care_jax.structs import Record
 from tests import benchmark_sets

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from care_jax.data.array_records import StoredRecords
 from care_jax.data.prepare import Settings, prepare
-from care_jax.data.store import StoredRecords
 from care_jax.evals import test_sets
 from care_jax.evals.responses import Responses, answer_all, check_settings, read_responses
 from care_jax.rewards.judge import Verifier
@@ -91,7 +91,7 @@ def test_a_killed_process_leaves_whole_lines(prepared: Path, tmp_path: Path) -> 
     script = f"""
 import os, pathlib, signal
 from care_jax.evals.responses import answer_all
-from care_jax.data.store import open_folder
+from care_jax.data.array_records import open_folder
 def ask(source, answered):
     yield [source[0], source[1]], [["one"], ["two"]]
     os.kill(os.getpid(), signal.SIGKILL)

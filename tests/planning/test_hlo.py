@@ -1,4 +1,4 @@
-"""Bytes that a compiled program moves and receives, from its HLO."""
+"""Bytes that a compiled program moves and receives, read from its HLO."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from care_jax.planning.hlo import Program, group_size
+from care_jax.planning.hlo import HloModule, group_size
 
 ROWS, WHOLE = PartitionSpec("x"), PartitionSpec()
 
 
 def received(function, *shapes, specs, out_specs) -> dict[str, int]:
-    """By each of 4 devices, in a program on shards that is compiled for the CPU."""
+    """Bytes that each of 4 CPU devices receives when `function` runs on shards, by kind of collective."""
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
     on_shards = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
     args = [
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
         for shape, spec in zip(shapes, specs, strict=True)
     ]
-    return Program(jax.jit(on_shards).lower(*args).compile().as_text()).collective_bytes()
+    return HloModule(jax.jit(on_shards).lower(*args).compile().as_text()).collective_bytes()
 
 
 def test_collectives_in_loops_count_as_often_as_they_run():
-    """Catches a loop that counts once, and loops in loops that add up where they multiply."""
+    """Catches a loop that counts once, and nested loops whose trips are added, not multiplied."""
 
     def layer(total, kernel):
         whole = jax.lax.all_gather(kernel, "x", axis=0, tiled=True)
@@ -60,7 +60,7 @@ def test_collectives_in_loops_count_as_often_as_they_run():
     ],
 )
 def test_each_kind_of_collective(kind, function, size):
-    """Catches a kind that is not recognised, or counted as what is sent where parts or the whole arrive."""
+    """Catches a kind that is not recognised, and one that counts the bytes sent, not the bytes received."""
     found = received(function, (64, 256), specs=(ROWS,), out_specs=ROWS)
     assert {name: count for name, count in found.items() if count} == {kind: round(size * 64 * 256 * 4)}
 
@@ -94,8 +94,8 @@ ENTRY %main (x: f32[8]) -> f32[32] {
 
 
 def test_a_split_collective_counts_once():
-    """Catches a transfer that is hidden behind work and counts for each piece of work: three times the bytes."""
-    assert Program(SPLIT).collective_bytes()["all-gather"] == 2 * 32 * 4 * 3 // 4  # channels 7 and 8
+    """Catches a transfer that counts once for each piece of work that hides it: three times the bytes."""
+    assert HloModule(SPLIT).collective_bytes()["all-gather"] == 2 * 32 * 4 * 3 // 4  # channels 7 and 8
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_split_collective_counts_once():
     ],
 )
 def test_group_sizes(text, size):
-    """Catches a spelling of HLO that is misread: a factor in every count."""
+    """Catches a spelling of HLO that is misread, which puts a factor into every count."""
     assert group_size(text) == size
 
 
@@ -151,10 +151,9 @@ ENTRY %main (a: f32[64,256], b: f32[8,64,256], c: bf16[3,100]) -> f32[64,256] {
 
 
 def test_bytes_of_a_loop_over_layers():
-    """Catches a slice that counts as the whole stack, a loop that counts once, small memories that count, and padding
-    that does not."""
-    moved = Program(HLO).hbm_bytes()
+    """Catches a slice counted as the whole stack, a loop counted once, small memories counted, padding left out."""
+    moved = HloModule(HLO).hbm_bytes()
     array = 64 * 256 * 4
-    assert moved["slice"] == 8 * (array + 4)  # read of HBM with its index, written to the chip's own memory
+    assert moved["slice"] == 8 * (array + 4)  # read from HBM with its index, written to the chip's own memory
     assert moved["sum"] == 8 * 2 * array
     assert moved["d"] == 2 * 4 * 128 * 2  # tiles of 4 by 128

@@ -62,7 +62,7 @@ def forks(small_task: SmallTask) -> Iterator[Forks]:
 def cold_start(small_task: SmallTask, forks: Forks) -> Stage:
     """The cold start on the small task."""
     overrides = small(small_task.model, small_task.data, **COLD_START)
-    arguments = ["--config=configs/demo_cold_start.py", *flags(overrides)]
+    arguments = ["--config=configs/demo.py:cold_start", *flags(overrides)]
     return Stage(forks, "care_jax.cold_start", arguments, COLD_START["train__steps"], small_task.cold_start)
 
 

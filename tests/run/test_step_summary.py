@@ -12,10 +12,10 @@ import pytest
 
 from care_jax.inputs.images import decode_image
 from care_jax.method.advantage import SubgroupAdvantages
-from care_jax.method.train_batch import no_reflection
+from care_jax.method.train_batch import Reflection
 from care_jax.rewards.judge import Judged
 from care_jax.run import step_summary
-from care_jax.structs import Forced, Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts, Video
+from care_jax.structs import Forced, Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts, Video, zeros
 from tests.pictures import encode, picture, question
 
 B, G, R = 3, 4, 4
@@ -54,7 +54,7 @@ def step() -> step_summary.Step:
     scored[0, 3, 3] = -9.0  # not sampled
     entropy = np.where(sampled, 0.5, 100.0)
     entropy[0, 0, 0] = 2.5
-    none = no_reflection(B, R)
+    none = zeros(Reflection, B=B, R=R)
     records = [
         question("<image>a?", encode(picture(28, 28)), id="r0", source="digits"),
         question("b?", id="r1", source="chart"),
@@ -156,7 +156,7 @@ def test_a_failed_repair_stays_a_negative(step):
 
 def test_a_step_without_a_try_has_no_success_rate(step):
     """Catches a rate of 0 where nothing was tried, which drags the curve down."""
-    ours = step_summary.metrics(step._replace(reflection=no_reflection(B, R)), anchored=True)
+    ours = step_summary.metrics(step._replace(reflection=zeros(Reflection, B=B, R=R)), anchored=True)
     assert ours["reflect/tried"] == 0
     assert "reflect/success_rate" not in ours
 

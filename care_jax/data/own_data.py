@@ -1,4 +1,4 @@
-"""Bring your own data: a file with one JSON object a line, and its images beside it."""
+"""Your own data: a file with one JSON object a line, and its images beside it (data.format "jsonl")."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from care_jax.data.row_files import Numbered, line_rows, split_files
-from care_jax.data.rows import BadRow, Row, check_gold_of, check_texts, decode_picture, image_bytes, place_marks
+from care_jax.data.file_formats import Numbered, line_rows, split_files
+from care_jax.data.parsing import Row, image_bytes, place_marks
+from care_jax.data.validation import BadRowError, check_gold_of, check_texts, decode_picture
 from care_jax.structs import Record
 
 REQUIRED = ("id", "images", "prompt", "answer", "answer_kind")
@@ -25,27 +26,31 @@ class JsonlSource:
     """
 
     def __init__(self, path: Path, rows: list[Row], problems: list[tuple[int, str]]) -> None:
+        """Takes the rows that `read_jsonl` has checked."""
         self.path = path
         self.problems = problems
         self._rows = rows
 
     def __len__(self) -> int:
+        """Returns the number of usable rows."""
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
+        """Reads the images of a row and returns its record."""
         return self._rows[index].load()
 
     def __repr__(self) -> str:
+        """Names the file, for error messages."""
         return f"JsonlSource({self.path}, {len(self)} records, {len(self.problems)} broken rows dropped)"
 
 
 def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
-    """Checks every row of a file, and decodes every image it names, so that none can stop a run later.
+    """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
-    A row: {"id", "images": [paths from the file's folder], "prompt", "answer", "answer_kind"}, all strings, and as
-    options "choices" (strings; needed for the kind "choice", whose answer is a letter or one of their texts),
-    "rationale" and "source" (else the file's name without its ending). The prompt holds one "<image>" an image, or none
-    at all: then they are put first. UTF-8; empty lines are skipped.
+    A row is {"id", "images": [paths relative to the file's folder], "prompt", "answer", "answer_kind"}, all strings.
+    Optional keys are "choices" (strings; required for the kind "choice", whose answer is a letter or one of their
+    texts), "rationale" and "source" (by default the file's name without its ending). The prompt has one "<image>" for
+    each image; if it has none, they are put first. The file is UTF-8; empty lines are skipped.
 
     Args:
         path: the file.
@@ -55,7 +60,8 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
         The usable rows.
 
     Raises:
-        ValueError: no such file, no usable row, or with `strict` any broken row; the text lists up to 20 of them.
+        ValueError: the file does not exist, no row is usable, or with `strict` any row is broken; the message lists up
+            to 20 broken rows.
     """
     if not path.is_file():
         raise ValueError(f"no data file {path}; give a file with one JSON object a line")
@@ -66,13 +72,13 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
     for number, row in read:
         try:
-            if isinstance(row, BadRow):
+            if isinstance(row, BadRowError):
                 raise row
             for image in unusable.keys() & row.images:
                 raise unusable[image]
             if row.record.id in first_lines:
-                raise BadRow(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
-        except BadRow as error:
+                raise BadRowError(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
+        except BadRowError as error:
             problems.append((number, str(error)))
             continue
         first_lines[row.record.id] = number
@@ -85,7 +91,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
 
 
 def listing(problems: list[tuple[int, str]]) -> str:
-    """Broken rows as text: their number, and line number and reason of the first MAX_LISTED."""
+    """Formats broken rows: how many, and line number and reason of the first MAX_LISTED."""
     lines = [f"\n  row {number}: {reason}" for number, reason in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:
         lines.append(f"\n  and {len(problems) - MAX_LISTED} more")
@@ -93,32 +99,38 @@ def listing(problems: list[tuple[int, str]]) -> str:
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """<split>.jsonl, or `root` itself where it is a file."""
+    """Lists <split>.jsonl, or `root` itself if it is a file."""
     return [root] if root.is_file() else split_files(root, split, "jsonl")
 
 
 def rows(path: Path) -> Numbered:
-    """Rows that carry the file's name as their source where they name none."""
+    """Yields the rows, with the file's name as the source of those that name none."""
     for number, raw in line_rows(path):
-        yield number, raw if isinstance(raw, BadRow) else {"source": path.stem} | raw
+        yield number, raw if isinstance(raw, BadRowError) else {"source": path.stem} | raw
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One row; a BadRow's text is the reason it cannot be used."""
+    """Parses one row.
+
+    Raises:
+        BadRowError: the row cannot be used; the message says why.
+    """
     if missing := [key for key in REQUIRED if key not in raw]:
-        raise BadRow(f"missing {', '.join(missing)}")
+        raise BadRowError(f"missing {', '.join(missing)}")
     if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
-        raise BadRow(f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key")
+        raise BadRowError(
+            f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key"
+        )
     for key in ("id", "prompt", "answer", "answer_kind", "rationale", "source"):
         if key in raw and (not isinstance(raw[key], str) or not raw[key].strip()):
             wanted = f"{key} must be a string that is not empty"
-            raise BadRow(f"{wanted}, not {raw[key]!r}", wanted)
+            raise BadRowError(f"{wanted}, not {raw[key]!r}", wanted)
     for key in ("images", "choices"):
         if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, str) and x for x in raw[key])):
             wanted = f"{key} must be a list of strings that are not empty"
-            raise BadRow(f"{wanted}, not {raw[key]!r}", wanted)
+            raise BadRowError(f"{wanted}, not {raw[key]!r}", wanted)
     if raw["answer_kind"] == "choice" and "choices" not in raw:
-        raise BadRow("answer_kind 'choice' needs choices, a list of texts")
+        raise BadRowError("answer_kind 'choice' needs choices, a list of texts")
     record = Record(
         id=raw["id"],
         source=raw["source"],
@@ -133,24 +145,24 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     return Row(where, record, tuple(folder / name for name in raw["images"]))
 
 
-def _read_row(raw: dict[str, Any] | BadRow, folder: Path) -> Row | BadRow:
+def _read_row(raw: dict[str, Any] | BadRowError, folder: Path) -> Row | BadRowError:
     try:
-        if isinstance(raw, BadRow):
+        if isinstance(raw, BadRowError):
             return raw
         row = parse("", raw, folder)
         check_texts(row.record)
-    except BadRow as error:
+    except BadRowError as error:
         return error
     return row
 
 
-def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, BadRow]:
-    """Why images cannot be used, of those that cannot."""
+def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, BadRowError]:
+    """Decodes images in threads, and returns the errors of those that cannot be used."""
 
-    def problem(image: bytes | Path) -> BadRow | None:
+    def problem(image: bytes | Path) -> BadRowError | None:
         try:
             decode_picture(image_bytes(image), str(image))
-        except BadRow as error:
+        except BadRowError as error:
             return error
         return None
 

@@ -1,10 +1,10 @@
-"""The counts of a preparation: a dict that goes into report.json after every shard, and its table for people."""
+"""Statistics of prepared data: counts of rows read, kept and dropped, as report.json holds them, and as a table."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from care_jax.data.readers import Dropped
+from care_jax.data.validation import Dropped
 from care_jax.structs import Record
 
 REPORT_FILE = "report.json"  # in the prepared folder
@@ -13,14 +13,14 @@ _MAX_DETAIL = 200  # characters
 
 
 def new(settings: dict[str, Any]) -> dict[str, Any]:
-    """Nothing counted yet."""
+    """Returns the report before any row is counted."""
     return {
         "settings": settings,
         "rows": 0,  # read so far
         "shards": [],  # records of each
         "images": {},  # number of images -> records
         "kinds": {},  # answer kind -> records
-        "tokens": {},  # tokens of the prompt -> records; empty where no model was named
+        "tokens": {},  # tokens of the prompt -> records; empty without --model
         "dropped": {},  # reason -> rows
         "examples": {},  # reason -> [[where, detail]]
         "duplicates": [],  # [where, id in the benchmark, reason]
@@ -48,7 +48,7 @@ def count_dropped(report: dict[str, Any], row: Dropped) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The counts as text."""
+    """Formats the counts as a table."""
     settings, images, tokens = report["settings"], report["images"], report["tokens"]
     kept = sum(report["shards"])
     several = sum(count for number, count in images.items() if int(number) > 1)
@@ -71,7 +71,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _token_line(tokens: dict[str, int]) -> str:
-    """Mean, median, 95th percentile and longest of the prompts."""
+    """Formats mean, median, 95th percentile and maximum of the prompts' lengths."""
     lengths = sorted((int(length), count) for length, count in tokens.items())
     total = sum(count for _, count in lengths)
     mean = sum(length * count for length, count in lengths) / total

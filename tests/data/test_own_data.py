@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from care_jax.data.jsonl import read_jsonl
+from care_jax.data.own_data import read_jsonl
 from tests.pictures import encode, picture
 
 
@@ -49,7 +49,8 @@ def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
         source="colours",
     )
     source = read_jsonl(_write(tmp_path, _row(), choice, _row(id="r3", images=[], prompt="1+2?")), strict=True)
-    assert len(source) == 3 and source.problems == []
+    assert len(source) == 3
+    assert source.problems == []
     first, second, third = source
     assert (first.prompt, first.images, first.source) == ("<image>how many?", (_png(1),), "mine")
     assert (first.choices, first.rationale, first.draft) == (None, None, None)
@@ -67,11 +68,11 @@ def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
         (b'{"id": "\xff"}', "not UTF-8"),
         (_row(answer=None, prompt=None), "missing prompt, answer"),
         (_row(images=["c.png"]), "no image"),
-        (_row(images=["torn.png"]), "no readable image"),
-        (_row(images=["torn.jpg"]), "no readable image"),
-        (_row(images=["torn.gif"]), "no readable image"),
-        (_row(images=["flipped.png"]), "no readable image"),
-        (_row(images=["text.png"]), "no readable image"),
+        (_row(images=["torn.png"]), "not a readable image"),
+        (_row(images=["torn.jpg"]), "not a readable image"),
+        (_row(images=["torn.gif"]), "not a readable image"),
+        (_row(images=["flipped.png"]), "not a readable image"),
+        (_row(images=["text.png"]), "not a readable image"),
         (_row(images=["line.png"]), "aspect ratio"),
         (_row(prompt="<|im_end|>how many?"), "prompt spells <|im_end|>"),
         (_row(prompt="<video>how many?"), "prompt spells <video>"),
@@ -121,10 +122,12 @@ def test_windows_newlines_blank_lines_and_byte_order_mark(tmp_path: Path) -> Non
 def test_strict_lists_twenty_rows_and_the_count(tmp_path: Path) -> None:
     """Catches an error that stops at the first row, or that floods the terminal."""
     path = _write(tmp_path, _row(), *["{"] * 25)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="25 broken rows") as error:
         read_jsonl(path, strict=True)
     text = str(error.value)
-    assert "25 broken rows" in text and "row 21: " in text and "row 22: " not in text and "and 5 more" in text
+    assert "row 21: " in text
+    assert "row 22: " not in text
+    assert "and 5 more" in text
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows out of the files that data sets come in: parquet, JSON arrays and JSON lines. None is read whole into memory."""
+"""Rows of parquet files, JSON arrays and JSON lines; no file is read whole into memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from care_jax.data.rows import BadRow
+from care_jax.data.validation import BadRowError
 
-Numbered = Iterator[tuple[int, dict[str, Any] | BadRow]]  # row numbers from 1
+Numbered = Iterator[tuple[int, dict[str, Any] | BadRowError]]  # row numbers from 1
 
 _BATCH_ROWS = 32  # rows of a parquet file that are in memory at a time
 _CHUNK = 1 << 20  # characters of a JSON array read at a time
@@ -22,7 +22,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 def split_files(root: Path, split: str, *endings: str) -> list[Path]:
-    """The files of a split on the hub: [data/]<split>[-00000-of-00002].<ending>, of the first ending that is there."""
+    """Lists the files of a split on the hub: [data/]<split>[-00000-of-00002].<ending>, for the first ending found."""
     names = ("val", "validation") if split in ("val", "validation") else (split,)
     for ending in endings:
         for folder in (root / "data", root):
@@ -33,7 +33,11 @@ def split_files(root: Path, split: str, *endings: str) -> list[Path]:
 
 
 def parquet_rows(path: Path, *required: str) -> Numbered:
-    """The rows of a parquet file. Raises ValueError for a damaged file and one that lacks a column."""
+    """Yields the rows of a parquet file.
+
+    Raises:
+        ValueError: the file is damaged, or lacks a column.
+    """
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             columns = file.schema_arrow.names
@@ -45,17 +49,21 @@ def parquet_rows(path: Path, *required: str) -> Numbered:
                     number += 1
                     yield number, row
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no readable parquet file: {error}") from None
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from None
 
 
 def array_rows(path: Path) -> Numbered:
-    """The objects of a file that holds one JSON array. Raises ValueError where it is none, or is damaged."""
+    """Yields the objects of a file that holds one JSON array.
+
+    Raises:
+        ValueError: the file does not hold an array, or is damaged.
+    """
     decoder, buffer, at, number = json.JSONDecoder(), "", 0, 1
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         while (first := file.read(1)).isspace():
             pass
         if first != "[":
-            raise ValueError(f"{path} is no JSON array; it must start with [")
+            raise ValueError(f"{path} is not a JSON array; it must start with [")
         while True:
             at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # it matches anything
             if buffer.startswith("]", at):
@@ -76,7 +84,7 @@ def array_rows(path: Path) -> Numbered:
 
 
 def line_rows(path: Path) -> Numbered:
-    """The objects of a file with one JSON object a line; empty lines are skipped and a bad line is its BadRow."""
+    """Yields the objects of a file with one JSON object a line, or the error of a bad line; skips empty lines."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -84,12 +92,12 @@ def line_rows(path: Path) -> Numbered:
             try:
                 yield number, _object(json.loads(line.decode("utf-8-sig")))
             except UnicodeDecodeError:
-                yield number, BadRow("not UTF-8")
+                yield number, BadRowError("not UTF-8")
             except json.JSONDecodeError as error:
-                yield number, BadRow(f"not JSON: {error}", "not JSON")
+                yield number, BadRowError(f"not JSON: {error}", "not JSON")
 
 
-def _object(value: Any) -> dict[str, Any] | BadRow:
+def _object(value: Any) -> dict[str, Any] | BadRowError:
     if isinstance(value, dict):
         return value
-    return BadRow(f"a JSON object is needed, not {type(value).__name__}", "no JSON object")
+    return BadRowError(f"a JSON object is needed, not {type(value).__name__}", "no JSON object")

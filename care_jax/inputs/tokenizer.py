@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder: its chat template, its ids, and which of them must not be sampled."""
+"""The tokenizer of a model folder: its chat template, its ids, and the mask of those that must not be sampled."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from care_jax.inputs.images import read_fields
+from care_jax.inputs.model_folder import read_fields
 
 
 def load_tokenizer(folder: Path, image_token_id: int) -> Any:
-    """The tokenizer, with the chat template that transformers' processor takes.
+    """Loads the tokenizer, with the chat template that transformers' processor uses.
 
-    That is the one of chat_template.json where there is one: the hub's Qwen2.5-VL has it beside the template of a text
-    model, without images, in tokenizer_config.json. Raises ValueError for files that are missing or unreadable, and for
-    a template without the image token.
+    A chat_template.json comes before the template in tokenizer_config.json: the hub's Qwen2.5-VL has both, and the
+    second is that of a text model, without images.
+
+    Args:
+        folder: the model folder.
+        image_token_id: the token that stands for an image in a rendered turn.
+
+    Returns:
+        transformers' tokenizer.
+
+    Raises:
+        ValueError: files are missing or unreadable, or the template has no image token.
     """
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json; copy it from the source checkpoint")
@@ -53,12 +62,12 @@ def _check_template(folder: Path, tokenizer: Any, image_token_id: int) -> None:
 
 
 def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """Tokens as they are spelled, special ones included."""
+    """Spells out tokens, special ones included."""
     return "".join(tokenizer.convert_ids_to_tokens(token_ids))
 
 
 def check_ids(token_ids: Iterable[Any], vocab_size: int) -> None:
-    """Raises ValueError for what is no id of the vocabulary."""
+    """Raises ValueError if one of the ids is not in the vocabulary."""
     outside = [i for i in token_ids if type(i) is not int or not 0 <= i < vocab_size]
     if outside:
         raise ValueError(
@@ -70,7 +79,10 @@ def check_ids(token_ids: Iterable[Any], vocab_size: int) -> None:
 def forbidden_mask(
     tokenizer: PreTrainedTokenizerFast, vocab_size: int, stop_ids: Sequence[int], vision_ids: Sequence[int]
 ) -> npt.NDArray[np.bool_]:
-    """[V]: every id without a token (the tail behind the tokenizer) and every special one but the stop ids."""
+    """Marks the ids that must not be sampled, [V]: those without a token, and special ones except the stop ids.
+
+    Ids without a token are the tail of the model's vocabulary behind the tokenizer's.
+    """
     known = list(tokenizer.get_vocab().values())
     mask = np.ones(vocab_size, np.bool_)
     mask[known] = False
