@@ -53,7 +53,7 @@ def test_only_the_block_of_the_config_is_written(tmp_path: Path) -> None:
 
 
 def test_the_document_has_blocks_that_the_command_finds() -> None:
-    """Catches a comment edited so that its figures are never written again, another layout, and a model of other size."""
+    """Catches a comment edited so that its figures stay old for good, another layout, and a model of other size."""
     blocks = list(plans._BLOCK.finditer(DOCUMENT.read_text()))
     assert len(blocks) == DOCUMENT.read_text().count("<!-- python") == 7
     for block in blocks:
