@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import child
 from care_jax.models import load_model_config
-from convert import hf_folder, jax_to_hf, mapping, safetensors_io, tables
+from convert import hf_folder, jax_to_hf, mapping, safetensors_io
 from convert.safetensors_io import Shard, Spec
 
 _REPO = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def write_random(folder: Path, config: dict[str, object], max_shard_bytes: int) 
     """Writes a Hugging Face folder of random bfloat16 weights and returns their size in bytes."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    sources = mapping.by_hf_name(tables.table(load_model_config(folder)))
+    sources = mapping.by_hf_name(mapping.weights_of(load_model_config(folder)))
     specs = {name: Spec("BF16", source.weight.shape) for name, source in sources.items()}
     shards = jax_to_hf.split(specs, max_shard_bytes)
     rng = np.random.default_rng(0)

@@ -14,37 +14,26 @@ line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
-from care_jax.parallel.mesh import make_mesh, mesh_sizes
-from care_jax.plan import make_plan, planned_model, step_programs
+from benchmarks.config_file import load_config
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
-from care_jax.stages.programs import all_buckets
-
-
-def load_config(path: Path) -> ml_collections.ConfigDict:
-    """Calls get_config() of a file of configs/."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+from care_jax.planning.estimate import make_plan, planned_calls, planned_model
+from care_jax.stages.compiled import all_buckets
+from care_jax.stages.model import mesh_sizes
 
 
 def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     """Bytes that a chip must read for one token of every branch, averaged over a response, by what they hold."""
-    weights = (sizes.count("layers.", "norm.") + sizes.head) * sizes.weight_bytes
+    weights = sizes.decode_params * sizes.weight_bytes
     own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
     return {
         "weights": weights / sizes.mesh["tensor"],
@@ -62,7 +51,7 @@ def decode_step(program: hlo.HloModule) -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/care_qwen2_5_vl_7b.py"))
+    parser.add_argument("--config", default="configs/qwen2_5_vl.py:7b")
     parser.add_argument("--topology", default="v5p:4x4x4", help="a TPU slice (v5p:4x4x4)")
     parser.add_argument("--top", type=int, default=8, help="how many of the instructions that move most to list (8)")
     parser.add_argument("--skip-update", action="store_true", help="only the decode step")
@@ -80,13 +69,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # One loop over tokens without a smaller one for the tail, so that there is one step to count.
     decoding = config.copy_and_resolve_references()
     decoding.rollout.compact_shares = ()
-    mesh = make_mesh(mesh_sizes(decoding, model, len(devices)), devices)
+    mesh = create_device_mesh(mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
     sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
-    programs, _, calls = step_programs(decoding, model, mesh, bucket)
     started = time.time()
-    call = next(arguments for program, arguments in calls if program is programs.rollout)
-    step = hlo.HloModule(str(programs.rollout.lower(*call).compile().as_text()))
+    call = next(call for call in planned_calls(decoding, model, mesh, bucket) if call.stage.name == "rollout")
+    step = hlo.HloModule(str(call.program.lower(*call.args).compile().as_text()))
     moved = step.hbm_bytes(decode_step(step))
     needed = needed_bytes(sizes)
     share = sum(needed.values()) / moved.total()
@@ -100,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     figures: dict[str, Any] = {
         "benchmark": "decode_bytes",
-        "config": args.config.stem,
+        "config": args.config,
         "topology": args.topology,
         "mesh": sizes.mesh,
         "prompts": sizes.prompts,

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 import care_jax
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Prompts, Record
 
@@ -97,12 +99,12 @@ def make_prompts(folder: Path, *, num_prompts: int, prompt_len: int, image_side:
             images=images,
         )
 
-    shortest = processor.encode_prompt(record(0))
+    shortest = encode_prompt(processor, record(0))
     room = prompt_len - (len(shortest.token_ids) if shortest else prompt_len)
     if room < 1:
         raise ValueError(f"a prompt of {prompt_len} tokens has no room for {num_image} image tokens and a text")
-    examples = [processor.encode_prompt(record(room)) for _ in range(num_prompts)]
-    prompts = processor.collate([example for example in examples if example is not None])
+    examples = [encode_prompt(processor, record(room)) for _ in range(num_prompts)]
+    prompts = collate(processor, [example for example in examples if example is not None])
     return processor, prompts
 
 

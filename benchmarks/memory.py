@@ -27,19 +27,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from benchmarks.made_model import IMAGE_UNIT, make_prompts, write_folder
 from care_jax import models
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
-from care_jax.stages.programs import abstract_verdicts
 from care_jax.stages.score import masked_logits, score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Prompts, Rollouts, TrainBatch
+from care_jax.structs import Array, Rollouts, TrainBatch, Verdicts, abstract
 
 SMALL_VOCABULARY = 512
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+[a-z0-9]*)\[([\d,]+)\]")
@@ -61,22 +60,11 @@ def make_case(args: argparse.Namespace, *, vocab_size: int, num_rows: int) -> Ca
         config = models.load_model_config(made)
         _, prompts = make_prompts(made, num_prompts=1, prompt_len=args.prompt_len, image_side=2 * IMAGE_UNIT)
 
-    def batch(prompts: Prompts) -> TrainBatch:
-        row, tokens = jnp.zeros((1, num_rows)), jnp.zeros((1, num_rows, args.response_len))
-        return TrainBatch(
-            prompts=prompts,
-            token_ids=tokens.astype(jnp.int32),
-            response_len=row.astype(jnp.int32),
-            sampled_mask=tokens.astype(bool),
-            logprobs_old=tokens,
-            logprobs_ref=tokens,
-            advantages=row,
-            token_weights=tokens,
-            row_mask=row.astype(bool),
-        )
-
+    num_patches, num_values = prompts.patches.shape[1:]
+    sizes = {"P": prompts.token_ids.shape[1], "I": num_patches, "F": num_values, "X": prompts.grid_index.shape[-1]}
+    batch = abstract(TrainBatch, B=1, S=num_rows, R=args.response_len, **sizes)
     model = models.abstract_model(dataclasses.replace(config, remat=True))
-    return Case(model, jax.ShapeDtypeStruct((vocab_size,), bool), jax.eval_shape(batch, prompts), args.chunk)
+    return Case(model, jax.ShapeDtypeStruct((vocab_size,), bool), batch, args.chunk)
 
 
 def compile_update(case: Case) -> jax.stages.Compiled:
@@ -84,7 +72,7 @@ def compile_update(case: Case) -> jax.stages.Compiled:
     optimizer = optax.adamw(1e-6)
     update = make_update(
         optimizer,
-        functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care())),
+        functools.partial(policy_loss, objective=Objective.from_config(objectives.care())),
         minibatches=1,
         microbatches=1,
         temperature=1.0,
@@ -97,8 +85,9 @@ def compile_update(case: Case) -> jax.stages.Compiled:
 def compile_score(case: Case) -> jax.stages.Compiled:
     """Compiles the scoring pass over the batch's rows."""
     batch = case.batch
-    rollouts = Rollouts(batch.token_ids, batch.response_len, batch.logprobs_old, batch.sampled_mask, batch.row_mask)
-    verdicts = abstract_verdicts(*batch.token_ids.shape)
+    num_prompts, num_rows, response_len = batch.token_ids.shape
+    dims = {"B": num_prompts, "G": num_rows, "R": response_len}
+    rollouts, verdicts = abstract(Rollouts, **dims), abstract(Verdicts, **dims)
     sizes: dict[str, Any] = {"temperature": 1.0, "chunk": case.chunk}
     return score.lower(case.model, batch.prompts, rollouts, verdicts, case.forbidden_mask, **sizes).compile()
 

@@ -34,15 +34,14 @@ from typing import IO, Any, Self
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from benchmarks.made_model import make_prompts, write_folder
 from benchmarks.rollout import alternate, roll_out
 from benchmarks.step import make_optimizer
 from care_jax import models
-from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.models.model_config import ModelConfig
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
@@ -141,11 +140,10 @@ def make_jobs(args: argparse.Namespace, config: ModelConfig, folder: Path) -> di
         token_weights=ones,
         row_mask=everywhere[..., 0],
     )
-    objective = objectives.grpo()
-    objective.kl_coef = 0.0
+    objective = Objective(kl_coef=0.0)  # GRPO
     step = make_update(
         optimizer,
-        functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objective)),
+        functools.partial(policy_loss, objective=objective),
         minibatches=1,
         microbatches=1,
         temperature=1.0,

@@ -35,13 +35,13 @@ import numpy as np
 
 from benchmarks import made_model
 from care_jax import config as config_lib
-from care_jax.checkpoints.checkpointer import load_params
+from care_jax.checkpoints.load import load_params
 from care_jax.inputs.processor import Processor
 from care_jax.models import QwenVL, load_model_config, params_from_dict
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Prompts, Rollouts
-from configs import demo_cold_start
+from configs import demo as demo_config
 from convert import hf_to_jax
 
 NUM_ROLLOUTS = 8  # G
@@ -97,7 +97,7 @@ def roll_out(
     forced = rollout.nothing_forced(len(prompts.prompt_len), num_rollouts)
 
     def run() -> Rollouts:
-        prefix = rollout.prefill(model, prompts)
+        prefix = jax.jit(QwenVL.prefill)(model, prompts)
         return rollout.generate(model, prefix, forced, forbidden, jax.random.key(0), sampling=sampling)
 
     return run
@@ -171,7 +171,7 @@ def prompt_growth(model: QwenVL, folder: Path, response_len: int, lengths: tuple
     runs = {}
     for length in lengths:
         processor, prompts = made_model.make_prompts(folder, num_prompts=1, prompt_len=length, image_side=84)
-        prefix = jax.block_until_ready(rollout.prefill(model, jax.device_put(prompts)))
+        prefix = jax.block_until_ready(jax.jit(QwenVL.prefill)(model, jax.device_put(prompts)))
         forced = rollout.nothing_forced(1, NUM_ROLLOUTS)
         runs[str(length)] = functools.partial(
             rollout.generate,
@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         growth = prompt_growth(sides.ours, folder, args.response_len, tuple(args.growth), args.repeats)
         tail = long_tail(sides.ours, folder, args.tail_prompts, args.response_len, args.repeats)
 
-        demo = demo_cold_start.get_config()
+        demo = demo_config.cold_start()
         tiny = Path(shutil.copytree(demo.model.folder, Path(temporary) / "tiny"))
         processor, prompts = made_model.make_prompts(
             tiny, num_prompts=16, prompt_len=demo.data.prompt_buckets[0], image_side=84

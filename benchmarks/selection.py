@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from care_jax.method import objectives
 from care_jax.method.advantage import subgroup_advantages
+from care_jax.method.objectives import Objective
 from care_jax.method.subgroup import select_subgroup
 from care_jax.structs import Array, Outcome
 
@@ -56,7 +56,7 @@ def make_inputs(prompts: int, rollouts: int, width: int, seed: int = 0) -> Input
     }
 
 
-def select_and_weigh(inputs: dict[str, Array], *, objective: ml_collections.ConfigDict) -> dict[str, Array]:
+def select_and_weigh(inputs: dict[str, Array], *, objective: Objective) -> dict[str, Array]:
     """The code that training runs, over all prompts at once."""
     arrays = {name: value for name, value in inputs.items() if name != "rewards"}
     subgroup = select_subgroup(**arrays, key=None, objective=objective)
@@ -71,7 +71,7 @@ def select_and_weigh(inputs: dict[str, Array], *, objective: ml_collections.Conf
     return {"index": subgroup.index, "valid": subgroup.valid, "advantages": advantages.final}
 
 
-def loop_over_groups(inputs: Inputs, *, objective: ml_collections.ConfigDict) -> Outputs:
+def loop_over_groups(inputs: Inputs, *, objective: Objective) -> Outputs:
     """The same computation in numpy, group by group."""
     prompts, num_slots = len(inputs["correct"]), objective.num_negatives + 1
     index = np.zeros((prompts, num_slots), np.int32)
@@ -86,7 +86,7 @@ def loop_over_groups(inputs: Inputs, *, objective: ml_collections.ConfigDict) ->
     return {"index": index, "valid": valid, "advantages": advantages}
 
 
-def select_group(group: Inputs, objective: ml_collections.ConfigDict) -> tuple[list[int], np.ndarray]:
+def select_group(group: Inputs, objective: Objective) -> tuple[list[int], np.ndarray]:
     """The rows of one group, anchor first, and their (pseudo-)rewards; none for an all-correct group."""
     correct = group["correct"].tolist()
     rollouts = range(len(correct))
@@ -116,7 +116,7 @@ def select_group(group: Inputs, objective: ml_collections.ConfigDict) -> tuple[l
     return rows, np.array([delta] + [-delta / len(chosen)] * len(chosen), np.float32)
 
 
-def weigh_group(rewards: np.ndarray, objective: ml_collections.ConfigDict) -> np.ndarray:
+def weigh_group(rewards: np.ndarray, objective: Objective) -> np.ndarray:
     """Advantages of one group's rows, anchor first."""
     if not len(rewards):
         return rewards
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     if args.prompts < 1 or args.rollouts < 2 or args.width < 1 or args.repeats < 1:
         parser.error("--prompts, --width and --repeats must be at least 1, --rollouts at least 2")
 
-    objective = objectives.care_no_rgr()
+    objective = Objective.from_config(objectives.care_no_rgr())
     inputs = make_inputs(args.prompts, args.rollouts, args.width)
     on_device = jax.device_put(inputs)
     jitted = jax.jit(functools.partial(select_and_weigh, objective=objective))

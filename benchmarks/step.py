@@ -30,7 +30,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -38,16 +37,28 @@ from benchmarks.made_model import make_prompts, write_folder
 from care_jax import models
 from care_jax.method import objectives, train_batch
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
-from care_jax.run.writers import StageTimer
+from care_jax.run.stage_timer import StageTimer
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.score import score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Forced, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
+from care_jax.structs import (
+    Array,
+    Forced,
+    Outcome,
+    Prompts,
+    Rollouts,
+    Scores,
+    Subgroup,
+    TrainBatch,
+    Verdicts,
+    zeros,
+)
 
 STAGES = ("rollout", "score", "reflect", "batch", "update")
 
@@ -69,9 +80,8 @@ class Side:
         self.prompts = jax.device_put(jax.tree.map(lambda x: np.repeat(x, copies, axis=0), prompts))
         self.num_branches = args.rollouts // copies
         self.num_rows = args.negatives + 1 if shared else args.rollouts
-        objective = objectives.care() if shared else objectives.grpo()
-        objective.kl_coef, objective.num_negatives = 0.0, args.negatives
-        self.objective = ml_collections.FrozenConfigDict(objective)
+        objective = Objective.from_config(objectives.care() if shared else objectives.grpo())
+        self.objective = dataclasses.replace(objective, kl_coef=0.0, num_negatives=args.negatives)
         self.sampling = Sampling(args.response_len, 1.0, ())
         self.scoring: dict[str, Any] = {"temperature": 1.0, "chunk": args.chunk}
         self.assemble = jax.jit(functools.partial(train_batch.assemble, objective=self.objective))
@@ -81,13 +91,13 @@ class Side:
         sample_key, repair_key = jax.random.split(key)
         batch = self.prompts.token_ids.shape[0]
         with timer("rollout"):
-            prefix = rollout.prefill(params, self.prompts)
+            prefix = jax.jit(QwenVL.prefill)(params, self.prompts)
             nothing = rollout.nothing_forced(batch, self.num_branches)
             rollouts = self._generate(params, prefix, nothing, sample_key)
         verdicts = make_verdicts(*rollouts.token_ids.shape)
         with timer("score"):
             scores = self._score(params, rollouts, verdicts)
-        reflection = train_batch.no_reflection(self.args.prompts, self.args.response_len)
+        reflection = zeros(Reflection, B=self.args.prompts, R=self.args.response_len)
         if self.shared:
             with timer("reflect"):
                 reflection = self._reflect(params, prefix, rollouts, repair_key)

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from benchmarks import child, study_page, study_record
 from benchmarks.study_record import Record
@@ -297,10 +297,8 @@ def load_study(path: str) -> Any:
     return study
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Makes the missing runs and the page."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}")
     f = flags.FLAGS
     study, out, work = load_study(f.config), Path(f.out), Path(f.work)
     num_cores = len(os.sched_getaffinity(0))
@@ -345,4 +343,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("jobs", 1, "Runs at once.")
     flags.DEFINE_string("only", "", "A regular expression: makes only the runs whose TASK/ARM/SEED/KIND it matches.")
     flags.DEFINE_bool("page_only", False, "Writes the page of the recorded runs; makes none.")
-    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))
+    cli.run_flags(main)

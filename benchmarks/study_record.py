@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 
 from care_jax.checkpoints.array_store import open_arrays
-from care_jax.checkpoints.checkpointer import load_params
-from care_jax.run.writers import EVENTS_FILE, METRICS_FILE
+from care_jax.checkpoints.load import load_params
+from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, EventLine
 
 NUM_BINS = 20  # points of a curve
 # The metrics whose curves are kept. The page shows some of them; the others are for questions to come.
@@ -93,7 +93,7 @@ def of_run(workdir: Path) -> dict[str, Any]:
         else:
             accuracy = {name.removeprefix(_ACCURACY): row[name] for name in row if name.startswith(_ACCURACY)}
             evaluations.append({"step": row["step"], "tokens": tokens, "accuracy": accuracy})
-    num_steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
+    num_steps = json.loads((workdir / CONFIG_FILE).read_text())["train"]["steps"]
     if not evaluations or evaluations[-1]["step"] != num_steps:
         raise ValueError(f"{workdir} was stopped before step {num_steps}; run the same command again")
     stages = sorted({name for row in rows for name in row if name.startswith("time/")})
@@ -110,7 +110,7 @@ def of_run(workdir: Path) -> dict[str, Any]:
     } | _of_groups(_lines(workdir / EVENTS_FILE), num_draws)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -125,7 +125,7 @@ def _binned(rows: Sequence[Mapping[str, float]], name: str) -> list[list[float]]
     return binned
 
 
-def _of_groups(events: Iterable[Mapping[str, Any]], num_draws: float) -> dict[str, Any]:
+def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
     """Counts over all groups of a run.
 
     "no_gradient" counts the groups that dynamic sampling dropped too. "signature" has, for each role and K', number,
@@ -146,7 +146,7 @@ def _of_groups(events: Iterable[Mapping[str, Any]], num_draws: float) -> dict[st
         active_steps[event["step"]] = active_steps.get(event["step"], False) or not is_still
         if event["reflected"] is not None:
             tried += 1
-            repaired += event["reflection_correct"]
+            repaired += event["reflection_correct"] is True
         if event["outcome"] != "MIXED" or event["anchor"] is None or event["reflection_correct"]:
             continue
         squares["anchor"].append(final[0] ** 2)

@@ -1,17 +1,19 @@
-"""RL post-training of Qwen-VL models with CARE in pure JAX. The pipeline of a step, in order:
+"""RL post-training of Qwen-VL models with CARE in pure JAX.
 
-data       records from JSONL or the embedded task, through a checkpointable grain loader
-processor  on the host: resize, patchify, chat template, positions; prompts of static shape
-rollout    prefill each prompt once, decode G responses that share it
-verify     is each answer right, is the format; in killable workers
-score      log-probs and pooled think states, with the trainer's own graph
-regions    which tokens are think, answer and format, from character offsets
-subgroup   the anchor and its hard negatives
-reflect    repair one negative with a cue and verify it again
-rescue     what a group without a correct answer still teaches
-advantage  z-scores, scaling, and region weights to tokens
-loss       ratio, clip, KL, aggregation
-update     one jitted optimizer step
+A step is the table in step.py. The rooms, from low to high; each imports only lower ones:
 
-Entry points: train (RL), cold_start (supervised), evaluate, demo, plan (compile for a TPU topology), report.
+parallel     the mesh, what its axes divide, what shards and processes exchange
+models       Qwen2.5-VL and Qwen3-VL as pytrees of named parameters
+rewards      the form of a response, and whether its answer is right
+inputs       records to arrays on the host: chat template, images, positions
+method       the paper: objectives, subgroup, rescue, reflection, advantages, loss
+data         records from files and the embedded task, through a loader that resumes
+stages       the device programs of a step, compiled before its first run
+checkpoints  state and data position in one folder, verified when read
+evals        held-out questions and benchmarks
+run          a session: resuming, stopping, what is written down
+planning     what a step takes of a TPU slice
+page         the report
+
+Commands: cold_start (supervised), train (RL), evaluate, report, plan (compile for a TPU topology), demo.
 """

@@ -11,23 +11,26 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
 
-from care_jax import cli
-from care_jax.inputs.processor import Example, Processor, Trace, padding_shares
+from care_jax import cli, step
+from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.inputs.responses import Trace, encode_trace
 from care_jax.method.loss import Denominators, LossOutput
-from care_jax.parallel.sharding import ROWS, place
+from care_jax.method.objectives import Objective
+from care_jax.parallel.sharding import ROWS, abstract_arrays, place
 from care_jax.run.session import Session, open_session
-from care_jax.stages import programs
-from care_jax.stages.programs import Program, bucket_of
+from care_jax.stages.compiled import CompiledStages, all_buckets, bucket_of
+from care_jax.stages.table import Bucket, Setup, Table
 from care_jax.stages.train_state import TrainState
-from care_jax.stages.update import make_update, update_shardings
-from care_jax.structs import Array, Prompts, Record, TrainBatch
+from care_jax.structs import Array, Record, TrainBatch, abstract
 
 
 def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denominators) -> LossOutput:
@@ -35,6 +38,19 @@ def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denomin
     mask = batch.sampled_mask & batch.row_mask[..., None]
     loss = -jnp.sum(jnp.where(mask, logprobs, 0.0)) / denominators.num_tokens
     return LossOutput(loss=loss, aux={"loss": loss})
+
+
+def start_of_cold_start(setup: Setup, bucket: Bucket) -> dict[str, Any]:
+    """The values that are there before the update, as shapes with shardings."""
+    dims = step.prompt_dims(setup, bucket) | {"S": 1, "R": setup.config.rollout.response_len}
+    batch = place(setup.mesh, abstract(TrainBatch, **dims), ROWS)
+    return step.start_of_step(setup, bucket) | {"batch": batch}
+
+
+UPDATE = dataclasses.replace(
+    step.UPDATE, name="cold start update", function=step.update_function(lambda setup: supervised_loss)
+)
+COLD_START = Table((UPDATE,), start_of_cold_start, logged=("update_metrics",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +63,18 @@ class TracedExample:
 
 @dataclasses.dataclass(frozen=True)
 class EncodeTraced:
-    """Record -> TracedExample, or None where it has no rationale, or none that `encode_trace` takes."""
+    """Turns a record into a TracedExample; gives None without a rationale that `encode_trace` takes."""
 
     processor: Processor
     cue: str
     response_len: int  # R, tokens
 
     def __call__(self, record: Record) -> TracedExample | None:
+        """See the class."""
         if record.rationale is None:
             return None
-        trace = self.processor.encode_trace(record, cue=self.cue, response_len=self.response_len)
-        prompt = self.processor.encode_prompt(record)
+        trace = encode_trace(self.processor, record, cue=self.cue, response_len=self.response_len)
+        prompt = encode_prompt(self.processor, record)
         return None if trace is None or prompt is None else TracedExample(prompt, trace)
 
 
@@ -73,7 +90,7 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
         trace_len[row, 0] = len(trace.token_ids)
     zeros = np.zeros(shape, np.float32)
     return TrainBatch(
-        prompts=processor.collate([example.prompt for example in examples]),
+        prompts=collate(processor, [example.prompt for example in examples]),
         token_ids=token_ids,
         response_len=trace_len,
         sampled_mask=loss_mask,
@@ -85,51 +102,24 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
     )
 
 
-def compile_update(session: Session) -> Program:
+def compile_update(session: Session) -> CompiledStages:
     """The update, for every bucket."""
-    config = session.config
-    update = make_update(
-        session.optimizer,
-        supervised_loss,
-        minibatches=config.train.minibatches,
-        microbatches=config.train.microbatches,
-        temperature=1.0,
-        chunk=config.model.logits_chunk,
+    config, processor, state = session.config, session.processor, abstract_arrays(session.state)
+    setup = Setup(
+        config=config,
+        objective=Objective.from_config(config.objective),
         mesh=session.mesh,
+        num_prompts=config.train.prompts,
+        num_rollouts=1,
+        temperature=1.0,
+        stop_ids=processor.stop_ids,
+        forbidden_mask=processor.forbidden_mask,
+        image_spec=processor.image_spec,
+        params=state.params,
+        state=state,
+        optimizer=session.optimizer,
     )
-    program = Program(
-        "cold start update",
-        update,
-        session.mesh,
-        out_shardings=update_shardings(session.mesh, session.state),
-        donate=(0,),
-    )
-    for bucket in programs.all_buckets(config):
-        batch = _abstract_batch(
-            config, programs.abstract_prompts(config.train.prompts, bucket, session.processor.image_spec)
-        )
-        program.compile(bucket, session.state, place(session.mesh, batch, ROWS), session.forbidden_mask)
-    return program
-
-
-def _abstract_batch(config: ml_collections.ConfigDict, prompts: Prompts) -> TrainBatch:
-    rows = (config.train.prompts, 1)
-    tokens = (*rows, config.rollout.response_len)
-
-    return jax.eval_shape(
-        lambda prompts: TrainBatch(
-            prompts=prompts,
-            token_ids=jnp.zeros(tokens, jnp.int32),
-            response_len=jnp.zeros(rows, jnp.int32),
-            sampled_mask=jnp.zeros(tokens, bool),
-            logprobs_old=jnp.zeros(tokens, jnp.float32),
-            logprobs_ref=jnp.zeros(tokens, jnp.float32),
-            advantages=jnp.zeros(rows, jnp.float32),
-            token_weights=jnp.zeros(tokens, jnp.float32),
-            row_mask=jnp.zeros(rows, bool),
-        ),
-        prompts,
-    )
+    return CompiledStages(COLD_START, setup, all_buckets(config))
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainState:
@@ -140,43 +130,36 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 
     with open_session(config, workdir, stage="cold_start", make_encoder=make_encoder) as session:
         with session.until_stopped():
-            held_out = session.evaluate_if_due()
+            session.evaluate_if_due()
             if session.has_ended():
                 return session.state
             update = compile_update(session)
             session.end_warm_up()
             while not session.has_ended():
-                scalars = _step(session, update)
-                fresh = session.evaluate_if_due()
-                held_out = fresh or held_out
-                session.guard.check(session.step)
-                session.writer.progress(session.step, {"loss": scalars["loss"]} | _shown(held_out))
-                session.checkpoint_if_due(fresh)
+                session.finish_step({"loss": _step(session, update)["loss"]})
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
 
-def _step(session: Session, update: Program) -> dict[str, float]:
+def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     """One step; returns and writes its metrics."""
     started = time.perf_counter()
-    with session.timer("data"):
-        examples, length = next(session.iterator), session.config.rollout.response_len
+    with session.supervisor.timer("data"):
+        examples, length = next(session.data), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)
-    with session.timer("update"):
-        output = update(bucket_of(batch.prompts), session.state, session.put(batch), session.forbidden_mask)
-        session.advance(output.state)
-        scalars = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
+    with session.supervisor.timer("update"):
+        values = {"state": session.state, "batch": session.put(batch), "forbidden_mask": session.forbidden_mask}
+        given = update.run(UPDATE, bucket_of(batch.prompts), values)
+        session.advance(given["state"])
+        metrics = update.fetch("update_metrics", given["update_metrics"])
+        scalars = {name: float(value) for name, value in metrics.items()}
     seconds = time.perf_counter() - started
-    scalars |= session.timer.take() | {"lr": session.last_lr, "time/step": seconds}
+    scalars |= session.supervisor.timer.take() | {"lr": session.last_lr, "time/step": seconds}
     scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
-    scalars["data/num_dropped"] = session.encoder.num_dropped
+    scalars["data/num_dropped"] = session.data.num_dropped
     scalars |= padding_shares([example.prompt for example in examples], bucket_of(batch.prompts))
     session.writer.scalars(session.step, scalars)
     return scalars
-
-
-def _shown(metrics: dict[str, float] | None) -> dict[str, float]:
-    return {"held-out": metrics["eval/accuracy/mean"]} if metrics else {}
 
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:

@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import jax
-import ml_collections
+from ml_collections import ConfigDict
 
-from care_jax import files
-from care_jax.data import loader
-from care_jax.data.mini_vqa.questions import Difficulty
-from care_jax.inputs.processor import OVERLONG
-from care_jax.method import loss, objectives, reflect, rescue, subgroup
-from care_jax.method.advantage import SCALES
-from care_jax.rewards.response_format import FORMATS
+from care_jax import files, options
+from care_jax.method import objectives
 
 
-def base() -> ml_collections.ConfigDict:
-    """The defaults: full CARE with the paper's values (method.md section 7)."""
-    c = ml_collections.ConfigDict()
+def base() -> ConfigDict:
+    """Returns the defaults: full CARE with the paper's values (docs/method.md section 7)."""
+    c = ConfigDict()
     c.seed = 0
 
-    c.model = ml_collections.ConfigDict()
+    c.model = ConfigDict()
     c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config
-    c.model.weights = "random"  # random | a run folder or checkpoint folder to start from, local or gs://
+    c.model.weights = "random"  # random | the run folder or checkpoint folder to start from, local or gs://
     c.model.compute_dtype = "bfloat16"  # float32 | bfloat16; parameters and softmax stay float32
     c.model.attention = "auto"  # auto | xla; auto takes the splash kernel on a TPU
     c.model.freeze_vision = False  # no gradient into the vision tower
     c.model.remat = True  # recompute each layer in the backward pass
     c.model.logits_chunk = 256  # tokens of one chunk of the LM head; [tokens, V] is never materialised
 
-    # Devices along each axis of the mesh; one may be -1: what the others leave. See sharding.py for what they divide.
-    c.mesh = ml_collections.ConfigDict()
+    # Devices along each axis of the mesh; one may be -1, which takes all that the others leave. sharding.py says what
+    # each axis divides.
+    c.mesh = ConfigDict()
     c.mesh.data = 1
     c.mesh.fsdp = -1
     c.mesh.tensor = 1
 
-    c.data = ml_collections.ConfigDict()
+    c.data = ConfigDict()
     c.data.format = "jsonl"  # jsonl | mini_vqa | prepared
     # jsonl: a file, images beside it; mini_vqa: the folder it is built into; prepared: a folder of
     # care_jax.data.prepare, or several to mix as ((folder, weight), ...): set under `with c.ignore_type()`, as in
     # configs/data_care_49k.py.
     c.data.train = ""
-    c.data.eval = ""  # the same for held-out data, one file or folder; mini_vqa: the same folder
-    c.data.mini_vqa = ml_collections.ConfigDict(dataclasses.asdict(Difficulty()))  # knobs of the embedded task
+    c.data.eval = ""  # the held-out data, in the same format, one file or folder; mini_vqa: the same folder
+    # The knobs of the embedded task; each setting is a data set of its own, built on first use.
+    c.data.mini_vqa = ConfigDict()
+    c.data.mini_vqa.skills = options.SKILLS  # some of digits, chart, geometry
+    c.data.mini_vqa.num_digits = 3  # scans in an image, 2 to 6; a rationale about six has 26 tokens
+    c.data.mini_vqa.min_bars = 3  # values of a chart, 2 to 5
+    c.data.mini_vqa.max_bars = 5
+    c.data.mini_vqa.num_levels = 9  # values go from 1 to this, 3 to 21
+    c.data.mini_vqa.angle_step = 5  # degrees, 1, 5 or 10; printed angles are multiples of it
+    c.data.mini_vqa.num_train = 40_000  # records, spread evenly over the skills
+    c.data.mini_vqa.num_heldout = 1_500
+    c.data.mini_vqa.seed = 0
     c.data.strict = False  # refuse a file with broken rows instead of dropping them
     c.data.overlong = "drop"  # drop | shrink | error, for prompts past the largest bucket; never truncated
     c.data.prompt_buckets = (1024, 2048)  # tokens, the static prompt lengths
@@ -54,19 +60,19 @@ def base() -> ml_collections.ConfigDict:
     c.data.response_format = "answer_tags"  # answer_tags | boxed: what is asked for and read, see response_format.py
     c.data.ask_for_format = True  # append the format's request to every question; False: the cold start teaches it
 
-    c.rollout = ml_collections.ConfigDict()
+    c.rollout = ConfigDict()
     c.rollout.num_rollouts = 8  # G
     c.rollout.response_len = 2048  # R, tokens
     c.rollout.temperature = 1.0  # above 0
-    # Shares of all branches, descending: when no more are alive, they are decoded as a batch of that size.
+    # Shares of all branches, descending. Once no more than a share is still decoding, the batch shrinks to it.
     c.rollout.compact_shares = (0.25, 0.0625)
 
-    c.score = ml_collections.ConfigDict()
-    # Old log-probs and think states: a pass of their own, or kept while sampling. `logprob_gap` says whether the
-    # sampler is close enough; with several minibatches it then holds the policy's own movement too.
+    c.score = ConfigDict()
+    # Where old log-probs and think states come from: a pass of their own, or kept while sampling. `logprob_gap` shows
+    # how close the sampler is; with "sampler" and several minibatches it holds the policy's own movement too.
     c.score.old_from = "pass"  # pass | sampler
 
-    c.verify = ml_collections.ConfigDict()
+    c.verify = ConfigDict()
     c.verify.workers = 2  # processes
     c.verify.deadline = 5.0  # seconds an item may take before its worker is killed
     c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
@@ -75,7 +81,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.objective = objectives.care()
 
-    c.train = ml_collections.ConfigDict()
+    c.train = ConfigDict()
     c.train.steps = 1000  # batches of prompts
     c.train.prompts = 512  # B, prompts of a step over all processes
     c.train.minibatches = 4  # optimizer updates a step
@@ -86,11 +92,11 @@ def base() -> ml_collections.ConfigDict:
     c.train.keep_last = 2  # checkpoints kept besides the best
     c.train.samples_every = 10  # steps between sample groups written for the report
     # Seconds without progress (a stage of a step, a batch of an evaluation, a compilation) after which the process
-    # shows all its stacks and ends, for a supervisor to start it again; 0: never.
+    # prints all its stacks and exits, so that a supervisor restarts it; 0: never.
     c.train.hang_after = 1800.0
     c.train.max_logprob_gap = 1.0  # nats, mean sampler-to-scorer gap that stops the run
 
-    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer = ConfigDict()
     c.optimizer.lr = 1e-6  # peak
     c.optimizer.warmup_steps = 0  # optimizer updates
     c.optimizer.schedule = "constant"  # constant | cosine | linear, over all updates after the warm-up
@@ -101,7 +107,7 @@ def base() -> ml_collections.ConfigDict:
     c.optimizer.weight_decay = 1e-2  # on matrices only
     c.optimizer.clip_norm = 1.0  # global norm
 
-    c.eval = ml_collections.ConfigDict()
+    c.eval = ConfigDict()
     c.eval.batch_size = 64  # prompts; rounded up to what the mesh divides
     c.eval.num_samples = 1  # k of pass@k; 1 decodes greedily
     c.eval.temperature = 1.0  # of the samples when num_samples > 1
@@ -109,118 +115,181 @@ def base() -> ml_collections.ConfigDict:
     return c
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+# Says what a value should be, or "" if it is fine.
+Rule = Callable[[Any], str]
+
+
+def _one_of(words: Collection[str]) -> Rule:
+    return lambda value: "" if value in words else options.choose_one(words)
+
+
+def _at_least(low: float, unit: str = "") -> Rule:
+    return lambda value: "" if value >= low else f"must be at least {low}{unit}"
+
+
+def _above(low: float) -> Rule:
+    return lambda value: "" if value > low else f"must be above {low}"
+
+
+def _all_of(*rules: Rule) -> Rule:
+    return lambda value: next(filter(None, (rule(value) for rule in rules)), "")
+
+
+def _holds(condition: Callable[[Any], bool], wanted: str) -> Rule:
+    return lambda value: "" if condition(value) else wanted
+
+
+def _is_descending(shares: Any) -> bool:
+    return list(shares) == sorted({share for share in shares if 0 < share < 1}, reverse=True)
+
+
+_local = _holds(lambda path: not files.in_bucket(str(path)), files.MUST_BE_LOCAL)
+
+# What each key alone must be.
+RULES: Mapping[str, Rule] = {
+    "model.folder": _all_of(_holds(bool, "name a folder with a config.json"), _local),
+    "model.compute_dtype": _one_of(options.COMPUTE_DTYPES),
+    "model.attention": _one_of(options.ATTENTION),
+    "model.logits_chunk": _at_least(1),
+    "data.format": _one_of(options.DATA_FORMATS),
+    "data.train": _all_of(_holds(bool, "name the training data"), _local),
+    "data.eval": _local,
+    "data.overlong": _one_of(options.OVERLONG),
+    "data.response_format": _one_of(options.RESPONSE_FORMATS),
+    "rollout.num_rollouts": _holds(lambda count: count >= 2, "a group needs at least 2"),
+    "rollout.response_len": _at_least(8, " tokens"),
+    "rollout.temperature": _holds(lambda value: value > 0, "training needs more than 0"),
+    "rollout.compact_shares": _holds(_is_descending, "must be shares between 0 and 1, descending"),
+    "score.old_from": _one_of(options.OLD_FROM),
+    "verify.workers": _at_least(1),
+    "verify.deadline": _above(0),
+    "verify.tolerance": _holds(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
+    "objective.num_negatives": _at_least(1),
+    "objective.num_neighbours": _at_least(1),
+    "objective.selector": _one_of(options.SELECTORS),
+    "objective.rescue.rank_by": _one_of(options.RANKS),
+    "objective.rescue.delta": _above(0),
+    "objective.rescue.scale": _one_of(options.RESCUE_SCALES),
+    "objective.reflect.max_rationale_len": _at_least(1),
+    "objective.reflect.source": _one_of(options.REPAIR_SOURCES),
+    "objective.reflect.train_on": _one_of(options.TRAIN_ON),
+    "objective.ratio": _one_of(options.RATIOS),
+    "objective.clip_low": _holds(lambda value: 0 < value <= 1, "must lie in (0, 1]"),
+    "objective.clip_high": _above(0),
+    "objective.aggregate": _one_of(options.AGGREGATES),
+    "objective.kl_coef": _at_least(0),
+    "objective.max_draws": _at_least(1),
+    "objective.overlong_penalty": _at_least(0),
+    "train.steps": _at_least(1),
+    "train.checkpoint_every": _at_least(1, " step"),
+    "train.samples_every": _at_least(1, " step"),
+    "train.hang_after": _holds(lambda seconds: seconds >= 0, "must be seconds, or 0 for never"),
+    "optimizer.lr": _above(0),
+    "optimizer.schedule": _one_of(options.SCHEDULES),
+    "optimizer.clip_norm": _above(0),
+    "eval.batch_size": _at_least(1),
+    "eval.num_samples": _at_least(1),
+}
+
+
+# Checks of one key against another: each returns its problem, or "".
+Check = Callable[[ConfigDict], str]
+
+
+def _batches_divide(c: ConfigDict) -> str:
+    train = c.train
+    pieces = train.minibatches * train.microbatches
+    if pieces >= 1 and train.prompts > 0 and train.prompts % pieces == 0:
+        return ""
+    return f"train.prompts={train.prompts}: must divide by minibatches * microbatches = {pieces}"
+
+
+def _warmup_ends(c: ConfigDict) -> str:
+    updates = c.train.steps * c.train.minibatches
+    if 0 <= c.optimizer.warmup_steps < updates:
+        return ""
+    return (
+        f"optimizer.warmup_steps={c.optimizer.warmup_steps}: must be below the run's steps * minibatches = {updates} "
+        "updates"
+    )
+
+
+def _samples_differ(c: ConfigDict) -> str:
+    if c.eval.num_samples == 1 or c.eval.temperature > 0:
+        return ""
+    return f"eval.temperature={c.eval.temperature}: must be above 0 with eval.num_samples={c.eval.num_samples}"
+
+
+def _buffer_fits(c: ConfigDict) -> str:
+    buffer_len = c.objective.overlong_buffer_len
+    if 0 <= buffer_len <= c.rollout.response_len:
+        return ""
+    return f"objective.overlong_buffer_len={buffer_len}: must lie in 0 .. rollout.response_len"
+
+
+def _reflection_has_a_negative(c: ConfigDict) -> str:
+    if c.objective.anchored or not c.objective.reflect.enabled:
+        return ""
+    return "objective.reflect.enabled needs objective.anchored=True: reflection repairs a subgroup's negative"
+
+
+def _repair_has_room(c: ConfigDict) -> str:
+    reflect, limit = c.objective.reflect, c.rollout.response_len
+    if not (reflect.enabled and objectives.keeps_forced(c.objective)) or reflect.max_rationale_len < limit:
+        return ""
+    return (
+        f"objective.reflect.max_rationale_len={reflect.max_rationale_len}: must be below rollout.response_len={limit}, "
+        "or no repair has room"
+    )
+
+
+def _is_path_or_mixture(c: ConfigDict, *, split: str) -> str:
+    value, is_prepared = c.data[split], c.data.format == "prepared"
+    if isinstance(value, str) or (is_prepared and isinstance(value, tuple | list) and all(map(_is_part, value))):
+        return ""
+    wanted = "give one path, or with data.format='prepared' ((folder, weight), ...), weights above 0"
+    return f"data.{split}={value!r}: {wanted}"
+
+
+def _is_part(part: Any) -> bool:
+    """True for (folder, weight) of a mixture."""
+    if not (isinstance(part, tuple | list) and len(part) == 2):
+        return False
+    folder, weight = part
+    return isinstance(folder, str) and bool(folder) and isinstance(weight, int | float) and weight > 0
+
+
+CHECKS: tuple[Check, ...] = (
+    functools.partial(_is_path_or_mixture, split="train"),
+    functools.partial(_is_path_or_mixture, split="eval"),
+    _batches_divide,
+    _warmup_ends,
+    _samples_differ,
+    _buffer_fits,
+    _reflection_has_a_negative,
+    _repair_has_room,
+)
+
+
+def validate(config: ConfigDict) -> None:
     """Checks what can be checked without data or devices.
 
     Raises:
         ValueError: listing every problem, each with the value, what is allowed and how to mend it.
     """
-    o, r, t, e, values = config.objective, config.rollout, config.train, config.eval, flat(config)
-    pieces = t.minibatches * t.microbatches
-    allowed = {
-        "data.overlong": (config.data.overlong, OVERLONG),
-        "data.format": (config.data.format, loader.FORMATS),
-        "data.response_format": (config.data.response_format, tuple(FORMATS)),
-        "model.compute_dtype": (config.model.compute_dtype, ("float32", "bfloat16")),
-        "model.attention": (config.model.attention, ("auto", "xla")),
-        "optimizer.schedule": (config.optimizer.schedule, ("constant", "cosine", "linear")),
-        "objective.selector": (o.selector, subgroup.SELECTORS),
-        "objective.ratio": (o.ratio, loss.RATIOS),
-        "objective.aggregate": (o.aggregate, loss.AGGREGATES),
-        "objective.rescue.rank_by": (o.rescue.rank_by, rescue.RANKS),
-        "objective.rescue.scale": (o.rescue.scale, SCALES),
-        "score.old_from": (config.score.old_from, ("pass", "sampler")),
-        "objective.reflect.source": (o.reflect.source, reflect.SOURCES),
-        "objective.reflect.train_on": (o.reflect.train_on, reflect.TRAINED_ON),
-    }
-    smallest = {
-        "objective.num_negatives": 1,
-        "objective.num_neighbours": 1,
-        "objective.max_draws": 1,
-        "objective.reflect.max_rationale_len": 1,
-        "objective.overlong_penalty": 0,
-        "objective.kl_coef": 0,
-        "model.logits_chunk": 1,
-        "verify.workers": 1,
-        "eval.batch_size": 1,
-        "eval.num_samples": 1,
-    }
-    above_0 = (
-        "objective.clip_high",
-        "objective.rescue.delta",
-        "verify.deadline",
-        "optimizer.lr",
-        "optimizer.clip_norm",
-    )
-    problems = [
-        f"{name}={value!r}: choose one of {', '.join(choices)}"
-        for name, (value, choices) in allowed.items()
-        if value not in choices
-    ]
-    checks = {
-        f"model.folder={config.model.folder!r}: name a folder with a config.json": bool(config.model.folder),
-        f"data.train={config.data.train!r}: name the training data": bool(config.data.train),
-        **{
-            f"data.{split}={config.data[split]!r}: give one path, or with data.format='prepared' "
-            "((folder, weight), ...), weights above 0": _names_data(config.data[split], config.data.format)
-            for split in ("train", "eval")
-        },
-        **{
-            f"{name}={value!r}: {files.MUST_BE_LOCAL}": not files.in_bucket(str(value))
-            for name, value in (
-                ("model.folder", config.model.folder),
-                ("data.train", config.data.train),
-                ("data.eval", config.data.eval),
-            )
-        },
-        f"train.steps={t.steps}: must be at least 1": t.steps >= 1,
-        f"train.prompts={t.prompts}: must divide by minibatches * microbatches = {pieces}": pieces >= 1
-        and t.prompts % pieces == 0
-        and t.prompts > 0,
-        f"rollout.temperature={r.temperature}: training needs more than 0": r.temperature > 0,
-        f"rollout.num_rollouts={r.num_rollouts}: a group needs at least 2": r.num_rollouts >= 2,
-        f"rollout.response_len={r.response_len}: must be at least 8 tokens": r.response_len >= 8,
-        f"rollout.compact_shares={r.compact_shares}: must be shares between 0 and 1, descending": list(r.compact_shares)
-        == sorted({share for share in r.compact_shares if 0 < share < 1}, reverse=True),
-        **{f"{name}={values[name]}: must be at least {low}": values[name] >= low for name, low in smallest.items()},
-        **{f"{name}={values[name]}: must be above 0": values[name] > 0 for name in above_0},
-        f"verify.tolerance={config.verify.tolerance}: must lie in [0, 1)": 0 <= config.verify.tolerance < 1,
-        f"eval.temperature={e.temperature}: must be above 0 with eval.num_samples={e.num_samples}": e.num_samples == 1
-        or e.temperature > 0,
-        f"objective.clip_low={o.clip_low}: must lie in (0, 1]": 0 < o.clip_low <= 1,
-        f"objective.overlong_buffer_len={o.overlong_buffer_len}: must lie in 0 .. rollout.response_len": 0
-        <= o.overlong_buffer_len
-        <= r.response_len,
-        "objective.reflect.enabled needs objective.anchored=True: reflection repairs a subgroup's negative": o.anchored
-        or not o.reflect.enabled,
-        f"objective.reflect.max_rationale_len={o.reflect.max_rationale_len}: must be below rollout.response_len="
-        f"{r.response_len}, or no repair has room": not (o.reflect.enabled and reflect.keeps_forced(o))
-        or o.reflect.max_rationale_len < r.response_len,
-        f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below the run's steps * minibatches = "
-        f"{t.steps * t.minibatches} updates": 0 <= config.optimizer.warmup_steps < t.steps * t.minibatches,
-        f"train.checkpoint_every={t.checkpoint_every}: must be at least 1 step": t.checkpoint_every >= 1,
-        f"train.samples_every={t.samples_every}: must be at least 1 step": t.samples_every >= 1,
-        f"train.hang_after={t.hang_after}: must be seconds, or 0 for never": t.hang_after >= 0,
-    }
-    problems += [message for message, holds in checks.items() if not holds]
+    values = flat(config)
+    problems = [f"{key}={values[key]!r}: {wanted}" for key, rule in RULES.items() if (wanted := rule(values[key]))]
+    problems += [problem for check in CHECKS if (problem := check(config))]
     if problems:
         raise ValueError("bad config: " + "; ".join(problems))
 
 
-def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The values by dotted key, as `--config.` takes them."""
-    leaves = jax.tree_util.tree_leaves_with_path(config.to_dict(), is_leaf=lambda x: not isinstance(x, dict))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
-
-
-def _names_data(value: object, data_format: str) -> bool:
-    """Whether a value is one path or a mixture of prepared folders; an empty one is another check's matter."""
-    if isinstance(value, str) or not isinstance(value, tuple | list):
-        return isinstance(value, str)
-    pairs = [pair for pair in value if isinstance(pair, tuple | list) and len(pair) == 2]
-    return (
-        data_format == "prepared"
-        and len(pairs) == len(value)
-        and all(isinstance(folder, str) and folder for folder, _ in pairs)
-        and all(isinstance(weight, int | float) and weight > 0 for _, weight in pairs)
-    )
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Returns the values by dotted key, in the form that `--config.` takes them."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():  # sorted by key
+        if isinstance(value, ConfigDict):
+            values |= {f"{key}.{name}": leaf for name, leaf in flat(value).items()}
+        else:
+            values[key] = value
+    return values

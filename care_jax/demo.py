@@ -2,7 +2,7 @@
 
     python -m care_jax.demo --workdir=runs/demo-1 --seed=1
 
-Run again it resumes wherever it was. The last line is one JSON object with the figures.
+Interrupt it at any time; the same command resumes. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations
@@ -14,23 +14,20 @@ from pathlib import Path
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import flags
 
 from care_jax import cli, cold_start, files, train
-from care_jax.data.mini_vqa.questions import SKILLS
+from care_jax.options import SKILLS
 from care_jax.report import write_report
-from care_jax.run.session import StopFlag
-from care_jax.run.writers import METRICS_FILE
-from configs import demo, demo_cold_start
+from care_jax.run.folder import METRICS_FILE
+from care_jax.run.stop import StopFlag
+from configs import demo
 from convert import jax_to_hf
-
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
-_SEED = flags.DEFINE_integer("seed", 1, "Of initialisation, data order and sampling.")
 
 
 def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
     """Cold start and RL of one demo, with their folders under `workdir`."""
-    cold, care = demo_cold_start.get_config(), demo.get_config()
+    cold, care = demo.cold_start(), demo.get_config()
     for config in (cold, care):
         config.seed = seed
         config.data.train = str(workdir / "data")
@@ -48,9 +45,10 @@ def accuracies(workdir: Path, step: int) -> dict[str, float]:
 
 
 def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.ConfigDict) -> dict | None:
-    """Runs or resumes all stages; None when a SIGTERM stopped one of them (run again to go on).
+    """Runs or resumes all stages.
 
-    "seconds" of the figures is the time of this call alone.
+    Returns:
+        The figures, whose "seconds" is the time of this call alone; None if a SIGTERM stopped a stage.
     """
     started = time.time()
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
@@ -95,16 +93,15 @@ def _announce(text: str) -> None:
     print(f"== {text}", flush=True)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Runs the demo and shows its figures."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}; options are --workdir and --seed")
-    logging.set_verbosity(logging.WARNING)
-    workdir = files.on_disk(_WORKDIR.value, "--workdir")  # data are built in it
-    result = run(workdir, *stage_configs(workdir, _SEED.value))
+    workdir = files.on_disk(flags.FLAGS.workdir, "--workdir")  # data are built in it
+    result = run(workdir, *stage_configs(workdir, flags.FLAGS.seed))
     if result is not None:
         show(result)
 
 
 if __name__ == "__main__":
-    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))
+    flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
+    flags.DEFINE_integer("seed", 1, "Seed of initialisation, data order and sampling.")
+    cli.run_flags(main)

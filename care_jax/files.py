@@ -1,4 +1,4 @@
-"""Where files may lie: on a local disk, or in a Google Cloud Storage bucket (gs://BUCKET/...).
+"""Paths on a local disk or in a Google Cloud Storage bucket (gs://BUCKET/...), files written whole, and locks.
 
 A run folder and the weights that a run starts from may lie in a bucket. Data are read here and there and models through
 memory maps, so those are local.
@@ -6,18 +6,24 @@ memory maps, so those are local.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import filelock
 import fsspec
 from etils import epath
 
 MUST_BE_LOCAL = "must be on a local disk; copy it there, as with gcloud storage rsync --recursive"
 _BUCKET = "gs://"
 
+AnyPath = TypeVar("AnyPath", Path, epath.Path)
+
 
 def in_bucket(path: epath.PathLike) -> bool:
-    """Whether `path` is no local one."""
+    """Whether `path` lies in a bucket rather than on a local disk."""
     return "://" in os.fspath(path)
 
 
@@ -25,7 +31,7 @@ def anywhere(path: epath.PathLike) -> epath.Path:
     """`path`, absolute, with pathlib's methods.
 
     Raises:
-        ValueError: it lies in a bucket, and what reads buckets is not installed or does not know this kind.
+        ValueError: `path` lies in a bucket that cannot be read, because gcsfs is missing or it is not gs://.
     """
     if not in_bucket(path):
         return epath.Path(path).absolute()
@@ -39,7 +45,7 @@ def anywhere(path: epath.PathLike) -> epath.Path:
 
 
 def on_disk(path: epath.PathLike, name: str) -> Path:
-    """`path`, which must be local; `name` is that of its flag or config key.
+    """`path`, which must be local; `name` is the flag or config key that holds it, for the message.
 
     Raises:
         ValueError: it lies in a bucket.
@@ -47,3 +53,46 @@ def on_disk(path: epath.PathLike, name: str) -> Path:
     if in_bucket(path):
         raise ValueError(f"{name}={path}: {MUST_BE_LOCAL}")
     return Path(path)
+
+
+@contextlib.contextmanager
+def written_whole(path: AnyPath) -> Iterator[AnyPath]:
+    """A temporary path beside `path`, renamed to `path` when the block ends.
+
+    A reader sees the old file or the new one, never a part. If the block raises, the temporary file is removed and
+    `path` stays as it was; if it writes nothing, `path` stays as it was too.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        yield unfinished
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    if unfinished.exists():
+        unfinished.replace(path)
+
+
+def write_text(path: Path | epath.Path, text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, which never holds a part of it."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Holds a lock on the file `path` until the block ends, or the process ends in any way.
+
+    A file system that has no locks is used without one.
+
+    Raises:
+        ValueError: `message`, if another process holds the lock.
+    """
+    path.touch()  # an unwritable folder is an error, unlike a file system without locks
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(filelock.FileLock(path).acquire(blocking=False))
+        except filelock.Timeout as error:
+            raise ValueError(message) from error
+        except (OSError, NotImplementedError):
+            pass
+        yield

@@ -12,49 +12,47 @@ import dataclasses
 import hashlib
 import html
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
-from care_jax import files
+from care_jax import cli, files
 from care_jax.page.charts import sections
 from care_jax.page.run_data import OUTCOMES, Run, load_run
 
 _PAGE = Path(__file__).parent / "page" / "assets"
 _SCRIPTS = ("charts.js", "samples.js")
 EVAL_PREFIX = "eval/accuracy/"
+_NO_VALUE = "&ndash;"
 STAGE_WORDS = {"cold_start": "cold start", "train": "training"}
 
 
 def write_report(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> None:
-    """Writes the page about some runs, side by side in the order given, in one rename.
+    """Writes the page about some runs, side by side in the order given.
 
     Args:
-      workdirs: run folders; one that is in progress or lacks files is shown as far as it goes.
-      out: the HTML file to write.
+        workdirs: run folders; one that is in progress or lacks files is shown as far as it goes.
+        out: the HTML file to write.
 
     Raises:
-      ValueError: no workdir, or one that is no folder; nothing is written.
+        ValueError: no workdir, or one that is not a folder; nothing is written.
     """
     if not workdirs:
         raise ValueError("no run folder given; name at least one: --workdir=DIR (it holds metrics.jsonl)")
     folders, out = [files.anywhere(workdir) for workdir in workdirs], files.anywhere(out)
     for workdir, folder in zip(workdirs, folders, strict=True):
         if not folder.is_dir():
-            raise ValueError(f"--workdir={workdir} is no folder; give a run folder, which holds metrics.jsonl")
+            raise ValueError(f"--workdir={workdir} is not a folder; give a run folder, which holds metrics.jsonl")
     runs = [load_run(folder, name) for folder, name in zip(folders, _run_names(folders), strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_bytes(_render(runs).encode())
-    temporary.replace(out)
+    files.write_text(out, _render(runs))
 
 
 def _run_names(workdirs: Sequence[epath.Path]) -> list[str]:
-    """Folder names, with the parent folders it takes to tell them apart; numbered where one folder comes twice."""
+    """Folder names, with as many parents as tell them apart; numbered if one folder comes twice."""
     folders = [workdir.parts for workdir in workdirs]
     for depth in range(1, max(map(len, folders))):
         names = ["/".join(parts[-depth:]) for parts in folders]
@@ -98,7 +96,7 @@ def _render(runs: Sequence[Run]) -> str:
 
 
 def _script_json(value: object) -> str:
-    """JSON that no text inside can break out of a script element: `<` is written as an escape."""
+    """JSON for a script element. `<` is written as an escape, so that no text inside can end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -140,7 +138,7 @@ class AccuracyColumn:
 def accuracy_columns(runs: Sequence[Run]) -> list[AccuracyColumn]:
     """First (at step 0) and last evaluation of each run, in order.
 
-    A training run's step 0 is left out where a cold start is among the runs: its last column shows that model.
+    A training run's step 0 is left out if a cold start is among the runs, whose last column shows that model.
     """
     has_cold_start = any(run.stage == "cold_start" for run in runs)
     columns = []
@@ -151,7 +149,7 @@ def accuracy_columns(runs: Sequence[Run]) -> list[AccuracyColumn]:
         steps = list(evaluated)
         keeps_start = run.stage == "cold_start" or not has_cold_start
         for step in dict.fromkeys((*steps[:1], *steps[-1:])):
-            if step == 0 and not keeps_start and len(steps) > 1 or step not in (0, steps[-1]):
+            if (step == 0 and not keeps_start and len(steps) > 1) or step not in (0, steps[-1]):
                 continue
             word = STAGE_WORDS[run.stage]
             when = "at the start" if step == 0 else f"after {word}, step {step}"
@@ -172,7 +170,8 @@ def _accuracy_table(columns: Sequence[AccuracyColumn]) -> str:
     body = []
     for skill in (*skills, "mean"):
         cells = "".join(
-            _accuracy_cell(column.accuracy[skill]) if skill in column.accuracy else "<td>–</td>" for column in columns
+            _accuracy_cell(column.accuracy[skill]) if skill in column.accuracy else f"<td>{_NO_VALUE}</td>"
+            for column in columns
         )
         name = "mean over skills" if skill == "mean" else html.escape(skill)
         body.append(f'<tr class="{"mean" if skill == "mean" else "skill"}"><th>{name}</th>{cells}</tr>')
@@ -204,7 +203,7 @@ def _differences(runs: Sequence[Run]) -> str:
     head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs if run.config)
     rows = "".join(
         f"<tr><th>{html.escape(key)}</th>"
-        + "".join(f"<td>{html.escape(one[key]) if key in one else '–'}</td>" for one in flat)
+        + "".join(f"<td>{html.escape(one[key]) if key in one else _NO_VALUE}</td>" for one in flat)
         + "</tr>"
         for key in keys
     )
@@ -221,20 +220,14 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def main(argv: Sequence[str]) -> None:
-    """Writes the page that the flags ask for; exits with code 2 and one line on bad input."""
-    del argv
+def main() -> None:
+    """Writes the page that the flags ask for."""
     out = flags.FLAGS.out
-    try:
-        write_report(flags.FLAGS.workdir, out)
-    except ValueError as error:
-        print(f"report: {error}", file=sys.stderr)
-        sys.exit(2)
+    write_report(flags.FLAGS.workdir, out)
     print(f"{out} ({epath.Path(out).stat().length / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
-    # Defined here, not at import: the other entry points have a --workdir of their own.
     flags.DEFINE_multi_string("workdir", None, "Run folder; may be given more than once.", required=True)
     flags.DEFINE_string("out", "report.html", "HTML file to write.")
-    app.run(main)
+    cli.run_flags(main)

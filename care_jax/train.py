@@ -1,158 +1,203 @@
-"""CARE, or any objective of objectives.py: the loop, in the order of time.
+"""CARE, or any objective of method/objectives.py: the training loop.
 
     python -m care_jax.train --config=configs/F.py --workdir=DIR [--config.a.b=v]     # the same command resumes
 
-One step: rollouts, verdicts, one scoring pass, subgroups, reflections, and one jitted update (method.md section 1).
-Host work is verification and bookkeeping; everything else is a program compiled before the first step.
+A step is the table of step.py, walked from top to bottom: rollouts, verdicts, one scoring pass, subgroups, repairs, and
+one update. Programs are compiled before the first step; the host verifies answers and keeps the books.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
 
-from care_jax import cli
-from care_jax.inputs.processor import Example, Processor, padding_shares
+from care_jax import cli, step
+from care_jax.checkpoints.initial_state import initial_model
+from care_jax.inputs.batch import Example
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import reflect
-from care_jax.method.train_batch import Reflection, no_reflection
-from care_jax.models import QwenVL
-from care_jax.models.cache import Prefix
-from care_jax.rewards.judge import Judged, judge
+from care_jax.method.objectives import Objective
+from care_jax.method.train_batch import Reflection
+from care_jax.parallel.sharding import abstract_arrays
+from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run import step_summary
-from care_jax.run.build import make_model
-from care_jax.run.session import Encoder, Session, open_session
-from care_jax.stages.programs import EVERY_BUCKET, Bucket, Inputs, TrainPrograms, bucket_of
+from care_jax.run.session import Session, open_session
+from care_jax.run.training_data import Encoder
+from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, all_buckets, bucket_of
+from care_jax.stages.host import Services
 from care_jax.stages.rollout import nothing_forced
+from care_jax.stages.table import HostStage, Setup, Stage
 from care_jax.stages.train_state import TrainState
-from care_jax.structs import Outcome, Prompts, Rollouts, Subgroup
+from care_jax.structs import Outcome, Rollouts, zeros
 
-# One number a random draw of a step, folded into its key. Redraws of dynamic sampling count on from ROLLOUT.
-SELECT, REFLECT, ROLLOUT = range(3)
+# What dynamic sampling puts together of the mixed groups of several draws.
+REGROUPED = ("records", "padding", "prompts", "prefix", "rollouts", "judged", "verdicts")
 
 
-class Group(NamedTuple):
-    """B prompts with their rollouts and verdicts."""
+class Values:
+    """The values of one step by name: on the devices, and host copies of what the host has or reads."""
 
-    examples: list[Example]
-    bucket: Bucket
-    prompts: Prompts  # on the device
-    prefix: Prefix | None  # None where nothing more is decoded
-    rollouts: Rollouts
-    on_host: Rollouts  # the same as NumPy arrays
-    judged: Judged
-    drawn: step_summary.Drawn  # with what dynamic sampling dropped
+    def __init__(
+        self, stages: CompiledStages, session: Session, on_devices: Mapping[str, Any], on_host: Mapping[str, Any]
+    ):
+        """Begins with these values."""
+        self._stages, self._session = stages, session
+        self.on_devices, self.bucket = dict(on_devices), EVERY_BUCKET
+        self._on_host = dict(on_host)
+        self.wait: Callable[[Any], Any] = session.supervisor.wait  # raises Stopped when the run is to stop
+
+    def give(self, given: Mapping[str, Any]) -> None:
+        """Adds what a device stage gives."""
+        self.on_devices |= given
+        for name in given:
+            self._on_host.pop(name, None)
+
+    def give_host(self, given: Mapping[str, Any], *, put: Collection[str]) -> None:
+        """Adds what a host stage gives; the names in `put` go to the devices."""
+        self._on_host |= {name: value for name, value in given.items() if name in self._stages.read_by_host}
+        self.on_devices |= {name: self._session.put(given[name]) for name in put}
+        if "prompts" in put:
+            self.bucket = bucket_of(given["prompts"])
+
+    def settle(self, given: Mapping[str, Any]) -> None:
+        """Waits for what device stages have given, and fetches what a host stage will take."""
+        if given:
+            self.wait(given)
+        for name in given:
+            if name in self._stages.taken_by_host:
+                self._fetch(name)
+
+    def on_host(self, name: str) -> Any:
+        """The host's copy of a value, which waits for the devices if there is none yet."""
+        if name not in self._on_host:
+            self.wait(self.on_devices[name])
+            self._fetch(name)
+        return self._on_host[name]
+
+    def free(self, names: Sequence[str]) -> None:
+        """Gives up the device memory of values; of those that the log reads the host takes its copy first."""
+        for name in names:
+            if name in self.on_devices:
+                if name in self._stages.read_by_host and name not in self._on_host:
+                    self._fetch(name)
+                del self.on_devices[name]
+
+    def _fetch(self, name: str) -> None:
+        self._on_host[name] = self._stages.fetch(name, self.on_devices[name])
 
 
 class Trainer:
-    """The stages of a step over one session's programs."""
+    """Runs the table of a step over one session's programs."""
 
     def __init__(self, session: Session):
-        config = session.config
-        self.session, self.config, self.objective = session, config, config.objective
-        self.token_bytes = TokenBytes(session.processor.tokenizer)
-        inputs = Inputs.of(session.processor, config.objective)
-        self.programs = TrainPrograms.build(config, inputs, session.state, session.optimizer, session.mesh)
-        self.reference: QwenVL | None = make_model(config, session.mesh) if self.objective.kl_coef > 0 else None
-        self.nothing_forced = session.put(
-            jax.device_get(nothing_forced(config.train.prompts, config.rollout.num_rollouts))
+        """Compiles every stage that the config switches on."""
+        config, processor = session.config, session.processor
+        self.session, self.config = session, config
+        self.objective = Objective.from_config(config.objective)
+        self.services = Services(
+            config=config,
+            objective=self.objective,
+            processor=processor,
+            verifier=session.verifier,
+            token_bytes=TokenBytes(processor.tokenizer),
+            next_examples=lambda: next(session.data),
         )
-        self.no_reflection = jax.device_get(no_reflection(config.train.prompts, config.rollout.response_len))
+        state = abstract_arrays(session.state)
+        setup = Setup(
+            config=config,
+            objective=self.objective,
+            mesh=session.mesh,
+            num_prompts=config.train.prompts,
+            num_rollouts=config.rollout.num_rollouts,
+            temperature=config.rollout.temperature,
+            stop_ids=processor.stop_ids,
+            forbidden_mask=processor.forbidden_mask,
+            image_spec=processor.image_spec,
+            num_forced=reflect.forced_width(processor, self.objective),
+            params=state.params,
+            state=state,
+            optimizer=session.optimizer,
+        )
+        self.stages = CompiledStages(step.STEP, setup, all_buckets(config))
+        self.phases = self.stages.table.phases()
+        if self.objective.dynamic_sampling:
+            left = self.stages.table.given_anew() - {*REGROUPED}
+            assert not left, f"_draw_mixed_groups does not put {', '.join(left)} together"
+            self.stages.read_by_host.add("examples")
+        # What is there before every step, beside the state.
+        no_reflection = zeros(Reflection, B=setup.num_prompts, R=config.rollout.response_len)
+        self.start_on_host = {"reflection": no_reflection}
+        self.start = {
+            "unforced": session.put(jax.device_get(nothing_forced(setup.num_prompts, setup.num_rollouts))),
+            "reflection": session.put(no_reflection),
+            "forbidden_mask": session.forbidden_mask,
+        }
+        if self.objective.kl_coef > 0:
+            self.start["reference"] = initial_model(config, session.mesh)
 
     def step(self) -> dict[str, float]:
         """One step; returns its metrics, and writes events and samples."""
-        session, objective, programs, timer = self.session, self.objective, self.programs, self.session.timer
         started = time.perf_counter()
-        params, forbidden = session.state.params, session.forbidden_mask
+        state = self.session.state
+        start = self.start | {"state": state, "params": state.params}
+        values = Values(self.stages, self.session, start, self.start_on_host)
 
-        with timer("rollout"):
-            sampler = programs.sampler(EVERY_BUCKET, params)
-        group = self._mixed_groups(sampler) if objective.dynamic_sampling else self._rollouts(sampler, ROLLOUT)
-        verdicts = session.put(group.judged.verdicts)
+        self._run(self.phases.opening, values, wait=False)  # the devices work while the data are read
+        drawn = self._draw_mixed_groups(values) if self.objective.dynamic_sampling else self._draw(values, 0)
+        values.free(self.stages.table.freed_after_drawing())
+        self._run(self.phases.learning, values)
 
-        with timer("score"):
-            scores = programs.score(group.bucket, params, group.prompts, group.rollouts, verdicts, forbidden)
-            session.wait(scores)
-        with timer("select"):
-            key = session.key(SELECT)
-            subgroup = programs.select(group.bucket, group.rollouts, verdicts, scores, key)
-            chosen = programs.select.fetch(subgroup)
-        reflection, reflected = self.no_reflection, None
-        if objective.reflect.enabled:
-            with timer("reflect"):
-                reflection, reflected = self._reflect(sampler, group, chosen)
-        del sampler  # the update needs the room
-        group = group._replace(prefix=None)
-        with timer("select"):
-            assembled = programs.assemble(
-                group.bucket, group.prompts, group.rollouts, verdicts, scores, subgroup, session.put(reflection)
-            )
-            batch = session.wait(assembled).batch
-        if self.reference is not None:
-            with timer("score"):
-                ref = programs.reference(group.bucket, self.reference, group.prompts, batch.token_ids, forbidden)
-                batch = batch.replace(logprobs_ref=session.wait(ref))
-        with timer("update"):
-            output = programs.update(group.bucket, session.state, batch, forbidden)
-            session.advance(output.state)
-            update_metrics = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
-            update_metrics |= padding_shares(group.examples, group.bucket)
+        figures = {name: float(value) for name, value in values.on_host("update_metrics").items()}
+        figures |= values.on_host("padding")
+        return self._log(self._finished(values, drawn), figures, time.perf_counter() - started)
 
-        on_host = programs.assemble.fetch(assembled.replace(batch=batch))
-        done = step_summary.Step(
-            records=[example.record for example in group.examples],
-            rollouts=group.on_host,
-            judged=group.judged,
-            drawn=group.drawn,
-            scores=programs.score.fetch(scores),
-            subgroup=chosen,
-            reflection=reflection,
-            reflected=reflected,
-            batch=on_host.batch,
-            advantages=on_host.advantages,
-        )
-        return self._log(done, update_metrics, time.perf_counter() - started)
+    def _run(self, stages: Sequence[Stage], values: Values, *, draw: int = 0, wait: bool = True) -> None:
+        """Runs stages in order, neighbours with the same timer under one clock."""
+        for timer, neighbours in itertools.groupby(stages, key=lambda stage: stage.timer):
+            with self.session.supervisor.timer(timer):
+                for stage in neighbours:
+                    given = self._run_stage(stage, values, draw)
+                    values.free(self.stages.ends[stage.name])
+                if wait:
+                    values.settle(given)  # or its seconds would count under the next clock
 
-    def _rollouts(self, sampler: QwenVL, draw: int) -> Group:
-        """The next batch of prompts, G rollouts each, judged."""
-        session, timer = self.session, self.session.timer
-        with timer("data"):
-            examples = next(session.iterator)
-            prompts = session.put(session.processor.collate(examples))
-        bucket = bucket_of(prompts)
-        with timer("rollout"):
-            prefix = self.programs.prefill(bucket, session.state.params, prompts)
-            key = session.key(draw)
-            rollouts = self.programs.rollout(bucket, sampler, prefix, self.nothing_forced, session.forbidden_mask, key)
-            on_host = self.programs.rollout.fetch(session.wait(rollouts))
-        with timer("verify"):
-            judged = self._judge(examples, on_host)
-        records = [example.record for example in examples]
-        drawn = step_summary.Drawn(records, judged, num_tokens=int(on_host.sampled_mask.sum()), num_draws=1)
-        return Group(examples, bucket, prompts, prefix, rollouts, on_host, judged, drawn)
+    def _run_stage(self, stage: Stage, values: Values, draw: int) -> dict[str, Any]:
+        """Runs one stage; returns what it gives on the devices, perhaps not computed yet."""
+        if isinstance(stage, HostStage):
+            given = stage.function(self.services, *(values.on_host(name) for name in stage.takes))
+            values.give_host(given, put=stage.puts)
+            return {}
+        if stage.random is not None:
+            values.on_devices["key"] = self.session.key(stage.random + draw)
+        given = self.stages.run(stage, values.bucket, values.on_devices)
+        values.give(given)
+        if "state" in given:  # the step is done and will not be given up: nothing below raises Stopped
+            self.session.advance(given["state"])
+            values.wait = jax.block_until_ready
+        return given
 
-    def _judge(self, examples: list[Example], rollouts: Rollouts) -> Judged:
-        verify = self.config.verify
-        return judge(
-            self.session.verifier,
-            [example.record for example in examples],
-            np.asarray(rollouts.token_ids),
-            np.asarray(rollouts.response_len),
-            self.token_bytes,
-            response_format=self.session.processor.response_format,
-            correct_weight=verify.correct_weight,
-            format_weight=verify.format_weight,
-            sampled_len=np.asarray(rollouts.sampled_mask).sum(-1),
-            overlong_buffer_len=self.objective.overlong_buffer_len,
-            overlong_penalty=self.objective.overlong_penalty,
+    def _draw(self, values: Values, draw: int) -> step_summary.Drawn:
+        """The next batch of prompts, with G judged rollouts each."""
+        self._run(self.phases.drawing, values, draw=draw)
+        rollouts: Rollouts = values.on_host("rollouts")
+        return step_summary.Drawn(
+            records=values.on_host("records"),
+            judged=values.on_host("judged"),
+            num_tokens=int(rollouts.sampled_mask.sum()),
+            num_draws=1,
         )
 
-    def _mixed_groups(self, sampler: QwenVL) -> Group:
+    def _draw_mixed_groups(self, values: Values) -> step_summary.Drawn:
         """DAPO's dynamic sampling: draws batches until B groups are mixed; uniform ones fill up after max_draws.
 
         Dropped groups are gone: their prompts are not asked again in this epoch.
@@ -160,71 +205,50 @@ class Trainer:
         kept: list[tuple[Example, Rollouts, Judged]] = []
         spare: list[tuple[Example, Rollouts, Judged]] = []
         wanted, draws = self.config.train.prompts, list[step_summary.Drawn]()
+        drawn = [name for stage in self.phases.drawing for name in stage.gives]
         for draw in range(self.objective.max_draws):
-            group = self._rollouts(sampler, ROLLOUT + draw)
-            draws.append(group.drawn)
-            correct = group.judged.verdicts.correct
-            for b, example in enumerate(group.examples):
+            values.free(drawn)
+            draws.append(self._draw(values, draw))
+            rollouts, judged = values.on_host("rollouts"), values.on_host("judged")
+            correct = judged.verdicts.correct
+            for b, example in enumerate(values.on_host("examples")):
                 is_mixed = 0 < correct[b].sum() < correct.shape[1]
-                (kept if is_mixed else spare).append((example, _row(group.on_host, b), _judged_row(group.judged, b)))
+                (kept if is_mixed else spare).append((example, _row(rollouts, b), _judged_row(judged, b)))
             if len(kept) >= wanted:
                 break
-        rows = (kept + spare)[:wanted]
-        examples = [row[0] for row in rows]
-        prompts = self.session.put(self.session.processor.collate(examples))
-        bucket, rollouts = bucket_of(prompts), _stack([row[1] for row in rows])
-        prefix = None
+        examples, rollouts, judged = zip(*(kept + spare)[:wanted], strict=True)
+        values.free(drawn)
+        group = self.services.batch(examples)
+        group |= {"rollouts": _stack(rollouts), "judged": step_summary.join_judged(judged)}
+        group["verdicts"] = group["judged"].verdicts
+        values.give_host(group, put=["prompts", "rollouts", "verdicts"])
+        if any("prefix" in stage.takes for stage in self.phases.learning):
+            self._run([step.PREFILL], values)
+        return step_summary.join_drawn(draws)
+
+    def _finished(self, values: Values, drawn: step_summary.Drawn) -> step_summary.Step:
+        """The values of a step as its summary wants them."""
+        read, reflected = values.on_host, None
         if self.objective.reflect.enabled:
-            prefix = self.programs.prefill(bucket, self.session.state.params, prompts)
-        return Group(
-            examples=examples,
-            bucket=bucket,
-            prompts=prompts,
-            prefix=prefix,
-            rollouts=self.session.put(rollouts),
-            on_host=rollouts,
-            judged=step_summary.join_judged([row[2] for row in rows]),
-            drawn=step_summary.join_drawn(draws),
+            reflected = step_summary.Reflected(read("forced"), read("repaired"))
+        return step_summary.Step(
+            records=read("records"),
+            rollouts=read("rollouts"),
+            judged=read("judged"),
+            drawn=drawn,
+            scores=read("scores"),
+            subgroup=read("subgroup"),
+            reflection=read("reflection"),
+            reflected=reflected,
+            batch=read("batch"),
+            advantages=read("advantages"),
         )
-
-    def _reflect(self, sampler: QwenVL, group: Group, chosen: Subgroup) -> tuple[Reflection, step_summary.Reflected]:
-        """One repair of the nearest failure of each MIXED group: decode, verify, score under its context.
-
-        Returns them as the update wants them, and as they were decoded.
-        """
-        session, programs, objective = self.session, self.programs, self.objective
-        params, forbidden = session.state.params, session.forbidden_mask
-        forced = reflect.force_prefixes(session.processor, objective, texts=group.judged.texts, subgroup=chosen)
-        key = session.key(REFLECT)
-        repaired = programs.reflect(group.bucket, sampler, group.prefix, session.put(forced), forbidden, key)
-        repaired = programs.reflect.fetch(session.wait(repaired))
-        reflected = step_summary.Reflected(forced, repaired)
-        tried = repaired.sampled_mask.any(axis=(1, 2))
-        if objective.reflect.train_on == "rewrite":
-            repaired = reflect.rewrite(session.processor, objective, token_bytes=self.token_bytes, repaired=repaired)
-        judged = self._judge(group.examples, repaired)
-        responses, verdicts = session.put(repaired), session.put(judged.verdicts)
-        scores = programs.score_reflected.fetch(
-            programs.score_reflected(group.bucket, params, group.prompts, responses, verdicts, forbidden)
-        )
-        reflection = Reflection(
-            tried=tried,
-            token_ids=repaired.token_ids[:, 0],
-            response_len=repaired.response_len[:, 0],
-            sampled_mask=repaired.sampled_mask[:, 0],
-            logprobs_old=scores.logprobs[:, 0],
-            correct=judged.verdicts.correct[:, 0],
-            rewards=judged.verdicts.rewards[:, 0],
-            think_mask=judged.verdicts.think_mask[:, 0],
-            answer_mask=judged.verdicts.answer_mask[:, 0],
-        )
-        return reflection, reflected
 
     def _log(self, done: step_summary.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
-        times = session.timer.take()
+        times = session.supervisor.timer.take()
         metrics = update_metrics | step_summary.metrics(done, anchored=anchored) | times
-        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.encoder.num_dropped}
+        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.data.num_dropped}
         metrics.setdefault("logprob_gap/mean", metrics["abs_log_ratio"])  # where the sampler's scores are used
         metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
         if self.objective.dynamic_sampling:
@@ -236,7 +260,8 @@ class Trainer:
             row = _interesting(done)
             cue = self.objective.reflect.cue
             session.writer.samples(
-                session.step, [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=self.token_bytes)]
+                session.step,
+                [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=self.services.token_bytes)],
             )
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
@@ -251,7 +276,7 @@ def _row(rollouts: Rollouts, b: int) -> Rollouts:
     return jax.tree.map(lambda x: x[b], rollouts)
 
 
-def _stack(rows: list[Rollouts]) -> Rollouts:
+def _stack(rows: Sequence[Rollouts]) -> Rollouts:
     return jax.tree.map(lambda *xs: np.stack(xs), *rows)
 
 
@@ -270,32 +295,27 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
 
     def make_encoder(processor: Processor) -> Encoder:
-        reflect.require_room(processor, config)
-        return processor.encode_prompt
+        objective = Objective.from_config(config.objective)
+        reflect.require_room(processor, objective, response_len=config.rollout.response_len)
+        return functools.partial(encode_prompt, processor)
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:
         with session.until_stopped():
-            held_out = session.evaluate_if_due()
+            session.evaluate_if_due()
             if session.has_ended():
                 return session.state
             trainer = Trainer(session)
             session.end_warm_up()
             while not session.has_ended():
-                metrics = trainer.step()
-                fresh = session.evaluate_if_due()
-                held_out = fresh or held_out
-                session.guard.check(session.step)
-                session.writer.progress(session.step, _figures(metrics, held_out))
-                session.checkpoint_if_due(fresh)
+                session.finish_step(_figures(trainer.step()))
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
 
-def _figures(metrics: dict[str, float], held_out: dict[str, float] | None) -> dict[str, float]:
+def _figures(metrics: dict[str, float]) -> dict[str, float]:
     """What the progress line shows."""
     names = {"accuracy/train": "acc", "groups/mixed": "mixed", "reflect/success_rate": "repaired", "entropy": "entropy"}
-    figures = {short: metrics[name] for name, short in names.items() if name in metrics}
-    return figures | ({"held-out": held_out["eval/accuracy/mean"]} if held_out else {})
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:

@@ -4,7 +4,7 @@
     python -m care_jax.train --config=configs/geometry3k.py --workdir=runs/geometry3k
     python -m care_jax.evaluate --config=configs/geometry3k.py --workdir=runs/geometry3k --benchmark=geometry3k
 
-2,101 questions: 8 steps of 256 prompts are an epoch. For memory see configs/care_qwen2_5_vl_3b.py.
+2,101 questions: 8 steps of 256 prompts are an epoch. docs/planning.md shows the memory that this model takes.
 """
 
 from __future__ import annotations

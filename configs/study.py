@@ -1,9 +1,9 @@
-"""The runs that CARE is compared by: two tasks, and the arms in which one thing differs from another.
+r"""The runs that CARE is compared by: two tasks, and the arms in which one thing differs from another.
 
     python -m benchmarks.study --config=configs/study.py --out=docs/study        # all of them, hours on two CPU cores
-    python -m care_jax.train --config=configs/study.py:five_digits/grpo --workdir=runs/mine --config.seed=3 \\
+    python -m care_jax.train --config=configs/study.py:five_digits/grpo --workdir=runs/mine --config.seed=3 \
         --config.data.train=runs/data --config.model.weights=COLD_START      # one of them
-    python -m care_jax.cold_start --config=configs/study.py:five_digits/cold_start --workdir=COLD_START \\
+    python -m care_jax.cold_start --config=configs/study.py:five_digits/cold_start --workdir=COLD_START \
         --config.seed=3 --config.data.train=runs/data
 
 All arms of a seed start from one cold start and see the prompts in one order; none has a KL term. Most ablations change
@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 
 from care_jax.method import objectives
-from configs import demo, demo_cold_start
+from configs import demo
 
 GRPO, CARE, EQUAL = "grpo", "care", "care_equal"
 COLD_START = "cold_start"
@@ -182,7 +182,7 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
     if task not in TASKS or name not in (*ARMS, COLD_START):
         raise ValueError(f"{run!r} is no run of the study: give TASK/ARM, TASK one of {', '.join(TASKS)}")
     if name == COLD_START:
-        c = demo_cold_start.get_config()
+        c = demo.cold_start()
         c.train.steps = TASKS[task].cold_start_steps
         c.rollout.response_len = TASKS[task].trace_len
     else:

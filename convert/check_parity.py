@@ -22,18 +22,19 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from care_jax import files
-from care_jax.checkpoints import checkpointer
+from care_jax import cli, files
 from care_jax.checkpoints.array_store import StoredParam
+from care_jax.checkpoints.load import open_params
 from care_jax.models import load_model_config
-from convert import command, hf_folder, mapping, tables
+from convert import hf_folder, mapping
 from convert.mapping import Source
 from convert.safetensors_io import Tensor
+from convert.weight import row_ranges
 
 
 @dataclasses.dataclass
 class Stage:
-    """What was found in one part of the model."""
+    """The comparison of one part of the model."""
 
     tensors: int = 0
     differing: int = 0
@@ -41,17 +42,17 @@ class Stage:
 
 
 def compare(folder: Path, path: epath.PathLike) -> dict[str, Stage]:
-    """The stages of the model of a Hugging Face folder against the checkpoint at `path`.
+    """Compares the model of a Hugging Face folder with the checkpoint at `path`, stage by stage.
 
     Raises:
         ValueError: unreadable files, no checkpoint, or weights on either side that do not fit config.json (all listed).
     """
-    table = tables.table(load_model_config(folder))
+    weights = mapping.weights_of(load_model_config(folder))
     tensors = hf_folder.all_tensors(hf_folder.read_shards(folder))
-    sources = mapping.check_tensors(tensors, table)
-    params = checkpointer.open_params(path)
-    mapping.check_params(params, table)
-    stages = {stage_of(weight.ours): Stage() for weight in table}
+    sources = mapping.check_tensors(tensors, weights)
+    params = open_params(path)
+    mapping.check_params(params, weights)
+    stages = {stage_of(weight.ours): Stage() for weight in weights}
     for name, tensor in tensors.items():
         source = sources[name]
         difference, is_equal = _compare(tensor, source, params[source.weight.ours])
@@ -69,9 +70,9 @@ def stage_of(name: str) -> str:
 
 
 def _compare(tensor: Tensor, source: Source, param: StoredParam) -> tuple[float, bool]:
-    """max |difference|, and whether every bit is the same."""
+    """The max |difference|, and whether every bit is the same."""
     largest, is_equal = 0.0, True
-    for rows in mapping.row_ranges(source.weight, param.chunk_shape, param.dtype):
+    for rows in row_ranges(source.weight, param.chunk_shape, param.dtype):
         ours = source.weight.to_hf(param.read(source.weight.place(source.layer, rows)).result()).astype(np.float32)
         theirs = tensor.read(rows).astype(np.float32)
         if np.array_equal(ours.view(np.uint32), theirs.view(np.uint32)):
@@ -103,5 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()  # not at import: the other commands have flags of the same names
-    command.run(main)
+    _define_flags()
+    cli.run_flags(main, on_host=True)

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face folder as they lie in its files: one, or several and an index."""
+"""The weight files of a Hugging Face folder: a single one, or several and their index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def has_weights(folder: Path) -> bool:
-    """There are safetensors, or an index that names some."""
+    """Whether there are safetensors, or an index that names some."""
     return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
 
 
@@ -21,8 +21,8 @@ def read_shards(folder: Path) -> dict[str, StoredShard]:
     """The headers of the weight files by file name.
 
     Raises:
-        ValueError: no safetensors, files that the index names and that are not there, a file that is cut off, an
-            index that says otherwise than the files, or weights beside those of the index.
+        ValueError: no safetensors, files that the index names and that are missing, a file that is cut off, an index
+            that contradicts the files, or weights beside those of the index.
     """
     if not has_weights(folder):
         raise ValueError(f"no weights in {folder}: looked for {SINGLE_FILE} and {INDEX_FILE}; download one of them")
@@ -39,7 +39,7 @@ def read_shards(folder: Path) -> dict[str, StoredShard]:
     found = {(name, file) for file, shard in shards.items() for name in shard.tensors}
     if differing := sorted(found ^ set(weight_map.items())):
         lines = (f"{name}: {'not ' if (name, file) not in found else ''}in {file}" for name, file in differing)
-        raise ValueError(f"{index} says otherwise than the files; download both again:\n  " + "\n  ".join(lines))
+        raise ValueError(f"{index} contradicts the files; download both again:\n  " + "\n  ".join(lines))
     return shards
 
 

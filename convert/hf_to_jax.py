@@ -12,46 +12,48 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from care_jax import files
-from care_jax.checkpoints import checkpointer
+from care_jax import cli, files
+from care_jax.checkpoints.array_store import Index
+from care_jax.checkpoints.stream import StreamedParam, save_params
 from care_jax.models import load_model_config
-from convert import command, hf_folder, mapping, staging, tables
-from convert.mapping import DTYPES, Index, Weight
+from convert import hf_folder, mapping, staging
+from convert.mapping import DTYPES
 from convert.safetensors_io import Tensor
+from convert.weight import Weight, row_ranges
 
 
 def convert(folder: Path, out: Path) -> int:
-    """Writes the parameters of a Hugging Face folder for `checkpointer.load_params` and gives their number.
+    """Writes the parameters of a Hugging Face folder, for `checkpoints.load.load_params`, and returns their number.
 
-    Each keeps its type; where the layers of one differ in it, float32 holds them all.
+    Each keeps its type; if the layers of one have several, it becomes float32.
 
     Raises:
         ValueError: unreadable files, weights that do not fit config.json (all of them listed), or an `out` that
             exists or cannot be written.
     """
-    table = tables.table(load_model_config(folder))
+    weights = mapping.weights_of(load_model_config(folder))
     tensors = hf_folder.all_tensors(hf_folder.read_shards(folder))
-    sources = mapping.check_tensors(tensors, table)
+    sources = mapping.check_tensors(tensors, weights)
     layers = {(source.weight.ours, source.layer): tensors[name] for name, source in sources.items()}
     params = {
         weight.ours: _streamed(weight, [layers[weight.ours, i] for i in range(len(weight.hf_names))])
-        for weight in table
+        for weight in weights
     }
     with staging.new_folder(out, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as new:
-        checkpointer.save_params(new, params)
+        save_params(new, params)
     return sum(param.size for param in params.values())
 
 
-def _streamed(weight: Weight, tensors: list[Tensor]) -> checkpointer.StreamedParam:
+def _streamed(weight: Weight, tensors: list[Tensor]) -> StreamedParam:
     types = {tensor.dtype for tensor in tensors}
     dtype = DTYPES[types.pop()] if len(types) == 1 else np.dtype(np.float32)
-    return checkpointer.StreamedParam(weight.our_shape, dtype, functools.partial(_parts, weight, tensors, dtype))
+    return StreamedParam(weight.our_shape, dtype, functools.partial(_parts, weight, tensors, dtype))
 
 
 def _parts(
     weight: Weight, tensors: list[Tensor], dtype: np.dtype, chunk_shape: tuple[int, ...]
 ) -> Iterator[tuple[Index, np.ndarray]]:
-    """Whole chunks: of several layers, if they are small, or some rows of one."""
+    """Parts that are whole chunks: of all layers if chunks hold several, else some rows of one layer."""
     if weight.layers is not None and chunk_shape[0] > 1:
         whole = np.empty(weight.our_shape, dtype)
         for layer, tensor in enumerate(tensors):
@@ -59,7 +61,7 @@ def _parts(
         yield (slice(None),), whole
         return
     for layer, tensor in enumerate(tensors):
-        for rows in mapping.row_ranges(weight, chunk_shape, dtype):
+        for rows in row_ranges(weight, chunk_shape, dtype):
             yield weight.place(layer, rows), weight.to_ours(tensor.read(rows).astype(dtype, copy=False))
 
 
@@ -76,5 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()  # not at import: the other commands have flags of the same names
-    command.run(main)
+    _define_flags()
+    cli.run_flags(main, on_host=True)

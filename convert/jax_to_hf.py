@@ -16,14 +16,15 @@ import tensorstore as ts
 from absl import flags
 from etils import epath
 
-from care_jax import files
-from care_jax.checkpoints import checkpointer
+from care_jax import cli, files
 from care_jax.checkpoints.array_store import StoredParam
+from care_jax.checkpoints.load import open_params
 from care_jax.models import load_model_config
-from convert import command, hf_folder, mapping, safetensors_io, staging, tables
+from convert import hf_folder, mapping, safetensors_io, staging
 from convert.hf_folder import INDEX_FILE, SINGLE_FILE
-from convert.mapping import DTYPES, Layout, Source, Weight
+from convert.mapping import DTYPES, Source
 from convert.safetensors_io import Shard, Spec
+from convert.weight import Layout, Weight, row_ranges
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _WEIGHT_FILES = ("*.safetensors", INDEX_FILE, "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
@@ -42,12 +43,20 @@ def convert(
 ) -> int:
     """Writes the parameters at `path` to `out`, beside unchanged copies of the other files of `folder`.
 
-    Where `folder` has weights, the new ones have their files, names, order and types, so that what was converted
-    from it gives the same bytes again; where it has none, they have the names of the published files, the type
-    that config.json names, and files of at most `max_shard_bytes`. A `dtype` of float32 or bfloat16 goes before
-    the source's; config.json stays as it is in any case.
+    If `folder` has weights, the new ones have their files, names, order and types, so that a model converted from it
+    gives the same bytes again. If it has none, they have the names of the published files and the type that
+    config.json names. config.json stays as it is in any case.
 
-    Returns the number of parameters.
+    Args:
+        path: a run, a checkpoint or a converted model.
+        folder: the Hugging Face folder.
+        out: the new Hugging Face folder.
+        dtype: float32 or bfloat16; "source" for the types of `folder`.
+        overwrite: replace `out`, if it is a Hugging Face folder.
+        max_shard_bytes: of a file, if `folder` has no weights and no single tensor is larger.
+
+    Returns:
+        The number of parameters.
 
     Raises:
         ValueError: no checkpoint at `path`, parameters that do not fit config.json (all listed), an unknown dtype,
@@ -55,14 +64,14 @@ def convert(
     """
     _check_out(out, folder, overwrite=overwrite)
     config = load_model_config(folder)
-    table = tables.table(config)
-    shards = _plan(folder, table, tables.usual_layout(config), dtype, max_shard_bytes)
-    params = checkpointer.open_params(path)
-    mapping.check_params(params, table)
+    weights = mapping.weights_of(config)
+    shards = _plan(folder, weights, mapping.published_layout(config), dtype, max_shard_bytes)
+    params = open_params(path)
+    mapping.check_params(params, weights)
     num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
     with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
         shutil.copytree(folder, new, ignore=shutil.ignore_patterns(*_NOT_CARRIED), dirs_exist_ok=True)
-        _write_weights(new, shards, table, params)
+        _write_weights(new, shards, weights, params)
         if dtype == "source" and (folder / INDEX_FILE).is_file():
             shutil.copy(folder / INDEX_FILE, new)
         elif shards.keys() != {SINGLE_FILE}:
@@ -83,17 +92,17 @@ def _check_out(out: Path, folder: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--out={out} is not a Hugging Face folder (no config.json), so --overwrite leaves it alone")
 
 
-def _plan(folder: Path, table: list[Weight], layout: Layout, dtype: str, max_shard_bytes: int) -> dict[str, Shard]:
-    """What to write, by file name."""
+def _plan(folder: Path, weights: list[Weight], layout: Layout, dtype: str, max_shard_bytes: int) -> dict[str, Shard]:
+    """The files to write, by name."""
     if dtype != "source" and dtype not in _DTYPES:
         raise ValueError(f"cannot write {dtype=}; pass --dtype=float32 or --dtype=bfloat16")
     if not hf_folder.has_weights(folder):
         named = _DTYPES[_config_dtype(folder) if dtype == "source" else dtype]
-        sources = mapping.by_hf_name(table).items()
+        sources = mapping.by_hf_name(weights).items()
         specs = {mapping.laid_out(name, layout): Spec(named, source.weight.shape) for name, source in sources}
         return split(specs, max_shard_bytes)
     shards = hf_folder.read_shards(folder)
-    mapping.check_tensors(hf_folder.all_tensors(shards), table)
+    mapping.check_tensors(hf_folder.all_tensors(shards), weights)
     return {
         file: Shard(
             {
@@ -117,7 +126,7 @@ def _config_dtype(folder: Path) -> str:
 
 
 def split(specs: dict[str, Spec], max_shard_bytes: int) -> dict[str, Shard]:
-    """One file, or files of at most `max_shard_bytes` where no single tensor is larger."""
+    """One file, or files of at most `max_shard_bytes` unless a single tensor is larger."""
     parts: list[dict[str, Spec]] = [{}]
     filled = 0
     for name, spec in specs.items():
@@ -132,9 +141,9 @@ def split(specs: dict[str, Spec], max_shard_bytes: int) -> dict[str, Shard]:
 
 
 def _write_weights(
-    folder: Path, shards: Mapping[str, Shard], table: list[Weight], params: Mapping[str, StoredParam]
+    folder: Path, shards: Mapping[str, Shard], weights: list[Weight], params: Mapping[str, StoredParam]
 ) -> None:
-    sources = mapping.by_hf_name(table)
+    sources = mapping.by_hf_name(weights)
     for file, shard in shards.items():
         pieces = (
             piece
@@ -155,12 +164,12 @@ class _Piece(NamedTuple):
 
 def _pieces(source: Source, params: Mapping[str, StoredParam], dtype: np.dtype) -> Iterator[_Piece]:
     param = params[source.weight.ours]
-    for rows in mapping.row_ranges(source.weight, param.chunk_shape, param.dtype):
+    for rows in row_ranges(source.weight, param.chunk_shape, param.dtype):
         yield _Piece(source.weight, param.read(source.weight.place(source.layer, rows)), dtype)
 
 
 def _one_ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
-    """The same; each is asked for, and so starts to be read, while the one before is worked on."""
+    """The same pieces; each is taken from the iterator, which starts to read it, while the one before is worked on."""
     current = next(pieces)
     for following in pieces:
         yield current
@@ -169,6 +178,7 @@ def _one_ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
 
 
 def write_index(file: Path, shards: Mapping[str, Shard], num_bytes: int) -> None:
+    """Writes the index that says which file holds which tensor."""
     weight_map = {name: file for file, shard in shards.items() for name in shard.tensors}
     index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
     file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -191,5 +201,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()  # not at import: the other commands have flags of the same names
-    command.run(main)
+    _define_flags()
+    cli.run_flags(main, on_host=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from care_jax.models.model_config import ModelConfig, VisionConfig
-from convert.mapping import Weight
 from convert.qwen_text import text_weights
+from convert.weight import Layout, Weight
+
+LAYOUT: Layout = "nested"  # of the published files
 
 
-def table(config: ModelConfig) -> list[Weight]:
+def weights(config: ModelConfig) -> list[Weight]:
     """All weights, in the order they are written, in the same key layout as Qwen2.5-VL's."""
     return [*text_weights(config.text), *_vision(config.vision)]
 

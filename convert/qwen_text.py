@@ -1,9 +1,9 @@
-"""The weights of the decoder, the same in both families but for the options of its config."""
+"""The weights of the decoder, which both families share; they differ only in options of its config."""
 
 from __future__ import annotations
 
 from care_jax.models.model_config import TextConfig
-from convert.mapping import Weight
+from convert.weight import Weight
 
 
 def text_weights(text: TextConfig) -> list[Weight]:

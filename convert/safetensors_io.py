@@ -1,4 +1,7 @@
-"""Safetensors files, a few rows of one tensor at a time: 8 bytes with the header's length, a JSON header, the data."""
+"""Safetensors files, read and written a few rows of one tensor at a time.
+
+A file is 8 bytes with the header's length, a JSON header, the data.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Tensor(Spec):
 
 
 class Shard(NamedTuple):
-    """What a file holds, in the order of its data, or what is to be written so."""
+    """The tensors of one file in the order of their data: one that exists, or one to write."""
 
     tensors: Mapping[str, Spec]
     metadata: Mapping[str, str]
@@ -65,7 +68,7 @@ def read_header(file: Path) -> StoredShard:
     """The tensors of a file.
 
     Raises:
-        ValueError: it is cut off, or no safetensors file.
+        ValueError: it is cut off, or not a safetensors file.
     """
     try:
         with safe_open(file, framework="numpy"):  # checks the header and the length of the file; reads no values
@@ -85,7 +88,7 @@ def read_header(file: Path) -> StoredShard:
 
 
 def write(file: Path, shard: Shard, values: Iterable[np.ndarray]) -> None:
-    """Writes `shard` with the values of its tensors in their order and types, in pieces of any size."""
+    """Writes `shard`; `values` are those of its tensors in their order and types, in pieces of any size."""
     header: dict[str, object] = {"__metadata__": dict(shard.metadata)} if shard.metadata else {}
     end = 0
     for name, spec in shard.tensors.items():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from care_jax import files
 
 
 @contextlib.contextmanager
 def new_folder(out: Path, *, num_bytes: int, replace: bool = False) -> Iterator[Path]:
     """A folder to fill with about `num_bytes`; it is renamed to `out` when the block ends without an exception.
 
-    Until then everything lies in a work folder beside it, `out`.partial. What a killed process left there is cleared
-    by the next one, and an `out` that it had moved away comes back.
+    Until then everything lies in a work folder beside it, `out`.partial. After a kill the next process clears that
+    folder, and puts back an `out` that the killed one had moved away.
 
     Raises:
         ValueError: `out` exists and is not to be replaced, another process is writing it, or it cannot be written
@@ -24,7 +25,7 @@ def new_folder(out: Path, *, num_bytes: int, replace: bool = False) -> Iterator[
     new, old = work / "new", work / "old"
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with _locked(work / "lock", out):
+        with files.locked(work / "lock", f"another process is writing {out}; wait for it, or name another folder"):
             if old.exists() and not out.exists():
                 old.rename(out)
             try:
@@ -39,17 +40,6 @@ def new_folder(out: Path, *, num_bytes: int, replace: bool = False) -> Iterator[
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise ValueError(f"{out} was not written: {error}") from error
-
-
-@contextlib.contextmanager
-def _locked(file: Path, out: Path) -> Iterator[None]:
-    """Holds a lock that ends with the process."""
-    with file.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is writing {out}; wait for it, or name another folder") from error
-        yield
 
 
 def _check(out: Path, num_bytes: int, *, replace: bool) -> None:

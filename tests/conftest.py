@@ -1,4 +1,4 @@
-"""Before jax is imported anywhere: several fake CPU devices, strict promotion, no hub. And the tiny model for all."""
+"""Settings that come before the imports of jax and care_jax, and the models and data that all tests share."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# Several fake CPU devices and no hub, for this process and those it starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import install_import_hook
+
+from tests import shape_checks
+
+# Annotations are checked on every call in the tests (shape_checks.py).
+install_import_hook(shape_checks.CHECKED, shape_checks.TYPECHECKER)
 
 from care_jax import models  # noqa: E402
+from care_jax.inputs.batch import collate  # noqa: E402
 from care_jax.inputs.processor import Processor, load_processor  # noqa: E402
+from care_jax.inputs.prompts import encode_prompt  # noqa: E402
 from care_jax.rewards.response_format import ANSWER_TAGS  # noqa: E402
 from care_jax.structs import Prompts  # noqa: E402
 from tests.end_to_end import SmallTask, make_small_task  # noqa: E402
@@ -82,7 +91,7 @@ def tiny_prompts(tiny_processor) -> Prompts:
         question("<image>+<image>", encode(picture(140, 28)), encode(picture(28, 84))),
         question("1+2=?"),
     ]
-    return jax.device_put(tiny_processor.collate([tiny_processor.encode_prompt(record) for record in records]))
+    return jax.device_put(collate(tiny_processor, [encode_prompt(tiny_processor, record) for record in records]))
 
 
 @pytest.fixture(scope="session")

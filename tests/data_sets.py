@@ -82,7 +82,14 @@ def write_geometry3k(root: Path) -> Path:
 
 
 def _geometry(number: int, images: list, problem: str, answer: str, choices: list | None, letter: str | None) -> dict:
-    return dict(images=images, problem=problem, answer=answer, id=number, choices=choices, ground_truth=letter)
+    return {
+        "images": images,
+        "problem": problem,
+        "answer": answer,
+        "id": number,
+        "choices": choices,
+        "ground_truth": letter,
+    }
 
 
 def write_geometry3k_folders(root: Path) -> Path:
@@ -236,16 +243,16 @@ def write_easyr1_parquet(root: Path) -> Path:
         ]
     )
     rows = [
-        dict(images=[embedded(picture(50))], problem="<image>Find x.", answer=r"\frac{1}{2}"),
-        dict(
-            images=[embedded(picture(51))],
-            problem="<image>Which?",
-            answer="blue",
-            answer_kind="choice",
-            choices="['red', 'blue']",
-        ),
-        dict(images=[], problem="Which?", answer="blue", answer_kind="choice", choices="[red"),
-        dict(images=[], problem="How many?", answer="some", answer_kind="integer"),
+        {"images": [embedded(picture(50))], "problem": "<image>Find x.", "answer": r"\frac{1}{2}"},
+        {
+            "images": [embedded(picture(51))],
+            "problem": "<image>Which?",
+            "answer": "blue",
+            "answer_kind": "choice",
+            "choices": "['red', 'blue']",
+        },
+        {"images": [], "problem": "Which?", "answer": "blue", "answer_kind": "choice", "choices": "[red"},
+        {"images": [], "problem": "How many?", "answer": "some", "answer_kind": "integer"},
     ]
     write_parquet(root / "train.parquet", rows, schema)
     return root

@@ -24,8 +24,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from care_jax.checkpoints.checkpointer import load_params
-from care_jax.run.writers import METRICS_FILE
+from care_jax.checkpoints.load import load_params
+from care_jax.run.folder import METRICS_FILE
 
 REPO = Path(__file__).parents[1]
 TINY = REPO / "care_jax" / "models" / "tiny_qwen2_5_vl"
@@ -346,7 +346,7 @@ def make_small_task(folder: Path) -> SmallTask:
         cache=folder / "cache",
     )
     overrides = small(task.model, task.data, **COLD_START)
-    arguments = ["--config=configs/demo_cold_start.py", f"--workdir={task.cold_start}", *flags(overrides)]
+    arguments = ["--config=configs/demo.py:cold_start", f"--workdir={task.cold_start}", *flags(overrides)]
     ended = run("care_jax.cold_start", *arguments, cache=task.cache)
     assert ended.returncode == 0, ended.stderr
     return task

@@ -9,7 +9,7 @@ import signal
 import jax
 
 from care_jax.parallel import processes
-from care_jax.run.session import StopFlag
+from care_jax.run.stop import StopFlag
 
 
 def refused(call) -> str:

@@ -18,22 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 
+from care_jax import config as config_lib
 from care_jax import models
-from care_jax.checkpoints.checkpointer import Checkpointer, StreamedParam, load_params, save_params
+from care_jax.checkpoints.checkpointer import Checkpointer
+from care_jax.checkpoints.load import load_params
+from care_jax.checkpoints.stream import StreamedParam, save_params
 from care_jax.data import loader
+from care_jax.evals import decoding
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective
 from care_jax.parallel import sharding
-from care_jax.parallel.mesh import make_mesh
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.parallel.sharding import WHOLE
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.stages import programs, rollout
-from care_jax.stages.rollout import Sampling
+from care_jax.stages import rollout
+from care_jax.stages.compiled import CompiledStages
+from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
 from care_jax.structs import Record, TrainBatch
@@ -97,7 +104,7 @@ class Model:
             "token_weights": (rng.choice([0.0, 0.5, 1.0], (B, S, R)) * sampled_mask).astype(np.float32),
             "row_mask": row_mask,
         }
-        prompts = self.processor.collate([self.processor.encode_prompt(record) for record in records])
+        prompts = collate(self.processor, [encode_prompt(self.processor, record) for record in records])
         self.batch = TrainBatch(prompts=prompts, **arrays)
 
 
@@ -108,7 +115,7 @@ class Shards:
         """Places the model on a mesh, "2x4x1" along data, fsdp and tensor, and compiles the update."""
         self.model, sizes = model, [int(size) for size in shape.split("x")]
         devices = jax.devices()[: int(np.prod(sizes))]
-        self.mesh = mesh = make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+        self.mesh = mesh = create_device_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
         where = models.params_to_dict(sharding.named(mesh, sharding.param_specs(models.abstract_model(model.config))))
         params = models.params_from_dict(
             model.config, {name: jax.device_put(value, where[name]) for name, value in model.params.items()}
@@ -121,7 +128,7 @@ class Shards:
         )
         self.batch = sharding.put(mesh, model.batch)
         self.forbidden = sharding.put(mesh, model.processor.forbidden_mask, WHOLE)
-        loss = functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care()))
+        loss = functools.partial(policy_loss, objective=Objective.from_config(objectives.care()))
         update = make_update(OPTIMIZER, loss, minibatches=1, microbatches=1, temperature=1.0, chunk=CHUNK, mesh=mesh)
         jitted = jax.jit(update, out_shardings=update_shardings(mesh, self.state))
         self.update = jitted.lower(self.state, self.batch, self.forbidden).compile()
@@ -132,19 +139,31 @@ class Shards:
 
     def rollouts(self) -> Any:
         """Greedy rollouts, the last branches decoded as a smaller batch."""
-        sampling = Sampling(
-            response_len=8, temperature=0.0, stop_ids=self.model.processor.stop_ids, compact_shares=(0.5,)
+        config = config_lib.base()
+        config.rollout.update(response_len=8, compact_shares=(0.5,))
+        setup = Setup(
+            config=config,
+            objective=Objective.from_config(config.objective),
+            mesh=self.mesh,
+            num_prompts=B,
+            num_rollouts=G,
+            temperature=0.0,
+            stop_ids=self.model.processor.stop_ids,
+            forbidden_mask=self.model.processor.forbidden_mask,
+            image_spec=self.model.processor.image_spec,
+            params=sharding.abstract_arrays(self.state.params),
         )
-        prefill, sampler = programs._prefill("prefill", self.mesh), programs._sampler(self.mesh)
-        decode = programs._generate("rollout", sampling, self.mesh)
-        forced = sharding.put(self.mesh, jax.device_get(rollout.nothing_forced(B, G)))
-        key = jax.device_put(jax.random.key(0), sharding.named(self.mesh, WHOLE))
-        arguments = (forced, self.forbidden, key)
-        prefix = prefill.compile(BUCKET, self.state.params, self.batch.prompts)
-        weights = sampler.compile(programs.EVERY_BUCKET, self.state.params)
-        decode.compile(BUCKET, weights, prefix, *arguments)
-        weights = sampler(programs.EVERY_BUCKET, self.state.params)
-        return decode(BUCKET, weights, prefill(BUCKET, self.state.params, self.batch.prompts), *arguments)
+        stages = CompiledStages(decoding.EVALUATION, setup, [BUCKET])
+        values = {
+            "params": self.state.params,
+            "prompts": self.batch.prompts,
+            "unforced": sharding.put(self.mesh, jax.device_get(rollout.nothing_forced(B, G))),
+            "forbidden_mask": self.forbidden,
+            "key": jax.device_put(jax.random.key(0), sharding.named(self.mesh, WHOLE)),
+        }
+        for stage in stages.table.stages:
+            values |= stages.run(stage, BUCKET, values)
+        return values["rollouts"]
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[tuple[str, list[list[int]]]]:
@@ -163,11 +182,13 @@ def whole_stacks(shards: Shards) -> list[list[int]]:
 
     The mergers of deepstack, two or three small ones that are used together, are left out.
     """
-    specs = {name: sharding.param_spec(name) for name in shards.model.params}
+    model = models.abstract_model(shards.model.config)
+    specs = models.params_to_dict(sharding.param_specs(model))
+    stacked = models.params_to_dict(sharding.map_params(lambda axes, _: "layers" in axes, model))
     return [
         list(sharding.named(shards.mesh, sharding.gathered(spec)).shard_shape(shards.model.params[name].shape))
         for name, spec in specs.items()
-        if "layers" in sharding.logical_axes(name) and "deepstack" not in name
+        if stacked[name] and "deepstack" not in name
     ]
 
 

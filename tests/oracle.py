@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.models import QwenVL, decoder
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Verdicts
@@ -37,7 +37,7 @@ def care_rows(
     verdicts: Verdicts,
     scores: Scores,
     reflection: Reflection,
-    objective: ml_collections.ConfigDict,
+    objective: Objective,
 ) -> list[Row]:
     """The rows of a CARE update, group by group, anchor first (method.md sections 2 to 5). All arrays are NumPy."""
     rows = []
@@ -129,12 +129,12 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Arra
     """Every query head with its own copy of keys and values: [1, T, H, C]."""
     repeats = q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
-    scores = jnp.einsum("bthc,bshc->bhts", q, k) / q.shape[-1] ** 0.5
+    scores = jnp.einsum("bthc,bzhc->bhtz", q, k) / q.shape[-1] ** 0.5
     later = jnp.triu(jnp.ones(scores.shape[-2:], bool), 1)
-    return jnp.einsum("bhts,bshc->bthc", jax.nn.softmax(jnp.where(later[None, None], -jnp.inf, scores)), v), None
+    return jnp.einsum("bhtz,bzhc->bthc", jax.nn.softmax(jnp.where(later[None, None], -jnp.inf, scores)), v), None
 
 
-def row_loss(logprobs: jax.Array, row: Row, objective: ml_collections.ConfigDict) -> jax.Array:
+def row_loss(logprobs: jax.Array, row: Row, objective: Objective) -> jax.Array:
     """Clipped loss of one row, mean by its weights, and k3 KL against the old policy, mean over what was sampled."""
     new = jnp.where(row.sampled, logprobs, 0.0)
     old = jnp.where(row.sampled, row.logprobs_old, 0.0)
@@ -170,7 +170,7 @@ def update_gradient(
     forbidden_mask: np.ndarray,
     *,
     temperature: float,
-    objective: ml_collections.ConfigDict,
+    objective: Objective,
 ) -> tuple[float, QwenVL]:
     """Loss and gradient of an update of `rows`, each row on its own, added up in float64 on the host."""
     total, grads = 0.0, jax.tree.map(lambda x: np.zeros(x.shape), model)
@@ -183,7 +183,7 @@ def update_gradient(
             arrays,
             jnp.asarray(forbidden_mask),
             temperature=temperature,
-            objective=ml_collections.FrozenConfigDict(objective),
+            objective=objective,
         )
         total += float(loss) / len(rows)
         grads = jax.tree.map(lambda x, y: x + np.asarray(y, np.float64) / len(rows), grads, grad)

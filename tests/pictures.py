@@ -14,6 +14,7 @@ from care_jax.structs import Record
 
 
 def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """A random image, the same for equal sizes and modes."""
     channels = {"L": (), "I;16": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
     high, dtype = (65536, np.uint16) if mode == "I;16" else (256, np.uint8)
     values = np.random.default_rng(height * width).integers(0, high, (height, width, *channels), dtype=dtype)
@@ -23,6 +24,7 @@ def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    """The image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -59,4 +61,5 @@ def hub_order(grids: list[tuple[int, int, int]], unit: int = 1) -> np.ndarray:
 
 
 def segments(lengths: np.ndarray) -> np.ndarray:
+    """Ids from 1, each repeated by its length."""
     return np.repeat(np.arange(1, len(lengths) + 1), lengths)

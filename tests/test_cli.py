@@ -30,6 +30,8 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "no config": (["--workdir=run"], ["--config"]),
     "a word": (["--config=configs/demo.py", "--workdir=run", "extra"], ["extra"]),
     "absent config": (["--config=configs/absent.py", "--workdir=run"], ["configs/absent.py"]),
+    "no such run": (["--config=configs/demo.py:ppo", "--workdir=run"], ["configs/demo.py:ppo: ", "care, care_no_rgr"]),
+    "no run to choose": (["--config=configs/own_data.py:7b", "--workdir=run"], ["configs/own_data.py:7b: ", "0 posit"]),
     "unknown flag": (["--config=configs/demo.py", "--workdir=run", "--stepz=3"], ["stepz"]),
 }
 
@@ -54,9 +56,13 @@ def test_one_line_and_exit_code_2(name: str, outcomes: Path) -> None:
     """Catches a traceback, a wrong exit code, a message without the culprit, and half a run folder."""
     code, stdout, stderr = [(outcomes / name / file).read_text() for file in ("code", "stdout", "stderr")]
     assert code == "2", stderr
-    assert "Traceback" not in stderr and stdout == ""
+    assert "Traceback" not in stderr
+    assert stdout == ""
     lines = stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and "\\" not in lines[0], stderr
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: "), stderr
+    assert "\\" not in lines[0], stderr
     for word in CASES[name][2] if name in CASES else FLAGS[name][1]:
         assert word in lines[0]
-    assert not (outcomes / name / "run").exists() and not (REPO / "run").exists()
+    assert not (outcomes / name / "run").exists()
+    assert not (REPO / "run").exists()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import ml_collections
 import pytest
 
-from care_jax import config
+from care_jax import config, options
 from care_jax.method import objectives
+from care_jax.models import published
+from care_jax.rewards import response_format
+from care_jax.stages.optimizer import learning_rate
+from configs import demo, qwen2_5_vl, qwen3_vl
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def good() -> ml_collections.ConfigDict:
+    """A config without a problem."""
     c = config.base()
     c.model.folder, c.data.train = "model", "data"
     return c
@@ -76,9 +87,8 @@ def test_every_check_speaks(field, value, message):
     c = good()
     with c.unlocked(), c.ignore_type():
         c.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         config.validate(c)
-    assert message in str(error.value)
     config.validate(good())
 
 
@@ -99,7 +109,7 @@ def test_a_rewrite_has_room_for_every_rationale():
     c.objective.reflect.train_on = "rewrite"
     config.validate(c)
     c.objective.reflect.max_rationale_len = 0
-    with pytest.raises(ValueError, match="objective.reflect.max_rationale_len=0: must be"):
+    with pytest.raises(ValueError, match=r"objective\.reflect\.max_rationale_len=0: must be"):
         config.validate(c)
 
 
@@ -120,35 +130,106 @@ def test_all_problems_are_told_at_once():
     """Catches a check that hides the ones behind it."""
     c = good()
     c.train.steps, c.optimizer.lr, c.data.overlong = 0, -1.0, "cut"
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"^bad config: .*; .*; .*$") as error:
         config.validate(c)
     for field in ("train.steps=0", "optimizer.lr=-1.0", "data.overlong='cut'"):
         assert field in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care"])
-def test_presets_are_valid_and_have_the_same_fields(name):
-    """Catches a preset with a field of its own, which an override on the command line could not reach."""
+@pytest.mark.parametrize("preset", ["grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care"])
+def test_presets_are_valid(preset: str) -> None:
+    """Catches a preset that a check refuses."""
     c = good()
-    c.objective = {
-        "care": objectives.care,
-        "care_no_rgr": objectives.care_no_rgr,
-        "grpo": objectives.grpo,
-        "dapo": objectives.dapo,
-        "gspo": objectives.gspo,
-        "dr_grpo": objectives.dr_grpo,
-    }[name]()
+    c.objective = getattr(objectives, preset)()
     config.validate(c)
-    fields = ml_collections.FrozenConfigDict(c.objective).to_dict().keys()
-    assert fields == objectives.grpo().to_dict().keys()
+
+
+def test_words_of_a_rule_are_those_of_its_room() -> None:
+    """Catches a word that a config may say and nothing understands, or one that is understood and may not be said."""
+    assert tuple(response_format.FORMATS) == options.RESPONSE_FORMATS
+    assert set(options.SKILLS) == set(config.base().data.mini_vqa.skills)
+    for schedule in options.SCHEDULES:
+        c = good()
+        c.optimizer.schedule = schedule
+        assert learning_rate(c)(0) == pytest.approx(1e-6)
+
+
+def test_rules_name_keys_that_exist() -> None:
+    """Catches a rule for a key that was renamed."""
+    keys = config.flat(config.base()).keys()
+    assert keys >= config.RULES.keys()
+
+
+def test_flat_names_every_leaf() -> None:
+    """Catches a value that a comparison of two runs' settings does not see, and a tuple taken apart."""
+    c = ml_collections.ConfigDict({"b": {"y": (1, 2), "x": {"z": None}}, "a": 1})
+    assert list(config.flat(c).items()) == [("a", 1), ("b.x.z", None), ("b.y", (1, 2))]
+
+
+def test_a_config_loads_only_words_and_defaults() -> None:
+    """Catches an import that makes every config file, and every command's --help, wait for JAX or the data sets."""
+    code = "import sys, care_jax.config; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONFIGS.parent)
+    loaded = set(done.stdout.split())
+    assert {name for name in loaded if name.startswith("care_jax.")} == {
+        "care_jax.config",
+        "care_jax.files",
+        "care_jax.method",
+        "care_jax.method.objectives",
+        "care_jax.options",
+    }
+    assert not loaded & {"flax", "grain", "jax", "numpy", "tensorflow_datasets", "transformers"}
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "configs").glob("care_*.py")), ids=lambda path: path.stem
+    ("family", "size"),
+    [*(("qwen2_5_vl", size) for size in qwen2_5_vl.SIZES), *(("qwen3_vl", size) for size in qwen3_vl.SIZES)],
 )
-def test_configs_of_real_models_are_valid(path: Path) -> None:
-    """Catches a key that has gone, and a value that is refused only after the weights were converted."""
-    c = importlib.import_module(f"configs.{path.stem}").get_config()
+def test_configs_of_real_models_are_valid(family: str, size: str) -> None:
+    """Catches a key that has gone, a value refused after the weights were converted, and a slice without a plan."""
+    module = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}[family]
+    c = module.get_config(size)
     config.validate(c)
-    assert c.model.weights == "weights/" + path.stem.removeprefix("care_")
-    assert f"--out={c.model.weights}" in path.read_text() and f"--config=configs/{path.name}" in path.read_text()
+    assert c.model.weights == f"weights/{family}_{size}"
+    assert c.model.folder.removesuffix("-Instruct") in published.PUBLISHED
+    slice_name = module.SIZES[size].__doc__.removeprefix("For a ").rstrip(".")
+    plan = f"<!-- python -m care_jax.plan --config=configs/{family}.py:{size} --topology={slice_name} -->"
+    assert plan in (CONFIGS.parent / "docs" / "planning.md").read_text()
+
+
+@pytest.mark.parametrize("module", [qwen2_5_vl, qwen3_vl])
+def test_the_default_size_is_the_one_of_the_docstring(module: ModuleType) -> None:
+    """Catches commands in a docstring that name other weights than the config reads."""
+    c = module.get_config()
+    size = c.model.weights.rpartition("_")[2]
+    assert f"{size} (the default)" in module.__doc__
+    assert f"--out={c.model.weights}\n" in module.__doc__
+    assert f"--config=configs/{module.__name__.removeprefix('configs.')}.py:{size} " in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("get_config", "argument", "listed"),
+    [
+        (demo.get_config, "ppo", "'ppo': choose one of care, care_no_rgr, grpo, dapo, gspo, dr_grpo, cold_start"),
+        (qwen2_5_vl.get_config, "8b", "'8b': choose one of 3b, 7b, 32b, 72b"),
+        (qwen3_vl.get_config, "7b", "'7b': choose one of 4b, 8b, 32b"),
+    ],
+)
+def test_a_wrong_argument_lists_the_right_ones(get_config: Callable, argument: str, listed: str) -> None:
+    """Catches a traceback, or another run than the one that was asked for."""
+    with pytest.raises(ValueError, match=f"{re.escape(listed)}$"):
+        get_config(argument)
+
+
+@pytest.mark.parametrize("run", demo.RUNS)
+def test_runs_of_the_demo_are_valid_and_start_from_its_cold_start(run: str) -> None:
+    """Catches a run with other data, model or response length than the cold start that it begins with."""
+    c, cold_start = demo.get_config(run), demo.cold_start()
+    config.validate(c)
+    assert c.data == cold_start.data
+    assert c.model.folder == cold_start.model.folder
+    assert c.rollout.response_len == cold_start.rollout.response_len
+    assert c.objective.reflect.cue == cold_start.objective.reflect.cue
+    assert c.model.weights == ("random" if run == "cold_start" else "runs/cold_start")
+    assert c.objective.anchored == (run not in ("grpo", "dapo", "gspo", "dr_grpo"))
+    assert c.objective.reflect.enabled == (run in ("care", "cold_start"))

@@ -13,7 +13,7 @@ import pytest
 
 from care_jax import demo
 from care_jax.models import load_model_config
-from care_jax.run.session import StopFlag
+from care_jax.run.stop import StopFlag
 from tests import weights
 from tests.end_to_end import SOURCES, SmallTask, apply, metrics, saved_steps, small, train_steps
 
@@ -32,14 +32,19 @@ def test_stages_fit_together(tmp_path: Path) -> None:
     """Catches a second stage that starts from other weights, data or seed than the first left."""
     cold, care = demo.stage_configs(tmp_path, seed=7)
     assert care.model.weights == str(tmp_path / "cold_start")
-    assert cold.data.train == care.data.train and cold.data.format == care.data.format == "mini_vqa"
+    assert cold.data.train == care.data.train
+    assert cold.data.format == care.data.format == "mini_vqa"
     assert cold.seed == care.seed == 7
-    assert care.objective.reflect.enabled and care.objective.anchored and care.objective.rescue.enabled
+    assert care.objective.reflect.enabled
+    assert care.objective.anchored
+    assert care.objective.rescue.enabled
 
 
 def test_a_stop_at_the_end_of_a_stage_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a SIGTERM in the last step or the final evaluation that the next stage knows nothing of, and a handler
-    that stays and swallows the next one."""
+    """Catches a SIGTERM in the last step or the final evaluation that the next stage knows nothing of.
+
+    Also a handler that stays and swallows the next signal.
+    """
     before = signal.getsignal(signal.SIGTERM)
 
     def stopped_after_its_last_step(config: ml_collections.ConfigDict, workdir: Path) -> SimpleNamespace:
@@ -70,10 +75,12 @@ def test_demo(cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (Path(first["checkpoint"]) / "params" / "_METADATA").is_file()
     assert saved_steps(tmp_path / "care") == [2]
     exported = Path(first["export"])
-    assert weights.read_hf(exported).keys() and load_model_config(exported).text.hidden_size == 32
+    assert weights.read_hf(exported).keys()
+    assert load_model_config(exported).text.hidden_size == 32
     sample = json.loads((tmp_path / "care" / "samples.jsonl").read_text().splitlines()[0])
     page = Path(first["report"]).read_text()
-    assert sample["id"] in page and sample["images"][0] in page
+    assert sample["id"] in page
+    assert sample["images"][0] in page
 
     demo.show(first)
     last = capsys.readouterr().out.splitlines()[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+import filelock
 import fsspec
 import pytest
 
@@ -52,5 +54,46 @@ def test_what_cannot_be_read_is_refused_in_one_line(monkeypatch: pytest.MonkeyPa
         files.on_disk("gs://ours", "--root")
     c = config.base()
     c.model.folder = "gs://ours/model"
-    with pytest.raises(ValueError, match="model.folder='gs://ours/model': must be on a local disk"):
+    with pytest.raises(ValueError, match=r"model.folder='gs://ours/model': must be on a local disk"):
         config.validate(c)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Catches a reader that meets half a file, an old file lost to a writer that fails, and rubbish left beside it."""
+    path = tmp_path / "results.json"
+    files.write_text(path, "old")
+
+    def fail() -> None:
+        with files.written_whole(path) as unfinished:
+            unfinished.write_text("ne")
+            assert path.read_text() == "old"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"results.json": "old"}
+    files.write_text(path, "new é")
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"results.json": "new é".encode()}
+
+
+def test_a_lock_keeps_others_out_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches two writers in one folder, a lock that outlives an error, and a file system without locks refused."""
+    path = tmp_path / ".lock"
+
+    def fail() -> None:
+        with files.locked(path, "busy"):
+            with pytest.raises(ValueError, match="busy"), files.locked(path, "busy"):
+                pytest.fail("both hold it")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with files.locked(path, "busy"):
+        pass
+
+    def no_locks(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    with files.locked(path, "busy"):
+        pass

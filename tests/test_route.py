@@ -13,10 +13,11 @@ import transformers
 
 from care_jax import cold_start, train
 from care_jax.data import loader
+from care_jax.inputs.processor import make_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import load_model_config
-from care_jax.run.build import make_processor
-from care_jax.run.writers import METRICS_FILE
-from configs import demo, demo_cold_start
+from care_jax.run.folder import METRICS_FILE
+from configs import demo
 from convert import hf_to_jax, jax_to_hf
 from tests.end_to_end import apply, small, write_squares
 from tests.families import FAMILIES, make_folder, random_oracle
@@ -34,14 +35,15 @@ def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_p
 
     hf_to_jax.convert(hub, converted)
     changes = {"train__steps": 12, "train__prompts": 8, "optimizer__lr": 3e-3, "model__weights": str(converted)}
-    cold_start.run(apply(demo_cold_start.get_config(), small(hub, data, **changes)), cold)
+    cold_start.run(apply(demo.cold_start(), small(hub, data, **changes)), cold)
     overrides = small(hub, data, train__steps=2, model__weights=str(cold), optimizer__lr=1e-3)
     config = apply(demo.get_config(), overrides)
     train.run(config, care)
     jax_to_hf.convert(care, hub, out, dtype="float32")
 
     losses = [row["loss"] for row in map(json.loads, (cold / METRICS_FILE).read_text().splitlines()) if "loss" in row]
-    assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 12
+    assert losses[-1] < 0.8 * losses[0]
     assert {path.name for path in hub.iterdir()} <= {path.name for path in out.iterdir()}
 
     model, report = transformers.AutoModelForImageTextToText.from_pretrained(
@@ -53,7 +55,7 @@ def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_p
     assert len(moved) > 0.9 * len(before)
 
     processor = make_processor(config)
-    example = processor.encode_prompt(loader.open_source(config, "eval")[0])
+    example = encode_prompt(processor, loader.open_source(config, "eval")[0])
     assert example is not None
     rows = example.vision_index[example.vision_index >= 0]
     unit = load_model_config(hub).vision.merge_unit

@@ -1,6 +1,6 @@
-"""What the verifiers must say: gold, response, verdict, by answer kind; written by hand.
+"""The verdicts that the verifiers must give: gold, response, verdict, by answer kind; written by hand.
 
-Several golds stand on lines of their own. "list" and "chart_relaxed" take numbers within 1 % and 5 %.
+Several accepted answers are on lines of their own. "list" and "chart_relaxed" take numbers within 1 % and 5 %.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RIGHT, WRONG, UNREAD = (True, True), (False, True), (False, False)
 INTEGERS = [
     # gold, response, (correct, parsed)
     ("5", "5", RIGHT), ("5", " 5\n", RIGHT), ("5", "6", WRONG), ("5", "-5", WRONG), ("-5", "-5", RIGHT),
-    ("-5", "−5", RIGHT), ("-5", "- 5", RIGHT), ("5", "+5", RIGHT), ("0", "-0", RIGHT), ("5", "05", RIGHT),
+    ("-5", "−5", RIGHT), ("-5", "- 5", RIGHT), ("5", "+5", RIGHT), ("0", "-0", RIGHT), ("5", "05", RIGHT),  # noqa: RUF001
     ("5", "5.0", RIGHT), ("5", "5.", RIGHT), ("5", "5.5", WRONG), ("5", "5.0000001", WRONG), ("1234", "1,234", RIGHT),
     ("1,234", "1234", RIGHT), ("1234567", "1,234,567", RIGHT), ("1234", "1{,}234", RIGHT),
     ("1234", r"1,\!234", RIGHT), ("12", "1,2", UNREAD), ("1234", "12,34", UNREAD), ("12345", "12,345", RIGHT),
@@ -38,8 +38,8 @@ INTEGERS = [
     ("5", r"5\sqrt{2}", UNREAD), ("5", "2x = 5", UNREAD), ("5", "4 = 5", UNREAD), ("5", r"x \not= 5", UNREAD),
     ("5", r"x \neq 5", UNREAD), ("5", "x = 4 = 5", UNREAD), ("5", "10/2", UNREAD),
     ("5", r"\boxed{5}, \boxed{6}", UNREAD), ("5", r"\boxed{5", UNREAD), ("56", r"\boxed{5}6", UNREAD),
-    ("56", "$5$6", UNREAD), ("5", "± 5", UNREAD), ("5", "--5", UNREAD), ("5", "five", UNREAD), ("5", "٥", UNREAD),
-    ("5", "５", UNREAD), ("5", "", UNREAD), ("5", "nan", UNREAD), ("5", "0x5", UNREAD), ("5", "1_0", UNREAD),
+    ("56", "$5$6", UNREAD), ("5", "± 5", UNREAD), ("5", "--5", UNREAD), ("5", "five", UNREAD), ("5", "٥", UNREAD),  # noqa: RUF001
+    ("5", "５", UNREAD), ("5", "", UNREAD), ("5", "nan", UNREAD), ("5", "0x5", UNREAD), ("5", "1_0", UNREAD),  # noqa: RUF001
 ]
 
 NUMBERS = [
@@ -48,7 +48,7 @@ NUMBERS = [
     ("0.5", r"$\dfrac{1}{2}$", RIGHT), ("4.5", r"4\frac{1}{2}", RIGHT), ("4.5", "4 1/2", RIGHT),
     ("4.5", "9/2", RIGHT), ("4.5", "4 3/2", UNREAD), ("0.5", "50%", RIGHT), ("50%", "0.5", RIGHT),
     ("50%", r"50\%", RIGHT), ("50%", "50 percent", RIGHT), ("50", "50%", WRONG), ("50%", "50", WRONG),
-    ("1500", "1.5e3", RIGHT), ("1500", r"1.5 \times 10^{3}", RIGHT), ("1500", "1.5×10^3", RIGHT),
+    ("1500", "1.5e3", RIGHT), ("1500", r"1.5 \times 10^{3}", RIGHT), ("1500", "1.5×10^3", RIGHT),  # noqa: RUF001
     ("0.0015", "1.5E-3", RIGHT), ("100", "101", RIGHT), ("100", "101.1", WRONG), ("100", "99", RIGHT),
     ("-100", "-101", RIGHT), ("-100", "100", WRONG), ("0", "0", RIGHT), ("0", "0.0", RIGHT), ("0", "1e-300", WRONG),
     ("1,250.5", "1250.5", RIGHT), ("3.14", "x ≈ 3.14", RIGHT), ("2.5", "2.5 cm", RIGHT), ("2.5", "$2.50", RIGHT),

@@ -13,10 +13,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from care_jax.checkpoints import checkpointer
-from care_jax.checkpoints.checkpointer import StreamedParam
+from care_jax.checkpoints import stream
+from care_jax.checkpoints.load import load_params
+from care_jax.checkpoints.stream import StreamedParam
 from convert import hf_to_jax, mapping
-from convert.mapping import Weight
+from convert.weight import Layout, Weight
 from tests.families import edit_json, make_folder
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
@@ -62,7 +63,7 @@ def make_source(
     *,
     tied: bool = True,
     dtype: torch.dtype = torch.float32,
-    layout: mapping.Layout = "hub",
+    layout: Layout = "hub",
     num_files: int = 1,
 ) -> Path:
     """A folder of the family with random weights."""
@@ -85,7 +86,7 @@ def assert_same_bits(actual: Mapping[str, torch.Tensor], expected: Mapping[str, 
 def save_params(path: Path, params: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Writes a checkpoint of parameters alone."""
     arrays = {name: np.asarray(value) for name, value in params.items()}
-    checkpointer.save_params(
+    stream.save_params(
         path, {name: StreamedParam(x.shape, x.dtype, lambda _, x=x: [((), x)]) for name, x in arrays.items()}
     )
 
@@ -94,7 +95,7 @@ def read_hf(folder: Path) -> dict[str, jax.Array]:
     """The float32 parameters of a Hugging Face folder."""
     with tempfile.TemporaryDirectory() as work:
         hf_to_jax.convert(folder, Path(work) / "params")
-        return checkpointer.load_params(Path(work) / "params")
+        return load_params(Path(work) / "params")
 
 
 def to_hf(params: Mapping[str, np.ndarray | jax.Array], table: Sequence[Weight]) -> dict[str, np.ndarray]:

@@ -1,20 +1,36 @@
-"""Named arrays on disk, as Orbax writes them: read in parts, in any sharding, or left where they are."""
+"""Named arrays on disk as Orbax writes them: cut into chunks, read in parts and in any sharding."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
 Index = tuple[int | slice, ...]
 
 _AT_ONCE = 4  # arrays being read, so that their size on the host is bounded
+# Arrays above the first size are stored in chunks of at most the second, so that a part can be read without the rest:
+# by another mesh, or by an export.
+_WHOLE_BYTES, _CHUNK_BYTES = 4 * 2**20, 64 * 2**20
+
+
+def save_args(tree: Any) -> Any:
+    """How Orbax cuts the leaves of `tree` into chunks; those of stacked matrices [L, in, out] lie within a layer."""
+    return jax.tree.map(_chunks, tree)
+
+
+def _chunks(x: Any) -> ocp.SaveArgs:
+    if math.prod(x.shape) * x.dtype.itemsize <= _WHOLE_BYTES:
+        return ocp.SaveArgs()
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if len(x.shape) == 3 else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +53,7 @@ def open_arrays(folder: epath.Path) -> dict[str, StoredParam]:
     """The arrays in `folder`, by name; none of their values is read.
 
     Raises:
-        ValueError: there is none, or what lists or describes them cannot be read.
+        ValueError: there are none, or the files that list or describe them cannot be read.
     """
     try:
         stores = _open(folder)
@@ -71,13 +87,14 @@ def _open(folder: epath.Path) -> dict[str, ts.TensorStore]:
 def read_arrays(folder: epath.Path, like: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The arrays in `folder`, by the names and in the shapes, types and shardings of `like`.
 
-    Not with Orbax: where one array fails, its reader leaves its other tasks running and other processes waiting.
+    Orbax's own reader is not used: if one array fails, it leaves its other tasks running and other processes waiting.
 
     Args:
-        folder: of one item of a checkpoint.
+        folder: the folder of one item of a checkpoint.
         like: arrays or ShapeDtypeStructs by name.
+
     Raises:
-        ValueError: one line that names what is missing, unknown, of another shape or unreadable.
+        ValueError: one line that names every array that is missing, unknown, of another shape or unreadable.
     """
     stored = open_arrays(folder)
     problems = [f"missing {name}" for name in like if name not in stored]

@@ -1,4 +1,4 @@
-"""From the config to batches of encoded examples: sources, a train stream that resumes, a fixed eval order."""
+"""Opens the data that a config names, and makes batches: a train stream that resumes, and a fixed order for eval."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import grain
 import ml_collections
 from absl import logging
 
-from care_jax.data import jsonl, store
+from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
+from care_jax.data.mini_vqa.questions import Difficulty
+from care_jax.data.own_data import listing, read_jsonl
+from care_jax.options import DATA_FORMATS, choose_one
 from care_jax.structs import Record
 
-FORMATS = ("jsonl", "mini_vqa", "prepared")
 NUM_THREADS = 4  # threads that encode ahead, a process
 
 Example = TypeVar("Example")
@@ -26,21 +28,25 @@ Example = TypeVar("Example")
 class RecordSource(Protocol):
     """Random access to records."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of records."""
 
-    def __getitem__(self, index: int, /) -> Record: ...
+    def __getitem__(self, index: int, /) -> Record:
+        """Reads a record."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Several sources, one after the other; training takes from each in proportion to its weight, whatever its size."""
+    """Several sources, one after the other; training draws from each in proportion to its weight, whatever its size."""
 
     parts: tuple[tuple[RecordSource, float], ...]  # (source, weight above 0)
 
     def __len__(self) -> int:
+        """Returns the number of records of all sources."""
         return sum(len(source) for source, _ in self.parts)
 
     def __getitem__(self, index: int) -> Record:
+        """Reads a record; indices count through the sources in order."""
         index = range(len(self))[index]  # IndexError past the end, as iteration needs
         for source, _ in self.parts:
             if index < len(source):
@@ -50,24 +56,26 @@ class Mixture:
 
 
 class DropCounter(Generic[Example]):
-    """Wraps an encoder and counts the records it drops, each once however many epochs see it. Thread-safe.
+    """Wraps an encoder and counts the different records that it drops. Thread-safe.
 
-    The first one is told in a warning.
+    A warning names the first one.
     """
 
     def __init__(self, encode: Callable[[Record], Example | None]) -> None:
+        """Takes the encoder, which returns None for a record that it drops."""
         self._encode = encode
         self._lock = threading.Lock()
         self._dropped_ids: set[str] = set()
 
     def __call__(self, record: Record) -> Example | None:
-        """The encoded record, or None where the encoder drops it."""
+        """Encodes a record; returns None if the encoder drops it."""
         example = self._encode(record)
         if example is None:
             with self._lock:
                 if not self._dropped_ids:
                     logging.warning(
-                        "record %r is left out: too long for the config's limits, or without what this stage needs; "
+                        "record %r is left out: too long for the config's limits, or a field that this stage needs is "
+                        "missing; "
                         "data/num_dropped counts such records",
                         record.id,
                     )
@@ -76,7 +84,7 @@ class DropCounter(Generic[Example]):
 
     @property
     def num_dropped(self) -> int:
-        """Different records dropped so far."""
+        """The number of different records dropped so far."""
         return len(self._dropped_ids)
 
 
@@ -84,24 +92,27 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
     """Opens the records that a config names; mini_vqa is built on first use, in seconds.
 
     Args:
-        config: data.format, data.train, data.eval, data.strict and data.mini_vqa are read. An empty data.eval of
-            mini_vqa means data.train.
+        config: data.format, data.train, data.eval, data.strict and data.mini_vqa are read. With mini_vqa, an empty
+            data.eval means data.train.
         split: "train" or "eval".
 
+    Returns:
+        Random access to the records.
+
     Raises:
-        ValueError: unknown split or format, no path given, or unusable data.
+        ValueError: the split or format is unknown, no path is given, or the data cannot be used.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"unknown split {split!r}; choose train or eval")
     data = config.data
-    if data.format not in FORMATS:
-        raise ValueError(f"data.format={data.format!r}: choose one of {', '.join(FORMATS)}")
+    if data.format not in DATA_FORMATS:
+        raise ValueError(f"data.format={data.format!r}: {choose_one(DATA_FORMATS)}")
     path = data.train if split == "train" else data.eval
     if data.format == "mini_vqa":
         folder = path or data.train
         if not folder:
             raise ValueError("data.train is empty: name the folder to build mini_vqa in")
-        difficulty = mini_vqa.Difficulty(**data.mini_vqa)
+        difficulty = Difficulty(**data.mini_vqa)
         mini_vqa.build(Path(folder), difficulty)
         return mini_vqa.open_split(Path(folder), "train" if split == "train" else "heldout", difficulty)
     if not path:
@@ -111,11 +122,11 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         raise ValueError(f"data.{split} is empty: name {wanted}")
     if data.format == "prepared":
         if isinstance(path, str):
-            return store.open_folder(Path(path))
-        return Mixture(tuple((store.open_folder(Path(folder)), float(weight)) for folder, weight in path))
-    source = jsonl.read_jsonl(Path(path), strict=data.strict)
+            return open_folder(Path(path))
+        return Mixture(tuple((open_folder(Path(folder)), float(weight)) for folder, weight in path))
+    source = read_jsonl(Path(path), strict=data.strict)
     if source.problems:
-        logging.warning("%s: dropped %s", path, jsonl.listing(source.problems))
+        logging.warning("%s: dropped %s", path, listing(source.problems))
     return source
 
 
@@ -126,20 +137,20 @@ def make_train_iterator(
     batch_size: int,
     seed: int,
 ) -> grain.DatasetIterator[list[Example]]:
-    """An endless stream of batches, shuffled anew each epoch.
+    """Makes an endless stream of batches, shuffled anew each epoch.
 
     The parts of a Mixture have epochs of their own and take turns by weight: among any n records drawn, each part has
-    its share of n, to within one for each part. (What `encode` drops was drawn.)
+    its share of n, to within one record for each part. (Records that `encode` drops count as drawn.)
 
     Every process of a run reads the whole stream and takes its rows of each batch, so batches do not depend on the
-    number of processes. `get_state` and `set_state` resume with exactly the batch that would have come next, as does
+    number of processes. `get_state` and `set_state` resume with exactly the batch that would have come next, as do
     grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops are skipped.
 
     Args:
         source: the records.
         encode: record -> example, or None to drop it; called from several threads.
         batch_size: examples of a batch.
-        seed: of the order.
+        seed: determines the order.
 
     Returns:
         Iterator over lists of `batch_size` examples.
@@ -159,18 +170,18 @@ def make_train_iterator(
         epochs = shuffled.repeat(reseed_each_epoch=True)
         streams.append(epochs.map(_encode_or_refuse(part, encode, needed)))
     mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [weight for _, weight in parts])
-    examples = mixed.to_iter_dataset(  # grain leaves out what is None
+    examples = mixed.to_iter_dataset(  # grain skips None
         grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
     )
     batches = examples.batch(batch_size, drop_remainder=True, batch_fn=list)
-    # A thread of its own puts batches together; pulled by the training loop, they would wait for the encoders' GIL.
+    # A separate thread assembles the batches; in the training loop's thread they would wait for the encoders' GIL.
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 
 
 def _encode_or_refuse(
     source: RecordSource, encode: Callable[[Record], Example | None], needed: int
 ) -> Callable[[Record], Example | None]:
-    """`encode`, with an error where it leaves fewer records than the `needed` ones of a step."""
+    """Wraps `encode`: raises ValueError once it has left fewer records than the `needed` ones of a step."""
     spare = len(source) - needed
     wanted = f"a step needs {needed} different examples, more than the "
     if spare < 0:
@@ -198,7 +209,7 @@ def make_eval_batches(
     batch_size: int,
     limit: int,
 ) -> Iterator[tuple[list[Example], int]]:
-    """Batches in file order; the last one is filled up by repeating its last example. None if every record is dropped.
+    """Yields batches in file order, none if every record is dropped; the last is filled up with its last example.
 
     Args:
         source: the records.

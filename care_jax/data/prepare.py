@@ -1,17 +1,15 @@
-"""A downloaded data set to the ArrayRecord files that training reads: rows checked, counted, filtered.
+"""Prepares a downloaded data set for training: rows are checked, counted, filtered and written as ArrayRecord files.
 
     python -m care_jax.data.prepare --source=virl39k --root=ViRL39K --out=data/virl39k
 
-Run again it goes on after the last whole shard, or says that all is done; the bytes are the same either way. OUT
-appears when it is complete; what is under way lies in OUT.partial. OUT/report.json has every count.
+The same command resumes after the last whole shard, or reports that everything is done; the bytes are the same either
+way. OUT appears when it is complete; until then the shards are in OUT.partial. OUT/report.json has every count.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
@@ -22,24 +20,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from care_jax import cli, files
-from care_jax.data import prepare_report
-from care_jax.data.dedup import Benchmarks, Thumbnail, thumbnail
-from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
-from care_jax.data.rows import BadRow, Row, decode_picture
-from care_jax.data.store import ShardWriter, open_folder
+from care_jax.data import statistics
+from care_jax.data.array_records import ShardWriter, open_folder, write_metadata
+from care_jax.data.decontamination import Benchmarks, Thumbnail, thumbnail
+from care_jax.data.parsing import Row
+from care_jax.data.sources import READERS, ColumnRange, read, split_files
+from care_jax.data.validation import BadRowError, Dropped, decode_picture
+from care_jax.files import locked, write_text
 from care_jax.inputs import images
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
     from care_jax.inputs.processor import Processor
 
 SHARD_RECORDS = 1024
-_THREADS = min(os.cpu_count() or 1, 8)  # that read and decode images
-_ROWS_AHEAD = 4  # rows a thread may be ahead; what they hold is all that is in memory
+_THREADS = min(os.cpu_count() or 1, 8)  # threads that read and decode images
+_ROWS_AHEAD = 4  # rows that each thread may be ahead; only these are in memory
 
 _SOURCE = flags.DEFINE_enum("source", None, list(READERS), "The data set.")
 _ROOT = flags.DEFINE_string("root", None, "The folder it was downloaded to; for easyr1 and jsonl a file will do.")
@@ -61,7 +62,7 @@ _Out = TypeVar("_Out")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to prepare: the flags of these names."""
+    """The settings of a preparation: the flags of the same names."""
 
     source: str
     root: Path
@@ -78,20 +79,24 @@ class _Sound(NamedTuple):
     """A record that training can use."""
 
     record: Record
-    num_tokens: int | None  # of the prompt; None where no model was named
+    num_tokens: int | None  # of the prompt; None without --model
 
 
 def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[str, Any]:
-    """Prepares one split of one source, or goes on with it; does nothing where it is complete.
+    """Prepares one split of one source, or resumes; does nothing if it is complete.
 
     Every image is decoded once, so that none can stop a run later, and stored as it was.
 
+    Args:
+        settings: what to prepare.
+        shard_records: records of a shard.
+
     Returns:
-        The report: settings, counts, reasons with examples, what repeats a benchmark.
+        The report: settings, counts, reasons with examples, and rows that repeat a benchmark.
 
     Raises:
-        ValueError: unknown source, no such split, unreadable files, no usable row, with `strict` a broken row, an
-            `out` that holds something else, or another process at work on it. Nothing is left then.
+        ValueError: the source or split does not exist, a file cannot be read, no row is usable, with `strict` a row is
+            broken, `out` holds something else, or another process is writing it. Nothing is left behind.
     """
     root, out = settings.root.absolute(), settings.out.absolute()
     files = split_files(settings.source, root, settings.split)
@@ -99,10 +104,15 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
     partial = out.with_name(out.name + ".partial")
     if not _is_taken(out):
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial):
-            if not _is_taken(out):  # by a process that was first
-                _build(settings, files, root, partial, wanted, shard_records)
-                partial.replace(out)
+        message = f"another process is writing {partial}; wait for it, or name another --out"
+        lock = out.with_name(f".{out.name}.lock")
+        with locked(lock, message):
+            try:
+                if not _is_taken(out):  # by a process that was first
+                    _build(settings, files, root, partial, wanted, shard_records)
+                    partial.replace(out)
+            finally:
+                lock.unlink()
     report = _read_report(out)
     if report is None or report["settings"] != wanted:
         raise ValueError(f"{out} holds other data, or the same with other settings; remove it or name another folder")
@@ -110,7 +120,7 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
 
 
 def map_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """As map, in order, with threads that are a few items ahead."""
+    """Maps a function over items, in order, with threads that work a few items ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         under_way: collections.deque[Future[_Out]] = collections.deque()
         for item in items:
@@ -124,12 +134,12 @@ def map_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator
 def _build(
     settings: Settings, files: list[Path], root: Path, folder: Path, wanted: dict[str, Any], shard_records: int
 ) -> None:
-    """Writes the shards that are missing in `folder`, and its metadata; removes the folder on bad input."""
+    """Writes the missing shards and the metadata of `folder`; removes the folder on bad input."""
     report = _read_report(folder)
     if report is None or report["settings"] != wanted:
         for path in folder.iterdir():
             path.unlink()
-        report = prepare_report.new(wanted)
+        report = statistics.new(wanted)
     image_root = settings.images or (root if root.is_dir() else root.parent)
     rows = read(settings.source, files, root=root, images=image_root.absolute(), ranges=settings.keep)
     try:
@@ -141,29 +151,29 @@ def _build(
             report["shards"] += [count] if count else []
             _write_report(folder, report)
         if not report["shards"]:
-            raise ValueError(f"{root} has no usable row:\n{prepare_report.table(report)}")
-        writer.finish(report["shards"])
+            raise ValueError(f"{root} has no usable row:\n{statistics.table(report)}")
+        write_metadata(folder, {settings.split: report["shards"]})
     except ValueError:
         shutil.rmtree(folder)
         raise
 
 
 def _records(settings: Settings, rows: Iterable[Row | Dropped], report: dict[str, Any]) -> Iterator[Record]:
-    """The records to keep; `report` counts every row up to the one last given out."""
+    """Yields the records to keep; `report` counts every row up to the record yielded last."""
     benchmarks = _read_benchmarks(settings.against)
     processor = _load_processor(settings.model) if settings.model else None
     inspected = map_ahead(lambda row: _inspect(row, benchmarks, processor), rows)
     name = f"{settings.source} {settings.split}"
     for row in tqdm(inspected, desc=name, unit=" rows", initial=report["rows"], mininterval=1.0):
         if isinstance(row, _Sound):
-            prepare_report.count_kept(report, row.record, row.num_tokens)
+            statistics.count_kept(report, row.record, row.num_tokens)
             yield row.record
             continue
         if settings.strict and row.broken:
             raise ValueError(
                 f"{settings.root}: row {row.where}: {row.detail}; mend it, or leave --strict out to drop such rows"
             )
-        prepare_report.count_dropped(report, row)
+        statistics.count_dropped(report, row)
 
 
 def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | None) -> _Sound | Dropped:
@@ -174,7 +184,7 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
         record = row.load()
         pictures = [decode_picture(encoded) for encoded in record.images]
         num_tokens = _count_tokens(record, processor) if processor else None
-    except BadRow as error:
+    except BadRowError as error:
         return Dropped(row.where, error.reason, str(error))
     if len(benchmarks) and (match := benchmarks.match(record.prompt, [thumbnail(picture) for picture in pictures])):
         detail = f"{record.id} repeats {match.benchmark_id}"
@@ -184,17 +194,17 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
 
 def _count_tokens(record: Record, processor: Processor) -> int:
     try:
-        example = processor.encode_prompt(record)
+        example = encode_prompt(processor, record)
     except ValueError as error:
-        raise BadRow(str(error), "the model's processor refuses it") from None
+        raise BadRowError(str(error), "the model's processor refuses it") from None
     assert example is not None  # the buckets are larger than any prompt
     return len(example.token_ids)
 
 
 def _load_processor(folder: Path) -> Processor:
-    """The processor of a model folder as training loads it by default, with room for any prompt."""
+    """Loads the processor of a model folder with the default config of training, but room for any prompt."""
     from care_jax.config import base
-    from care_jax.run.build import make_processor  # imports JAX, and only counting tokens needs it
+    from care_jax.inputs.processor import make_processor  # imports JAX, and only counting tokens needs it
 
     config = base()
     config.model.folder = str(folder)
@@ -204,7 +214,7 @@ def _load_processor(folder: Path) -> Processor:
 
 
 def _read_benchmarks(folders: Iterable[Path]) -> Benchmarks:
-    """The questions and pictures of prepared benchmarks."""
+    """Reads the questions and pictures of prepared benchmarks."""
     benchmarks = Benchmarks()
     for folder in folders:
         stored = open_folder(folder)
@@ -221,22 +231,11 @@ def _is_taken(folder: Path) -> bool:
     return folder.exists() and any(folder.iterdir())
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder; it moves with the folder and ends with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is writing {folder}; wait for it, or name another --out") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _comparable(settings: Settings, files: list[Path], root: Path, shard_records: int) -> dict[str, Any]:
-    """What the output depends on, as the report keeps it; only two equal ones may share a folder."""
+    """Returns everything that the output depends on, as the report keeps it.
+
+    A folder is resumed, or taken as done, only if this is equal.
+    """
     digest = 0
     for path in tqdm(files, desc="checksum", unit=" files", mininterval=1.0, leave=False):
         digest = zlib.crc32(f"{path.relative_to(root) if path != root else path.name}".encode(), digest)
@@ -257,18 +256,16 @@ def _comparable(settings: Settings, files: list[Path], root: Path, shard_records
 
 
 def _read_report(folder: Path) -> dict[str, Any] | None:
-    path = folder / prepare_report.REPORT_FILE
+    path = folder / statistics.REPORT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    unfinished = folder / (prepare_report.REPORT_FILE + ".unfinished")
-    unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / prepare_report.REPORT_FILE)
+    write_text(folder / statistics.REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def _column_range(text: str) -> ColumnRange:
-    """COLUMN:LOW:HIGH."""
+    """Reads COLUMN:LOW:HIGH."""
     try:
         column, low, high = text.rsplit(":", 2)
         wanted = ColumnRange(column, float(low), float(high))
@@ -279,10 +276,8 @@ def _column_range(text: str) -> ColumnRange:
     return wanted
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Prepares what the flags name, and prints the counts."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}; see --help for the options")
     if _SOURCE.value is None or _ROOT.value is None or _OUT.value is None:
         raise ValueError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
     settings = Settings(
@@ -296,8 +291,8 @@ def main(argv: list[str]) -> None:
         model=files.on_disk(_MODEL.value, "--model") if _MODEL.value else None,
         strict=_STRICT.value,
     )
-    print(prepare_report.table(prepare(settings)))
+    print(statistics.table(prepare(settings)))
 
 
 if __name__ == "__main__":
-    cli.exit_on_bad_input(lambda: app.run(main, flags_parser=cli.parse_flags))
+    cli.run_flags(main)

@@ -1,0 +1,1 @@
+"""Evaluation: questions asked of a model, its answers scored, on held-out data and on test sets."""

@@ -49,7 +49,8 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
             compared[row] = [Item(_EQUAL, given, gold, None) for gold in record.answer.splitlines()]
     verdicts = iter(verifier.check([item for items in compared.values() for item in items]))
     for row, items in compared.items():
-        scores[row] = float(any([next(verdicts).correct for _ in items]))
+        correct = [next(verdicts).correct for _ in items]  # takes them all, or the next row would get the rest
+        scores[row] = float(any(correct))
     return [scores[row] for row in range(len(responses))]
 
 

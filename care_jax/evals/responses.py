@@ -1,4 +1,4 @@
-"""The responses to a benchmark: asked of a model, each kept as soon as it is there, or read from a file of elsewhere.
+"""The responses to a benchmark: asked of a model and kept batch by batch, or read from somebody else's file.
 
 responses.jsonl has one line a question, in the order in which they were answered:
 
@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 from tqdm import tqdm
 
-from care_jax.data.row_files import line_rows
-from care_jax.data.rows import BadRow
+from care_jax import files
+from care_jax.data.file_formats import line_rows
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
     from care_jax.data.loader import RecordSource
 
 Responses = dict[str, list[str]]  # id -> responses
-# Asks the records of a source, batch after batch, and leaves out what is too long; given the number of answers so far.
+# Asks the records of a source, batch after batch, and leaves out prompts that are too long. The number is that of the
+# answers so far.
 Ask = Callable[["RecordSource", int], Iterable[tuple[Sequence[Record], Sequence[list[str]]]]]
 
 RESPONSES_FILE = "responses.jsonl"
@@ -47,9 +49,15 @@ class _Part:
 
 
 def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str, Any]) -> Responses:
-    """Asks what `folder` has no answer to yet, and returns the responses to all records.
+    """Asks the questions that `folder` has no answer to yet, and returns the responses to all records.
 
-    A run that was killed goes on with the first question it has not answered.
+    After a kill, the same call continues with the first question that has no answer.
+
+    Args:
+        folder: holds the answers so far, and gets the new ones.
+        source: the questions.
+        ask: asks a model.
+        settings: what the answers depend on.
 
     Raises:
         ValueError: the answers in `folder` were given under other settings.
@@ -75,13 +83,13 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
 
     Args:
         path: the file.
-        ids: of the benchmark's questions, "benchmark/id"; the file has them with or without what stands before "/".
+        ids: the ids of the benchmark's questions, "benchmark/id"; the file may leave out "benchmark/".
         id_field: the key of the id.
         response_field: the key of the response, a text or a list of texts; anything else counts as no response.
 
     Raises:
-        ValueError: no such file, a line that is no JSON object, a missing key, an id that comes twice, or no id of the
-            benchmark.
+        ValueError: no such file, a line that is not a JSON object, a missing key, an id that comes twice, or none of
+            the benchmark's ids.
     """
     if not path.is_file():
         raise ValueError(f"no file {path}; give one with a JSON object a line")
@@ -89,7 +97,7 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
     responses: Responses = {}
     strangers: list[str] = []
     for number, row in line_rows(path):
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRowError):
             raise ValueError(f"{path}:{number} cannot be read: {row}")
         if missing := [key for key in (id_field, response_field) if key not in row]:
             raise ValueError(
@@ -136,18 +144,16 @@ def _append(file: Any, answered: Responses) -> None:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Notes the settings that answers are given with, or compares them with those of the answers that are there.
+    """Keeps the settings that answers are given with, or compares them with those of the answers already there.
 
     Raises:
-        ValueError: they differ; the text says in what.
+        ValueError: they differ; names the settings that do.
     """
     path = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        files.write_text(path, json.dumps(settings, indent=1) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     if differing := [key for key in settings if before.get(key) != settings[key]]:

@@ -1,17 +1,16 @@
-"""The benchmarks: which there are, what is kept of each item, and the table with the paper's average.
+"""The benchmarks: which there are, their items and figures, and the table with the paper's average.
 
-Prepared, each in a folder of its name under config.eval.benchmarks:
+Each is prepared in a folder of its name under config.eval.benchmarks:
 
     python -m care_jax.data.prepare --source=mathvista --root=MathVista --out=data/benchmarks/mathvista
 
-A model's answers go to WORKDIR/benchmarks/NAME/responses.jsonl as they come (responses.py), and with those of
-elsewhere to items.jsonl beside it, one line an item as `scoring.judge_items` makes it and its score under lmms-eval's
-rules. WORKDIR/benchmarks/results.json and results.md hold the figures of every benchmark scored so far.
+A model's answers go to WORKDIR/benchmarks/NAME/responses.jsonl as they come (responses.py). Beside it, items.jsonl
+has a `JudgedItem` a line, with its score under lmms-eval's rules; responses from a file leave one too.
+WORKDIR/benchmarks/results.json and results.md hold the figures of every benchmark scored so far.
 
 The paper's macro average is over the six that PAPER names (method.md section 7: the six figures it gives for CARE on
-Qwen2.5-VL-7B have that mean). What it does not say, and is inferred here: that MathVerse is the mean of its five
-versions with a picture, MMMU its validation split, MMMU-Pro standard the form with ten options; and by which parser it
-scored.
+Qwen2.5-VL-7B have that mean). The paper does not say which parser it scored with, nor what is assumed here: MathVerse
+is the mean of its five versions with a picture, MMMU its validation split, MMMU-Pro standard the form with ten options.
 """
 
 from __future__ import annotations
@@ -21,17 +20,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from care_jax.data.prepare_report import REPORT_FILE
-from care_jax.data.store import StoredRecords, open_folder
+from care_jax import files
+from care_jax.data.array_records import StoredRecords, open_folder
+from care_jax.data.statistics import REPORT_FILE
 from care_jax.evals import lmms_eval
-from care_jax.evals.items import Item, judge_items, mean, mean_by_source
+from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.response_format import ResponseFormat
 
 
 class Benchmark(NamedTuple):
-    """One benchmark; its name is that of its reader."""
+    """One benchmark, which has the name of its reader."""
 
     title: str
     split: str  # as the reader names it
@@ -106,9 +106,8 @@ def score(
             "data.patch_buckets, or the file holds no texts"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    items: list[Item] = []
-    unfinished = folder / (ITEMS_FILE + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    items: list[JudgedItem] = []
+    with files.written_whole(folder / ITEMS_FILE) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for start in range(0, len(source), _JUDGED_AT_ONCE):
             records = [source[index] for index in range(start, min(start + _JUDGED_AT_ONCE, len(source)))]
             answered = [(record, responses.get(record.id, [])) for record in records]
@@ -118,11 +117,10 @@ def score(
                 item["lmms_eval"] = [next(scores) for _ in item["responses"]]
                 file.write(json.dumps(item) + "\n")
             items += judged
-    unfinished.replace(folder / ITEMS_FILE)
     return summarise(name, items)
 
 
-def summarise(name: str, items: Sequence[Item]) -> dict[str, Any]:
+def summarise(name: str, items: Sequence[JudgedItem]) -> dict[str, Any]:
     """The figures of a benchmark: means over the items of each source, and then over the sources."""
     by_source = mean_by_source(items, lambda item: mean(item["correct"]))
     figures: dict[str, Any] = {
@@ -145,7 +143,7 @@ def summarise(name: str, items: Sequence[Item]) -> dict[str, Any]:
 def write_results(folder: Path, figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Adds the figures of benchmarks to results.json and results.md in `folder`; returns what the first then holds.
 
-    `folder` has the settings that all its answers were given with (`benchmark_responses.check_settings`).
+    `folder` has the settings that all its answers were given with (`responses.check_settings`).
     """
     path = folder / RESULTS_FILE
     before = json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if path.is_file() else {}
@@ -153,10 +151,8 @@ def write_results(folder: Path, figures: Mapping[str, dict[str, Any]]) -> dict[s
     ordered = {name: known[name] for name in BENCHMARKS if name in known}
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     results = {"settings": settings, "benchmarks": ordered, "macro_average": _macro_average(ordered)}
-    for file, text in ((RESULTS_FILE, json.dumps(results, indent=1) + "\n"), (TABLE_FILE, table(results))):
-        unfinished = folder / (file + ".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / file)
+    files.write_text(folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
+    files.write_text(folder / TABLE_FILE, table(results))
     return results
 
 
@@ -183,7 +179,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _macro_average(figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Means over the paper's six benchmarks; only of what all six have."""
+    """Means over the paper's six benchmarks, of the rates that all six have."""
     missing = [name for name in PAPER if name not in figures]
     average = {
         rate: mean(figures[name][rate] for name in PAPER)
@@ -204,7 +200,7 @@ def _percentages(figures: Mapping[str, Any]) -> str:
 
 
 def _problem(folder: Path, name: str) -> str | None:
-    """Why a folder does not hold a benchmark."""
+    """The reason why a folder does not hold a benchmark, or None if it does."""
     wanted = {"source": name, "split": BENCHMARKS[name].split}
     if not (folder / REPORT_FILE).is_file():
         return f"{folder} is missing"

@@ -1,7 +1,7 @@
-"""Pixels to patches on the host: what is decoded, how large it is resized, how its patches are laid out.
+"""Pixels to patches on the host: decoding images, resizing them, and cutting them into patches.
 
-A still image is a clip of one frame, repeated to fill a patch in time; the last frame of a video is repeated
-where its number is odd.
+A still image has one frame, which is repeated to fill a patch in time; a video with an odd number of frames repeats
+the last one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import json
 import math
 import struct
 from collections.abc import Sequence
@@ -20,14 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from care_jax.inputs.positions import Grid, Layout, grid_tables
+from care_jax.inputs.model_folder import read_fields
+from care_jax.inputs.positions import GridTHW, PatchLayout, patch_tables
 
 if TYPE_CHECKING:
     from care_jax.models.model_config import VisionConfig
 
 _MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
 _RESCALE_FACTOR = 1 / 255
-# What the class Qwen2VLImageProcessor does where its file does not say; another value is refused, not ignored.
+# The defaults of Qwen2VLImageProcessor for fields that its file may leave out; another value is refused, not ignored.
 _FIXED_FIELDS = {
     "do_resize": True,
     "do_rescale": True,
@@ -40,17 +40,17 @@ _FIXED_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """What the preprocessor files and the vision part of config.json say about images and videos."""
+    """The settings for images and videos in the preprocessor files and the vision part of config.json."""
 
     patch_size: int  # pixels
     temporal_patch_size: int  # frames of a patch
-    layout: Layout
+    layout: PatchLayout
     min_pixels: int  # of a still image
     max_pixels: int  # of a still image, and of a frame of a video
-    # Of a video: of each frame where `tokens_per_second` is not 0, else of all its frames together.
+    # Limits of a video: for each frame if `tokens_per_second` is not 0, else for all its frames together.
     video_min_pixels: int
     video_max_pixels: int
-    tokens_per_second: float  # M-RoPE positions of a second of video; 0: the text tells the time of each frame
+    tokens_per_second: float  # M-RoPE positions of a second of video; 0: the prompt's text gives the time of each frame
     mean: tuple[float, ...]  # a channel
     std: tuple[float, ...]  # a channel
 
@@ -70,27 +70,23 @@ class ImageSpec:
         return 4 if self.layout.side else 0
 
 
-def read_fields(path: Path, *names: str) -> dict[str, Any]:
-    """The JSON object in a file of the model folder. Raises ValueError without the file or one of the fields."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} has no {path.name}; give the complete folder of a Hugging Face checkpoint")
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy the file from the source checkpoint") from error
-    for name in names:
-        if name not in fields:
-            raise ValueError(f"{path} has no field {name!r}; copy the file from the source checkpoint")
-    return fields
-
-
 def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, max_image_tokens: int) -> ImageSpec:
-    """Reads preprocessor_config.json, and video_preprocessor_config.json where there is one (without, videos follow
-    the first, as in transformers). The limits, in prompt tokens an image, tighten those of images; a video has at most
-    `max_image_tokens` for each `temporal_patch_size` frames.
+    """Reads preprocessor_config.json, and video_preprocessor_config.json if there is one.
 
-    Raises ValueError for a missing field, one this code does not follow, sizes that differ from those of the vision
-    tower, and limits that leave no size.
+    Without the second file, the first also holds for videos, as in transformers.
+
+    Args:
+        folder: the model folder.
+        vision: the vision tower, whose sizes must agree with the files.
+        min_image_tokens: prompt tokens that an image has at least; tightens the limit in the file.
+        max_image_tokens: prompt tokens that an image, or `temporal_patch_size` frames of a video, have at most.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: a field is missing or has an unsupported value, sizes differ from those of the vision tower, or the
+            limits leave no size.
     """
     path, video_path = folder / "preprocessor_config.json", folder / "video_preprocessor_config.json"
     fields = _read_preprocessor(path, vision)
@@ -113,7 +109,7 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
     return ImageSpec(
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,
-        layout=Layout(
+        layout=PatchLayout(
             merge=vision.spatial_merge_size,
             window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
             side=vision.grid_side,
@@ -129,7 +125,7 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
 
 
 def _read_preprocessor(path: Path, vision: VisionConfig) -> dict[str, Any]:
-    """The fields of a preprocessor's file, which must agree with this code and with the vision tower."""
+    """Reads the fields of a preprocessor's file; they must agree with this code and with the vision tower."""
     fields = read_fields(path, "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
     for name, value in _FIXED_FIELDS.items():
         if name in fields and fields[name] != value:
@@ -151,7 +147,7 @@ def _read_preprocessor(path: Path, vision: VisionConfig) -> dict[str, Any]:
 
 
 def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> int:
-    """A limit in pixels, under the hub's name or inside `size`, where transformers 5 writes it."""
+    """Returns a limit in pixels, under the hub's name or inside `size`, where transformers 5 writes it."""
     if name in fields and fields[name] is not None:
         return fields[name]
     size = fields.get("size")
@@ -163,13 +159,25 @@ def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> in
 def smart_resize(
     height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, num_frames: int = 1, frame_step: int = 1
 ) -> tuple[int, int]:
-    """The (height, width) an image or frame is resized to: multiples of `factor`, area within the limits.
+    """Computes the size an image or frame is resized to: multiples of `factor`, with an area within the limits.
 
-    Takes sizes and areas in pixels; limits are those of `num_frames` frames together, which count as the nearest
-    multiple of `frame_step`. Rounds halves to the even multiple, as Python's `round` does and the checkpoints were
-    trained with. Raises ValueError past an aspect ratio of 200.
-    Source: `smart_resize` of transformers' Qwen2-VL image and Qwen3-VL video processors; qwen_vl_utils differs at
-    tiny sides.
+    Halves are rounded to the even multiple, as Python's `round` does and as the checkpoints were trained. Source:
+    `smart_resize` of transformers' Qwen2-VL image and Qwen3-VL video processors; qwen_vl_utils differs at tiny sides.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        factor: pixels a side of one merged token.
+        min_pixels: lower limit of the area of `num_frames` frames together.
+        max_pixels: upper limit, likewise.
+        num_frames: frames of a video; 1 for an image.
+        frame_step: frames of a patch; the limits count `num_frames` as its nearest multiple.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        ValueError: the image has no area, or its aspect ratio is above 200.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image of {height} x {width} pixels has no area; drop it from the data")
@@ -194,11 +202,13 @@ def smart_resize(
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """An encoded image (PNG, JPEG, ...) as upright 8-bit RGB.
+    """Decodes an image (PNG, JPEG, ...) to upright 8-bit RGB.
 
     EXIF orientation is applied, as transformers 5 does to a file; transparency is laid over white, as it does to a
     PIL image; samples deeper than 8 bits are converted as Pillow converts them (16-bit grey saturates at 255).
-    Raises ValueError when the bytes are no readable image.
+
+    Raises:
+        ValueError: the bytes cannot be read as an image.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
@@ -212,28 +222,35 @@ def decode_image(encoded: bytes) -> Image.Image:
             image = Image.alpha_composite(white, image)
         return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"{len(encoded)} bytes are no readable image (unknown format); give PNG or JPEG") from error
+        raise ValueError(f"{len(encoded)} bytes are not a readable image (unknown format); give PNG or JPEG") from error
     except (OSError, SyntaxError, EOFError, struct.error, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{len(encoded)} bytes are no readable image ({error}); give PNG or JPEG") from error
+        raise ValueError(f"{len(encoded)} bytes are not a readable image ({error}); give PNG or JPEG") from error
 
 
-def image_grid(height: int, width: int, spec: ImageSpec, max_pixels: int) -> Grid:
-    """The grid (frames, height, width) in patches of a still image of the given size in pixels."""
+def image_grid(height: int, width: int, spec: ImageSpec, max_pixels: int) -> GridTHW:
+    """Computes the grid (frames, height, width) in patches of a still image of the given size in pixels."""
     new_height, new_width = smart_resize(
         height, width, factor=spec.factor, min_pixels=spec.min_pixels, max_pixels=max_pixels
     )
     return 1, new_height // spec.patch_size, new_width // spec.patch_size
 
 
-def patchify(frames: Sequence[Image.Image], grid: Grid, spec: ImageSpec) -> npt.NDArray[np.float32]:
+def patchify(frames: Sequence[Image.Image], grid: GridTHW, spec: ImageSpec) -> npt.NDArray[np.float32]:
     """Resizes RGB frames to their grid, normalises them and cuts them into patches, frame by frame in window order.
 
-    Returns [I, F] float32; the values of a patch are (channel, time, height, width), equal bit for bit to
-    transformers' `Qwen2VLImageProcessorPil` after the window permutation of its vision model. Frames of a video are
-    resized in the same way, by Pillow; transformers' video processors leave that to torchvision.
+    Pillow resizes the frames of a video too; transformers' video processors use torchvision for that.
+
+    Args:
+        frames: one image, or the frames of a video.
+        grid: their size in patches.
+        spec: how to resize and normalise.
+
+    Returns:
+        [I, F] float32; the values of a patch are (channel, time, height, width). They equal those of transformers'
+        `Qwen2VLImageProcessorPil` bit for bit, after the window permutation of its vision model.
     """
     times, grid_h, grid_w = grid
-    order = grid_tables((1, grid_h, grid_w), spec.layout).order
+    order = patch_tables((1, grid_h, grid_w), spec.layout).order
     table = _pixel_table(spec.mean, spec.std)
     span, channels, values = spec.temporal_patch_size, len(spec.mean), spec.patch_size**2
     num_patches = grid_h * grid_w
@@ -249,7 +266,7 @@ def patchify(frames: Sequence[Image.Image], grid: Grid, spec: ImageSpec) -> npt.
 
 
 def _cut(image: Image.Image, grid_h: int, grid_w: int, spec: ImageSpec) -> npt.NDArray[np.uint8]:
-    """[merged tokens, patches of one, C, height * width] bytes of a resized frame, in reading order."""
+    """Cuts a resized frame into bytes [merged tokens, patches of one, C, height * width], in reading order."""
     size, merge, channels = spec.patch_size, spec.layout.merge, len(spec.mean)
     pixels = np.asarray(image.resize((grid_w * size, grid_h * size), Image.Resampling.BICUBIC))
     blocks = pixels.reshape(grid_h // merge, merge, size, grid_w // merge, merge, size, channels)
@@ -258,6 +275,9 @@ def _cut(image: Image.Image, grid_h: int, grid_w: int, spec: ImageSpec) -> npt.N
 
 @functools.lru_cache(maxsize=8)
 def _pixel_table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """[C, 256] the normalised value of each byte: the product in float64, the rest in float32, as transformers."""
+    """Returns [C, 256], the normalised value of each byte.
+
+    The product is in float64 and the rest in float32, as in transformers.
+    """
     scaled = (np.arange(256, dtype=np.float64) * _RESCALE_FACTOR).astype(np.float32)
     return (scaled - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]

@@ -1,8 +1,8 @@
 """The images and videos of a record, in the order of their marks in the prompt: frames, grids, and their text.
 
-The families differ in videos. Qwen2.5-VL has one run of vision tokens a video, whose M-RoPE positions tell the time,
-and limits the pixels of a frame. Qwen3-VL writes the time into the text before a run for each patch in time, and
-limits the pixels of all frames together.
+A grid is (frames, height, width) in patches, Hugging Face's `grid_thw`. The families differ in videos. Qwen2.5-VL has
+one run of vision tokens a video, whose M-RoPE positions encode the time, and limits the pixels of a frame. Qwen3-VL has
+one run for each patch in time, writes the time into the text before it, and limits the pixels of all frames together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from care_jax.inputs.images import ImageSpec, decode_image, image_grid, smart_resize
-from care_jax.inputs.positions import Grid, count_tokens
+from care_jax.inputs.positions import GridTHW, count_tokens
 from care_jax.structs import Record, Video
 
 MARKS = ("<image>", "<video>")
@@ -23,8 +23,8 @@ MARK_PATTERN = re.compile("(" + "|".join(MARKS) + ")")
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """A decoded still image (fps 0), or the frames of a video, all of one size."""
+class VisionItem:
+    """A decoded still image (fps 0), or the decoded frames of a video, all of one size."""
 
     frames: tuple[Image.Image, ...]
     fps: float = 0.0  # frames a second, of the frames that are here
@@ -40,9 +40,13 @@ class Clip:
         return self.frames[0].width
 
 
-def decode_clips(record: Record, spec: ImageSpec) -> list[Clip]:
-    """The record's images and videos. Raises ValueError, naming the record, where marks and clips do not agree, and
-    for what cannot be read."""
+def decode_items(record: Record, spec: ImageSpec) -> list[VisionItem]:
+    """Decodes the record's images and videos, in the order of their marks.
+
+    Raises:
+        ValueError: the marks do not agree with the images and videos, or one of these cannot be read; the message names
+            the record.
+    """
     marks = MARK_PATTERN.findall(record.prompt)
     for mark, name, count in (("<image>", "images", len(record.images)), ("<video>", "videos", len(record.videos))):
         if marks.count(mark) != count:
@@ -53,14 +57,14 @@ def decode_clips(record: Record, spec: ImageSpec) -> list[Clip]:
     encoded, videos = iter(record.images), iter(record.videos)
     try:
         return [
-            Clip((decode_image(next(encoded)),)) if mark == "<image>" else _decode_video(next(videos), spec)
+            VisionItem((decode_image(next(encoded)),)) if mark == "<image>" else _decode_video(next(videos), spec)
             for mark in marks
         ]
     except ValueError as error:
         raise ValueError(f"record {record.id!r}: {error}") from error
 
 
-def _decode_video(video: Video, spec: ImageSpec) -> Clip:
+def _decode_video(video: Video, spec: ImageSpec) -> VisionItem:
     at_least = 1 if spec.tokens_per_second else spec.temporal_patch_size  # as the families' video processors have it
     if len(video.frames) < at_least or not 0 < video.fps < math.inf:
         raise ValueError(
@@ -71,11 +75,11 @@ def _decode_video(video: Video, spec: ImageSpec) -> Clip:
     sizes = {frame.size for frame in decoded}
     if len(sizes) > 1:
         raise ValueError(f"the frames of a video have sizes {sorted(sizes)}; give frames of one size")
-    return Clip(decoded, video.fps)
+    return VisionItem(decoded, video.fps)
 
 
-def video_grid(num_frames: int, height: int, width: int, spec: ImageSpec, max_pixels: int) -> Grid:
-    """The grid of a video of frames of the given size in pixels, `max_pixels` being the limit of a frame."""
+def video_grid(num_frames: int, height: int, width: int, spec: ImageSpec, max_pixels: int) -> GridTHW:
+    """Computes the grid of a video with frames of the given size in pixels; `max_pixels` is the limit of a frame."""
     together = 1
     if not spec.tokens_per_second:
         together = num_frames
@@ -96,24 +100,26 @@ def video_grid(num_frames: int, height: int, width: int, spec: ImageSpec, max_pi
     return times, new_height // spec.patch_size, new_width // spec.patch_size
 
 
-def clip_grid(clip: Clip, spec: ImageSpec, max_pixels: int) -> Grid:
-    """The grid of an image or a video, `max_pixels` being the limit of an image or of a frame."""
-    if clip.fps:
-        return video_grid(len(clip.frames), clip.height, clip.width, spec, max_pixels)
-    return image_grid(clip.height, clip.width, spec, max_pixels)
+def item_grid(item: VisionItem, spec: ImageSpec, max_pixels: int) -> GridTHW:
+    """Computes the grid of an image or a video; `max_pixels` is the limit of an image or of a frame."""
+    if item.fps:
+        return video_grid(len(item.frames), item.height, item.width, spec, max_pixels)
+    return image_grid(item.height, item.width, spec, max_pixels)
 
 
-def fit_grids(clips: Sequence[Clip], spec: ImageSpec, room: int) -> list[Grid] | None:
-    """The grids of images and videos that together take at most `room` tokens.
+def fit_grids(items: Sequence[VisionItem], spec: ImageSpec, room: int) -> list[GridTHW] | None:
+    """Shrinks images and videos until they take at most `room` tokens together.
 
-    One limit of tokens an image or frame, the largest that fits, holds for all, so the largest shrink first. None
-    where even the limit of `min_pixels` takes more.
+    The same limit of tokens an image or frame, the largest that fits, holds for all, so the largest shrink first.
+
+    Returns:
+        Their grids, or None if even images of `min_pixels` take more.
     """
     low, high = math.ceil(spec.min_pixels / spec.factor**2), spec.max_pixels // spec.factor**2
     best = None
     while low <= high:
         limit = (low + high) // 2
-        grids = [clip_grid(clip, spec, limit * spec.factor**2) for clip in clips]
+        grids = [item_grid(item, spec, limit * spec.factor**2) for item in items]
         if count_tokens(grids, spec.layout.merge) <= room:
             best, low = grids, limit + 1
         else:
@@ -121,23 +127,23 @@ def fit_grids(clips: Sequence[Clip], spec: ImageSpec, room: int) -> list[Grid] |
     return best
 
 
-def video_texts(clip: Clip, spec: ImageSpec, token_text: str) -> list[str]:
-    """What stands in the prompt for each run of vision tokens of a video, `token_text` being the run's own.
+def video_texts(item: VisionItem, spec: ImageSpec, token_text: str) -> list[str]:
+    """Returns the text in the prompt for each run of vision tokens of a video; `token_text` stands for the run itself.
 
-    Source of the times: Qwen3-VL's processor in transformers 4.57, where they and their runs take the place of the
-    template's vision tokens. transformers 5.23 keeps the template's around the whole, which the checkpoints have
-    never seen.
+    Source of the times: Qwen3-VL's processor in transformers 4.57, where they and their runs replace the template's
+    vision tokens. transformers 5.23 keeps the template's tokens around the whole, which the checkpoints have never
+    seen.
     """
     if spec.tokens_per_second:
         return [token_text]
-    span, last = spec.temporal_patch_size, len(clip.frames) - 1
+    span, last = spec.temporal_patch_size, len(item.frames) - 1
     spans = [(first, min(first + span - 1, last)) for first in range(0, last + 1, span)]
-    # Each division before the sum, as in the reference: the printed digit may hang on it.
-    return [f"<{(first / clip.fps + end / clip.fps) / 2:.1f} seconds>{token_text}" for first, end in spans]
+    # Each division before the sum, as in the reference: the printed digit may depend on it.
+    return [f"<{(first / item.fps + end / item.fps) / 2:.1f} seconds>{token_text}" for first, end in spans]
 
 
-def token_runs(clip: Clip, grid: Grid, spec: ImageSpec) -> list[tuple[Grid, float]]:
-    """The grid of each run of vision tokens of a clip, and its M-RoPE positions from one patch in time to the next."""
-    if not clip.fps or not spec.tokens_per_second:
+def token_runs(item: VisionItem, grid: GridTHW, spec: ImageSpec) -> list[tuple[GridTHW, float]]:
+    """Returns the grid of each run of vision tokens, and its M-RoPE positions from one patch in time to the next."""
+    if not item.fps or not spec.tokens_per_second:
         return [((1, *grid[1:]), 1.0)] * grid[0]
-    return [(grid, spec.tokens_per_second * (spec.temporal_patch_size / clip.fps))]
+    return [(grid, spec.tokens_per_second * (spec.temporal_patch_size / item.fps))]

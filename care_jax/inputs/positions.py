@@ -1,4 +1,4 @@
-"""Where patches and tokens lie: attention segments, rotary and learned positions of the patches, M-RoPE of the tokens.
+"""Positions of patches and tokens: attention segments, rotary and learned positions of the patches, M-RoPE ids.
 
 A grid is (frames, height, width) in patches. Patches lie frame by frame, in window order, in units of one merged
 token (merge * merge patches), so that no device ever permutes them. A 6 x 6 grid with merge 2 and windows of 2 x 2
@@ -10,7 +10,7 @@ merged tokens:
         ---------
         6 7 | 8
 
-Without windows (Qwen3-VL) that is the reading order, and a frame is one window.
+Without windows (Qwen3-VL) the window order is the reading order, and a frame is one window.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Grid = tuple[int, int, int]  # (frames, height, width) in patches
+GridTHW = tuple[int, int, int]  # (frames, height, width) in patches
 
 
-class Layout(NamedTuple):
-    """What the tables of a grid depend on beside the grid; the same for all grids of a model."""
+class PatchLayout(NamedTuple):
+    """The settings of a model that the tables of a grid depend on, beside the grid itself."""
 
     merge: int  # patches a side of one merged token
     window: int  # merged tokens a side of one attention window; 0: a frame is one window
     side: int  # cells a side of the learned position grid; 0: there is none
 
 
-class GridTables(NamedTuple):
+class PatchTables(NamedTuple):
     """Tables of one grid; all in window order but `vision_index`. n merged tokens, m = n * merge**2 patches."""
 
     order: npt.NDArray[np.int32]  # [n] reading-order index of each merged token
@@ -45,17 +45,17 @@ class GridTables(NamedTuple):
     grid_weights: npt.NDArray[np.float32]  # [m, 4] and their bilinear weights; [m, 0] without one
 
 
-def count_tokens(grids: Sequence[Grid], merge: int) -> int:
-    """Merged tokens of several grids."""
+def count_tokens(grids: Sequence[GridTHW], merge: int) -> int:
+    """Counts the merged tokens of several grids."""
     return sum(t * (h // merge) * (w // merge) for t, h, w in grids)
 
 
 @functools.lru_cache(maxsize=4096)
-def grid_tables(grid: Grid, layout: Layout) -> GridTables:
-    """The tables of a grid.
+def patch_tables(grid: GridTHW, layout: PatchLayout) -> PatchTables:
+    """Computes the tables of a grid.
 
-    A frame's windows are never shared with another frame; windows at the right and lower edge are smaller.
-    Source: Qwen2.5-VL technical report (arXiv 2502.13923) section 2.1, checked against transformers.
+    Frames share no window; windows at the right and lower edge are smaller. Source: Qwen2.5-VL technical report (arXiv
+    2502.13923) section 2.1, checked against transformers.
     """
     merge = layout.merge
     frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
@@ -67,7 +67,7 @@ def grid_tables(grid: Grid, layout: Layout) -> GridTables:
     in_h, in_w = (axis.ravel() for axis in np.indices((merge, merge)))
     rows, columns = (h[order, None] * merge + in_h).ravel(), (w[order, None] * merge + in_w).ravel()
     index, weights = _grid_cells(rows, columns, grid[1:], layout.side)
-    tables = GridTables(
+    tables = PatchTables(
         order=order.astype(np.int32),
         vision_index=np.argsort(order).astype(np.int32),
         patch_position_ids=np.stack([rows, columns], axis=-1).astype(np.int32),
@@ -84,8 +84,11 @@ def grid_tables(grid: Grid, layout: Layout) -> GridTables:
 def _grid_cells(
     rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], size: tuple[int, int], side: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The four cells around each patch and their weights, where a frame of `size` patches is laid on the square grid
-    so that the corners meet. In float32, operation by operation as transformers."""
+    """Finds the four cells of the learned grid around each patch, and their weights.
+
+    A frame of `size` patches is laid on the square grid so that the corners meet. The float32 operations are those of
+    transformers, one by one.
+    """
     if not side:
         return np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0), np.float32)
     cells, weights = [], []
@@ -100,17 +103,26 @@ def _grid_cells(
 
 
 def mrope_position_ids(
-    vision_mask: npt.NDArray[np.bool_], grids: Sequence[Grid], time_steps: Sequence[float], *, merge: int
+    vision_mask: npt.NDArray[np.bool_], grids: Sequence[GridTHW], time_steps: Sequence[float], *, merge: int
 ) -> npt.NDArray[np.int32]:
-    """M-RoPE positions [3, P] (time, height, width) of a prompt whose vision tokens lie where the mask is True.
+    """Computes the M-RoPE positions of a prompt.
 
-    `grids` holds one grid a vision item in order; `time_steps` the positions from one frame of it to the next,
-    rounded down a frame (tokens_per_second * seconds for videos of Qwen2.5-VL; items of one frame have no use for
-    it). Text counts on all three axes alike and continues after an item at the largest position over all axes plus
-    one. Source: Qwen2-VL (arXiv 2409.12191) section 2.1. transformers 5.23 continues after a video at its largest
-    height or width instead, even where time has gone further; Qwen's own code does as this function.
+    Text counts on all three axes alike, and continues after a run of vision tokens at the run's largest position over
+    all axes plus one. Source: Qwen2-VL (arXiv 2409.12191) section 2.1. transformers 5.23 continues after a video at its
+    largest height or width instead, even if time has gone further; Qwen's own code agrees with this function.
 
-    Raises ValueError when mask and grids disagree.
+    Args:
+        vision_mask: [P], True at vision tokens.
+        grids: one for each run of vision tokens, in order.
+        time_steps: for each run, the positions from one patch in time to the next; their multiples are rounded down
+            (tokens_per_second * seconds for videos of Qwen2.5-VL). Not used for runs of one patch in time.
+        merge: patches a side of one merged token.
+
+    Returns:
+        [3, P] int32, (time, height, width).
+
+    Raises:
+        ValueError: mask and grids disagree.
     """
     tokens = [t * (h // merge) * (w // merge) for t, h, w in grids]
     if sum(tokens) != int(vision_mask.sum()):
@@ -122,7 +134,7 @@ def mrope_position_ids(
         positions[:, done:start] = np.arange(position, position + start - done)
         position += start - done
         time, row, column = np.indices((t, h // merge, w // merge), np.int32).reshape(3, -1)
-        # In float32 like the reference, which decides what is rounded down where the step is no binary fraction.
+        # In float32 like the reference: if the step is not a binary fraction, the precision decides the rounding.
         time = np.floor(time.astype(np.float32) * np.float32(step)).astype(np.int32)
         positions[:, start : start + count] = np.stack([time, row, column]) + position
         done, position = start + count, int(positions[:, start : start + count].max()) + 1

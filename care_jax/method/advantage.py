@@ -1,30 +1,35 @@
-"""Rewards to advantages, and advantages to tokens (method.md sections 2 to 5). All of it in float32."""
+"""Rewards to advantages, in float32 (docs/method.md sections 2 to 4)."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-import ml_collections
 from flax import struct
+from jaxtyping import Bool, Float, Float32
 
 from care_jax.method import rescue
+from care_jax.method.objectives import Objective
 from care_jax.structs import Array, Outcome, Subgroup
 
 STD_EPS = 1e-6
-SCALES = ("zscore", "delta")
 
 
 @struct.dataclass
 class SubgroupAdvantages:
     """Advantages of a subgroup's rows, 0 where not valid."""
 
-    raw: Array  # [B, S] float32, z-scored rewards
-    final: Array  # [B, S] float32, what the loss is given
+    raw: Float32[Array, "B S"]  # z-scored rewards
+    final: Float32[Array, "B S"]  # scaled; the loss takes these
 
 
 def subgroup_advantages(
-    *, rewards: Array, correct: Array, reflected: Array, subgroup: Subgroup, objective: ml_collections.ConfigDict
+    *,
+    rewards: Float[Array, "B S"],
+    correct: Bool[Array, "B S"],
+    reflected: Bool[Array, "B S"],
+    subgroup: Subgroup,
+    objective: Objective,
 ) -> SubgroupAdvantages:
-    """Advantages inside each subgroup (sections 2 to 4).
+    """Computes the advantages inside each subgroup (docs/method.md sections 2 to 4).
 
         A_raw = (r - mean_S) / (std_S + 1e-6)              mean and population std over the valid rows of S
         anchor, and a reflected row that came out correct   A_raw
@@ -33,25 +38,23 @@ def subgroup_advantages(
         all of them, if equalise                            times sqrt(K / K')
 
     An ALL_WRONG group that was rescued uses pseudo-rewards in place of r. z-scoring cancels their size; with
-    rescue.scale `delta` the final values are multiplied by delta, which gives it back. Without
-    `objective.anchored` every row is alike and the final values are the raw ones. A repair whose reward is above its
-    anchor's pushes the anchor down: at K' = 1 and rewards 0.9 and 1.0 the final values are -2 and +2.
+    rescue.scale "delta" the final values are multiplied by delta, which gives it back. Without `objective.anchored` all
+    rows are treated alike, and the final values are the raw ones. A repair whose reward is above its anchor's pushes
+    the anchor down: at K' = 1 and rewards 0.9 and 1.0 the final values are -2 and +2.
 
     Args:
-        rewards: [B, S] float32, of the subgroup's rows, reflections already in their slots.
-        correct: [B, S] bool, of the same rows.
-        reflected: [B, S] bool, rows that a reflection replaced.
+        rewards: of the subgroup's rows, with reflections already in their slots.
+        correct: verdicts of the same rows.
+        reflected: rows that a reflection replaced.
         subgroup: from `subgroup.select_subgroup`.
-        objective: a record of objectives.py; static under jit.
+        objective: which of the above; static under jit.
 
-    Raises:
-        ValueError: an unknown objective.rescue.scale.
+    Returns:
+        The advantages before and after scaling.
     """
     if not objective.anchored:
         raw = _z_score(rewards, subgroup.valid, objective.normalise_std)
         return SubgroupAdvantages(raw, raw)
-    if objective.rescue.scale not in SCALES:
-        raise ValueError(f"objective.rescue.scale is {objective.rescue.scale!r}; allowed are {', '.join(SCALES)}")
 
     valid, rescued = subgroup.valid, (subgroup.outcome == Outcome.ALL_WRONG)[:, None]
     pseudo = rescue.pseudo_rewards(valid, subgroup.num_negatives, objective.rescue.delta)
@@ -68,39 +71,8 @@ def subgroup_advantages(
     return SubgroupAdvantages(raw, jnp.where(valid, final, 0.0))
 
 
-def token_weights(
-    *, think_mask: Array, answer_mask: Array, sampled_mask: Array, correct: Array, objective: ml_collections.ConfigDict
-) -> Array:
-    """Region weights of the tokens (section 5); the loss divides by their sum over a response.
-
-        f: format_weight, g: gamma_pos, n: gamma_neg
-        response      <think> t  t  </think> <answer> a  </answer> <stop>
-        weight        f       g  g  f        f        1  f         f         correct
-        weight        f       n  n  f        f        1  f         f         wrong
-        weight        1       1  1  1        1        1  1         1         no answer span, or regions off
-
-    Args:
-        think_mask, answer_mask, sampled_mask: [..., R] bool. Whether there is an answer span is judged on
-            `answer_mask` as given; a token of both spans belongs to the answer.
-        correct: [...] bool, of the rows themselves: a pseudo-anchor is not correct.
-        objective: a record of objectives.py; static under jit.
-
-    Returns:
-        [..., R] float32, 0 where not sampled.
-    """
-    sampled = sampled_mask.astype(jnp.float32)
-    if not objective.region.enabled:
-        return sampled
-    think_weight = jnp.where(correct, objective.region.gamma_pos, objective.region.gamma_neg).astype(jnp.float32)[
-        ..., None
-    ]
-    weights = jnp.where(think_mask, think_weight, objective.region.format_weight)
-    is_answer = answer_mask | ~answer_mask.any(axis=-1, keepdims=True)
-    return jnp.where(is_answer, 1.0, weights).astype(jnp.float32) * sampled
-
-
-def _z_score(rewards: Array, valid: Array, normalise_std: bool) -> Array:
-    """(r - mean) / (std + 1e-6) over the valid rows [B, S], 0 elsewhere; slot 0 is valid if any slot is."""
+def _z_score(rewards: Float[Array, "B S"], valid: Bool[Array, "B S"], normalise_std: bool) -> Float32[Array, "B S"]:
+    """(r - mean) / (std + 1e-6) over the valid rows, 0 elsewhere; slot 0 is valid if any slot is."""
     rewards = rewards.astype(jnp.float32)
     # Equal rewards whose float32 mean is off by one rounding step would come out as 0.06, not 0, because that
     # step is divided by 1e-6. Measured from slot 0 they are zeros, and so is everything made of them.

@@ -1,7 +1,6 @@
-"""The clipped policy loss of a batch of rows: ratio, clip, KL, and one sum with a named denominator
-(method.md section 5).
+"""The clipped policy loss of a batch of rows: ratio, clip, KL, and one sum (docs/method.md section 5).
 
-Every denominator is a count over the whole minibatch, over all processes and micro-batches, and is handed
+Every denominator is a count over the whole minibatch, over all processes and micro-batches, and the caller passes it
 in: the loss of a piece is its part of the whole, so that pieces and their gradients add up.
 
 Log-ratios are limited to at most 20 before exp, against inf * 0 in the gradient; a healthy run never gets there.
@@ -9,36 +8,38 @@ Log-ratios are limited to at most 20 before exp, against inf * 0 in the gradient
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-import ml_collections
-from flax import struct
+import typing
 
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Float32
+
+from care_jax.method.objectives import Objective
+from care_jax.options import Aggregate
 from care_jax.structs import Array, TrainBatch
 
 WEIGHT_EPS = 1e-6
 MAX_LOG_RATIO = 20.0
-RATIOS = ("token", "sequence")
-AGGREGATES = ("sequence", "token", "constant")
 
 
 @struct.dataclass
 class Denominators:
     """Counts over a whole minibatch; never those of one micro-batch or one shard."""
 
-    num_rows: Array  # [] float32, rows that are updated
-    num_tokens: Array  # [] float32, sampled tokens of those rows
+    num_rows: Float32[Array, ""]  # rows that are updated
+    num_tokens: Float32[Array, ""]  # sampled tokens of those rows
 
 
 @struct.dataclass
 class LossOutput:
     """A piece's part of the minibatch loss."""
 
-    loss: Array  # [] float32, policy + kl_coef * KL
-    aux: dict[str, Array]  # [] float32 each, to be added up over pieces; see `policy_loss`
+    loss: Float32[Array, ""]  # policy + kl_coef * KL
+    aux: dict[str, Float32[Array, ""]]  # to be added up over pieces; see `policy_loss`
 
 
 def count_denominators(batch: TrainBatch) -> Denominators:
-    """Rows and sampled tokens of `batch` that count; call it on the minibatch before it is cut into pieces."""
+    """Counts the rows and sampled tokens of `batch`; call it on the minibatch before it is cut into pieces."""
     sampled = batch.sampled_mask & batch.row_mask[..., None]
     return Denominators(
         num_rows=batch.row_mask.sum(dtype=jnp.int32).astype(jnp.float32),
@@ -47,23 +48,23 @@ def count_denominators(batch: TrainBatch) -> Denominators:
 
 
 def policy_loss(
-    logprobs: Array, batch: TrainBatch, *, objective: ml_collections.ConfigDict, denominators: Denominators
+    logprobs: Float32[Array, "B S R"], batch: TrainBatch, *, objective: Objective, denominators: Denominators
 ) -> LossOutput:
-    """Clipped policy loss and k3 KL of the rows in `batch.row_mask` (method.md sections 5 and 6).
+    """Computes the clipped policy loss and the k3 KL of the rows in `batch.row_mask` (docs/method.md sections 5, 6).
 
         l = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)
         k = exp(ref - new) - (ref - new) - 1
         rho = exp(new - old)                                         ratio "token"
         rho = exp(mean of new - old over the row's sampled tokens)   ratio "sequence" (GSPO, arXiv 2507.18071)
 
-    l is summed with the token weights, k with 1 at every sampled token, both divided as `aggregate_tokens` says; the
+    l is summed with the token weights, k with 1 at every sampled token, both divided as `aggregate_tokens` says. The
     loss is the first plus kl_coef times the second, which is not computed at kl_coef 0.
 
     Args:
-        logprobs: [B, S, R] float32, of the policy that is being updated. Where nothing was sampled the values
-            are not looked at and their gradient is exactly 0.
+        logprobs: of the policy that is being updated. Values at tokens that were not sampled are ignored, and their
+            gradient is exactly 0.
         batch: the rows; all of a minibatch, or one piece of it.
-        objective: a record of objectives.py; static under jit.
+        objective: ratio, clip, aggregate and KL coefficient; static under jit.
         denominators: counts of the whole minibatch.
 
     Returns:
@@ -72,12 +73,7 @@ def policy_loss(
         tokens; by num_tokens) and `abs_log_ratio_sum`, `clipped_tokens` (tokens with a weight whose clipped branch is
         taken; by weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`. The two of the KL are absent at
         kl_coef 0.
-
-    Raises:
-        ValueError: an unknown objective.ratio or objective.aggregate.
     """
-    if objective.ratio not in RATIOS:
-        raise ValueError(f"objective.ratio is {objective.ratio!r}; allowed are {', '.join(RATIOS)}")
     mask = batch.sampled_mask & batch.row_mask[..., None]
     # Masked on the way in, so that a nan or inf under the mask reaches neither value nor gradient.
     logprobs = jnp.where(mask, logprobs.astype(jnp.float32), 0.0)
@@ -111,8 +107,13 @@ def policy_loss(
     return LossOutput(loss=loss, aux=aux | {"loss": loss})
 
 
-def aggregate_tokens(values: Array, weights: Array, aggregate: str, denominators: Denominators) -> Array:
-    """One number from the tokens of a piece: its part of the minibatch's mean (sections 5 and 6).
+def aggregate_tokens(
+    values: Float32[Array, "B S R"],
+    weights: Float32[Array, "B S R"],
+    aggregate: Aggregate,
+    denominators: Denominators,
+) -> Float32[Array, ""]:
+    """Makes one number of the tokens of a piece: its part of the minibatch's mean (docs/method.md sections 5 and 6).
 
         aggregate     sum                                                        divided by
         "sequence"    over rows of sum_t w_t v_t / (sum_t w_t + 1e-6)            num_rows
@@ -120,15 +121,13 @@ def aggregate_tokens(values: Array, weights: Array, aggregate: str, denominators
         "constant"    over rows and tokens of w_t v_t                            num_rows * R (arXiv 2503.20783)
 
     Args:
-        values, weights: [B, S, R] float32; weights are 0 wherever a token does not count.
+        values: one number a token.
+        weights: of the tokens; 0 for a token that does not count.
         aggregate: objective.aggregate.
         denominators: counts of the whole minibatch; a count of 0 divides as 1.
 
     Returns:
-        [] float32.
-
-    Raises:
-        ValueError: another `aggregate`.
+        The piece's part of the mean.
     """
     num_rows = jnp.maximum(denominators.num_rows, 1.0)
     if aggregate == "sequence":
@@ -138,16 +137,16 @@ def aggregate_tokens(values: Array, weights: Array, aggregate: str, denominators
         return (weights * values).sum() / jnp.maximum(denominators.num_tokens, 1.0)
     if aggregate == "constant":
         return (weights * values).sum() / (num_rows * values.shape[-1])
-    raise ValueError(f"objective.aggregate is {aggregate!r}; allowed are {', '.join(AGGREGATES)}")
+    typing.assert_never(aggregate)
 
 
-def _row_mean(values: Array, sampled: Array) -> Array:
-    """Mean of `values` [..., R] over the sampled tokens of a row, at every token; 0 for a row without any."""
+def _row_mean(values: Float32[Array, "B S R"], sampled: Float32[Array, "B S R"]) -> Float32[Array, "B S R"]:
+    """Mean of `values` over the sampled tokens of a row, repeated at every token; 0 for a row without any."""
     mean = (values * sampled).sum(axis=-1, keepdims=True) / jnp.maximum(sampled.sum(axis=-1, keepdims=True), 1.0)
     return jnp.broadcast_to(mean, values.shape)
 
 
-def _k3(log_ratio_ref: Array) -> Array:
+def _k3(log_ratio_ref: Float32[Array, "B S R"]) -> Float32[Array, "B S R"]:
     """exp(x) - x - 1 with x = ref - new: unbiased, never negative, 0 at x = 0 (Schulman's k3)."""
     log_ratio_ref = jnp.minimum(log_ratio_ref, MAX_LOG_RATIO)
     return jnp.exp(log_ratio_ref) - log_ratio_ref - 1.0

@@ -1,52 +1,56 @@
-"""The group in which every rollout is wrong: a pseudo-anchor and a small contrast (method.md section 4).
+"""The all-wrong group: a pseudo-anchor and a small contrast (docs/method.md section 4).
 
-The representatives beside the pseudo-anchor are chosen in subgroup.py, which owns farthest-first; real
-rewards are never changed by what is here.
+subgroup.py chooses the representatives beside the pseudo-anchor, because it owns farthest-first. Nothing here changes a
+real reward.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int32
 
+from care_jax.options import RankBy
 from care_jax.structs import Array
 
-RANKS = ("sum", "mean")
 
+def choose_pseudo_anchor(
+    logprobs_old: Float[Array, "B G R"], sampled_mask: Bool[Array, "B G R"], rank_by: RankBy
+) -> Int32[Array, "B"]:
+    """Picks the rollout that the old policy finds most likely (docs/method.md section 4).
 
-def choose_pseudo_anchor(logprobs_old: Array, sampled_mask: Array, rank_by: str) -> Array:
-    """The rollout the old policy found most likely (section 4).
+        score = sum_t logprobs_old                    rank_by "sum" (published; favours short responses)
+        score = sum_t logprobs_old / num_sampled      rank_by "mean"
+
+    Both sums run over the row's sampled tokens, and num_sampled counts them.
 
     Args:
-        logprobs_old: [B, G, R] float32.
-        sampled_mask: [B, G, R] bool; log-probs of other tokens are not looked at.
-        rank_by: `sum` over the sampled tokens (published; favours short responses) or their `mean`. The
-            denominator of the mean is the row's number of sampled tokens.
+        logprobs_old: log-probs of the policy that sampled. Values at other than sampled tokens are ignored.
+        sampled_mask: the sampled tokens.
+        rank_by: objective.rescue.rank_by.
 
     Returns:
-        [B] int32, ties by lowest index. A row without sampled tokens comes last: its empty sum is not a likelihood.
-
-    Raises:
-        ValueError: another `rank_by`.
+        The index of the pseudo-anchor, the lowest one of equals. A row without sampled tokens comes last: its empty sum
+        is not a likelihood.
     """
     score = jnp.where(sampled_mask, logprobs_old.astype(jnp.float32), 0.0).sum(axis=2)
     num_tokens = sampled_mask.sum(axis=2, dtype=jnp.int32)
     if rank_by == "mean":
         score /= jnp.maximum(num_tokens, 1).astype(jnp.float32)
-    elif rank_by != "sum":
-        raise ValueError(f"objective.rescue.rank_by is {rank_by!r}; allowed are {', '.join(RANKS)}")
     return jnp.where(num_tokens > 0, score, -jnp.inf).argmax(axis=1).astype(jnp.int32)
 
 
-def pseudo_rewards(valid: Array, num_negatives: Array, delta: float) -> Array:
-    """+delta for the pseudo-anchor and -delta / K' for each representative, so that they sum to 0 (section 4).
+def pseudo_rewards(valid: Bool[Array, "B S"], num_negatives: Int32[Array, "B"], delta: float) -> Float32[Array, "B S"]:
+    """Gives +delta to the pseudo-anchor and -delta / K' to each representative (docs/method.md section 4).
+
+    The rewards of a group sum to 0.
 
     Args:
-        valid: [B, S] bool, slot 0 the pseudo-anchor.
-        num_negatives: [B] int32, K'.
+        valid: rows of the subgroup, slot 0 the pseudo-anchor.
+        num_negatives: K'.
         delta: objective.rescue.delta.
 
     Returns:
-        [B, S] float32, 0 where not valid.
+        The pseudo-rewards, 0 in slots that are not valid.
     """
     is_anchor = (jnp.arange(valid.shape[1], dtype=jnp.int32) == 0)[None]
     share = -delta / jnp.maximum(num_negatives, 1).astype(jnp.float32)

@@ -1,45 +1,55 @@
-"""Which rollouts of a group are updated: one anchor, and the hard negatives near it (method.md section 2).
+"""The rollouts of a group that are updated: one anchor, and the hard negatives near it (docs/method.md section 2).
 
-Everything is decided from the [G, G] distances of a group, and a choice is a rank: the place of a rollout
-among the ones considered, lowest index first where keys are equal. No shape depends on the data.
+Everything is decided from the [G, G] distances of a group, and a choice is a rank: the place of a rollout among the
+ones considered, lowest index first if keys are equal. No shape depends on the data.
 
 Choices this module makes:
 1. Negatives lie in their slots nearest to the anchor first, whatever the order they were picked in.
-2. The pre-selection of M neighbours belongs to `farthest_first`; the other selectors look at all failures,
-   and M only bounds how many they take, so that K' is the same for every selector.
+2. The pre-selection of M neighbours belongs to `farthest_first`; the other selectors look at all failures, and M only
+   bounds how many they take, so that K' is the same for every selector.
 """
 
 from __future__ import annotations
 
+import typing
+
 import jax
 import jax.numpy as jnp
-import ml_collections
+from jaxtyping import Bool, Float, Float32, Int32, PRNGKeyArray, Shaped
 
 from care_jax.method import rescue
+from care_jax.method.objectives import Objective
+from care_jax.options import Selector
 from care_jax.structs import Array, Outcome, Subgroup
 
-SELECTORS = ("farthest_first", "nearest", "random", "mixed", "farthest")
 NO_RANK = jnp.iinfo(jnp.int32).max  # above every slot and every M, whatever G is
 
 
-def classify(correct: Array) -> Array:
-    """The outcome of each group: `correct` [B, G] bool to [B] int32, values of `Outcome` (section 1, item 4)."""
+def classify(correct: Bool[Array, "B G"]) -> Int32[Array, "B"]:
+    """Names the outcome of each group, a value of `Outcome` (docs/method.md section 1, item 4)."""
     outcome = jnp.where(correct.all(axis=1), Outcome.ALL_CORRECT, Outcome.MIXED)
     return jnp.where(correct.any(axis=1), outcome, Outcome.ALL_WRONG).astype(jnp.int32)
 
 
-def choose_anchor(correct: Array, think_len: Array, answer_len: Array, response_len: Array) -> Array:
-    """The correct rollout with the fewest think tokens (section 2).
+def choose_anchor(
+    correct: Bool[Array, "B G"],
+    think_len: Int32[Array, "B G"],
+    answer_len: Int32[Array, "B G"],
+    response_len: Int32[Array, "B G"],
+) -> Int32[Array, "B"]:
+    """Picks the correct rollout with the fewest think tokens (docs/method.md section 2).
 
-    Ties go to the fewest answer tokens, then to the lowest index. A span of length 0 is missing or empty
-    and counts as the whole response, so that skipping the rationale is not the shortest rationale.
+    Ties go to the fewest answer tokens, then to the lowest index. A span of length 0 is missing or empty and counts as
+    the whole response, so that skipping the rationale is not the shortest rationale.
 
     Args:
-        correct: [B, G] bool.
-        think_len, answer_len, response_len: [B, G] int32, tokens.
+        correct: verdicts.
+        think_len: tokens of the rationale.
+        answer_len: tokens of the answer.
+        response_len: tokens of the response.
 
     Returns:
-        [B] int32; 0 where no rollout is correct.
+        The index of the anchor; 0 in a group without a correct rollout.
     """
     among = correct
     for length in (think_len, answer_len):
@@ -49,33 +59,47 @@ def choose_anchor(correct: Array, think_len: Array, answer_len: Array, response_
     return _first(among)
 
 
-def state_distances(think_states: Array) -> Array:
-    """Cosine distances less one between a group's rationales: `think_states` [B, G, D] to [B, G, G] float32.
+def state_distances(think_states: Float[Array, "B G D"]) -> Float32[Array, "B G G"]:
+    """Computes -<h_i, h_j> between a group's rationales: cosine distances less one (docs/method.md section 2).
 
     The order is that of 1 - <h_i, h_j>; without the 1, rounding cannot turn small differences into ties.
+
+    Args:
+        think_states: h, of unit length.
+
+    Returns:
+        The distances.
     """
     states = think_states.astype(jnp.float32)
 
-    def gram(states: Array) -> Array:
+    def gram(states: Float32[Array, "... G D"]) -> Float32[Array, "... G G"]:
         # The default precision of a TPU multiplies in bfloat16, which reorders near neighbours.
-        return jnp.einsum("...id,...jd->...ij", states, states, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("...gd,...zd->...gz", states, states, precision=jax.lax.Precision.HIGHEST)
 
     # XLA's batched product of many small matrices is about five times slower on a CPU than one after the other.
     return -jax.lax.platform_dependent(states, cpu=lambda states: jax.lax.map(gram, states), default=gram)
 
 
-def farthest_first(distances: Array, pool: Array, start: Array, count: Array, max_count: int) -> Array:
-    """Greedy spread: each time the pool's row whose smallest distance to those chosen is largest (section 2).
+def farthest_first(
+    distances: Float32[Array, "B G G"],
+    pool: Bool[Array, "B G"],
+    start: Int32[Array, "B"],
+    count: Int32[Array, "B"],
+    max_count: int,
+) -> Bool[Array, "B G"]:
+    """Spreads greedily: takes the row of the pool whose smallest distance to those chosen is largest, again and again.
+
+    See docs/method.md section 2.
 
     Args:
-        distances: [B, G, G] float32.
-        pool: [B, G] bool, rows that may be chosen.
-        start: [B] int32, the row chosen first.
-        count: [B] int32, how many to choose, `start` included; at most the size of the pool.
+        distances: from `state_distances`.
+        pool: rows that may be chosen.
+        start: the row chosen first.
+        count: how many to choose, `start` included; at most the size of the pool.
         max_count: static bound of `count`.
 
     Returns:
-        [B, G] bool, the chosen rows.
+        The chosen rows.
     """
     rows = _rows(pool)
     chosen = pool & (rows == start[:, None]) & (count > 0)[:, None]
@@ -90,30 +114,31 @@ def farthest_first(distances: Array, pool: Array, start: Array, count: Array, ma
 
 def select_negatives(
     *,
-    distances: Array,
-    anchor: Array,
-    failures: Array,
+    distances: Float32[Array, "B G G"],
+    anchor: Int32[Array, "B"],
+    failures: Bool[Array, "B G"],
     num_negatives: int,
     num_neighbours: int,
-    selector: str,
-    key: Array | None,
-) -> Array:
-    """The hard negatives of each group, K' = min(K, M, number of failures) of them (section 2).
+    selector: Selector,
+    key: PRNGKeyArray | None,
+) -> Bool[Array, "B G"]:
+    """Picks the hard negatives of each group, K' = min(K, M, number of failures) of them (docs/method.md section 2).
 
     Args:
-        distances: [B, G, G] float32, from `state_distances`.
-        anchor: [B] int32.
-        failures: [B, G] bool, the only candidates.
-        num_negatives, num_neighbours: K and M.
-        selector: farthest_first (the M nearest, then spread, starting from the nearest), nearest, farthest,
-            mixed (half nearest, the odd one included, half farthest) or random.
-        key: for random, else unused.
+        distances: from `state_distances`.
+        anchor: from `choose_anchor`.
+        failures: the only candidates.
+        num_negatives: K.
+        num_neighbours: M.
+        selector: farthest_first (the M nearest, then spread, starting from the nearest), nearest, farthest, mixed (half
+            nearest, the odd one included, half farthest) or random.
+        key: needed for random, else unused.
 
     Returns:
-        [B, G] bool, the negatives.
+        The negatives.
 
     Raises:
-        ValueError: an unknown selector, or random without a key.
+        ValueError: selector is random and there is no key.
     """
     count = jnp.minimum(failures.sum(axis=1, dtype=jnp.int32), min(num_negatives, num_neighbours))
     to_anchor = _distances_to(distances, anchor)
@@ -132,45 +157,48 @@ def select_negatives(
         if key is None:
             raise ValueError("selector 'random' was given no key; pass a jax.random key")
         return _rank(jax.random.uniform(key, failures.shape), failures) < count[:, None]
-    raise ValueError(f"objective.selector is {selector!r}; allowed are {', '.join(SELECTORS)}")
+    typing.assert_never(selector)
 
 
 def select_subgroup(
     *,
-    correct: Array,
-    think_len: Array,
-    answer_len: Array,
-    response_len: Array,
-    logprobs_old: Array,
-    sampled_mask: Array,
-    think_states: Array,
-    key: Array | None,
-    objective: ml_collections.ConfigDict,
+    correct: Bool[Array, "B G"],
+    think_len: Int32[Array, "B G"],
+    answer_len: Int32[Array, "B G"],
+    response_len: Int32[Array, "B G"],
+    logprobs_old: Float[Array, "B G R"],
+    sampled_mask: Bool[Array, "B G R"],
+    think_states: Float[Array, "B G D"],
+    key: PRNGKeyArray | None,
+    objective: Objective,
 ) -> Subgroup:
-    """The rows of each group that are updated (sections 2 and 4).
+    """Chooses the rows of each group that are updated (docs/method.md sections 2 and 4).
 
-    Without `objective.anchored` they are all G rollouts in order. With it: a MIXED group gives its anchor
-    and negatives, an ALL_WRONG one its pseudo-anchor and representatives (none if rescue is off), and an
-    ALL_CORRECT one nothing.
+    Without `objective.anchored` they are all G rollouts in order. With it, a MIXED group gives its anchor and
+    negatives, an ALL_WRONG one its pseudo-anchor and representatives (none if rescue is off), and an ALL_CORRECT one
+    nothing.
 
         slot          0       1 2 3 4          K = 4, three failures
         valid         1       1 1 1 0
         index         anchor  negatives, nearest first
 
     Args:
-        correct: [B, G] bool.
-        think_len, answer_len, response_len: [B, G] int32, tokens.
-        logprobs_old, sampled_mask: [B, G, R], old log-probs and which tokens were sampled; rank the rescue.
-        think_states: [B, G, D] float32, unit length.
-        key: for the random selector, else unused.
-        objective: a record of objectives.py; static under jit.
+        correct: verdicts.
+        think_len: tokens of the rationale.
+        answer_len: tokens of the answer.
+        response_len: tokens of the response.
+        logprobs_old: log-probs of the policy that sampled; with sampled_mask, they rank the rescue.
+        sampled_mask: the sampled tokens.
+        think_states: of unit length.
+        key: needed for the random selector, else unused.
+        objective: which rows; static under jit.
 
     Returns:
-        A Subgroup with S = K + 1 (anchored) or G. Slots that are not valid have index 0. `num_negatives` is 0
-        where there is no anchor.
+        A Subgroup with S = K + 1 (anchored) or G. Slots that are not valid have index 0. `num_negatives` is 0 in a
+        group without an anchor.
 
     Raises:
-        ValueError: fewer than 2 rollouts, K or M below 1 with an anchored objective, or an unknown option.
+        ValueError: an anchored objective has fewer than 2 rollouts, or K or M below 1, or lacks the key it needs.
     """
     outcome = classify(correct)
     if not objective.anchored:
@@ -200,7 +228,7 @@ def select_subgroup(
     return _fill_slots(distances, anchor, negatives & active[:, None], active, outcome, objective.num_negatives)
 
 
-def _require_room(num_rollouts: int, objective: ml_collections.ConfigDict) -> None:
+def _require_room(num_rollouts: int, objective: Objective) -> None:
     if num_rollouts < 2 or objective.num_negatives < 1 or objective.num_neighbours < 1:
         raise ValueError(
             f"an anchored objective was given {num_rollouts} rollouts, num_negatives {objective.num_negatives},"
@@ -209,8 +237,10 @@ def _require_room(num_rollouts: int, objective: ml_collections.ConfigDict) -> No
         )
 
 
-def _representatives(distances: Array, pseudo_anchor: Array, num_negatives: int) -> Array:
-    """Section 4: K' = min(K, G - 1) rows [B, G] bool, spread from the one farthest from the pseudo-anchor."""
+def _representatives(
+    distances: Float32[Array, "B G G"], pseudo_anchor: Int32[Array, "B"], num_negatives: int
+) -> Bool[Array, "B G"]:
+    """K' = min(K, G - 1) rows, spread from the one farthest from the pseudo-anchor (docs/method.md section 4)."""
     others = _rows(distances[:, 0]) != pseudo_anchor[:, None]
     to_anchor = jnp.where(others, _distances_to(distances, pseudo_anchor), -jnp.inf)
     start = to_anchor.argmax(axis=1).astype(jnp.int32)
@@ -219,9 +249,14 @@ def _representatives(distances: Array, pseudo_anchor: Array, num_negatives: int)
 
 
 def _fill_slots(
-    distances: Array, anchor: Array, negatives: Array, active: Array, outcome: Array, num_slots: int
+    distances: Float32[Array, "B G G"],
+    anchor: Int32[Array, "B"],
+    negatives: Bool[Array, "B G"],
+    active: Bool[Array, "B"],
+    outcome: Int32[Array, "B"],
+    num_slots: int,
 ) -> Subgroup:
-    """Slot 0 is the anchor, slot k the k-th nearest of `negatives` [B, G]; `active` [B] says which groups count."""
+    """Puts the anchor into slot 0 and the k-th nearest of `negatives` into slot k; only `active` groups count."""
     nearness = _rank(_distances_to(distances, anchor), negatives)
     at_slot = nearness[:, None, :] == jnp.arange(num_slots, dtype=jnp.int32)[None, :, None]  # [B, K, G]
     slots = jnp.where(at_slot, _rows(negatives)[:, None, :], 0).sum(axis=2, dtype=jnp.int32)
@@ -230,24 +265,24 @@ def _fill_slots(
     return Subgroup(index, valid, outcome, negatives.sum(axis=1, dtype=jnp.int32))
 
 
-def _rank(keys: Array, among: Array) -> Array:
-    """Place of each row of `among` [B, G] by its key, 0 for the smallest, ties by index; NO_RANK elsewhere."""
+def _rank(keys: Float[Array, "B G"], among: Bool[Array, "B G"]) -> Int32[Array, "B G"]:
+    """Place of each row of `among` by its key, 0 for the smallest, ties by index; NO_RANK elsewhere."""
     rows, ours, theirs = _rows(keys), keys[:, :, None], keys[:, None, :]
     before = (theirs < ours) | ((theirs == ours) & (rows[:, None, :] < rows[:, :, None]))
     rank = (before & among[:, None, :]).sum(axis=2, dtype=jnp.int32)
     return jnp.where(among, rank, NO_RANK)
 
 
-def _rows(values: Array) -> Array:
-    """Indices [1, G] int32 of the rollouts of `values` [B, G]."""
+def _rows(values: Shaped[Array, "B G"]) -> Int32[Array, "1 G"]:
+    """Indices of the rollouts of `values`."""
     return jnp.arange(values.shape[1], dtype=jnp.int32)[None]
 
 
-def _first(claim: Array) -> Array:
-    """The lowest index [B] int32 where `claim` [B, G] holds; 0 where it never does."""
+def _first(claim: Bool[Array, "B G"]) -> Int32[Array, "B"]:
+    """The lowest index at which `claim` holds; 0 if it never does."""
     return claim.argmax(axis=1).astype(jnp.int32)
 
 
-def _distances_to(distances: Array, row: Array) -> Array:
-    """Distances [B, G] of all rows to `row` [B]."""
+def _distances_to(distances: Float32[Array, "B G G"], row: Int32[Array, "B"]) -> Float32[Array, "B G"]:
+    """Distances of all rows to `row`."""
     return jnp.take_along_axis(distances, row[:, None, None], axis=1)[:, 0]

@@ -1,12 +1,14 @@
-"""From groups to rows: gathers each subgroup, puts the reflection in its slot, and weighs what remains."""
+"""From groups to rows: each subgroup with its reflection, advantages and weights (docs/method.md sections 2 to 5)."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-import ml_collections
 from flax import struct
+from jaxtyping import Bool, Float32, Int32, Shaped
 
-from care_jax.method.advantage import SubgroupAdvantages, subgroup_advantages, token_weights
+from care_jax.method.advantage import SubgroupAdvantages, subgroup_advantages
+from care_jax.method.objectives import Objective
+from care_jax.method.token_weights import token_weights
 from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 
 REFLECTED_SLOT = 1  # the nearest negative
@@ -14,17 +16,17 @@ REFLECTED_SLOT = 1  # the nearest negative
 
 @struct.dataclass
 class Reflection:
-    """One reflected response a group, ready to take the place of the nearest negative."""
+    """One reflected response a group, ready for the slot of the nearest negative. Zeros mean that none was tried."""
 
-    tried: Array  # [B] bool
-    token_ids: Array  # [B, R] int32
-    response_len: Array  # [B] int32
-    sampled_mask: Array  # [B, R] bool, False at forced tokens
-    logprobs_old: Array  # [B, R] float32, under the context the update conditions on
-    correct: Array  # [B] bool
-    rewards: Array  # [B] float32
-    think_mask: Array  # [B, R] bool
-    answer_mask: Array  # [B, R] bool
+    tried: Bool[Array, "B"]
+    token_ids: Int32[Array, "B R"]
+    response_len: Int32[Array, "B"]
+    sampled_mask: Bool[Array, "B R"]  # False at forced tokens
+    logprobs_old: Float32[Array, "B R"]  # under the context the update conditions on
+    correct: Bool[Array, "B"]
+    rewards: Float32[Array, "B"]
+    think_mask: Bool[Array, "B R"]
+    answer_mask: Bool[Array, "B R"]
 
 
 @struct.dataclass
@@ -35,22 +37,6 @@ class Assembled:
     advantages: SubgroupAdvantages
 
 
-def no_reflection(batch: int, response_len: int) -> Reflection:
-    """A Reflection in which nothing was tried."""
-    row, tokens = jnp.zeros((batch,), bool), jnp.zeros((batch, response_len), bool)
-    return Reflection(
-        tried=row,
-        token_ids=tokens.astype(jnp.int32),
-        response_len=row.astype(jnp.int32),
-        sampled_mask=tokens,
-        logprobs_old=tokens.astype(jnp.float32),
-        correct=row,
-        rewards=row.astype(jnp.float32),
-        think_mask=tokens,
-        answer_mask=tokens,
-    )
-
-
 def assemble(
     prompts: Prompts,
     rollouts: Rollouts,
@@ -59,19 +45,31 @@ def assemble(
     subgroup: Subgroup,
     reflection: Reflection,
     *,
-    objective: ml_collections.FrozenConfigDict,
+    objective: Objective,
 ) -> Assembled:
-    """Rows, advantages and token weights of the update (method.md sections 2 to 5).
+    """Gathers the rows of an update with their advantages and token weights (docs/method.md sections 2 to 5).
 
     A reflection, right or wrong, replaces the negative in slot 1 of a MIXED group before rewards are normalised.
-    `logprobs_ref` is set to the old log-probs; the caller overwrites it where a reference policy is used.
+
+    Args:
+        prompts: the batch's prompts, passed on.
+        rollouts: G responses to each.
+        verdicts: of the rollouts.
+        scores: of the rollouts, under the policy that sampled.
+        subgroup: from `subgroup.select_subgroup`.
+        reflection: one a group; ignored if it was not tried.
+        objective: advantages and weights; static under jit.
+
+    Returns:
+        The batch, whose `logprobs_ref` are the old log-probs until the caller puts a reference policy's there.
     """
     num_slots = subgroup.index.shape[1]
     slot = jnp.arange(num_slots, dtype=jnp.int32)[None]
     replaced = reflection.tried[:, None] & (slot == REFLECTED_SLOT) & subgroup.valid
     replaced = replaced & (subgroup.outcome == Outcome.MIXED)[:, None]
 
-    def rows(of_rollouts: Array, of_reflection: Array) -> Array:
+    def rows(of_rollouts: Shaped[Array, "B G ..."], of_reflection: Shaped[Array, "B ..."]) -> Shaped[Array, "B S ..."]:
+        """The subgroup's rows, with the reflection in its slot."""
         index = subgroup.index if of_rollouts.ndim == 2 else subgroup.index[..., None]
         gathered = jnp.take_along_axis(of_rollouts, index, axis=1)
         mask = replaced if of_rollouts.ndim == 2 else replaced[..., None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -36,13 +39,16 @@ def abstract_model(config: ModelConfig) -> QwenVL:
     return jax.eval_shape(lambda key: init_model(config, key), jax.random.key(0))
 
 
-def params_to_dict(model: QwenVL) -> dict[str, jax.Array]:
-    """All parameters by dotted name, e.g. "layers.self_attn.q_proj.kernel" [L, D, H * C]."""
-    return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+def params_to_dict(module: nnx.Module) -> dict[str, Any]:
+    """All parameters of a module, or the leaves that a tree of its structure has in their places, by dotted name.
+
+    A name is for example "layers.self_attn.q_proj.kernel".
+    """
+    return {param_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
 
 
-def params_from_dict(config: ModelConfig, params: dict[str, jax.Array]) -> QwenVL:
-    """The model holding `params`.
+def params_from_dict(config: ModelConfig, params: Mapping[str, Any]) -> QwenVL:
+    """The model with these arrays as its parameters, the inverse of `params_to_dict`.
 
     Raises:
         ValueError: listing every missing, unknown or mis-shaped parameter at once.

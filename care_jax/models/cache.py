@@ -1,6 +1,6 @@
 """Keys and values kept between calls: the prompt's once, each branch's own. By head, as the products read them.
 
-Of all L layers as one stack, or of stacks of fewer that follow each other (QwenVL.in_stacks).
+They are one stack of all L layers, or stacks of fewer layers that follow each other (QwenVL.in_stacks).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float, Int32
 
 from care_jax.parallel.sharding import BRANCH_KEYS, KEYS, ROWS
 from care_jax.structs import Array
@@ -18,22 +19,22 @@ from care_jax.structs import Array
 class Prefix:
     """A prefilled prompt; any number of branches continue from it."""
 
-    k: tuple[Array, ...]  # of each stack [L, B, N, P, C]
-    v: tuple[Array, ...]
-    prompt_len: Array  # [B] int32
-    next_position: Array  # [B] int32
-    last_hidden: Array  # [B, D], after the final norm, at the last prompt token
+    k: tuple[Float[Array, "L B N P C"], ...]  # one per stack of layers
+    v: tuple[Float[Array, "L B N P C"], ...]
+    prompt_len: Int32[Array, "B"]
+    next_position: Int32[Array, "B"]
+    last_hidden: Float[Array, "B D"]  # after the final norm, at the last prompt token
 
 
 @struct.dataclass
 class BranchCache:
     """Keys and values of the branches' own tokens, by slot."""
 
-    k: tuple[Array, ...]  # of each stack [L, B, J, N, R, C]
-    v: tuple[Array, ...]
+    k: tuple[Float[Array, "L B J N slots C"], ...]  # one per stack of layers
+    v: tuple[Float[Array, "L B J N slots C"], ...]
 
 
-# How they are divided: PartitionSpecs in the arrays' places.
+# PartitionSpecs in the places of the arrays.
 _prefix: dict[str, Any] = {"k": KEYS, "v": KEYS, "prompt_len": ROWS, "next_position": ROWS, "last_hidden": ROWS}
 _branches: dict[str, Any] = {"k": BRANCH_KEYS, "v": BRANCH_KEYS}
 PREFIX_SPECS, BRANCH_CACHE_SPECS = Prefix(**_prefix), BranchCache(**_branches)

@@ -14,10 +14,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
+from jaxtyping import Bool, Float, Int, Int32
 
 from care_jax.models.attention import branch_attention, causal_attention, stream_attention
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
@@ -31,33 +33,33 @@ Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 @struct.dataclass
 class Rope:
-    """Rotary tables of a stream, [B, T, C] each, in the compute type."""
+    """Rotary tables of a stream, in the compute type."""
 
-    cos: Array
-    sin: Array
+    cos: Float[Array, "B T C"]
+    sin: Float[Array, "B T C"]
 
 
 _STRIDE = 256  # slots: decoding attends to the shortest multiple that holds what is stored
 
 
-def mrope(position_ids: Array, config: TextConfig, dtype: jnp.dtype) -> Rope:
-    """Multimodal rotary tables from position_ids [B, 3, T] (time, height, width).
+def mrope(position_ids: Int32[Array, "B 3 T"], config: TextConfig, dtype: jnp.dtype) -> Rope:
+    """Multimodal rotary tables from positions in time, height and width.
 
     Angles are float32; the tables are cast once, as the reference does.
     """
     channels = config.head_dim
     inv_freq = 1.0 / (config.rope_theta ** (jnp.arange(0, channels, 2, dtype=jnp.float32) / channels))
     axis = mrope_axes(config)
-    angles = jnp.einsum("btf,f->btf", jnp.moveaxis(position_ids, 1, 2)[..., axis].astype(jnp.float32), inv_freq)
+    angles = jnp.einsum("bty,y->bty", jnp.moveaxis(position_ids, 1, 2)[..., axis].astype(jnp.float32), inv_freq)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return Rope(cos=jnp.cos(angles).astype(dtype), sin=jnp.sin(angles).astype(dtype))
 
 
-def mrope_axes(config: TextConfig) -> Array:
-    """[C / 2] which axis (0 time, 1 height, 2 width) turns each frequency.
+def mrope_axes(config: TextConfig) -> Int[np.ndarray, "Y"]:
+    """The axis (0 time, 1 height, 2 width) that turns each of the C / 2 frequencies.
 
     sections (2, 1, 1)      one after the other (Qwen2-VL, arXiv 2409.12191)    0 0 1 2
-                            interleaved (Qwen3-VL): time where the others end   0 1 2 0
+                            interleaved (Qwen3-VL): time after the others end   0 1 2 0
     """
     sections = config.mrope_section
     if not config.mrope_interleaved:
@@ -70,41 +72,55 @@ class SelfAttention(nnx.Module):
     """The projections, and the norms of each head of q and k where the model has them."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         self.head_dim = config.head_dim
         features = config.num_attention_heads * config.head_dim
         kv_features = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, features, use_bias=config.qkv_bias, rngs=rngs)
-        self.k_proj = Linear(config.hidden_size, kv_features, use_bias=config.qkv_bias, rngs=rngs)
-        self.v_proj = Linear(config.hidden_size, kv_features, use_bias=config.qkv_bias, rngs=rngs)
-        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
+        project = functools.partial(Linear, config.hidden_size, use_bias=config.qkv_bias, rngs=rngs)
+        self.q_proj = project(features, axes=("embed", "heads"))
+        self.k_proj = project(kv_features, axes=("embed", "kv_heads"))
+        self.v_proj = project(kv_features, axes=("embed", "kv_heads"))
+        norm = functools.partial(RMSNorm, config.head_dim, axis="head_channels", eps=config.rms_norm_eps)
+        self.q_norm = norm() if config.qk_norm else None
+        self.k_norm = norm() if config.qk_norm else None
         scale = residual_init_scale(config.num_hidden_layers)
         self.o_proj = Linear(
-            features, config.hidden_size, use_bias=config.o_bias, rngs=rngs, init_scale=scale, from_parts=True
+            features,
+            config.hidden_size,
+            axes=("heads", "embed"),
+            use_bias=config.o_bias,
+            bias_axis="norm",
+            rngs=rngs,
+            init_scale=scale,
+            from_parts=True,
         )
 
-    def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
+    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns the output and what `attend` keeps."""
+
         def heads(y: Array) -> Array:
-            return y.reshape(*y.shape[:-1], -1, self.head_dim)
+            return einops.rearrange(y, "b t (h c) -> b t h c", c=self.head_dim)
 
         q, k = heads(self.q_proj(x)), heads(self.k_proj(x))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, rope.cos, rope.sin), rotate(k, rope.cos, rope.sin)
         out, kept = attend(q, k, heads(self.v_proj(x)))
-        return self.o_proj(out.reshape(*x.shape[:-1], -1)), kept
+        return self.o_proj(einops.rearrange(out, "b t h c -> b t (h c)")), kept
 
 
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        """Makes the parameters with `rngs`."""
+        self.input_layernorm = RMSNorm(config.hidden_size, axis="norm", eps=config.rms_norm_eps)
         self.self_attn = SelfAttention(config, rngs=rngs)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, axis="norm", eps=config.rms_norm_eps)
         self.mlp = GatedMLP(
             config.hidden_size,
             config.intermediate_size,
+            axes=("embed", "mlp"),
             act=config.hidden_act,
             use_bias=False,
             rngs=rngs,
@@ -112,23 +128,20 @@ class DecoderLayer(nnx.Module):
             in_parts=True,
         )
 
-    def __call__(self, x: Array, rope: Rope, attend: Attend) -> tuple[Array, Any]:
+    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns the output and what `attend` keeps."""
         attended, kept = self.self_attn(to_parts(self.input_layernorm(x)), rope, attend)
         x = x + attended
         return x + self.mlp(to_parts(self.post_attention_layernorm(x))), kept
 
 
-def stack_layers(config: TextConfig, *, rngs: nnx.Rngs) -> DecoderLayer:
-    """All layers as one module whose parameters have a leading axis L, to be scanned."""
-    keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-    return jax.vmap(lambda key: DecoderLayer(config, rngs=nnx.Rngs(key)))(keys)
+def _add_deepstack(
+    x: Float[Array, "B T D"], deepstack: Float[Array, "E B P D"], index: Int32[Array, ""]
+) -> Float[Array, "B T D"]:
+    """Adds the deepstack features of layer `index`, if it is one of the first E, to its first P tokens.
 
-
-def _add_deepstack(x: Array, deepstack: Array, index: Array) -> Array:
-    """x [B, T, D] after layer `index`, with that layer's deepstack features [E, B, P, D] added to its first P tokens.
-
-    Only E layers have any. A branch taken inside the scan, not the features stacked with zeros for all other layers:
-    those would take the memory of L hidden states.
+    A branch is taken inside the scan. Features stacked with zeros for all other layers would take the memory of L
+    hidden states.
     """
     num_added, _, num_prompt, _ = deepstack.shape
     if num_added == 0:
@@ -147,17 +160,18 @@ def _indexed(layers: DecoderLayer) -> tuple[DecoderLayer, Array]:
 
 
 def prefill(
-    layers: DecoderLayer, x: Array, rope: Rope, deepstack: Array, *, attention: str
-) -> tuple[Array, tuple[Array, Array]]:
-    """The prompt alone. x [B, P, D], deepstack [E, B, P, D]: added after each of the first E layers.
+    layers: DecoderLayer, x: Float[Array, "B P D"], rope: Rope, deepstack: Float[Array, "E B P D"], *, attention: str
+) -> tuple[Float[Array, "B P D"], tuple[Float[Array, "L B N P C"], Float[Array, "L B N P C"]]]:
+    """Runs the prompt alone; `deepstack` is added after each of the first E layers.
 
-    Returns hidden [B, P, D] and (k, v), each [L, B, N, P, C].
+    Returns:
+        The hidden states, and keys and values.
     """
     attend = functools.partial(causal_attention, implementation=attention)
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
         layer, index = inputs
-        layer = gather(layer, "layers", x.dtype)
+        layer = gather(layer, x.dtype)
         x, kept = layer(x, rope, lambda q, k, v: (attend(q, k, v), (k, v)))
         return _add_deepstack(x, deepstack, index), (jnp.swapaxes(kept[0], 1, 2), jnp.swapaxes(kept[1], 1, 2))
 
@@ -166,20 +180,20 @@ def prefill(
 
 def forward_branches(
     layers: DecoderLayer,
-    x: Array,
+    x: Float[Array, "B T D"],
     rope: Rope,
-    deepstack: Array,
+    deepstack: Float[Array, "E B P D"],
     *,
-    prompt_len: Array,
+    prompt_len: Int32[Array, "B"],
     num_branches: int,
     num_prompt: int,
     remat: bool,
     attention: str,
-) -> Array:
-    """Prompt and J full branches in one pass. x [B, P + J * R, D], branches behind the prompt. Returns the same shape.
+) -> Float[Array, "B T D"]:
+    """Runs prompt and J full branches, which lie behind the prompt in `x`, in one pass.
 
-    deepstack [E, B, P, D] is added to the prompt after each of the first E layers; branches hold no images. The
-    gradient of every branch flows into the one prompt stream.
+    `deepstack` is added to the prompt after each of the first E layers; branches hold no images. The gradient of every
+    branch flows into the one prompt stream.
     """
     attend = functools.partial(
         stream_attention,
@@ -191,7 +205,7 @@ def forward_branches(
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, index = inputs
-        layer = gather(layer, "layers", x.dtype)
+        layer = gather(layer, x.dtype)
         x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
         return _add_deepstack(x, deepstack, index), None
 
@@ -200,40 +214,51 @@ def forward_branches(
 
 def extend(
     layers: DecoderLayer,
-    x: Array,
+    x: Float[Array, "B T D"],
     rope: Rope,
     *,
-    prompt_kv: tuple[Array, Array],
-    own_kv: tuple[Array, Array],
-    prompt_len: Array,
-    slot: Array,
-    own_visible: Array,
-) -> tuple[Array, tuple[Array, Array]]:
-    """New tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
+    prompt_kv: tuple[Float[Array, "L B N P C"], Float[Array, "L B N P C"]],
+    own_kv: tuple[Float[Array, "L B J N slots C"], Float[Array, "L B J N slots C"]],
+    prompt_len: Int32[Array, "B"],
+    slot: Int32[Array, ""],
+    own_visible: Bool[Array, "#B #J #new #slots"],
+) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B J N slots C"], Float[Array, "L B J N slots C"]]]:
+    """Runs new tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
 
-    x [B, J * new, D]; prompt_kv [L, B, N, P, C] each; own_kv [L, B, J, N, slots, C] each; own_visible
-    [B, J, new, slots] (size-1 axes broadcast). Returns hidden [B, J * new, D] and the grown own_kv. These are carried
-    through the layer scan, so XLA updates them in place. On shards the layers must be the sampler's
-    (QwenVL.for_sampling): gathering them for every token would take longer than the token.
+    Keys and values are carried through the layer scan, so XLA updates them in place. On shards the layers must be the
+    sampler's (QwenVL.for_sampling): gathering them for every token would take longer than the token.
+
+    Args:
+        layers: a stack of decoder layers.
+        x: the new tokens, T = J * new, of one branch after the other.
+        rope: their rotary tables.
+        prompt_kv: keys and values of the prompts.
+        own_kv: keys and values of the branches' own tokens, by slot.
+        prompt_len: tokens.
+        slot: the slot of the first new token.
+        own_visible: the slots that each new token sees.
+
+    Returns:
+        The hidden states, and `own_kv` with the new tokens.
     """
     batch, num_branches, num_heads, num_slots, channels = own_kv[0].shape[1:]
     stride = -(-num_slots // 8 // _STRIDE) * _STRIDE
     lengths = [min(used, num_slots) for used in range(stride, num_slots + stride, stride)]
     num_new = x.shape[1] // num_branches
-    shortest = (slot + num_new - 1) // stride  # of `lengths` that holds all that is stored
+    shortest = (slot + num_new - 1) // stride  # index of the first of `lengths` that holds all that is stored
 
-    def step(carry: tuple[Array, Array, Array], inputs: tuple[DecoderLayer, Array]):
+    def step(carry: tuple[Array, Array, Array], inputs: tuple[DecoderLayer, Array]) -> tuple[Any, None]:
         x, cache_k, cache_v = carry
         layer, index = inputs
 
         def write(stored: Array, new: Array) -> Array:
-            new = jnp.swapaxes(new.reshape(1, batch, num_branches, num_new, num_heads, channels), 3, 4)
+            new = einops.rearrange(new, "b (j new) n c -> 1 b j n new c", j=num_branches)
             return jax.lax.dynamic_update_slice(stored, new, (index, 0, 0, 0, slot, 0))
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             grown_k, grown_v = write(cache_k, k), write(cache_v, v)
 
-            # Slices are taken in here, each in one step, so that the products read them where they lie.
+            # Slices are taken in here, each in one step, so that the products read them in place.
             def attend_to(used: int) -> Array:
                 def of_layer(stored: Array, shape: tuple[int, ...]) -> Array:
                     return jax.lax.dynamic_slice(stored, (index, *[0] * len(shape)), (1, *shape))[0]
@@ -241,7 +266,7 @@ def extend(
                 own = (batch, num_branches, num_heads, used, channels)
                 prompt_k, prompt_v = (of_layer(stored, stored.shape[1:]) for stored in prompt_kv)
                 return branch_attention(
-                    q.reshape(batch, num_branches, num_new, *q.shape[2:]),
+                    einops.rearrange(q, "b (j new) h c -> b j new h c", j=num_branches),
                     (prompt_k, prompt_v),
                     (of_layer(grown_k, own), of_layer(grown_v, own)),
                     prompt_len=prompt_len,

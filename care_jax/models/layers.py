@@ -1,19 +1,25 @@
 """The layers both towers share. Parameters carry Hugging Face's names; kernels are [in, out].
 
-Activations choose the compute type: a kernel is cast to its input's type. Norm statistics are float32.
+Whoever makes a layer names the logical axes of its parameters (sharding.RULES). Activations choose the compute type: a
+kernel is cast to its input's type. Norm statistics are float32.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Int32
 
 from care_jax.parallel.collectives import lookup, sum_parts
+from care_jax.parallel.sharding import mesh_axes
 from care_jax.structs import Array
+
+M = TypeVar("M", bound=nnx.Module)
 
 # By their names in config.json. "gelu" is the exact one, not JAX's default.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -23,33 +29,71 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _align(vector: Array, x: Array) -> Array:
-    """A [channels] vector with x's rank and type, so that no rank or type is promoted silently."""
+def make_param(value: Array, *axes: str) -> nnx.Param:
+    """A parameter whose dimensions have the logical axes `axes`.
+
+    They are flax's sharding metadata, part of the tree's structure, so slices, gradients and an optimizer's moments
+    keep them. Nothing is divided when the parameter is made.
+
+    Raises:
+        ValueError: not as many axes as dimensions, or an axis that sharding.RULES does not have.
+    """
+    if len(mesh_axes(axes)) != value.ndim:
+        raise ValueError(f"a parameter of shape {value.shape} needs {value.ndim} logical axes; got {axes}")
+    return nnx.Param(value, out_sharding=axes, eager_sharding=False)
+
+
+def stack(make: Callable[[nnx.Rngs], M], count: int, *, rngs: nnx.Rngs) -> M:
+    """`count` modules as one, whose parameters have a leading axis "layers", to be scanned."""
+    stacked = jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+
+    def with_axis(param: nnx.Param) -> nnx.Variable:
+        axes = param.get_metadata("out_sharding", None)
+        return param if axes is None else param.replace(out_sharding=("layers", *axes))
+
+    return jax.tree.map(with_axis, stacked, is_leaf=lambda node: isinstance(node, nnx.Param))
+
+
+def _align(vector: Float[Array, "width"], x: Float[Array, "*batch width"]) -> Float[Array, "*ones width"]:
+    """Gives a vector x's rank and type, so that no rank or type is promoted silently."""
     return jnp.expand_dims(vector.astype(x.dtype), tuple(range(x.ndim - 1)))
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, over the last axis.
-
-    `from_parts`: inside a program on shards x and the kernel's rows are parts, and the result is summed over them.
-    """
+    """y = x @ kernel + bias, over the last axis."""
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
         *,
+        axes: tuple[str, str],
         use_bias: bool,
         rngs: nnx.Rngs,
+        bias_axis: str | None = None,
         init_scale: float = 1.0,
         from_parts: bool = False,
     ):
+        """Makes the parameters with `rngs`.
+
+        Args:
+            in_features: length of the last axis of x.
+            out_features: length of the last axis of y.
+            axes: logical axes of the kernel.
+            use_bias: whether there is a bias.
+            rngs: makes the kernel.
+            bias_axis: logical axis of the bias; by default the kernel's second one.
+            init_scale: factor of the kernel's initial values.
+            from_parts: inside a program on shards x and the kernel's rows are parts, and y is the sum over them.
+        """
         init = jax.nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
-        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+        self.kernel = make_param(init(rngs.params(), (in_features, out_features), jnp.float32), *axes)
+        bias = (bias_axis or axes[1]) if use_bias else None
+        self.bias = make_param(jnp.zeros((out_features,), jnp.float32), bias) if bias else None
         self.from_parts = from_parts
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Applies the layer."""
         # Two dimensions: with three, XLA's CPU backend takes twice as long for the kernel's gradient.
         flat = x.reshape(-1, x.shape[-1])
         y = (flat @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
@@ -58,25 +102,29 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a [V, D] table."""
+    """A table whose rows are looked up."""
 
-    def __init__(self, num_embeddings: int, features: int, *, rngs: nnx.Rngs):
+    def __init__(self, num_embeddings: int, features: int, *, axes: tuple[str, str], rngs: nnx.Rngs):
+        """Makes the table with `rngs`; `axes` are its logical axes."""
         init = jax.nn.initializers.normal(features**-0.5)
         self.shape = (num_embeddings, features)
-        self.weight = nnx.Param(init(rngs.params(), self.shape, jnp.float32))
+        self.weight = make_param(init(rngs.params(), self.shape, jnp.float32), *axes)
 
-    def __call__(self, token_ids: Array, dtype: jnp.dtype) -> Array:
-        return lookup(self.weight[...], token_ids, self.shape, dtype)
+    def __call__(self, ids: Int32[Array, "*batch"], dtype: jnp.dtype) -> Float[Array, "*batch width"]:
+        """The rows `ids`, in `dtype`."""
+        return lookup(self.weight[...], ids, self.shape, dtype)
 
 
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps) * weight; statistics in float32, the product with weight in x's type as in Qwen."""
 
-    def __init__(self, features: int, *, eps: float):
-        self.weight = nnx.Param(jnp.ones((features,), jnp.float32))
+    def __init__(self, features: int, *, axis: str, eps: float):
+        """Makes the parameters; `axis` is their logical axis."""
+        self.weight = make_param(jnp.ones((features,), jnp.float32), axis)
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Applies the norm."""
         x32 = x.astype(jnp.float32)
         variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
         normed = (x32 * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
@@ -86,12 +134,14 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(variance + eps) * weight + bias, all of it in float32 as in PyTorch."""
 
-    def __init__(self, features: int, *, eps: float):
-        self.weight = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+    def __init__(self, features: int, *, axis: str, eps: float):
+        """Makes the parameters; `axis` is their logical axis."""
+        self.weight = make_param(jnp.ones((features,), jnp.float32), axis)
+        self.bias = make_param(jnp.zeros((features,), jnp.float32), axis)
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Applies the norm."""
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
@@ -100,37 +150,62 @@ class LayerNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)), SwiGLU where act is "silu". `in_parts`: its channels are divided over tensor."""
+    """down(act(gate(x)) * up(x)); SwiGLU if act is "silu"."""
 
     def __init__(
         self,
         features: int,
         intermediate: int,
         *,
+        axes: tuple[str, str],
         act: str,
         use_bias: bool,
         rngs: nnx.Rngs,
         init_scale: float,
+        bias_axis: str | None = None,
         in_parts: bool = False,
     ):
+        """Makes the parameters with `rngs`.
+
+        Args:
+            features: length of the last axis of x.
+            intermediate: number of channels.
+            axes: logical axes of these two.
+            act: one of ACTIVATIONS.
+            use_bias: whether the three layers have biases.
+            rngs: makes the kernels.
+            init_scale: factor of the initial values of down's kernel.
+            bias_axis: logical axis of down's bias; by default that of the features.
+            in_parts: inside a program on shards the channels are divided over tensor.
+        """
         self.act = act
-        self.gate_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
-        self.up_proj = Linear(features, intermediate, use_bias=use_bias, rngs=rngs)
+        self.gate_proj = Linear(features, intermediate, axes=axes, use_bias=use_bias, rngs=rngs)
+        self.up_proj = Linear(features, intermediate, axes=axes, use_bias=use_bias, rngs=rngs)
         self.down_proj = Linear(
-            intermediate, features, use_bias=use_bias, rngs=rngs, init_scale=init_scale, from_parts=in_parts
+            intermediate,
+            features,
+            axes=(axes[1], axes[0]),
+            use_bias=use_bias,
+            bias_axis=bias_axis,
+            rngs=rngs,
+            init_scale=init_scale,
+            from_parts=in_parts,
         )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Applies the layer."""
         return self.down_proj(ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
 
 
 def residual_init_scale(num_layers: int) -> float:
-    """Of the projections that write into the residual stream: 2 a layer, so its variance stays that of the input."""
+    """Scales the two projections of a layer that write into the residual stream, so that its variance stays."""
     return (2 * num_layers) ** -0.5
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding by halves (not even/odd pairs). x [..., heads, C]; cos, sin [..., C]."""
+def rotate(
+    x: Float[Array, "*batch heads C"], cos: Float[Array, "*batch C"], sin: Float[Array, "*batch C"]
+) -> Float[Array, "*batch heads C"]:
+    """Applies a rotary embedding by halves (not even/odd pairs)."""
     half = x.shape[-1] // 2
     turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]

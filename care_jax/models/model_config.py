@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,21 @@ class ModelConfig:
     attention: str = "xla"  # of full sequences, one of attention.IMPLEMENTATIONS
     freeze_vision: bool = False  # no gradient into the vision tower
     scan_decoding: bool = True  # over all layers as one stack; else each large one is a stack alone (QwenVL.in_stacks)
+
+    def mesh_needs(self, patch_buckets: Iterable[int]) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Numbers that the axes of a mesh have to divide (parallel.mesh.Needs), with batches of these patch buckets."""
+        text, vision = self.text, self.vision
+        tokens = [size // vision.merge_unit for size in patch_buckets]
+        return {
+            f"hidden_size {text.hidden_size}": (text.hidden_size, ("fsdp",)),
+            f"the vision tower's hidden_size {vision.hidden_size}": (vision.hidden_size, ("fsdp",)),
+            f"{text.num_attention_heads} heads": (text.num_attention_heads, ("tensor",)),
+            f"{text.num_key_value_heads} key/value heads": (text.num_key_value_heads, ("tensor",)),
+            f"the vision tower's {vision.num_heads} heads": (vision.num_heads, ("tensor",)),
+            f"intermediate_size {text.intermediate_size}": (text.intermediate_size, ("tensor",)),
+            f"vocab_size {text.vocab_size}": (text.vocab_size, ("tensor",)),
+            **{f"{count} image tokens of data.patch_buckets": (count, ("tensor",)) for count in tokens},
+        }
 
 
 class _Fields:

@@ -5,53 +5,63 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import decoder
 from care_jax.models.cache import BranchCache, Prefix
-from care_jax.models.layers import Embedding, Linear, RMSNorm
+from care_jax.models.layers import Embedding, Linear, RMSNorm, stack
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.parallel.collectives import gather
 from care_jax.structs import Array, Prompts, VisionFeatures
 
-_CACHED = 4 << 20  # bytes, for sure in a CPU's cache
+_CACHED = 4 << 20  # bytes that surely fit a CPU's cache
 
 
+@runtime_checkable
 class Tower(Protocol):
-    """A vision tower, called with prompts and the type to compute in."""
+    """A vision tower."""
 
-    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs): ...
+    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
 
-    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures: ...
+    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
+        """The features of the prompts' patches, computed in `dtype`."""
+
+    def parts(self) -> tuple[list[nnx.Module], list[nnx.Module]]:
+        """The modules that run on every patch, and those that run on every merged token."""
 
 
 @struct.dataclass
 class BranchHidden:
     """Hidden states of full branches after the final norm."""
 
-    predicting: Array  # [B, J, R, D], the state that predicts token r (for r = 0 the prompt's last one)
-    own: Array  # [B, J, R, D], the state at token r
+    predicting: Float[Array, "B J R D"]  # the state that predicts token r (for r = 0 the prompt's last one)
+    own: Float[Array, "B J R D"]  # the state at token r
 
 
 class QwenVL(nnx.Module):
     """The model. A pytree of float32 parameters; `config` says how it is computed."""
 
     def __init__(self, config: ModelConfig, tower: type[Tower], *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         text = config.text
         self.config = config
         self.visual = tower(config.vision, remat=config.remat, attention=config.attention, rngs=rngs)
-        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs)
-        self.layers = decoder.stack_layers(text, rngs=rngs)
-        self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, axes=("vocab", "embed"), rngs=rngs)
+        self.layers = stack(lambda rngs: decoder.DecoderLayer(text, rngs=rngs), text.num_hidden_layers, rngs=rngs)
+        self.norm = RMSNorm(text.hidden_size, axis="norm", eps=text.rms_norm_eps)
+        head = (text.hidden_size, text.vocab_size)
         tied = text.tie_word_embeddings
-        self.lm_head = None if tied else Linear(text.hidden_size, text.vocab_size, use_bias=False, rngs=rngs)
+        self.lm_head = None if tied else Linear(*head, axes=("embed", "vocab"), use_bias=False, rngs=rngs)
 
     def prefill(self, prompts: Prompts) -> Prefix:
-        """Vision tower and prompt, once per prompt."""
+        """Runs vision tower and decoder over the prompts alone."""
         x, deepstack = self._embed_prompts(prompts)
         rope = self._rope(prompts.position_ids)
         x, (k, v) = decoder.prefill(self.layers, x, rope, deepstack, attention=self.config.attention)
@@ -63,8 +73,8 @@ class QwenVL(nnx.Module):
             last_hidden=self.norm(_at(x, prompts.prompt_len - 1)),
         )
 
-    def forward_branches(self, prompts: Prompts, token_ids: Array) -> BranchHidden:
-        """Prompts and full branches token_ids [B, J, R] in one pass, every prompt computed once."""
+    def forward_branches(self, prompts: Prompts, token_ids: Int32[Array, "B J R"]) -> BranchHidden:
+        """Runs prompts and full branches in one pass, every prompt once."""
         batch, num_branches, num_response = token_ids.shape
         num_prompt = prompts.token_ids.shape[1]
         tokens = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
@@ -83,25 +93,34 @@ class QwenVL(nnx.Module):
             attention=self.config.attention,
         )
         x = self.norm(x)
-        own = x[:, num_prompt:].reshape(batch, num_branches, num_response, -1)
+        own = einops.rearrange(x[:, num_prompt:], "b (j r) d -> b j r d", j=num_branches)
         first = jnp.broadcast_to(_at(x[:, :num_prompt], prompts.prompt_len - 1)[:, None, None], own[:, :, :1].shape)
         return BranchHidden(predicting=jnp.concatenate([first, own[:, :, :-1]], axis=2), own=own)
 
     def extend(
         self,
-        token_ids: Array,
+        token_ids: Int32[Array, "B J new"],
         *,
         stacks: Sequence[decoder.DecoderLayer],
         prefix: Prefix,
         cache: BranchCache,
-        slot: Array,
-        offset: Array,
-        own_visible: Array,
-    ) -> tuple[Array, BranchCache]:
-        """New tokens [B, J, new] of each branch; offset [B, J, new] counts them from the prompt's end.
+        slot: Int32[Array, ""],
+        offset: Int32[Array, "B J new"],
+        own_visible: Bool[Array, "#B #J #new #slots"],
+    ) -> tuple[Float[Array, "B J new D"], BranchCache]:
+        """Runs new tokens of each branch on top of a prefix and a cache.
 
-        `stacks` and the prefix are those of `in_stacks`. Returns hidden [B, J, new, D] after the final norm, and the
-        grown cache (slots slot, slot + 1, ...).
+        Args:
+            token_ids: the new tokens.
+            stacks: the layers, from `in_stacks`.
+            prefix: the prompts, from `in_stacks`.
+            cache: keys and values of the branches' earlier tokens.
+            slot: the slot of the first new token in the cache.
+            offset: positions of the new tokens, counted from the prompt's end.
+            own_visible: the slots that each new token sees.
+
+        Returns:
+            The hidden states after the final norm, and the cache with the new tokens.
         """
         batch = token_ids.shape[0]
         x = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
@@ -121,10 +140,10 @@ class QwenVL(nnx.Module):
         return self.norm(x).reshape(*token_ids.shape, -1), BranchCache(k=tuple(k), v=tuple(v))
 
     def in_stacks(self, prefix: Prefix) -> tuple[list[decoder.DecoderLayer], Prefix]:
-        """The layers, and a prefix of theirs, as stacks that `extend` scans: one, or each layer alone.
+        """The layers and a prefix as stacks that `extend` scans: one of all layers, or one for each.
 
-        XLA for CPUs copies a layer out of its stack for every token. Where a cache does not hold it, that is a third of
-        the token's time.
+        XLA for CPUs copies a layer out of its stack for every token. If it does not fit a CPU's cache, that takes a
+        third of the token's time.
         """
         layer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers)) / self.config.text.num_hidden_layers
         if self.config.scan_decoding or layer_bytes < _CACHED:
@@ -139,19 +158,22 @@ class QwenVL(nnx.Module):
         return apart(self.layers), dataclasses.replace(prefix, k=k, v=v)
 
     def for_sampling(self) -> QwenVL:
-        """What decoding reads for every token: no tower, the compute type, and on shards whole along fsdp."""
+        """The model that decoding reads: without the tower, in the compute type, and on shards whole along fsdp."""
         model = copy.copy(self)
         model.visual = None  # type: ignore[assignment]
-        return jax.tree.map(lambda x: x.astype(self._dtype), gather(model, "", self._dtype))
+        return jax.tree.map(lambda x: x.astype(self._dtype), gather(model, self._dtype))
 
     def with_whole_head(self) -> QwenVL:
-        """The model with what `logits` reads whole along fsdp, for several uses."""
-        model, name = copy.copy(self), "embed_tokens" if self.lm_head is None else "lm_head"
-        setattr(model, name, gather(getattr(self, name), name, self._dtype))
+        """The model with the head whole along fsdp, for several calls of `logits`."""
+        model = copy.copy(self)
+        if self.lm_head is None:
+            model.embed_tokens = gather(self.embed_tokens, self._dtype)
+        else:
+            model.lm_head = gather(self.lm_head, self._dtype)
         return model
 
-    def logits(self, hidden: Array) -> Array:
-        """[..., D] -> [..., V] float32; on shards this device's part of V, with a whole head."""
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
+        """The logits of hidden states; on shards this device's part of V, and the head must be whole along fsdp."""
         if self.lm_head is None:
             table = self.embed_tokens.weight[...].astype(hidden.dtype)
             return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
@@ -162,12 +184,16 @@ class QwenVL(nnx.Module):
     def _dtype(self) -> jnp.dtype:
         return jnp.dtype(self.config.compute_dtype)
 
-    def _rope(self, position_ids: Array) -> decoder.Rope:
+    def _rope(self, position_ids: Int32[Array, "B 3 T"]) -> decoder.Rope:
         return decoder.mrope(position_ids, self.config.text, self._dtype)
 
-    def _embed_prompts(self, prompts: Prompts) -> tuple[Array, Array]:
-        """[B, P, D] text embeddings with the vision features in their places, and [E, B, P, D] the deepstack
-        features, 0 at text. A gather, never a scatter."""
+    def _embed_prompts(self, prompts: Prompts) -> tuple[Float[Array, "B P D"], Float[Array, "E B P D"]]:
+        """Embeds the tokens of prompts, with vision features in the places of images.
+
+        Returns:
+            The embeddings, and the deepstack features, which are 0 at text. Features get to their places by a gather,
+            never by a scatter.
+        """
         text = self.embed_tokens(prompts.token_ids, self._dtype)
         features = self.visual(prompts, self._dtype)
         features = jax.lax.stop_gradient(features) if self.config.freeze_vision else features
@@ -177,12 +203,12 @@ class QwenVL(nnx.Module):
         deepstack = jnp.take_along_axis(features.deepstack, rows[None], axis=2)
         return x, jnp.where(is_vision[None], deepstack, jnp.zeros_like(deepstack))
 
-    def _text_positions(self, next_position: Array, offset: Array) -> Array:
-        """[B, 3, T]: text counts on by one on all three axes. offset [B or 1, T]."""
+    def _text_positions(self, next_position: Int32[Array, "B"], offset: Int32[Array, "#B T"]) -> Int32[Array, "B 3 T"]:
+        """Positions of text, which counts on by one on all three axes."""
         positions = next_position[:, None] + offset
         return jnp.broadcast_to(positions[:, None], (positions.shape[0], 3, positions.shape[1]))
 
 
-def _at(x: Array, index: Array) -> Array:
-    """x [B, T, D] at index [B] -> [B, D]."""
+def _at(x: Float[Array, "B T D"], index: Int32[Array, "B"]) -> Float[Array, "B D"]:
+    """Takes one token of each row."""
     return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]

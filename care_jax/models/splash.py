@@ -1,8 +1,8 @@
 """Full sequences on a TPU: jax's splash attention kernel, whose scores never leave the chip's own memory.
 
-What a token may see is a mask, known when the program is compiled, and segment ids, known when it runs. Blocks that
-the mask leaves empty are skipped. Prompt and branches are one call, so the prompt's keys and values exist once. For a
-prompt of three, one of them padding, and two branches of two:
+A mask, known when the program is compiled, and segment ids, known when it runs, say which keys a token sees. Blocks
+that the mask leaves empty are skipped. Prompt and branches are one call, so the prompt's keys and values exist once.
+For a prompt of three, one of them padding, and two branches of two:
 
     mask               segment ids
     1 0 0 0 0 0 0      1 1 0 1 1 1 1
@@ -29,6 +29,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     SegmentIds,
     make_splash_mha,
 )
+from jaxtyping import Float, Int32
 
 from care_jax.structs import Array
 
@@ -53,15 +54,24 @@ class _LazyMask(Mask):
         return self.visible(queries[:, None], keys[None])
 
 
-def causal_attention(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
-    """`attention.causal_attention`."""
+def causal_attention(
+    q: Float[Array, "B P H C"], k: Float[Array, "B P N C"], v: Float[Array, "B P N C"], *, interpret: bool
+) -> Float[Array, "B P H C"]:
+    """Computes `attention.causal_attention`."""
     return _splash(q, k, v, None, lambda query, key: key <= query, interpret)
 
 
 def stream_attention(
-    q: Array, k: Array, v: Array, *, prompt_len: Array, num_prompt: int, num_branches: int, interpret: bool
-) -> Array:
-    """`attention.stream_attention` in one call of the kernel."""
+    q: Float[Array, "B queries H C"],
+    k: Float[Array, "B T N C"],
+    v: Float[Array, "B T N C"],
+    *,
+    prompt_len: Int32[Array, "B"],
+    num_prompt: int,
+    num_branches: int,
+    interpret: bool,
+) -> Float[Array, "B queries H C"]:
+    """Computes `attention.stream_attention` in one call of the kernel."""
     num_keys = k.shape[1]
     first = num_keys - q.shape[1]  # key of the first query
     num_response = (num_keys - num_prompt) // num_branches
@@ -78,9 +88,15 @@ def stream_attention(
 
 
 def segment_attention(
-    q: Array, k: Array, v: Array, segment_ids: Array, *, segment_len: int | None, interpret: bool
-) -> Array:
-    """`attention.segment_attention`, where segments are contiguous and of at most segment_len tokens (None: any)."""
+    q: Float[Array, "B I H C"],
+    k: Float[Array, "B I H C"],
+    v: Float[Array, "B I H C"],
+    segment_ids: Int32[Array, "B I"],
+    *,
+    segment_len: int | None,
+    interpret: bool,
+) -> Float[Array, "B I H C"]:
+    """Computes `attention.segment_attention`; segments are contiguous and of at most `segment_len` tokens."""
     block = _block(q.shape[1])
     reach = -(-(segment_len or q.shape[1]) // block)  # blocks to each side
 
@@ -92,20 +108,20 @@ def segment_attention(
 
 
 def _block(length: int) -> int:
-    """The block for a sequence: of those up to the largest, the one that pads it least among the fewest blocks."""
+    """The block size that cuts a sequence into the fewest blocks, and of these sizes the one that pads it least."""
     num_blocks = -(-length // _LARGEST_BLOCK)
     return -(-length // num_blocks // _LANES) * _LANES
 
 
 def _splash(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B queries H C"],
+    k: Float[Array, "B Z N C"],
+    v: Float[Array, "B Z N C"],
     ids: SegmentIds | None,
     visible: Callable[[np.ndarray, np.ndarray], np.ndarray],
     interpret: bool,
-) -> Array:
-    """q [B, T, H, C]; k, v [B, S, N, C]; ids [B, T] and [B, S]. Returns [B, T, H, C].
+) -> Float[Array, "B queries H C"]:
+    """Calls the kernel; `ids` are [B, queries] and [B, keys].
 
     Sequences are padded to whole blocks with tokens of segment 0. Their rows are cut off, and no real token sees them:
     they are to its right or in another segment.

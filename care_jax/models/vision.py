@@ -1,12 +1,13 @@
-"""What the vision towers of both families share: patch embedding, attention inside segments, rotary positions."""
+"""The parts that the vision towers of all families share: patch embedding, attention in segments, rotary positions."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
+import einops
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
+from jaxtyping import Float, Float32, Int32
 
 from care_jax.models.layers import Linear, residual_init_scale, rotate
 from care_jax.models.model_config import VisionConfig
@@ -19,12 +20,21 @@ NORM_EPS = 1e-6  # fixed in Qwen's code, not part of config.json
 
 
 class PatchEmbed(nnx.Module):
-    """A flattened patch times the Conv3d weight of the reference."""
+    """A linear layer on flattened patches; the reference has it as a Conv3d."""
 
     def __init__(self, config: VisionConfig, *, use_bias: bool, rngs: nnx.Rngs):
-        self.proj = Linear(config.patch_values, config.hidden_size, use_bias=use_bias, rngs=rngs)
+        """Makes the parameters with `rngs`."""
+        self.proj = Linear(
+            config.patch_values,
+            config.hidden_size,
+            axes=("patch_values", "vision_embed"),
+            use_bias=use_bias,
+            bias_axis="vision_norm",
+            rngs=rngs,
+        )
 
-    def __call__(self, patches: Array) -> Array:
+    def __call__(self, patches: Float[Array, "B I F"]) -> Float[Array, "B I width"]:
+        """Embeds patches."""
         return self.proj(patches)
 
 
@@ -32,12 +42,18 @@ class VisionAttention(nnx.Module):
     """Multi-head attention inside segments; the rotation is done in float32."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         self.num_heads = config.num_heads
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, use_bias=True, rngs=rngs)
-        scale = residual_init_scale(config.depth)
-        self.proj = Linear(config.hidden_size, config.hidden_size, use_bias=True, rngs=rngs, init_scale=scale)
+        width, scale = config.hidden_size, residual_init_scale(config.depth)
+        self.qkv = Linear(width, 3 * width, axes=("vision_embed", "vision_qkv"), use_bias=True, rngs=rngs)
+        self.proj = Linear(
+            width, width, axes=("vision_embed", "vision_out"), use_bias=True, rngs=rngs, init_scale=scale
+        )
 
-    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend) -> Array:
+    def __call__(
+        self, x: Float[Array, "B I width"], cos: Float32[Array, "B I C"], sin: Float32[Array, "B I C"], attend: Attend
+    ) -> Float[Array, "B I width"]:
+        """Attends with `attend`; `cos` and `sin` are the rotary tables."""
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         q = rotate(qkv[:, :, 0].astype(jnp.float32), cos, sin).astype(x.dtype)
         k = rotate(qkv[:, :, 1].astype(jnp.float32), cos, sin).astype(x.dtype)
@@ -45,19 +61,37 @@ class VisionAttention(nnx.Module):
         return self.proj(out.reshape(x.shape))
 
 
-def own_patches(prompts: Prompts) -> Prompts:
-    """Prompts with this device's part of the patches: the tower's way to be divided over tensor. Its parameters stay
-    whole, and only attention needs the others' patches, for a part of the heads (arXiv 2309.14509)."""
-    tables = ("patches", "patch_position_ids", "grid_index", "grid_weights")
-    return dataclasses.replace(prompts, **{name: own_part(getattr(prompts, name), axis=1) for name in tables})
+@struct.dataclass
+class PatchTables:
+    """The tables of Prompts with a row per patch: `part` counts those on this device."""
+
+    patches: Float[Array, "B part F"]
+    position_ids: Int32[Array, "B part 2"]
+    grid_index: Int32[Array, "B part X"]
+    grid_weights: Float32[Array, "B part X"]
 
 
-def rotary_tables(position_ids: Array, config: VisionConfig) -> tuple[Array, Array]:
-    """cos, sin [B, I, C] float32 from position_ids [B, I, 2]: a quarter of the channels for the row, a quarter for
-    the column, twice."""
+def own_patches(prompts: Prompts) -> PatchTables:
+    """This device's part of the prompts' patches.
+
+    The tower is divided over tensor by its patches: its parameters stay whole, and only attention needs the patches of
+    other devices, for a part of the heads (arXiv 2309.14509).
+    """
+    return PatchTables(
+        patches=own_part(prompts.patches, axis=1),
+        position_ids=own_part(prompts.patch_position_ids, axis=1),
+        grid_index=own_part(prompts.grid_index, axis=1),
+        grid_weights=own_part(prompts.grid_weights, axis=1),
+    )
+
+
+def rotary_tables(
+    position_ids: Int32[Array, "B I 2"], config: VisionConfig
+) -> tuple[Float32[Array, "B I C"], Float32[Array, "B I C"]]:
+    """The rotary tables cos and sin: a quarter of the channels for the row, a quarter for the column, twice."""
     half = config.hidden_size // config.num_heads // 2
     inv_freq = 1.0 / (config.rope_theta ** (jnp.arange(0, half, 2, dtype=jnp.float32) / half))
-    angles = jnp.einsum("bid,f->bidf", position_ids.astype(jnp.float32), inv_freq)
-    angles = angles.reshape(*angles.shape[:2], -1)
+    angles = jnp.einsum("bio,y->bioy", position_ids.astype(jnp.float32), inv_freq)
+    angles = einops.rearrange(angles, "b i o y -> b i (o y)")
     angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles), jnp.sin(angles)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Float32
 
 from care_jax.models.attention import windowed_attention
-from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, residual_init_scale
+from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, residual_init_scale, stack
 from care_jax.models.model_config import VisionConfig
 from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, own_patches, rotary_tables
 from care_jax.parallel.collectives import gather, join_parts
@@ -24,19 +26,25 @@ class VisionBlock(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-        self.norm1 = RMSNorm(config.hidden_size, eps=NORM_EPS)
-        self.norm2 = RMSNorm(config.hidden_size, eps=NORM_EPS)
+        """Makes the parameters with `rngs`."""
+        self.norm1 = RMSNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
+        self.norm2 = RMSNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
         self.attn = VisionAttention(config, rngs=rngs)
         self.mlp = GatedMLP(
             config.hidden_size,
             config.intermediate_size,
+            axes=("vision_embed", "vision_mlp"),
+            bias_axis="vision_norm",
             act=config.hidden_act,
             use_bias=True,
             rngs=rngs,
             init_scale=residual_init_scale(config.depth),
         )
 
-    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend) -> Array:
+    def __call__(
+        self, x: Float[Array, "B I width"], cos: Float32[Array, "B I C"], sin: Float32[Array, "B I C"], attend: Attend
+    ) -> Float[Array, "B I width"]:
+        """Runs the block; `cos` and `sin` are the rotary tables."""
         x = x + self.attn(self.norm1(x), cos, sin, attend)
         return x + self.mlp(self.norm2(x))
 
@@ -45,15 +53,18 @@ class PatchMerger(nnx.Module):
     """Joins the patches of a merged token: norm, concatenate, two linears with the exact (erf) GELU between."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         merged = config.hidden_size * config.merge_unit
         self.merge_unit = config.merge_unit
-        self.ln_q = RMSNorm(config.hidden_size, eps=NORM_EPS)
-        self.fc1 = Linear(merged, merged, use_bias=True, rngs=rngs)
-        self.fc2 = Linear(merged, config.out_hidden_size, use_bias=True, rngs=rngs)
+        self.ln_q = RMSNorm(config.hidden_size, axis="vision_norm", eps=NORM_EPS)
+        self.fc1 = Linear(merged, merged, axes=("vision_merged", "vision_out"), use_bias=True, rngs=rngs)
+        self.fc2 = Linear(
+            merged, config.out_hidden_size, axes=("vision_merged", "vision_out"), use_bias=True, rngs=rngs
+        )
 
-    def __call__(self, x: Array) -> Array:
-        x = self.ln_q(x)
-        x = x.reshape(x.shape[0], x.shape[1] // self.merge_unit, -1)
+    def __call__(self, x: Float[Array, "B I width"]) -> Float[Array, "B U D"]:
+        """Merges patches that lie side by side."""
+        x = einops.rearrange(self.ln_q(x), "b (u patch) width -> b u (patch width)", patch=self.merge_unit)
         return self.fc2(ACTIVATIONS["gelu"](self.fc1(x)))
 
 
@@ -61,18 +72,22 @@ class VisionTower(nnx.Module):
     """Patches to merged features in the decoder's width."""
 
     def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
         self.config = config
         self.remat = remat
         self.attention = attention
         self.patch_embed = PatchEmbed(config, use_bias=False, rngs=rngs)
-        keys = jax.random.split(rngs.params(), config.depth)
-        self.blocks = jax.vmap(lambda key: VisionBlock(config, rngs=nnx.Rngs(key)))(keys)
+        self.blocks = stack(lambda rngs: VisionBlock(config, rngs=rngs), config.depth, rngs=rngs)
         self.merger = PatchMerger(config, rngs=rngs)
+
+    def parts(self) -> tuple[list[nnx.Module], list[nnx.Module]]:
+        """The modules that run on every patch, and those that run on every merged token."""
+        return [self.patch_embed, self.blocks], [self.merger]
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
         """Features in window order; rows of padding are finite and unread."""
-        prompts = own_patches(prompts)
-        cos, sin = rotary_tables(prompts.patch_position_ids, self.config)
+        own = own_patches(prompts)
+        cos, sin = rotary_tables(own.position_ids, self.config)
         is_full = jnp.isin(jnp.arange(self.config.depth), jnp.asarray(self.config.fullatt_block_indexes))
 
         def block(x: Array, layer: tuple[VisionBlock, Array]) -> tuple[Array, None]:
@@ -85,10 +100,10 @@ class VisionTower(nnx.Module):
                 window_len=self.config.window_len,
                 implementation=self.attention,
             )
-            return gather(module, "visual.blocks", dtype)(x, cos, sin, attend), None
+            return gather(module, dtype)(x, cos, sin, attend), None
 
         block = jax.checkpoint(block) if self.remat else block
-        x = gather(self.patch_embed, "visual.patch_embed", dtype)(prompts.patches.astype(dtype))
+        x = gather(self.patch_embed, dtype)(own.patches.astype(dtype))
         x, _ = jax.lax.scan(block, x, (self.blocks, is_full))
-        merged = join_parts(gather(self.merger, "visual.merger", dtype)(x), axis=1)
+        merged = join_parts(gather(self.merger, dtype)(x), axis=1)
         return VisionFeatures(merged=merged, deepstack=jnp.zeros((0, *merged.shape), merged.dtype))

@@ -1,0 +1,1 @@
+"""The report page: what it reads from run folders, and its charts."""

@@ -1,4 +1,4 @@
-"""What the report's charts show: which metrics, under which plain words, and the points that are drawn."""
+"""The charts of the report page: which metrics they show, in which plain words, and the points that are drawn."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ TRAIN_CHARTS = (
         high=1.0,
     ),
     Chart(
-        "Hard negatives in a subgroup, K′",
+        "Hard negatives in a subgroup, K′",  # noqa: RUF001 (the prime of the method's symbol)
         "share of groups",
         prefix="subgroup/num_negatives_",
-        label="K′ = ",
+        label="K′ = ",  # noqa: RUF001
         kind="stack",
         low=0.0,
         high=1.0,
@@ -143,7 +143,7 @@ def sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _names(runs: Sequence[Run], prefix: str) -> list[str]:
-    """The runs' metrics that start with `prefix`: numbers by size ("_2" before "_10"), a mean last."""
+    """The runs' metrics that start with `prefix`, sorted: numbers by size ("_2" before "_10"), a mean last."""
 
     def order(name: str) -> tuple[bool, list[str]]:
         return name.endswith("/mean"), [part.zfill(8) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
@@ -154,7 +154,7 @@ def _names(runs: Sequence[Run], prefix: str) -> list[str]:
 
 
 def _draw(chart: Chart, runs: Sequence[Run], *, named: bool) -> list[dict[str, Any]]:
-    """One picture with a line a run where the chart has one metric, else a picture a run; none without data."""
+    """One picture with a line for each run if the chart has one metric, else a picture for each run that has data."""
     if len(chart.metrics) == 1:
         (metric,) = chart.metrics
         lines = [_line(run, metric, run.name if len(runs) > 1 else chart.metrics[metric]) for run in runs]

@@ -1,4 +1,4 @@
-"""What the report knows of a run folder: its files read, and reduced to what the page shows."""
+"""Reads a run folder and reduces it to what the report page shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from etils import epath
 
-from care_jax.run.writers import EVENTS_FILE, METRICS_FILE, SAMPLES_FILE
+from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, MANIFEST_FILE, METRICS_FILE, SAMPLES_FILE, EventLine, Sample
 
 OUTCOMES = {"ALL_WRONG": "all wrong", "MIXED": "mixed", "ALL_CORRECT": "all correct"}
 MAX_SAMPLES = 400  # sample groups of one run on the page; their images are most of its size
@@ -33,7 +33,7 @@ class MechanismPoint(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder as the page needs it."""
+    """A run folder as the page shows it."""
 
     name: str
     stage: str  # "cold_start" | "train"
@@ -44,27 +44,28 @@ class Run:
     num_groups: Mapping[str, int]  # by outcome
     num_reflected: int  # groups in which a reflection was tried
     num_repaired: int  # of those, came out correct
-    samples: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sample]
     notices: Sequence[str]  # one line each: what is missing or short
 
     @property
     def last_step(self) -> int:
+        """The newest step that has metrics."""
         return max(self.metrics, default=0)
 
 
 def load_run(workdir: epath.Path, name: str) -> Run:
-    """Reads a run folder; whatever is missing or torn becomes a notice."""
+    """Reads a run folder. A missing file or a torn line becomes a notice."""
     notices: list[str] = []
-    config = _read_json(workdir / "config.json", notices)
-    manifest = _read_json(workdir / "manifest.json", notices)
+    config = _read_json(workdir / CONFIG_FILE, notices)
+    manifest = _read_json(workdir / MANIFEST_FILE, notices)
     rows = _read_jsonl(workdir / METRICS_FILE, notices)
     metrics: dict[int, dict[str, float]] = {}
     for row in rows:
         finite = {key: value for key, value in row.items() if key != "step" and value is not None}
         metrics.setdefault(row["step"], {}).update(finite)
     stage = manifest["stage"] if "stage" in manifest else _guess_stage(metrics)
-    events = _read_jsonl(workdir / EVENTS_FILE, notices if stage == "train" else [])
-    samples = _read_jsonl(workdir / SAMPLES_FILE, notices if stage == "train" else [])
+    events: list[EventLine] = _read_jsonl(workdir / EVENTS_FILE, notices if stage == "train" else [])
+    samples: list[Sample] = _read_jsonl(workdir / SAMPLES_FILE, notices if stage == "train" else [])
     stride = -(-len(samples) // MAX_SAMPLES) or 1
     if stride > 1:
         notices.append(f"1 in {stride} of {len(samples)} sample groups is shown; all are in {SAMPLES_FILE}")
@@ -102,9 +103,9 @@ def _read_json(path: epath.Path, notices: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_jsonl(path: epath.Path, notices: list[str]) -> list[dict[str, Any]]:
+def _read_jsonl(path: epath.Path, notices: list[str]) -> list[Any]:
     """The whole lines of a file that may be growing; a torn one is counted in a notice."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
     num_torn = 0
     if not path.exists():
         notices.append(f"no {path.name} yet")
@@ -122,12 +123,12 @@ def _read_jsonl(path: epath.Path, notices: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _safe_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample with its images as embedded bitmaps only: no address, which opening the page would load."""
+def _safe_sample(sample: Sample) -> Sample:
+    """The sample with embedded bitmaps as its only images: the page would load an address when it is opened."""
     return {**sample, "images": [image for image in sample["images"] if image.startswith(_IMAGE_PREFIXES)]}
 
 
-def mechanism(events: Sequence[Mapping[str, Any]]) -> list[MechanismPoint]:
+def mechanism(events: Sequence[EventLine]) -> list[MechanismPoint]:
     """The signature of the method: raw advantages by K', from MIXED groups without a repaired failure.
 
     For rewards that differ only by `correct`, an anchor has sqrt(K') and a negative -1/sqrt(K') (method.md section 2).

@@ -1,0 +1,1 @@
+"""Devices: the mesh, the division of arrays among them, communication, and several processes."""

@@ -1,7 +1,7 @@
-"""What the shards of a program (sharding.on_shards) tell each other. On one device none of these does anything.
+"""The communication between the shards of a program (sharding.on_shards). On one device none of these does anything.
 
-Inside such a program every array is a device's own part. Over `fsdp` parameters are gathered where they are used and
-their gradients summed and divided again. Over `tensor` the two halves of a layer work as in Megatron-LM (arXiv
+Inside such a program every array is a device's own part. Over `fsdp` parameters are gathered just before they are used
+and their gradients summed and divided again. Over `tensor` the two halves of a layer work as in Megatron-LM (arXiv
 1909.08053, section 3):
 
     x -- to_parts -- q k v, heads, o_proj -- sum_parts -- +      forward: nothing, a sum
@@ -14,14 +14,17 @@ transpose a sum to a sum.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int32, Shaped
 
-from care_jax.parallel.sharding import AXES, PARTIAL_AXES, RULES, logical_axes, param_name
+from care_jax.parallel.sharding import AXES, PARTIAL_AXES, map_params, mesh_axes
 from care_jax.structs import Array
+
+M = TypeVar("M")
 
 
 def num_shards(axis: str) -> int:
@@ -35,36 +38,36 @@ def _divided(*axes: str) -> tuple[str, ...]:
 
 
 def sum_rows(tree: Any) -> Any:
-    """Sums over all prompts of sums over a shard's; not to be differentiated."""
+    """Adds up sums over a shard's prompts to sums over all prompts. It must not be differentiated."""
     axes = _divided("data", "fsdp")
     return jax.lax.psum(tree, axes) if axes else tree
 
 
-def most(x: Array) -> Array:
+def most(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """The largest of all shards' values."""
     axes = _divided(*AXES)
     return jax.lax.pmax(x, axes) if axes else x
 
 
-def first_row(num_rows: int) -> Array | int:
-    """Where this shard's `num_rows` rows start in the whole batch."""
+def first_row(num_rows: int) -> Int32[Array, ""] | int:
+    """The place in the whole batch of the first of this shard's `num_rows` rows."""
     axes = _divided("data", "fsdp")
     return jax.lax.axis_index(axes) * num_rows if axes else 0
 
 
-def gather(module: Any, name: str, dtype: jnp.dtype) -> Any:
-    """The parameters of `module`, called `name` or a slice of a stack of that name, whole along fsdp.
+def gather(module: M, dtype: jnp.dtype) -> M:
+    """`module`, or a slice of a stack of them, with its parameters whole along fsdp.
 
     They travel in `dtype`, the type they are used in, and their gradients in float32.
     """
     if num_shards("fsdp") == 1:
         return module
 
-    def gathered(path: tuple, x: Array) -> Array:
-        axes = [RULES.get(axis) for axis in logical_axes(f"{name}.{param_name(path)}")]
-        return _gather(x, axes.index("fsdp") - len(axes), dtype) if "fsdp" in axes else x
+    def gathered(axes: tuple[str, ...], x: Array) -> Array:
+        divided = mesh_axes(axes)
+        return _gather(x, divided.index("fsdp") - len(axes), dtype) if "fsdp" in divided else x
 
-    return jax.tree_util.tree_map_with_path(gathered, module)
+    return map_params(gathered, module)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -87,10 +90,10 @@ def _sum_and_divide(x: Array, axis: int) -> Array:
 
 
 def _two_steps() -> list[list[list[int]]]:
-    """The shards of fsdp as a x b: groups of b neighbours, then those of a that stand in the same place of theirs.
+    """The shards of fsdp as a x b: groups of b neighbours, then groups of the a at the same place among neighbours.
 
-    Of one step over all shards of a larger slice the TPU compiler makes an all-reduce, which sends twice as much. The
-    bytes of two steps are those of one, (1 - 1/b) / a and then 1 - 1/a of the whole.
+    The TPU compiler turns one collective over all shards of a larger slice into an all-reduce, which sends twice as
+    much. Two steps send as many bytes as one should: (1 - 1/b) / a and then 1 - 1/a of the whole.
     """
     num_shards = jax.lax.axis_size("fsdp")
     inner = next(size for size in range(1, num_shards + 1) if num_shards % size == 0 and size**2 >= num_shards)
@@ -102,26 +105,25 @@ _gather.defvjp(lambda x, axis, dtype: (_gather(x, axis, dtype), None), _gather_b
 
 
 def sum_gradients(grads: Any) -> Any:
-    """Gradients of parameters, of a shard's prompts, to those of all prompts, in the parameters' own division."""
+    """Adds up the gradients of a shard's prompts to those of all prompts, divided as the parameters are."""
 
-    def total(path: tuple, x: Array) -> Array:
-        axes = logical_axes(param_name(path))
-        divided = {RULES.get(axis) for axis in axes}  # over fsdp `gather` has added them up
+    def total(axes: tuple[str, ...], x: Array) -> Array:
+        divided = mesh_axes(axes)  # over fsdp `gather` has added them up
         over = [axis for axis in ("data", "fsdp") if axis not in divided]
         over += ["tensor"] if any(axis in PARTIAL_AXES for axis in axes) else []
         present = _divided(*over)
         return jax.lax.psum(x, present) if present else x
 
-    return jax.tree_util.tree_map_with_path(total, grads)
+    return map_params(total, grads)
 
 
-def to_parts(x: Array) -> Array:
-    """What all of `tensor` have, to be used by each with its own part of the parameters."""
+def to_parts(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """Hands an array that all of `tensor` have to the layers whose parameters are divided."""
     return _to_parts(x) if num_shards("tensor") > 1 else x
 
 
-def sum_parts(x: Array) -> Array:
-    """The sum of what each of `tensor` made with its part of the parameters; all of them go on with it."""
+def sum_parts(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """Adds up the results that each of `tensor` has from its part of the parameters; all of them get the sum."""
     return _sum_parts(x) if num_shards("tensor") > 1 else x
 
 
@@ -142,7 +144,7 @@ _sum_parts.defvjp(lambda x: (_sum_parts(x), None), lambda _, gradient: (gradient
 
 
 def own_part(x: Array, axis: int) -> Array:
-    """This device's part of `tensor` of an array that all of them have."""
+    """This device's part, along `axis`, of an array that all of `tensor` have."""
     parts = num_shards("tensor")
     if parts == 1:
         return x
@@ -150,29 +152,29 @@ def own_part(x: Array, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("tensor") * size, size, axis)
 
 
-def heads_apart(x: Array) -> Array:
-    """x [B, T, H, C] with a part of T on each of `tensor` -> all of T, for a part of H."""
+def heads_apart(x: Float[Array, "B part H C"]) -> Float[Array, "B T heads C"]:
+    """Exchanges a part of the tokens with all heads for all tokens with a part of the heads."""
     if num_shards("tensor") == 1:
         return x
     return jax.lax.all_to_all(x, "tensor", split_axis=2, concat_axis=1, tiled=True)
 
 
-def heads_together(x: Array) -> Array:
-    """The inverse of `heads_apart`."""
+def heads_together(x: Float[Array, "B T heads C"]) -> Float[Array, "B part H C"]:
+    """Undoes `heads_apart`."""
     if num_shards("tensor") == 1:
         return x
     return jax.lax.all_to_all(x, "tensor", split_axis=1, concat_axis=2, tiled=True)
 
 
 def join_parts(x: Array, axis: int) -> Array:
-    """The parts of all of `tensor` side by side; all of them go on with the same."""
+    """Puts the parts that each of `tensor` has side by side along `axis`; all of them get the whole array."""
     return _join_parts(x, axis) if num_shards("tensor") > 1 else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _join_parts(x: Array, axis: int) -> Array:
-    # On an axis of their own: of parts that are gathered along the last one the TPU compiler makes that the outermost,
-    # and pads the others to tiles. Logits of a decode step then take 32 times their size.
+    # Parts are gathered on an axis of their own. If they are gathered along the last one, the TPU compiler makes that
+    # the outermost and pads the others to tiles: logits of a decode step then take 32 times their size.
     parts = jnp.moveaxis(jax.lax.all_gather(x, "tensor"), 0, axis % x.ndim)
     return parts.reshape(*(-1 if i == axis % x.ndim else size for i, size in enumerate(x.shape)))
 
@@ -180,11 +182,13 @@ def _join_parts(x: Array, axis: int) -> Array:
 _join_parts.defvjp(lambda x, axis: (_join_parts(x, axis), None), lambda axis, _, gradient: (own_part(gradient, axis),))
 
 
-def lookup(table: Array, ids: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
-    """Rows `ids` [B, T] of an embedding table of which this device has a part; `shape` [V, D] is the whole one's.
+def lookup(
+    table: Float[Array, "rows columns"], ids: Int32[Array, "*batch"], shape: tuple[int, int], dtype: jnp.dtype
+) -> Float[Array, "*batch width"]:
+    """Looks up rows of an embedding table of which this device has a part; `shape` is that of the whole table.
 
     The table stays where it is: over fsdp the ids travel to its columns and the columns back to their prompts, over
-    tensor each looks up the ids it has. Returns [B, T, D] in `dtype`.
+    tensor each device looks up the ids it has. Returns the rows in `dtype`.
     """
     num_rows, num_columns = table.shape
     wanted = jnp.asarray(ids)
@@ -202,8 +206,8 @@ def lookup(table: Array, ids: Array, shape: tuple[int, int], dtype: jnp.dtype) -
     return rows
 
 
-def log_softmax(logits: Array) -> Array:
-    """Over the last axis, of which each of `tensor` has a part."""
+def log_softmax(logits: Float[Array, "*batch part"]) -> Float[Array, "*batch part"]:
+    """Computes log-softmax over the last axis, of which each of `tensor` has a part."""
     if num_shards("tensor") == 1:
         return jax.nn.log_softmax(logits)
     highest = jax.lax.pmax(jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True), "tensor")
@@ -211,8 +215,8 @@ def log_softmax(logits: Array) -> Array:
     return shifted - to_parts(jnp.log(sum_parts(jnp.exp(shifted).sum(axis=-1, keepdims=True))))
 
 
-def pick(values: Array, index: Array) -> Array:
-    """values [..., V] at index [...], where each of `tensor` has a part of the last axis."""
+def pick(values: Float[Array, "*batch part"], index: Int32[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Takes one value of each row; each of `tensor` has a part of the last axis."""
     if num_shards("tensor") == 1:
         return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
     first = jax.lax.axis_index("tensor") * values.shape[-1]

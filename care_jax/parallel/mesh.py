@@ -1,36 +1,35 @@
-"""The mesh of devices: which sizes of its axes work for a model and its batches. What they divide: sharding.py."""
+"""The mesh of devices: which sizes of its axes divide a model and its batches. What the axes mean: sharding.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from care_jax.models import ModelConfig
 from care_jax.parallel.sharding import AXES
 
+# By description, counts and the mesh axes among which they have to be divided evenly.
+Needs = Mapping[str, tuple[int, tuple[str, ...]]]
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh of sizes that `mesh_sizes` gave, over the devices, with neighbours on neighbouring chips."""
+
+def create_device_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh with the sizes from `fit_sizes`, over the devices, with neighbours on neighbouring chips."""
     shape = tuple(sizes[axis] for axis in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def mesh_sizes(
-    config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int, *, training: bool = True
-) -> dict[str, int]:
-    """Axis sizes from config.mesh, where one may be -1: what the others leave. `training`: not evaluation alone.
+def fit_sizes(given: Mapping[str, int], needs: Needs, num_devices: int) -> dict[str, int]:
+    """Axis sizes as given, where one may be -1: what the others leave.
 
     Raises:
         ValueError: one line with what does not divide, and the factorisations that work.
     """
-    given = {axis: int(config.mesh[axis]) for axis in AXES}
+    given = {axis: int(given[axis]) for axis in AXES}
     product = int(np.prod([size for size in given.values() if size > 0]))
     sizes = {axis: num_devices // product if size == -1 else size for axis, size in given.items()}
-    problems = _problems(sizes, config, model, num_devices, training)
+    problems = _problems(sizes, needs, num_devices)
     if list(given.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in given.values()):
         problems = ["sizes are positive, and one of them may be -1 (what the others leave)"]
     if not problems:
@@ -38,7 +37,7 @@ def mesh_sizes(
     working = [
         "x".join(str(size) for size in choice.values())
         for choice in factorisations(num_devices)
-        if not _problems(choice, config, model, num_devices, training)
+        if not _problems(choice, needs, num_devices)
     ]
     shown = "x".join(str(size) for size in given.values())
     raise ValueError(
@@ -58,31 +57,14 @@ def factorisations(num_devices: int) -> list[dict[str, int]]:
     ]
 
 
-def _problems(
-    sizes: Mapping[str, int], config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int, training: bool
-) -> list[str]:
-    """What a mesh does not divide."""
-    data, fsdp, tensor = (sizes[axis] for axis in AXES)
-    if data * fsdp * tensor != num_devices:
-        return [f"the product is {data * fsdp * tensor}"]
-    text, vision, train = model.text, model.vision, config.train
-    rows = train.prompts // (train.minibatches * train.microbatches)
-    needs = {
-        f"train.prompts / minibatches / microbatches = {rows}": (rows if training else 0, "data * fsdp", data * fsdp),
-        f"hidden_size {text.hidden_size}": (text.hidden_size, "fsdp", fsdp),
-        f"the vision tower's hidden_size {vision.hidden_size}": (vision.hidden_size, "fsdp", fsdp),
-        f"{text.num_attention_heads} heads": (text.num_attention_heads, "tensor", tensor),
-        f"{text.num_key_value_heads} key/value heads": (text.num_key_value_heads, "tensor", tensor),
-        f"the vision tower's {vision.num_heads} heads": (vision.num_heads, "tensor", tensor),
-        f"intermediate_size {text.intermediate_size}": (text.intermediate_size, "tensor", tensor),
-        f"vocab_size {text.vocab_size}": (text.vocab_size, "tensor", tensor),
-        **{
-            f"{size // vision.merge_unit} image tokens of data.patch_buckets": (
-                size // vision.merge_unit,
-                "tensor",
-                tensor,
-            )
-            for size in config.data.patch_buckets
-        },
-    }
-    return [f"{what} must divide by {axes} = {size}" for what, (count, axes, size) in needs.items() if count % size]
+def _problems(sizes: Mapping[str, int], needs: Needs, num_devices: int) -> list[str]:
+    """The reasons why a mesh of these sizes does not work; none if it does."""
+    product = int(np.prod(list(sizes.values())))
+    if product != num_devices:
+        return [f"the product is {product}"]
+    parts = {what: int(np.prod([sizes[axis] for axis in axes])) for what, (_, axes) in needs.items()}
+    return [
+        f"{what} must divide by {' * '.join(axes)} = {parts[what]}"
+        for what, (count, axes) in needs.items()
+        if count % parts[what]
+    ]

@@ -1,8 +1,8 @@
-"""Several processes of one run: how they find each other, and how they stay of one mind.
+"""Several processes of one run: how they find each other, and how all of them take the same decisions.
 
 The programs on the devices are the same everywhere, and the host code around them runs on every process with the same
-data. What only one process knows (a signal, a verdict, a file) is exchanged before anything is decided from it, so all
-take the same steps; only the first writes.
+data. If only one process knows something (a signal, a verdict, a file), it is exchanged before anything is decided from
+it, so all take the same steps; only the first writes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -31,10 +31,10 @@ U = TypeVar("U")
 
 
 def connect() -> None:
-    """Joins the other processes; does nothing for a program that is alone. Before anything else of JAX.
+    """Joins the other processes; does nothing for a program that is alone. Call it before anything else of JAX.
 
     On TPU slices, SLURM and Open MPI, JAX finds the others. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
 
     Raises:
         ValueError: one of the three without the others, or no numbers.
@@ -55,12 +55,12 @@ def connect() -> None:
 
 
 def is_alone() -> bool:
-    """Whether there is no other process; known without asking for devices."""
+    """True if there is no other process; does not ask for devices."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def is_first() -> bool:
-    """Whether this process writes what the run leaves behind."""
+    """True if this process writes the run folder."""
     return is_alone() or jax.process_index() == 0
 
 
@@ -81,9 +81,9 @@ def exchange(value: T) -> list[T]:
 
 
 def together(call: Callable[[], T]) -> T:
-    """`call()` on each process; where it raises ValueError on one, all raise it.
+    """Runs `call` on each process; if it raises ValueError on one, all raise it.
 
-    Else those for which it went well would wait for others who have ended.
+    Otherwise the processes on which it succeeds would wait for others that have ended.
     """
     problem = None
     try:
@@ -99,7 +99,7 @@ def together(call: Callable[[], T]) -> T:
 
 
 def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
-    """`work(items)`, a result for each item, with each process doing its part of the items; all get all results."""
+    """Runs `work(items)`, which gives a result for each item: each process does a part, and all get all results."""
     if is_alone():
         return list(work(items))
     count = jax.process_count()
@@ -132,14 +132,15 @@ def require_same(settings: dict[str, Any]) -> None:
     together(compare)
 
 
-def end_on_failure(call: Callable[[], None]) -> None:
-    """Runs `call`. With other processes around, an error ends this one at once, with exit code 2 for a ValueError.
+@contextlib.contextmanager
+def ending_on_failure() -> Iterator[None]:
+    """With other processes around, an error in the block ends this one at once, with exit code 2 for a ValueError.
 
     A normal end would wait for the others, and they for this one. JAX may end the process before it can say that
     another one is gone, with a message of its own.
     """
     try:
-        call()
+        yield
     except Exception as error:
         if is_alone():
             raise

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, and the one table from parameters to its axes.
+"""The division of arrays among devices: the axes of the mesh, and the one table from a parameter's axes to them.
 
     axis     divides                                  parameters
     data     prompts                                  repeated
@@ -8,18 +8,18 @@
              the vision tower's patches               the vision tower repeated
 
 The leading axis of everything else is the prompt, so a group of rollouts lies whole on one shard. Shardings are made
-here and programs compiled for them; what a program communicates is written in collectives.py, and the compiler is left
-nothing to choose. Nothing here is global: a mesh is made once and handed on.
+here and programs compiled for them; what a program communicates is written in collectives.py, and nothing is left to
+the compiler's choice. Nothing here is global: a mesh is made once and passed on.
 """
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -28,50 +28,40 @@ WHOLE = PartitionSpec()  # the same on every device
 KEYS = PartitionSpec(None, ("data", "fsdp"), "tensor")  # keys and values of prompts [L, B, N, P, C]
 BRANCH_KEYS = PartitionSpec(None, ("data", "fsdp"), None, "tensor")  # of branches [L, B, J, N, R, C]
 
-# Parameters by name, first match, to the logical names of their axes.
-LOGICAL_AXES: dict[str, tuple[str, ...]] = {
-    "embed_tokens.weight": ("vocab", "embed"),
-    "lm_head.kernel": ("embed", "vocab"),
-    "norm.weight": ("norm",),
-    "layers.self_attn.q_proj.kernel": ("layers", "embed", "heads"),
-    "layers.self_attn.q_proj.bias": ("layers", "heads"),
-    "layers.self_attn.[kv]_proj.kernel": ("layers", "embed", "kv_heads"),
-    "layers.self_attn.[kv]_proj.bias": ("layers", "kv_heads"),
-    "layers.self_attn.o_proj.kernel": ("layers", "heads", "embed"),
-    "layers.self_attn.o_proj.bias": ("layers", "norm"),
-    "layers.self_attn.[qk]_norm.weight": ("layers", "head_channels"),
-    "layers.mlp.gate_proj.kernel": ("layers", "embed", "mlp"),
-    "layers.mlp.up_proj.kernel": ("layers", "embed", "mlp"),
-    "layers.mlp.down_proj.kernel": ("layers", "mlp", "embed"),
-    "layers.*norm.weight": ("layers", "norm"),
-    "visual.patch_embed.proj.kernel": ("patch_values", "vision_embed"),
-    "visual.pos_embed.weight": ("grid_cells", "vision_embed"),
-    "visual.blocks.attn.qkv.kernel": ("layers", "vision_embed", "vision_qkv"),
-    "visual.blocks.attn.proj.kernel": ("layers", "vision_embed", "vision_out"),
-    "visual.blocks.mlp.down_proj.kernel": ("layers", "vision_mlp", "vision_embed"),
-    "visual.blocks.mlp.linear_fc2.kernel": ("layers", "vision_mlp", "vision_embed"),
-    "visual.blocks.mlp.*.kernel": ("layers", "vision_embed", "vision_mlp"),
-    "visual.merger.*.kernel": ("vision_merged", "vision_out"),
-    "visual.deepstack_merger_list.*.kernel": ("layers", "vision_merged", "vision_out"),
-    "visual.blocks.*": ("layers", "vision_vector"),
-    "visual.deepstack_merger_list.*": ("layers", "vision_vector"),
-    "visual.*": ("vision_vector",),
-}
-
-# Logical axes to mesh axes; the others are not divided.
-RULES: dict[str, str] = {
+# Every logical axis that a parameter may have, and the mesh axis that divides it. A parameter's axes are named where it
+# is made (models.layers.make_param), in the order of its dimensions.
+RULES: dict[str, str | None] = {
+    "layers": None,  # the leading axis of a stack that is scanned
     "vocab": "tensor",
-    "heads": "tensor",
+    "embed": "fsdp",  # the decoder's width, in matrices
+    "norm": None,  # the decoder's width, in vectors
+    "heads": "tensor",  # channels of all query heads
     "kv_heads": "tensor",
+    "head_channels": None,
     "mlp": "tensor",
-    "embed": "fsdp",
-    "vision_embed": "fsdp",
+    "patch_values": None,
+    "grid_cells": None,  # rows of a table of learned positions
+    "vision_embed": "fsdp",  # the tower's width, in matrices
+    "vision_norm": None,  # the tower's width, or that of a merged token, in vectors
+    "vision_qkv": None,
+    "vision_mlp": None,
     "vision_merged": "fsdp",
+    "vision_out": None,
 }
 
-# Of parameters that each device of `tensor` has whole and uses on its own heads or patches, so that its gradient is a
-# part of a sum.
-PARTIAL_AXES = ("head_channels", "vision_embed", "vision_merged", "vision_vector")
+# A parameter with one of these axes lies whole on each device of `tensor`, which uses it on its own heads or patches
+# alone: its gradient there is a part of a sum.
+PARTIAL_AXES = (
+    "head_channels",
+    "vision_embed",
+    "vision_norm",
+    "vision_qkv",
+    "vision_mlp",
+    "vision_merged",
+    "vision_out",
+)
+
+T = TypeVar("T")
 
 
 def param_name(path: tuple) -> str:
@@ -79,32 +69,57 @@ def param_name(path: tuple) -> str:
     return ".".join(key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey) and key.name != "value")
 
 
-def logical_axes(name: str) -> tuple[str, ...]:
-    """The logical axes of a parameter, or of what an optimizer keeps of it ("mu.norm.weight").
+def map_params(function: Callable[[tuple[str, ...], Any], T], tree: Any) -> Any:
+    """`function(logical axes, array)` for each array of a tree of parameters, or of what an optimizer keeps of them.
+
+    The axes are those of the array itself: a slice of a stack has none called "layers", and a number outside of every
+    parameter (a count of updates) has none at all.
 
     Raises:
-        ValueError: a parameter without a line in LOGICAL_AXES.
+        ValueError: naming a parameter that was made without axes, or an array that does not have its parameter's axes.
     """
-    parts = name.split(".")
-    for start in range(len(parts)):
-        known = ".".join(parts[start:])
-        for pattern, axes in LOGICAL_AXES.items():
-            if fnmatch.fnmatchcase(known, pattern):
-                return axes
-    raise ValueError(f"parameter {name} has no line in sharding.LOGICAL_AXES; give its axes names there")
+
+    def of_node(path: tuple, node: Any) -> Any:
+        name = param_name(path)
+        if not isinstance(node, nnx.Variable):
+            if node.ndim:
+                raise ValueError(f"array {name} {node.shape} is outside of any parameter; make it with make_param")
+            return function((), node)
+        axes = node.get_metadata("out_sharding", None)
+        if axes is None:
+            raise ValueError(f"parameter {name} has no logical axes; make it with models.layers.make_param")
+        return jax.tree.map(lambda x: function(_own_axes(name, axes, x), x), node)
+
+    return jax.tree_util.tree_map_with_path(of_node, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-def param_spec(name: str) -> PartitionSpec:
-    """How a parameter is divided at rest."""
-    return PartitionSpec(*(RULES.get(axis) for axis in logical_axes(name)))
+def _own_axes(name: str, axes: tuple[str, ...], x: Any) -> tuple[str, ...]:
+    """Axes of `x`, which has all of its parameter's `axes`, those behind "layers", or none."""
+    missing = len(axes) - x.ndim
+    if missing < 0 or (x.ndim and axes[:missing] not in ((), ("layers",))):
+        raise ValueError(f"{name} has shape {x.shape}, but its parameter's logical axes are ({', '.join(axes)})")
+    return axes[missing:]
+
+
+def is_matrix(axes: tuple[str, ...]) -> bool:
+    """A parameter with these axes is a matrix, or a stack of them, and not a stack of vectors."""
+    return len([axis for axis in axes if axis != "layers"]) > 1
+
+
+def mesh_axes(axes: tuple[str, ...]) -> tuple[str | None, ...]:
+    """The mesh axis that divides each of a parameter's logical axes.
+
+    Raises:
+        ValueError: naming an axis that RULES does not have.
+    """
+    if unknown := [axis for axis in axes if axis not in RULES]:
+        raise ValueError(f"logical axis {unknown[0]!r} of a parameter has no line in sharding.RULES; add one")
+    return tuple(RULES[axis] for axis in axes)
 
 
 def param_specs(tree: Any) -> Any:
-    """PartitionSpecs for any tree whose leaves are parameters or, as in an optimizer's state, made of them.
-
-    Numbers (a count of updates) are whole.
-    """
-    return jax.tree_util.tree_map_with_path(lambda path, x: param_spec(param_name(path)) if x.ndim else WHOLE, tree)
+    """PartitionSpecs for any tree whose leaves are parameters or, as in an optimizer's state, made of them."""
+    return map_params(lambda axes, _: PartitionSpec(*mesh_axes(axes)), tree)
 
 
 def gathered(specs: Any) -> Any:
@@ -126,13 +141,18 @@ def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
     return jax.tree.map(placed, tree, specs)
 
 
+def abstract_arrays(tree: Any) -> Any:
+    """The shapes and shardings of a tree of arrays, without the arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
 def named(mesh: Mesh, specs: Any) -> Any:
     """NamedShardings of a tree of PartitionSpecs."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def is_addressable(mesh: Mesh) -> bool:
-    """Whether all devices of the mesh are this process's."""
+    """True if all devices of the mesh belong to this process."""
     return NamedSharding(mesh, WHOLE).is_fully_addressable
 
 
@@ -164,6 +184,6 @@ def on_shards(mesh: Mesh | None, function: Callable, specs: Callable[..., tuple[
 
 
 def round_up(num_rows: int, mesh: Mesh) -> int:
-    """The least number of rows from `num_rows` on that the mesh divides."""
+    """The smallest number of rows, at least `num_rows`, that the mesh divides."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-num_rows // shards) * shards

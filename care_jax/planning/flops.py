@@ -12,13 +12,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import ml_collections
 
-from care_jax.models import ModelConfig, abstract_model, params_to_dict
-from care_jax.parallel.sharding import RULES, logical_axes
+from care_jax import step
+from care_jax.models import ModelConfig, QwenVL, abstract_model
+from care_jax.parallel.sharding import is_matrix, map_params, mesh_axes
 from care_jax.planning.chips import Chip
-from care_jax.stages.programs import Bucket
+from care_jax.stages.table import Bucket, Compute, DeviceStage
 
 BOUNDS = ("compute", "memory", "links")
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -39,10 +42,10 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the counts depend on, of a model, a run and one bucket."""
+    """The sizes of a model, a run and one bucket, on which the counts depend."""
 
     model: ModelConfig
-    params: dict[str, int]  # numbers of every parameter, by name
+    params: QwenVL  # shapes in place of arrays
     bucket: Bucket
     prompts: int  # B
     num_rollouts: int  # G
@@ -57,15 +60,14 @@ class Sizes:
         cls, config: ml_collections.ConfigDict, model: ModelConfig, bucket: Bucket, mesh: Mapping[str, int]
     ) -> Sizes:
         """The sizes of a run."""
-        objective, train = config.objective, config.train
-        params = params_to_dict(abstract_model(model))
+        train = config.train
         return cls(
             model=model,
-            params={name: leaf.size for name, leaf in params.items()},
+            params=abstract_model(model),
             bucket=bucket,
             prompts=train.prompts,
             num_rollouts=config.rollout.num_rollouts,
-            num_rows=objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts,
+            num_rows=step.num_updated(config),
             response_len=config.rollout.response_len,
             pieces=train.minibatches * train.microbatches,
             minibatches=train.minibatches,
@@ -74,16 +76,23 @@ class Sizes:
 
     @property
     def num_chips(self) -> int:
-        """Of the mesh."""
+        """Chips of the mesh."""
         return math.prod(self.mesh.values())
 
-    def count(self, *prefixes: str, kernels: bool = False) -> int:
-        """Parameters under any of the prefixes; the matrices alone."""
-        return sum(
-            size
-            for name, size in self.params.items()
-            if name.startswith(prefixes) and (name.endswith("kernel") or not kernels)
-        )
+    @property
+    def num_params(self) -> int:
+        """Parameters of the whole model."""
+        return _count(self.params)
+
+    @property
+    def decode_params(self) -> int:
+        """Parameters that decoding reads for each token: the decoder and the head, but of an embedding only rows."""
+        return _count((self.params.layers, self.params.norm)) + self.head
+
+    @property
+    def sampler_params(self) -> int:
+        """Parameters that the sampler holds: all but the vision tower's."""
+        return self.num_params - _count(self.params.visual)
 
     @property
     def head(self) -> int:
@@ -96,8 +105,7 @@ class Sizes:
         vision, patches = self.model.vision, self.bucket[1]
         full = len(vision.fullatt_block_indexes) if vision.window_size else vision.depth
         pairs = patches * (patches * full + min(patches, vision.window_len) * (vision.depth - full))
-        of_patches = self.count("visual.patch_embed.", "visual.blocks.", kernels=True)
-        of_tokens = self.count("visual.merger.", "visual.deepstack_merger_list.", kernels=True)
+        of_patches, of_tokens = (_count_in_matrices(modules) for modules in self.params.visual.parts())
         return 2 * patches * (of_patches + of_tokens / vision.merge_unit) + 4 * vision.hidden_size * pairs
 
     def prompt_flops(self) -> float:
@@ -113,7 +121,7 @@ class Sizes:
     def _decoder_flops(self, tokens: int, pairs: float) -> float:
         text = self.model.text
         attended = 4 * text.num_attention_heads * text.head_dim * text.num_hidden_layers * pairs
-        return 2 * tokens * self.count("layers.", kernels=True) + attended
+        return 2 * tokens * _count_in_matrices(self.params.layers) + attended
 
     def head_flops(self) -> float:
         """The LM head over one response."""
@@ -121,17 +129,17 @@ class Sizes:
 
     @property
     def weight_bytes(self) -> int:
-        """Of one parameter, in the type it is computed with."""
+        """Bytes of one parameter in the type it is computed with."""
         return _BYTES[self.model.compute_dtype]
 
     def key_bytes(self, tokens: int) -> int:
-        """Keys and values of so many tokens, all layers."""
+        """Bytes of the keys and values of so many tokens in all layers."""
         text = self.model.text
         per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         return tokens * per_token * _BYTES[self.model.compute_dtype]
 
     def activation_bytes(self) -> int:
-        """What a chip keeps of one piece's forward pass, where layers are recomputed: their inputs."""
+        """Bytes that a chip keeps of one piece's forward pass if layers are recomputed: the layers' inputs."""
         text, vision, tokens = self.model.text, self.model.vision, self.bucket[0] + self.num_rows * self.response_len
         of_decoder = text.num_hidden_layers * tokens * text.hidden_size
         of_tower = vision.depth * self.bucket[1] * vision.hidden_size // self.mesh["tensor"]
@@ -139,90 +147,101 @@ class Sizes:
 
     @property
     def row_shards(self) -> int:
-        """Into so many parts prompts are divided."""
+        """The number of parts that prompts are divided into."""
         return self.mesh["data"] * self.mesh["fsdp"]
 
-    def gathered_bytes(self, times: float = 1.0, *prefixes: str) -> float:
-        """What a chip receives when parameters (of these prefixes) that fsdp divides are gathered, or their gradients
-        summed and divided, in `times` the bytes of the type they are computed with."""
+    def gathered_bytes(self, *modules: Any) -> float:
+        """Bytes that a chip receives when fsdp gathers the parameters of modules in the type they are computed with."""
         num_parts = self.mesh["fsdp"]
-        size = 0.0
-        for name, count in self.params.items():
-            axes = [RULES.get(axis) for axis in logical_axes(name)]
-            looked_up = name == "embed_tokens.weight" and not self.model.text.tie_word_embeddings
-            if "fsdp" in axes and not looked_up and name.startswith(prefixes or ("",)):
-                size += count / (self.mesh["tensor"] if "tensor" in axes else 1)
-        return times * self.weight_bytes * size * (num_parts - 1) / num_parts
+
+        def received(axes: tuple[str, ...], x: Any) -> float:
+            divided_by = mesh_axes(axes)
+            return x.size / (self.mesh["tensor"] if "tensor" in divided_by else 1) if "fsdp" in divided_by else 0
+
+        return self.weight_bytes * sum(jax.tree.leaves(map_params(received, modules))) * (num_parts - 1) / num_parts
+
+    @property
+    def gathered_modules(self) -> tuple[Any, ...]:
+        """Modules whose parameters are gathered for a forward pass: all but a table that is only looked up."""
+        model = self.params
+        table = model.embed_tokens if self.model.text.tie_word_embeddings else None
+        return table, model.layers, model.lm_head, model.norm, model.visual
 
     def fsdp_minimum(self) -> float:
-        """Bytes that a chip must receive in an update: for every piece the parameters once, those of layers that are
-        recomputed twice, and float32 gradients once."""
-        again = self.gathered_bytes(1.0, "layers.", "visual.") if self.model.remat else 0
-        return self.pieces * (self.gathered_bytes(1.0 + 4 / self.weight_bytes) + again)
+        """Bytes that a chip must receive in an update.
+
+        For every piece the parameters once, those of layers that are recomputed twice, and float32 gradients once.
+        """
+        once = self.gathered_bytes(*self.gathered_modules)
+        again = self.gathered_bytes(self.params.layers, self.params.visual) if self.model.remat else 0
+        return self.pieces * ((1 + 4 / self.weight_bytes) * once + again)
 
     def summed_bytes(self, tokens: float, sums: int) -> float:
-        """What a chip receives when the tensor axis adds up `sums` [tokens, D] arrays in every layer of the decoder."""
+        """Bytes that a chip receives when tensor adds up `sums` [tokens, D] arrays in every layer of the decoder."""
         parts, text = self.mesh["tensor"], self.model.text
         size = tokens / self.row_shards * text.hidden_size * self.weight_bytes
         return sums * text.num_hidden_layers * size * 2 * (parts - 1) / parts
 
 
+def _count(tree: Any) -> int:
+    """Numbers in all arrays of a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _count_in_matrices(tree: Any) -> int:
+    """Numbers in the matrices alone; each is a product and a sum for every token."""
+    return sum(jax.tree.leaves(map_params(lambda axes, x: x.size if is_matrix(axes) else 0, tree)))
+
+
 def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work]:
     """The stages of a step that has full length, by the names of their programs."""
     length, prompts = sizes.response_len, sizes.prompts
-    whole = sizes.count("") * sizes.weight_bytes
+    whole = sizes.num_params * sizes.weight_bytes
 
     def passes(rows: int) -> Work:
         """Prompt and `rows` full branches of each prompt in one forward pass."""
         flops = sizes.vision_flops() + sizes.prompt_flops() + rows * (sizes.branch_flops() + sizes.head_flops())
         tokens = prompts * (sizes.bucket[0] + rows * length)
-        received = sizes.gathered_bytes() + sizes.summed_bytes(tokens, sums=2)
+        received = sizes.gathered_bytes(*sizes.gathered_modules) + sizes.summed_bytes(tokens, sums=2)
         return Work(tokens, prompts * flops, 0, whole, 0, 0, received)
 
     def decodes(rows: int) -> Work:
         """`rows` branches of each prompt, a token at a time."""
-        weights = (sizes.count("layers.", "norm.") + sizes.head) * sizes.weight_bytes
+        weights = sizes.decode_params * sizes.weight_bytes
         keys = sizes.key_bytes(sizes.bucket[0]) * length + rows * sizes.key_bytes(length * (length + 1) // 2)
         flops = rows * (sizes.branch_flops() + sizes.head_flops())
         tokens = prompts * rows * length
         received = sizes.summed_bytes(tokens, sums=2)
         return Work(tokens, prompts * flops, 0, weights * length, 0, prompts * keys, received)
 
-    def update() -> Work:
-        forward = passes(sizes.num_rows)
+    def update(rows: int) -> Work:
+        forward = passes(rows)
         vision = prompts * sizes.vision_flops()
         trained = forward.flops - (vision if sizes.model.freeze_vision else 0)
-        head = prompts * sizes.num_rows * sizes.head_flops()
+        head = prompts * rows * sizes.head_flops()
         # Forward and backward two a layer; of a layer that is computed again the MLP's sum is not needed.
         num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat else 4
-        of_gradients = 4 * sizes.count("") / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
+        of_gradients = 4 * sizes.num_params / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
         return Work(
             tokens=forward.tokens,
             flops=forward.flops + 2 * trained,
             recomputed=trained if sizes.model.remat else head,  # chunks of the head are recomputed in any case
             parameter_bytes=2 * sizes.pieces * whole,
             # Parameter, gradient and Adam's two moments are read, all but the gradient written.
-            state_bytes=sizes.minibatches * 7 * 4 * sizes.count(""),
+            state_bytes=sizes.minibatches * 7 * 4 * sizes.num_params,
             cache_bytes=0,
             link_bytes=sizes.fsdp_minimum()
             + sizes.summed_bytes(forward.tokens, sums)
             + sizes.minibatches * of_gradients * 2 * (num_data - 1) / num_data,
         )
 
-    of_prompt = prompts * (sizes.vision_flops() + sizes.prompt_flops())
-    tokens = prompts * sizes.bucket[0]
-    received = sizes.gathered_bytes() + sizes.summed_bytes(tokens, sums=2)
-    stages = {
-        "prefill": Work(tokens, of_prompt, 0, whole, 0, 0, received),
-        "rollout": decodes(sizes.num_rollouts),
-    }
-    if config.score.old_from == "pass":
-        stages["score"] = passes(sizes.num_rollouts)
-    if config.objective.reflect.enabled:
-        stages |= {"reflect": decodes(1), "score of reflections": passes(1)}
-    if config.objective.kl_coef > 0:
-        stages["reference"] = passes(sizes.num_rows)
-    return stages | {"update": update()}
+    def work(compute: Compute) -> Work:
+        if compute.mode == "train":
+            return update(compute.branches(config))
+        return (decodes if compute.mode == "decode" else passes)(compute.branches(config))
+
+    stages = [stage for stage in step.STEP.when(config).stages if isinstance(stage, DeviceStage)]
+    return {stage.name: work(stage.compute) for stage in stages if stage.compute is not None}
 
 
 def floors(sizes: Sizes, work: Work, chip: Chip) -> dict[str, float]:
@@ -245,10 +264,10 @@ def least_seconds(sizes: Sizes, config: ml_collections.ConfigDict, chip: Chip) -
 
 def least_bytes(sizes: Sizes, config: ml_collections.ConfigDict) -> float:
     """That a chip holds at the least, while it decodes or while it updates."""
-    numbers, tensor = sizes.count(""), sizes.mesh["tensor"]
+    numbers, tensor = sizes.num_params, sizes.mesh["tensor"]
     kept = (16 if config.objective.kl_coef > 0 else 12) * numbers / (sizes.mesh["fsdp"] * tensor)
     keys = sizes.key_bytes(sizes.bucket[0]) + sizes.num_rollouts * sizes.key_bytes(sizes.response_len)
-    decodes = sizes.count("layers.", "norm.", "embed_tokens.", "lm_head.") * sizes.weight_bytes / tensor
+    decodes = sizes.sampler_params * sizes.weight_bytes / tensor
     decodes += sizes.prompts * keys / sizes.num_chips
     updates = 4 * numbers / (sizes.mesh["fsdp"] * tensor) + sizes.activation_bytes()
     return kept + max(decodes, updates)

@@ -1,0 +1,1 @@
+"""Rewards: response formats, span masks, answer verifiers and their worker pool, and the judging of rollouts."""

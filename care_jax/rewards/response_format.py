@@ -1,9 +1,9 @@
-r"""The layout of a response: one object asks for it, writes it for the cold start, and reads it.
+r"""The layout of a response. A `ResponseFormat` words the request, writes the cold start's traces and parses responses.
 
     ANSWER_TAGS   <think> rationale </think><answer> answer </answer>
     BOXED         <think> rationale </think> any words \boxed{answer} any words
 
-    ANY           what models write that were asked for none of these; it is only read, never asked for
+    ANY           the usual layouts of models that were not asked for either; only parsed, never requested
 
 Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
 before it, so one tag has many spellings in ids (method.md section 5).
@@ -17,11 +17,13 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from care_jax.options import FormatName
+
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
 _TAG = re.compile(b"|".join(TAGS))
 _THINK_TAG = re.compile(b"|".join((THINK, END_THINK)))
 _BOX = re.compile(rb"\\boxed\s*\{")
-# "**Final answer:** B" at the start of a line, or the same in LaTeX; what it says may stand on the next line.
+# "**Final answer:** B" at the start of a line, or the same in LaTeX; the answer may follow on the next line.
 _ANSWER_LINE = re.compile(
     rb"^[ \t*#>\\\[]*(?:text\{)?(?:the )?(?:final |correct )?answer(?: is)?[\s*]*:[\s*]*([^\r\n]+)",
     re.IGNORECASE | re.MULTILINE,
@@ -29,18 +31,18 @@ _ANSWER_LINE = re.compile(
 _ANSWER_PHRASE = re.compile(
     rb"^.*\b(?:answer|option|choice)(?: is)?(?::| is:?)[\s*]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE
 )
-_BRACE = re.compile(rb"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
+_BRACE = re.compile(rb"\\.|[{}]", re.DOTALL)  # escaped braces do not count
 
 Span = tuple[int, int]  # bytes, end excluded
 _Tag = tuple[bytes, int, int]  # name, start, end
 
 
 class ParsedResponse(NamedTuple):
-    """The spans of a response's contents, tags excluded; None where a region does not exist."""
+    """The spans of a response's contents, tags excluded; None for a region that does not exist."""
 
     think: Span | None
     answer: Span | None  # the last one that is closed
-    several_answers: bool  # answers were given, closed or not, that differ: no answer at all
+    several_answers: bool  # answers were given, closed or not, that differ; the response then counts as wrong
     format_ok: bool  # the layout of the format, each part once
 
 
@@ -48,10 +50,10 @@ class ParsedResponse(NamedTuple):
 class ResponseFormat:
     """A layout of responses. All begin with <think> rationale </think>."""
 
-    request: str  # appended to every question; "" where the cold start alone teaches the layout
-    answer: tuple[str, str]  # what opens and what closes the answer
-    marks: tuple[str, ...]  # what neither a rationale nor an answer may spell
-    parse: Callable[[bytes], ParsedResponse]  # reads the bytes of a response, special tokens left out
+    request: str  # appended to every question; "" if the cold start alone teaches the layout
+    answer: tuple[str, str]  # the texts that open and close the answer
+    marks: tuple[str, ...]  # texts that a rationale or an answer must not contain
+    parse: Callable[[bytes], ParsedResponse]  # takes the bytes of a response, special tokens left out
 
     def ending(self, rationale: str, answer: str) -> str:
         """The response after its <think>."""
@@ -63,7 +65,7 @@ def _parse_tagged(text: bytes) -> ParsedResponse:
 
     The rationale goes from the first <think> to the next </think>; if that never comes, to the next <answer> or the
     end. The answer is the last <answer>..</answer> with no answer tag inside; one that is not closed does not count.
-    The format is well where each tag stands once, in order, with nothing but white space around the two regions.
+    The format is correct if each tag occurs once, in order, with only white space around the two regions.
     """
     tags = [(match.group(), *match.span()) for match in _TAG.finditer(text)]
     answer_tags = [tag for tag in tags if tag[0] in (ANSWER, END_ANSWER)]
@@ -104,7 +106,7 @@ def _parse_boxed(text: bytes) -> ParsedResponse:
     r"""Find the rationale between its tags and the answer in the last \boxed{..} behind it.
 
     A rationale that is not closed ends at the first box, and without a rationale the boxes of the whole text count. The
-    format is well where <think> begins the text, each of its tags stands once, and one closed box follows.
+    format is correct if the text begins with <think>, each of its tags occurs once, and one closed box follows.
     """
     tags = [(match.group(), *match.span()) for match in _THINK_TAG.finditer(text)]
     think = _think_span(tags, (END_THINK,), len(text))
@@ -123,10 +125,10 @@ def _parse_boxed(text: bytes) -> ParsedResponse:
 
 
 def _parse_any(text: bytes) -> ParsedResponse:
-    """Find the answer in tags; else in the last box or on the last line "Answer: ..", behind "answer is", or alone.
+    """Find the answer in tags; else in the last box or the last "Answer: .." line, after "answer is", or as the text.
 
-    Unlike the formats that are asked for, and as every public scorer does: without tags what stands last counts,
-    whatever was said before.
+    Unlike the formats that are requested, and like every public scorer, the last answer counts if there are no tags,
+    whatever was said before it.
     """
     tagged = _parse_tagged(text)
     if tagged.answer or tagged.several_answers:
@@ -142,7 +144,7 @@ def _parse_any(text: bytes) -> ParsedResponse:
 
 
 def _trimmed(text: bytes, span: Span) -> Span:
-    r"""Without white space and marks of emphasis, and without a } or \] at the end that closes one before the span."""
+    r"""Shrink a span by white space, marks of emphasis, and a final } or \] whose partner lies before the span."""
     start, end = span
     idle = b" \t\r\n*'\""
     while start < end and text[start] in idle:
@@ -161,7 +163,7 @@ def _trimmed(text: bytes, span: Span) -> Span:
 
 
 def _box_spans(text: bytes, start: int) -> tuple[list[Span], bool]:
-    """Return the contents of the boxes from `start` on, and whether the last one is not closed: it runs to the end."""
+    """Return the spans in the boxes from `start` on, and whether the last is open; an open one runs to the end."""
     spans: list[Span] = []
     while box := _BOX.search(text, start):
         depth = 1
@@ -189,4 +191,4 @@ BOXED = ResponseFormat(
     parse=_parse_boxed,
 )
 ANY = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_any)
-FORMATS = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}
+FORMATS: dict[FormatName, ResponseFormat] = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}

@@ -1,15 +1,17 @@
-"""Which tokens of a response are rationale, and which are answer: masks from the byte spans of its text."""
+"""Token bytes, and masks over the tokens of a response: rationale and answer, from the byte spans of its text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from care_jax.rewards.response_format import TAGS, ParsedResponse, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _TAG = re.compile(b"|".join(TAGS))
 
@@ -22,15 +24,16 @@ def token_spans(token_bytes: Sequence[bytes]) -> np.ndarray:
 
 
 def span_masks(token_bytes: Sequence[bytes], parsed: ParsedResponse) -> tuple[np.ndarray, np.ndarray]:
-    """Give each token of a response to the region that it touches, the answer first.
+    r"""Assign each token of a response to the region that it touches; the answer wins over the rationale.
 
-        token   <th|ink>|two|</think>\\n|<answer>4|</answer>|<|im_end|>
+        token   <th|ink>|two|</think>\n|<answer>4|</answer>|<|im_end|>
         think    0    0   1        0          0       0         0
         answer   0    0   0        0          1       0         0
 
     Args:
         token_bytes: the bytes of the response's n tokens, forced ones too; special tokens are b"".
-        parsed: the spans in the bytes' concatenation.
+        parsed: the spans in the concatenated bytes.
+
     Returns:
         think_mask and answer_mask, [n] bool each, never both True. A token without bytes is in neither.
     """
@@ -54,7 +57,11 @@ class TokenBytes(Sequence[bytes]):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Read the tokenizer's vocabulary. Raises ValueError if it is not byte-level or a tag is a special token."""
+        """Read the tokenizer's vocabulary.
+
+        Raises:
+            ValueError: the tokenizer is not byte-level, or it marks a tag as a special token.
+        """
         added = tokenizer.added_tokens_decoder
         vocabulary = tokenizer.get_vocab()
         self._table = [b""] * (max(vocabulary.values(), default=-1) + 1)
@@ -75,13 +82,15 @@ class TokenBytes(Sequence[bytes]):
     @overload
     def __getitem__(self, index: slice) -> list[bytes]: ...
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        """Return the bytes of a token id, or of a range of them."""
         return self._table[index]
 
     def __len__(self) -> int:
+        """Return the number of token ids."""
         return len(self._table)
 
     def text(self, token_ids: Iterable[int]) -> str:
-        """Return the decoded text for reading; bytes that are no UTF-8 become U+FFFD."""
+        """Return the decoded text for reading; bytes that are not UTF-8 become U+FFFD."""
         return b"".join([self._table[token_id] for token_id in token_ids]).decode(errors="replace")
 
 

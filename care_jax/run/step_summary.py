@@ -1,11 +1,14 @@
-"""What a step tells: metrics, one event a group, and sample groups for the report. Host arrays in, plain values out."""
+"""The record of a step: its metrics, an event for each group, and sample groups for the report.
+
+Takes host arrays and gives plain values, which metrics_writer.py writes.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +18,7 @@ from care_jax.method.advantage import SubgroupAdvantages
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
+from care_jax.run.folder import Event, ReflectionSample, RolloutSample, Sample
 from care_jax.structs import Array, Forced, Outcome, Record, Rollouts, Scores, Subgroup, TrainBatch
 
 _LARGEST_IMAGE = 64 << 10  # bytes that are shown as they are
@@ -22,7 +26,7 @@ _THUMBNAIL_SIDE = 448  # pixels
 
 
 class Drawn(NamedTuple):
-    """Everything that was sampled for a step: dynamic sampling drops groups of it before the update."""
+    """All groups that were sampled for a step; dynamic sampling drops some of them before the update."""
 
     records: Sequence[Record]
     judged: Judged
@@ -38,7 +42,7 @@ class Reflected(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Everything a finished step knows, as NumPy arrays."""
+    """The results of a finished step's stages, as NumPy arrays."""
 
     records: Sequence[Record]
     rollouts: Rollouts
@@ -47,7 +51,7 @@ class Step(NamedTuple):
     scores: Scores
     subgroup: Subgroup
     reflection: Reflection
-    reflected: Reflected | None  # None where the objective has no reflection
+    reflected: Reflected | None  # None if the objective has no reflection
     batch: TrainBatch
     advantages: SubgroupAdvantages
 
@@ -74,14 +78,14 @@ def join_drawn(draws: Sequence[Drawn]) -> Drawn:
 
 
 def _mean(values: Array, where: Array) -> float:
-    """Mean of values over a mask; 0 where the mask is empty."""
+    """Mean of values over a mask; 0 if the mask is empty."""
     return float(np.sum(values * where) / max(np.sum(where), 1))
 
 
 def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
     """The step's scalars. Shares are of groups or rollouts; a rescued group never counts as a success.
 
-    Rewards, accuracy, format and outcomes are of all groups that were drawn, the rest of those that are updated.
+    Rewards, accuracy, format and outcomes cover all groups that were drawn, the rest only those that are updated.
     """
     verdicts, rollouts, batch = step.drawn.judged.verdicts, step.rollouts, step.batch
     sampled, some, every = rollouts.sampled_mask, verdicts.correct.any(axis=1), verdicts.correct.all(axis=1)
@@ -99,7 +103,7 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "tokens/rollout": step.drawn.num_tokens,
         "tokens/reflect": int(step.reflected.sampled.sampled_mask.sum()) if step.reflected else 0,
         "advantage/failure_share": _failure_share(step),
-        # Behind the end of a response, or in a slot of a subgroup that no row fills.
+        # Tokens behind the end of a response, or in a slot of a subgroup that no row fills.
         "padding/update_tokens": 1.0 - float(np.sum(batch.response_len * batch.row_mask)) / batch.token_ids.size,
     }
     if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
@@ -114,7 +118,7 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
 
 
 def _failure_share(step: Step) -> float:
-    """Share of the absolute advantage that comes from rows that started as failures."""
+    """The share of the absolute advantage that comes from rows that started as failures."""
     magnitude = np.abs(step.advantages.final)
     failed = ~np.take_along_axis(step.judged.verdicts.correct, np.asarray(step.subgroup.index), axis=1)
     return float(np.sum(magnitude * failed) / max(np.sum(magnitude), 1e-12))
@@ -136,9 +140,9 @@ def _subgroup_metrics(step: Step) -> dict[str, float]:
     return values | ({"reflect/success_rate": _mean(step.reflection.correct, tried)} if tried.any() else {})
 
 
-def events(step: Step, *, anchored: bool) -> list[dict[str, Any]]:
-    """One line a group: outcome, anchor, negatives, advantages, reflection."""
-    lines = []
+def events(step: Step, *, anchored: bool) -> list[Event]:
+    """The event of each group that was updated."""
+    lines: list[Event] = []
     for b, record in enumerate(step.records):
         valid = step.subgroup.valid[b]
         index = step.subgroup.index[b][valid].tolist()
@@ -161,8 +165,8 @@ def events(step: Step, *, anchored: bool) -> list[dict[str, Any]]:
     return lines
 
 
-def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBytes) -> dict[str, Any]:
-    """Group b in full, for the report's browser: question, images, rollouts with their roles, the reflection."""
+def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBytes) -> Sample:
+    """Group b in full: question, images, rollouts with their roles, the reflection."""
     record, subgroup = step.records[b], step.subgroup
     advantage = dict.fromkeys(range(len(step.judged.texts[b])), 0.0)
     role = dict.fromkeys(advantage, "unselected")
@@ -170,7 +174,7 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
         row = int(subgroup.index[b, slot])
         advantage[row] = float(step.advantages.final[b, slot])
         role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
-    reflection = None
+    reflection: ReflectionSample | None = None
     if step.reflected and step.reflection.tried[b]:
         row = int(subgroup.index[b, REFLECTED_SLOT])
         role[row] = "reflected"
@@ -178,13 +182,13 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
         given = token_bytes.text(forced.token_ids[b, 0, : forced.forced_len[b, 0]])
         reflection = {
             "rollout": row,
-            "before": given.removesuffix(cue),  # as much of the failed rationale as was kept
+            "before": given.removesuffix(cue),
             "cue": cue if given else "",
             "after": token_bytes.text(sampled.token_ids[b, 0][sampled.sampled_mask[b, 0]]),
             "correct": bool(step.reflection.correct[b]),
         }
     verdicts = step.judged.verdicts
-    rollouts = [
+    rollouts: list[RolloutSample] = [
         {
             "text": step.judged.texts[b][g],
             "extracted": step.judged.extracted[b][g],
@@ -210,7 +214,7 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
 
 
 def _data_url(image: bytes) -> str:
-    """An image for the page; a large one is made small, as a report holds hundreds."""
+    """An image as a data URL; a large one is scaled down, because a report holds hundreds."""
     if len(image) > _LARGEST_IMAGE:
         picture, shown = decode_image(image), io.BytesIO()
         picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))

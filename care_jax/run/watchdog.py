@@ -1,4 +1,4 @@
-"""Ends a process that gets nowhere, and says where it hung: a pod that waits costs as much as one that works."""
+"""Ends a process that makes no progress and dumps its stacks: a pod that waits costs as much as one that works."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import faulthandler
 import os
 import tempfile
 import threading
+from typing import Self
 
 from etils import epath
 
@@ -15,19 +16,20 @@ _GRACE = 10.0  # seconds in which the run folder must take the file; it may be w
 
 
 class Watchdog:
-    """Kills the process when `beat` has not been called for some time; `with` it, or call `close`.
+    """Kills the process if `beat` has not been called for some time. Use it in a `with` block, or call `close`.
 
-    All threads' Python stacks go to stderr and to a file of the run folder; one line and exit code 3 follow, and a
-    supervisor starts the command again. The time is counted in short waits and not read from a clock: a process that
-    was suspended has not hung.
+    All threads' Python stacks go to stderr and to a file of the run folder; one line and exit code 3 follow, so that
+    whatever started the command can start it again. The time is counted in short waits and not read from a clock: a
+    process that was suspended has not hung.
 
     Args:
         seconds: allowed between two beats; 0: never fires.
         folder: the run folder.
-        process_index: of this process among those of the run.
+        process_index: this process's number among those of the run, for the file's name.
     """
 
-    def __init__(self, seconds: float, folder: epath.PathLike, *, process_index: int = 0):
+    def __init__(self, seconds: float, folder: epath.PathLike, *, process_index: int = 0) -> None:
+        """Starts to watch."""
         self._seconds, self._tick = seconds, min(seconds / 20, 5.0)
         self._path = epath.Path(folder) / f"stacks_{process_index}.txt"
         self._waited, self._doing = 0.0, "the start"
@@ -37,17 +39,19 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str = "") -> None:
-        """Progress was made; `doing` is what comes next, for the message, and stays until another is given."""
+        """Reports progress; `doing` names what comes next, for the message, until another is given."""
         self._waited, self._doing = 0.0, doing or self._doing
 
     def close(self) -> None:
         """Ends the watch."""
         self._closed.set()
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> Self:
+        """Watches already."""
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Ends the watch."""
         self.close()
 
     def _watch(self) -> None:
@@ -70,7 +74,7 @@ class Watchdog:
             os._exit(EXIT_CODE)
 
     def _write(self, told: str) -> None:
-        # faulthandler wants a file descriptor, which gs:// has not.
+        # faulthandler wants a file descriptor, which gs:// does not have.
         with contextlib.suppress(OSError), tempfile.TemporaryFile("w+") as stacks:
             faulthandler.dump_traceback(stacks)
             stacks.seek(0)

@@ -7,7 +7,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from care_jax.models import QwenVL, params_to_dict
+from care_jax.models import QwenVL
+from care_jax.parallel.sharding import is_matrix, map_params
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -35,21 +36,23 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     """Clips the global norm, then AdamW; weight decay on matrices only. A frozen tower gets no update at all."""
     o = config.optimizer
 
-    def is_matrix(params: QwenVL) -> QwenVL:
-        names = params_to_dict(params)
-        decayed = [name.endswith("kernel") or name == "embed_tokens.weight" for name in names]
-        return jax.tree.unflatten(jax.tree.structure(params), decayed)
-
     adamw = optax.chain(
         optax.clip_by_global_norm(o.clip_norm),
-        optax.adamw(learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix),
+        optax.adamw(learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=_decayed),
     )
     if not config.model.freeze_vision:
         return adamw
 
-    def group(params: QwenVL) -> QwenVL:
-        names = params_to_dict(params)
-        labels = ["frozen" if name.startswith("visual.") else "trained" for name in names]
-        return jax.tree.unflatten(jax.tree.structure(params), labels)
+    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, _frozen_tower)
 
-    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, group)
+
+def _decayed(params: QwenVL) -> QwenVL:
+    """True at matrices; a table of learned positions is a stack of vectors that are added."""
+    return map_params(lambda axes, _: is_matrix(axes) and "grid_cells" not in axes, params)
+
+
+def _frozen_tower(params: QwenVL) -> QwenVL:
+    """Labels of the parameters: the vision tower's are frozen, the others trained."""
+    labels = jax.tree.map(lambda _: "trained", params)
+    labels.visual = jax.tree.map(lambda _: "frozen", params.visual)
+    return labels

@@ -1,10 +1,10 @@
-"""Rollouts: each prompt is prefilled once, its branches are decoded together from the one prefix.
+"""Rollouts: each prompt is prefilled once, and its branches are decoded together from that one prefix.
 
 `generate` serves the rollouts (G empty branches) and the reflection (one branch that starts with a forced
 prefix). Forced tokens carry sampled_mask False and log-prob 0. Responses hold at most `response_len` tokens,
 forced ones included unless they are left out (Sampling.drop_forced).
 
-Lengths have a long tail: when few enough branches are left, they go on as a smaller batch (Sampling.compact_shares).
+Lengths have a long tail: once few branches are left, they are decoded as a smaller batch (Sampling.compact_shares).
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
 from care_jax.models.decoder import DecoderLayer
 from care_jax.parallel.collectives import first_row, join_parts, most
 from care_jax.stages.score import entropy_of, masked_logits
-from care_jax.structs import Array, Forced, Prompts, Rollouts
+from care_jax.structs import Array, Forced, Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,47 +34,47 @@ class Sampling:
     response_len: int  # R, tokens
     temperature: float  # 0 decodes greedily (log-probs are then those of temperature 1)
     stop_ids: tuple[int, ...]
-    compact_shares: tuple[float, ...] = ()  # of all branches, descending: so few alive go on as a batch of that size
+    compact_shares: tuple[float, ...] = ()  # of all branches, descending; the sizes that a batch shrinks to
     keep_states: bool = False  # also return entropy and states, which stand in for a scoring pass
-    drop_forced: bool = False  # responses are the sampled tokens alone, R at most however many were forced
+    drop_forced: bool = False  # responses hold the sampled tokens alone, up to R
 
     @property
     def logits_temperature(self) -> float:
-        """What the logits are divided by."""
+        """The divisor of the logits."""
         return self.temperature if self.temperature > 0 else 1.0
 
 
 @struct.dataclass
 class _Written:
-    """What has been sampled; tokens count from the first sampled one."""
+    """The sampled tokens, counted from the first sampled one."""
 
-    token_ids: Array  # [B, J, R]
-    logprobs: Array  # [B, J, R]
-    sampled_len: Array  # [B, J]
-    stopped: Array  # [B, J], a stop token was sampled
-    entropy: Array | None  # [B, J, R], with keep_states
-    states: Array | None  # [B, J, R, D], with keep_states
+    token_ids: Int32[Array, "B J R"]
+    logprobs: Float32[Array, "B J R"]
+    sampled_len: Int32[Array, "B J"]
+    stopped: Bool[Array, "B J"]  # a stop token was sampled
+    entropy: Float32[Array, "B J R"] | None  # with keep_states
+    states: Float[Array, "B J R D"] | None  # with keep_states
 
 
 @struct.dataclass
 class _Loop:
-    """The decoding loop's state after t sampled tokens, for all branches [B, J] or for N that are left, as [N, 1]."""
+    """The decoding loop's state after t sampled tokens: of all branches [B, J], or of the n that are left as [n, 1]."""
 
-    t: Array  # []
-    hidden: Array  # [B, J, D], predicts token t
+    t: Int32[Array, ""]
+    hidden: Float[Array, "B J D"]  # predicts token t
     cache: BranchCache
     written: _Written
-    alive: Array  # [B, J]
+    alive: Bool[Array, "B J"]
 
 
 @struct.dataclass
 class _Branches:
-    """What does not change while the branches of a loop are decoded."""
+    """The part of a loop that stays as it is while branches are decoded."""
 
     prefix: Prefix
-    forced_len: Array  # [B, J]
-    room: Array  # [B, J] tokens that may be sampled
-    number: Array  # [B, J] of the branch among all: its random draws do not depend on the batch it is decoded in
+    forced_len: Int32[Array, "B J"]
+    room: Int32[Array, "B J"]  # tokens that may be sampled
+    number: Int32[Array, "B J"]  # of the branch among all: its random draws do not depend on the batch it is decoded in
 
 
 def nothing_forced(batch: int, num_branches: int) -> Forced:
@@ -84,15 +86,15 @@ def nothing_forced(batch: int, num_branches: int) -> Forced:
     )
 
 
-@jax.jit
-def prefill(model: QwenVL, prompts: Prompts) -> Prefix:
-    """Vision tower and prompt once per prompt; rollouts and reflection both continue from the result."""
-    return model.prefill(prompts)
-
-
 @functools.partial(jax.jit, static_argnames=("sampling",))
 def generate(
-    model: QwenVL, prefix: Prefix, forced: Forced, forbidden_mask: Array, key: Array, *, sampling: Sampling
+    model: QwenVL,
+    prefix: Prefix,
+    forced: Forced,
+    forbidden_mask: Bool[Array, "V"],
+    key: Array,
+    *,
+    sampling: Sampling,
 ) -> Rollouts:
     """Decodes every branch until all have stopped or are full. Returns Rollouts with J branches a prompt.
 
@@ -177,11 +179,11 @@ def generate(
 _BLOCK = 512  # ids
 
 
-def _draw(key: Array, number: Array, probs: Array) -> Array:
-    """An id [B, J] int32 for each branch from probs [B, J, V], with a key of its own made from its number [B, J].
+def _draw(key: Array, number: Int32[Array, "B J"], probs: Float32[Array, "B J V"]) -> Int32[Array, "B J"]:
+    """Draws an id for each branch from probs, with a key of its own made from its number [B, J].
 
-    First a block of ids is drawn, then an id in it: two random numbers a branch, where Gumbel noise takes V. One of its
-    own for each keeps the ids of the tail apart, whose probabilities are below the step of a float32 between 0 and 1.
+    A block of ids is drawn first, then an id in it: two random numbers a branch, where Gumbel noise takes V. One number
+    for both would lose ids of the tail, whose probabilities are smaller than the spacing of float32 numbers below 1.
     """
     keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
     at = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
@@ -192,7 +194,7 @@ def _draw(key: Array, number: Array, probs: Array) -> Array:
 
 
 def _find(weights: Array, at: Array) -> Array:
-    """Where a share `at` [...] in [0, 1) of the sum of weights [..., N] is reached; never at a weight of 0."""
+    """Index at which a share `at` [...] in [0, 1) of the sum of weights [..., n] is reached; never at a weight of 0."""
     upto = jnp.cumsum(weights, axis=-1)
     index = jnp.sum(upto <= at[..., None] * upto[..., -1:], axis=-1, dtype=jnp.int32)
     last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1).astype(jnp.int32)
@@ -200,17 +202,17 @@ def _find(weights: Array, at: Array) -> Array:
 
 
 def _take(x: Array, rows: Array) -> Array:
-    """Branches `rows` [N] of x [B, J, ...] -> [N, 1, ...]."""
+    """Takes branches `rows` [n] out of x [B, J, ...], as [n, 1, ...]."""
     return x.reshape(-1, *x.shape[2:])[rows][:, None]
 
 
 def _put(x: Array, rows: Array, new: Array) -> Array:
-    """The inverse of `_take`: x with its branches `rows` replaced by new [N, 1, ...]."""
+    """Undoes `_take`: x with its branches `rows` replaced by new [n, 1, ...]."""
     return jnp.asarray(x).reshape(-1, *x.shape[2:]).at[rows].set(new[:, 0]).reshape(x.shape)
 
 
-def _take_branches(branches: _Branches, rows: Array) -> _Branches:
-    """Branches `rows`, each with a copy of its prompt's keys and values."""
+def _take_branches(branches: _Branches, rows: Array) -> Any:
+    """Branches `rows` [n], each with a copy of its prompt's keys and values: as _Branches with n in place of B."""
     prompt = rows // branches.number.shape[1]
     prefix = branches.prefix
     return _Branches(
@@ -227,7 +229,8 @@ def _take_branches(branches: _Branches, rows: Array) -> _Branches:
     )
 
 
-def _take_loop(loop: _Loop, rows: Array) -> _Loop:
+def _take_loop(loop: _Loop, rows: Array) -> Any:
+    """The loop's state of branches `rows` [n]: a _Loop with n in place of B."""
     take = functools.partial(_take, rows=rows)
     return _Loop(
         t=loop.t,
@@ -290,7 +293,7 @@ def _join(forced: Forced, written: _Written) -> Rollouts:
     take = jnp.clip(from_start, 0, column.shape[-1] - 1)
 
     def shift(x: Array) -> Array:
-        """x [B, J, R, ...] moved behind the forced tokens; 0 where nothing was sampled."""
+        """X [B, J, R, ...] moved behind the forced tokens; 0 where nothing was sampled."""
         more = tuple(range(3, x.ndim))
         moved = jnp.take_along_axis(x, jnp.expand_dims(take, more), axis=2)
         return jnp.where(jnp.expand_dims(sampled_mask, more), moved, jnp.zeros_like(moved))

@@ -1,4 +1,4 @@
-"""Scoring: parameters and tokens to log-probs, entropy and pooled think states. The only place that does.
+"""Scoring turns parameters and tokens into log-probs, entropy and pooled think states. No other module does.
 
 Sampler and trainer share `masked_logits`: the same temperature, the same forbidden ids, float32.
 """
@@ -10,48 +10,71 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
 from care_jax.parallel.collectives import log_softmax, own_part, pick, sum_parts, to_parts
-from care_jax.structs import Array, Prompts, Rollouts, Scores, Verdicts
+from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainBatch, Verdicts
 
 _FORBIDDEN = float(jnp.finfo(jnp.float32).min)
 
 
 @struct.dataclass
 class TokenScores:
-    """Per token of the branches."""
+    """Log-prob and entropy of each token of the branches."""
 
-    logprobs: Array  # [B, J, R] float32
-    entropy: Array  # [B, J, R] float32, nats
+    logprobs: Float32[Array, "B J R"]
+    entropy: Float32[Array, "B J R"]  # nats
 
 
-def masked_logits(model: QwenVL, hidden: Array, *, forbidden_mask: Array, temperature: float) -> Array:
-    """Logits / temperature with forbidden ids out of reach. hidden [..., D] -> [..., V] float32, this device's part."""
+def masked_logits(
+    model: QwenVL, hidden: Float[Array, "*rows D"], *, forbidden_mask: Bool[Array, "V"], temperature: float
+) -> Float32[Array, "*rows part"]:
+    """Logits / temperature, with forbidden ids out of reach; on shards this device's part of the vocabulary."""
     logits = model.logits(hidden) / temperature
     return jnp.where(_of_vocabulary(forbidden_mask, logits), _FORBIDDEN, logits)
 
 
 def _of_vocabulary(forbidden_mask: Array, logits: Array) -> Array:
-    """forbidden_mask [V] with the rank of logits [..., V]; where those are a part of the vocabulary, its part."""
+    """The part of forbidden_mask [V] that belongs to logits [..., V or a part of it], with their rank."""
     mask = forbidden_mask if logits.shape[-1] == forbidden_mask.size else own_part(forbidden_mask, axis=0)
     return jnp.expand_dims(mask, tuple(range(logits.ndim - 1)))
 
 
-def entropy_of(logprobs: Array, forbidden_mask: Array) -> Array:
-    """Entropy in nats of log-probs [..., V] or this device's part -> [...]; forbidden ids, of probability 0, give 0."""
+def entropy_of(logprobs: Float32[Array, "*rows part"], forbidden_mask: Bool[Array, "V"]) -> Float32[Array, "*rows"]:
+    """Entropy in nats. On shards `logprobs` is this device's part of the vocabulary, the entropy that of the whole.
+
+    Forbidden ids have probability 0 and add 0.
+    """
     forbidden = _of_vocabulary(forbidden_mask, logprobs)
     entropy = -jnp.sum(jnp.exp(logprobs) * jnp.where(forbidden, 0.0, logprobs), axis=-1)
     return entropy if logprobs.shape[-1] == forbidden_mask.size else sum_parts(entropy)
 
 
 def token_scores(
-    model: QwenVL, hidden: Array, token_ids: Array, *, forbidden_mask: Array, temperature: float, chunk: int
+    model: QwenVL,
+    hidden: Float[Array, "B J R D"],
+    token_ids: Int32[Array, "B J R"],
+    *,
+    forbidden_mask: Bool[Array, "V"],
+    temperature: float,
+    chunk: int,
 ) -> TokenScores:
-    """Log-probs and entropy of token_ids [B, J, R] from the states that predict them [B, J, R, D].
+    """Log-probs and entropy of tokens, from the states that predict them.
 
     Runs the head over `chunk` tokens at a time and recomputes each chunk in the backward pass, so that no
     [tokens, V] array exists. A forbidden token's log-prob is a huge negative number with no gradient.
+
+    Args:
+        model: its head is used.
+        hidden: the state that predicts each token, after the final norm.
+        token_ids: the tokens.
+        forbidden_mask: ids that have probability 0.
+        temperature: divides the logits.
+        chunk: tokens.
+
+    Returns:
+        TokenScores.
     """
     model, hidden = model.with_whole_head(), to_parts(hidden)
     shape, width = token_ids.shape, hidden.shape[-1]
@@ -75,9 +98,8 @@ def token_scores(
     )
 
 
-def pool_states(own_hidden: Array, mask: Array) -> Array:
-    """Sum of own_hidden [B, J, R, D] over mask [B, J, R], brought to unit length, as a mean would be; float32, no
-    gradient. An empty mask gives 0."""
+def pool_states(own_hidden: Float[Array, "B J R D"], mask: Bool[Array, "B J R"]) -> Float32[Array, "B J D"]:
+    """The direction of the mean state over the mask: unit length, without a gradient. An empty mask gives 0."""
     states = jax.lax.stop_gradient(own_hidden).astype(jnp.float32)
     pooled = jnp.einsum("bjrd,bjr->bjd", states, mask.astype(jnp.float32))
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
@@ -89,7 +111,7 @@ def score(
     prompts: Prompts,
     rollouts: Rollouts,
     verdicts: Verdicts,
-    forbidden_mask: Array,
+    forbidden_mask: Bool[Array, "V"],
     *,
     temperature: float,
     chunk: int,
@@ -109,8 +131,9 @@ def score(
 
 
 def scores_of_sampler(rollouts: Rollouts, verdicts: Verdicts) -> Scores:
-    """The same without a pass, from what the sampler kept (Sampling.keep_states)."""
-    assert rollouts.entropy is not None and rollouts.states is not None
+    """Scores without a pass, from what the sampler kept (Sampling.keep_states)."""
+    assert rollouts.entropy is not None
+    assert rollouts.states is not None
     return Scores(
         logprobs=rollouts.logprobs,
         entropy=rollouts.entropy,
@@ -118,11 +141,23 @@ def scores_of_sampler(rollouts: Rollouts, verdicts: Verdicts) -> Scores:
     )
 
 
-def think_states(own_hidden: Array, rollouts: Rollouts, verdicts: Verdicts) -> Array:
-    """The rationales' embeddings [B, J, D]: the states after the final norm, pooled over the rationale.
+def think_states(
+    own_hidden: Float[Array, "B J R D"], rollouts: Rollouts, verdicts: Verdicts
+) -> Float32[Array, "B J D"]:
+    """The rationales' embeddings: the states after the final norm, pooled over the rationale.
 
     A response without a rationale is pooled whole.
     """
     in_response = jnp.arange(rollouts.token_ids.shape[-1])[None, None] < rollouts.response_len[..., None]
     has_think = jnp.any(verdicts.think_mask, axis=-1, keepdims=True)
     return pool_states(own_hidden, jnp.where(has_think, verdicts.think_mask, in_response))
+
+
+def batch_logprobs(
+    model: QwenVL, batch: TrainBatch, forbidden_mask: Bool[Array, "V"], *, temperature: float, chunk: int
+) -> Float32[Array, "B S R"]:
+    """Log-probs of a batch's rows under `model`: the reference policy's."""
+    hidden = model.forward_branches(batch.prompts, batch.token_ids).predicting
+    return token_scores(
+        model, hidden, batch.token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk
+    ).logprobs

@@ -1,12 +1,12 @@
-"""What training carries from step to step, and how it is divided among devices."""
+"""The training state, and how it is divided among devices."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-import optax
 from flax import struct
+from jaxtyping import Int32
 
 from care_jax.models import QwenVL
 from care_jax.parallel.sharding import WHOLE, param_specs
@@ -15,11 +15,11 @@ from care_jax.structs import Array
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds besides the data iterator."""
+    """All that training carries from step to step; a checkpoint holds it beside the data iterator."""
 
-    step: Array  # [] int32, optimizer-facing steps done (one step = one batch of prompts)
+    step: Int32[Array, ""]  # optimizer-facing steps done (one step = one batch of prompts)
     params: QwenVL  # a module is a pytree
-    opt_state: optax.OptState
+    opt_state: Any  # optax.OptState, whose recursive type no checker can resolve
 
 
 def state_specs(state: TrainState) -> TrainState:

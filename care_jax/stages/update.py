@@ -1,4 +1,4 @@
-"""One jitted step: minibatches, each an optimizer update summed over micro-batches. It never sees an objective's name.
+"""The update of a step: minibatches, each one optimizer update from gradients summed over micro-batches.
 
 Denominators are counted over the whole minibatch before its first micro-batch, so micro-batching and sharding
 cannot change the gradient.
@@ -7,13 +7,14 @@ cannot change the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float32
 
 from care_jax.method.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
@@ -23,14 +24,21 @@ from care_jax.stages.score import token_scores
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.structs import Array, TrainBatch
 
+Tree = TypeVar("Tree")
 
+
+@runtime_checkable
 class LossFn(Protocol):
-    """Log-probs [B, S, R] of a piece and the counts of its minibatch -> loss and what to report.
+    """A loss of log-probs; it knows its objective, and the update does not."""
 
-    Both are added up over micro-batches.
-    """
+    def __call__(
+        self, logprobs: Float32[Array, "B S R"], batch: TrainBatch, *, denominators: Denominators
+    ) -> LossOutput:
+        """The loss of a piece of a minibatch, and what to report; both are added up over micro-batches.
 
-    def __call__(self, logprobs: Array, batch: TrainBatch, *, denominators: Denominators) -> LossOutput: ...
+        `denominators` are counts over the whole minibatch.
+        """
+        ...
 
 
 # Metrics that are one sum of the loss over another; both are added up over a minibatch before they are divided.
@@ -44,7 +52,7 @@ _PER_TOKEN = {
 
 @struct.dataclass
 class UpdateOutput:
-    """The new state, and what the update saw: means over the step's minibatches.
+    """The new state, and figures of the update: means over the step's minibatches.
 
     `metrics`: loss, policy_loss, kl_loss, grad_norm before clipping, and kl, log_ratio, abs_log_ratio and clip_fraction
     a token; of these, what the loss reports.
@@ -54,8 +62,8 @@ class UpdateOutput:
     metrics: dict[str, Array]
 
 
-def split_batch(batch: TrainBatch, pieces: int) -> TrainBatch:
-    """[B, ...] -> [pieces, B / pieces, ...], dealt out round robin so that each piece touches every shard."""
+def split_batch(batch: Tree, pieces: int) -> Tree:
+    """Deals prompts out round robin, so that each piece has some of every shard: [B, ...] to [pieces, b, ...]."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), batch)
 
 
@@ -75,7 +83,9 @@ def make_update(
     shard goes over its own part of the micro-batches; the optimizer works on parameters as they lie.
     """
 
-    def loss_of(params: QwenVL, batch: TrainBatch, denominators: Denominators, forbidden_mask: Array):
+    def loss_of(
+        params: QwenVL, batch: TrainBatch, denominators: Denominators, forbidden_mask: Array
+    ) -> tuple[Array, dict[str, Array]]:
         hidden = params.forward_branches(batch.prompts, batch.token_ids)
         scores = token_scores(
             params,
@@ -126,7 +136,7 @@ def make_update(
 
 
 def update_shardings(mesh: Mesh, state: TrainState) -> UpdateOutput:
-    """Where an update's results lie: the state where it lay, metrics everywhere."""
+    """Shardings of an update's results: the state stays where it lay, metrics are everywhere."""
     whole: Any = NamedSharding(mesh, WHOLE)
     return UpdateOutput(state=named(mesh, state_specs(state)), metrics=whole)
 

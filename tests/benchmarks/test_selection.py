@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import selection
 from care_jax.method import objectives
+from tests.presets import record
 
 
 def test_both_sides_agree_and_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,7 +26,7 @@ def test_both_sides_agree_and_the_last_line_is_json(capsys: pytest.CaptureFixtur
 def test_a_wrong_side_is_noticed() -> None:
     """Catches a comparison that lets other rows or other advantages pass."""
     inputs = selection.make_inputs(30, 8, 16)
-    theirs = selection.loop_over_groups(inputs, objective=objectives.care_no_rgr())
+    theirs = selection.loop_over_groups(inputs, objective=record(objectives.care_no_rgr))
     ours = {name: jnp.asarray(value) for name, value in theirs.items()}
     assert selection.require_equal(ours, theirs) == 0
     with pytest.raises(ValueError, match="advantages of the two sides differ"):

@@ -22,8 +22,10 @@ from etils.epath import testing
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax import models
-from care_jax.checkpoints import array_store, checkpointer
-from care_jax.checkpoints.checkpointer import Checkpointer
+from care_jax.checkpoints import array_store
+from care_jax.checkpoints.checkpointer import Checkpointer, named_arrays
+from care_jax.checkpoints.checksums import checksums
+from care_jax.checkpoints.load import find_params, load_params
 from care_jax.data import loader
 from care_jax.models import params_to_dict
 from care_jax.stages.train_state import TrainState
@@ -38,13 +40,16 @@ class Numbers:
     """Records "0" to "22"."""
 
     def __len__(self) -> int:
+        """Enough for some batches."""
         return 23
 
     def __getitem__(self, index: int) -> Record:
+        """The number as its id."""
         return Record(str(range(23)[index]), "numbers", "?", (), "1", "integer")
 
 
 def make_iterator():
+    """Batches of four numbers, from the start."""
     return loader.make_train_iterator(Numbers(), lambda record: int(record.id), batch_size=4, seed=0)
 
 
@@ -66,6 +71,7 @@ def save(folder: Path, model: models.QwenVL, scores: dict[int, float | None], ke
 
 
 def kept(folder: Path) -> list[int]:
+    """The steps that are there."""
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
 
 
@@ -81,7 +87,8 @@ def test_restored_state_is_bit_equal(tiny_model, tmp_path):
     saved = state_at(tiny_model, 5)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     for ours, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(saved), strict=True):
-        assert ours.dtype == expected.dtype and np.array_equal(ours, expected)
+        assert ours.dtype == expected.dtype
+        assert np.array_equal(ours, expected)
     assert int(restored.opt_state[0].count) == 5
     expected = make_iterator()
     next(expected)
@@ -114,10 +121,12 @@ def assert_at(found, model: models.QwenVL, step: int) -> None:
 
 
 def largest(folder: Path) -> Path:
+    """The largest file below a folder."""
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 def cut(path: Path) -> None:
+    """Takes away the second half of a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -168,8 +177,11 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tiny_model, tmp
         apply(run / "checkpoints" / "2")
         assert_at(restored(run, tiny_model), tiny_model, 1)
         told = capfd.readouterr().err
-        assert told.count("\n") == 1 and "step 2 is damaged (" in told and "step 1 is used" in told, (damage, told)
-        assert kept(run) == [1] and (run / "checkpoints" / "2.damaged").is_dir(), damage
+        assert told.count("\n") == 1, (damage, told)
+        assert "step 2 is damaged (" in told, (damage, told)
+        assert "step 1 is used" in told, (damage, told)
+        assert kept(run) == [1], damage
+        assert (run / "checkpoints" / "2.damaged").is_dir(), damage
 
 
 def test_training_past_a_damaged_checkpoint_saves_it_anew(tiny_model, tmp_path, capfd):
@@ -188,6 +200,7 @@ def test_training_past_a_damaged_checkpoint_saves_it_anew(tiny_model, tmp_path, 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -197,7 +210,7 @@ def test_without_a_whole_checkpoint_nothing_is_touched(tiny_model, tmp_path):
     cut(largest(tmp_path / "checkpoints" / "1" / "params"))
     (tmp_path / "checkpoints" / "2" / POSITION).unlink()
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="no checkpoint in .*checkpoints is whole .step 2: .*step 1: ") as error:
+    with pytest.raises(ValueError, match=r"no checkpoint in .*checkpoints is whole .step 2: .*step 1: ") as error:
         restored(tmp_path, tiny_model)
     assert "\n" not in str(error.value)
     assert contents(tmp_path) == before
@@ -207,24 +220,24 @@ def test_damaged_parameters_are_not_loaded(tiny_model, tmp_path):
     """Catches a training or an evaluation of what a broken disk made of a checkpoint."""
     save(tmp_path, tiny_model, {1: None}).close()
     change(tmp_path / "checkpoints" / "1" / "params", "norm.weight")
-    with pytest.raises(ValueError, match="checkpoints/1/params is damaged .not what was saved: params: norm.weight"):
-        checkpointer.load_params(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoints/1/params is damaged .not what was saved: params: norm.weight"):
+        load_params(tmp_path)
     cut(largest(tmp_path / "checkpoints" / "1" / "params"))
-    with pytest.raises(ValueError, match="checkpoints/1/params is damaged .params: .* cannot be read"):
-        checkpointer.load_params(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoints/1/params is damaged .params: .* cannot be read"):
+        load_params(tmp_path)
 
 
 def test_checksums_see_every_bit_and_no_mesh(tiny_model):
     """Catches a checksum that two errors cancel in, that an order of summation or a division over devices changes."""
     state = state_at(tiny_model, 1)
-    whole = jax.device_get(checkpointer.checksums(state))
+    whole = jax.device_get(checksums(named_arrays(state)))
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
 
     def divided(x):
         axes = [axis if size % 2 == 0 else None for axis, size in zip(("a", "b"), x.shape, strict=False)]
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    assert jax.device_get(checkpointer.checksums(jax.tree.map(divided, state))) == whole
+    assert jax.device_get(checksums(named_arrays(jax.tree.map(divided, state)))) == whole
 
     name = "norm.weight"
     values = np.asarray(params_to_dict(state.params)[name])
@@ -235,7 +248,7 @@ def test_checksums_see_every_bit_and_no_mesh(tiny_model):
     for changed in changes:
         params = params_to_dict(state.params) | {name: jnp.asarray(changed)}
         model = jax.tree.unflatten(jax.tree.structure(state.params), list(params.values()))
-        actual = jax.device_get(checkpointer.checksums(state.replace(params=model)))
+        actual = jax.device_get(checksums(named_arrays(state.replace(params=model))))
         assert [key for key, value in actual["params"].items() if value != whole["params"][key]] == [name]
 
 
@@ -259,7 +272,8 @@ def test_a_save_is_written_while_the_training_goes_on(tiny_model, tmp_path):
         second = threading.Thread(target=checkpointer.save, args=(states[1], iterator, None))
         second.start()
         second.join(0.5)
-        assert second.is_alive() and kept(tmp_path) == []  # waits for the first, and holds no copy of its own
+        assert second.is_alive()
+        assert kept(tmp_path) == []
         may_finish.set()
         second.join()
         checkpointer.close()
@@ -278,7 +292,7 @@ def test_a_half_written_step_is_ignored(tiny_model, tmp_path):
     assert checkpointer.latest_step == 3
     checkpointer.close()
     (checkpoints / "8" / "params").mkdir(parents=True)  # what is left of a folder that was being removed
-    assert checkpointer.find_params(tmp_path) == checkpoints / "3" / "params"
+    assert find_params(tmp_path) == checkpoints / "3" / "params"
 
 
 def test_params_are_found_from_every_folder(tiny_model, tmp_path):
@@ -287,22 +301,22 @@ def test_params_are_found_from_every_folder(tiny_model, tmp_path):
     save(run, tiny_model, {9: None, 10: None}).close()
     newest = run / "checkpoints" / "10" / "params"
     for path in (run, run / "checkpoints", run / "checkpoints" / "10", newest):
-        assert checkpointer.find_params(path) == newest
-    assert checkpointer.find_params(run / "checkpoints" / "9") == run / "checkpoints" / "9" / "params"
-    loaded = checkpointer.load_params(run)
+        assert find_params(path) == newest
+    assert find_params(run / "checkpoints" / "9") == run / "checkpoints" / "9" / "params"
+    loaded = load_params(run)
     assert loaded.keys() == params.keys()
     assert all(np.array_equal(loaded[name], value + 10) for name, value in params.items())
 
     weights.save_params(tmp_path / "converted", params)
-    assert checkpointer.find_params(tmp_path / "converted") == tmp_path / "converted" / "params"
+    assert find_params(tmp_path / "converted") == tmp_path / "converted" / "params"
 
 
 @pytest.mark.parametrize("folder", ["", "nothing", "checkpoints"])
 def test_no_checkpoint_is_told_plainly(tmp_path, folder):
     """Catches a traceback of the library for a wrong path or a run that has not saved yet."""
     (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp-1").mkdir(parents=True)
-    with pytest.raises(ValueError, match="no finished checkpoint in .*give a run folder"):
-        checkpointer.find_params(tmp_path / folder)
+    with pytest.raises(ValueError, match=r"no finished checkpoint in .*give a run folder"):
+        find_params(tmp_path / folder)
 
 
 def test_params_load_on_another_number_of_devices(tmp_path):
@@ -312,9 +326,9 @@ def test_params_load_on_another_number_of_devices(tmp_path):
     params = {"w": jax.device_put(jnp.arange(8.0), sharded), "b": np.float32([1, 2, 3])}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", params)
-    assert checkpointer.load_params(tmp_path)["w"].sharding.device_set == {jax.local_devices()[0]}
+    assert load_params(tmp_path)["w"].sharding.device_set == {jax.local_devices()[0]}
     program = (
-        "import sys, json, jax; from care_jax import checkpoint; params = checkpointer.load_params(sys.argv[1]);"
+        "import sys, json, jax; from care_jax.checkpoints.load import load_params; params = load_params(sys.argv[1]);"
         "print(json.dumps([jax.device_count(), {name: value.tolist() for name, value in params.items()}]))"
     )
     told = subprocess.run(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints import load
 from convert import check_parity, hf_to_jax
 from tests import weights
 from tests.families import FAMILIES
@@ -24,7 +24,7 @@ def test_each_difference_is_found_in_its_stage(tiny_folder, tmp_path, family):
     assert sum(stage.tensors for stage in stages.values()) == len(weights.load(source))
     assert not any(stage.differing or stage.max_difference for stage in stages.values())
 
-    params = {name: np.array(value) for name, value in checkpointer.load_params(tmp_path / "params").items()}
+    params = {name: np.array(value) for name, value in load.load_params(tmp_path / "params").items()}
     up, head = params["layers.mlp.up_proj.kernel"], params["lm_head.kernel"]
     largest = np.abs(up[0]).argmax()
     up[0].flat[largest] = np.nextafter(up[0].flat[largest], np.float32(np.inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -13,9 +14,9 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints import array_store, load
 from care_jax.checkpoints.array_store import StoredParam
-from convert import hf_to_jax, jax_to_hf, mapping
+from convert import hf_to_jax, jax_to_hf, mapping, weight
 from convert.safetensors_io import Tensor
 from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder
@@ -24,9 +25,9 @@ from tests.families import FAMILIES, edit_json, make_folder
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model's arrays are cut as a large one's are."""
-    monkeypatch.setattr(checkpointer, "_WHOLE_BYTES", 40_000)
-    monkeypatch.setattr(checkpointer, "_CHUNK_BYTES", 40_000)
-    monkeypatch.setattr(mapping, "PIECE_BYTES", 40_000)
+    monkeypatch.setattr(array_store, "_WHOLE_BYTES", 40_000)
+    monkeypatch.setattr(array_store, "_CHUNK_BYTES", 40_000)
+    monkeypatch.setattr(weight, "PIECE_BYTES", 40_000)
 
 
 def header_bytes(folder: Path) -> int:
@@ -36,11 +37,12 @@ def header_bytes(folder: Path) -> int:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
-    "layout, tied, dtype, num_files",
+    ("layout", "tied", "dtype", "num_files"),
     [
         ("hub", True, torch.float32, 1),
         ("hub", False, torch.bfloat16, 3),
@@ -59,7 +61,7 @@ def test_round_trip_gives_every_byte_again(tiny_folder, tmp_path, small_pieces, 
     (source / "assets" / "logo.svg").write_text("<svg/>")
 
     num_params = hf_to_jax.convert(source, tmp_path / "params")
-    stored = checkpointer.open_params(tmp_path / "params")
+    stored = load.open_params(tmp_path / "params")
     assert {param.dtype for param in stored.values()} == {mapping.DTYPES[weights.NAMES[dtype]]}
     assert any(param.chunk_shape != param.shape for param in stored.values())
     assert jax_to_hf.convert(tmp_path / "params", source, tmp_path / "out") == num_params
@@ -88,7 +90,7 @@ def test_training_starts_from_float32(tiny_folder, tmp_path, small_pieces):
     """Catches master weights in bfloat16, and a restore that reads a chunk for another."""
     source = weights.make_source("qwen3_vl", tiny_folder, tmp_path / "source", dtype=torch.bfloat16)
     hf_to_jax.convert(source, tmp_path / "params")
-    params = checkpointer.load_params(tmp_path / "params")
+    params = load.load_params(tmp_path / "params")
     assert {param.dtype for param in params.values()} == {np.dtype(np.float32)}
     up = weights.load(source)["model.layers.3.mlp.up_proj.weight"].float().numpy()
     np.testing.assert_array_equal(params["layers.mlp.up_proj.kernel"][3], up.T)
@@ -105,7 +107,7 @@ def test_asked_for_a_type(tiny_folder, tmp_path):
     assert index["metadata"]["total_size"] == 2 * sum(tensor.numel() for tensor in tensors.values())
     assert index["weight_map"].keys() == tensors.keys()
     assert (tmp_path / "out" / "config.json").read_bytes() == (source / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="float16.*--dtype=float32"):
+    with pytest.raises(ValueError, match=r"float16.*--dtype=float32"):
         jax_to_hf.convert(tmp_path / "params", source, tmp_path / "other", dtype="float16")
 
 
@@ -124,13 +126,15 @@ def test_a_large_array_is_never_in_memory(tiny_folder, tmp_path, monkeypatch, sm
     hf_to_jax.convert(source, tmp_path / "params")
     jax_to_hf.convert(tmp_path / "params", source, tmp_path / "out")
     largest = max(tensor.nbytes for tensor in weights.load(source).values())
-    assert max(param.store.size for param in checkpointer.open_params(tmp_path / "params").values()) * 2 > largest
+    assert max(param.store.size for param in load.open_params(tmp_path / "params").values()) * 2 > largest
     for kind, seen in sizes.items():
         assert max(seen) <= largest, kind
         assert sum(seen) == (tmp_path / "out" / "model.safetensors").stat().st_size - header_bytes(source), kind
 
 
-@pytest.mark.parametrize("family, layout", [("qwen2_5_vl", "hub"), ("qwen2_5_vl", "nested"), ("qwen3_vl", "nested")])
+@pytest.mark.parametrize(
+    ("family", "layout"), [("qwen2_5_vl", "hub"), ("qwen2_5_vl", "nested"), ("qwen3_vl", "nested")]
+)
 def test_exported_folder_loads_in_transformers(tiny_folder, tmp_path, caplog, family, layout):
     """Catches keys that transformers would fill at random with a warning only."""
     source = weights.make_source(family, tiny_folder, tmp_path / "source", layout=layout, num_files=2)
@@ -181,14 +185,14 @@ def test_files_hold_the_limit_and_the_index_names_each_tensor(tiny_folder, tmp_p
     totals = []
     for file in sorted((tmp_path / "out").glob("*.safetensors")):
         with safe_open(file, framework="numpy") as shard:
-            sizes = {name: shard.get_tensor(name).nbytes for name in shard.keys()}  # noqa: SIM118
+            sizes = {name: shard.get_tensor(name).nbytes for name in shard.keys()}  # noqa: SIM118 (a shard is no dict)
             assert shard.metadata() == {"format": "pt"}
         assert sum(sizes.values()) <= limit or len(sizes) == 1
         assert all(index["weight_map"].pop(name) == file.name for name in sizes)
         totals.append(sum(sizes.values()))
     assert not index["weight_map"]
     assert min(totals) > 0
-    assert all(one + two > limit for one, two in zip(totals, totals[1:], strict=False))
+    assert all(one + two > limit for one, two in itertools.pairwise(totals))
     assert index["metadata"]["total_size"] == sum(totals) == 4 * num_params
 
 

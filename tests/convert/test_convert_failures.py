@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from care_jax.checkpoints import checkpointer
+from care_jax.checkpoints import load
 from convert import hf_folder, hf_to_jax, jax_to_hf, staging
 from tests import weights
 from tests.end_to_end import REPO, run_forked
@@ -85,6 +86,7 @@ def good(tiny_folder, tmp_path_factory) -> Path:
 
 
 def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a Python program in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=REPO)
 
@@ -95,20 +97,21 @@ def test_broken_sources_are_told_in_one_line(good, tmp_path, name):
     break_it, words = BROKEN[name]
     source = Path(shutil.copytree(good / "source", tmp_path / "source"))
     break_it(source)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         hf_to_jax.convert(source, tmp_path / "out")
     message = str(error.value)
-    assert len(message.splitlines()) == 1 and all(word in message for word in words), message
+    assert len(message.splitlines()) == 1, message
+    assert all(word in message for word in words), message
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_export_lists_every_misfit_and_leaves_nothing_behind(good, tmp_path):
     """Catches a half-written folder, and parameters of another model exported under this config."""
-    params = checkpointer.load_params(good / "params")
+    params = load.load_params(good / "params")
     params["norm.scale"] = params.pop("norm.weight")
     params["embed_tokens.weight"] = params["embed_tokens.weight"][:-1]
     weights.save_params(tmp_path / "params", params)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="3 parameters do not fit") as error:
         jax_to_hf.convert(tmp_path / "params", good / "source", tmp_path / "out")
     assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
         "norm.weight: missing",
@@ -139,7 +142,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(good, tmp_path):
     told = run(FULL, good / "source", good / "params", tmp_path / "out")
     there, nothing, back, still_nothing = told.stdout.splitlines()
     assert nothing == still_nothing == "[]"
-    assert "File too large" in there and "File too large" in back
+    assert "File too large" in there
+    assert "File too large" in back
     assert told.stderr == ""
 
 
@@ -162,8 +166,8 @@ def test_what_a_kill_leaves_is_refused_and_the_same_command_succeeds(good, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     for left in (out, tmp_path, tmp_path / "out.partial", tmp_path / "out.partial" / "new"):
         with pytest.raises(ValueError, match="no finished checkpoint"):
-            checkpointer.load_params(left)
-        with pytest.raises(ValueError):
+            load.load_params(left)
+        with pytest.raises(ValueError, match=str(left)):
             hf_to_jax.convert(left, tmp_path / "other")
 
     if direction == "in":
@@ -186,17 +190,20 @@ def test_a_failed_overwrite_leaves_the_old_folder(tmp_path):
         staging.new_folder(out, num_bytes=1, replace=True),
     ):
         raise OSError("No space left on device")
-    assert (out / "old").exists() and not work.exists()
+    assert (out / "old").exists()
+    assert not work.exists()
 
     work.mkdir()
     out.rename(work / "old")  # killed between the two renames
     with pytest.raises(RuntimeError), staging.new_folder(out, num_bytes=1, replace=True):
         raise RuntimeError
-    assert (out / "old").exists() and not work.exists()
+    assert (out / "old").exists()
+    assert not work.exists()
 
     with staging.new_folder(out, num_bytes=1, replace=True) as new:
         (new / "fresh").touch()
-    assert [path.name for path in out.iterdir()] == ["fresh"] and not work.exists()
+    assert [path.name for path in out.iterdir()] == ["fresh"]
+    assert not work.exists()
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
@@ -213,7 +220,7 @@ def test_commands_go_there_and_back(good, tmp_path):
     """Catches flags of one name defined twice, an exit code that hides a difference, and tracebacks for bad input."""
     params, out, absent = tmp_path / "params", tmp_path / "out", tmp_path / "absent"
     source = f"--hf={good / 'source'}"
-    other = checkpointer.load_params(good / "params")
+    other = load.load_params(good / "params")
     other["norm.weight"] += 0.5
     weights.save_params(tmp_path / "other", other)
     jobs = {

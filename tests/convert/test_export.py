@@ -17,8 +17,10 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 
 from care_jax import models
 from care_jax.data import loader
-from care_jax.inputs.processor import Example, Processor
-from care_jax.run.build import make_processor
+from care_jax.inputs.batch import Example, collate
+from care_jax.inputs.processor import Processor, make_processor
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.models import QwenVL
 from care_jax.stages import rollout
 from configs import demo
 from convert import jax_to_hf
@@ -32,6 +34,7 @@ class HubProcessor(Qwen2_5_VLProcessor):
     """transformers' processor without its video part, which wants torchvision."""
 
     def check_argument_for_proper_class(self, argument_name, argument):
+        """Takes any part."""
         return type(argument)
 
 
@@ -53,13 +56,13 @@ def _own_answers(task: SmallTask, params: dict[str, np.ndarray]) -> tuple[Proces
     """Greedy answers of the project's own rollout to the first held-out prompts."""
     processor = make_processor(apply(demo.get_config(), small(task.model, task.data)))
     source = loader.open_source(apply(demo.get_config(), small(task.model, task.data)), "eval")
-    encoded = [processor.encode_prompt(source[i]) for i in range(NUM_PROMPTS)]
+    encoded = [encode_prompt(processor, source[i]) for i in range(NUM_PROMPTS)]
     examples = [example for example in encoded if example is not None]
     model = models.params_from_dict(models.load_model_config(task.model), jax.device_put(params))
-    prompts = jax.device_put(processor.collate(examples))
+    prompts = jax.device_put(collate(processor, examples))
     answers = rollout.generate(
         model,
-        rollout.prefill(model, prompts),
+        jax.jit(QwenVL.prefill)(model, prompts),
         rollout.nothing_forced(NUM_PROMPTS, 1),
         jax.device_put(processor.forbidden_mask),
         jax.random.key(0),

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from care_jax import models
-from convert import hf_to_jax, mapping, tables
+from convert import hf_to_jax, mapping
+from convert import weight as weight_lib
+from convert.weight import Weight, row_ranges
 from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder
 
@@ -24,7 +26,7 @@ def test_table_covers_the_model(tiny_folder, tmp_path, family, tied):
     edit_json(folder / "config.json", tie_word_embeddings=tied)
     config = models.load_model_config(folder)
     ours = {name: leaf.shape for name, leaf in models.params_to_dict(models.abstract_model(config)).items()}
-    assert {weight.ours: weight.our_shape for weight in tables.table(config)} == ours
+    assert {weight.ours: weight.our_shape for weight in mapping.weights_of(config)} == ours
 
 
 def test_values_land_where_the_model_reads_them(tiny_folder, tmp_path):
@@ -48,16 +50,16 @@ def test_values_land_where_the_model_reads_them(tiny_folder, tmp_path):
 
 def test_rows_go_there_and_back(monkeypatch):
     """Catches pieces that overlap, leave rows out or cut chunks, and a strip of the transpose that is left empty."""
-    monkeypatch.setattr(mapping, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(weight_lib, "PIECE_BYTES", 1000)
     for weight, chunk in (
-        (mapping.Weight("w", "w", (50, 3, 4), kernel=True), (12, 7)),
-        (mapping.Weight("w{i}", "w", (50, 37), kernel=True, layers=2), (1, 37, 5)),
-        (mapping.Weight("w{i}", "w", (50, 6), layers=2), (1, 8, 6)),
-        (mapping.Weight("w", "w", (50,)), (50,)),
+        (Weight("w", "w", (50, 3, 4), kernel=True), (12, 7)),
+        (Weight("w{i}", "w", (50, 37), kernel=True, layers=2), (1, 37, 5)),
+        (Weight("w{i}", "w", (50, 6), layers=2), (1, 8, 6)),
+        (Weight("w", "w", (50,)), (50,)),
     ):
         tensor = np.random.default_rng(0).random(weight.shape, np.float32)
         ours = np.full(weight.our_shape, np.nan, np.float32)
-        pieces = list(mapping.row_ranges(weight, chunk, tensor.dtype))
+        pieces = list(row_ranges(weight, chunk, tensor.dtype))
         assert all(piece.start % chunk[weight.row_axis] == 0 for piece in pieces)
         assert all(tensor[piece].nbytes <= 1000 or len(pieces) == 1 for piece in pieces)
         for piece in pieces:
@@ -80,7 +82,7 @@ def test_every_misfit_is_listed_at_once(tiny_folder, tmp_path):
     broken["visual.blocks.0.attn.qkv.bias"] = broken["visual.blocks.0.attn.qkv.bias"].to(torch.int32)
     weights.write(source, broken)
 
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="do not fit the model") as error:
         hf_to_jax.convert(source, tmp_path / "params")
 
     head, *lines = str(error.value).splitlines()
@@ -95,7 +97,8 @@ def test_every_misfit_is_listed_at_once(tiny_folder, tmp_path):
         "visual.merger.mlp.1.bias: unknown",
     ]
     repeated = [line for line in lines if "the same weight" in line]
-    assert len(repeated) == 1 and "model.visual.merger.ln_q.weight" in repeated[0]
+    assert len(repeated) == 1
+    assert "model.visual.merger.ln_q.weight" in repeated[0]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -107,11 +110,11 @@ def test_an_index_that_disagrees_with_its_files_is_refused(tiny_folder, tmp_path
     names = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
     kept = [name for name, file in names.items() if file == first.name]
     save_file({name: tensors[name] for name in kept[1:]}, first)
-    with pytest.raises(ValueError, match="says otherwise than the files") as error:
+    with pytest.raises(ValueError, match="contradicts the files") as error:
         hf_to_jax.convert(source, tmp_path / "params")
     assert str(error.value).splitlines()[1:] == [f"  {kept[0]}: not in {first.name}"]
     save_file(tensors, source / "model.safetensors")  # transformers would load this one
-    with pytest.raises(ValueError, match="has model.safetensors and .*, which does not name it"):
+    with pytest.raises(ValueError, match=r"has model.safetensors and .*, which does not name it"):
         hf_to_jax.convert(source, tmp_path / "params")
     (source / "model.safetensors").unlink()
     (source / "model.safetensors.index.json").write_text('{"metadata": {}}')

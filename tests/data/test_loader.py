@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from care_jax import config as config_lib
-from care_jax.data import loader, store
+from care_jax.data import array_records, loader
 from care_jax.structs import Record
 from configs import data_care_49k
 
@@ -26,9 +27,11 @@ class Numbers:
     first: int = 0
 
     def __len__(self) -> int:
+        """The number of records."""
         return self.size
 
     def __getitem__(self, index: int) -> Record:
+        """The record of an index; negative ones count from the end."""
         return Record(str(self.first + range(self.size)[index]), "numbers", "?", (), "1", "integer")
 
 
@@ -76,7 +79,7 @@ def test_checkpoint_resumes_with_the_next_batch(tmp_path: Path) -> None:
 def test_epochs_hold_everything_once_in_new_orders() -> None:
     """Catches a shuffle that is not one, and epochs that all have the same order."""
     batches = _take(_iterator(Numbers(20)), 15)
-    epochs = [sum(batches[i : i + 5], []) for i in (0, 5, 10)]
+    epochs = [list(itertools.chain(*batches[i : i + 5])) for i in (0, 5, 10)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs} | {tuple(range(20))}) == 4
     assert _take(_iterator(Numbers(20)), 15) == batches
@@ -113,12 +116,13 @@ def _mixture(*parts: tuple[int, float]) -> loader.Mixture:
 
 def test_mixture_follows_its_weights() -> None:
     """Catches weights taken for sizes, sizes for weights, and a small source that is used up."""
-    ids = sum(_take(_iterator(_mixture((10, 3), (90, 1)), batch_size=8), 50), [])
+    ids = list(itertools.chain(*_take(_iterator(_mixture((10, 3), (90, 1)), batch_size=8), 50)))
     for end in (8, 40, 400):
         assert abs(sum(number < 1000 for number in ids[:end]) - 0.75 * end) <= 1
     small, large = ([n for n in ids if n // 1000 == part] for part in (0, 1))
     assert all(sorted(small[i : i + 10]) == list(range(10)) for i in range(0, 300, 10))
-    assert sorted(large[:90]) == list(range(1000, 1090)) and large[:90] != sorted(large[:90])
+    assert sorted(large[:90]) == list(range(1000, 1090))
+    assert large[:90] != sorted(large[:90])
 
 
 def test_mixture_resumes_with_the_next_batch(tmp_path: Path) -> None:
@@ -185,7 +189,7 @@ def test_open_source_builds_mini_vqa_on_first_use(tmp_path: Path) -> None:
     config.data.mini_vqa.num_train, config.data.mini_vqa.num_heldout = 60, 30
     train, heldout = loader.open_source(config, "train"), loader.open_source(config, "eval")
     assert (len(train), len(heldout)) == (60, 30)
-    ids = sum(_take(_iterator(train, lambda record: record.id, batch_size=20), 3), [])
+    ids = list(itertools.chain(*_take(_iterator(train, lambda record: record.id, batch_size=20), 3)))
     assert set(ids) == {record.id for record in train}
     batches = loader.make_eval_batches(heldout, lambda record: record.source, batch_size=15, limit=15)
     assert {source for examples, _ in batches for source in examples} == {"digits", "chart", "geometry"}
@@ -213,8 +217,8 @@ def test_open_source_reads_prepared_folders(tmp_path: Path) -> None:
         records = [Record(f"{name}{number}", "numbers", "?", (), "1", "integer") for number in range(size)]
         folder = tmp_path / name
         folder.mkdir()
-        writer = store.ShardWriter(folder, "train")
-        writer.finish([writer.write(0, records)])
+        writer = array_records.ShardWriter(folder, "train")
+        array_records.write_metadata(folder, {"train": [writer.write(0, records)]})
     config = data_care_49k.get_config()
     assert sum(weight for _, weight in config.data.train) == 49_329
     config.model.folder, config.data.eval = "model", str(tmp_path / "b")
@@ -232,7 +236,7 @@ def test_open_source_reads_prepared_folders(tmp_path: Path) -> None:
     [
         ({"format": "csv"}, "train", "data.format='csv': choose one of jsonl, mini_vqa, prepared"),
         ({"format": "prepared"}, "train", "data.train is empty: name a folder of care_jax.data.prepare"),
-        ({"format": "prepared", "train": "absent"}, "train", "absent is no prepared data; build it with"),
+        ({"format": "prepared", "train": "absent"}, "train", "absent is not prepared data; build it with"),
         ({"train": ""}, "train", "data.train is empty"),
         ({"eval": ""}, "eval", "data.eval is empty"),
         ({"format": "mini_vqa", "train": ""}, "eval", "data.train is empty"),
@@ -251,8 +255,11 @@ def test_heavy_packages_stay_out(tmp_path: Path) -> None:
     """Catches TensorFlow, torch or the datasets package coming in with a build, a read or a batch."""
     script = f"""
 import pathlib, sys
-from care_jax.data import loader, mini_vqa
-folder, small = pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(num_train=30, num_heldout=30)
+from care_jax import config
+from care_jax.data import loader
+from care_jax.data.mini_vqa import builder as mini_vqa
+folder = pathlib.Path({str(tmp_path)!r})
+small = mini_vqa.Difficulty(**{{**config.base().data.mini_vqa, "num_train": 30, "num_heldout": 30}})
 mini_vqa.build(folder, small)
 source = mini_vqa.open_split(folder, "train", small)
 encode = lambda record: record.id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import io
 import itertools
 import os
@@ -12,39 +13,50 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from care_jax import config
+from care_jax.data.array_records import StoredRecords
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
 from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
-from care_jax.data.store import StoredRecords
-from care_jax.run.build import make_processor
+from care_jax.inputs.processor import make_processor
+from care_jax.inputs.responses import encode_trace
 from care_jax.structs import Record
 from configs import study
 
-SMALL = Difficulty(num_train=90, num_heldout=30)
+
+def difficulty(**knobs: Any) -> Difficulty:
+    """The config's defaults with other values of some knobs."""
+    return Difficulty(**{**config.base().data.mini_vqa, **knobs})
+
+
+DEFAULT, SMALL = difficulty(), difficulty(num_train=90, num_heldout=30)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default data set, built once."""
     path = tmp_path_factory.mktemp("mini_vqa")
-    mini_vqa.build(path)
+    mini_vqa.build(path, DEFAULT)
     return path
 
 
 @pytest.fixture(scope="module")
 def train(folder: Path) -> list[Record]:
-    return list(mini_vqa.open_split(folder, "train"))
+    """All train records."""
+    return list(mini_vqa.open_split(folder, "train", DEFAULT))
 
 
 @pytest.fixture(scope="module")
 def heldout(folder: Path) -> list[Record]:
-    return list(mini_vqa.open_split(folder, "heldout"))
+    """All held-out records."""
+    return list(mini_vqa.open_split(folder, "heldout", DEFAULT))
 
 
 def _of(records: list[Record], skill: str) -> list[Record]:
@@ -62,7 +74,8 @@ def test_sizes_and_balance(train: list[Record], heldout: list[Record]) -> None:
     assert (len(train), len(heldout)) == (40_000, 1_500)
     for records in (train, heldout):
         counts = collections.Counter(record.source for record in records)
-        assert set(counts) == {"digits", "chart", "geometry"} and max(counts.values()) - min(counts.values()) <= 1
+        assert set(counts) == {"digits", "chart", "geometry"}
+        assert max(counts.values()) - min(counts.values()) <= 1
     assert len({record.id for record in train + heldout}) == 41_500
 
 
@@ -73,11 +86,11 @@ def test_every_trace_and_answer_of_the_study_fits(task: str) -> None:
     processor, longest = make_processor(cold_start), 0
     room, cue = cold_start.rollout.response_len, cold_start.objective.reflect.cue
     for record in itertools.islice(generate("train", Difficulty(**cold_start.data.mini_vqa)), 3000):
-        trace = processor.encode_trace(record, cue=cue, response_len=room)
+        trace = encode_trace(processor, record, cue=cue, response_len=room)
         assert trace is not None, (record.rationale, record.draft)
         longest = max(longest, len(trace.token_ids))
         alone = dataclasses.replace(record, draft=None)
-        answer = processor.encode_trace(alone, cue=cue, response_len=training.rollout.response_len)
+        answer = encode_trace(processor, alone, cue=cue, response_len=training.rollout.response_len)
         assert answer is not None, record.rationale
     assert longest == room  # no longer than it has to be
 
@@ -87,7 +100,8 @@ def test_no_scan_in_both_splits(train: list[Record], heldout: list[Record]) -> N
     scans = [
         set(re.findall(r"s(\d+)", " ".join(r.id.split("/")[1] for r in _of(x, "digits")))) for x in (train, heldout)
     ]
-    assert len(scans[0]) == 1300 and len(scans[1]) > 450
+    assert len(scans[0]) == 1300
+    assert len(scans[1]) > 450
     assert not scans[0] & scans[1]
 
 
@@ -107,7 +121,8 @@ def test_no_table_row_in_both_splits(train: list[Record], heldout: list[Record])
 def test_no_angle_pair_in_both_splits(train: list[Record], heldout: list[Record]) -> None:
     """Catches a pair of angles that is in both splits, in either order."""
     pairs = [{frozenset(r.id.split("/")[1].split("-")) for r in _of(x, "geometry")} for x in (train, heldout)]
-    assert len(pairs[0]) > 100 and len(pairs[1]) > 15
+    assert len(pairs[0]) > 100
+    assert len(pairs[1]) > 15
     assert not pairs[0] & pairs[1]
 
 
@@ -155,11 +170,13 @@ def test_chart_answers_match_the_pixels(train: list[Record], heldout: list[Recor
         question = record.prompt.removeprefix("<image>")
         questions[question if question == "top?" else question[1]] += 1
         if question == "top?":
-            assert record.answer_kind == "choice" and record.choices == tuple(values)
+            assert record.answer_kind == "choice"
+            assert record.choices == tuple(values)
             assert [k for k, v in values.items() if v == max(values.values())] == [record.answer]
             continue
         first, second = values[question[0]], values[question[2]]
-        assert record.answer_kind == "integer" and record.choices is None
+        assert record.answer_kind == "integer"
+        assert record.choices is None
         assert int(record.answer) == (first + second if question[1] == "+" else first - second) >= 0
         assert record.rationale.startswith(f"{question[0]}{first:g} {question[2]}{second:g}:")
     assert min(questions[form] for form in ("top?", "+", "-")) > 200
@@ -226,7 +243,8 @@ def test_rationales_are_short_and_drafts_are_wrong(train: list[Record], heldout:
     with_draft = [record for record in train if record.draft]
     assert 0.23 < len(with_draft) / len(train) < 0.27
     for record in train + heldout:
-        assert len(record.rationale) <= 22 and len(record.prompt) <= len("<image>") + 9
+        assert len(record.rationale) <= 22
+        assert len(record.prompt) <= len("<image>") + 9
         assert re.split("[=:]", record.rationale)[-1] == record.answer
     for record in with_draft:
         assert len(record.draft) <= 22
@@ -242,7 +260,7 @@ def _shape(record: Record, rationale: str) -> str:
 
 def test_hardest_knobs_still_fit() -> None:
     """Catches rationales that outgrow the response, and drawings that fail, at the far end of the knobs."""
-    hard = Difficulty(num_digits=6, min_bars=5, num_levels=21, angle_step=1, num_train=150, num_heldout=60)
+    hard = difficulty(num_digits=6, min_bars=5, num_levels=21, angle_step=1, num_train=150, num_heldout=60)
     for split in ("train", "heldout"):
         records = list(generate(split, hard))
         assert all(len(record.rationale) <= 26 for record in records)
@@ -256,7 +274,7 @@ def test_hardest_knobs_still_fit() -> None:
 def test_bad_knob_is_refused(knobs: dict) -> None:
     """Catches a knob that would only fail in the middle of a build."""
     with pytest.raises(ValueError, match=next(iter(knobs))):
-        Difficulty(**knobs)
+        difficulty(**knobs)
 
 
 def test_too_many_questions_is_refused() -> None:
@@ -267,14 +285,30 @@ def test_too_many_questions_is_refused() -> None:
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
-    """Catches any source of randomness besides the seed."""
-    shards = []
-    for name in ("one", "two"):
-        mini_vqa.build(tmp_path / name, SMALL)
-        shards.append([path.read_bytes() for path in sorted((tmp_path / name).rglob("*array_record*"))])
-    assert len(shards[0]) == 2 and shards[0] == shards[1]
+    """Catches any source of randomness besides the seed: in another process, fields of a record in another order."""
+    mini_vqa.build(tmp_path / "one", SMALL)
+    script = f"""
+import pathlib
+from care_jax.data.mini_vqa import builder
+builder.build(pathlib.Path({str(tmp_path / "two")!r}), builder.Difficulty(**{dataclasses.asdict(SMALL)}))
+"""
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    shards = [
+        [path.read_bytes() for path in sorted((tmp_path / name).rglob("*array_record*"))] for name in ("one", "two")
+    ]
+    assert len(shards[0]) == 2
+    assert shards[0] == shards[1]
     other = list(generate("train", dataclasses.replace(SMALL, seed=1)))
     assert {record.id for record in other} != {record.id for record in generate("train", SMALL)}
+
+
+def test_order_of_the_records(tmp_path: Path) -> None:
+    """Catches another shuffle, with which a seed would train on other batches than it did."""
+    mini_vqa.build(tmp_path, SMALL)
+    ids = [record.id for split in ("train", "heldout") for record in mini_vqa.open_split(tmp_path, split, SMALL)]
+    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "de5d44d6513844c6"
 
 
 def test_killed_build_does_not_look_finished(tmp_path: Path) -> None:
@@ -282,6 +316,7 @@ def test_killed_build_does_not_look_finished(tmp_path: Path) -> None:
     script = f"""
 import os, pathlib
 from care_jax.data.mini_vqa import builder as mini_vqa
+from care_jax import config
 whole = mini_vqa.generate
 def killed(split, difficulty):
     for number, record in enumerate(whole(split, difficulty)):
@@ -289,7 +324,8 @@ def killed(split, difficulty):
             os._exit(9)
         yield record
 mini_vqa.generate = killed
-mini_vqa.build(pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(num_train=90, num_heldout=30))
+knobs = {{**config.base().data.mini_vqa, "num_train": 90, "num_heldout": 30}}
+mini_vqa.build(pathlib.Path({str(tmp_path)!r}), mini_vqa.Difficulty(**knobs))
 """
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
     assert done.returncode == 9
@@ -318,8 +354,9 @@ def test_two_builds_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_build_twice_changes_nothing(folder: Path) -> None:
     """Catches a second run that builds again."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*record*")}
-    mini_vqa.build(folder)
-    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.*record*")} and len(before) == 2
+    mini_vqa.build(folder, DEFAULT)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.*record*")}
+    assert len(before) == 2
 
 
 def test_source_is_picklable_and_keeps_every_field(tmp_path: Path) -> None:
@@ -327,6 +364,7 @@ def test_source_is_picklable_and_keeps_every_field(tmp_path: Path) -> None:
     mini_vqa.build(tmp_path, SMALL)
     source: StoredRecords = pickle.loads(pickle.dumps(mini_vqa.open_split(tmp_path, "train", SMALL)))
     made = {record.id: record for record in generate("train", SMALL)}
-    assert [made[record.id] for record in source] == list(source) and len(source) == len(made)
+    assert [made[record.id] for record in source] == list(source)
+    assert len(source) == len(made)
     with pytest.raises(ValueError, match="no split 'test'"):
         mini_vqa.open_split(tmp_path, "test", SMALL)

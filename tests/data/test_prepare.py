@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from care_jax.data import prepare as prepare_lib
-from care_jax.data import prepare_report
+from care_jax.data import statistics
+from care_jax.data.array_records import StoredRecords, open_folder
 from care_jax.data.prepare import Settings, prepare
-from care_jax.data.readers import ColumnRange, read, split_files
-from care_jax.data.store import StoredRecords, open_folder
+from care_jax.data.sources import ColumnRange, read, split_files
 from tests import benchmark_sets, data_sets
 from tests.data_sets import picture
 from tests.end_to_end import TINY, write_squares
@@ -60,7 +60,8 @@ def test_records_are_stored_unchanged(tmp_path: Path, source: str) -> None:
     expected = {row.record.id: row for row in rows if hasattr(row, "record")}
     assert stored == [expected[record.id].load() for record in stored]
     assert (len(stored), sum(report["dropped"].values())) == (num_kept, num_dropped)
-    assert report["rows"] == num_kept + num_dropped and json.loads((out / "report.json").read_text()) == report
+    assert report["rows"] == num_kept + num_dropped
+    assert json.loads((out / "report.json").read_text()) == report
 
 
 def test_vision_r1_cold_with_images_from_elsewhere(tmp_path: Path) -> None:
@@ -89,14 +90,15 @@ def test_images_that_would_stop_a_run_are_dropped(tmp_path: Path) -> None:
     report = prepare(Settings("virl39k", tmp_path, tmp_path / "out"))
     examples = report["examples"]["unusable image"]
     assert [where for where, _ in examples] == ["39Krelease.parquet:1", "39Krelease.parquet:5"]
-    assert "truncated" in examples[0][1] and "aspect ratio 201.0" in examples[1][1]
+    assert "truncated" in examples[0][1]
+    assert "aspect ratio 201.0" in examples[1][1]
     assert open_folder(tmp_path / "out")[0].id == "virl39k/q1"
 
 
 def test_counts(tmp_path: Path) -> None:
     """Catches counts of the wrong thing in the table that people read."""
     report = prepare(Settings("virl39k", data_sets.write_virl39k(tmp_path / "root"), tmp_path / "out", model=TINY))
-    table = prepare_report.table(report)
+    table = statistics.table(report)
     for line in ("read 12", "kept 7 in 1 shards", "text-only 1", "one image 5", "several 1", "dropped 5"):
         assert (
             f"\n  {line}\n" in "\n" + "\n".join(" ".join(x.split()).join(("  ", "")) for x in table.splitlines()) + "\n"
@@ -133,30 +135,33 @@ def test_killed_and_run_again(tmp_path: Path, moment: str) -> None:
     assert expected["shards"] == [2, 2, 2, 1]
     script = f"""
 import os, pathlib, signal
-from care_jax.data import prepare, store
+from care_jax.data import array_records, prepare
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 moment, count, write = {moment!r}, 0, prepare._write_report
 def die_at_the_third(*args):
     global count
     count += 1
     write(*args) if count < 3 else die()
-to_example = store.to_example
-if moment == "in a shard": store.to_example = lambda record: die() if record.id == "virl39k/q3" else to_example(record)
+to_example = array_records.to_example
+if moment == "in a shard": array_records.to_example = (
+    lambda record: die() if record.id == "virl39k/q3" else to_example(record))
 if moment == "between shards": prepare._write_report = die_at_the_third
-if moment == "before the metadata": store.ShardWriter.finish = die
+if moment == "before the metadata": prepare.write_metadata = die
 if moment == "before the rename": pathlib.Path.replace = (
     lambda self, to, replace=pathlib.Path.replace: die() if self.is_dir() else replace(self, to))
 settings = prepare.Settings("virl39k", pathlib.Path({str(root)!r}), pathlib.Path({str(out)!r}))
 prepare.prepare(settings, shard_records=2)
 """
     killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
-    assert killed.returncode == -signal.SIGKILL and not out.exists()
-    with pytest.raises(ValueError, match="is no prepared data"):
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    with pytest.raises(ValueError, match="is not prepared data"):
         open_folder(out)
     left = json.loads((tmp_path / "out.partial/report.json").read_text())
     assert left["shards"] == {"in a shard": [2], "between shards": [2, 2]}.get(moment, [2, 2, 2, 1])
     assert prepare(Settings("virl39k", root, out), shard_records=2) == expected
-    assert _files(out) == _files(whole) and not (tmp_path / "out.partial").exists()
+    assert _files(out) == _files(whole)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_rest_of_other_settings_is_not_continued(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = prepare_lib._write_report
 
     def meanwhile(*arguments) -> None:
-        with pytest.raises(ValueError, match="another process is writing .*out.partial"):
+        with pytest.raises(ValueError, match=r"another process is writing .*out.partial"):
             prepare(Settings("virl39k", root, out))
         write(*arguments)
 
@@ -188,13 +193,18 @@ def test_repeats_of_a_benchmark_are_dropped_and_listed(tmp_path: Path) -> None:
     recoded = io.BytesIO()
     Image.open(io.BytesIO(picture(0, "RGBA", size=(240, 180)))).convert("RGB").save(recoded, "JPEG", quality=50)
     benchmark = [
-        dict(images=[data_sets.embedded(picture(0, size=(240, 180)))], problem="<image>Find $x$.", answer="1", id=3000),
-        dict(images=[data_sets.embedded(picture(1))], problem="<image>Find y.", answer="1", id=3001),
+        {
+            "images": [data_sets.embedded(picture(0, size=(240, 180)))],
+            "problem": "<image>Find $x$.",
+            "answer": "1",
+            "id": 3000,
+        },
+        {"images": [data_sets.embedded(picture(1))], "problem": "<image>Find y.", "answer": "1", "id": 3001},
     ]
     rows = [
-        dict(images=[data_sets.embedded(picture(9))], problem="<image>Find $x$.", answer="1", id=0),
-        dict(images=[data_sets.embedded(recoded.getvalue())], problem="<image>find  $x$", answer="1", id=1),
-        dict(images=[data_sets.embedded(picture(1, "RGBA"))], problem="<image>Find z.", answer="1", id=2),
+        {"images": [data_sets.embedded(picture(9))], "problem": "<image>Find $x$.", "answer": "1", "id": 0},
+        {"images": [data_sets.embedded(recoded.getvalue())], "problem": "<image>find  $x$", "answer": "1", "id": 1},
+        {"images": [data_sets.embedded(picture(1, "RGBA"))], "problem": "<image>Find z.", "answer": "1", "id": 2},
     ]
     for folder, split, some in (("benchmark", "test", benchmark), ("train", "train", rows)):
         data_sets.write_parquet(tmp_path / folder / f"data/{split}-0.parquet", some, data_sets.GEOMETRY3K)
@@ -214,7 +224,8 @@ def test_command_line(tmp_path: Path) -> None:
     flags = ["--source=virl39k", f"--root={root}", f"--out={out}", "--keep=PassRate_7BBase:0.1:0.9"]
     done = _run(*flags)
     assert done.returncode == 0, done.stderr
-    assert "kept               6 in 1 shards" in done.stdout and "virl39k train: 12 rows" in done.stderr
+    assert "kept               6 in 1 shards" in done.stdout
+    assert "virl39k train: 12 rows" in done.stderr
     assert len(open_folder(out)) == 6
     again = _run(*flags)
     assert (again.returncode, again.stdout) == (0, done.stdout)
@@ -238,7 +249,9 @@ def test_command_line_without_a_split(tmp_path: Path) -> None:
 def test_bad_flags_are_one_line(flags: list[str], message: str) -> None:
     """Catches tracebacks at a first try."""
     done = _run(*flags)
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["PassRate_7BBase", "PassRate_7BBase:low:1", "PassRate_7BBase:0.9:0.1", "a:nan:1"])
@@ -252,7 +265,7 @@ def test_bad_ranges_are_refused(text: str) -> None:
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     """Catches an empty set, which would only fail at the start of training."""
     (tmp_path / "train.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match="no usable row(.|\n)*1  not JSON; first train.jsonl:1"):
+    with pytest.raises(ValueError, match=r"no usable row(.|\n)*1  not JSON; first train.jsonl:1"):
         prepare(Settings("jsonl", tmp_path, tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
@@ -262,5 +275,6 @@ def test_shards_are_one_source(tmp_path: Path) -> None:
     root = write_squares(tmp_path / "squares")
     prepare(Settings("jsonl", root, tmp_path / "out"), shard_records=10)
     stored = open_folder(tmp_path / "out")
-    assert isinstance(stored, StoredRecords) and len(list((tmp_path / "out").glob("train-*.array_record"))) == 5
+    assert isinstance(stored, StoredRecords)
+    assert len(list((tmp_path / "out").glob("train-*.array_record"))) == 5
     assert [stored[i].id for i in (47, 0, 10, 9, -1)] == [f"train/{i}" for i in (47, 0, 10, 9, 47)]

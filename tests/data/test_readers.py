@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from care_jax.data import row_files
-from care_jax.data.readers import READERS, ColumnRange, Dropped, read, split_files
+from care_jax.data import file_formats
+from care_jax.data.parsing import option_texts, unbox
 from care_jax.data.readers.virl39k import _gold
-from care_jax.data.rows import BadRow, option_texts, unbox
+from care_jax.data.sources import READERS, ColumnRange, Dropped, read, split_files
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 from tests import data_sets
 from tests.benchmark_sets import WRITERS
@@ -28,7 +29,7 @@ def _read(source: str, root: Path, split: str = "train", **more) -> tuple[list[R
             continue
         try:
             records.append(row.load())
-        except BadRow as error:
+        except BadRowError as error:
             dropped[row.where] = error.reason
     return records, dropped
 
@@ -41,7 +42,8 @@ def test_geometry3k_from_the_hub(tmp_path: Path) -> None:
     assert first.prompt.startswith(r"<image>In $\odot X, A B=30")
     assert (first.answer, first.answer_kind, first.choices, first.source) == ("80", "latex", None, "geometry3k")
     assert (first.images, second.images) == ((picture(0, "RGBA"),), (picture(1, "P"),))
-    assert second.prompt == "<image>Find $x$.\nRound it." and second.answer == r"5 \sqrt { 3 }"
+    assert second.prompt == "<image>Find $x$.\nRound it."
+    assert second.answer == r"5 \sqrt { 3 }"
     assert damaged.id == "geometry3k/10"  # found when it is decoded
     file = "data/train-00000-of-00001.parquet"
     assert dropped == {f"{file}:3": "image without bytes and path", f"{file}:4": "no answer"}
@@ -58,11 +60,11 @@ def test_geometry3k_without_the_later_columns(tmp_path: Path) -> None:
 
 
 def test_geometry3k_from_the_original_folders(tmp_path: Path) -> None:
-    """Catches folders read as text ("10" before "2"), a letter as gold where the hub has the choice's text, and no
-    letter taken for A."""
+    """Catches folders sorted as text ("10" before "2"), a letter as gold, and no letter taken for A."""
     records, dropped = _read("geometry3k", data_sets.write_geometry3k_folders(tmp_path), "val")
     assert [(r.id, r.answer) for r in records] == [("geometry3k/2", "0"), ("geometry3k/10", r"2 \sqrt { 2 }")]
-    assert records[1].prompt == "<image>Find $x$ in drawing 10." and records[1].images == (picture(10, "RGBA"),)
+    assert records[1].prompt == "<image>Find $x$ in drawing 10."
+    assert records[1].images == (picture(10, "RGBA"),)
     assert dropped == {f"val/{number}/data.json:1": "unreadable data.json" for number in (11, 12)}
 
 
@@ -75,7 +77,8 @@ def test_chartqa_from_the_hub(tmp_path: Path) -> None:
         ("chartqa_machine", "<image>Which years?", "[2014, 2016]"),
         ("chartqa_human", "<image>What share?", "57%"),
     ]
-    assert {r.answer_kind for r in records} == {"chart_relaxed"} and records[0].images == (picture(20, "L", "JPEG"),)
+    assert {r.answer_kind for r in records} == {"chart_relaxed"}
+    assert records[0].images == (picture(20, "L", "JPEG"),)
     assert dropped == {"data/val-00001-of-00002.parquet:1": "no label"}
     assert [r.answer for r in _read("chartqa_human", tmp_path, "val")[0]] == ["0", "57%"]
     assert [r.answer for r in _read("chartqa_machine", tmp_path, "val")[0]] == ["[2014, 2016]"]
@@ -108,7 +111,8 @@ def test_virl39k(tmp_path: Path) -> None:
     jpegs = [(tmp_path / name).read_bytes() for name in ("images/q2-1.jpg", "images/q2-0.jpg")]
     assert list(records[2].images) == jpegs
     assert records[3].prompt.startswith("<image>Which of these?")
-    assert records[4].prompt == "<image>\nAngle 30° is given." and records[6].prompt == "<image>\nSolve."
+    assert records[4].prompt == "<image>\nAngle 30° is given."
+    assert records[6].prompt == "<image>\nSolve."
     assert dropped == {
         "39Krelease.parquet:8": "<image> marks and images differ in number",
         "39Krelease.parquet:9": r"unbalanced \boxed",
@@ -194,26 +198,26 @@ def test_missing_sources_and_splits(tmp_path: Path, source: str, split: str, mes
     """Catches a wrong folder that looks like an empty set."""
     with pytest.raises(ValueError, match=message):
         split_files(source, tmp_path, split)
-    with pytest.raises(ValueError, match="no .*absent; give the folder"):
+    with pytest.raises(ValueError, match=r"no .*absent; give the folder"):
         split_files("virl39k", tmp_path / "absent", split)
 
 
 def test_packed_images_are_told_apart(tmp_path: Path) -> None:
     """Catches 38,000 rows dropped one by one because a zip was not unpacked."""
     (tmp_path / "images.zip").touch()
-    with pytest.raises(ValueError, match="still packed; unpack it there: unzip images.zip"):
+    with pytest.raises(ValueError, match=r"still packed; unpack it there: unzip images.zip"):
         split_files("virl39k", tmp_path, "train")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """Catches tracebacks of pyarrow, and a half-downloaded array whose first rows would be taken for all."""
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(ValueError, match="train.parquet is no readable parquet file"):
+    with pytest.raises(ValueError, match=r"train.parquet is not a readable parquet file"):
         _read("easyr1", tmp_path)
     data_sets.write_parquet(tmp_path / "39Krelease.parquet", [], data_sets.CHARTQA)
     with pytest.raises(ValueError, match="has no column question, answer, qid, only image, query"):
         _read("virl39k", tmp_path)
-    for text, message in (('[{"a": 1}, {"a"', "damaged at row 2"), ('{"a": 1}', "is no JSON array")):
+    for text, message in (('[{"a": 1}, {"a"', "damaged at row 2"), ('{"a": 1}', "is not a JSON array")):
         (tmp_path / "vision_r1_llava_cot_full.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             _read("vision_r1_cold", tmp_path)
@@ -225,10 +229,11 @@ def test_arrays_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = [{"n": n, "s": ']},{"é'} for n in range(50)]
     path.write_text("\ufeff \n" + json.dumps([*rows, 345], indent=1) + "\n")
     for chunk in (1, 7, 64):
-        monkeypatch.setattr(row_files, "_CHUNK", chunk)
-        found = list(row_files.array_rows(path))
+        monkeypatch.setattr(file_formats, "_CHUNK", chunk)
+        found = list(file_formats.array_rows(path))
         assert [number for number, _ in found] == list(range(1, 52))
-        assert [row for _, row in found[:50]] == rows and isinstance(found[50][1], BadRow)
+        assert [row for _, row in found[:50]] == rows
+        assert isinstance(found[50][1], BadRowError)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +261,7 @@ def test_unbox(answer: str, inside: str) -> None:
 )
 def test_boxes_that_cannot_be_read(answer: str, reason: str) -> None:
     """Catches half a gold."""
-    with pytest.raises(BadRow) as error:
+    with pytest.raises(BadRowError) as error:
         unbox(answer)
     assert error.value.reason == rf"{reason} \boxed"
 
@@ -264,9 +269,10 @@ def test_boxes_that_cannot_be_read(answer: str, reason: str) -> None:
 def test_option_texts() -> None:
     """Catches code run out of a string, and options that are no texts."""
     assert option_texts("['a', 'b']") == option_texts(["a", "b"]) == ("a", "b")
-    assert option_texts(None) is None and option_texts("[]") is None
+    assert option_texts(None) is None
+    assert option_texts("[]") is None
     for bad in ("__import__('os')", "[1, 2]", 5):
-        with pytest.raises(BadRow):
+        with pytest.raises(BadRowError):
             option_texts(bad)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from care_jax import evaluate
+from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.test_sets import BENCHMARKS, PAPER
-from care_jax.evaluate import Evaluator
 from configs import demo
 from tests.benchmark_sets import WRITERS, prepare_all
 from tests.end_to_end import REPO, SmallTask, apply, environment, run_forked, small
@@ -37,8 +37,10 @@ def _run_folder(task: SmallTask, folder: Path) -> Path:
 def test_all_benchmarks_killed_and_gone_on_with(
     cached: SmallTask, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches answers asked for twice or lost at a kill, prompts that are too long left out of the figures, a mean over
-    other benchmarks than the paper's, and a model that is loaded when nothing is left to ask."""
+    """Catches answers asked for twice or lost at a kill, and a mean over other benchmarks than the paper's.
+
+    Also prompts that are too long left out of the figures, and a model that is loaded when nothing is left to ask.
+    """
     overrides = small(
         cached.model,
         cached.data,
@@ -65,7 +67,8 @@ def test_all_benchmarks_killed_and_gone_on_with(
         evaluate.run_benchmarks(config, killed, names)
     first, stop_at = asked.copy(), 0
     results = evaluate.run_benchmarks(config, killed, names)
-    assert asked[:9] == first and len(asked) == len(set(asked)) == sum(n for _, _, n in WRITERS.values()) - 2
+    assert asked[:9] == first
+    assert len(asked) == len(set(asked)) == sum(n for _, _, n in WRITERS.values()) - 2
 
     assert evaluate.run_benchmarks(config, whole, names) == results
     for name, (_, _, num_sound) in WRITERS.items():
@@ -82,7 +85,7 @@ def test_all_benchmarks_killed_and_gone_on_with(
     assert table[12].startswith(f"| **mean of the paper's six** | | {100 * results['macro_average']['accuracy']:.2f} |")
     assert any(item["format_ok"] == [True] for item in _items(whole, "chartqa"))
 
-    monkeypatch.setattr(evaluate, "make_model", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluate, "initial_model", lambda *_: pytest.fail("loaded"))
     assert evaluate.run_benchmarks(config, whole, ["mmmu"]) == results
     config.rollout.response_len = 24
     with pytest.raises(ValueError, match=r"benchmarks holds answers given with response_len 16 \(now 24\)"):
@@ -107,7 +110,8 @@ def test_responses_of_elsewhere_need_no_device(prepared: Path, tmp_path: Path) -
     assert results == json.loads((tmp_path / "run/benchmarks/results.json").read_text())
     assert results["settings"] == {"answers": "from files"}
     figures = results["benchmarks"]["mmmu_pro_vision"]
-    assert figures["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3) and figures["unanswered"] == 1
+    assert figures["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert figures["unanswered"] == 1
     assert "| MMMU-Pro vision | 3 of 1730, 1 unanswered | 50.00 | 66.67 |" in ended.stdout
     assert [item["correct"] for item in _items(tmp_path / "run", "mmmu_pro_vision")] == [[True], [False, True], []]
 
@@ -145,5 +149,7 @@ def test_bad_input_is_one_line(prepared: Path, tmp_path: Path) -> None:
     run_forked(jobs, cache=tmp_path / "cache")
     for name, (_, message) in (REFUSED | {"train": ([], "Unknown command line flag 'benchmark'")}).items():
         code, error = (tmp_path / name / "code").read_text(), (tmp_path / name / "stderr").read_text()
-        assert code == "2" and len(error.splitlines()) == 1 and message in error, (name, error)
+        assert code == "2", (name, error)
+        assert len(error.splitlines()) == 1, (name, error)
+        assert message in error, (name, error)
         assert not (tmp_path / name / "run").exists()

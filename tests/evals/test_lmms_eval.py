@@ -38,13 +38,15 @@ FREE = [
     ("integer", "5", "It is five.", 0), ("text", "5 apples", "<answer>5 pears</answer>", 1),
     ("text", "transformation", r"\boxed{transformatio}", 1), ("text", "embryonic", r"\boxed{embryo}", 0),
     ("latex", r"\frac{1}{2}", r"\boxed{0.5}", 1), ("rounded", "1.2", "<answer>1.23</answer>", 0),
-    ("text", "Tampa\nFlorida", "<answer>Florida</answer>", 1), ("integer", "5", "", 0),
+    ("text", "Tampa\nFlorida", "<answer>Tampa</answer>", 1), ("text", "Tampa\nFlorida", "<answer>Florida</answer>", 1),
+    ("integer", "5", "", 0),
 ]
 # fmt: on
 
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
+    """A pool of one worker."""
     with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
         yield pool
 

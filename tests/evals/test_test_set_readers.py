@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from care_jax.data.dedup import normalise_question
+from care_jax.data.decontamination import normalise_question
+from care_jax.data.parsing import letter_gold, number_or, option_gold
 from care_jax.data.prepare import Settings, prepare
-from care_jax.data.readers import READERS
 from care_jax.data.readers.mathverse import _NAME, _options
-from care_jax.data.rows import letter_gold, number_or, option_gold
+from care_jax.data.sources import READERS
 from care_jax.rewards.verifiers import verify_answer
 from care_jax.structs import Record
 from tests import benchmark_sets
@@ -114,8 +114,10 @@ def test_mathvision_as_first_released(tmp_path: Path) -> None:
 
 
 def test_mmmu(tmp_path: Path) -> None:
-    """Catches pictures in column order instead of the text's, a picture sent for each mention, dev rows among the
-    validation's, and a list of golds taken for one."""
+    """Catches pictures in column order instead of the text's, and a picture sent for each mention.
+
+    Also dev rows among the validation's, and a list of golds taken for one.
+    """
     records, dropped = _read("mmmu", benchmark_sets.write_mmmu(tmp_path), "validation")
     _, first, second, third = PICTURES
     phrase = "\nAnswer with one number, word or phrase."
@@ -244,14 +246,16 @@ def test_options_inside_a_question() -> None:
     """Catches sentences that begin with a letter taken for options, and half a list."""
     assert _options("A. Look.\nChoices:\nA:1\nB: 2 \nnoise") == ("1", "2")
     assert _options("Which?\nA. 1\nB. 2") is None
-    assert _options("Choices:\nA:1\nC:2") is None and _options("Choices:\nA:1") is None
+    assert _options("Choices:\nA:1\nC:2") is None
+    assert _options("Choices:\nA:1") is None
 
 
 def test_golds_of_choices() -> None:
     """Catches a letter past the options, and a text that two options share."""
     assert letter_gold("C", ("C", "A", "B")) == letter_gold("(C)", ()) == "(C)"
     assert letter_gold("True", ("False", "True")) == "(B)"
-    assert option_gold("C", ("C", "A", "B")) == "(A)" and option_gold("x", ("x", "y", "x")) == "(A)\n(C)"
+    assert option_gold("C", ("C", "A", "B")) == "(A)"
+    assert option_gold("x", ("x", "y", "x")) == "(A)\n(C)"
     for gold, choices in (("C", ("x", "y")), ("z", ("x", "y")), ("x", ())):
         with pytest.raises(ValueError, match="names none of the options"):
             letter_gold(gold, choices)

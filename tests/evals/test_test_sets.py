@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from care_jax.data.array_records import StoredRecords
 from care_jax.data.prepare import Settings, prepare
-from care_jax.data.store import StoredRecords
 from care_jax.evals import test_sets
 from care_jax.evals.responses import Responses, answer_all, check_settings, read_responses
 from care_jax.rewards.judge import Verifier
@@ -35,6 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
+    """A pool of one worker."""
     with Verifier(workers=1, deadline=30.0, tolerance=0.01) as pool:
         yield pool
 
@@ -43,11 +44,13 @@ class Model:
     """Answers in batches of two, notes what it is asked, and is killed after some batches."""
 
     def __init__(self, batches: int = 100, too_long: Sequence[str] = ()) -> None:
+        """Nothing is asked yet."""
         self.asked: list[str] = []
         self.numbers: list[int] = []
         self._batches, self._too_long = batches, too_long
 
     def __call__(self, source: Any, answered: int) -> Iterator[tuple[list[Record], list[list[str]]]]:
+        """Answers each record with its id."""
         self.numbers.append(answered)
         records = [source[i] for i in range(len(source)) if source[i].id not in self._too_long]
         for start in range(0, len(records), 2):
@@ -77,7 +80,8 @@ def test_nothing_is_asked_twice(prepared: Path, tmp_path: Path) -> None:
     assert path.read_bytes() == (tmp_path / "whole/responses.jsonl").read_bytes()
 
     third = Model()
-    assert answer_all(tmp_path / "killed", source, third, SETTINGS) == expected and not third.numbers
+    assert answer_all(tmp_path / "killed", source, third, SETTINGS) == expected
+    assert not third.numbers
     with pytest.raises(ValueError, match=r"given with answers 'of checkpoint 7' \(now 'of checkpoint 8'\); move"):
         answer_all(tmp_path / "killed", source, third, SETTINGS | {"answers": "of checkpoint 8"})
 
@@ -87,7 +91,7 @@ def test_a_killed_process_leaves_whole_lines(prepared: Path, tmp_path: Path) -> 
     script = f"""
 import os, pathlib, signal
 from care_jax.evals.responses import answer_all
-from care_jax.data.store import open_folder
+from care_jax.data.array_records import open_folder
 def ask(source, answered):
     yield [source[0], source[1]], [["one"], ["two"]]
     os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +130,8 @@ def test_what_is_kept_of_an_item(prepared: Path, tmp_path: Path, verifier: Verif
         "format_ok": [True, False],
         "lmms_eval": [1.0, 0.0],
     }
-    assert items[0]["choices"] == ["135°", "145°"] and items[0]["correct"] == [False]
+    assert items[0]["choices"] == ["135°", "145°"]
+    assert items[0]["correct"] == [False]
     assert items[2]["responses"] == items[2]["correct"] == items[2]["lmms_eval"] == []
 
 
@@ -152,7 +157,8 @@ def test_figures(prepared: Path, tmp_path: Path, verifier: Verifier) -> None:
         "mathverse_vision_intensive": 0.0,
         "mathverse_vision_only": 0.5,
     }
-    assert figures["accuracy"] == 2.5 / 4 and figures["items"] == 5
+    assert figures["accuracy"] == 2.5 / 4
+    assert figures["items"] == 5
 
 
 def test_figures_of_several_samples(prepared: Path, tmp_path: Path, verifier: Verifier) -> None:
@@ -180,7 +186,8 @@ def test_the_papers_average(tmp_path: Path) -> None:
     for name in reversed(paper):
         results = test_sets.write_results(tmp_path, {name: _figures(paper[name] / 100)})
     assert round(100 * results["macro_average"]["accuracy"], 2) == 50.57
-    assert "pass_at_k" not in results["macro_average"] and list(results["benchmarks"]) == list(test_sets.BENCHMARKS)
+    assert "pass_at_k" not in results["macro_average"]
+    assert list(results["benchmarks"]) == list(test_sets.BENCHMARKS)
     assert results == json.loads((tmp_path / "results.json").read_text())
 
 
@@ -213,18 +220,21 @@ def test_benchmarks_that_are_not_there(prepared: Path, tmp_path: Path) -> None:
     """Catches training data scored as a benchmark, and one missing folder named a run."""
     write, _, _ = WRITERS["mathvision"]
     prepare(Settings("mathvision", write(tmp_path / "root"), tmp_path / "mathvision", "testmini"))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="mathvista is missing") as error:
         test_sets.open_benchmarks(tmp_path, ["mathvista", "mathvision"])
     text = str(error.value)
     assert f"{tmp_path}/mathvista is missing; {tmp_path}/mathvision holds mathvision testmini, not mathvision" in text
-    assert "--source=mathvista --split=testmini" in text and "\n" not in text
-    with pytest.raises(ValueError, match="no benchmark coco; choose one of mathvista, .*, or all"):
+    assert "--source=mathvista --split=testmini" in text
+    assert "\n" not in text
+    with pytest.raises(ValueError, match=r"no benchmark coco; choose one of mathvista, .*, or all"):
         test_sets.open_benchmarks(prepared, ["mathvista", "coco"])
 
 
 def test_published_responses(prepared: Path, tmp_path: Path, verifier: Verifier, caplog: Any) -> None:
-    """Catches MMMU-Pro's published files not read as they are: bare ids, more fields than are asked for, a dict where a
-    model refused."""
+    """Catches MMMU-Pro's published files not read as they are.
+
+    They have bare ids, more fields than are asked for, and a dict where a model refused.
+    """
     ids = _ids(test_sets.open_benchmarks(prepared, ["mmmu_pro_standard"])["mmmu_pro_standard"])
     rows = [
         {"id": "test_History_1", "answer": "L", "response": "It falls.\n\nAnswer: (L)", "pred_indexs": "L"},
@@ -268,7 +278,7 @@ def test_files_that_cannot_be_scored(prepared: Path, tmp_path: Path, text: str, 
     (tmp_path / "file").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_responses(tmp_path / "file", ids, id_field="id", response_field="response")
-    with pytest.raises(ValueError, match="no file .*absent"):
+    with pytest.raises(ValueError, match=r"no file .*absent"):
         read_responses(tmp_path / "absent", ids, id_field="id", response_field="response")
 
 

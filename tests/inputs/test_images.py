@@ -26,16 +26,19 @@ SIZES += [(1, 200), (200, 1), (3000, 4000)]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tiny_folder, tmp_path_factory) -> Path:
+    """A model folder of each family."""
     return make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("images") / "model")
 
 
 @pytest.fixture(scope="module")
 def spec(folder) -> images.ImageSpec:
+    """The folder's settings, with images of 4 to 64 tokens."""
     return images.read_image_spec(folder, load_model_config(folder).vision, 4, 64)
 
 
 @pytest.fixture(scope="module")
 def hub(folder, spec) -> Qwen2VLImageProcessorPil:
+    """The processor of transformers for the folder, with the same limits."""
     size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
     return AutoImageProcessor.from_pretrained(folder, backend="pil", size=size)
 
@@ -68,8 +71,9 @@ def test_smart_resize_equals_transformers(factor, low, high):
 
 
 def test_smart_resize_refuses_slim_images():
+    """Catches an image that a checkpoint's own processor refuses, and a limit that is off by one."""
     assert images.smart_resize(1, 200, factor=28, min_pixels=784, max_pixels=78400) == (28, 420)
-    with pytest.raises(ValueError, match="1 x 201 pixels has aspect ratio 201.0, allowed is 200"):
+    with pytest.raises(ValueError, match=r"1 x 201 pixels has aspect ratio 201.0, allowed is 200"):
         images.smart_resize(1, 201, factor=28, min_pixels=784, max_pixels=78400)
 
 
@@ -95,6 +99,7 @@ def test_patches_equal_transformers_bit_for_bit(spec, hub, size):
 
 
 def palette_png(transparent: bool) -> bytes:
+    """A PNG with a palette, one of whose colours may be transparent."""
     image = picture(60, 80).quantize(16)
     return encode(image, transparency=3) if transparent else encode(image)
 

@@ -12,18 +12,18 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
-from care_jax.inputs.positions import Layout, grid_tables, mrope_position_ids
+from care_jax.inputs.positions import PatchLayout, mrope_position_ids, patch_tables
 from tests.pictures import hub_order, segments
 
 # Grids in patches, windows of 2 x 2 merged tokens: exact multiples, smaller than a window, odd remainders.
 GRIDS = [(1, 4, 4), (1, 2, 2), (1, 6, 6), (1, 2, 10), (1, 10, 6), (1, 8, 14), (3, 6, 4)]
-WINDOWED = Layout(merge=2, window=2, side=0)
+WINDOWED = PatchLayout(merge=2, window=2, side=0)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_window_order_and_positions_equal_transformers(grid):
     """Catches windows cut in patches instead of merged tokens, edge windows dropped, frames sharing a window."""
-    tables = grid_tables(grid, WINDOWED)
+    tables = patch_tables(grid, WINDOWED)
     tensor = torch.tensor([grid])
     index, cumulative = get_vision_window_index(tensor, 2, 56, 14)
     assert np.array_equal(tables.order, index.numpy())
@@ -39,16 +39,18 @@ def test_window_order_and_positions_equal_transformers(grid):
 @pytest.mark.parametrize("grid", [*GRIDS, (1, 2, 96), (2, 94, 50)])
 def test_learned_positions_equal_transformers_bit_for_bit(grid, side):
     """Catches corners that do not meet, height and width swapped, a cell past the edge, and the raster order."""
-    tables = grid_tables(grid, Layout(merge=2, window=0, side=side))
+    tables = patch_tables(grid, PatchLayout(merge=2, window=0, side=side))
     index, weights = get_vision_interpolation_indices_and_weights(
         torch.tensor([grid]), side, align_corners=True, spatial_merge_size=2
     )
     assert np.array_equal(tables.grid_index, index.numpy())
-    assert tables.grid_weights.dtype == np.float32 and np.array_equal(tables.grid_weights, weights.numpy())
+    assert tables.grid_weights.dtype == np.float32
+    assert np.array_equal(tables.grid_weights, weights.numpy())
 
 
 def test_without_windows_patches_stay_in_reading_order():
-    tables = grid_tables((2, 6, 8), Layout(merge=2, window=0, side=0))
+    """Catches windows in a model that has none, and frames that share a segment."""
+    tables = patch_tables((2, 6, 8), PatchLayout(merge=2, window=0, side=0))
     assert tables.order.tolist() == tables.vision_index.tolist() == list(range(24))
     assert np.array_equal(tables.patch_position_ids, get_vision_position_ids(torch.tensor([[2, 6, 8]]), 2).numpy())
     assert tables.window_ids.tolist() == tables.frame_ids.tolist() == [1] * 48 + [2] * 48
@@ -56,7 +58,7 @@ def test_without_windows_patches_stay_in_reading_order():
 
 def test_window_order_by_hand():
     """The picture at the top of positions.py: 3 x 3 merged tokens, windows of 2 x 2."""
-    tables = grid_tables((1, 6, 6), WINDOWED)
+    tables = patch_tables((1, 6, 6), WINDOWED)
     assert tables.order.tolist() == [0, 1, 3, 4, 2, 5, 6, 7, 8]
     assert tables.window_ids[::4].tolist() == [1, 1, 1, 1, 2, 2, 3, 3, 4]
     assert tables.patch_position_ids[16:20].tolist() == [[0, 4], [0, 5], [1, 4], [1, 5]]
@@ -64,7 +66,7 @@ def test_window_order_by_hand():
 
 def test_learned_positions_by_hand():
     """Two rows on a grid of 4 x 4: the top and the bottom one. Four columns: one cell each."""
-    tables = grid_tables((1, 2, 4), Layout(merge=2, window=0, side=4))
+    tables = patch_tables((1, 2, 4), PatchLayout(merge=2, window=0, side=4))
     assert tables.grid_index[:, 0].tolist() == [0, 1, 12, 13, 2, 3, 14, 15]
     assert tables.grid_weights.tolist() == [[1, 0, 0, 0]] * 8
 
@@ -153,5 +155,6 @@ def test_mrope_by_hand(case):
 
 
 def test_mrope_refuses_a_mask_that_misses_tokens():
-    with pytest.raises(ValueError, match="3 vision tokens given for grids .* that need 4"):
+    """Catches positions that are read past the end of a run."""
+    with pytest.raises(ValueError, match=r"3 vision tokens given for grids .* that need 4"):
         mrope_position_ids(np.array([0, 1, 1, 1], bool), [(1, 4, 4)], [1.0], merge=2)

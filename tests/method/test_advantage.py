@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from care_jax.method import advantage, objectives
+from care_jax.method.objectives import Objective
+from care_jax.method.token_weights import token_weights
 from care_jax.structs import Outcome, Subgroup
 from tests import reference
+from tests.presets import record
 
 NUM_GROUPS, K = 600, 4
 
 
 def make_subgroup(num_negatives: list[int], outcome: Outcome = Outcome.MIXED, slots: int = K + 1) -> Subgroup:
+    """Groups of one outcome whose rows are the first rollouts, so many negatives each."""
     count = jnp.array(num_negatives, jnp.int32)
     index = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None], (len(num_negatives), slots))
     return Subgroup(index, index <= count[:, None], jnp.full_like(count, outcome), count)
 
 
-def weigh(objective: ml_collections.ConfigDict, **arguments) -> advantage.SubgroupAdvantages:
+CARE, CARE_NO_RGR = record(objectives.care), record(objectives.care_no_rgr)
+
+
+def weigh(objective: Objective, **arguments) -> advantage.SubgroupAdvantages:
+    """The advantages of an objective, jitted."""
     return jax.jit(functools.partial(advantage.subgroup_advantages, objective=objective))(**arguments)
 
 
 def weigh_group(rewards: jax.Array, normalise_std: bool) -> jax.Array:
     """The advantages of a group objective, which updates every row."""
-    objective = objectives.grpo()
-    objective.normalise_std = normalise_std
     no_row = jnp.zeros(rewards.shape, bool)
     none = jnp.zeros(len(rewards), jnp.int32)
     every_row = Subgroup(no_row.astype(jnp.int32), ~no_row, none, none)
-    ours = weigh(objective, rewards=rewards, correct=no_row, reflected=no_row, subgroup=every_row)
+    ours = weigh(
+        Objective(normalise_std=normalise_std), rewards=rewards, correct=no_row, reflected=no_row, subgroup=every_row
+    )
     np.testing.assert_array_equal(ours.raw, ours.final)
     return ours.final
 
@@ -57,10 +65,9 @@ def test_equal_rewards_give_exactly_zero(rollouts: int) -> None:
 
 
 def test_a_repair_that_beats_its_anchor() -> None:
-    """Records what the letter of section 2 gives at K' = 1 where the repair has the higher reward: both keep A_raw, so
-    the anchor is pushed down."""
+    """Records that section 2, to the letter, pushes the anchor down at K' = 1 if the repair has the higher reward."""
     ours = weigh(
-        objectives.care(),
+        CARE,
         rewards=jnp.array([[0.9, 1.0]]),
         correct=jnp.array([[True, True]]),
         reflected=jnp.array([[False, True]]),
@@ -73,7 +80,7 @@ def test_signature_of_binary_rewards() -> None:
     """Catches a z-score over unused slots: the anchor has sqrt(K'), a negative -1 / sqrt(K')."""
     is_anchor = jnp.broadcast_to(jnp.arange(K + 1)[None] == 0, (4, K + 1))
     ours = weigh(
-        objectives.care_no_rgr(),
+        CARE_NO_RGR,
         rewards=is_anchor.astype(jnp.float32),
         correct=is_anchor,
         reflected=jnp.zeros_like(is_anchor),
@@ -92,7 +99,7 @@ def test_reflections_by_hand() -> None:
     rewards = jnp.array([[1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
     slot_one = jnp.arange(5)[None] == jnp.ones((3, 1), jnp.int32)
     ours = weigh(
-        objectives.care(),
+        CARE,
         rewards=rewards,
         correct=rewards > 0,
         reflected=slot_one,
@@ -112,20 +119,13 @@ def test_rescue_scales_by_hand() -> None:
         "reflected": jnp.zeros((1, 5), bool),
         "subgroup": make_subgroup([4], Outcome.ALL_WRONG),
     }
-    objective = objectives.care()
-    published = weigh(objective, **arguments)
+    published = weigh(CARE, **arguments)
     np.testing.assert_allclose(published.final[0], [2.0] + [-0.25] * 4, atol=1e-4)
-    objective.rescue.scale = "delta"
-    scaled = weigh(objective, **arguments)
+    by_delta = record(objectives.care, rescue__scale="delta")
+    scaled = weigh(by_delta, **arguments)
     np.testing.assert_allclose(scaled.final[0], [0.2] + [-0.025] * 4, atol=1e-5)
     mixed = arguments | {"subgroup": make_subgroup([4])}
-    np.testing.assert_array_equal(
-        weigh(objective, **mixed).final,
-        weigh(objectives.care(), **mixed).final,
-    )
-    objective.rescue.scale = "none"
-    with pytest.raises(ValueError, match="'none'; allowed are zscore, delta"):
-        weigh(objective, **arguments)
+    np.testing.assert_array_equal(weigh(by_delta, **mixed).final, weigh(CARE, **mixed).final)
 
 
 def random_rows(rng: np.random.Generator, outcomes: np.ndarray, slots: int) -> dict[str, np.ndarray]:
@@ -146,14 +146,13 @@ def random_rows(rng: np.random.Generator, outcomes: np.ndarray, slots: int) -> d
         {"equalise": False},
         {"normalise_std": False},
         {"reflected_scale": 0.4, "negative_scale": 0.7},
-        {"scale": "delta"},
+        {"rescue__scale": "delta"},
     ],
     ids=str,
 )
-def test_subgroup_advantages_equal_the_reference(change: dict[str, object]) -> None:
+def test_subgroup_advantages_equal_the_reference(change: dict[str, Any]) -> None:
     """Catches any wrong case of outcome, K', reflection, equaliser and rescue scale."""
-    objective = objectives.care()
-    (objective.rescue if "scale" in change else objective).update(change)
+    objective = record(objectives.care, **change)
     rng = np.random.default_rng(0)
     outcomes = rng.choice([Outcome.ALL_WRONG, Outcome.MIXED, Outcome.ALL_CORRECT], NUM_GROUPS, p=[0.3, 0.6, 0.1])
     counts = np.where(outcomes == Outcome.ALL_CORRECT, 0, rng.integers(1, K + 1, NUM_GROUPS)).astype(np.int32)
@@ -199,15 +198,13 @@ NO_SPAN = np.zeros_like(ANSWER)
 )
 def test_token_weights_by_hand(answer: np.ndarray, sampled: np.ndarray, correct: bool, expected: list[float]) -> None:
     """Catches a wrong rationale that is trained, a weight on a forced token, and a response without any weight."""
-    objective = objectives.care()
-    objective.region.format_weight = 0.25
+    objective = record(objectives.care, region__format_weight=0.25)
     arguments = {"think_mask": THINK, "answer_mask": answer, "sampled_mask": sampled, "correct": np.array([correct])}
     masks = {name: jnp.asarray(value) for name, value in arguments.items()}
-    ours = advantage.token_weights(**masks, objective=objective)
+    ours = token_weights(**masks, objective=objective)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours[0], expected, atol=1e-8)
-    objective.region.enabled = False
-    np.testing.assert_array_equal(advantage.token_weights(**masks, objective=objective), sampled.astype(np.float32))
+    np.testing.assert_array_equal(token_weights(**masks, objective=Objective()), sampled.astype(np.float32))
 
 
 def test_token_weights_equal_the_reference() -> None:
@@ -215,9 +212,8 @@ def test_token_weights_equal_the_reference() -> None:
     rng = np.random.default_rng(2)
     think, answer, sampled = (rng.random((50, 5, 6)) < share for share in (0.4, 0.15, 0.8))
     correct = rng.random((50, 5)) < 0.5
-    objective = objectives.care()
-    objective.region.format_weight = 0.3
-    ours = advantage.token_weights(
+    objective = record(objectives.care, region__format_weight=0.3)
+    ours = token_weights(
         think_mask=jnp.asarray(think),
         answer_mask=jnp.asarray(answer),
         sampled_mask=jnp.asarray(sampled),

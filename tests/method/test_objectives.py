@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
+import functools
 import math
+import re
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from care_jax import train
+from care_jax.config import flat
 from care_jax.method import objectives
+from care_jax.method.objectives import Objective
+from configs import demo
 from tests.end_to_end import SmallTask, apply, final_params, metrics, small
 
-ANCHORED = ("demo", "demo_care_no_rgr")
-PRESETS = (*ANCHORED, "demo_grpo", "demo_dapo", "demo_gspo", "demo_dr_grpo")
+NAMES_OF_PRESETS = ("care", "care_no_rgr", "grpo", "dapo", "gspo", "dr_grpo")
 NAMES = {
     *("accuracy/train", "format_rate", "unparsed_rate", "groups/mixed", "groups/all_wrong", "groups/all_correct"),
     *("advantage/failure_share", "entropy", "clip_fraction", "response_len/mean", "truncated_rate"),
@@ -28,27 +36,132 @@ REFLECTION_NAMES = {"reflect/tried", "time/reflect"}
 STEPS = 3
 
 
-def _leaves(config) -> set[str]:
-    return {
-        f"{key}.{name}" if name else key
-        for key, value in config.items()
-        for name in (_leaves(value) if hasattr(value, "items") else {""})
-    }
+# What each preset is: GRPO's values whole, and the others by what differs from it.
+GRPO: dict[str, Any] = {
+    "anchored": False,
+    "num_negatives": 4,
+    "num_neighbours": 6,
+    "selector": "farthest_first",
+    "normalise_std": True,
+    "negative_scale": 0.5,
+    "reflected_scale": 0.25,
+    "equalise": True,
+    "rescue.enabled": False,
+    "rescue.rank_by": "sum",
+    "rescue.delta": 0.1,
+    "rescue.scale": "zscore",
+    "reflect.enabled": False,
+    "reflect.cue": " Wait, the reasoning above contains an error. Find the wrong step, fix it and derive the answer "
+    "again, concisely.\n",
+    "reflect.max_rationale_len": 1024,
+    "reflect.source": "rationale",
+    "reflect.train_on": "continuation",
+    "region.enabled": False,
+    "region.gamma_pos": 0.005,
+    "region.gamma_neg": 0.0,
+    "region.format_weight": 0.0,
+    "ratio": "token",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "aggregate": "sequence",
+    "kl_coef": 0.01,
+    "dynamic_sampling": False,
+    "max_draws": 10,
+    "overlong_buffer_len": 0,
+    "overlong_penalty": 1.0,
+}
+_NO_RGR = {"anchored": True, "rescue.enabled": True, "region.enabled": True}
+CHANGES: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dapo": {
+        "clip_high": 0.28,
+        "aggregate": "token",
+        "kl_coef": 0.0,
+        "dynamic_sampling": True,
+        "overlong_buffer_len": 512,
+    },
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "kl_coef": 0.0},
+    "dr_grpo": {"normalise_std": False, "aggregate": "constant", "kl_coef": 0.0},
+    "care_no_rgr": _NO_RGR,
+    "care": _NO_RGR | {"reflect.enabled": True},
+}
 
 
-def test_presets_differ_in_values_only() -> None:
-    """Catches a field that one objective has and another lacks: code below would have to ask which one runs."""
-    presets = [getattr(objectives, name)() for name in ("grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care")]
-    assert len(_leaves(presets[0])) > 25
-    for preset in presets[1:]:
-        assert _leaves(preset) == _leaves(presets[0])
-        assert preset.to_dict() != presets[0].to_dict()
+@pytest.mark.parametrize("preset", CHANGES)
+def test_presets_have_the_published_values(preset: str) -> None:
+    """Catches a default that moves under every run, and a field that one objective has and another lacks."""
+    config = getattr(objectives, preset)()
+    expected = GRPO | CHANGES[preset]
+    assert flat(config) == expected
+    assert {key: type(value) for key, value in flat(config).items()} == {k: type(v) for k, v in expected.items()}
+    assert Objective.from_config(config).to_config().to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "a word": ("selector", "closest", "objective.selector='closest': choose one of farthest_first, nearest, random"),
+    "a word of rescue": ("rescue.scale", "none", "objective.rescue.scale='none': choose one of zscore, delta"),
+    "a rank": ("rescue.rank_by", "median", "objective.rescue.rank_by='median': choose one of sum, mean"),
+    "a source": ("reflect.source", "cue", "objective.reflect.source='cue': choose one of rationale, scratch"),
+    "a context": ("reflect.train_on", "all", "objective.reflect.train_on='all': choose one of continuation, rewrite"),
+    "a ratio": ("ratio", "mean", "objective.ratio='mean': choose one of token, sequence"),
+    "an aggregate": ("aggregate", "mean", "objective.aggregate='mean': choose one of sequence, token, constant"),
+    "a field": ("batch", 0.2, "objective.batch: no such field; the fields are anchored"),
+    "a misspelt field": ("clip_hihg", 0.2, "objective.clip_hihg: no such field; did you mean clip_high?"),
+    "a field of reflect": ("reflect.cues", "", "objective.reflect.cues: no such field; did you mean cue?"),
+    "a text for a number": ("kl_coef", "0.1", "objective.kl_coef='0.1': must be of type float"),
+    "a flag for a number": ("num_negatives", True, "objective.num_negatives=True: must be of type int"),
+    "a fraction of rows": ("num_negatives", 2.5, "objective.num_negatives=2.5: must be of type int"),
+    "a number for a flag": ("region.enabled", 1, "objective.region.enabled=1: must be of type bool"),
+    "a value for a group": ("region", 0.5, "objective.region=0.5: must be of type Region"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_record_refuses(name: str) -> None:
+    """Catches a typing error in a config or a test that trains another objective."""
+    key, value, message = WRONG[name]
+    group, _, field = key.rpartition(".")
+    values = objectives.care().to_dict()
+    (values[group] if group else values)[field] = value
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}.*$"):  # one line
+        Objective.from_config(ml_collections.ConfigDict(values))
+
+
+@pytest.mark.parametrize("field", ["kl_coef", "rescue", "reflect.cue"])
+def test_a_missing_field_is_refused(field: str) -> None:
+    """Catches an objective of an older run that silently gets the default of today."""
+    config = objectives.care()
+    group, _, name = field.rpartition(".")
+    with config.unlocked():
+        del (config[group] if group else config)[name]
+    with pytest.raises(ValueError, match=re.escape(f"objective.{field} is missing; start from a preset")):
+        Objective.from_config(config)
+
+
+def test_the_record_refuses_without_a_config_too() -> None:
+    """Catches a record changed in code that is checked only when it comes from a config."""
+    with pytest.raises(ValueError, match=re.escape("objective.ratio='mean': choose one of token, sequence")):
+        dataclasses.replace(Objective(), ratio="mean")
+
+
+def test_the_record_is_static_under_jit() -> None:
+    """Catches an objective that jit cannot hash, or that compiles again although nothing in it changed."""
+    traced = []
+
+    @functools.partial(jax.jit, static_argnames="objective")
+    def scaled(x: jax.Array, objective: Objective) -> jax.Array:
+        traced.append(objective.ratio)
+        return x * objective.clip_low
+
+    for preset in (objectives.care, objectives.care, objectives.gspo):
+        scaled(jnp.ones(2), objective=Objective.from_config(preset()))
+    assert traced == ["token", "sequence"]
+
+
+@pytest.mark.parametrize("preset", NAMES_OF_PRESETS)
 def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     """Catches a preset that does not load, compile or learn, and a metric that is lost, renamed or not a number."""
-    config = importlib.import_module(f"configs.{preset}").get_config()
+    config = demo.get_config(preset)
     overrides = small(cached.model, cached.data, train__steps=STEPS, model__weights=str(cached.cold_start))
     apply(config, overrides | {"optimizer.lr": 1e-3, "optimizer.schedule": "linear", "optimizer.final_lr_ratio": 0.1})
     state = train.run(config, tmp_path / "run")
@@ -73,7 +186,8 @@ def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     assert [row["lr"] for row in rows] == pytest.approx([0.0, 1e-3, 5.5e-4])
     if config.objective.kl_coef > 0:  # the policy is the reference until it has moved, after the second update
         kl = [row["kl"] for row in rows]
-        assert kl[:2] == pytest.approx([0, 0], abs=1e-6) and 1e-6 < kl[2] < 10
+        assert kl[:2] == pytest.approx([0, 0], abs=1e-6)
+        assert 1e-6 < kl[2] < 10
         assert rows[2]["kl_loss"] == pytest.approx(config.objective.kl_coef * kl[2], rel=0.5)
 
     before, after = final_params(cached.cold_start), final_params(tmp_path / "run")
@@ -83,7 +197,7 @@ def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
 
 def test_the_samplers_scores_train_too(cached: SmallTask, tmp_path: Path) -> None:
     """Catches a step that still needs the scoring pass, and a gap that is no longer measured."""
-    config = importlib.import_module("configs.demo").get_config()
+    config = demo.get_config()
     apply(config, small(cached.model, cached.data, train__steps=2, model__weights=str(cached.cold_start)))
     config.score.old_from = "sampler"
     config.rollout.compact_shares = (0.5,)
@@ -91,5 +205,6 @@ def test_the_samplers_scores_train_too(cached: SmallTask, tmp_path: Path) -> Non
     rows = [row for row in metrics(tmp_path / "run") if "loss" in row]
     assert sum(row["groups/mixed"] for row in rows) > 0
     for row in rows:
-        assert row["entropy"] > 0 and "logprob_gap/max" not in row
+        assert row["entropy"] > 0
+        assert "logprob_gap/max" not in row
         assert 0 < row["logprob_gap/mean"] <= 1e-5

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
-from care_jax import config
+from care_jax.inputs.responses import encode_rewrite
 from care_jax.method import objectives, reflect
+from care_jax.method.objectives import Objective
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.rewards.spans import TokenBytes
 from care_jax.structs import Outcome, Rollouts, Subgroup
+from tests.presets import record
 
 CUE = " Wait!"
+SHORT = {"reflect__cue": CUE, "reflect__max_rationale_len": 6}
 TEXTS = [
     ["<think>1+1=3</think><answer>3</answer>", "<think>1+1=2</think><answer>2</answer>"],
     ["<think>a long rationale</think>", "<think>no end", "unused"],
@@ -21,10 +26,9 @@ TEXTS = [
 
 
 @pytest.fixture
-def objective():
-    o = objectives.care()
-    o.reflect.cue, o.reflect.max_rationale_len = CUE, 6
-    return o
+def objective() -> Objective:
+    """CARE with a short cue and short rationales."""
+    return record(objectives.care, **SHORT)
 
 
 @pytest.fixture
@@ -88,34 +92,29 @@ def test_a_long_rationale_is_cut_and_the_cue_kept(tiny_processor, objective, sub
     assert forced.forced_len[1, 0] == forced.token_ids.shape[-1]
 
 
-def test_a_config_without_room_for_a_repair_is_refused(tiny_processor):
+def test_a_config_without_room_for_a_repair_is_refused(tiny_processor, objective):
     """Catches a cue that fills the response: such repairs never run, and nothing says so."""
-    c = config.base()
-    c.objective.reflect.cue, c.objective.reflect.max_rationale_len = CUE, 6
-    width = reflect.forced_width(tiny_processor, c.objective)
-    c.rollout.response_len = width + 1
-    reflect.require_room(tiny_processor, c)
-    c.rollout.response_len = width
+    width = reflect.forced_width(tiny_processor, objective)
+    reflect.require_room(tiny_processor, objective, response_len=width + 1)
     with pytest.raises(ValueError, match=f"max_rationale_len=6: .* {width} tokens .*response_len={width} .* at most 5"):
-        reflect.require_room(tiny_processor, c)
-    for harmless in ({"source": "scratch"}, {"train_on": "rewrite"}):
-        other = c.copy_and_resolve_references()
-        other.objective.reflect.update(harmless)
-        reflect.require_room(tiny_processor, other)
+        reflect.require_room(tiny_processor, objective, response_len=width)
+    for harmless in ({"source": "scratch"}, {"train_on": "rewrite"}, {"enabled": False}):
+        other = record(objectives.care, **SHORT, **{f"reflect__{name}": value for name, value in harmless.items()})
+        reflect.require_room(tiny_processor, other, response_len=width)
 
 
-def test_from_scratch_forces_nothing(tiny_processor, objective, subgroup):
+def test_from_scratch_forces_nothing(tiny_processor, subgroup):
     """Catches an ablation that still shows the failed rationale."""
-    objective.reflect.source = "scratch"
+    objective = record(objectives.care, **SHORT, reflect__source="scratch")
     forced = reflect.force_prefixes(tiny_processor, objective, texts=TEXTS, subgroup=subgroup)
     assert forced.active[:, 0].tolist() == [True, True, False, False]
     assert not forced.forced_len.any()
 
 
-def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor, objective):
+def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor):
     """Catches a second <think> before the one that was sampled, as nothing was forced."""
-    objective.reflect.source = "scratch"
-    clean = tiny_processor.encode_rewrite("<think>2</think><answer>2</answer>")
+    objective = record(objectives.care, **SHORT, reflect__source="scratch")
+    clean = encode_rewrite(tiny_processor, "<think>2</think><answer>2</answer>")
     token_ids = np.zeros((1, 1, 24), np.int32)
     token_ids[0, 0, : len(clean)] = clean
     given = Rollouts(
@@ -133,9 +132,8 @@ def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor, obje
 
 
 def test_rewrite_keeps_what_was_sampled(tiny_processor, objective):
-    """Catches a stop token after a cut-off one, one that no longer fits and counts as whole, and log-probs of another
-    context."""
-    encode = tiny_processor.encode_rewrite
+    """Catches a stop token after a cut-off response, a cut one that counts as whole, another context's log-probs."""
+    encode = functools.partial(encode_rewrite, tiny_processor)
     repaired = "2</think><answer>2</answer>"
     rows = [encode(repaired), encode(repaired)[:-1], [], encode("22" + repaired)]
     clean = encode("<think>" + repaired)

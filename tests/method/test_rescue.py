@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from care_jax.method import objectives, rescue, subgroup
+from tests.presets import record
 
 LOGPROBS = jnp.array([[[-1.0, -1.0, -1.0], [-2.0, 0.0, 0.0], [-9.0, -0.5, -0.5], [0.0, 0.0, 0.0]]])
 SAMPLED = jnp.array([[[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 0]]], dtype=bool)
@@ -40,12 +41,6 @@ def test_nan_where_nothing_was_sampled_is_not_seen() -> None:
     assert rescue.choose_pseudo_anchor(poisoned, SAMPLED, "sum").tolist() == [2]
 
 
-def test_unknown_rank_is_refused() -> None:
-    """Catches a typing error in the config that falls back to something."""
-    with pytest.raises(ValueError, match="'median'; allowed are sum, mean"):
-        rescue.choose_pseudo_anchor(LOGPROBS, SAMPLED, "median")
-
-
 def test_pseudo_rewards_by_hand() -> None:
     """Catches K in place of K', and rewards in unused slots."""
     valid = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=bool)
@@ -63,8 +58,7 @@ def test_representatives_spread_from_the_one_farthest_from_the_pseudo_anchor() -
     zeros = jnp.zeros((1, 7), jnp.int32)
     chosen = {}
     for num_negatives in (1, 3):
-        objective = objectives.care_no_rgr()
-        objective.num_negatives = num_negatives
+        objective = record(objectives.care_no_rgr, num_negatives=num_negatives)
         select = jax.jit(functools.partial(subgroup.select_subgroup, key=None, objective=objective))
         ours = select(
             correct=zeros > 0,

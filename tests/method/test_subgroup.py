@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from care_jax.method import objectives, subgroup
+from care_jax.method.objectives import Objective
 from care_jax.structs import Outcome, Subgroup
 from tests import reference
+from tests.presets import record
 
 NUM_GROUPS, RESPONSE_LEN = 500, 6
 
@@ -35,19 +36,18 @@ def random_groups(rng: np.random.Generator, rollouts: int) -> dict[str, np.ndarr
 
 
 @functools.cache
-def jitted(objective: ml_collections.FrozenConfigDict) -> Callable[..., Subgroup]:
+def jitted(objective: Objective) -> Callable[..., Subgroup]:
+    """The selection of an objective, compiled once a shape."""
     return jax.jit(functools.partial(subgroup.select_subgroup, objective=objective))
 
 
-def select(
-    groups: dict[str, np.ndarray], objective: ml_collections.ConfigDict, key: jax.Array | None = None
-) -> Subgroup:
-    return jitted(ml_collections.FrozenConfigDict(objective))(**groups, key=key)
+def select(groups: dict[str, np.ndarray], objective: Objective, key: jax.Array | None = None) -> Subgroup:
+    """Selects the rows of NumPy groups."""
+    return jitted(objective)(**groups, key=key)
 
 
-def assert_equals_reference(
-    groups: dict[str, np.ndarray], objective: ml_collections.ConfigDict
-) -> list[reference.Group]:
+def assert_equals_reference(groups: dict[str, np.ndarray], objective: Objective) -> list[reference.Group]:
+    """Selects with care_jax and with the slow reference, which must agree; returns the reference's groups."""
     ours = select(groups, objective)
     index, valid = np.asarray(ours.index), np.asarray(ours.valid)
     expected = []
@@ -77,9 +77,9 @@ def assert_equals_reference(
 )
 def test_selection_equals_the_reference(selector: str, rollouts: int, num_negatives: int, num_neighbours: int) -> None:
     """Catches a wrong tie, count or order: one failure, none, all wrong, K' < K, M < K, K > G - 1, missing spans."""
-    objective = objectives.care_no_rgr()
-    objective.selector = selector
-    objective.num_negatives, objective.num_neighbours = num_negatives, num_neighbours
+    objective = record(
+        objectives.care_no_rgr, selector=selector, num_negatives=num_negatives, num_neighbours=num_neighbours
+    )
     expected = assert_equals_reference(random_groups(np.random.default_rng(rollouts), rollouts), objective)
     seen = {(group.outcome, group.num_negatives) for group in expected}
     assert {(reference.MIXED, 1), (reference.ALL_CORRECT, 0)} <= seen
@@ -89,17 +89,17 @@ def test_selection_equals_the_reference(selector: str, rollouts: int, num_negati
 @pytest.mark.parametrize("enabled", [True, False])
 def test_rescue_by_mean_and_rescue_off_equal_the_reference(enabled: bool) -> None:
     """Catches an all-wrong group that is updated although rescue is off, and a mean over padding."""
-    objective = objectives.care_no_rgr()
-    objective.rescue.enabled, objective.rescue.rank_by = enabled, "mean"
+    objective = record(objectives.care_no_rgr, rescue__enabled=enabled, rescue__rank_by="mean")
     assert_equals_reference(random_groups(np.random.default_rng(1), 7), objective)
 
 
 def test_without_an_anchor_every_row_is_kept_in_order() -> None:
     """Catches GRPO losing rows of uniform groups."""
     groups = random_groups(np.random.default_rng(2), 4)
-    assert_equals_reference(groups, objectives.grpo())
-    ours = select(groups, objectives.grpo())
-    assert ours.index[7].tolist() == [0, 1, 2, 3] and bool(ours.valid.all())
+    assert_equals_reference(groups, Objective())
+    ours = select(groups, Objective())
+    assert ours.index[7].tolist() == [0, 1, 2, 3]
+    assert bool(ours.valid.all())
 
 
 def test_outcomes() -> None:
@@ -127,6 +127,7 @@ def test_anchor_by_hand(correct: list[int], think_len: list[int], answer_len: li
 
 
 def directions(*degrees: float) -> np.ndarray:
+    """Unit vectors of one group in the plane."""
     return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)[None].astype(np.float32)
 
 
@@ -150,10 +151,9 @@ def test_negatives_by_hand() -> None:
     }
     chosen = {}
     for selector in expected:
-        objective = objectives.care_no_rgr()
-        objective.selector = selector
-        ours = select(groups, objective)
-        assert ours.num_negatives.tolist() == [4] and ours.valid.tolist() == [[True] * 5]
+        ours = select(groups, record(objectives.care_no_rgr, selector=selector))
+        assert ours.num_negatives.tolist() == [4]
+        assert ours.valid.tolist() == [[True] * 5]
         chosen[selector] = ours.index[0].tolist()
     assert chosen == expected
 
@@ -162,19 +162,20 @@ def test_zero_states_are_equally_far_from_everything() -> None:
     """Catches nan or a shuffled order where no rollout has a rationale to embed."""
     groups = random_groups(np.random.default_rng(3), 8)
     groups["think_states"] = np.zeros_like(groups["think_states"])
-    for group in assert_equals_reference(groups, objectives.care_no_rgr()):
+    for group in assert_equals_reference(groups, record(objectives.care_no_rgr)):
         assert group.rows[1:] == sorted(group.rows[1:])
 
 
 def test_random_selector_takes_failures_evenly() -> None:
     """Catches a successful rollout, a repeated row or a fixed choice among the random negatives."""
-    objective = objectives.care_no_rgr()
-    objective.selector = "random"
+    objective = record(objectives.care_no_rgr, selector="random")
     groups = random_groups(np.random.default_rng(4), 8)
     groups["correct"] = np.tile(np.arange(8) == 2, (NUM_GROUPS, 1))
     ours, again, other = (select(groups, objective, jax.random.key(seed)) for seed in (0, 0, 1))
     index = np.asarray(ours.index)
-    assert bool(ours.valid.all()) and (index[:, 0] == 2).all() and (index == np.asarray(again.index)).all()
+    assert bool(ours.valid.all())
+    assert (index[:, 0] == 2).all()
+    assert (index == np.asarray(again.index)).all()
     assert (index != np.asarray(other.index)).any()
     assert all(len({*row}) == 5 for row in index.tolist())
     share = np.bincount(index[:, 1:].ravel(), minlength=8) / NUM_GROUPS
@@ -186,21 +187,16 @@ def test_distances_are_those_of_the_states() -> None:
     """Catches a half-precision product, which reorders near neighbours."""
     states = np.random.default_rng(5).standard_normal((3, 4, 64)).astype(np.float32)
     states /= np.linalg.norm(states, axis=-1, keepdims=True)
-    expected = -np.einsum("bid,bjd->bij", states.astype(np.float64), states.astype(np.float64))
+    expected = -np.einsum("bgd,bzd->bgz", states.astype(np.float64), states.astype(np.float64))
     np.testing.assert_allclose(subgroup.state_distances(jnp.asarray(states)), expected, atol=1e-6)
     lowered = jax.jit(subgroup.state_distances).trace(states).lower(lowering_platforms=("tpu",)).as_text()
     assert "HIGHEST" in lowered
 
 
 def test_refusals_name_what_is_allowed() -> None:
-    """Catches an unknown option or an impossible group that silently trains on something else."""
+    """Catches a missing key or an impossible group that silently trains on something else."""
     groups = random_groups(np.random.default_rng(6), 2)
-    objective = objectives.care_no_rgr()
-    objective.selector = "closest"
-    with pytest.raises(ValueError, match="'closest'; allowed are farthest_first, nearest, random, mixed, farthest"):
-        select(groups, objective)
-    objective.selector = "random"
     with pytest.raises(ValueError, match="given no key"):
-        select(groups, objective)
-    with pytest.raises(ValueError, match="1 rollouts.*at least 2, 1 and 1"):
-        select({name: value[:, :1] for name, value in groups.items()}, objectives.care_no_rgr())
+        select(groups, record(objectives.care_no_rgr, selector="random"))
+    with pytest.raises(ValueError, match=r"1 rollouts.*at least 2, 1 and 1"):
+        select({name: value[:, :1] for name, value in groups.items()}, record(objectives.care_no_rgr))

@@ -9,7 +9,8 @@ import pytest
 
 from care_jax.method import objectives, train_batch
 from care_jax.method.train_batch import Reflection
-from care_jax.structs import Outcome, Rollouts, Scores, Subgroup, Verdicts
+from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Subgroup, Verdicts, zeros
+from tests.presets import record
 
 B, G, R = 3, 4, 5
 # Group 0 is mixed, 1 all wrong, 2 mixed. Their rows, anchor first; the last slot of group 2 is unused.
@@ -19,6 +20,7 @@ CORRECT = np.array([[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
 
 
 def numbered(first: int, *shape: int) -> np.ndarray:
+    """An array of its own number in every place."""
     return np.arange(first, first + int(np.prod(shape))).reshape(shape)
 
 
@@ -42,10 +44,10 @@ def assemble():
     scores = Scores(numbered(0, B, G, R).astype(np.float32), np.zeros((B, G, R)), np.zeros((B, G, 2)))
     outcome = np.array([Outcome.MIXED, Outcome.ALL_WRONG, Outcome.MIXED], np.int32)
     subgroup = Subgroup(INDEX, VALID, outcome, np.array([2, 2, 1], np.int32))
-    objective = objectives.care()
-    objective.num_negatives = 2
-    run = jax.jit(lambda reflection: train_batch.assemble(None, *given, reflection, objective=objective))
-    given = jax.device_put((rollouts, verdicts, scores, subgroup))
+    prompts = zeros(Prompts, B=B, P=1, I=0, F=0, X=0)
+    objective = record(objectives.care, num_negatives=2)
+    run = jax.jit(lambda reflection: train_batch.assemble(*given, reflection, objective=objective))
+    given = jax.device_put((prompts, rollouts, verdicts, scores, subgroup))
     return lambda reflection: jax.device_get(run(reflection))
 
 
@@ -68,7 +70,7 @@ def reflection(tried: list[bool], correct: list[bool]) -> Reflection:
 
 def test_rows_come_from_their_own_group(assemble):
     """Catches a gather along the wrong axis, and an unused slot that counts."""
-    ours = assemble(train_batch.no_reflection(B, R))
+    ours = assemble(zeros(Reflection, B=B, R=R))
     batch = ours.batch
     for b, s in np.ndindex(B, 3):
         g = INDEX[b, s]
@@ -78,12 +80,13 @@ def test_rows_come_from_their_own_group(assemble):
         assert batch.sampled_mask[b, s].tolist() == [bool(VALID[b, s])] * 4 + [False]
     np.testing.assert_array_equal(batch.row_mask, VALID)
     np.testing.assert_array_equal(batch.logprobs_ref, batch.logprobs_old)
-    assert batch.advantages[2, 2] == 0 and not batch.token_weights[2, 2].any()
+    assert batch.advantages[2, 2] == 0
+    assert not batch.token_weights[2, 2].any()
 
 
 def test_advantages_and_weights_by_hand(assemble):
     """Catches the rewards of other rows than the ones gathered, and weights by the pseudo-anchor's verdict."""
-    ours = assemble(train_batch.no_reflection(B, R))
+    ours = assemble(zeros(Reflection, B=B, R=R))
     root = 2**0.5
     raw = [[root, -1 / root, -1 / root], [root, -1 / root, -1 / root], [1, -1, 0]]
     np.testing.assert_allclose(ours.advantages.raw, raw, rtol=0, atol=2e-5)
@@ -98,7 +101,7 @@ def test_advantages_and_weights_by_hand(assemble):
 @pytest.mark.parametrize("correct", [True, False])
 def test_a_reflection_replaces_slot_1_of_mixed_groups_alone(assemble, correct):
     """Catches a replaced anchor or far negative, a reflection in a rescued group, and one that was never tried."""
-    plain = assemble(train_batch.no_reflection(B, R))
+    plain = assemble(zeros(Reflection, B=B, R=R))
     ours = assemble(reflection([True, True, False], [correct] * B))
     np.testing.assert_array_equal(ours.batch.token_ids[0, 1], 1000 + np.arange(R))
     np.testing.assert_array_equal(ours.batch.logprobs_old[0, 1], -1000.0 - np.arange(R))

@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 
 from care_jax.config import base
 from care_jax.models import attention, splash
-from care_jax.run.build import make_model_config
+from care_jax.stages.model import make_model_config
 
 B, H, N, C = 2, 4, 2, 20  # two query heads a key/value head; no channel count of a power of two
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -26,6 +26,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
+    """The type of q, k and v."""
     return jnp.dtype(request.param)
 
 
@@ -37,18 +38,19 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Normal random arrays."""
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
 
 
 def plain(visible: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(C)) v in float32 where visible [B, T, S], one head after the other."""
+    """softmax(q k / sqrt(C)) v in float32 where visible [B, T, Z], one head after the other."""
     heads = []
     for h in range(q.shape[2]):
         kv = h * k.shape[2] // q.shape[2]
-        scores = jnp.einsum("btc,bsc->bts", q[:, :, h], k[:, :, kv]) / q.shape[-1] ** 0.5
+        scores = jnp.einsum("btc,bzc->btz", q[:, :, h], k[:, :, kv]) / q.shape[-1] ** 0.5
         weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-        heads.append(jnp.einsum("bts,bsc->btc", weights, v[:, :, kv]))
+        heads.append(jnp.einsum("btz,bzc->btc", weights, v[:, :, kv]))
     return jnp.stack(heads, axis=2)
 
 
@@ -83,13 +85,15 @@ def check(
 
 
 @pytest.mark.parametrize(
-    "num_prompt, num_branches, num_response, alone",
+    ("num_prompt", "num_branches", "num_response", "alone"),
     [(128, 2, 128, False), (150, 3, 70, False), (150, 2, 70, True)],
     ids=["whole blocks", "across blocks", "branches alone"],
 )
 def test_prompt_and_branches(dtype, num_prompt, num_branches, num_response, alone):
-    """Catches a branch that sees another one or a prompt's padding, a key/value head of the wrong query heads, a
-    block that is skipped and should not be, and padding to whole blocks that leaks."""
+    """Catches a branch that sees another one or a prompt's padding, and a key/value head of the wrong query heads.
+
+    Also a block that is skipped and should not be, and padding to whole blocks that leaks.
+    """
     total = num_prompt + num_branches * num_response
     prompt_len = np.array([num_prompt, num_prompt // 3])
     token = np.arange(total)
@@ -179,8 +183,10 @@ def scores_in_memory(program: str, num_tokens: int) -> list[str]:
 
 
 def test_compiled_prompt_and_branches(chip):
-    """Catches blocks that do not fit into a chip's vector memory, and scores that go through the main memory, at the
-    head sizes of Qwen2.5-VL-7B."""
+    """Catches blocks that do not fit a chip's vector memory, and scores that go through the main memory.
+
+    The head sizes are those of Qwen2.5-VL-7B.
+    """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, prompt_len: jax.Array) -> jax.Array:
         return attention.stream_attention(
@@ -188,17 +194,19 @@ def test_compiled_prompt_and_branches(chip):
         )
 
     program = compiled_for(chip, attend, (1, 12288, 28, 128), (1, 12288, 4, 128), (1, 12288, 4, 128), (1,))
-    assert "tpu_custom_call" in program and not scores_in_memory(program, 12288)
+    assert "tpu_custom_call" in program
+    assert not scores_in_memory(program, 12288)
 
 
 def test_compiled_images(chip):
-    """The same of the vision tower, whose heads have 80 channels."""
+    """Catches the same in the vision tower, whose heads have 80 channels."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
         return attention.segment_attention(q, k, v, ids, segment_len=64, implementation="splash")
 
     program = compiled_for(chip, attend, *[(1, 2048, 16, 80)] * 3, (1, 2048))
-    assert "tpu_custom_call" in program and not scores_in_memory(program, 2048)
+    assert "tpu_custom_call" in program
+    assert not scores_in_memory(program, 2048)
 
 
 def test_scores_in_memory_are_found():
@@ -209,7 +217,7 @@ def test_scores_in_memory_are_found():
 
 
 @pytest.mark.parametrize(
-    "platform, wanted, chosen", [("tpu", "auto", "splash"), ("tpu", "xla", "xla"), ("cpu", "auto", "xla")]
+    ("platform", "wanted", "chosen"), [("tpu", "auto", "splash"), ("tpu", "xla", "xla"), ("cpu", "auto", "xla")]
 )
 def test_chosen_by_platform(tiny_folder, platform, wanted, chosen):
     """Catches a kernel that no run takes, or one that cannot be turned off."""

@@ -11,7 +11,7 @@ import pytest
 
 from care_jax import models
 from care_jax.models.published import published_config
-from convert import tables
+from convert import mapping
 from tests.families import FAMILIES, make_folder, read_json
 
 # Of transformers 5.23's models of the same configs, on torch's meta device; a tied head counts once.
@@ -35,15 +35,17 @@ def test_published_sizes(name, tmp_path):
     model = models.abstract_model(config)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model)) == NUM_PARAMS[name]
     shapes = {key: leaf.shape for key, leaf in models.params_to_dict(model).items()}
-    assert {weight.ours: weight.our_shape for weight in tables.table(config)} == shapes
+    assert {weight.ours: weight.our_shape for weight in mapping.weights_of(config)} == shapes
 
 
 @pytest.fixture(params=FAMILIES)
 def folder(request, tiny_folder, tmp_path) -> Path:
+    """The tiny folder of each family."""
     return make_folder(request.param, tiny_folder, tmp_path / "model")
 
 
 def write(folder: Path, change) -> None:
+    """Rewrites config.json after `change` was called with its fields."""
     config = read_json(folder / "config.json")
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
@@ -55,6 +57,15 @@ def change_fields(config, change) -> None:
     places = {"rope": text["rope_scaling"], "text": text, "vision_config": config["vision_config"]}
     for name, value in change.items():
         places[name].update(value) if isinstance(value, dict) else config.update({name: value})
+
+
+def refusal(folder: Path) -> str:
+    """The error that reading the folder's config gives; "" if it is read."""
+    try:
+        models.load_model_config(folder)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def test_every_field_that_is_read_is_needed(folder):
@@ -69,12 +80,11 @@ def test_every_field_that_is_read_is_needed(folder):
         for name in list(fields):
             value = fields.pop(name)
             (folder / "config.json").write_text(json.dumps(config))
-            try:
-                models.load_model_config(folder)
-            except ValueError as error:
+            if told := refusal(folder):
                 needed += 1
-                assert f"has no field '{name}'" in str(error) and str(folder / "config.json") in str(error)
-                assert place in str(error)
+                assert f"has no field '{name}'" in told
+                assert str(folder / "config.json") in told
+                assert place in told
             fields[name] = value
     assert needed >= 26
 
@@ -130,6 +140,7 @@ def test_impossible_values_are_refused(folder, change, message):
     ],
 )
 def test_impossible_qwen3_towers_are_refused(tiny_folder, tmp_path, change, message):
+    """Catches deepstack blocks that the tower does not have, and a position grid that is not square."""
     folder = make_folder("qwen3_vl", tiny_folder, tmp_path / "model")
     write(folder, lambda config: config["vision_config"].update(change))
     with pytest.raises(ValueError, match=message):
@@ -137,8 +148,9 @@ def test_impossible_qwen3_towers_are_refused(tiny_folder, tmp_path, change, mess
 
 
 def test_files_that_are_no_config(tmp_path):
-    with pytest.raises(ValueError, match="no config.json in"):
+    """Catches a traceback of a missing or broken file."""
+    with pytest.raises(ValueError, match=r"no config\.json in"):
         models.load_model_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
         models.load_model_config(tmp_path)

@@ -16,14 +16,16 @@ import torch
 import transformers
 
 from care_jax import models
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import decoder
 from care_jax.models.attention import segment_attention
-from care_jax.models.vision import rotary_tables
+from care_jax.models.vision import own_patches, rotary_tables
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
 from care_jax.structs import Prompts, Record, Video
-from convert import mapping, tables
+from convert import mapping
 from tests import weights
 from tests.families import FAMILIES, make_folder, random_oracle
 from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question
@@ -69,14 +71,16 @@ class Family(NamedTuple):
 
 
 def record_of(case: str) -> Record:
+    """The question of a case."""
     prompt, sizes, videos = CASES[case]
     clips = tuple(Video(tuple(map(encode, frames_of(*size))), FPS) for size in videos)
     return question(prompt, *[encode(picture(*size)) for size in sizes], videos=clips)
 
 
 def make_row(case: str, processor: Processor, pixels_of: Callable, oracle: transformers.PreTrainedModel) -> Row:
+    """A case's prompt, with images and videos as transformers' processor makes them."""
     _, sizes, videos = CASES[case]
-    ids = torch.from_numpy(processor.encode_prompt(record_of(case)).token_ids)[None].long()
+    ids = torch.from_numpy(encode_prompt(processor, record_of(case)).token_ids)[None].long()
     row = Row(ids, {}, {})
     if sizes:
         row.images.update(pixels_of(images=[picture(*size) for size in sizes], return_tensors="pt"))
@@ -113,7 +117,7 @@ def family(request, tiny_folder, tmp_path_factory) -> Family:
 def batch_of(case: str, processor: Processor) -> tuple[list[str], Prompts]:
     """A case alone, or all of them together; every batch has the same padded sizes."""
     names = list(CASES) if case == ALL else [case]
-    return names, jax.device_put(processor.collate([processor.encode_prompt(record_of(name)) for name in names]))
+    return names, jax.device_put(collate(processor, [encode_prompt(processor, record_of(name)) for name in names]))
 
 
 class Stages(NamedTuple):
@@ -127,10 +131,11 @@ class Stages(NamedTuple):
 
 @jax.jit
 def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
+    """Our model on prompts, one block and one layer after the other."""
     tower, config = model.visual, model.config
     cos, sin = rotary_tables(prompts.patch_position_ids, config.vision)
     blocks = [tower.patch_embed(prompts.patches)]
-    x = blocks[0] + tower._learned_positions(prompts) if config.vision.grid_side else blocks[0]
+    x = blocks[0] + tower._learned_positions(own_patches(prompts)) if config.vision.grid_side else blocks[0]
     for index in range(config.vision.depth):
         whole = not config.vision.window_size or index in config.vision.fullatt_block_indexes
         ids = prompts.image_ids if whole else prompts.window_ids
@@ -149,8 +154,10 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
 
 
 def run_oracle(oracle: transformers.PreTrainedModel, row: Row) -> dict[str, list[np.ndarray]]:
-    """What transformers' modules give on a prompt without padding, in the order of their calls, and what goes into
-    the decoder's layers; first images, then videos."""
+    """Outputs of transformers' modules on a prompt without padding, in the order of their calls.
+
+    For the decoder's layers these are their inputs. Images come first, then videos.
+    """
     seen: dict[str, list[np.ndarray]] = {"deepstack": []}
 
     def keep(name: str, value: torch.Tensor) -> None:
@@ -179,18 +186,21 @@ def run_oracle(oracle: transformers.PreTrainedModel, row: Row) -> dict[str, list
 
 
 def hub_positions(oracle: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """[3, tokens] of transformers."""
+    """Positions [3, tokens] from transformers."""
     return oracle.model.get_rope_index(**{k: v for k, v in inputs.items() if "pixel" not in k})[0][:, 0].numpy()
 
 
 def assert_close(ours: jax.Array, expected: np.ndarray, tolerance: float, stage: str) -> None:
+    """Compares a stage's states; an error names the stage."""
     np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance, err_msg=stage)
 
 
 @pytest.mark.parametrize("case", [*CASES, ALL])
 def test_prompts_equal_transformers(family, case):
-    """Catches windows, rotary sections, deepstack layers, biases, norms, activations and positions that differ, and
-    padding or another image that leaks."""
+    """Catches windows, rotary sections, deepstack layers, biases, norms, activations and positions that differ.
+
+    Also padding or another image that leaks.
+    """
     oracle, model, processor, rows = family
     names, prompts = batch_of(case, processor)
     ours = run_prompts(model, prompts)
@@ -238,7 +248,7 @@ def test_bfloat16_stays_as_near_as_transformers(family):
     config = dataclasses.replace(model.config, compute_dtype="bfloat16")
     rough = models.params_from_dict(config, models.params_to_dict(model))
     exact, ours = (
-        np.asarray(jax.nn.log_softmax(each.logits(rollout.prefill(each, prompts).last_hidden)))
+        np.asarray(jax.nn.log_softmax(each.logits(jax.jit(models.QwenVL.prefill)(each, prompts).last_hidden)))
         for each in (model, rough)
     )
     low = copy.deepcopy(oracle).to(torch.bfloat16)
@@ -255,7 +265,7 @@ def test_positions_of_a_response_go_on_from_the_prompt(family):
     """Catches decode positions that differ from those of a forward pass over prompt and response."""
     oracle, _, processor, rows = family
     for name, row in rows.items():
-        example = processor.encode_prompt(record_of(name))
+        example = encode_prompt(processor, record_of(name))
         whole = hub_positions(oracle, row.inputs(*[65] * 5))
         assert whole[:, -5:].tolist() == [[example.next_position + n for n in range(5)]] * 3, name
 
@@ -268,7 +278,7 @@ def test_greedy_generation_equals_transformers(family):
     forbidden = processor.forbidden_mask  # an image token would want an image
     ours = rollout.generate(
         model,
-        rollout.prefill(model, prompts),
+        jax.jit(models.QwenVL.prefill)(model, prompts),
         rollout.nothing_forced(len(names), 1),
         jnp.asarray(forbidden),
         jax.random.key(0),
@@ -304,7 +314,7 @@ def test_gradients_equal_transformers(family):
     expected = {mapping.hub_name(name): parameter.grad.numpy() for name, parameter in oracle.named_parameters()}
 
     grads = masked_loss_gradient(model, prompts, jnp.asarray(token_ids, jnp.int32), jnp.asarray(mask))
-    ours = weights.to_hf(models.params_to_dict(grads), tables.table(model.config))
+    ours = weights.to_hf(models.params_to_dict(grads), mapping.weights_of(model.config))
     assert ours.keys() == expected.keys()
     off = {name: np.abs(ours[name] - grad).max() / np.abs(grad).max() for name, grad in expected.items()}
     assert max(off.values()) <= GRADIENT_TOLERANCE, sorted(off.items(), key=lambda item: -item[1])[:5]

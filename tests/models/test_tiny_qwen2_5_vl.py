@@ -19,11 +19,13 @@ def test_tiny_folder_loads_silently_and_round_trips(tiny_folder, tmp_path, caplo
         config.save_pretrained(tmp_path)
         again = AutoConfig.from_pretrained(tmp_path)
     assert [entry.getMessage() for entry in caplog.records] == []
-    assert generation.eos_token_id == [274, 272] and generation.pad_token_id == 272
+    assert generation.eos_token_id == [274, 272]
+    assert generation.pad_token_id == 272
     assert again.text_config.to_dict() == config.text_config.to_dict()
     assert again.vision_config.to_dict() == config.vision_config.to_dict()
     assert (config.text_config.hidden_size, config.vision_config.window_size) == (128, 56)
-    assert config.text_config.rope_parameters["mrope_section"] == [4, 6, 6] and config.tie_word_embeddings
+    assert config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
+    assert config.tie_word_embeddings
 
 
 def test_tiny_tokenizer(tiny_folder):

@@ -21,16 +21,19 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{
 
 
 def write_lines(path: Path, rows: list[dict], torn: str = "") -> None:
+    """Writes JSON lines, and a torn one."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
 
 
 def event(outcome: str = "MIXED", **changes) -> dict:
+    """A line of events.jsonl."""
     group = {"step": 1, "id": "q", "source": "count", "outcome": outcome, "anchor": 0, "negatives": [1, 2]}
     group |= {"num_negatives": 2, "advantages_raw": [1.4, -0.7, -0.7], "reflected": None, "reflection_correct": None}
     return group | changes
 
 
 def sample(step: int = 1, **changes) -> dict:
+    """A line of samples.jsonl."""
     rollout = {"text": "<think>2</think><answer>3</answer>", "extracted": "3", "correct": True, "format_ok": True}
     rollout |= {"parsed": True, "role": "anchor", "advantage": 1.4, "response_len": 9}
     group = {"step": step, "id": "q", "source": "count", "images": [PIXEL], "prompt": "<image> How many?"}
@@ -38,6 +41,7 @@ def sample(step: int = 1, **changes) -> dict:
 
 
 def evaluation(step: int, count: float, bars: float) -> dict:
+    """A line of metrics.jsonl with an evaluation."""
     return {
         "step": step,
         "eval/accuracy/count": count,
@@ -47,6 +51,7 @@ def evaluation(step: int, count: float, bars: float) -> dict:
 
 
 def cold_start_run(folder: Path) -> Path:
+    """The folder of a finished cold start."""
     folder.mkdir()
     losses = [{"step": step, "loss": 3.0 - step, "lr": 1e-3} for step in (1, 2)]
     write_lines(folder / "metrics.jsonl", [evaluation(0, 0.0, 0.1), *losses, evaluation(2, 0.3, 0.5)])
@@ -56,6 +61,7 @@ def cold_start_run(folder: Path) -> Path:
 
 
 def train_run(folder: Path, final: float = 0.9) -> Path:
+    """The folder of a finished training."""
     folder.mkdir()
     rows: list[dict] = [evaluation(0, 0.3, 0.5)]
     for step in (1, 2, 3):
@@ -75,6 +81,7 @@ class Page(HTMLParser):
     """A parsed page: its elements, its visible text, the data it embeds."""
 
     def __init__(self, workdirs: list[Path], out: Path) -> None:
+        """Writes the page of some runs and reads it."""
         super().__init__()
         report.write_report(workdirs, out)
         self.html = out.read_text()
@@ -85,13 +92,16 @@ class Page(HTMLParser):
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
+        """Keeps the element."""
         self.elements.append((tag, dict(attrs)))
         self._open = tag
 
     def handle_endtag(self, tag):
+        """Closes it."""
         self._open = ""
 
     def handle_data(self, data):
+        """Keeps visible words and the embedded data."""
         if self._open == "script" and self.elements[-1][1].get("id") == "data":
             self.data = json.loads(data)
         elif self._open not in ("script", "style"):
@@ -99,6 +109,7 @@ class Page(HTMLParser):
 
 
 def chart_titles(data: dict, section: str) -> list[str]:
+    """The titles of a section's charts."""
     (charts,) = [one["charts"] for one in data["sections"] if one["id"] == section]
     return [chart["title"] for chart in charts]
 
@@ -161,7 +172,8 @@ def test_page_calls_no_other_host_and_runs_only_its_own_scripts(tmp_path):
     assert page.data["samples"][0]["images"] == [PIXEL]
     assert not [attributes for _, attributes in page.elements if {"src", "href"} & attributes.keys()]
     assert re.findall(r"https?://[^\"'\s]+", page.html) == ["http://www.w3.org/2000/svg"]
-    assert "@import" not in page.html and "url(" not in page.html
+    assert "@import" not in page.html
+    assert "url(" not in page.html
     (policy,) = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; img-src data:; ")
     assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", policy)) == 2
@@ -196,9 +208,9 @@ def test_charts_draw_what_was_logged(tmp_path):
     (loss,) = grids["train"]["Policy loss"]["lines"]
     assert loss["x"] == [1, 2, 3]
     assert loss["y"] == pytest.approx([0.1, 0.2, 0.3])
-    negatives = grids["train"]["Hard negatives in a subgroup, K′"]
+    negatives = grids["train"]["Hard negatives in a subgroup, K′"]  # noqa: RUF001 (the page's own text)
     assert negatives["kind"] == "stack"
-    assert [line["label"] for line in negatives["lines"]] == [f"K′ = {count}" for count in range(11)]
+    assert [line["label"] for line in negatives["lines"]] == [f"K′ = {count}" for count in range(11)]  # noqa: RUF001
     skills = grids["skills"]["Held-out accuracy"]["lines"]
     assert [(line["label"], line["x"], line["y"]) for line in skills] == [
         ("bars", [0, 3], [0.5, 0.7]),
@@ -304,4 +316,4 @@ def test_command_line_writes_the_page_and_names_a_bad_folder(tmp_path):
     assert not imported & {"jax", "torch", "tensorboardX"}
     failed = subprocess.run([*command, f"--workdir={tmp_path / 'none'}"], capture_output=True, text=True)
     assert failed.returncode == 2
-    assert "is no folder; give a run folder, which holds metrics.jsonl" in failed.stderr.splitlines()[-1]
+    assert "is not a folder; give a run folder, which holds metrics.jsonl" in failed.stderr.splitlines()[-1]

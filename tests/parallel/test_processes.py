@@ -33,6 +33,7 @@ DEADLINE = 60  # seconds in which a process ends when another one is gone, on a 
 
 
 def arguments(task: SmallTask, workdir: Path) -> list[str]:
+    """Command line of a short training."""
     overrides = small(
         task.model,
         task.data,
@@ -47,6 +48,7 @@ def arguments(task: SmallTask, workdir: Path) -> list[str]:
 
 
 def devices(count: int) -> dict[str, str]:
+    """Environment of a process with so many fake devices."""
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
@@ -105,9 +107,11 @@ def kill_one(task: SmallTask, workdir: Path, *, killed: int, after: int) -> None
 
 
 def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: Path, tmp_path: Path) -> None:
-    """Catches processes that train on other examples, parameters or random keys than one alone, a process that waits
-    for ever for one that is gone, steps or lines that are lost or come twice, and a process that writes beside the
-    first."""
+    """Catches processes that train on other examples, parameters or random keys than one alone.
+
+    Also a process that waits for ever for one that is gone, steps or lines that are lost or come twice, and a process
+    that writes beside the first.
+    """
     workdir = tmp_path / "run"
     kill_one(small_task, workdir, killed=1, after=1)
     kill_one(small_task, workdir, killed=0, after=2)
@@ -140,7 +144,8 @@ def test_other_settings_are_refused_by_all(small_task: SmallTask, tmp_path: Path
     for code, out, told in ended:
         lines = [line for line in told.splitlines() if "optimizer.lr" in line]
         assert (code, len(lines)) == (2, 1), (out, told)
-        assert "0.5" in lines[0] and "0.001" in lines[0] and "process 1" in lines[0] and "Traceback" not in told
+        assert all(word in lines[0] for word in ("0.5", "0.001", "process 1"))
+        assert "Traceback" not in told
     assert not workdir.exists()
 
 
@@ -152,9 +157,11 @@ def test_processes_tell_each_other(small_task: SmallTask) -> None:
         assert code == 0, told
         found = json.loads(out.splitlines()[-1])
         assert found["lengths"] == [3, 200_000]  # of which the second is more than one frame
-        assert found["shared"] == [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]] and found["shared_none"] == []
+        assert found["shared"] == [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]]
+        assert found["shared_none"] == []
         assert found["done_here"] == ([0, 2, 4] if found["index"] == 0 else [1, 3])
-        assert found["one_bad"] == "process 1: no data" and found["both_bad"] == "no data at all"
+        assert found["one_bad"] == "process 1: no data"
+        assert found["both_bad"] == "no data at all"
         assert found["stopped"] == [False, True]  # process 1 was told
         assert found["differing"].startswith("process 1: a is 2 here and 1 on process 0")
 
@@ -163,7 +170,8 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a run of one process that looks for others, and half a description of them that is taken for none."""
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("looked for others"))
     processes.connect()
-    assert processes.exchange("a") == ["a"] and processes.share(lambda items: items, [1, 2]) == [1, 2]
+    assert processes.exchange("a") == ["a"]
+    assert processes.share(lambda items: items, [1, 2]) == [1, 2]
     for name, value in (("JAX_PROCESS_ID", "0"), ("JAX_NUM_PROCESSES", "two"), ("JAX_COORDINATOR_ADDRESS", "a:1")):
         monkeypatch.setenv(name, value)
         with pytest.raises(ValueError, match="must all be given"):

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
+from flax import nnx
 
 from care_jax import config as config_lib
 from care_jax import models
+from care_jax.models.layers import make_param
 from care_jax.parallel import sharding
-from care_jax.parallel.mesh import make_mesh, mesh_sizes
+from care_jax.parallel.mesh import create_device_mesh
+from care_jax.stages.model import mesh_sizes
+from care_jax.stages.optimizer import make_optimizer
+from configs import demo
 from tests import families
 from tests.end_to_end import finish, start
 from tests.on_shards import CHUNK, MESHES, R, S
@@ -40,8 +46,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_update_is_that_of_one_device(found: dict[str, Any], case: str) -> None:
-    """Catches a sum left out or made twice, a mean of means, a wrong part of a parameter or of the vocabulary, and a
-    shard without images that does something else than the others."""
+    """Catches a sum left out or made twice, a mean of means, and a wrong part of a parameter or of the vocabulary.
+
+    Also a shard without images that does something else than the others.
+    """
     mesh = found["meshes"][case]
     assert mesh["moved"] > 1e-2
     assert mesh["difference"] <= 1e-5
@@ -67,6 +75,7 @@ def test_arrays_are_divided_and_groups_are_not(found: dict[str, Any], case: str)
 
 
 def elements(shapes: list[list[int]]) -> int:
+    """Numbers in arrays of these shapes."""
     return sum(math.prod(shape) for shape in shapes)
 
 
@@ -104,6 +113,7 @@ def test_a_run_goes_on_on_another_mesh(found: dict[str, Any], change: str) -> No
 
 
 def mesh_config(**sizes: int) -> ml_collections.ConfigDict:
+    """A config with these sizes of the mesh, and updates in pieces of 8 prompts."""
     config = config_lib.base()
     config.mesh.update(sizes)
     config.train.prompts, config.train.minibatches, config.train.microbatches = 16, 1, 2
@@ -123,42 +133,124 @@ def test_what_works_is_named(tiny_folder: Path) -> None:
         "the product is 6": {"fsdp": -1, "data": 3},
     }
     for reason, sizes in refused.items():
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match=re.escape(reason)) as error:
             mesh_sizes(mesh_config(**sizes), model, 8)
         told = str(error.value)
-        assert reason in told and "\n" not in told
+        assert "\n" not in told
         working = re.search("these work: (.*)", told)
-        assert working and working[1].split(", ")[0] == "1x8x1"
+        assert working is not None
+        assert working[1].split(", ")[0] == "1x8x1"
         for shape in working[1].split(", "):
             data, fsdp, tensor = (int(size) for size in shape.split("x"))
             mesh_sizes(mesh_config(data=data, fsdp=fsdp, tensor=tensor), model, 8)
     config = mesh_config(fsdp=16)
     with pytest.raises(
-        ValueError, match="train.prompts / minibatches / microbatches = 8 must divide by data . fsdp = 16"
+        ValueError, match=r"train\.prompts / minibatches / microbatches = 8 must divide by data \* fsdp = 16"
     ):
         mesh_sizes(config, model, 16)
     assert mesh_sizes(config, model, 16, training=False)["fsdp"] == 16
 
 
+def tiny(family: str, tiny_folder: Path, target: Path) -> models.QwenVL:
+    """The shapes of a family's tiny model."""
+    return models.abstract_model(models.load_model_config(families.make_folder(family, tiny_folder, target / "x")))
+
+
+def axes_by_name(tree: Any) -> dict[str, tuple[str, ...]]:
+    """The logical axes of each parameter."""
+    joined = models.params_to_dict(sharding.map_params(lambda axes, _: " ".join(axes), tree))
+    return {name: tuple(axes.split()) for name, axes in joined.items()}
+
+
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_parameter_has_logical_axes(family: str, tiny_folder: Path, tmp_path: Path) -> None:
-    """Catches a parameter that is added to a model and not to the table, and axes of another one."""
-    model = models.abstract_model(models.load_model_config(families.make_folder(family, tiny_folder, tmp_path / "x")))
-    for name, leaf in models.params_to_dict(model).items():
-        axes = sharding.logical_axes(name)
-        assert len(axes) == leaf.ndim, name
-        assert ("vocab" in axes) == (leaf.shape[0] == model.config.text.vocab_size), name
-        assert any(axis in sharding.RULES for axis in axes) or leaf.size < 1000, name
-    with pytest.raises(ValueError, match="layers.new.kernel has no line"):
-        sharding.logical_axes("layers.new.kernel")
+    """Catches a stack whose axes are those of one layer, axes of another parameter, and a large one that all hold."""
+    model = tiny(family, tiny_folder, tmp_path)
+    params, axes = models.params_to_dict(model), axes_by_name(model)
+    assert params.keys() == axes.keys()
+    for name, leaf in params.items():
+        assert len(axes[name]) == leaf.ndim, name
+        assert set(axes[name]) <= sharding.RULES.keys(), name
+        stacked = name.startswith(("layers.", "visual.blocks.", "visual.deepstack_merger_list."))
+        assert (axes[name][0] == "layers") == stacked, name
+        assert ("vocab" in axes[name]) == (leaf.shape[0] == model.config.text.vocab_size), name
+        assert any(sharding.mesh_axes(axes[name])) or leaf.size < 1000, name
 
 
-@pytest.mark.parametrize("preset", ["demo", "demo_cold_start"])
-def test_the_demo_runs_on_what_is_there(preset: str, tiny_folder: Path) -> None:
+def test_parameters_are_divided_as_the_layers_use_them(tiny_folder: Path, tmp_path: Path) -> None:
+    """Catches a matrix that is divided along its other side: Megatron's halves then add up what is not a part."""
+    specs = models.params_to_dict(sharding.param_specs(tiny("qwen3_vl", tiny_folder, tmp_path)))
+    expected = {
+        "embed_tokens.weight": ("tensor", "fsdp"),
+        "layers.self_attn.q_proj.kernel": (None, "fsdp", "tensor"),
+        "layers.self_attn.o_proj.kernel": (None, "tensor", "fsdp"),
+        "layers.self_attn.q_norm.weight": (None, None),
+        "layers.mlp.up_proj.kernel": (None, "fsdp", "tensor"),
+        "layers.mlp.down_proj.kernel": (None, "tensor", "fsdp"),
+        "layers.input_layernorm.weight": (None, None),
+        "visual.patch_embed.proj.kernel": (None, "fsdp"),
+        "visual.patch_embed.proj.bias": (None,),
+        "visual.pos_embed.weight": (None, "fsdp"),
+        "visual.blocks.attn.qkv.kernel": (None, "fsdp", None),
+        "visual.blocks.attn.qkv.bias": (None, None),
+        "visual.blocks.attn.proj.kernel": (None, "fsdp", None),
+        "visual.blocks.mlp.linear_fc2.kernel": (None, None, "fsdp"),
+        "visual.blocks.mlp.linear_fc2.bias": (None, None),
+        "visual.merger.linear_fc2.kernel": ("fsdp", None),
+        "visual.deepstack_merger_list.linear_fc1.kernel": (None, "fsdp", None),
+    }
+    assert {name: tuple(specs[name]) for name in expected} == expected
+
+
+def test_a_slice_of_a_stack_keeps_the_axes_of_a_layer(tiny_folder: Path, tmp_path: Path) -> None:
+    """Catches a layer inside a scan that is gathered along the axis beside the divided one."""
+    layers = tiny("qwen2_5_vl", tiny_folder, tmp_path).layers
+    one = jax.eval_shape(lambda stack: jax.tree.map(lambda x: x[0], stack), layers)
+    assert axes_by_name(one) == {name: axes[1:] for name, axes in axes_by_name(layers).items()}
+
+
+def test_what_an_optimizer_keeps_is_divided_like_the_parameters(tiny_folder: Path, tmp_path: Path) -> None:
+    """Catches moments that every device holds whole, and a frozen tower's that are looked for and are not there."""
+    model = tiny("qwen2_5_vl", tiny_folder, tmp_path)
+    config = config_lib.base()
+    config.model.freeze_vision = True
+    state = jax.eval_shape(make_optimizer(config).init, model)
+    specs = models.params_to_dict(sharding.param_specs(model))
+    kept = [
+        (sharding.param_name(path), spec)
+        for path, spec in jax.tree_util.tree_leaves_with_path(sharding.param_specs(state))
+    ]
+    moments = [(name.split("mu.")[1], spec) for name, spec in kept if "mu." in name]
+    assert moments == [(name, spec) for name, spec in specs.items() if not name.startswith("visual.")]
+    assert {spec for name, spec in kept if "mu." not in name and "nu." not in name} == {sharding.WHOLE}
+
+
+def test_a_parameter_without_axes_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    """Catches a parameter of a new layer that every device holds whole because nobody said how it is divided."""
+    model = tiny("qwen2_5_vl", tiny_folder, tmp_path)
+    model.layers.mlp.scale = nnx.Param(jnp.ones((3, 4)))
+    with pytest.raises(
+        ValueError, match=r"^parameter layers\.mlp\.scale has no logical axes; make it with .*make_param$"
+    ):
+        sharding.param_specs(model)
+    for axes in (("embed", "mlp", "norm"), ("layers",)):
+        model.layers.mlp.scale = nnx.Param(jnp.ones((3, 4)), out_sharding=axes, eager_sharding=False)
+        told = rf"^layers\.mlp\.scale has shape \(3, 4\), but .* \({', '.join(axes)}\)$"
+        with pytest.raises(ValueError, match=told):
+            sharding.param_specs(model)
+    model.layers.mlp.scale = jnp.ones((3, 4))
+    with pytest.raises(ValueError, match=r"^array layers\.mlp\.scale \(3, 4\) is outside of any parameter"):
+        sharding.param_specs(model)
+    with pytest.raises(ValueError, match=r"^logical axis 'width' of a parameter has no line in sharding\.RULES"):
+        make_param(jnp.ones((3, 4)), "layers", "width")
+    with pytest.raises(ValueError, match=r"^a parameter of shape \(3, 4\) needs 2 logical axes; got \('mlp',\)$"):
+        make_param(jnp.ones((3, 4)), "mlp")
+
+
+@pytest.mark.parametrize("run", ["care", "cold_start"])
+def test_the_demo_runs_on_what_is_there(run: str, tiny_folder: Path) -> None:
     """Catches a default mesh that the demo's batches do not divide over."""
-    import importlib
-
-    config = importlib.import_module(f"configs.{preset}").get_config()
+    config = demo.get_config(run)
     model = models.load_model_config(tiny_folder)
     for count in (1, 2, 4, 8):
         assert mesh_sizes(config, model, count)["fsdp"] == count
@@ -166,7 +258,7 @@ def test_the_demo_runs_on_what_is_there(preset: str, tiny_folder: Path) -> None:
 
 def test_one_device_is_not_asked_to_share() -> None:
     """Catches a program on one device that goes through shard_map, and so is another one than before."""
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 
     def function() -> None: ...
 

@@ -14,7 +14,7 @@ from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import published_config
 from care_jax.planning import flops
 from care_jax.planning.chips import CHIPS
-from care_jax.stages.programs import abstract_prompts
+from care_jax.structs import Prompts, abstract
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
@@ -49,7 +49,8 @@ def test_flops_are_those_of_the_compiled_program(name):
     hidden = bucket[0] * (bucket[0] - 1) / 2 + rows * length * (length - 1) / 2
     counted += 4 * model.text.num_attention_heads * model.text.head_dim * hidden
 
-    prompts = abstract_prompts(1, bucket, model.vision)
+    tables = {"F": model.vision.patch_values, "X": model.vision.grid_cells}
+    prompts = abstract(Prompts, B=1, P=bucket[0], I=bucket[1], **tables)
     tokens = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
     program = jax.jit(lambda m, p, t: m.forward_branches(p, t)).lower(models.abstract_model(model), prompts, tokens)
     found = program.cost_analysis()["flops"]
@@ -74,9 +75,10 @@ def test_a_step_of_the_7b():
         assert work[name].flops == pytest.approx(512 * (seen + count * (branch + head)))
     assert work["rollout"].flops == pytest.approx(512 * 8 * (branch + head))
     assert work["update"].flops == pytest.approx(3 * work["reference"].flops)
-    assert work["update"].tokens == 512 * (2048 + 5 * 2048) and work["rollout"].tokens == 512 * 8 * 2048
+    assert work["update"].tokens == 512 * (2048 + 5 * 2048)
+    assert work["rollout"].tokens == 512 * 8 * 2048
     # Every token reads the weights once, each prompt's keys once for its 8 branches, and the branches' own.
-    assert work["rollout"].parameter_bytes == 2048 * 2 * (sizes.count("layers.", "norm.") + sizes.head)
+    assert work["rollout"].parameter_bytes == 2048 * 2 * sizes.decode_params
     assert work["rollout"].cache_bytes == 512 * 57344 * (2048 * 2048 + 8 * 2048 * 2049 / 2)
     config.objective.kl_coef, config.score.old_from, config.objective.reflect.enabled = 0.0, "sampler", False
     assert list(flops.step_work(sizes, config)) == ["prefill", "rollout", "update"]
@@ -87,7 +89,8 @@ def test_what_chips_send_each_other():
     mesh = {"data": 1, "fsdp": 8, "tensor": 1}
     sizes = sizes_of("Qwen2.5-VL-7B", mesh, train__minibatches=2, train__microbatches=2)
     head = 3584 * 152064
-    divided = sum(size for name, size in sizes.params.items() if name.endswith("kernel")) - head
+    params = models.params_to_dict(sizes.params)
+    divided = sum(leaf.size for name, leaf in params.items() if name.endswith("kernel")) - head
     # bfloat16 parameters in both passes and float32 gradients once; the head's once and its gradients once.
     assert sizes.fsdp_minimum() == pytest.approx(4 * 7 / 8 * (8 * divided + 6 * head), rel=1e-3)
     assert sizes.summed_bytes(1e6, sums=2) == 0

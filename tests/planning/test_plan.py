@@ -13,14 +13,13 @@ import ml_collections
 import pytest
 
 from care_jax import config as config_lib
-from care_jax import plan
+from care_jax import plan, step
 from care_jax.models import abstract_model, params_to_dict
-from care_jax.plan import PARTS, Plan, Stage
-from care_jax.planning import flops, hlo
+from care_jax.parallel.mesh import create_device_mesh
+from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
-from care_jax.stages import programs
-from care_jax.stages.rollout import Sampling
-from configs import care_qwen2_5_vl_7b
+from care_jax.planning.estimate import PARTS, Plan, StageMemory
+from configs import qwen2_5_vl
 from tests.end_to_end import TINY, run_forked
 
 MESH = {"data": 1, "fsdp": 2, "tensor": 2}
@@ -41,38 +40,36 @@ def tiny(**changes: Any) -> ml_collections.ConfigDict:
 
 @pytest.fixture(scope="module", autouse=True)
 def promotion() -> Iterator[None]:
-    """optax's Adam has b1**count with an integer count. For all threads, hence no context manager."""
+    """Adam of optax has b1**count with an integer count. For all threads, hence no context manager."""
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     yield
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.mark.parametrize(("train_on", "dropped"), [("continuation", False), ("rewrite", True)])
-def test_forced_tokens_of_a_rewrite_are_dropped(monkeypatch, train_on, dropped):
+def test_forced_tokens_of_a_rewrite_are_dropped(train_on, dropped):
     """Catches a repair that shares its room with tokens which the update never sees, and one that loses them."""
-    sampled = {}
-    make = programs._generate
-
-    def spy(name: str, sampling: Sampling, *args: Any, **named: Any) -> programs.Program:
-        sampled[name] = sampling
-        return make(name, sampling, *args, **named)
-
-    monkeypatch.setattr(programs, "_generate", spy)
-    plan.make_plan(tiny(objective__reflect__train_on=train_on), "v5e:2x2", only=("assemble",))
-    assert sampled["reflect"].drop_forced == dropped and not sampled["rollout"].drop_forced
+    config = tiny(objective__reflect__train_on=train_on)
+    model = estimate.planned_model(config)
+    setup = estimate.planned_setup(
+        config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    )
+    stages = {stage.name: stage for stage in step.STEP.when(config).stages}
+    assert stages["reflect"].function(setup).keywords["sampling"].drop_forced == dropped
+    assert not stages["rollout"].function(setup).keywords["sampling"].drop_forced
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> Plan:
+    """Three programs of a step, on four chips."""
     folder = tmp_path_factory.mktemp("deep")  # so that even a half of all layers is larger than any other parameter
     fields = json.loads((TINY / "config.json").read_text()) | {"num_hidden_layers": 8}
     (folder / "config.json").write_text(json.dumps(fields))
-    return plan.make_plan(tiny(model__folder=str(folder)), "v5e:2x2", only=("prefill", "rollout", "update"))
+    return estimate.make_plan(tiny(model__folder=str(folder)), "v5e:2x2", only=("prefill", "rollout", "update"))
 
 
 def test_parts_of_a_small_run(planned):
-    """Catches a part that is not divided as its arrays are, one that is counted twice, and one that is forgotten while
-    another program runs."""
+    """Catches a part that is not divided like its arrays, is counted twice, or is forgotten beside another program."""
     config, model = planned.config, planned.sizes.model
     numbers = {name: leaf.size for name, leaf in params_to_dict(abstract_model(model)).items()}
     # Over fsdp or tensor alone, or over both: between a quarter and a half of the whole.
@@ -88,24 +85,28 @@ def test_parts_of_a_small_run(planned):
     assert prefill.parts["prompt_kv"] == rollout.parts["prompt_kv"]
     assert rollout.parts["branch_kv"] == 8 * config.rollout.num_rollouts * 128 * per_token // 4
     in_sampler = sum(size for name, size in numbers.items() if not name.startswith("visual."))
-    assert in_sampler <= rollout.parts["sampler"] < 2 * in_sampler and not update.parts["sampler"]
-    assert not update.parts["prompt_kv"] and not prefill.parts["branch_kv"]
+    assert in_sampler <= rollout.parts["sampler"] < 2 * in_sampler
+    assert not update.parts["sampler"]
+    assert not update.parts["prompt_kv"]
+    assert not prefill.parts["branch_kv"]
     assert all(stage.parts["temporaries"] > 0 and set(stage.parts) == set(PARTS) for stage in planned.stages)
 
 
 def test_figures_of_a_small_run(planned, tmp_path):
     """Catches a figure without the others, floors of another stage, and collectives that are not there."""
     figures = json.loads(json.dumps(planned.to_json()))
-    assert figures["fits"] and 0 < figures["peak_gib"] < figures["limit_gib"] == 15.75
+    assert figures["fits"]
+    assert 0 < figures["peak_gib"] < figures["limit_gib"] == 15.75
     assert figures["parts"]["params"] == round(planned.stages[0].parts["params"] / GIB, 3)
     assert figures["flops_per_step"] == sum(work.flops for work in planned.work.values())
-    assert set(figures["floors_s"]) == set(planned.work) and set(figures["floors_s"]["update"]) == set(flops.BOUNDS)
-    assert figures["collective_bytes"]["all-gather"] > 0 and figures["collective_bytes"]["reduce-scatter"] > 0
+    assert set(figures["floors_s"]) == set(planned.work)
+    assert set(figures["floors_s"]["update"]) == set(flops.BOUNDS)
+    assert figures["collective_bytes"]["all-gather"] > 0
+    assert figures["collective_bytes"]["reduce-scatter"] > 0
     assert figures["update_collective_bytes"] > 0.9 * figures["update_minimum_bytes"]
     text = plan.table(planned)
-    assert (
-        f"fits: the peak is {planned.peak.peak / GIB:.2f} of 15.75 GiB" in text and "what would take less" not in text
-    )
+    assert f"fits: the peak is {planned.peak.peak / GIB:.2f} of 15.75 GiB" in text
+    assert "what would take less" not in text
     for name in ("prefill", "rollout", "update"):
         assert text.count(f"\n{name}  ") == 3 if name != "prefill" else 2
 
@@ -123,51 +124,59 @@ def test_what_lives_beside_a_program_counts(planned):
     """Catches a run that is said to fit because each program alone finds room."""
     chip = dataclasses.replace(planned.chip, hbm_gib=(planned.peak.peak - 1) / GIB)
     tight = dataclasses.replace(planned, chip=chip)
-    assert planned.fits and not tight.fits
-    assert "too much" in plan.table(tight) and "does not fit" in plan.table(tight)
+    assert planned.fits
+    assert not tight.fits
+    assert "too much" in plan.table(tight)
+    assert "does not fit" in plan.table(tight)
 
 
 def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int], name: str, **gib: float) -> Plan:
     """A plan of one program that takes so much."""
     chip, _ = parse_topology(topology)
-    sizes = flops.Sizes.of(config, plan.planned_model(config), (2048, 4096), mesh)
+    sizes = flops.Sizes.of(config, estimate.planned_model(config), (2048, 4096), mesh)
     parts = dict.fromkeys(PARTS, 0) | {part: round(size * GIB) for part, size in gib.items()}
     return Plan(
-        config, topology, chip, sizes, [Stage(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), 0, 0, False, 1.0)]
+        config, topology, chip, sizes, [StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), 0, 0, False, 1.0)]
     )
 
 
 def test_changes_name_a_setting_and_what_it_saves():
     """Catches advice that does not touch the stage that is too large, or that the run cannot follow."""
-    config = care_qwen2_5_vl_7b.get_config()
+    config = qwen2_5_vl.size_7b()
     config.train.update(prompts=256, microbatches=2)
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     update = fake(config, "v5p:2x2x2", mesh, "update", params=8, optimizer=16, reference=8, gradients=8, activations=60)
-    advice = {change.setting: change.saves / GIB for change in plan.changes(update)}
-    assert advice["train.microbatches=4"] == 30 and advice["mesh.data=1, mesh.fsdp=8"] == 20
-    assert advice["objective.kl_coef=0"] == 8 and not any("compact" in setting for setting in advice)
-    assert list(advice.values()) == sorted(advice.values(), reverse=True)
+    found = {change.setting: change.saves / GIB for change in advice.changes(update)}
+    assert found["train.microbatches=4"] == 30
+    assert found["mesh.data=1, mesh.fsdp=8"] == 20
+    assert found["objective.kl_coef=0"] == 8
+    assert not any("compact" in setting for setting in found)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
 
     gib = {"params": 8, "reference": 8, "sampler": 14, "prompt_kv": 20, "branch_kv": 50, "temporaries": 44}
     rollout = fake(config, "v5p:2x2x2", mesh | {"data": 1, "fsdp": 8}, "rollout", **gib)
-    advice = {change.setting: change.saves / GIB for change in plan.changes(rollout)}
-    assert advice["train.prompts=128"] == 57 and advice["rollout.compact_shares=()"] == 40
-    assert advice["mesh.data=1, mesh.fsdp=4, mesh.tensor=2"] == 7
-    assert "train.microbatches" not in " ".join(advice)
+    found = {change.setting: change.saves / GIB for change in advice.changes(rollout)}
+    assert found["train.prompts=128"] == 57
+    assert found["rollout.compact_shares=()"] == 40
+    assert found["mesh.data=1, mesh.fsdp=4, mesh.tensor=2"] == 7
+    assert "train.microbatches" not in " ".join(found)
 
 
 def test_candidates_of_a_sweep():
     """Catches a sweep that compiles what cannot fit, misses the mesh that does, or starts with the slow ones."""
-    config = care_qwen2_5_vl_7b.get_config()
-    tried = plan.candidates(config, "v5e:16x16")
+    config = qwen2_5_vl.size_7b()
+    tried = advice.candidates(config, "v5e:16x16")
     # 7.6 billion decoder weights in two bytes do not fit into 15.75 GiB beside the rest.
-    assert tried and all(c.mesh.tensor > 1 for c in tried)
+    assert tried
+    assert all(c.mesh.tensor > 1 for c in tried)
     for c in tried:
         shards = c.mesh.data * c.mesh.fsdp
-        assert shards * c.mesh.tensor == 256 and c.train.prompts <= config.train.prompts
+        assert shards * c.mesh.tensor == 256
+        assert c.train.prompts <= config.train.prompts
         assert c.train.prompts % (c.train.minibatches * c.train.microbatches * shards) == 0
-    assert tried[0].train.prompts == 512 and config.mesh.tensor == 1, "the config itself stays as it was"
-    chip, model = parse_topology("v5e:16x16")[0], plan.planned_model(config)
+    assert tried[0].train.prompts == 512
+    assert config.mesh.tensor == 1, "the config itself stays as it was"
+    chip, model = parse_topology("v5e:16x16")[0], estimate.planned_model(config)
     sizes = [flops.Sizes.of(c, model, (2048, 4096), dict(c.mesh)) for c in tried]
     floors = [flops.least_seconds(of, c, chip) / c.train.prompts for of, c in zip(sizes, tried, strict=True)]
     assert floors == sorted(floors)
@@ -176,12 +185,13 @@ def test_candidates_of_a_sweep():
 def test_models_by_name(tmp_path):
     """Catches a folder of the user's that is planned as a published model, and a name that is not one."""
     config = tiny(model__folder="weights/Qwen3-VL-4B-Thinking")
-    assert plan.planned_model(config).text.hidden_size == 2560 and plan.planned_model(config).attention == "splash"
-    assert plan.planned_model(tiny()).text.hidden_size == 128
+    assert estimate.planned_model(config).text.hidden_size == 2560
+    assert estimate.planned_model(config).attention == "splash"
+    assert estimate.planned_model(tiny()).text.hidden_size == 128
     (tmp_path / "Qwen3-VL-4B-mine").mkdir()
     for name in (tmp_path / "Qwen3-VL-4B-mine", "Qwen4-VL-1B"):
-        with pytest.raises(ValueError, match="no config.json"):
-            plan.planned_model(tiny(model__folder=str(name)))
+        with pytest.raises(ValueError, match=r"no config.json"):
+            estimate.planned_model(tiny(model__folder=str(name)))
 
 
 def test_devices_of_each_chip():
@@ -204,22 +214,30 @@ def test_command_line(tmp_path: Path):
     run_forked([(tmp_path / name, "care_jax.plan", args) for name, args in cases.items()], cache=tmp_path / "cache")
     read = {name: [(tmp_path / name / file).read_text() for file in ("code", "stdout", "stderr")] for name in cases}
     code, stdout, stderr = read.pop("too large")
-    assert code == "1" and "Traceback" not in stderr, stderr
-    assert "does not fit" in stdout and "no room" in stdout and "train.microbatches=2" in stdout
+    assert code == "1", stderr
+    assert "Traceback" not in stderr
+    assert "does not fit" in stdout
+    assert "no room" in stdout
+    assert "train.microbatches=2" in stdout
     figures = json.loads((tmp_path / "plan.json").read_text())
-    assert not figures["fits"] and figures["peak_gib"] > figures["limit_gib"]
+    assert not figures["fits"]
+    assert figures["peak_gib"] > figures["limit_gib"]
     for name, words in {"no slice": "v5e-8", "no topology": "--topology", "does not divide": "on 4 devices"}.items():
         code, stdout, stderr = read[name]
-        assert code == "2" and stdout == "" and len(stderr.strip().splitlines()) == 1 and words in stderr, stderr
+        assert (code, stdout) == ("2", ""), stderr
+        (line,) = stderr.strip().splitlines()
+        assert words in line
 
 
 @pytest.mark.plan
 def test_the_7b_on_eight_chips():
-    """Catches a change that makes full CARE on the 7B too large for a slice that holds it, parameters of all layers
-    gathered at once, logits of all tokens, and sums that send twice as much as they must."""
-    config = care_qwen2_5_vl_7b.get_config()
+    """Catches a 7B that no longer fits a slice which holds it.
+
+    Also parameters of all layers gathered at once, logits of all tokens, and sums that send twice what they must.
+    """
+    config = qwen2_5_vl.size_7b()
     config.train.update(prompts=256, microbatches=4)
-    planned = plan.make_plan(config, "v5p:2x2x2")
+    planned = estimate.make_plan(config, "v5p:2x2x2")
     figures = planned.to_json()
     assert figures["fits"], plan.table(planned)
     assert figures["update_collective_bytes"] <= 1.3 * figures["update_minimum_bytes"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from care_jax.rewards.judge import Item, Verdict, Verifier, judge, judge_texts, length_penalty
+from care_jax.rewards.judge import Item, RewardConfig, Verdict, Verifier, judge, judge_texts
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
+from care_jax.rewards.reward import length_penalty
 from care_jax.structs import Record
+from tests.made_rollouts import rollouts_of
 
 RIGHT = Verdict(True, True, "correct")
 
@@ -29,15 +33,18 @@ for line in sys.stdin:
 
 
 def stub_verifier(code: str = STUB, *, workers: int = 1, deadline: float = 30.0) -> Verifier:
+    """A pool whose workers run `code`."""
     return Verifier(workers=workers, deadline=deadline, tolerance=0.0, command=[sys.executable, "-c", code])
 
 
 def integer(answer: object, gold: object = "5") -> Item:
+    """An item of kind "integer"."""
     return Item("integer", str(answer), str(gold), None)
 
 
 @pytest.fixture(scope="module")
 def verifier():
+    """A pool of the package's own workers."""
     with Verifier(workers=2, deadline=30.0, tolerance=0.01) as pool:
         yield pool
 
@@ -85,7 +92,7 @@ def test_requests_beyond_the_pipe_do_not_deadlock(verifier):
 
 def test_bad_gold_is_an_error_and_the_pool_goes_on(verifier):
     """Catches a broken data set that trains in silence on "wrong", and answers left over for the next call."""
-    with pytest.raises(ValueError, match="'seven' is no whole number"):
+    with pytest.raises(ValueError, match="'seven' is not a whole number"):
         verifier.check([integer("5"), integer("7", "seven"), *[integer("5")] * 500])
     assert verifier.check([integer("5"), integer("6")]) == [RIGHT, Verdict(False, True, "wrong")]
 
@@ -219,6 +226,7 @@ def test_soft_overlong_penalty():
         length_penalty(lengths, 10, 11, 1.0)
 
 
+TAGGED = RewardConfig(ANSWER_TAGS, correct_weight=0.9, format_weight=0.1)
 TOKEN_BYTES = [b"", b"<think>", b"</think>", b"<answer>", b"</answer>", b"5", b"6", b"\xc2", b"\xb0", b"x"]
 END, OPEN, CLOSE, BEGIN, FINISH, FIVE, SIX, HIGH, LOW, X = range(10)
 RECORDS = [
@@ -251,9 +259,7 @@ def padded(responses: list[list[list[int]]], length: int) -> tuple[np.ndarray, n
 def test_judge_by_hand(verifier):
     """Catches padding that is read, a format bonus that counts as correct, and rows that are mixed up."""
     ids, lengths = padded(RESPONSES, 12)
-    judged = judge(
-        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, correct_weight=0.9, format_weight=0.1
-    )
+    judged = judge(verifier, RECORDS, rollouts_of(ids, lengths), TOKEN_BYTES, TAGGED)
     v = judged.verdicts
     assert v.correct.tolist() == [[True, True, False, False], [True, False, False, False]]
     assert v.parsed.tolist() == [[True, True, True, False], [True, True, False, False]]
@@ -267,22 +273,22 @@ def test_judge_by_hand(verifier):
     assert np.flatnonzero(v.think_mask[0, 0]).tolist() == [1, 2]
     assert np.flatnonzero(v.answer_mask[0, 0]).tolist() == [5, 6, 7]
     assert np.flatnonzero(v.think_mask[0, 3]).tolist() == [1, 2]
-    assert not v.answer_mask[0, 3].any() and not v.think_mask[1, 0].any() and not v.think_mask[1, 3].any()
+    assert not v.answer_mask[0, 3].any()
+    assert not v.think_mask[1, 0].any()
+    assert not v.think_mask[1, 3].any()
     assert np.flatnonzero(v.answer_mask[1, 0]).tolist() == [3]
 
 
 def test_texts_are_judged_as_tokens_are(verifier):
     """Catches two judgements of one response, and verdicts in another order than the responses."""
     ids, lengths = padded(RESPONSES, 12)
-    judged = judge(
-        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, correct_weight=0.9, format_weight=0.1
-    )
+    judged = judge(verifier, RECORDS, rollouts_of(ids, lengths), TOKEN_BYTES, TAGGED)
     responses = [(record, text) for record, texts in zip(RECORDS, judged.texts, strict=True) for text in texts]
     texts = judge_texts(verifier, responses, ANSWER_TAGS)
     v = judged.verdicts
-    assert [one.extracted for one in texts] == sum(judged.extracted, [])
+    assert [one.extracted for one in texts] == list(itertools.chain(*judged.extracted))
     assert [one.format_ok for one in texts] == v.format_ok.ravel().tolist()
-    reasons = sum(judged.reasons, [])
+    reasons = itertools.chain(*judged.reasons)
     assert [tuple(one.verdict) for one in texts] == list(
         zip(v.correct.ravel().tolist(), v.parsed.ravel().tolist(), reasons, strict=True)
     )
@@ -292,10 +298,8 @@ def test_texts_are_judged_as_tokens_are(verifier):
 def test_judge_takes_the_overlong_penalty_off_the_reward_alone(verifier):
     """Catches a penalty that turns a correct answer into a failure."""
     ids, lengths = padded(RESPONSES, 10)
-    judged = judge(
-        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS,
-        correct_weight=0.9, format_weight=0.1, overlong_buffer_len=4, overlong_penalty=2.0,
-    )  # fmt: skip
+    config = dataclasses.replace(TAGGED, overlong_buffer_len=4, overlong_penalty=2.0)
+    judged = judge(verifier, RECORDS, rollouts_of(ids, lengths), TOKEN_BYTES, config)
     np.testing.assert_allclose(judged.verdicts.rewards, [[-1.0, 0.9, -0.4, 0], [1.0, -0.4, -0.4, 0]], rtol=1e-6)
     assert judged.verdicts.correct[0, 0]
 
@@ -303,10 +307,8 @@ def test_judge_takes_the_overlong_penalty_off_the_reward_alone(verifier):
 def test_forced_tokens_are_not_penalised(verifier):
     """Catches a short repair that pays for the failed rationale it was shown."""
     ids, lengths = padded(RESPONSES, 10)
-    judged = judge(
-        verifier, RECORDS, ids, lengths, TOKEN_BYTES, response_format=ANSWER_TAGS, sampled_len=lengths - lengths,
-        correct_weight=0.9, format_weight=0.1, overlong_buffer_len=4, overlong_penalty=2.0,
-    )  # fmt: skip
+    config = dataclasses.replace(TAGGED, overlong_buffer_len=4, overlong_penalty=2.0)
+    judged = judge(verifier, RECORDS, rollouts_of(ids, lengths, forced_len=lengths), TOKEN_BYTES, config)
     assert judged.verdicts.rewards.min() == 0.0
 
 
@@ -315,14 +317,14 @@ def test_judge_reads_the_format_that_it_is_given(verifier):
     table = [b"<think>", b"</think>", rb"\boxed{", b"5", b"}", b"6", b"<answer>", b"</answer>"]
     ids = np.array([[[0, 1, 2, 3, 4, 4, 4, 4], [0, 1, 2, 5, 4, 2, 3, 4], [0, 1, 6, 3, 7, 7, 7, 7]]], np.int32)
     lengths = np.array([[5, 8, 5]], np.int32)
-    weights = {"correct_weight": 0.9, "format_weight": 0.1}
-    judged = judge(verifier, RECORDS[:1], ids, lengths, table, response_format=BOXED, **weights)
+    rollouts, boxed = rollouts_of(ids, lengths), dataclasses.replace(TAGGED, response_format=BOXED)
+    judged = judge(verifier, RECORDS[:1], rollouts, table, boxed)
     assert judged.reasons == [["correct", "more than one answer", "no answer"]]
     assert judged.verdicts.correct.tolist() == [[True, False, False]]
     assert judged.verdicts.parsed.tolist() == [[True, False, False]]
     assert judged.verdicts.format_ok.tolist() == [[True, False, False]]
     assert np.flatnonzero(judged.verdicts.answer_mask[0, 0]).tolist() == [3]
-    tagged = judge(verifier, RECORDS[:1], ids, lengths, table, response_format=ANSWER_TAGS, **weights)
+    tagged = judge(verifier, RECORDS[:1], rollouts, table, TAGGED)
     assert tagged.verdicts.correct.tolist() == [[False, False, True]]
 
 
@@ -339,13 +341,4 @@ def test_judge_reads_the_format_that_it_is_given(verifier):
 def test_judge_refuses_what_does_not_fit(verifier, ids, lengths, message):
     """Catches ids of the unused vocabulary tail (-1 would silently be the last token) and wrong shapes."""
     with pytest.raises(ValueError, match=message):
-        judge(
-            verifier,
-            RECORDS,
-            ids,
-            lengths,
-            TOKEN_BYTES,
-            response_format=ANSWER_TAGS,
-            correct_weight=0.9,
-            format_weight=0.1,
-        )
+        judge(verifier, RECORDS, rollouts_of(ids, lengths), TOKEN_BYTES, TAGGED)

@@ -222,8 +222,10 @@ def test_what_is_written_is_read_and_what_is_asked_for_is_named(name):
     response_format = FORMATS[name]
     text = ("<think>" + response_format.ending("1+1", r"\frac{1}{2}")).encode()
     parsed = response_format.parse(text)
-    assert parsed.format_ok and not parsed.several_answers
-    assert text[slice(*parsed.think)] == b"1+1" and text[slice(*parsed.answer)] == rb"\frac{1}{2}"
+    assert parsed.format_ok
+    assert not parsed.several_answers
+    assert text[slice(*parsed.think)] == b"1+1"
+    assert text[slice(*parsed.answer)] == rb"\frac{1}{2}"
     for mark in (*response_format.marks, *response_format.answer):
         assert mark in response_format.request
     assert [other.parse(text).answer for other in FORMATS.values() if other is not response_format] == [None]

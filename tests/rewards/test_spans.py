@@ -53,7 +53,7 @@ def test_token_spans_count_bytes():
     assert token_spans([]).tolist() == [0]
 
 
-SAMPLE = "<think>60° − café, 三角形 🙂\n</think> <answer>½</answer>"
+SAMPLE = "<think>60° − café, 三角形 🙂\n</think> <answer>½</answer>"  # noqa: RUF001
 
 
 @pytest.fixture(scope="module")
@@ -138,4 +138,5 @@ def test_other_tokenizers_are_refused():
 def test_masks_are_arrays_even_when_empty():
     """Catches a None or a float array for a response of no tokens."""
     think_mask, answer_mask = span_masks([], ANSWER_TAGS.parse(b""))
-    assert isinstance(think_mask, np.ndarray) and think_mask.shape == answer_mask.shape == (0,)
+    assert isinstance(think_mask, np.ndarray)
+    assert think_mask.shape == answer_mask.shape == (0,)

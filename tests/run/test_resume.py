@@ -41,6 +41,7 @@ class Stage(NamedTuple):
     expected: Path
 
     def start(self, workdir: Path) -> Fork:
+        """Starts or resumes it in `workdir`."""
         logs = workdir.with_name(f"{workdir.name}_log_{next(_numbers)}")
         return self.forks.start(logs, self.module, f"--workdir={workdir}", *self.flags)
 
@@ -52,14 +53,16 @@ class Stage(NamedTuple):
 
 @pytest.fixture(scope="module")
 def forks(small_task: SmallTask) -> Iterator[Forks]:
+    """Processes that have imported both commands."""
     with Forks("care_jax.cold_start", "care_jax.train", cache=small_task.cache) as forks:
         yield forks
 
 
 @pytest.fixture(scope="module")
 def cold_start(small_task: SmallTask, forks: Forks) -> Stage:
+    """The cold start on the small task."""
     overrides = small(small_task.model, small_task.data, **COLD_START)
-    arguments = ["--config=configs/demo_cold_start.py", *flags(overrides)]
+    arguments = ["--config=configs/demo.py:cold_start", *flags(overrides)]
     return Stage(forks, "care_jax.cold_start", arguments, COLD_START["train__steps"], small_task.cold_start)
 
 
@@ -81,6 +84,7 @@ def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int) -> St
 
 @pytest.fixture(scope="module")
 def care(small_task: SmallTask, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """CARE on the small task, some steps of it."""
     return _care(small_task, forks, tmp_path_factory.mktemp("uninterrupted") / "run", STEPS)
 
 
@@ -208,7 +212,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(care: Stage, tmp
     workdir = shutil.copytree(care.expected, tmp_path / "run")
     (workdir / "checkpoints" / str(STEPS) / "params" / "manifest.ocdbt").write_bytes(b"")
     ended = care.start(workdir).finish()
-    assert ended.returncode == 0 and ended.stderr.count(f"step {STEPS} is damaged") == 1, ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count(f"step {STEPS} is damaged") == 1, ended.stderr
     shutil.rmtree(workdir / "checkpoints" / f"{STEPS}.damaged")
     _assert_as_uninterrupted(care, workdir)
 
@@ -217,4 +222,5 @@ def test_another_stages_folder_is_refused(care: Stage, cold_start: Stage, tmp_pa
     """Catches a cold start's checkpoints taken for those of the training."""
     workdir = shutil.copytree(cold_start.expected, tmp_path / "run")
     ended = care.start(workdir).finish()
-    assert ended.returncode == 2 and "'cold_start'" in ended.stderr
+    assert ended.returncode == 2
+    assert "'cold_start'" in ended.stderr

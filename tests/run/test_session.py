@@ -1,46 +1,36 @@
-"""Being told to stop: at once where one process is alone, at the same place where there are several."""
+"""A session between its steps, with stand-ins for its parts; its lock, and what training imports."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from care_jax.run.session import StopFlag, Stopped, _lock
+from care_jax.config import base
+from care_jax.run.session import Session, _lock
+from care_jax.run.stage_timer import StageTimer
+
+PROGRAM = """
+import sys
+import care_jax.train, care_jax.cold_start
+refused = ("care_jax.data.readers", "care_jax.evals.test_sets", "care_jax.evals.lmms_eval", "care_jax.evals.responses")
+print(sorted(name for name in sys.modules if name.startswith(refused)))
+"""
 
 
-@pytest.fixture
-def stop():
-    handler = signal.getsignal(signal.SIGTERM)
-    yield StopFlag()
-    signal.signal(signal.SIGTERM, handler)
+def test_training_loads_no_reader_of_benchmarks() -> None:
+    """Catches a training that imports the evaluation's command, and through it every reader of a data set."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
-def test_a_long_computation_is_left_at_once(stop):
-    """Catches a rollout of minutes that is waited for after a notice of seconds, and one that is given up unasked."""
-    work = jax.jit(lambda x: jax.lax.fori_loop(0, 3000, lambda _, y: jnp.tanh(y @ y), x)).lower(jnp.eye(400)).compile()
-    stop.wait(work(jnp.eye(400)))
-    running = work(jnp.eye(400))
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(Stopped):
-        stop.wait(running)
-    assert not running.is_ready() and stop.is_set
-    with pytest.raises(Stopped):  # nor is anything else begun
-        stop.wait(jnp.zeros(3))
-    running.block_until_ready()
-
-
-def test_one_process_trains_in_a_folder(tmp_path):
+def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     """Catches a run that is started again while the first still writes, and a lock that outlives its holder."""
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
         _lock(epath.Path(tmp_path), first)
@@ -50,45 +40,47 @@ def test_one_process_trains_in_a_folder(tmp_path):
         _lock(epath.Path(tmp_path), second)
 
 
-PROGRAM = """
-import os, signal, sys
-import jax
-from jax.experimental import multihost_utils
-jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from care_jax.run.session import StopFlag, Stopped
-stop = StopFlag()
-for poll in range(100):
-    multihost_utils.reached_preemption_sync_point(7)  # as Orbax does at every save, with the step
-    multihost_utils.sync_global_devices("in step")
-    if poll == 5 and sys.argv[2] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)
-    try:
-        stop.wait(jax.numpy.zeros(3))
-    except Stopped:
-        break
-print(poll, stop.poll(), stop.is_set)
-"""
+def stand_in(step: int, eval_examples: int) -> Any:
+    """What `Session`'s methods read of a session of 10 steps that evaluates every 5."""
+    config = base()
+    config.train.update(steps=10, eval_every=5, checkpoint_every=5, eval_examples=eval_examples)
+    told: list[Any] = []
+    return SimpleNamespace(
+        step=step,
+        config=config,
+        supervisor=SimpleNamespace(
+            stop=SimpleNamespace(is_set=False),
+            watchdog=SimpleNamespace(beat=lambda doing: None),
+            timer=StageTimer(),
+            wait=None,
+        ),
+        state=SimpleNamespace(params=None),
+        data=SimpleNamespace(iterator=None),
+        checkpointer=SimpleNamespace(
+            latest_step=None, save=lambda state, iterator, metrics, sums: told.append(metrics)
+        ),
+        sums=None,
+        writer=SimpleNamespace(
+            flush=lambda: None, evaluated_steps=set(), scalars=lambda step, values: told.append(values)
+        ),
+        evaluator=SimpleNamespace(run=lambda params, limit, wait: {"eval/accuracy/mean": 0.5}),
+        told=told,
+    )
 
 
-def test_all_processes_stop_at_the_same_place():
-    """Catches processes of which one leaves while the other waits for it, and a notice that only JAX's service sees."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(number)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"XLA_FLAGS": ""},
-        )
-        for number in range(2)
-    ]
-    limit = time.monotonic() + 120
-    try:
-        ended = [process.communicate(timeout=max(1, limit - time.monotonic())) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [out.splitlines()[-1:] for out, _ in ended] == [["5 True True"]] * 2, ended
+@pytest.mark.parametrize(("eval_examples", "ranked"), [(0, True), (3, False)])
+def test_only_evaluations_of_the_same_records_are_ranked(eval_examples: int, ranked: bool) -> None:
+    """Catches a best checkpoint that is best on other questions than those it is compared on."""
+    for step, expected in ((5, True), (10, ranked)):
+        session = stand_in(step, eval_examples)
+        Session.checkpoint_if_due(session, {"eval/accuracy/mean": 0.5})
+        assert session.told == [{"eval/accuracy/mean": 0.5} if expected else None]
+
+
+def test_the_time_of_an_evaluation_is_told_with_it() -> None:
+    """Catches a time that is added to the next step's, and lost after the last."""
+    session = stand_in(10, 0)
+    assert Session.evaluate_if_due(session) == {"eval/accuracy/mean": 0.5}
+    assert session.told[0].keys() == {"eval/accuracy/mean", "time/evaluate"}
+    assert not session.supervisor.timer.take()
+    assert session.held_out == "0.500 at step 10"

@@ -12,10 +12,10 @@ import pytest
 
 from care_jax.inputs.images import decode_image
 from care_jax.method.advantage import SubgroupAdvantages
-from care_jax.method.train_batch import no_reflection
+from care_jax.method.train_batch import Reflection
 from care_jax.rewards.judge import Judged
 from care_jax.run import step_summary
-from care_jax.structs import Forced, Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts, Video
+from care_jax.structs import Forced, Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts, Video, zeros
 from tests.pictures import encode, picture, question
 
 B, G, R = 3, 4, 4
@@ -54,7 +54,7 @@ def step() -> step_summary.Step:
     scored[0, 3, 3] = -9.0  # not sampled
     entropy = np.where(sampled, 0.5, 100.0)
     entropy[0, 0, 0] = 2.5
-    none = no_reflection(B, R)
+    none = zeros(Reflection, B=B, R=R)
     records = [
         question("<image>a?", encode(picture(28, 28)), id="r0", source="digits"),
         question("b?", id="r1", source="chart"),
@@ -156,8 +156,9 @@ def test_a_failed_repair_stays_a_negative(step):
 
 def test_a_step_without_a_try_has_no_success_rate(step):
     """Catches a rate of 0 where nothing was tried, which drags the curve down."""
-    ours = step_summary.metrics(step._replace(reflection=no_reflection(B, R)), anchored=True)
-    assert ours["reflect/tried"] == 0 and "reflect/success_rate" not in ours
+    ours = step_summary.metrics(step._replace(reflection=zeros(Reflection, B=B, R=R)), anchored=True)
+    assert ours["reflect/tried"] == 0
+    assert "reflect/success_rate" not in ours
 
 
 def test_figures_are_of_every_group_that_was_drawn(step):
@@ -166,8 +167,10 @@ def test_figures_are_of_every_group_that_was_drawn(step):
     more = step_summary.join_judged([step.judged, wrong, wrong, wrong])
     records = [*step.records, *[question("d?", id=f"d{i}", source="chart") for i in range(3)]]
     ours = step_summary.metrics(step._replace(drawn=step_summary.Drawn(records, more, 99, 2)), anchored=True)
-    assert ours["accuracy/train"] == pytest.approx(5 / 24) and ours["format_rate"] == pytest.approx(5 / 24)
-    assert ours["groups/all_wrong"] == pytest.approx(4 / 6) and ours["groups/mixed"] == pytest.approx(1 / 6)
+    assert ours["accuracy/train"] == pytest.approx(5 / 24)
+    assert ours["format_rate"] == pytest.approx(5 / 24)
+    assert ours["groups/all_wrong"] == pytest.approx(4 / 6)
+    assert ours["groups/mixed"] == pytest.approx(1 / 6)
     assert ours["accuracy/train/chart"] == 0.0
 
 
@@ -179,7 +182,8 @@ def test_a_large_image_is_shown_small_and_a_video_by_a_frame(step):
         step._replace(records=[record, *step.records[1:]]), 0, anchored=True, cue=CUE, token_bytes=LETTERS
     )["images"]
     shown = decode_image(base64.b64decode(image.partition(",")[2]))
-    assert max(shown.size) == 448 and len(image) < len(photo) // 8
+    assert max(shown.size) == 448
+    assert len(image) < len(photo) // 8
     assert base64.b64decode(still.partition(",")[2]) == frame
 
 
@@ -230,7 +234,8 @@ def test_events(step):
         },
     ]
     plain = step_summary.events(step, anchored=False)
-    assert [event["anchor"] for event in plain] == [None] * 3 and not plain[0]["negatives"]
+    assert [event["anchor"] for event in plain] == [None] * 3
+    assert not plain[0]["negatives"]
 
 
 def test_sample(step):
@@ -253,7 +258,8 @@ def test_sample(step):
     shown = step_summary.sample(resampled, 0, anchored=True, cue=CUE, token_bytes=LETTERS)["reflection"]
     assert (shown["before"], shown["cue"], shown["after"]) == ("", "", "b!")
     untouched = step_summary.sample(step, 2, anchored=True, cue=CUE, token_bytes=LETTERS)
-    assert untouched["reflection"] is None and {row["role"] for row in untouched["rollouts"]} == {"unselected"}
+    assert untouched["reflection"] is None
+    assert {row["role"] for row in untouched["rollouts"]} == {"unselected"}
     assert [
         row["role"] for row in step_summary.sample(step, 1, anchored=False, cue=CUE, token_bytes=LETTERS)["rollouts"]
     ] == [

@@ -37,10 +37,12 @@ time.sleep({afterwards})
 
 
 def start(folder: Path, **fields: object) -> subprocess.Popen[str]:
+    """Starts the program, and waits until it says so."""
     fields = {"steps": 0, "seconds_a_step": 0.0, "hang_after": 1.0, "hangs": False, "afterwards": 0} | fields
     command = [sys.executable, "-c", PROGRAM.format(**fields), str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
     return process
 
 
@@ -55,7 +57,8 @@ def test_what_hangs_is_ended_and_told(tmp_path):
     assert last.startswith("error: no progress for 1 s (train.hang_after) in the next step;")
     assert str(folder / "stacks_3.txt") in last
     written = (folder / "stacks_3.txt").read_text()
-    assert written.startswith("error: no progress for 1 s") and written.count("in waits_for_ever") == 2
+    assert written.startswith("error: no progress for 1 s")
+    assert written.count("in waits_for_ever") == 2
 
 
 def test_what_cannot_be_written_is_ended_too(tmp_path):
@@ -64,7 +67,8 @@ def test_what_cannot_be_written_is_ended_too(tmp_path):
     process = start(tmp_path / "file" / "run", hangs=True)
     _, err = process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE
-    assert "in waits_for_ever" in err and err.splitlines()[-1].startswith("error: no progress for 1 s")
+    assert "in waits_for_ever" in err
+    assert err.splitlines()[-1].startswith("error: no progress for 1 s")
     assert "stacks_3.txt" not in err
 
 
@@ -75,7 +79,8 @@ def test_what_makes_progress_is_left_alone(tmp_path):
         start(tmp_path / "b", steps=1, seconds_a_step=1.5, hang_after=0),
     ]
     for process in processes:
-        assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+        assert process.communicate(timeout=60)[1] == ""
+        assert process.returncode == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -85,4 +90,5 @@ def test_a_suspended_process_has_not_hung(tmp_path):
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(2)
     os.kill(process.pid, signal.SIGCONT)
-    assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0

@@ -10,6 +10,7 @@ import pytest
 
 from care_jax import config, models
 from care_jax.stages.optimizer import learning_rate, make_optimizer
+from tests.families import make_folder
 
 
 def settings(**optimizer) -> ml_collections.ConfigDict:
@@ -69,7 +70,15 @@ def test_only_matrices_decay(tiny_model):
     kernels = {name for name in params if name.endswith("kernel")}
     assert decayed == kernels | {"embed_tokens.weight"}
     assert len(kernels) == 7 + 8  # of a decoder layer, of the vision tower
-    assert "norm.weight" in updates and "layers.self_attn.q_proj.bias" in updates
+    assert {"norm.weight", "layers.self_attn.q_proj.bias"} <= updates.keys()
+
+
+def test_learned_positions_do_not_decay(tiny_folder, tmp_path):
+    """Catches decay of every parameter with two dimensions."""
+    config = models.load_model_config(make_folder("qwen3_vl", tiny_folder, tmp_path / "model"))
+    updates = first_update(settings(warmup_steps=0), models.init_model(config, jax.random.key(0)))
+    assert np.ptp(updates["visual.pos_embed.weight"]) == 0
+    assert np.ptp(updates["embed_tokens.weight"]) > 0
 
 
 def test_gradients_are_clipped_by_their_global_norm(tiny_model):

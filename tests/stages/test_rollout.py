@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from care_jax.models import decoder, qwen_vl
+from care_jax.models import QwenVL, decoder, qwen_vl
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Forced, Rollouts, Verdicts
@@ -39,7 +40,7 @@ def run(tiny_model, tiny_prompts, tiny_processor):
 
     def run(sampling: Sampling, forced: Forced, forbidden=tiny_processor.forbidden_mask, rows=slice(None)) -> Scored:
         prompts = jax.tree.map(lambda x: x[rows], tiny_prompts)
-        prefix = rollout.prefill(tiny_model, prompts)
+        prefix = jax.jit(QwenVL.prefill)(tiny_model, prompts)
         forbidden = jnp.asarray(forbidden)
         rollouts = rollout.generate(tiny_model, prefix, forced, forbidden, KEY, sampling=sampling)
         logprobs, argmax = teacher_forced(
@@ -50,8 +51,9 @@ def run(tiny_model, tiny_prompts, tiny_processor):
     return run
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=4)
 def teacher_forced(model, prompts, token_ids, forbidden, temperature):
+    """Log-probs of given tokens, and the most likely ones, from one pass over the branches."""
     hidden = model.forward_branches(prompts, token_ids).predicting
     logits = score.masked_logits(model, hidden, forbidden_mask=forbidden, temperature=temperature)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), token_ids[..., None], axis=-1)[..., 0]
@@ -82,6 +84,7 @@ def forced(run) -> Scored:
 
 @pytest.fixture(scope="module")
 def greedy(run) -> Scored:
+    """Greedy branches with forced prefixes, scored."""
     return run(GREEDY, forced_prefixes())
 
 
@@ -131,7 +134,9 @@ def test_forced_tokens_are_kept_and_not_sampled(forced):
         assert ours.token_ids[row][:start].tolist() == given.token_ids[row][:start].tolist()
         assert not ours.sampled_mask[row][:start].any()
         if not ACTIVE[row]:
-            assert ours.response_len[row] == start and not ours.sampled_mask[row].any() and not ours.finished[row]
+            assert ours.response_len[row] == start
+            assert not ours.sampled_mask[row].any()
+            assert not ours.finished[row]
         else:
             assert ours.response_len[row] > start
 
@@ -150,7 +155,8 @@ def test_forbidden_ids_are_never_sampled(run, tiny_processor):
     forbidden[[61, 65, 97, 98, 99]] = False
     ours, logprobs, _ = run(SAMPLED, rollout.nothing_forced(3, J), forbidden)
     drawn = ours.token_ids[ours.sampled_mask]
-    assert set(drawn.tolist()) <= {61, 65, 97, 98, 99} and len(set(drawn.tolist())) > 2
+    assert set(drawn.tolist()) <= {61, 65, 97, 98, 99}
+    assert len(set(drawn.tolist())) > 2
     assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
 
 
@@ -170,8 +176,10 @@ def test_forced_tokens_that_are_dropped_take_no_room(run):
     """Catches forced tokens in a response that leaves them out, another continuation, and a limit that counts them."""
     forced, length = forced_prefixes(active=np.ones_like(ACTIVE)), 5
     ours = run(Sampling(length, TEMPERATURE, (), drop_forced=True), forced).rollouts
-    assert ours.sampled_mask.shape == (3, J, length) and ours.sampled_mask.all() and (ours.response_len == length).all()
-    kept = run(Sampling(length + FORCED_LEN.max(), TEMPERATURE, ()), forced).rollouts
+    assert ours.sampled_mask.shape == (3, J, length)
+    assert ours.sampled_mask.all()
+    assert (ours.response_len == length).all()
+    kept = run(Sampling(length + int(FORCED_LEN.max()), TEMPERATURE, ()), forced).rollouts
     for row in np.ndindex(3, J):
         behind = slice(FORCED_LEN[row], FORCED_LEN[row] + length)
         np.testing.assert_array_equal(ours.token_ids[row], kept.token_ids[row][behind])
@@ -187,7 +195,8 @@ def test_a_branch_sees_neither_branches_nor_other_prompts(run, greedy, row):
     together = jax.tree.map(lambda x: x[b, j], greedy.rollouts)
     np.testing.assert_array_equal(alone.token_ids[0, 0], together.token_ids)
     np.testing.assert_allclose(alone.logprobs[0, 0], together.logprobs, rtol=0, atol=GAP)
-    assert alone.response_len[0, 0] == together.response_len and alone.finished[0, 0] == together.finished
+    assert alone.response_len[0, 0] == together.response_len
+    assert alone.finished[0, 0] == together.finished
 
 
 def test_leaving_early_changes_nothing(run, free, tiny_processor):
@@ -226,8 +235,9 @@ def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_model, tiny_
     monkeypatch.setattr(qwen_vl, "_CACHED", 0)
     alone = copy.copy(tiny_model)
     alone.config = dataclasses.replace(tiny_model.config, scan_decoding=False)
-    prefix = rollout.prefill(tiny_model, tiny_prompts)
-    assert len(alone.in_stacks(prefix)[0]) == 3 and len(tiny_model.in_stacks(prefix)[0]) == 1
+    prefix = jax.jit(QwenVL.prefill)(tiny_model, tiny_prompts)
+    assert len(alone.in_stacks(prefix)[0]) == 3
+    assert len(tiny_model.in_stacks(prefix)[0]) == 1
     sampling, forbidden = (
         dataclasses.replace(SAMPLED, compact_shares=(0.5,)),
         jnp.asarray(tiny_processor.forbidden_mask),
@@ -244,7 +254,7 @@ def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_
     """Catches states that are one token off, lost in the smaller batch, or of another distribution."""
     sampling = dataclasses.replace(SAMPLED, compact_shares=(0.5,), keep_states=True)
     forbidden = jnp.asarray(tiny_processor.forbidden_mask)
-    prefix = rollout.prefill(tiny_model, tiny_prompts)
+    prefix = jax.jit(QwenVL.prefill)(tiny_model, tiny_prompts)
     nothing = rollout.nothing_forced(3, J)
     rollouts = rollout.generate(tiny_model, prefix, nothing, forbidden, KEY, sampling=sampling)
     row = rollouts.finished

@@ -12,7 +12,7 @@ import pytest
 
 from care_jax import models
 from care_jax.stages import score
-from care_jax.structs import Rollouts, Verdicts
+from care_jax.structs import Rollouts, Verdicts, zeros
 
 SHAPE = (2, 3, 5)  # 30 tokens, which 7 does not divide
 TEMPERATURE = 0.7
@@ -69,7 +69,8 @@ def test_no_buffer_of_all_logits(tiny_folder, remat):
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(model, hidden, tokens, forbidden).compile()
     shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", program.as_text())]
     beside = {int(np.prod(shape)) // VOCAB for shape in shapes if VOCAB in shape}
-    assert chunk in beside and width in beside
+    assert chunk in beside
+    assert width in beside
     assert beside <= {1, chunk, width}
 
 
@@ -93,12 +94,12 @@ def test_score_pools_the_rationale_or_else_the_response(tiny_model, tiny_prompts
     response_len = np.array([[6, 4], [3, 6], [5, 2]], np.int32)
     think_mask = np.zeros(token_ids.shape, bool)
     think_mask[:, 0, 1:3] = True
-    row = np.zeros(response_len.shape, bool)
+    rollouts, verdicts = (zeros(made, B=3, G=2, R=6) for made in (Rollouts, Verdicts))
     ours = score.score(
         tiny_model,
         tiny_prompts,
-        Rollouts(token_ids, response_len, row, row, row),
-        Verdicts(row, row, row, row, think_mask, think_mask),
+        rollouts.replace(token_ids=token_ids, response_len=response_len),
+        verdicts.replace(think_mask=think_mask),
         jnp.asarray(tiny_processor.forbidden_mask),
         temperature=1.0,
         chunk=5,

@@ -8,22 +8,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
 from care_jax import models
+from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
-from care_jax.method import objectives, subgroup, train_batch
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.method import subgroup, train_batch
 from care_jax.method.loss import policy_loss
+from care_jax.method.objectives import Objective, Reflect, Region, Rescue
 from care_jax.method.train_batch import Reflection
+from care_jax.models import QwenVL
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts
+from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
 from tests.families import FACTOR, FAMILIES, make_folder
 from tests.pictures import encode, picture, question
@@ -55,13 +58,17 @@ class Case(NamedTuple):
     reflection: Reflection
 
 
-def make_objective() -> ml_collections.ConfigDict:
+def make_objective() -> Objective:
     """CARE with weights that leave no region out, and K above the failures of the first group."""
-    objective = objectives.care()
-    objective.num_negatives, objective.num_neighbours = 3, 4
-    objective.region.update({"gamma_pos": 0.3, "gamma_neg": 0.2, "format_weight": 0.5})
-    objective.kl_coef = 1.0  # or the rows' losses almost cancel
-    return objective
+    return Objective(
+        anchored=True,
+        num_negatives=3,
+        num_neighbours=4,
+        rescue=Rescue(enabled=True),
+        reflect=Reflect(enabled=True),
+        region=Region(enabled=True, gamma_pos=0.3, gamma_neg=0.2, format_weight=0.5),
+        kl_coef=1.0,  # or the rows' losses almost cancel
+    )
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -87,10 +94,10 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
         question("how many in <image>?", wide),
         question("<image>+1", one),
     ]
-    prompts = processor.collate([processor.encode_prompt(record) for record in records])
+    prompts = collate(processor, [encode_prompt(processor, record) for record in records])
     model = random_model(models.load_model_config(folder))
     sampling = Sampling(R, TEMPERATURE, tuple(range(60, 70)))
-    prefix = rollout.prefill(model, prompts)
+    prefix = jax.jit(QwenVL.prefill)(model, prompts)
     forbidden = jnp.asarray(processor.forbidden_mask)
     nothing = rollout.nothing_forced(len(records), G)
     rollouts = rollout.generate(model, prefix, nothing, forbidden, jax.random.key(1), sampling=sampling)
@@ -170,7 +177,7 @@ def keep_gradient() -> optax.GradientTransformation:
 
 def shared_update(case: Case, *, microbatches: int, **computed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics and gradient of the project's own update, from selection on; `computed`: fields of ModelConfig."""
-    objective = ml_collections.FrozenConfigDict(make_objective())
+    objective = make_objective()
     update = make_update(
         keep_gradient(),
         functools.partial(policy_loss, objective=objective),
@@ -215,8 +222,11 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant):
-    """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way to the prompt,
-    the image or a row: rescued, repaired, with forced tokens, with fewer negatives than K, or in a micro-batch."""
+    """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way.
+
+    Gradients go to the prompt, the image and rows of each kind: rescued, repaired, with forced tokens, with fewer
+    negatives than K, in a micro-batch.
+    """
     loss, grads, rows = expected
     assert len(rows) == 3 + 4 + 4 + 0 + 4 + 4
     assert sum(reference_outcome(drifted, row) == Outcome.MIXED for row in rows) == 15
@@ -233,13 +243,15 @@ def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant)
 
 
 def reference_outcome(case: Case, row: oracle.Row) -> Outcome:
+    """The outcome of the group that a row is from."""
     return Outcome(int(subgroup.classify(case.verdicts.correct)[row.prompt]))
 
 
 def test_sampler_scorer_and_plain_rows_agree(case):
     """Catches a cache, chunk, mask, position or temperature that sampler, scorer and a plain pass see differently."""
     sampled = case.rollouts.sampled_mask
-    assert sampled.sum() > 100 and not sampled.all()
+    assert sampled.sum() > 100
+    assert not sampled.all()
     for b, g in np.ndindex(*sampled.shape[:2]):
         token_ids = case.rollouts.token_ids[b, g]
         plain = oracle.response_logprobs(
@@ -264,12 +276,10 @@ def test_repairs_are_scored_as_they_were_sampled(case):
         active=jnp.asarray(TRIED[:, None]),
     )
     forbidden = jnp.asarray(case.forbidden_mask)
-    prefix = rollout.prefill(case.model, case.prompts)
+    prefix = jax.jit(QwenVL.prefill)(case.model, case.prompts)
     sampling = Sampling(R, TEMPERATURE, ())
     repaired = rollout.generate(case.model, prefix, forced, forbidden, jax.random.key(5), sampling=sampling)
-    row = jnp.zeros((size, 1), bool)
-    tokens = jnp.zeros((size, 1, R), bool)
-    verdicts = Verdicts(row, row, row, row, tokens, tokens)
+    verdicts = zeros(Verdicts, B=size, G=1, R=R)
     scores = score.score(case.model, case.prompts, repaired, verdicts, forbidden, temperature=TEMPERATURE, chunk=CHUNK)
     repaired, scores = jax.device_get((repaired, scores))
     assert repaired.sampled_mask.sum() == (R - FORCED_LEN)[TRIED].sum()

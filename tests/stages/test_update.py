@@ -7,12 +7,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
 from care_jax import config, models
+from care_jax.inputs.batch import collate
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.stages.optimizer import make_optimizer
@@ -20,6 +21,7 @@ from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update, split_batch
 from care_jax.structs import TrainBatch
 from tests.pictures import encode, picture, question
+from tests.presets import record
 
 B, S, R = 8, 2, 5
 PINNED = (0.42804, 45.828)  # loss and gradient norm of `batch` at the test model
@@ -39,7 +41,7 @@ def batch(tiny_processor) -> TrainBatch:
     row_mask[2, 1] = row_mask[5, 1] = False
     old = -5.5 + rng.normal(0, 0.7, (B, S, R))  # the model is nearly uniform over 270 ids
     batch = TrainBatch(
-        prompts=tiny_processor.collate([tiny_processor.encode_prompt(record) for record in prompts]),
+        prompts=collate(tiny_processor, [encode_prompt(tiny_processor, record) for record in prompts]),
         token_ids=rng.integers(40, 120, (B, S, R)).astype(np.int32),
         response_len=response_len.astype(np.int32),
         sampled_mask=sampled_mask,
@@ -55,7 +57,7 @@ def batch(tiny_processor) -> TrainBatch:
 @functools.cache
 def program(optimizer: optax.GradientTransformation, minibatches: int, microbatches: int):
     """The jitted update of CARE's loss; nothing is donated, so that a state can be used again."""
-    loss = functools.partial(policy_loss, objective=ml_collections.FrozenConfigDict(objectives.care()))
+    loss = functools.partial(policy_loss, objective=record(objectives.care))
     update = make_update(optimizer, loss, minibatches=minibatches, microbatches=microbatches, temperature=1.0, chunk=16)
     return jax.jit(update)
 
@@ -84,6 +86,7 @@ def whole(run, batch):
 
 
 def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The largest difference of any parameter."""
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
 
 

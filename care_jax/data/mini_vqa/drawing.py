@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 
 class Tilt(NamedTuple):
-    """How a scan lies in its cell."""
+    """The rotation and shift of a scan in its cell."""
 
     degrees: float
     right: int  # pixels
@@ -86,7 +86,7 @@ def draw_chart(values: list[int], *, num_levels: int, line: bool) -> bytes:
 
 
 class TriangleLayout(NamedTuple):
-    """Where a triangle and the labels of its first two angles lie, in pixels."""
+    """The places of a triangle and of the labels of its first two angles, in pixels."""
 
     corners: list[Point]
     angles: tuple[int, int]
@@ -94,7 +94,7 @@ class TriangleLayout(NamedTuple):
 
 
 def lay_out_triangle(first: int, second: int, *, rotation: int, mirrored: bool) -> TriangleLayout | None:
-    """Places a triangle to scale, as large as leaves room for its labels; None where no size does.
+    """Places a triangle to scale, at the largest size that leaves room for its labels; None if there is no such size.
 
     Args:
         first: angle at the first corner, degrees.
@@ -198,7 +198,7 @@ def _nearby_cells(ideal: Point) -> list[tuple[int, int]]:
 
 
 def _touches_sides(corners: list[Point], left: float, top: float, width: float) -> bool:
-    """Whether a side of the triangle crosses the box of a label, by the separating axes of a box and a segment."""
+    """Tells if a side of the triangle crosses the box of a label, by the separating axes of a box and a segment."""
     half = (width / 2, GRID)
     center = (left + width / 2, top + GRID)
     for i in range(3):

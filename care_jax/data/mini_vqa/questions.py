@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from care_jax.data.mini_vqa import chart_tables, drawing
+from care_jax.options import SKILLS
 from care_jax.structs import Record
 
-SKILLS = ("digits", "chart", "geometry")
 SPLITS = ("train", "heldout")
 FIRST_HELDOUT_SCAN = 1300
 DRAFT_SHARE = 0.25  # of the train records
@@ -35,23 +35,24 @@ Work = Callable[[list[int], int], tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
-    """The knobs of the task; each setting is a data set of its own.
+    """The knobs of the task; each setting is a data set of its own. Their defaults are in config.py (data.mini_vqa).
 
     Raises:
         ValueError: a knob is out of range, or a split would be empty.
     """
 
-    skills: tuple[str, ...] = SKILLS
-    num_digits: int = 3  # scans in an image, 2 to 6; a rationale about six has 26 tokens, the others at most 22
-    min_bars: int = 3  # values of a chart, 2 to 5
-    max_bars: int = 5
-    num_levels: int = 9  # values go from 1 to this, 3 to 21
-    angle_step: int = 5  # degrees; printed angles are multiples of it: 1, 5 or 10
-    num_train: int = 40_000  # records, spread evenly over the skills
-    num_heldout: int = 1_500
-    seed: int = 0
+    skills: tuple[str, ...]  # of options.SKILLS
+    num_digits: int  # scans in an image, 2 to 6; a rationale about six has 26 tokens, the others at most 22
+    min_bars: int  # values of a chart, 2 to 5
+    max_bars: int
+    num_levels: int  # values go from 1 to this, 3 to 21
+    angle_step: int  # degrees; printed angles are multiples of it: 1, 5 or 10
+    num_train: int  # records, spread evenly over the skills
+    num_heldout: int
+    seed: int
 
     def __post_init__(self) -> None:
+        """Checks the knobs."""
         if not self.skills or not set(self.skills) <= set(SKILLS):
             raise ValueError(f"mini_vqa skills={self.skills}: choose some of {', '.join(SKILLS)}")
         for knob, value, low, high in (
@@ -104,7 +105,7 @@ def generate(split: str, difficulty: Difficulty) -> Iterator[Record]:
 
 
 def _unique(stream: Iterator[tuple[str, Callable[[], Record]]], skill: str) -> Iterator[Record]:
-    """Draws each id once; drawing is put off until an id is known to be new."""
+    """Draws each id once; nothing is drawn until an id is known to be new."""
     seen: set[str] = set()
     repeats = 0
     for record_id, draw in stream:
@@ -152,7 +153,7 @@ def _digits_maker(
 
 
 def _tilt(rng: np.random.Generator, heldout: bool) -> drawing.Tilt:
-    """Train scans are turned and moved a little, since there are few of them; held-out ones stay as they are."""
+    """Returns a small random tilt for train scans, since there are few of them; held-out scans stay as they are."""
     if heldout:
         return drawing.Tilt(0.0, 0, 0)
     return drawing.Tilt(float(rng.uniform(-12, 12)), *(int(x) for x in rng.integers(-2, 3, 2)))
@@ -205,7 +206,7 @@ def _chart_maker(
 
 
 def _quantise(window: tuple[float, ...], num_levels: int, rng: np.random.Generator) -> list[int]:
-    """Levels from 1 to num_levels on an axis that reaches past the window by a random amount on both sides."""
+    """Scales a window to levels from 1 to num_levels, on an axis that extends past it by random amounts."""
     low, high = min(window), max(window)
     below, above = rng.random(2) * 0.6 * (high - low)
     low, width = low - below, (high - low) + below + above
@@ -213,7 +214,7 @@ def _quantise(window: tuple[float, ...], num_levels: int, rng: np.random.Generat
 
 
 def _chart_question(values: list[int], rng: np.random.Generator) -> tuple[str, list[int], Work] | None:
-    """A question, the values it needs, and how to work it out; None where the values allow no clear question."""
+    """Returns a question, the values it needs, and how to work it out; None if the values allow no clear question."""
     if len(set(values)) == 1:
         return None
     letters = _letters(len(values))

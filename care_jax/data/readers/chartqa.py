@@ -1,8 +1,8 @@
 """ChartQA: parquet files of the hub or the folder of the original release (vis-nlp/ChartQA).
 
-On the hub are HuggingFaceM4/ChartQA and ahmed-masry/ChartQA with all splits, and lmms-lab/ChartQA with test alone.
+The hub has HuggingFaceM4/ChartQA and ahmed-masry/ChartQA with all splits, and lmms-lab/ChartQA with test alone.
 
-Questions by people: 7,398, 960 and 1,250 rows of train, val and test; by a machine: 20,901, 960 and 1,250.
+Train, val and test have 7,398, 960 and 1,250 questions by people, and 20,901, 960 and 1,250 by a machine.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, array_rows, parquet_rows, split_files
-from care_jax.data.rows import BadRow, Row, gold_field, image_of, place_marks, text_field
+from care_jax.data.file_formats import Numbered, array_rows, parquet_rows, split_files
+from care_jax.data.parsing import Row, gold_field, image_of, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 WRITERS = ("human", "machine")  # the order of the hub's class label human_or_machine
@@ -21,7 +22,7 @@ _NAMES = {"question": "query", "answer": "label", "type": "human_or_machine"}  #
 
 
 def files(root: Path, split: str, writers: Sequence[str] = WRITERS) -> list[Path]:
-    """Parquet files, or a JSON array for each of the `writers`."""
+    """Lists the parquet files, or a JSON array for each of the `writers`."""
     if parquet := split_files(root, split, "parquet"):
         return parquet
     for folder in (root / split, root / "ChartQA Dataset" / split):
@@ -31,23 +32,23 @@ def files(root: Path, split: str, writers: Sequence[str] = WRITERS) -> list[Path
 
 
 def rows(path: Path, writers: Sequence[str] = WRITERS) -> Numbered:
-    """Rows of either layout under the hub's names, those of other writers left out."""
+    """Yields the rows of either layout under the hub's names, without those of other writers."""
     if path.suffix == ".parquet":
         for number, raw in parquet_rows(path, "image"):
             raw = _under_one_name(path, raw) if isinstance(raw, dict) else raw
-            if isinstance(raw, BadRow) or _writer(raw) in writers:
+            if isinstance(raw, BadRowError) or _writer(raw) in writers:
                 yield number, raw
         return
     (writer,) = (w for w in WRITERS if path.stem.endswith(_JSON_NAMES[w]))
     for number, raw in array_rows(path):
-        if not isinstance(raw, BadRow):
+        if not isinstance(raw, BadRowError):
             image = str(path.parent / "png" / raw["imgname"]) if raw.get("imgname") else None
             raw = {**raw, "image": image, "human_or_machine": WRITERS.index(writer)}
         yield number, raw
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question; "label" is a text, or a list of which the first counts."""
+    """Parses one question; "label" is a text, or a list whose first entry counts."""
     label = raw.get("label")
     writer = _writer(raw)
     record = Record(
@@ -69,7 +70,7 @@ def _under_one_name(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _writer(raw: dict[str, Any]) -> str:
-    """The writer by the class label, or by "human", "augmented", "human_test", "augmented_test"."""
+    """Returns the writer by the class label, or by "human", "augmented", "human_test", "augmented_test"."""
     number = raw["human_or_machine"]
     if isinstance(number, str):
         number = next((n for n, writer in enumerate(WRITERS) if number.startswith(_JSON_NAMES[writer])), None)

@@ -1,7 +1,7 @@
 """Sets in EasyR1's form: parquet, JSON lines or a JSON array with problem, answer and images.
 
-As there, every answer is a LaTeX or number gold, unless a column `answer_kind` names another kind; `choices` are then a
-list of texts or a string that spells one. Vision-R1-rl, PAPO_ViRL39K_train and many others have this form.
+As in EasyR1, every answer is a LaTeX or number gold, unless a column `answer_kind` names another kind; `choices` are
+then a list of texts or a string that spells one. Vision-R1-rl, PAPO_ViRL39K_train and many others have this form.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, array_rows, line_rows, parquet_rows, split_files
-from care_jax.data.rows import BadRow, Row, gold_field, images_of, option_texts, place_marks, text_field, unbox
+from care_jax.data.file_formats import Numbered, array_rows, line_rows, parquet_rows, split_files
+from care_jax.data.parsing import Row, gold_field, images_of, option_texts, place_marks, text_field, unbox
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _QUESTION_KEYS = ("problem", "prompt", "question")
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """The split's files, or `root` itself where it is a file."""
+    """Lists the split's files, or `root` itself if it is a file."""
     return [root] if root.is_file() else split_files(root, split, "parquet", "jsonl", "json")
 
 
 def rows(path: Path) -> Numbered:
-    """Rows by the file's ending."""
+    """Yields the rows; the file's ending names its format."""
     readers = {".parquet": lambda path: parquet_rows(path, "answer"), ".jsonl": line_rows, ".json": array_rows}
     if path.suffix not in readers:
         raise ValueError(f"{path} ends in {path.suffix!r}; give a file that ends in {', '.join(readers)}")
@@ -30,9 +31,9 @@ def rows(path: Path) -> Numbered:
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question, under any of EasyR1's names for it."""
+    """Parses one question, under any of EasyR1's names for it."""
     if raw.get("videos"):
-        raise BadRow("a video; only images can be read", "video")
+        raise BadRowError("a video; only images can be read", "video")
     key = next((key for key in _QUESTION_KEYS if key in raw), _QUESTION_KEYS[0])
     images = images_of(raw.get("images"), folder)
     record = Record(

@@ -1,7 +1,7 @@
 """Geometry3K: the hub's parquet files (hiyouga/geometry3k) or the folders of the original release (InterGPS).
 
-Train, val and test have 2,101, 300 and 601 rows, each with one drawing. The answer is the text of the right choice,
-asked for without the choices, as is usual for RL.
+Train, val and test have 2,101, 300 and 601 rows, each with one drawing. The gold is the text of the right choice; the
+question is asked without the choices, as is usual for RL.
 """
 
 from __future__ import annotations
@@ -10,32 +10,33 @@ import json
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows, split_files
-from care_jax.data.rows import PLACEHOLDER, BadRow, Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.parsing import PLACEHOLDER, Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _LETTERS = ("A", "B", "C", "D")
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """Parquet files, or one data.json a question."""
+    """Lists the parquet files, or one data.json a question."""
     if parquet := split_files(root, split, "parquet"):
         return parquet
     return sorted(root.glob(f"{split}/*/data.json"), key=lambda path: (len(path.parent.name), path.parent.name))
 
 
 def rows(path: Path) -> Numbered:
-    """Rows of either layout, under the hub's names."""
+    """Yields the rows of either layout, under the hub's names."""
     if path.suffix == ".parquet":
         return parquet_rows(path, "images", "problem", "answer")
     return iter([(1, _from_folder(path))])
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question. The first release on the hub had no id."""
+    """Parses one question. The first release on the hub had no id."""
     images = images_of(raw["images"], folder)
     if len(images) != 1:
-        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+        raise BadRowError(f"{len(images)} images; a question has one", "not one image")
     record = Record(
         id=f"geometry3k/{where if raw.get('id') is None else raw['id']}",
         source="geometry3k",
@@ -47,13 +48,13 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     return Row(where, record, images)
 
 
-def _from_folder(path: Path) -> dict[str, Any] | BadRow:
+def _from_folder(path: Path) -> dict[str, Any] | BadRowError:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         answer = data["choices"][_LETTERS.index(data["answer"])]
         problem = PLACEHOLDER + data["annotat_text"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        return BadRow(f"{path} has no question, choices and answer letter: {error!r}", "unreadable data.json")
+        return BadRowError(f"{path} has no question, choices and answer letter: {error!r}", "unreadable data.json")
     return {
         "id": path.parent.name,
         "problem": problem,

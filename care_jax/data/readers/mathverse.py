@@ -1,10 +1,10 @@
 r"""MathVerse: testmini.parquet of AI4Math/MathVerse, or the folder of CaraJ/MathVerse-lmmseval with one file a version.
 
 788 problems in five versions each, from all text to none; "Text Only", which has no image, is left out. The prompt is
-the column `query_cot`; in the version "Vision Only" it says that the question stands in the image.
+the column `query_cot`; in the version "Vision Only" it says that the question is in the image.
 
 A free-form answer has no column for its kind: one number is kind "rounded", everything else LaTeX. Golds come with the
-quantity's name and as `$...$` ("Volume $=367.57 \mathrm{~cm}^{3}$"); both are taken off.
+quantity's name and as `$...$` ("Volume $=367.57 \mathrm{~cm}^{3}$"); both are stripped.
 """
 
 from __future__ import annotations
@@ -13,17 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows, split_files
-from care_jax.data.rows import (
-    BadRow,
-    Row,
-    gold_field,
-    images_of,
-    letter_gold,
-    number_or,
-    place_marks,
-    text_field,
-)
+from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.parsing import Row, gold_field, images_of, letter_gold, number_or, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 SPLIT = "testmini"
@@ -35,12 +27,12 @@ _NAME = re.compile(r"^[A-Za-z][A-Za-z. ]*[A-Za-z.]\s*\$?\s*=\s*")
 
 
 def slug(version: str) -> str:
-    """ "Text Dominant" as text_dominant."""
+    """Returns a version's name in a source: text_dominant for "Text Dominant"."""
     return version.lower().replace(" ", "_")
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """The one file, or one a version."""
+    """Lists the one file, or one a version."""
     if parquet := split_files(root, split, "parquet"):
         return parquet
     by_version = [split_files(root / f"{split}_version_split", slug(version), "parquet") for version in VERSIONS]
@@ -48,21 +40,21 @@ def files(root: Path, split: str) -> list[Path]:
 
 
 def rows(path: Path) -> Numbered:
-    """Rows of the five versions."""
+    """Yields the rows of the five versions."""
     columns = ("sample_index", "problem_version", "question_type", "query_cot", "image", "answer")
     for number, raw in parquet_rows(path, *columns):
-        if isinstance(raw, BadRow) or raw["problem_version"] != _LEFT_OUT:
+        if isinstance(raw, BadRowError) or raw["problem_version"] != _LEFT_OUT:
             yield number, raw
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question in one version."""
+    """Parses one question in one version."""
     version = raw["problem_version"]
     if version not in VERSIONS:
-        raise BadRow(f"problem_version is {version!r}, none of {', '.join(VERSIONS)}", "unknown problem_version")
+        raise BadRowError(f"problem_version is {version!r}, none of {', '.join(VERSIONS)}", "unknown problem_version")
     images = images_of(raw["image"], folder)
     if len(images) != 1:
-        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+        raise BadRowError(f"{len(images)} images; a question has one", "not one image")
     choices = None
     if raw["question_type"] == "multi-choice":
         choices = _options(raw.get("question") or raw.get("question_for_eval") or "")
@@ -83,7 +75,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
 
 
 def _options(question: str) -> tuple[str, ...] | None:
-    """The options at the end of a question, from A on; None where they cannot be read."""
+    """Finds the options at the end of a question, from A on; None if they cannot be read."""
     head = _OPTIONS_HEAD.search(question)
     found = _OPTION.findall(question, head.end()) if head else []
     in_order = [letter for letter, _ in found] == list("ABCDEFGH"[: len(found)])
@@ -91,6 +83,6 @@ def _options(question: str) -> tuple[str, ...] | None:
 
 
 def _choice_gold(raw: dict[str, Any], choices: tuple[str, ...] | None) -> str:
-    """A letter, the text of an option, or letters on lines of their own, all of which are needed."""
+    """Reads a letter, the text of an option, or letters on lines of their own, all of which are needed."""
     lines = text_field(raw, "answer").splitlines()
     return ", ".join(lines) if len(lines) > 1 else letter_gold(lines[0], choices or ())

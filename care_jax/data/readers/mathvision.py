@@ -1,8 +1,8 @@
 r"""MATH-Vision: the hub's parquet files (MathLLMs/MathVision) or test.jsonl of the original release (mathllm/MATH-V).
 
-Test has 3,040 questions, testmini 304 of them. There is one picture, whatever marks <image1>, <image2> .. the question
-holds: several were drawn into one. So it comes first, and the marks stay where there are several. An answer without
-options has no column for its kind: one number is kind "rounded", everything else LaTeX.
+Test has 3,040 questions, testmini 304 of them. Each has one picture, even if it contains several marks <image1>,
+<image2> ..: several pictures were drawn into one. So the picture comes first, and several marks stay in the text. An
+answer without options has no column for its kind: one number is kind "rounded", everything else LaTeX.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, line_rows, parquet_rows, split_files
-from care_jax.data.rows import (
+from care_jax.data.file_formats import Numbered, line_rows, parquet_rows, split_files
+from care_jax.data.parsing import (
     PLACEHOLDER,
-    BadRow,
     Row,
     ask_for_letter,
     gold_field,
@@ -24,6 +23,7 @@ from care_jax.data.rows import (
     option_texts,
     text_field,
 )
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 SPLIT = "test"
@@ -36,15 +36,15 @@ def files(root: Path, split: str) -> list[Path]:
 
 
 def rows(path: Path) -> Numbered:
-    """Rows of either layout."""
+    """Yields the rows of either layout."""
     return line_rows(path) if path.suffix == ".jsonl" else parquet_rows(path, "id", "question", "options", "answer")
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question."""
+    """Parses one question."""
     images = images_of(raw.get("decoded_image") or raw.get("image"), folder)
     if len(images) != 1:
-        raise BadRow(f"{len(images)} images; a question has one", "not one image")
+        raise BadRowError(f"{len(images)} images; a question has one", "not one image")
     question, choices = text_field(raw, "question"), option_texts(raw.get("options"))
     if len(_MARK.findall(question)) == 1:
         question = _MARK.sub(" ", question).strip()

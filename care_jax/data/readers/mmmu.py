@@ -13,10 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows, split_files
-from care_jax.data.rows import (
+from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.parsing import (
     PLACEHOLDER,
-    BadRow,
     Row,
     ask_for_letter,
     gold_field,
@@ -26,6 +25,7 @@ from care_jax.data.rows import (
     option_texts,
     text_field,
 )
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 SPLIT, PRO_SPLIT = "validation", "test"
@@ -37,7 +37,7 @@ _LOOK = "Answer the multiple-choice question in the picture with the letter of t
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """The merged files, or those of each subject."""
+    """Lists the merged files, or those of each subject."""
     if merged := split_files(root, split, "parquet"):
         return merged
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
@@ -45,12 +45,12 @@ def files(root: Path, split: str) -> list[Path]:
 
 
 def rows(path: Path) -> Numbered:
-    """Rows of MMMU."""
+    """Yields the rows of MMMU."""
     return parquet_rows(path, "id", "question", "options", "image_1", "answer", "question_type")
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question of MMMU."""
+    """Parses one question of MMMU."""
     if raw["question_type"] == "multiple-choice":
         return _parse_choice(where, raw, folder, "mmmu")
     gold = _open_gold(raw)
@@ -60,32 +60,32 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
 
 
 def standard_files(root: Path, split: str) -> list[Path]:
-    """The files of MMMU-Pro's questions as text."""
+    """Lists the files of MMMU-Pro's questions as text."""
     return split_files(root / STANDARD, split, "parquet")
 
 
 def standard_rows(path: Path) -> Numbered:
-    """Rows of MMMU-Pro's questions as text."""
+    """Yields the rows of MMMU-Pro's questions as text."""
     return parquet_rows(path, "id", "question", "options", "image_1", "answer")
 
 
 def parse_standard(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question of MMMU-Pro as text."""
+    """Parses one question of MMMU-Pro as text."""
     return _parse_choice(where, raw, folder, "mmmu_pro_standard")
 
 
 def vision_files(root: Path, split: str) -> list[Path]:
-    """The files of MMMU-Pro's questions as pictures."""
+    """Lists the files of MMMU-Pro's questions as pictures."""
     return split_files(root / VISION, split, "parquet")
 
 
 def vision_rows(path: Path) -> Numbered:
-    """Rows of MMMU-Pro's questions as pictures."""
+    """Yields the rows of MMMU-Pro's questions as pictures."""
     return parquet_rows(path, "id", "image", "options", "answer")
 
 
 def parse_vision(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question of MMMU-Pro as a picture, which shows the options too."""
+    """Parses one question of MMMU-Pro as a picture, which shows the options too."""
     return _choice_row(where, raw, "mmmu_pro_vision", PLACEHOLDER + _LOOK, (image_of(raw["image"], folder),))
 
 
@@ -101,24 +101,24 @@ def _choice_row(where: str, raw: dict[str, Any], source: str, prompt: str, image
 
 
 def _options(raw: dict[str, Any]) -> tuple[str, ...]:
-    """The options, in the files a string that spells a list; one question has its list in a list."""
+    """Reads the options, a string that spells a list; one question has its list inside another list."""
     value = raw["options"]
     choices = option_texts(value[1:-1] if isinstance(value, str) and value.startswith("[[") else value)
     if choices is None:
-        raise BadRow(f"options are {value!r}", "no options")
+        raise BadRowError(f"options are {value!r}", "no options")
     return choices
 
 
 def _open_gold(raw: dict[str, Any]) -> str:
-    """The gold of an open question; a string that spells a list has several, any of which will do."""
+    """Reads the gold of an open question; a string that spells a list gives several accepted answers."""
     gold = gold_field(raw, "answer")
     return "\n".join(option_texts(gold) or ()) if gold.startswith("[") else gold
 
 
 def _place_images(prompt: str, raw: dict[str, Any], folder: Path) -> tuple[str, tuple[bytes | Path, ...]]:
-    """The prompt with its pictures in the order of their first mention; where none is mentioned, all come first.
+    """Returns the prompt with its pictures in the order of their first mention, or all first if none is mentioned.
 
-    A picture that is mentioned again stands there as "image 1", and as that beside the picture too.
+    A further mention of a picture becomes "image 1", and this name then also follows the picture itself.
     """
     mentions = _MARK.findall(prompt)
     if not mentions:

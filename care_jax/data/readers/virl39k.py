@@ -1,8 +1,9 @@
 r"""ViRL39K (TIGER-Lab): 39Krelease.parquet and the unpacked images.zip beside it; 38,870 rows, train only.
 
-One image, several, or none. Answers are boxed and of mixed kinds, and no column names the kind, so it is read off the
-question and the box: an option's letter where the question lists that option, words without a digit or a sign as text,
-everything else as LaTeX. The columns PassRate_32BTrained and PassRate_7BBase (-1: not measured) can filter.
+A row has one image, several, or none. Answers are boxed and of mixed kinds, and no column names the kind, so it is
+inferred from the question and the box: a letter is a choice if the question lists that option, words without a digit or
+a sign are text, and everything else is LaTeX. The columns PassRate_32BTrained and PassRate_7BBase (-1: not measured)
+can be used as filters.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, parquet_rows
-from care_jax.data.rows import BadRow, Row, gold_field, images_of, place_marks, text_field, unbox
+from care_jax.data.file_formats import Numbered, parquet_rows
+from care_jax.data.parsing import Row, gold_field, images_of, place_marks, text_field, unbox
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _FILE = "39Krelease.parquet"
 _LETTER = re.compile(r"(?:\\text\{)?\(?([A-L])\)?\.?\}?")
-_OPTION = r"(?:^|[\s(（]){letter}\s?[.):：．、)）]"
+_OPTION = r"(?:^|[\s(（]){letter}\s?[.):：．、)）]"  # noqa: RUF001
 _WORDS = re.compile(r"\\text\{([^{}]*)\}")
-_WORD_CHARACTERS = re.compile(r"[^\W\d_][\s,.'’-]*(?:[^\W\d_][\s,.'’-]*)+")
+_WORD_CHARACTERS = re.compile(r"[^\W\d_][\s,.'’-]*(?:[^\W\d_][\s,.'’-]*)+")  # noqa: RUF001
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """The one parquet file. Raises ValueError where the images are still packed."""
+    """Lists the one parquet file; raises ValueError if the images are still packed."""
     if split != "train":
         return []
     if (root / "images.zip").is_file() and not (root / "images").is_dir():
@@ -32,17 +34,17 @@ def files(root: Path, split: str) -> list[Path]:
 
 
 def rows(path: Path) -> Numbered:
-    """Rows with the pass rates among their columns."""
+    """Yields the rows, which include the pass rates."""
     return parquet_rows(path, "question", "answer", "qid", "image")
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One question; image paths count from the folder of the parquet file."""
+    """Parses one question; image paths are relative to the folder of the parquet file."""
     images = images_of(raw["image"], folder)
     question = place_marks(text_field(raw, "question"), len(images), mend_up_to=1)
     answer = gold_field(raw, "answer")
     if r"\boxed" not in answer:
-        raise BadRow(f"the answer {answer[:80]!r} is not boxed", r"no \boxed")
+        raise BadRowError(f"the answer {answer[:80]!r} is not boxed", r"no \boxed")
     gold, kind = _gold(unbox(answer), question)
     record = Record(
         id=f"virl39k/{text_field(raw, 'qid')}",
@@ -56,7 +58,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
 
 
 def _gold(boxed: str, question: str) -> tuple[str, str]:
-    """The gold and its kind."""
+    """Returns the gold and its kind."""
     if letter := _LETTER.fullmatch(boxed):
         listed = re.search(_OPTION.format(letter=letter[1]), question, re.MULTILINE)
         if listed:

@@ -10,35 +10,38 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.row_files import Numbered, array_rows
-from care_jax.data.rows import BadRow, Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.file_formats import Numbered, array_rows
+from care_jax.data.parsing import Row, gold_field, images_of, place_marks, text_field
+from care_jax.data.validation import BadRowError
 from care_jax.structs import Record
 
 _FILES = {"vision_r1_llava_cot_full.json": "llava_cot", "vision_r1_mulberry_sft_full.json": "mulberry"}
 _ROLES = (("human", "gpt"), ("user", "assistant"))
 _RESPONSE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-# Both ask for and begin with this; care_jax asks for its own form, so neither stays.
+# Questions ask for this form and answers begin with it; care_jax asks for its own form, so both are stripped.
 _ANSWER_PREFIX = re.compile(r"\s*final answer\s*:\s*", re.IGNORECASE)
 _HINT = re.compile(r"\s*return the final answer as [\"“']?final answer:\s?option[\"”']?\.?\s*$", re.IGNORECASE)
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """One array or both."""
+    """Lists one array or both."""
     return [path for name in _FILES if split == "train" and (path := root / name).is_file()]
 
 
 def rows(path: Path) -> Numbered:
-    """Rows that carry the name of their array as `part`."""
+    """Yields the rows, with the name of their array as `part`."""
     for number, raw in array_rows(path):
-        yield number, raw if isinstance(raw, BadRow) else {**raw, "part": _FILES[path.name]}
+        yield number, raw if isinstance(raw, BadRowError) else {**raw, "part": _FILES[path.name]}
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """One trace. `images` holds one path, as `image` does in the other array."""
+    """Parses one trace. `images` holds one path, as `image` does in the other array."""
     question, response = _turns(raw.get("conversations"))
     parts = _RESPONSE.fullmatch(response)
     if not parts:
-        raise BadRow(f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form")
+        raise BadRowError(
+            f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form"
+        )
     texts = {"rationale": parts[1], "answer": _ANSWER_PREFIX.sub("", parts[2], count=1)}
     images = images_of(raw.get("image", raw.get("images")), folder)
     record = Record(
@@ -54,10 +57,10 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
 
 
 def _turns(conversations: Any) -> tuple[str, str]:
-    """Question and response of a conversation of one turn each."""
+    """Returns question and response of a conversation with one turn each."""
     if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
-        raise BadRow(f"conversations must be a list of turns, not {conversations!r:.80}", "no conversations")
+        raise BadRowError(f"conversations must be a list of turns, not {conversations!r:.80}", "no conversations")
     roles = tuple(turn.get("from") for turn in conversations)
     if roles not in _ROLES:
-        raise BadRow(f"the roles are {roles}; one question and one response are needed", "several turns")
+        raise BadRowError(f"the roles are {roles}; one question and one response are needed", "several turns")
     return text_field(conversations[0], "value"), text_field(conversations[1], "value")

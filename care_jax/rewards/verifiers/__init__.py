@@ -1,4 +1,4 @@
-"""The verifiers, one file for each answer kind: pure text, no evaluation.
+"""The verifiers, one file for each answer kind: they compare texts and never evaluate one as code.
 
 The worker processes import this package, so nothing in it imports JAX or NumPy.
 """
@@ -20,25 +20,37 @@ def verify_answer(kind: str, extracted: str, gold: str, choices: tuple[str, ...]
     Args:
         kind: one of ANSWER_KINDS, or "module:function" for one of the user's own (own.py).
         extracted: the answer as the model wrote it.
-        gold: the right answer, readable as `kind`; on several lines, right answers of which any one will do.
-        choices: the option texts, for "choice"; None where they are unknown.
+        gold: the right answer, readable as `kind`. Several lines list several accepted answers.
+        choices: the option texts, for "choice"; None if they are unknown.
         tolerance: relative error allowed, for "number" and the numbers of a "list".
+
+    Returns:
+        The verdict; with several accepted answers, the best one.
+
     Raises:
-        ValueError: for an unknown kind and for a gold that is not of its kind.
+        ValueError: an unknown kind, or a gold that is not of its kind.
     """
     verdicts = [_verify(kind, extracted, line, choices, tolerance) for line in _alternatives(gold)]
     return max(verdicts, key=lambda verdict: (verdict.correct, verdict.parsed))
 
 
 def check_gold(kind: str, gold: str, choices: tuple[str, ...] | None = None) -> None:
-    """Raise ValueError where the gold cannot be read as its kind; for the readers, before anything is trained on it."""
+    """Check that a gold can be read as its kind; the readers call this before anything is trained on it.
+
+    Raises:
+        ValueError: the gold cannot be read, or its own verifier rejects it.
+    """
     for line in _alternatives(gold):
         if not _verify(kind, line, line, choices, 0.0).correct:
             raise ValueError(f"the gold {line[:80]!r} is not right by its own verifier, {kind}")
 
 
 def load_kind(kind: str) -> None:
-    """Import what the verifier of a kind needs beyond this package. Raises ValueError as `verify_answer` does."""
+    """Import what the verifier of a kind needs beyond this package.
+
+    Raises:
+        ValueError: the kind names a function that cannot be imported or is not marked as a verifier.
+    """
     if kind == "latex":
         symbolic.load()
     elif ":" in kind:

@@ -1,6 +1,6 @@
 """Answers read off a chart: ChartQA's relaxed accuracy (Masry et al. 2022, section 5), without its known false accepts.
 
-Numbers may be 5 % off, words must be equal. Differs from the published rule in two points: years and small counts are
+Numbers may be 5 % off, words must be equal. There are two differences to the published rule: years and small counts are
 compared exactly (1950 is within 5 % of 2020, and 0 is a count), and "1,234", "$5" and "12%" are read.
 """
 
@@ -16,10 +16,13 @@ COUNTS = range(10)
 
 
 def verify(response_answer: str, answer: str) -> Verdict:
-    """Compare an answer with the gold: as numbers where the gold is one, "[2014, 2016]" as a list, else as words.
+    """Compare an answer with the gold: as numbers if the gold is one, "[2014, 2016]" as a list, else as words.
 
     A percent sign on one side alone is read either way, for charts print the sign on the axis only: "57%" equals 57
-    and 0.57. Raises ValueError for a gold that is empty, too long or a nested list.
+    and 0.57.
+
+    Raises:
+        ValueError: the gold is empty, too long or a nested list.
     """
     gold = None if refusal(answer) else read_quantity(answer, fractions_allowed=True)
     if gold is None and answer.strip().startswith("["):

@@ -23,11 +23,14 @@ _HEDGE = re.compile(r"\b(?:or|and|not|either|both|neither|option|choice)\b")
 def verify(response_answer: str, answer: str, *, choices: tuple[str, ...] | None) -> Verdict:
     """Compare the option that an answer names with the gold, which is a letter or the text of an option.
 
-    Read: "B", "(b)", "B.", "option B", "B. text", "B text" and "text". Where the text belongs to another option than
-    the letter, or two options have that text, the answer names two and is wrong. Without `choices` a text after the
-    letter is not checked; it must mention no other letter. A gold of several options, "A, C", needs them all, in any
-    order. Where an option's text is a letter, as in "A. C", a lone "C" names two; a gold in brackets, "(C)", says that
-    letters were asked for, and then it names the third option. Raises ValueError as `read_gold` does.
+    It reads "B", "(b)", "B.", "option B", "B. text", "B text" and "text". If the text belongs to another option than
+    the letter, or two options have that text, the answer names two options and is wrong. Without `choices` a text after
+    the letter is not checked, but it must not mention another letter. A gold of several options, "A, C", needs all of
+    them, in any order. If an option's text is a letter, as in "A. C", a lone "C" names two options; a gold in brackets,
+    "(C)", says that letters were asked for, and "C" then names the third option.
+
+    Raises:
+        ValueError: as `read_gold` does.
     """
     gold = read_gold(answer, choices)
     refused = refusal(response_answer)
@@ -45,7 +48,11 @@ def verify(response_answer: str, answer: str, *, choices: tuple[str, ...] | None
 
 
 def read_gold(answer: str, choices: tuple[str, ...] | None) -> set[int]:
-    """Return the indices of the gold options, or raise ValueError where the gold names none or contradicts itself."""
+    """Return the indices of the gold options.
+
+    Raises:
+        ValueError: the gold names no option or contradicts itself.
+    """
     if choices is not None and not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"{len(choices)} options given; a choice has 2 to {len(LETTERS)}, or None for unknown ones")
     named = set() if refusal(answer) else _named_options(answer, choices, letters_first=_asks_for_letters(answer))
@@ -58,7 +65,7 @@ def read_gold(answer: str, choices: tuple[str, ...] | None) -> set[int]:
     problem = "more than one" if named else "none"
     raise ValueError(
         f"the gold {answer[:80]!r} names {problem} of {options}; give one letter or one whole option text, or several "
-        "with commas between them where all are needed"
+        "with commas between them if all are needed"
     )
 
 
@@ -67,7 +74,7 @@ def _asks_for_letters(gold: str) -> bool:
 
 
 def _listed_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:
-    """Return the options of a list like "A, C" or "A and C"; none where an entry does not name exactly one."""
+    """Return the options of a list like "A, C" or "A and C"; none if an entry does not name exactly one."""
     entries = _COMMA.split(unwrap(answer))
     named = [_named_options(entry, choices) for entry in entries]
     once = {index for options in named for index in options}
@@ -75,7 +82,7 @@ def _listed_options(answer: str, choices: tuple[str, ...] | None) -> set[int]:
 
 
 def _named_options(answer: str, choices: tuple[str, ...] | None, *, letters_first: bool = False) -> set[int]:
-    """Return the indices of every option that the answer can be read as; two where it contradicts itself."""
+    """Return the indices of every option that the answer can be read as; two if it contradicts itself."""
     options = [] if choices is None else [_plain(option) for option in choices]
     num_options = len(LETTERS) if choices is None else len(options)
     spaced = text.normalise(unwrap(answer))
@@ -96,7 +103,7 @@ def _letter_with_text(match: re.Match[str], options: list[str]) -> set[int]:
     others = same | {LETTERS.index(letter.upper()) for letter in _MENTION.findall(words)}
     if others - {index}:
         return others | {index}
-    # What follows the letter cannot be compared with an option that nobody listed.
+    # Without a list of options, the text after the letter cannot be compared with its option.
     unchecked = not options and not others and not match["unmarked"] and not _HEDGE.search(words)
     return {index} if unchecked else set()
 

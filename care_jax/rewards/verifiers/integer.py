@@ -10,7 +10,10 @@ def verify(response_answer: str, answer: str) -> Verdict:
     """Compare an answer with the gold, both as whole numbers with an optional unit.
 
     "5.0" equals 5 and "5.5" is a wrong answer; a fraction is not read. "%" counts as a unit, so "50%" equals 50. Units
-    are compared only where both sides have one. Raises ValueError for a gold that is no whole number.
+    are compared only if both sides have one.
+
+    Raises:
+        ValueError: the gold is not a whole number.
     """
     gold = read_gold(answer)
     refused = refusal(response_answer)
@@ -25,11 +28,15 @@ def verify(response_answer: str, answer: str) -> Verdict:
 
 
 def read_gold(answer: str) -> Quantity:
-    """Return the gold as a quantity, or raise ValueError where it is no whole number."""
+    """Return the gold as a quantity.
+
+    Raises:
+        ValueError: it is not a whole number.
+    """
     gold = None if refusal(answer) else read_quantity(answer, fractions_allowed=False)
     if gold is None or gold.value.denominator != 1:
         raise ValueError(
-            f'the gold {answer[:80]!r} is no whole number; write it like "1234" or "12 cm", '
+            f'the gold {answer[:80]!r} is not a whole number; write it like "1234" or "12 cm", '
             'or use answer_kind "number" or "text"'
         )
     return gold

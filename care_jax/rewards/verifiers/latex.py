@@ -1,8 +1,8 @@
 r"""Answers that are LaTeX: numbers, expressions, equations, intervals; compared exactly.
 
-A gold that our own grammar reads as a number is compared as one, and an answer must then be one too: "17 \cdot 23" is
-no answer to a product. Otherwise the spellings are compared, and where they differ math-verify is asked, if both sides
-are expressions that it can be trusted with (`symbolic.is_safe`).
+A gold that our own grammar reads as a number is compared as one, and the answer must then be a number too:
+"17 \cdot 23" does not answer a product. Otherwise the spellings are compared, and if they differ, math-verify decides,
+provided that both sides are expressions it can be trusted with (`symbolic.is_safe`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from care_jax.rewards.verifiers.wrapping import unwrap
 
 _UNICODE = str.maketrans(
     {
-        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "∪": r"\cup ",
-        "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "·": r"\cdot ", "×": r"\times ", "÷": r"\div ", "°": r"^{\circ}",
-        "∠": r"\angle ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "−": "-", "²": "^2", "³": "^3",
+        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
+        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "·": r"\cdot ", "×": r"\times ",  # noqa: RUF001
+        "÷": r"\div ", "°": r"^{\circ}", "∠": r"\angle ", "θ": r"\theta ", "α": r"\alpha ",  # noqa: RUF001
+        "β": r"\beta ", "−": "-", "²": "^2", "³": "^3",  # noqa: RUF001
     }
 )  # fmt: skip
 _SPELLINGS = (
@@ -38,7 +39,11 @@ _SPELLINGS = (
 
 
 def verify(response_answer: str, answer: str) -> Verdict:
-    """Compare an answer with the gold. Raises ValueError for a gold that is empty or too long."""
+    """Compare an answer with the gold.
+
+    Raises:
+        ValueError: the gold is empty or too long.
+    """
     refused = refusal(answer)
     if refused:
         raise ValueError(
@@ -62,7 +67,7 @@ def verify(response_answer: str, answer: str) -> Verdict:
 
 
 def canonical(answer: str) -> str:
-    r"""Return one spelling of LaTeX that looks the same: \dfrac12 as \frac{1}{2}, no \left, no idle white space."""
+    r"""Return one common spelling of LaTeX that looks the same: \dfrac12 as \frac{1}{2}, no \left, no extra spaces."""
     text = unwrap(unicodedata.normalize("NFC", answer).translate(_UNICODE))
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)

@@ -1,6 +1,6 @@
-"""lmms-eval's comparison of two free answers, for the score under its rules only: "5 apples" are "5 pears" to it.
+"""lmms-eval's comparison of two free answers, only for the score under its rules: it equates "5 apples" and "5 pears".
 
-Read in its release 0.7.2: _task_utils/reasoning_utils.py with no judge model, as its tasks named *_reasoning use it.
+Source: its release 0.7.2, _task_utils/reasoning_utils.py without a judge model, as its tasks named *_reasoning use it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _math_verify = symbolic.load()  # at import: a worker's deadline does not run wh
 
 @answer_verifier
 def equal(response_answer: str, answer: str) -> tuple[bool, bool, str]:
-    """Whether one text is the other or nearly all of it, or math-verify takes them for equal, whatever they are."""
+    """Accept an answer that is the gold, holds or is nearly all of it, or equals it in math-verify's judgement."""
     given, gold = (text.removesuffix(".").strip() for text in (response_answer, answer))
     shorter, longer = sorted((given, gold), key=len)
     if given == gold or (shorter in longer and len(shorter) >= _SHARE * len(longer)):

@@ -7,20 +7,23 @@ from fractions import Fraction
 from care_jax.rewards.verifiers.quantity import Quantity, read_quantity, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
-# Of the gold. Roots and pi are known to 50 digits, so two spellings of one number differ by less.
+# A share of the gold. Roots and pi are known to 50 digits, so two spellings of one number differ by less.
 _ROUNDING = Fraction(1, 10**40)
 
 
 def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
-    """Compare an answer with the gold: correct where |given - gold| <= tolerance * |gold|.
+    """Compare an answer with the gold: correct if |given - gold| <= tolerance * |gold|.
 
     A percentage is its hundredth: "50%" equals "0.5" and "1/2", never "50". A gold of zero needs zero. Units are
-    compared only where both sides have one. Raises ValueError for a gold that is no number.
+    compared only if both sides have one.
+
+    Raises:
+        ValueError: the gold is not a number.
     """
     gold = read_number(answer)
     if gold is None:
         raise ValueError(
-            f'the gold {answer[:80]!r} is no number; write it like "1.5", "3/4", "50%", "1.5e3" or "5\\sqrt{{3}}", '
+            f'the gold {answer[:80]!r} is not a number; write it like "1.5", "3/4", "50%", "1.5e3" or "5\\sqrt{{3}}", '
             'or use answer_kind "latex" or "text"'
         )
     refused = refusal(response_answer)
@@ -35,7 +38,7 @@ def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
 
 
 def read_number(text: str) -> Quantity | None:
-    """Return the quantity that the text says, percentages as their hundredth, or None."""
+    """Return the quantity that the text states, percentages as their hundredth, or None."""
     quantity = None if refusal(text) else read_quantity(text, fractions_allowed=True)
     if quantity is not None and quantity.unit == "%":
         return Quantity(quantity.value / 100, "")
@@ -43,6 +46,6 @@ def read_number(text: str) -> Quantity | None:
 
 
 def is_close(given: Fraction, gold: Fraction, tolerance: float) -> bool:
-    """Return whether the relative error is within the tolerance; the border counts."""
-    # The decimal that was written, not its binary neighbour: at 3 % of 100, 103 lies on the border.
+    """Return whether the relative error is within the tolerance, or exactly at it."""
+    # The tolerance as the decimal that was written, not its binary neighbour: with 3 % of 100, 103 is exactly at it.
     return abs(given - gold) <= (Fraction(str(tolerance)) + _ROUNDING) * abs(gold)

@@ -13,7 +13,9 @@ PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMERAL = re.compile(PLAIN)
 _POWER_OF_TEN = r"10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<braced>[-+]?[0-9]{1,3})\s*\}|(?P<bare>[-+]?[0-9]{1,3})(?![0-9]))"
 _BARE_POWER = re.compile(_POWER_OF_TEN)
-_EXPONENT = re.compile(rf"[eE](?P<e>[-+]?[0-9]{{1,3}})(?![0-9])|\s*(?:\\times|\\cdot|[×·*x])\s*{_POWER_OF_TEN}")
+_EXPONENT = re.compile(
+    rf"[eE](?P<e>[-+]?[0-9]{{1,3}})(?![0-9])|\s*(?:\\times|\\cdot|[×·*x])\s*{_POWER_OF_TEN}"  # noqa: RUF001
+)
 _DENOMINATOR = re.compile(rf"\s*/\s*(?P<below>{PLAIN})")
 _MIXED = re.compile(r"(?P<whole>[0-9]+)\s+(?P<above>[0-9]+)\s*/\s*(?P<below>[0-9]+)")
 _FRAC = re.compile(
@@ -25,7 +27,7 @@ _VULGAR = re.compile("[¼½¾⅐-⅞]")
 
 
 def read_rational(text: str, start: int, *, fractions_allowed: bool) -> tuple[Fraction, int] | None:
-    """Return the unsigned number that begins at `start` and the index behind it; None for none."""
+    """Return the unsigned number that begins at `start` and the index behind it; None if there is none."""
     if fractions_allowed and (mixed := _MIXED.match(text, start)):
         whole, above, below = (Fraction(mixed[part]) for part in ("whole", "above", "below"))
         return (whole + above / below, mixed.end()) if above < below else None
@@ -63,9 +65,9 @@ def spell_out(text: str) -> str:
     """Return the text with vulgar fractions and raised powers of ten in ASCII: "4½" as "4 1/2", "10⁻³" as "10^{-3}"."""
     if text.isascii():
         return text
-    text = _VULGAR.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0]).replace('⁄', '/')} ", text)
+    text = _VULGAR.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0]).replace('⁄', '/')} ", text)  # noqa: RUF001
     raised = _RAISED.sub(lambda power: f"^{{{unicodedata.normalize('NFKC', power[0])}}}", text)
-    return raised.replace("−", "-")
+    return raised.replace("−", "-")  # noqa: RUF001
 
 
 def _power_of_ten(match: re.Match[str]) -> Fraction:

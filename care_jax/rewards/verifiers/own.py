@@ -1,4 +1,4 @@
-"""A verifier of the user's own: answer_kind "module:function" in the data.
+"""Verifiers that users write: answer_kind "module:function" in the data.
 
     from care_jax.rewards.verifiers import answer_verifier
 
@@ -6,7 +6,7 @@
     def same_colour(response_answer: str, answer: str) -> tuple[bool, bool, str]:
         return response_answer.casefold() == answer.casefold(), True, "compared"
 
-Data names the function, so only one that was marked as a verifier is ever called: "os:system" is refused.
+The data names the function, so only functions marked as verifiers are ever called: "os:system" is refused.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ def answer_verifier(function: OwnVerifier) -> OwnVerifier:
 
 
 def verify(kind: str, response_answer: str, answer: str) -> Verdict:
-    """Judge with the function that `kind` names; an exception in it is a verdict that is neither correct nor parsed.
+    """Judge with the function that `kind` names; an exception in it gives a verdict neither correct nor parsed.
 
-    Raises ValueError where `kind` names no marked function.
+    Raises:
+        ValueError: `kind` does not name a marked function.
     """
     function = load(kind)
     refused = refusal(response_answer, control_allowed=True)
@@ -38,19 +39,23 @@ def verify(kind: str, response_answer: str, answer: str) -> Verdict:
         return refused
     try:
         correct, parsed, reason = function(response_answer, answer)
-    except Exception as error:  # whatever it is, it costs this item alone
+    except Exception as error:  # any failure of the user's code costs this item alone
         return Verdict(False, False, f"{kind} raised {type(error).__name__}")
     return Verdict(bool(correct), bool(parsed), str(reason))
 
 
 @functools.cache
 def load(kind: str) -> OwnVerifier:
-    """Return the function that `kind` names. Raises ValueError where it names no marked function."""
+    """Return the function that `kind` names.
+
+    Raises:
+        ValueError: it cannot be imported, or is not marked with `answer_verifier`.
+    """
     module_name, _, name = kind.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"answer_kind {kind!r} names no function that can be imported: {error}") from error
+        raise ValueError(f"answer_kind {kind!r} cannot be imported: {error}") from error
     if function not in _marked:
         raise ValueError(f"answer_kind {kind!r} is not marked with @care_jax.rewards.verifiers.answer_verifier")
     return function

@@ -1,4 +1,4 @@
-"""The pool of verifier processes: killable, replaced when lost, fed without waiting for each answer."""
+"""The pool of verifier processes. A worker that hangs or dies is replaced; requests are sent ahead of the answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import ml_collections
+
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
 WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.verifiers.worker")
@@ -22,7 +24,7 @@ WORKER_DIED = Verdict(False, False, "worker died")
 _IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[3])
 _CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
 _READ_SIZE = 1 << 16  # bytes
-_START_LIMIT = 120.0  # seconds until a worker that starts or loads must have said that it is ready
+_START_LIMIT = 120.0  # seconds that a worker may take to start or to load a kind
 
 
 class Item(NamedTuple):
@@ -35,9 +37,10 @@ class Item(NamedTuple):
 
 
 class _Worker:
-    """One process, the requests that it holds, and the bytes under way in both directions."""
+    """One process, the requests that it holds, and the bytes in flight in both directions."""
 
     def __init__(self, command: Sequence[str], selector: selectors.BaseSelector) -> None:
+        """Start the process and register its output with the selector."""
         # Workers import this care_jax, and a user's verifier, from any folder.
         path = os.pathsep.join(filter(None, [_IMPORT_ROOT, *sys.path]))
         self._process = subprocess.Popen(
@@ -47,7 +50,8 @@ class _Worker:
             bufsize=0,
             env=os.environ | {"PYTHONPATH": path},
         )
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         # Neither end may block: a parent waiting to write to a worker that waits to write is a deadlock.
         os.set_blocking(self._stdin.fileno(), False)
@@ -62,7 +66,7 @@ class _Worker:
         self.last_progress = time.monotonic()
 
     def send(self, numbers: Sequence[int], lines: bytes) -> None:
-        """Hand over requests; what the pipe does not take now goes when it has room."""
+        """Hand over requests; bytes that the pipe does not take now are sent when it has room."""
         if not self.requests:
             self.last_progress = time.monotonic()
         self.requests.extend(numbers)
@@ -70,14 +74,14 @@ class _Worker:
         self.flush()
 
     def flush(self) -> None:
-        """Write what the pipe takes, and watch it for room if something is left."""
+        """Write as much as the pipe takes, and watch the pipe for room if something is left."""
         try:
             while self._unsent:
                 del self._unsent[: os.write(self._stdin.fileno(), self._unsent)]
         except BlockingIOError:
             pass  # the pipe is full
         except BrokenPipeError:
-            self._unsent.clear()  # it died; reading its end of file says so
+            self._unsent.clear()  # the worker died; `receive` will see the end of its output
         if bool(self._unsent) != self._writing:
             self._writing = bool(self._unsent)
             if self._writing:
@@ -111,18 +115,22 @@ class _Worker:
 
 
 class Verifier:
-    """A pool of verifier processes that are killed and replaced when they hang or die. Use it as a context manager.
-
-    Args:
-        workers: processes.
-        deadline: seconds an item may take before its worker is killed.
-        tolerance: relative error allowed for answer kind "number", in [0, 1).
-        command: what to run as a worker; it speaks the protocol of care_jax/rewards/verifiers/worker.py.
-    """
+    """A pool of verifier processes that are killed and replaced when they hang or die. Use it as a context manager."""
 
     def __init__(
         self, *, workers: int, deadline: float, tolerance: float, command: Sequence[str] = WORKER_COMMAND
     ) -> None:
+        """Start the workers.
+
+        Args:
+            workers: number of processes.
+            deadline: seconds an item may take before its worker is killed.
+            tolerance: relative error allowed for answer kind "number", in [0, 1).
+            command: the worker's command line; it speaks the protocol of care_jax/rewards/verifiers/worker.py.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
         if workers < 1 or not deadline > 0 or not 0 <= tolerance < 1:
             raise ValueError(
                 f"verify.workers={workers}, verify.deadline={deadline}, verify.tolerance={tolerance}: workers is 1 or "
@@ -132,27 +140,35 @@ class Verifier:
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(command, self._selector) for _ in range(workers)]
 
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> Verifier:
+        """The pool that `config.verify` describes."""
+        verify = config.verify
+        return cls(workers=verify.workers, deadline=verify.deadline, tolerance=verify.tolerance)
+
     def __enter__(self) -> Verifier:
+        """Return the pool itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Close the pool."""
         self.close()
 
     def close(self) -> None:
-        """Kill the workers. Closing twice is fine."""
+        """Kill the workers; closing twice does no harm."""
         for worker in self._workers:
             worker.kill()
         self._workers = []
         self._selector.close()
 
     def check(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return the verdict on each item, in order. Not for several threads at once.
+        """Return the verdict on each item, in order. Not thread-safe.
 
         An item that runs past the deadline, or whose worker dies, gets a verdict that is neither correct nor parsed.
 
         Raises:
             ValueError: a gold is not of its kind, or the Verifier is closed.
-            RuntimeError: a worker does not start, or answers what it was not asked.
+            RuntimeError: a worker does not start, or answers a request that it was not sent.
         """
         if not self._workers:
             raise ValueError("this Verifier is closed; make a new one")
@@ -164,14 +180,14 @@ class Verifier:
             while batch.num_open:
                 self._turn(batch)
         except BaseException:
-            self.close()  # answers under way would be taken for those of the next call
+            self.close()  # answers in flight would be taken for those of the next call
             raise
         if batch.errors:
             raise ValueError(batch.errors[0])
         return [verdict for verdict in batch.verdicts if verdict is not None]
 
     def _turn(self, batch: _Batch) -> None:
-        """Give out work, move bytes, and replace the workers that died or hang."""
+        """Hand out work, move bytes, and replace the workers that died or hang."""
         for worker in self._workers:
             # Replies come one by one; topping up only below half keeps the writes large.
             if worker.ready and batch.waiting and len(worker.requests) <= _CHUNK // 2:
@@ -179,7 +195,7 @@ class Verifier:
         for key, events in self._selector.select(self._seconds_to_deadline()):
             worker = key.data
             if worker not in self._workers:
-                continue  # replaced while this list was walked through
+                continue  # replaced earlier in this loop
             if events & selectors.EVENT_WRITE:
                 worker.flush()
                 continue
@@ -204,7 +220,7 @@ class Verifier:
             raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) answered {reply!r}, which nobody asked")
 
     def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
-        """Put a new worker in the place of one that is lost; only the item it was at is lost with it."""
+        """Replace a lost worker with a new one; only the item it was working on is lost with it."""
         if not worker.ready:
             raise RuntimeError(
                 f"a verifier worker did not start or load: {' '.join(self._command)}; see its message above"
@@ -216,7 +232,7 @@ class Verifier:
             batch.waiting.extendleft(reversed(worker.requests))
 
     def _patience(self, worker: _Worker) -> float:
-        """Return the seconds that a worker may be silent; an idle one may be so for ever."""
+        """Return the seconds that a worker may stay silent; infinite for an idle one."""
         if not worker.ready:
             return _START_LIMIT
         return self._deadline if worker.requests else float("inf")
@@ -231,9 +247,10 @@ def _share(num_waiting: int, num_workers: int) -> int:
 
 
 class _Batch:
-    """The items of one call: which wait, which are answered."""
+    """The items of one call: those that wait, and the verdicts so far."""
 
     def __init__(self, items: Sequence[Item], tolerance: float) -> None:
+        """Queue all items."""
         self._items, self._tolerance = items, tolerance
         self.waiting = collections.deque(range(len(items)))
         self.verdicts: list[Verdict | None] = [None] * len(items)
@@ -250,7 +267,7 @@ class _Batch:
         request = {
             "id": number,
             "kind": item.kind,
-            # One character over the limit is enough for the verifier to see that it is over.
+            # One character over the limit is enough for the verifier to see that the answer is too long.
             "answer": item.response_answer[: MAX_ANSWER_LEN + 1],
             "gold": item.gold,
             "choices": item.choices,
@@ -259,7 +276,7 @@ class _Batch:
         return json.dumps(request).encode() + b"\n"
 
     def close(self, number: int, verdict: list) -> None:
-        """Note the verdict on an item, or the message that a worker gave instead."""
+        """Record the verdict on an item, or the error message that the worker gave instead."""
         correct, parsed, reason = verdict
         if correct is None:
             self.errors.append(reason)

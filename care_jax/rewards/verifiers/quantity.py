@@ -14,7 +14,7 @@ from care_jax.rewards.verifiers.wrapping import unwrap, unwrap_head
 
 
 class Quantity(NamedTuple):
-    """A value and its unit in one spelling, "" where none was given. A percentage is the plain value with unit "%"."""
+    """A value and its unit in one spelling, "" if none was given. A percentage is the plain value with unit "%"."""
 
     value: Fraction
     unit: str
@@ -28,15 +28,15 @@ _NAME = re.compile(
 _RELATION = re.compile(r"=|≈|\\approx(?![A-Za-z])")
 _CURRENCY = r"\\?\$|€|£"
 _PREFIX = re.compile(rf"(?P<before>{_CURRENCY})?\s*(?P<sign>[-+])?\s*(?P<after>{_CURRENCY})?\s*")
-_MINUS = str.maketrans("−–﹣－", "----")
+_MINUS = str.maketrans("−–﹣－", "----")  # noqa: RUF001
 
 
 def read_quantity(text: str, *, fractions_allowed: bool) -> Quantity | None:
-    r"""Return the one quantity that the whole text says, or None.
+    r"""Return the one quantity that the whole text states, or None.
 
-    Read: signs, thousands separators, decimals, 1.5e3, 1.5 \times 10^3, a name before ("x = 5"), wrappers (unwrap)
-    and units; with `fractions_allowed` also a/b, \frac{a}{b}, 4 1/2, 10^3, roots and pi. None stands for everything
-    else: no number, several, other words, a zero denominator.
+    It reads signs, thousands separators, decimals, 1.5e3, 1.5 \times 10^3, a name before ("x = 5"), wrappers (unwrap)
+    and units; with `fractions_allowed` also a/b, \frac{a}{b}, 4 1/2, 10^3, roots and pi. The result is None for
+    everything else: no number, several, other words, a zero denominator.
     """
     if _SIMPLE.fullmatch(text):
         return Quantity(Fraction(int(text)), "")
@@ -68,7 +68,7 @@ def _read_signed(
 
 
 def without_name(text: str) -> str:
-    """Take "x =" off, where the left side is one name; "5 = 6" and "2x = 5" stay whole and will not be read."""
+    """Strip "x =" if the left side is one name; "5 = 6" and "2x = 5" stay whole and will not be read."""
     relation = _RELATION.search(text)
     if not relation:
         return text

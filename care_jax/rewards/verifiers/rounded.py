@@ -1,4 +1,4 @@
-"""Answers that are numbers as a question asks for them: rounded to the decimals in which the gold is written."""
+"""Answers that are numbers rounded to the decimals of the gold, as the question asks for them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from care_jax.rewards.verifiers.verdict import CORRECT, Verdict
 
 
 def verify(response_answer: str, answer: str) -> Verdict:
-    """Compare as `number` does, without tolerance; a gold with a decimal point also takes what rounds to it.
+    """Compare as `number` does, without tolerance; a gold with a decimal point also accepts numbers that round to it.
 
-    "1.2" takes 1.15 to 1.25, ends included, and "1.20" takes 1.195 to 1.205; "1", "6/5" and "1.2%" take their own value
-    alone. Raises ValueError for a gold that is no number.
+    "1.2" accepts 1.15 to 1.25, ends included, and "1.20" accepts 1.195 to 1.205; "1", "6/5" and "1.2%" accept their own
+    value alone.
+
+    Raises:
+        ValueError: the gold is not a number.
     """
     verdict = number.verify(response_answer, answer, tolerance=0.0)
     if verdict.reason != "wrong":
         return verdict
     given, gold = number.read_number(response_answer), number.read_number(answer)
-    assert given and gold  # a wrong number is one that was read
+    assert given  # a wrong number is one that was read
+    assert gold
     return CORRECT if abs(given.value - gold.value) <= _half_a_place(answer, gold.value) else verdict
 
 

@@ -17,12 +17,14 @@ _AND_OR = re.compile(r",?\s+(?:and|or|&)\s+", re.IGNORECASE)
 
 
 def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
-    """Compare an answer with the gold entry by entry; both have as many entries.
+    """Compare an answer with the gold entry by entry; both must have the same number of entries.
 
-    Entries stand between commas, semicolons where there are any, or "and"; brackets around the whole may be left out.
-    An entry of the gold that is a whole number must be met exactly, another number within the relative tolerance,
-    and a word as `text.plain`. Braces around the gold free the order, and allow "or". Raises ValueError for a gold
-    that is no flat list.
+    Entries are separated by semicolons, or by commas if there are none, or by "and"; brackets around the whole may be
+    left out. An entry of the gold that is a whole number must be met exactly, another number within the relative
+    tolerance, and a word as `text.plain`. Braces around the gold free the order, and allow "or".
+
+    Raises:
+        ValueError: the gold is not a flat list.
     """
     gold, ordered = _read_gold(answer)
     refused = refusal(response_answer)
@@ -48,7 +50,7 @@ def _read_gold(answer: str) -> tuple[list[str], bool]:
     gold = None if refusal(answer) else _entries(answer, _AND if ordered else _AND_OR)
     if not gold:
         raise ValueError(
-            f'the gold {answer[:80]!r} is no list; write it like "[2014, 2016]", or "{{1, 2}}" where the order does '
+            f'the gold {answer[:80]!r} is not a list; write it like "[2014, 2016]", or "{{1, 2}}" if the order does '
             'not matter, or use answer_kind "latex"'
         )
     return gold, ordered
@@ -60,7 +62,7 @@ def _bare(answer: str) -> str:
 
 
 def _entries(answer: str, conjunction: re.Pattern[str]) -> list[str] | None:
-    """Return the entries; None where one is empty or a bracket is left over, as in nested lists."""
+    """Return the entries; None if one is empty or a bracket is left over, as in nested lists."""
     listed = _bare(answer)
     if listed[-1:] and _BRACKETS.get(listed[:1]) == listed[-1]:
         listed = listed[1:-1]

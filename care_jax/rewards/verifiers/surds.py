@@ -4,8 +4,8 @@ r"""Reads numbers with roots and pi, such as 5\sqrt{3}/2, \frac{\pi}{6} or 3 + 2
     product  = factor (times? factor)* (/ factor)?    at most one factor is rational
     factor   = numeral | root | pi | \frac{sum}{sum} | (sum) | {sum}
 
-The limits on rationals keep an answer a value: "17 * 23" and "3 + 4" are the question once more, and are not read.
-Values are fractions of whole numbers, so nothing overflows; brackets are at most MAX_DEPTH deep.
+The limits on rationals refuse answers that only repeat the question: "17 * 23" and "3 + 4" are not read. Values are
+fractions of whole numbers, so nothing overflows; brackets are at most MAX_DEPTH deep.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ROOT = re.compile(r"\\sqrt\s*(?:\[\s*(?P<index>[234])\s*\]\s*)?|√\s*|sqrt\s*"
 _SYMBOL = re.compile(r"\\pi(?![A-Za-z])|π|pi(?![A-Za-z])")
 _FRAC = re.compile(r"\\[dt]?frac\s*")
 _DIGIT = re.compile(r"[0-9]")
-_LONE_DIGIT = re.compile(r"[0-9](?![0-9])")  # \sqrt12 is \sqrt{1}2 in LaTeX, and another number to who wrote it
-_TIMES = re.compile(r"\s*(?:\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|[*·×])\s*")
+_LONE_DIGIT = re.compile(r"[0-9](?![0-9])")  # \sqrt12 is \sqrt{1}2 in LaTeX, but \sqrt{12} to its writer
+_TIMES = re.compile(r"\s*(?:\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|[*·×])\s*")  # noqa: RUF001
 _OVER = re.compile(r"\s*/\s*")
 _SIGN = re.compile(r"\s*([-+])\s*")
 _SPACE = re.compile(r"\s*")
@@ -38,8 +38,8 @@ class _Value(NamedTuple):
     rational: bool
 
 
-class _Unreadable(Exception):
-    """The text is no number of this grammar."""
+class _UnreadableError(Exception):
+    """The text is not a number of this grammar."""
 
 
 def holds_surd(text: str) -> bool:
@@ -48,11 +48,11 @@ def holds_surd(text: str) -> bool:
 
 
 def read_surd(text: str, start: int, *, negative: bool) -> tuple[Fraction, int] | None:
-    """Return the number that begins at `start`, a minus before it as `negative`, and the index behind it."""
+    """Return the number that begins at `start` and the index behind it; `negative` says that a minus precedes it."""
     reader = _Reader(text, start)
     try:
         return reader.read_sum(negative).number, reader.position
-    except _Unreadable:
+    except _UnreadableError:
         return None
 
 
@@ -60,9 +60,11 @@ class _Reader:
     """A recursive-descent reader of one text."""
 
     def __init__(self, text: str, start: int) -> None:
+        """Begin reading at `start`."""
         self._text, self.position, self._depth = text, start, 0
 
     def read_sum(self, negative: bool) -> _Value:
+        """Read products and signs as far as they go; `negative` is the sign of the first one."""
         products: list[_Value] = []
         while True:
             product = self._read_product()
@@ -72,7 +74,7 @@ class _Reader:
                 break
             negative = sign[1] == "-"
         if sum(product.rational for product in products) > 1:
-            raise _Unreadable
+            raise _UnreadableError
         return _Value(sum((p.number for p in products), Fraction(0)), len(products) == 1 and products[0].rational)
 
     def _read_product(self) -> _Value:
@@ -80,16 +82,16 @@ class _Reader:
         while self._take(_TIMES) or self._at_symbol():
             factor = self._read_factor()
             if value.rational and factor.rational:
-                raise _Unreadable
+                raise _UnreadableError
             value = _Value(value.number * factor.number, False)
         if self._take(_OVER):
             value = _quotient(value, self._read_factor())
             if self._at_symbol():
-                raise _Unreadable  # 1/2\pi: is pi above or below?
+                raise _UnreadableError  # 1/2\pi: is pi above or below?
         return value
 
     def _at_symbol(self) -> bool:
-        """Return whether a factor follows without a sign; a numeral is none here, for "√3 5" is two numbers."""
+        """Return whether a factor follows without a sign; numerals do not count here, for "√3 5" is two numbers."""
         self._take(_SPACE)
         rest = self._text[self.position : self.position + 1]
         return rest in _CLOSING or any(p.match(self._text, self.position) for p in (_ROOT, _SYMBOL, _FRAC))
@@ -107,7 +109,7 @@ class _Reader:
         return self._read_group()
 
     def _read_argument(self, bare: re.Pattern[str]) -> _Value:
-        """Read what a command applies to: a group, or a numeral of the form that it takes without one."""
+        """Read the argument of a command: a group, or a numeral of the form that is allowed without braces."""
         self._take(_SPACE)
         if numeral := self._take(bare):
             return _Value(to_fraction(numeral[0]), True)
@@ -116,7 +118,7 @@ class _Reader:
     def _read_group(self) -> _Value:
         closing = _CLOSING.get(self._text[self.position : self.position + 1])
         if closing is None or self._depth == MAX_DEPTH:
-            raise _Unreadable
+            raise _UnreadableError
         self.position += 1
         self._depth += 1
         self._take(_SPACE)
@@ -124,7 +126,7 @@ class _Reader:
         value = self.read_sum(negative=sign is not None and sign[1] == "-")
         self._take(_SPACE)
         if self._text[self.position : self.position + 1] != closing:
-            raise _Unreadable
+            raise _UnreadableError
         self.position += 1
         self._depth -= 1
         return value
@@ -138,14 +140,14 @@ class _Reader:
 
 def _quotient(above: _Value, below: _Value) -> _Value:
     if below.number == 0:
-        raise _Unreadable
+        raise _UnreadableError
     return _Value(above.number / below.number, above.rational and below.rational)
 
 
 def _root(value: _Value, index: int) -> _Value:
-    """Return the root, exact where it is rational; (a/b)^(1/n) = (a b^(n-1))^(1/n) / b."""
+    """Return the root, exact if it is rational; (a/b)^(1/n) = (a b^(n-1))^(1/n) / b."""
     if value.number < 0:
-        raise _Unreadable
+        raise _UnreadableError
     above, below = value.number.numerator, value.number.denominator
     radicand = above * below ** (index - 1)
     return _Value(Fraction(_whole_root(radicand * _SCALE**index, index), below * _SCALE), False)

@@ -1,8 +1,8 @@
-r"""math-verify as a second opinion on two expressions of LaTeX, and the limits within which it may be asked.
+r"""math-verify as a second opinion on two expressions of LaTeX, and the limits within which it is used.
 
 It takes words for products of letters ("listen" is "silent"), folds case (A is a), picks an expression out of a
-sentence ("B. 35" is 35), takes the last side of "4 = 5", and computes whatever it is given. So it is asked only about
-texts that are one expression from end to end, over the same letters, with as many relations and commas, and small.
+sentence ("B. 35" is 35), takes the last side of "4 = 5", and computes expressions of any size. So it is used only on
+two short texts that are one expression from end to end, with the same letters and equally many relations and commas.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def is_safe(text: str) -> bool:
 
 
 def is_equal(given: str, gold: str) -> bool:
-    """Return math-verify's word on two safe texts. It may take long: call it where it can be killed."""
+    """Return math-verify's judgement on two safe texts. It may take long: call it in a process that can be killed."""
     if _letters(given) != _letters(gold) or _shape(given) != _shape(gold):
         return False
     verifier = load()

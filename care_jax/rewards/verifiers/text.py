@@ -9,7 +9,11 @@ from care_jax.rewards.verifiers.wrapping import unwrap
 
 
 def verify(response_answer: str, answer: str) -> Verdict:
-    """Compare an answer with the gold after `plain`. Raises ValueError for a gold that is empty or too long."""
+    """Compare an answer with the gold, both after `plain`.
+
+    Raises:
+        ValueError: the gold is empty or too long.
+    """
     gold = read_gold(answer)
     refused = refusal(response_answer, control_allowed=True)
     if refused:
@@ -18,17 +22,21 @@ def verify(response_answer: str, answer: str) -> Verdict:
 
 
 def plain(text: str) -> str:
-    r"""Return the text for comparing: wrappers taken off (r"\boxed{Blue}." gives "blue"), then `normalise`."""
+    r"""Return the text for comparing: wrappers stripped (r"\boxed{Blue}." gives "blue"), then `normalise`."""
     return normalise(unwrap(text)) or normalise(text)
 
 
 def normalise(text: str) -> str:
-    """Return the text case-folded, composed (NFC), with runs of white space as one space; nothing else is taken off."""
+    """Return the text case-folded, composed (NFC), with each run of white space as one space, otherwise unchanged."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def read_gold(answer: str) -> str:
-    """Return the gold for comparing, or raise ValueError where no answer could ever equal it."""
+    """Return the gold for comparing.
+
+    Raises:
+        ValueError: the gold is empty or too long, so that no answer could ever equal it.
+    """
     refused = refusal(answer, control_allowed=True)
     if refused:
         raise ValueError(

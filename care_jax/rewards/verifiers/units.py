@@ -56,7 +56,7 @@ _POWER_WORDS = {"square": "2", "sq": "2", "sq.": "2", "cubic": "3"}
 
 
 def read_unit(text: str) -> str | None:
-    r"""Return the unit in its one spelling ("cm^2" for "square cm"), "" for no text, None for no known unit."""
+    r"""Return the unit in its one spelling ("cm^2" for "square cm"), "" for an empty text, None for an unknown unit."""
     text = without_command(text.strip())
     if not text:
         return ""

@@ -1,4 +1,4 @@
-"""What a verifier says, and the refusals that every kind shares."""
+"""The verdict on an answer, and the reasons to refuse one that all kinds share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNPRINTABLE = Verdict(False, False, "control characters")
 
 
 def refusal(text: str, *, control_allowed: bool = False) -> Verdict | None:
-    """Return the verdict on a text that is not worth reading, or None for one that is.
+    """Return the verdict on a text that is refused unread, or None for one that should be read.
 
     Control and format characters are refused because they make an answer look like another: with a
     right-to-left override "51" is displayed as "15".

@@ -1,4 +1,4 @@
-"""One verifier process: JSON lines in, JSON lines out, in order. Started by `care_jax.rewards.judge.Verifier`.
+"""One verifier process: JSON lines in, JSON lines out, in order. `pool.Verifier` starts it.
 
 It says "ready" once, then answers each request line with one line:
 
@@ -6,8 +6,8 @@ It says "ready" once, then answers each request line with one line:
     [7, true, true, "correct"]
 
 or [7, null, null, message] for a gold that is not of its kind. Before the first request of a kind it says "loading",
-and "ready" again when the verifier and what it needs are imported (for LaTeX a second or more): no item's deadline is
-to pay for that. It ends with its input, so with its parent.
+and "ready" again when the verifier and its imports are loaded (for LaTeX a second or more), so that this time does not
+count against an item's deadline. The process ends when its input ends, and so with its parent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
                     load_kind(request["kind"])
                 loaded.add(request["kind"])
                 os.write(output, b'"ready"\n')
-            # One write an answer: what is held back in a buffer would be lost, and another item blamed, on a kill.
+            # One write an answer: a kill would lose answers in a buffer, and the wrong item would be blamed.
             os.write(output, respond(request))
     except BrokenPipeError:
         os._exit(1)  # the parent is gone; closing the streams would only fail again

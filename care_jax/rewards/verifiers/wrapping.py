@@ -1,4 +1,4 @@
-"""Takes off what models write around an answer: LaTeX delimiters, boxes, bold, "the answer is", a full stop."""
+"""Strips the wrappers that models put around an answer: LaTeX delimiters, boxes, bold, "the answer is", a full stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_LAYERS = 8
 def unwrap(text: str) -> str:
     r"""Return the text inside its wrappers, LaTeX spaces made plain: r"$\boxed{5}$." gives "5".
 
-    A wrapper is taken off only where it holds the whole text, so r"\boxed{5} or \boxed{6}" stays as it is.
+    A wrapper is stripped only if it holds the whole text, so r"\boxed{5} or \boxed{6}" stays as it is.
     """
     text = _LATEX_SPACE.sub(" ", text.replace(r"\!", ""))
     for _ in range(_MAX_LAYERS):
@@ -48,7 +48,7 @@ def without_command(text: str) -> str:
 
 
 def unwrap_head(text: str) -> str:
-    r"""Return the text with the wrapper of its beginning taken off: r"$5$ cm" and r"\boxed{5} cm" give "5 cm"."""
+    r"""Return the text with the wrapper at its beginning stripped: r"$5$ cm" and r"\boxed{5} cm" give "5 cm"."""
     if text.startswith("$") and text.count("$") == 2 and r"\$" not in text:
         end = text.index("$", 1)
         head = text[1:end]

@@ -1,0 +1,93 @@
+"""Parameters alone, out of a run, one of its checkpoints or a converted model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from care_jax import files
+from care_jax.checkpoints.array_store import StoredParam, open_arrays, read_arrays
+from care_jax.checkpoints.checksums import checksums, require_equal
+
+
+def find_params(path: epath.PathLike) -> epath.Path:
+    """The folder of the newest parameters under a run folder, its checkpoints, one step, or a converted model.
+
+    Raises:
+        ValueError: there is no finished checkpoint at `path`.
+    """
+    path = files.anywhere(path)
+    for folder in (path, path / "params"):
+        if folder.name == "params" and _is_finished(folder):
+            return folder
+    for root in (path / "checkpoints", path):
+        children = root.iterdir() if root.is_dir() else ()
+        steps = [int(child.name) for child in children if child.name.isdigit() and _is_finished(child / "params")]
+        if steps:
+            return root / str(max(steps)) / "params"
+    raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
+
+
+def _is_finished(params: epath.Path) -> bool:
+    # On gs:// a checkpoint has its name from the start, and a file of its own says that it is finished.
+    return (params / "_METADATA").is_file() and ocp.utils.is_checkpoint_finalized(params)
+
+
+def load_params(
+    path: epath.PathLike, shardings: Mapping[str, jax.sharding.Sharding] | None = None
+) -> dict[str, jax.Array]:
+    """float32 parameters by dotted name, whatever devices and types wrote them.
+
+    Each process reads what its devices hold by `shardings`; parameters that these do not name go to its first device.
+
+    Raises:
+        ValueError: there is no finished checkpoint at `path`, or it is damaged.
+    """
+    folder = find_params(path)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        shapes = {name: param.shape for name, param in open_arrays(folder).items()}
+        where = {name: (shardings or {}).get(name, here) for name in shapes}
+        like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=where[name]) for name, shape in shapes.items()}
+        params = read_arrays(folder, like)
+        sums = folder.parent / "checksums" / "metadata"
+        if sums.exists():  # not beside a converted model
+            require_equal(jax.device_get(checksums({"params": params})), read_json(sums))
+    except ValueError as error:
+        raise ValueError(f"{folder} is damaged ({one_line(error)}); name another step's folder") from error
+    return params
+
+
+def open_params(path: epath.PathLike) -> dict[str, StoredParam]:
+    """The parameters that `load_params` would load, to be read in parts and on the host.
+
+    Raises:
+        ValueError: there is no finished checkpoint at `path`, or it is damaged.
+    """
+    return open_arrays(find_params(path))
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The JSON object in one of a checkpoint's files.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.parent.name}/{path.name} is not a JSON object")
+    return values
+
+
+def one_line(error: Exception) -> str:
+    """The head of a message; tensorstore's go on for pages."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,186 @@
+"""Parsing shared by the readers: the parsed row, and functions from columns of a data set to fields of a record."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from care_jax.data.validation import BadRowError
+from care_jax.inputs.media import MARKS
+from care_jax.rewards.verifiers.choice import LETTERS
+from care_jax.rewards.verifiers.number import read_number
+from care_jax.structs import Record
+
+PLACEHOLDER, _ = MARKS
+_LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
+# A degree sign that was read in the wrong encoding: UTF-8 as GBK, or as Latin-1.
+_BROKEN_DEGREE = re.compile(r"(?<=[\d}]) ?(?:\u63b3|\u00c2\u00b0)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A parsed row; `record` lacks only the bytes of its images."""
+
+    where: str  # file and row number, for messages
+    record: Record
+    images: tuple[bytes | Path, ...]
+
+    def load(self) -> Record:
+        """Reads the images and returns the whole record; raises BadRowError if a file is missing."""
+        return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)))
+
+
+def image_bytes(image: bytes | Path) -> bytes:
+    """Returns an image as it is stored; raises BadRowError if its file is missing."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise BadRowError(f"no image {image}: {error.strerror}", "no image file") from None
+
+
+def text_field(raw: Mapping[str, Any], key: str) -> str:
+    """Returns a text of a row, with broken degree signs and newlines repaired.
+
+    Raises:
+        BadRowError: the field is missing, empty or not a text.
+    """
+    value = raw.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # golds such as 0 are numbers in some files
+    if not isinstance(value, str) or not value.strip():
+        raise BadRowError(f"{key} must be a text that is not empty, not {value!r}", f"no {key}")
+    return _BROKEN_DEGREE.sub("°", value.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def gold_field(raw: Mapping[str, Any], key: str) -> str:
+    """Returns a text as `text_field` does, on one line: several lines would be several accepted answers."""
+    return " ".join(text_field(raw, key).splitlines())
+
+
+def option_texts(value: Any) -> tuple[str, ...] | None:
+    """Returns option texts from a list, from a string that spells one, or from None.
+
+    Raises:
+        BadRowError: the value is something else.
+    """
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise BadRowError(f"choices {value!r} do not spell a list", "unreadable choices") from None
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(option, str) for option in value):
+        raise BadRowError(f"choices must be a list of texts, not {value!r}", "unreadable choices")
+    return tuple(value) or None
+
+
+def ask_for_letter(question: str, choices: Sequence[str]) -> str:
+    """Returns the question followed by its options, one a line, and the request for a letter."""
+    options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, choices, strict=False))
+    return f"{question}\n{options}\nAnswer with the letter of the right option."
+
+
+def letter_gold(gold: str, choices: Sequence[str]) -> str:
+    """Returns the gold of a question that asks for a letter, from a letter or the text of an option: "(C)".
+
+    The brackets mark it as a letter even if the option texts are letters in another order.
+
+    Args:
+        gold: a letter, or the text of an option.
+        choices: the option texts; empty if they are unknown.
+
+    Raises:
+        BadRowError: the gold names no option.
+    """
+    letter = _LETTER.fullmatch(gold)
+    if letter and (not choices or LETTERS.index(letter[1]) < len(choices)):
+        return f"({letter[1]})"
+    return option_gold(gold, choices)
+
+
+def option_gold(gold: str, choices: Sequence[str]) -> str:
+    """Returns the gold as `letter_gold` does, from the text of an option; options with equal texts are all accepted.
+
+    Raises:
+        BadRowError: no option has this text.
+    """
+    right = [letter for letter, option in zip(LETTERS, choices, strict=False) if option.strip() == gold]
+    if not right:
+        raise BadRowError(f"the gold {gold!r} names none of the options {list(choices)}", "gold names no option")
+    return "\n".join(f"({letter})" for letter in right)
+
+
+def number_or(kind: str, gold: str) -> str:
+    """Returns the kind of a free answer without a column for it: "rounded" if every line is one number, else `kind`."""
+    return "rounded" if all(map(read_number, gold.splitlines())) else kind
+
+
+def image_of(value: Any, folder: Path) -> bytes | Path:
+    """Reads an entry of an image column: a struct of bytes and path, a path relative to `folder`, or bytes."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and value:
+        return folder / value
+    raise BadRowError(f"an image has neither bytes nor path, but {value!r}", "image without bytes and path")
+
+
+def images_of(value: Any, folder: Path) -> tuple[bytes | Path, ...]:
+    """Reads an image column: a list in the prompt's order, one image alone, or None for a text-only row."""
+    if value is None or value == "":
+        return ()
+    return tuple(image_of(image, folder) for image in (value if isinstance(value, list) else [value]))
+
+
+def place_marks(prompt: str, num_images: int, *, mend_up_to: int = 1) -> str:
+    """Returns the prompt with one "<image>" mark for each image.
+
+    Args:
+        prompt: the question.
+        num_images: how many images it has.
+        mend_up_to: a prompt without marks gets them at its beginning if it has at most so many images.
+
+    Raises:
+        BadRowError: the number of marks is wrong.
+    """
+    count = prompt.count(PLACEHOLDER)
+    if count == 0 and num_images <= mend_up_to:
+        return PLACEHOLDER * num_images + prompt
+    if count != num_images:
+        raise BadRowError(
+            f"the prompt holds {count} {PLACEHOLDER} for {num_images} images; give one each, or none",
+            f"{PLACEHOLDER} marks and images differ in number",
+        )
+    return prompt
+
+
+def unbox(answer: str) -> str:
+    r"""Returns the content of the one \boxed{...} in an answer; an answer without a box is returned as it is.
+
+    Raises:
+        BadRowError: the box does not close or is empty, or there are several.
+    """
+    start = answer.find(r"\boxed{")
+    if start < 0:
+        return answer
+    first = start + len(r"\boxed{")
+    depth, end = 1, first
+    while end < len(answer) and depth:
+        depth += {"{": 1, "}": -1}.get(answer[end], 0) if answer[end - 1] != "\\" else 0
+        end += 1
+    if depth:
+        raise BadRowError(f"the box in {answer[:80]!r} does not close", r"unbalanced \boxed")
+    if r"\boxed{" in answer[end:]:
+        raise BadRowError(f"{answer[:80]!r} holds several boxes", r"several \boxed")
+    inside = answer[first : end - 1].strip()
+    if not inside:
+        raise BadRowError(f"the box in {answer[:80]!r} is empty", r"empty \boxed")
+    return inside

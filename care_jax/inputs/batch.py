@@ -1,0 +1,88 @@
+"""One encoded prompt, and its padding into a batch of static shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from care_jax.structs import Prompts, Record
+
+if TYPE_CHECKING:
+    from care_jax.inputs.processor import Processor
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One prompt before padding: P tokens, I patches in window order."""
+
+    record: Record
+    token_ids: npt.NDArray[np.int32]  # [P]
+    position_ids: npt.NDArray[np.int32]  # [3, P] (time, height, width)
+    next_position: int  # of the first response token
+    vision_index: npt.NDArray[np.int32]  # [P] row of the merged features, -1 at text
+    patches: npt.NDArray[np.float32]  # [I, F]
+    patch_position_ids: npt.NDArray[np.int32]  # [I, 2] (height, width)
+    window_ids: npt.NDArray[np.int32]  # [I] from 1
+    image_ids: npt.NDArray[np.int32]  # [I] from 1, one an image or frame
+    grid_index: npt.NDArray[np.int32]  # [I, 4 or 0] cells of the learned position grid
+    grid_weights: npt.NDArray[np.float32]  # [I, 4 or 0]
+
+
+def collate(processor: Processor, examples: Sequence[Example]) -> Prompts:
+    """Pads examples on the right to the smallest prompt bucket and patch bucket that hold them all.
+
+    Args:
+        processor: has the buckets and the padding token.
+        examples: B prompts.
+
+    Returns:
+        Prompts of NumPy arrays.
+
+    Raises:
+        ValueError: an example is larger than the largest bucket.
+    """
+    prompt_len = np.array([len(example.token_ids) for example in examples], np.int32)
+    patch_len = max(len(example.patches) for example in examples)
+    size = _bucket(int(prompt_len.max()), processor.prompt_buckets, "data.prompt_buckets")
+    room = _bucket(patch_len, processor.patch_buckets, "data.patch_buckets")
+    return Prompts(
+        token_ids=_pad([e.token_ids for e in examples], size, processor.pad_token_id),
+        prompt_len=prompt_len,
+        position_ids=_pad([e.position_ids.T for e in examples], size, 0).transpose(0, 2, 1).copy(),
+        next_position=np.array([e.next_position for e in examples], np.int32),
+        vision_index=_pad([e.vision_index for e in examples], size, -1),
+        patches=_pad([e.patches for e in examples], room, 0),
+        patch_position_ids=_pad([e.patch_position_ids for e in examples], room, 0),
+        window_ids=_pad([e.window_ids for e in examples], room, 0),
+        image_ids=_pad([e.image_ids for e in examples], room, 0),
+        grid_index=_pad([e.grid_index for e in examples], room, 0),
+        grid_weights=_pad([e.grid_weights for e in examples], room, 0),
+    )
+
+
+def padding_shares(examples: Sequence[Example], bucket: tuple[int, int]) -> dict[str, float]:
+    """Computes the shares of padding among the prompt tokens and patches of a batch in a bucket, as metrics."""
+    tokens, patches = (size * len(examples) for size in bucket)
+    return {
+        "padding/prompt_tokens": 1 - sum(len(example.token_ids) for example in examples) / tokens,
+        "padding/patches": 1 - sum(len(example.patches) for example in examples) / patches,
+    }
+
+
+def _bucket(needed: int, buckets: tuple[int, ...], name: str) -> int:
+    for bucket in buckets:
+        if needed <= bucket:
+            return bucket
+    raise ValueError(f"{needed} do not fit {name} {buckets}; raise the largest one")
+
+
+def _pad(rows: Sequence[npt.NDArray], length: int, value: int) -> npt.NDArray:
+    """Stacks rows [n, ...] of several lengths into [B, length, ...], filled on the right."""
+    padded = np.full((len(rows), length, *rows[0].shape[1:]), value, rows[0].dtype)
+    for row, target in zip(rows, padded, strict=True):
+        target[: len(row)] = row
+    return padded

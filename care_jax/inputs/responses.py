@@ -1,0 +1,87 @@
+"""Texts to response tokens: the cold start's traces, the openings of repairs, and rewritten responses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from care_jax.structs import Record
+
+if TYPE_CHECKING:
+    from care_jax.inputs.processor import Processor
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A cold-start response. `loss_mask` is False on the draft and the cue."""
+
+    token_ids: npt.NDArray[np.int32]  # [n]
+    loss_mask: npt.NDArray[np.bool_]  # [n]
+
+
+def encode_trace(processor: Processor, record: Record, *, cue: str, response_len: int) -> Trace | None:
+    """Encodes the response that the cold start learns: <think>[draft cue] rationale</think>, the answer, a stop.
+
+    Draft and cue are read, not learned: their `loss_mask` is False. They are tokenised apart from the rest, as in
+    `encode_repair`, so that training and reflection see the same tokens.
+
+    Args:
+        processor: has the tokenizer and the response format.
+        record: its rationale, answer and draft are used.
+        cue: the text between a draft and the rationale.
+        response_len: tokens that a response may have.
+
+    Returns:
+        The trace, or None if it is longer than `response_len` or one of its texts contains a mark of the response
+        format, which may happen with data that are sound for another format.
+
+    Raises:
+        ValueError: the record has no rationale, or one of its texts holds a special token.
+    """
+    if record.rationale is None:
+        raise ValueError(f"record {record.id!r} has no rationale; the cold start needs one in every record")
+    texts = {"rationale": record.rationale, "answer": record.answer, "draft": record.draft}
+    for field, text in texts.items():
+        processor.refuse_special_texts(record, field, text)
+    if any(mark in text for text in texts.values() if text for mark in processor.response_format.marks):
+        return None
+    ending = processor.response_format.ending(record.rationale, record.answer)
+    if record.draft is None:
+        token_ids = processor.encode_text("<think>" + ending)
+        loss_mask = [True] * len(token_ids)
+    else:
+        opening = processor.text_tokenizer.encode("<think>" + record.draft, add_special_tokens=False)
+        cue_ids, ending_ids = processor.encode_text(cue), processor.encode_text(ending)
+        token_ids = [*opening.ids, *cue_ids, *ending_ids]
+        # Offsets, not ids: the tag's last token may also hold the draft's first character.
+        in_tag = [start < len("<think>") for start, _ in opening.offsets]
+        loss_mask = [*in_tag, *[False] * len(cue_ids), *[True] * len(ending_ids)]
+    if len(token_ids) + 1 > response_len:
+        return None
+    return Trace(np.array([*token_ids, processor.stop_ids[0]], np.int32), np.array([*loss_mask, True], np.bool_))
+
+
+def encode_repair(processor: Processor, rationale: str, *, cue: str, max_rationale_len: int) -> list[int]:
+    """Encodes the forced opening of a reflection: <think>, the start of the failed rationale, and the cue.
+
+    Special tokens spelled in the text stay plain characters.
+
+    Args:
+        processor: has the tokenizer.
+        rationale: the text of the failed rationale, without its tag.
+        cue: the text that starts the repair.
+        max_rationale_len: tokens of the rationale to keep.
+
+    Returns:
+        Token ids.
+    """
+    opening = processor.encode_text("<think>" + rationale)
+    return opening[: len(processor.encode_text("<think>")) + max_rationale_len] + processor.encode_text(cue)
+
+
+def encode_rewrite(processor: Processor, response: str) -> list[int]:
+    """Encodes a whole response, tags included, and the stop token that ends it."""
+    return [*processor.encode_text(response), processor.stop_ids[0]]

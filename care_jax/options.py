@@ -1,0 +1,38 @@
+"""The words that config keys allow, each list in one place. Imports nothing, so that any room may read it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal, get_args
+
+# Words that are types too: mypy then knows which ones a variable holds.
+Selector = Literal["farthest_first", "nearest", "random", "mixed", "farthest"]  # objective.selector
+RankBy = Literal["sum", "mean"]  # objective.rescue.rank_by
+RescueScale = Literal["zscore", "delta"]  # objective.rescue.scale
+RepairSource = Literal["rationale", "scratch"]  # objective.reflect.source
+TrainOn = Literal["continuation", "rewrite"]  # objective.reflect.train_on
+Ratio = Literal["token", "sequence"]  # objective.ratio
+Aggregate = Literal["sequence", "token", "constant"]  # objective.aggregate
+FormatName = Literal["answer_tags", "boxed"]  # data.response_format
+
+SELECTORS: tuple[Selector, ...] = get_args(Selector)
+RANKS: tuple[RankBy, ...] = get_args(RankBy)
+RESCUE_SCALES: tuple[RescueScale, ...] = get_args(RescueScale)
+REPAIR_SOURCES: tuple[RepairSource, ...] = get_args(RepairSource)
+TRAIN_ON: tuple[TrainOn, ...] = get_args(TrainOn)
+RATIOS: tuple[Ratio, ...] = get_args(Ratio)
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+RESPONSE_FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+
+COMPUTE_DTYPES = ("float32", "bfloat16")  # model.compute_dtype
+ATTENTION = ("auto", "xla")  # model.attention
+DATA_FORMATS = ("jsonl", "mini_vqa", "prepared")  # data.format
+OVERLONG = ("drop", "shrink", "error")  # data.overlong
+SKILLS = ("digits", "chart", "geometry")  # data.mini_vqa.skills
+OLD_FROM = ("pass", "sampler")  # score.old_from
+SCHEDULES = ("constant", "cosine", "linear")  # optimizer.schedule
+
+
+def choose_one(words: Collection[str]) -> str:
+    """Returns the end of the message that refuses another word."""
+    return f"choose one of {', '.join(words)}"

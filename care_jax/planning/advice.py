@@ -1,0 +1,126 @@
+"""What to set so that a run fits: changes that lower the peak of a plan, and a sweep over meshes and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from care_jax.models import ModelConfig
+from care_jax.parallel.mesh import factorisations
+from care_jax.planning import flops
+from care_jax.planning.chips import GIB, devices_of
+from care_jax.planning.estimate import Plan, make_plan, planned_model
+from care_jax.stages.compiled import all_buckets
+from care_jax.stages.model import mesh_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A setting that takes less at the peak."""
+
+    setting: str
+    saves: int  # bytes of a chip at the peak, about
+    why: str
+
+
+def changes(plan: Plan) -> list[Change]:
+    """What would lower the peak, from the most to the least."""
+    config, sizes, parts = plan.config, plan.sizes, plan.peak.parts
+    mesh, pieces = sizes.mesh, sizes.pieces
+    state = parts["params"] + parts["optimizer"] + parts["reference"] + parts["gradients"]
+    shards = mesh["data"] * mesh["fsdp"]
+    found = []
+    if mesh["data"] > 1:
+        found.append(
+            Change(
+                f"mesh.data=1, mesh.fsdp={shards}",
+                state * (mesh["data"] - 1) // mesh["data"],
+                "parameters, optimizer, reference and gradients divided over all of them",
+            )
+        )
+    if parts["reference"]:
+        found.append(Change("objective.kl_coef=0", parts["reference"], "no reference parameters (another objective)"))
+    if plan.peak.name == "update":
+        kept = parts["activations"] + parts["temporaries"]
+        if sizes.prompts % (2 * pieces * shards) == 0:
+            found.append(
+                Change(f"train.microbatches={2 * config.train.microbatches}", kept // 2, "half as many prompts a piece")
+            )
+        if not config.model.remat:
+            found.append(Change("model.remat=True", kept // 2, "each layer computed again in the backward pass"))
+    elif sizes.prompts % (2 * pieces * shards) == 0:
+        per_prompt = sum(parts[part] for part in ("prompt_kv", "branch_kv", "batch", "temporaries"))
+        found.append(Change(f"train.prompts={sizes.prompts // 2}", per_prompt // 2, "half as many prompts a step"))
+    if plan.peak.name == "rollout" and (shares := config.rollout.compact_shares):
+        copies = int(shares[0] * sizes.num_rollouts * parts["prompt_kv"])
+        found.append(
+            Change("rollout.compact_shares=()", min(copies, parts["temporaries"]), "no copies of prompts for the tail")
+        )
+    if parts["sampler"] and mesh["fsdp"] % 2 == 0:
+        wider = mesh | {"fsdp": mesh["fsdp"] // 2, "tensor": 2 * mesh["tensor"]}
+        if _works(config, sizes.model, wider):
+            setting = ", ".join(f"mesh.{axis}={size}" for axis, size in wider.items())
+            found.append(Change(setting, parts["sampler"] // 2, "the sampler's copy divided over tensor"))
+    found.append(Change("a slice of twice the chips", plan.peak.peak // 2, "at most: what all have stays as it is"))
+    return sorted(found, key=lambda change: -change.saves)
+
+
+def _works(config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str, int]) -> bool:
+    """Whether a mesh divides the model and the batch."""
+    changed = config.copy_and_resolve_references()
+    changed.mesh.update(mesh)
+    num_devices = mesh["data"] * mesh["fsdp"] * mesh["tensor"]
+    try:
+        mesh_sizes(changed, model, num_devices)
+    except ValueError:
+        return False
+    return True
+
+
+def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_collections.ConfigDict]:
+    """Every mesh, up to the config's prompts in halves, and micro-batches that work, from the lowest floor a prompt up.
+
+    Left out is what cannot fit: its parameters, optimizer, reference and caches alone take more than a chip has.
+    """
+    model = planned_model(config)
+    chip, devices = devices_of(topology)
+    ranked: list[tuple[float, int, ml_collections.ConfigDict]] = []
+    for mesh in factorisations(len(devices)):
+        shards = mesh["data"] * mesh["fsdp"]
+        for halvings in range(4):
+            prompts = config.train.prompts >> halvings
+            microbatches = 1
+            while prompts % (config.train.minibatches * microbatches * shards) == 0:
+                tried = config.copy_and_resolve_references()
+                tried.mesh.update(mesh)
+                tried.train.update(prompts=prompts, microbatches=microbatches)
+                microbatches *= 2
+                if not _works(tried, model, mesh):
+                    continue
+                sizes = flops.Sizes.of(tried, model, max(all_buckets(tried)), mesh)
+                if flops.least_bytes(sizes, tried) > chip.hbm_gib * GIB:
+                    continue
+                ranked.append((flops.least_seconds(sizes, tried, chip) / prompts, len(ranked), tried))
+    return [tried for _, _, tried in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
+    """The first of the candidates that fits, with a line printed for each that is tried.
+
+    Raises:
+        ValueError: none fits.
+    """
+    for tried in candidates(config, topology):
+        plan = make_plan(tried, topology, only=("update",))  # mostly the largest
+        if plan.fits:
+            plan = make_plan(tried, topology)
+        mesh = "x".join(str(size) for size in plan.sizes.mesh.values())
+        print(
+            f"mesh {mesh}, train.prompts {tried.train.prompts}, train.microbatches {tried.train.microbatches}: "
+            f"{plan.peak.peak / GIB:.2f} GiB in {plan.peak.name}",
+            flush=True,
+        )
+        if plan.fits:
+            return plan
+    raise ValueError(f"--sweep: nothing fits on {topology} with up to {config.train.prompts} prompts; a larger slice?")

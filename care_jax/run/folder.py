@@ -1,0 +1,77 @@
+"""The files of a run folder, and what one line of events.jsonl and samples.jsonl holds.
+
+    config.json     the resolved config
+    manifest.json   versions, commit, devices, seed
+    metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; TensorBoard gets the same
+    events.jsonl    {"step": 12, "id": "q17", "outcome": "MIXED", ...}  an `EventLine` a line: one group of a step
+    samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   a `Sample` a line: one group in full
+
+step_summary.py makes the lines, metrics_writer.py writes them; the report and the study read them.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+CONFIG_FILE = "config.json"
+MANIFEST_FILE = "manifest.json"
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+
+class Event(TypedDict):
+    """What became of one group. Rollouts are numbered from 0."""
+
+    id: str  # the record's
+    source: str
+    outcome: str  # name of an Outcome
+    anchor: int | None  # rollout; None without a subgroup
+    negatives: list[int]  # rollouts
+    num_negatives: int  # K'
+    advantages_raw: list[float]  # of the subgroup's rows, anchor first
+    advantages: list[float]  # the same after scaling
+    reflected: int | None  # rollout that a reflection tried to repair
+    reflection_correct: bool | None  # None if no reflection was tried
+
+
+class EventLine(Event):
+    """An event as events.jsonl has it."""
+
+    step: int
+
+
+class RolloutSample(TypedDict):
+    """One rollout of a sample."""
+
+    text: str
+    extracted: str | None  # the answer
+    correct: bool
+    format_ok: bool
+    parsed: bool
+    role: str  # anchor | negative | reflected | updated | unselected
+    advantage: float
+    response_len: int  # tokens
+
+
+class ReflectionSample(TypedDict):
+    """The repair of one rollout."""
+
+    rollout: int
+    before: str  # as much of the failed rationale as was kept
+    cue: str
+    after: str  # what was decoded
+    correct: bool
+
+
+class Sample(TypedDict):
+    """One group in full, for the report's browser."""
+
+    id: str
+    source: str
+    images: list[str]  # data URLs
+    prompt: str
+    answer: str
+    outcome: str
+    rollouts: list[RolloutSample]
+    reflection: ReflectionSample | None

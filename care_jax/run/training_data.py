@@ -1,0 +1,46 @@
+"""The batches a run trains on, and the position in them that belongs to its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grain
+
+from care_jax.data import loader
+from care_jax.structs import Record
+
+Encoder = Callable[[Record], Any]  # makes an example of a record, or None to drop it
+
+
+class TrainingData:
+    """Lists of examples without end, one a step.
+
+    Attributes:
+        iterator: yields the lists; a checkpoint saves and sets its position.
+    """
+
+    def __init__(self, source: loader.RecordSource, encode: Encoder, *, batch_size: int, seed: int) -> None:
+        """Opens the stream at its start; `loader.make_train_iterator` says what the arguments mean."""
+        self._encoder = loader.DropCounter(encode)
+        self.iterator: grain.DatasetIterator[list[Any]] = loader.make_train_iterator(
+            source, self._encoder, batch_size=batch_size, seed=seed
+        )
+        self._marked: Any = None
+
+    def __next__(self) -> list[Any]:
+        """The examples of the next step."""
+        return next(self.iterator)
+
+    @property
+    def num_dropped(self) -> int:
+        """Records that the encoder dropped so far."""
+        return self._encoder.num_dropped
+
+    def mark(self) -> None:
+        """Makes the position of now the one that `rewind` goes back to."""
+        self._marked = self.iterator.get_state()
+
+    def rewind(self) -> None:
+        """Goes back: what was drawn since will come again."""
+        self.iterator.set_state(self._marked)

@@ -1,0 +1,215 @@
+"""Device programs, compiled ahead of time for every bucket: one alone, and those of a table of stages.
+
+A call outside the buckets is an error and not a silent compilation (a new image size costs minutes on a TPU).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh, NamedSharding
+
+from care_jax.parallel.sharding import ROWS, WHOLE, is_addressable, named, on_shards, place
+from care_jax.stages.table import Bucket, DeviceStage, HostStage, Setup, Table, value_of
+from care_jax.structs import Prompts
+
+EVERY_BUCKET = (0, 0)  # of a program whose shapes do not depend on the prompts
+
+
+def bucket_of(prompts: Prompts) -> Bucket:
+    """The bucket a batch was padded to."""
+    return prompts.token_ids.shape[1], prompts.patches.shape[1]
+
+
+def all_buckets(config: ml_collections.ConfigDict) -> list[Bucket]:
+    """Every pair of a prompt and a patch bucket."""
+    return list(itertools.product(config.data.prompt_buckets, config.data.patch_buckets))
+
+
+class Program:
+    """A function compiled ahead of time for the shapes and shardings of its arguments, once for every bucket.
+
+    Args:
+        name: what logs and plans call it.
+        function: arrays to arrays.
+        mesh: the devices.
+        specs: makes the PartitionSpecs of arguments and results from the arguments, as `sharding.on_shards` takes
+            them: the function then runs on each device's part. Without it the function sees whole arrays.
+        out_shardings: how the results of a function without `specs` are divided.
+        donate: arguments whose memory the results may take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable,
+        mesh: Mesh,
+        *,
+        specs: Callable[..., tuple[tuple, Any]] | None = None,
+        out_shardings: Any = None,
+        donate: tuple[int, ...] = (),
+    ):
+        """See the class; nothing is compiled yet."""
+        self.name = name
+        self._mesh, self._specs, self._out_shardings = mesh, specs, out_shardings
+        if specs is not None:
+            function = on_shards(mesh, function, specs)
+        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+        self._compiled: dict[Bucket, Any] = {}
+
+    def compile(self, bucket: Bucket, *args: Any) -> None:
+        """Compiles for the shapes and shardings of `args`, which are arrays or ShapeDtypeStructs."""
+        started = time.time()
+        self._compiled[bucket] = self.lower(*args).compile()
+        logging.info("compiled %s for %d tokens, %d patches in %.1f s", self.name, *bucket, time.time() - started)
+
+    def is_compiled(self, bucket: Bucket) -> bool:
+        """True once `compile` has run for the bucket."""
+        return bucket in self._compiled
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """The program for the shapes and shardings of `args`, traced and not yet compiled."""
+        return self._jitted.lower(*args)
+
+    def output(self, *args: Any) -> Any:
+        """Shapes and shardings of the result for those of `args`; nothing is compiled."""
+        shapes = jax.eval_shape(self._jitted, *args)
+        shardings = self._out_shardings
+        if self._specs is not None:
+            shardings = named(self._mesh, self._specs(*args)[1])
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            jax.tree.broadcast(shardings, shapes),
+        )
+
+    def __call__(self, bucket: Bucket, *args: Any) -> Any:
+        """The result for arguments of a compiled bucket."""
+        return self._compiled[bucket](*args)
+
+
+def make_program(stage: DeviceStage, setup: Setup) -> Program:
+    """The program of a stage; nothing is compiled yet."""
+    function = stage.function(setup)
+    donate = tuple(stage.takes.index(name) for name in stage.donates)
+    if not stage.on_shards:
+        shardings = NamedSharding(setup.mesh, ROWS) if stage.out_shardings is None else stage.out_shardings(setup)
+        return Program(stage.name, function, setup.mesh, out_shardings=shardings, donate=donate)
+
+    def specs(*args: Any) -> tuple[tuple, Any]:
+        given = tuple(value_of(name).specs_of(arg) for name, arg in zip(stage.takes, args, strict=True))
+        return given, _result_specs(stage, function, args)
+
+    return Program(stage.name, function, setup.mesh, specs=specs, donate=donate)
+
+
+def _result_specs(stage: DeviceStage, function: Callable, args: tuple) -> Any:
+    """PartitionSpecs of a stage's one result; it is traced only if they depend on its shape."""
+    specs = value_of(stage.gives[0]).specs
+    return specs(jax.eval_shape(function, *args)) if callable(specs) else specs
+
+
+def make_programs(table: Table, setup: Setup) -> dict[str, Program]:
+    """The programs of the stages that run on devices, by stage name; none is compiled yet."""
+    return {stage.name: make_program(stage, setup) for stage in table.stages if isinstance(stage, DeviceStage)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A program of a table, and the values that are alive while it runs, as shapes with shardings."""
+
+    stage: DeviceStage
+    program: Program
+    values: dict[str, Any]  # its arguments are among them
+
+    @property
+    def args(self) -> tuple:
+        """The arguments, in the program's order."""
+        return tuple(self.values[name] for name in self.stage.takes)
+
+    @functools.cached_property
+    def results(self) -> dict[str, Any]:
+        """The values it gives."""
+        return self.stage.results(self.program.output(*self.args), self.values)
+
+
+def trace(table: Table, programs: Mapping[str, Program], setup: Setup, bucket: Bucket) -> Iterator[Call]:
+    """Walks a table with shapes in place of arrays and yields the call of each program."""
+    values, ends = table.start(setup, bucket), table.ends()
+    last_draw = next((stage for stage in reversed(table.stages) if stage.is_drawing), None)
+    for stage in table.stages:
+        if isinstance(stage, HostStage):
+            for name, shape in zip(stage.puts, stage.shapes(setup, bucket), strict=True):
+                values[name] = place(setup.mesh, shape, value_of(name).specs_of(shape))
+        else:
+            call = Call(stage, programs[stage.name], dict(values))
+            yield call
+            values |= call.results
+        for name in ends[stage.name]:
+            values.pop(name, None)
+        if stage is last_draw:
+            for name in table.freed_after_drawing():
+                values.pop(name, None)
+
+
+class CompiledStages:
+    """The stages of a table that a config switches on, compiled for every bucket.
+
+    Args:
+        table: the table.
+        setup: what its programs are made for.
+        buckets: the sizes of prompts to compile for.
+    """
+
+    def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket]):
+        """Compiles; takes minutes for a large model."""
+        self.table = table.when(setup.config)
+        self.ends = self.table.ends()
+        self.taken_by_host = self.table.taken_by_host()
+        self.read_by_host = self.taken_by_host | {*self.table.logged}
+        self._objective = setup.objective
+        self._programs = make_programs(self.table, setup)
+        self._copies_to_all: dict[str, Any] = {}
+        for bucket in buckets:
+            for call in trace(self.table, self._programs, setup, bucket):
+                size = _size(call.stage, bucket)
+                if not call.program.is_compiled(size):
+                    call.program.compile(size, *call.args)
+                if not is_addressable(setup.mesh):
+                    self._compile_copies(setup.mesh, call.results)
+
+    def _compile_copies(self, mesh: Mesh, values: Mapping[str, Any]) -> None:
+        """With several processes, compiles the gathering that precedes a host read, once for each value.
+
+        Its shapes are the same in every bucket.
+        """
+        copy = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, WHOLE))
+        for name, value in values.items():  # in this order on every process
+            if name in self.read_by_host and name not in self._copies_to_all:
+                part = value_of(name).read(value, self._objective)
+                self._copies_to_all[name] = copy.lower(part).compile()
+
+    def run(self, stage: DeviceStage, bucket: Bucket, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Starts a stage's program on the values it takes; returns the values it gives, perhaps not computed yet."""
+        args = (values[name] for name in stage.takes)
+        return stage.results(self._programs[stage.name](_size(stage, bucket), *args), values)
+
+    def fetch(self, name: str, value: Any) -> Any:
+        """What the host reads of a value that a device stage gave, as NumPy arrays, whole on every process."""
+        part = value_of(name).read(value, self._objective)
+        if name not in self._copies_to_all:
+            return jax.device_get(part)
+        return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copies_to_all[name](part))
+
+
+def _size(stage: DeviceStage, bucket: Bucket) -> Bucket:
+    return EVERY_BUCKET if stage.of_every_bucket else bucket

@@ -1,0 +1,58 @@
+"""The model a config names: its architecture, how it is computed, and the mesh that it is divided over."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from care_jax.models import ModelConfig, load_model_config
+from care_jax.parallel.mesh import create_device_mesh, fit_sizes
+
+
+def make_model_config(
+    config: ml_collections.ConfigDict, platform: str, architecture: ModelConfig | None = None
+) -> ModelConfig:
+    """The architecture, and how config.model wants it computed on `platform`.
+
+    Args:
+        config: the run's config.
+        platform: "cpu", "gpu" or "tpu".
+        architecture: None reads it from the config's model folder.
+    """
+    return dataclasses.replace(
+        architecture or load_model_config(Path(config.model.folder)),
+        compute_dtype=config.model.compute_dtype,
+        remat=config.model.remat,
+        attention="splash" if platform == "tpu" and config.model.attention == "auto" else "xla",
+        freeze_vision=config.model.freeze_vision,
+        scan_decoding=platform != "cpu",
+    )
+
+
+def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:
+    """The mesh of config.mesh over all devices; `training` asks that it divides the batches of an update too.
+
+    Raises:
+        ValueError: one line on a factorisation that does not work for this model and these batches.
+    """
+    devices = jax.devices()
+    model_config = make_model_config(config, devices[0].platform)
+    return create_device_mesh(mesh_sizes(config, model_config, len(devices), training=training), devices)
+
+
+def mesh_sizes(
+    config: ml_collections.ConfigDict, model: ModelConfig, num_devices: int, *, training: bool = True
+) -> dict[str, int]:
+    """Axis sizes from config.mesh that divide the model and its batches; `training`: those of updates too.
+
+    Raises:
+        ValueError: one line with what does not divide, and the factorisations that work.
+    """
+    train = config.train
+    rows = train.prompts // (train.minibatches * train.microbatches)
+    batch = {f"train.prompts / minibatches / microbatches = {rows}": (rows, ("data", "fsdp"))} if training else {}
+    return fit_sizes(config.mesh.to_dict(), batch | model.mesh_needs(config.data.patch_buckets), num_devices)

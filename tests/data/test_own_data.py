@@ -1,0 +1,145 @@
+"""Bring-your-own data: every kind of broken row is found, named and dropped, and good rows arrive unchanged."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from care_jax.data.own_data import read_jsonl
+from tests.pictures import encode, picture
+
+
+def _png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _row(**changes: object) -> dict:
+    row = {"id": "r1", "images": ["a.png"], "prompt": "how many?", "answer": "3", "answer_kind": "integer"}
+    return {key: value for key, value in {**row, **changes}.items() if value is not None}
+
+
+def _write(folder: Path, *rows: dict | str | bytes) -> Path:
+    (folder / "a.png").write_bytes(_png(1))
+    (folder / "b.png").write_bytes(_png(2))
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
+    path = folder / "mine.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
+    """Catches lost fields, images in the wrong order, and re-encoded images."""
+    choice = _row(
+        id="r2",
+        images=["b.png", "a.png"],
+        prompt="first <image> then <image>?",
+        answer="B",
+        answer_kind="choice",
+        choices=["red", "blue"],
+        rationale="it is blue",
+        source="colours",
+    )
+    source = read_jsonl(_write(tmp_path, _row(), choice, _row(id="r3", images=[], prompt="1+2?")), strict=True)
+    assert len(source) == 3
+    assert source.problems == []
+    first, second, third = source
+    assert (first.prompt, first.images, first.source) == ("<image>how many?", (_png(1),), "mine")
+    assert (first.choices, first.rationale, first.draft) == (None, None, None)
+    assert (second.prompt, second.images) == ("first <image> then <image>?", (_png(2), _png(1)))
+    assert (second.choices, second.rationale, second.source) == (("red", "blue"), "it is blue", "colours")
+    assert third.prompt == "1+2?"
+    assert pickle.loads(pickle.dumps(source))[1] == second
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ('{"id": ', "not JSON"),
+        ("[1]", "a JSON object is needed, not list"),
+        (b'{"id": "\xff"}', "not UTF-8"),
+        (_row(answer=None, prompt=None), "missing prompt, answer"),
+        (_row(images=["c.png"]), "no image"),
+        (_row(images=["torn.png"]), "not a readable image"),
+        (_row(images=["torn.jpg"]), "not a readable image"),
+        (_row(images=["torn.gif"]), "not a readable image"),
+        (_row(images=["flipped.png"]), "not a readable image"),
+        (_row(images=["text.png"]), "not a readable image"),
+        (_row(images=["line.png"]), "aspect ratio"),
+        (_row(prompt="<|im_end|>how many?"), "prompt spells <|im_end|>"),
+        (_row(prompt="<video>how many?"), "prompt spells <video>"),
+        (_row(prompt="how many \ud83d?"), "prompt is not UTF-8"),
+        (_row(answer="3</answer>", answer_kind="text"), "answer spells </answer>"),
+        (_row(rationale="<think>3"), "rationale spells <think>"),
+        (_row(answer=" "), "answer must be a string that is not empty"),
+        (_row(answer=3), "answer must be a string that is not empty, not 3"),
+        (_row(id=7), "id must be a string"),
+        (_row(images="a.png"), "images must be a list"),
+        (_row(answer="three"), "three"),
+        (_row(answer_kind="colour"), "colour"),
+        (_row(hint="x"), "unknown key hint"),
+        (_row(answer="A", answer_kind="choice"), "needs choices"),
+        (_row(answer="C", answer_kind="choice", choices=["x", "y"]), "gold 'C'"),
+        (_row(answer="z", answer_kind="choice", choices=["x", "y"]), "gold 'z'"),
+        (_row(id="good"), "id 'good' was used in row 1"),
+        (_row(prompt="<image><image>?"), "holds 2 <image> for 1 images"),
+        (_row(images=["a.png", "b.png"], prompt="<image>?"), "holds 1 <image> for 2 images"),
+    ],
+)
+def test_broken_row_is_dropped_with_its_reason_or_refused(tmp_path: Path, broken: dict | str, reason: str) -> None:
+    """Catches a broken row that gets through, takes good ones with it, or is reported at the wrong line."""
+    for name, kind in (("torn.png", "PNG"), ("torn.jpg", "JPEG"), ("torn.gif", "GIF")):
+        whole = encode(picture(64, 48), kind)
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.png").write_bytes(_png(3)[:48] + bytes([_png(3)[48] ^ 1]) + _png(3)[49:])
+    (tmp_path / "line.png").write_bytes(encode(picture(1, 201)))
+    (tmp_path / "text.png").write_text("no picture")
+    path = _write(tmp_path, _row(id="good"), "", broken, _row(id="last"))
+    source = read_jsonl(path, strict=False)
+    assert [record.id for record in source] == ["good", "last"]
+    assert [number for number, _ in source.problems] == [3]
+    assert reason in source.problems[0][1]
+    with pytest.raises(ValueError, match="row 3: "):
+        read_jsonl(path, strict=True)
+
+
+def test_windows_newlines_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
+    """Catches files from Windows editors being refused, and line separators inside strings ending a row."""
+    rows = [json.dumps(_row(id="é\u2028x"), ensure_ascii=False), "", json.dumps(_row(id="b")), ""]
+    path = _write(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    assert [record.id for record in read_jsonl(path, strict=True)] == ["é\u2028x", "b"]
+
+
+def test_strict_lists_twenty_rows_and_the_count(tmp_path: Path) -> None:
+    """Catches an error that stops at the first row, or that floods the terminal."""
+    path = _write(tmp_path, _row(), *["{"] * 25)
+    with pytest.raises(ValueError, match="25 broken rows") as error:
+        read_jsonl(path, strict=True)
+    text = str(error.value)
+    assert "row 21: " in text
+    assert "row 22: " not in text
+    assert "and 5 more" in text
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    """Catches an empty source, which would only fail much later."""
+    with pytest.raises(ValueError, match="no usable row"):
+        read_jsonl(_write(tmp_path, "{"), strict=False)
+    with pytest.raises(ValueError, match="no data file"):
+        read_jsonl(tmp_path / "absent.jsonl", strict=False)
+
+
+def test_images_are_read_on_access(tmp_path: Path) -> None:
+    """Catches a reader that holds all images in memory."""
+    source = read_jsonl(_write(tmp_path, _row()), strict=True)
+    (tmp_path / "a.png").write_bytes(_png(9))
+    assert source[0].images == (_png(9),)

@@ -1,0 +1,122 @@
+"""The evaluation entry point: greedy and pass@k, complete, through the checkpoint of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from care_jax.config import base
+from care_jax.evals import evaluator as evaluator_lib
+from care_jax.inputs.processor import Processor
+from care_jax.inputs.responses import encode_rewrite
+from care_jax.rewards.judge import Verifier
+from tests.end_to_end import SOURCES, SmallTask, flags, run, small
+from tests.pictures import question
+
+
+def _evaluate(task: SmallTask, workdir: Path, **changes: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Evaluates a copy of the cold start; the printed results and the per-record lines."""
+    workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(task.cold_start / "checkpoints")
+    overrides = small(task.model, task.data, **changes)
+    ended = run(
+        "care_jax.evaluate", "--config=configs/demo.py", f"--workdir={workdir}", *flags(overrides), cache=task.cache
+    )
+    assert ended.returncode == 0, ended.stderr
+    printed = json.loads(ended.stdout.splitlines()[-1])
+    assert printed == json.loads((workdir / "eval_results.json").read_text())
+    return printed, [json.loads(line) for line in (workdir / "eval_samples.jsonl").read_text().splitlines()]
+
+
+def _assert_complete(task: SmallTask, records: list[dict[str, Any]], num_samples: int) -> None:
+    rows = [json.loads(line) for line in (task.data / "heldout.jsonl").read_text().splitlines()]
+    assert [(r["id"], r["source"], r["answer"]) for r in records] == [(r["id"], r["source"], r["answer"]) for r in rows]
+    for record in records:
+        for field in ("responses", "extracted", "reasons", "correct", "parsed", "format_ok"):
+            assert len(record[field]) == num_samples
+        for extracted, correct in zip(record["extracted"], record["correct"], strict=True):
+            assert correct == (extracted == record["answer"])
+
+
+def test_greedy(small_task: SmallTask, tmp_path: Path) -> None:
+    """Catches a record that is lost or counted twice (12 records, batches of 5), and a mean over the wrong things."""
+    results, records = _evaluate(small_task, tmp_path / "run", eval__batch_size=5)
+    _assert_complete(small_task, records, 1)
+    by_source = [np.mean([r["correct"][0] for r in records if r["source"] == source]) for source in SOURCES]
+    assert [results[f"eval/accuracy/{source}"] for source in SOURCES] == pytest.approx(by_source)
+    assert results["eval/accuracy/mean"] == pytest.approx(np.mean(by_source))
+    assert results["eval/format_rate"] == np.mean([r["format_ok"][0] for r in records])
+    assert not any("pass_at_k" in name for name in results)
+    # The cold start's own last evaluation is the same figure.
+    last = [json.loads(line) for line in (small_task.cold_start / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["eval/accuracy/mean"] == results["eval/accuracy/mean"]
+
+
+def test_pass_at_k(small_task: SmallTask, tmp_path: Path) -> None:
+    """Catches samples that are all the same, and pass@k taken for the mean or the reverse."""
+    results, records = _evaluate(small_task, tmp_path / "run", eval__num_samples=2)
+    _assert_complete(small_task, records, 2)
+    assert any(len(set(record["responses"])) == 2 for record in records)
+    for name, reduce in (("accuracy", np.mean), ("pass_at_k", np.max)):
+        by_source = [np.mean([reduce(r["correct"]) for r in records if r["source"] == source]) for source in SOURCES]
+        assert [results[f"eval/{name}/{source}"] for source in SOURCES] == pytest.approx(by_source)
+        assert results[f"eval/{name}/mean"] == pytest.approx(np.mean(by_source))
+    assert results["eval/pass_at_k/mean"] > results["eval/accuracy/mean"]
+
+
+class _SaysThree:
+    """In place of every device program of an evaluation: each response is <answer>3</answer>."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.ids = encode_rewrite(processor, "<answer>3</answer>")
+
+    def __call__(self, *args: Any) -> None:
+        pass
+
+    def fetch(self, _: None) -> SimpleNamespace:
+        return SimpleNamespace(token_ids=[[np.array(self.ids)]] * 4, response_len=[[len(self.ids)]] * 4)
+
+
+def test_a_prompt_that_is_too_long_counts_as_wrong(
+    tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a record that leaves the denominator in silence: two of three answered right would be 100 %."""
+    records = [question("1+2?", id="a"), question("1+2?" * 40, id="long"), question("2+1?", id="b")]
+    processor, says = dataclasses.replace(tiny_processor, overlong="drop"), _SaysThree(tiny_processor)
+    programs = SimpleNamespace(sampler=says, prefill=says, generate=says, batch_size=4)
+    monkeypatch.setattr(evaluator_lib.EvalPrograms, "build", lambda *args: programs)
+    config = base()
+    config.eval.batch_size = 4
+    items: list[dict[str, Any]] = []
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
+        evaluator = evaluator_lib.Evaluator(
+            config,
+            source=records,
+            processor=processor,
+            verifier=verifier,
+            model=None,
+            mesh=jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")),
+        )
+        summary = evaluator.run(None, limit=0, write=items.append)
+    assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
+    assert summary["eval/num_dropped"] == 1
+    assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
+    assert "1 of 3 held-out prompts" in caplog.text
+
+
+def test_mean_is_over_sources() -> None:
+    """Catches a mean over records: a source of 3 would outweigh a source of 1."""
+    wrong, right = [
+        {"source": source, "correct": [correct], "parsed": [True], "format_ok": [True]}
+        for source, correct in (("a", False), ("b", True))
+    ]
+    summary = evaluator_lib._summarise([wrong, wrong, wrong, right])
+    assert summary["eval/accuracy/mean"] == 0.5
+    assert summary["eval/unparsed_rate"] == 0.0

@@ -1,0 +1,172 @@
+"""The table of a step: rows fit each other, values live as long as they are used, every walker sees a new row."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from care_jax import step, train
+from care_jax.method import objectives
+from care_jax.parallel.mesh import create_device_mesh
+from care_jax.planning import estimate, flops
+from care_jax.stages.compiled import all_buckets, make_programs, trace
+from care_jax.stages.table import Compute, DeviceStage, HostStage, Setup, Table, value_of
+from tests.planning.test_plan import tiny
+
+PRESETS = ("care", "care_no_rgr", "grpo", "dapo", "gspo", "dr_grpo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion() -> Iterator[None]:
+    """Optax's Adam has b1**count with an integer count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def config_of(preset: str, **changes: object) -> ml_collections.ConfigDict:
+    """The tiny model on one device with an objective."""
+    config = tiny(mesh__fsdp=1, mesh__tensor=1)
+    config.objective = getattr(objectives, preset)()
+    config.objective.reflect.max_rationale_len = 32
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+def setup_of(config: ml_collections.ConfigDict) -> Setup:
+    """What the programs are made for, from shapes."""
+    mesh = create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    return estimate.planned_setup(config, estimate.planned_model(config), mesh)
+
+
+@pytest.mark.parametrize(
+    ("preset", "old_from"), [*((preset, "pass") for preset in PRESETS), ("care", "sampler"), ("dapo", "sampler")]
+)
+def test_every_value_is_there_when_a_stage_takes_it(preset, old_from):
+    """Catches a value that no earlier stage gives, one that is freed too early, and shapes that do not fit."""
+    config = config_of(preset, score__old_from=old_from)
+    setup, table = setup_of(config), step.STEP.when(config)
+    host_only = {name for stage in table.stages if isinstance(stage, HostStage) for name in stage.gives}
+    calls = list(trace(table, make_programs(table, setup), setup, all_buckets(config)[0]))
+    names = [call.stage.name for call in calls]
+    for call in calls:
+        assert set(call.stage.takes) <= call.values.keys(), call.stage.name
+        assert not call.values.keys() & host_only - {name for s in table.stages for name in getattr(s, "puts", s.gives)}
+    assert ("reflect" in names) == config.objective.reflect.enabled
+    assert ("reference" in names) == (config.objective.kl_coef > 0)
+    assert names.count("score") == 1
+    assert names[-1] == "update"
+    updated = [(x.shape, x.dtype) for x in jax.tree.leaves(calls[-1].results["state"])]
+    assert updated == [(x.shape, x.dtype) for x in jax.tree.leaves(setup.state)]
+
+
+def test_a_value_lives_until_its_last_use():
+    """Catches a sampler or a prompt cache that takes room while the update runs, and one that is freed before it."""
+    table = step.STEP.when(config_of("care"))
+    ends = table.ends()
+    assert set(ends["reflect"]) == {"sampler", "prefix", "forced"}
+    assert set(ends["assemble"]) == {"prompts", "rollouts", "verdicts", "scores", "subgroup", "reflection"}
+    assert ends["update"] == []
+    assert not [name for names in ends.values() for name in names if value_of(name).lasting]
+    assert table.freed_after_drawing() == []
+
+
+def test_the_next_draw_finds_what_it_takes():
+    """Catches dynamic sampling whose second batch has no sampler to decode with, and one that is kept for good."""
+    table = step.STEP.when(config_of("dapo"))
+    drawing = [stage.name for stage in table.phases().drawing]
+    assert drawing == ["data", "prefill", "rollout", "verify"]
+    assert {name for stage in table.phases().opening for name in stage.gives} == {"sampler"}
+    assert not [name for names in table.ends().values() for name in names if name == "sampler"]
+    assert table.freed_after_drawing() == ["sampler"]
+
+
+def test_the_sampler_is_gone_when_rollouts_are_scored():
+    """Catches a plan that counts the sampler's copy beside the scoring pass of an objective without reflection."""
+    config = config_of("grpo")
+    setup, table = setup_of(config), step.STEP.when(config)
+    calls = {call.stage.name: call for call in trace(table, make_programs(table, setup), setup, all_buckets(config)[0])}
+    assert "sampler" in calls["rollout"].values
+    assert not {"sampler", "prefix"} & calls["score"].values.keys()
+    assert "scores" not in calls["update"].values
+
+
+def test_random_stages_have_numbers_of_their_own():
+    """Catches two stages of a step that draw with the same key, and draws that reach another stage's number."""
+    random = [s for s in step.STEP.stages if isinstance(s, DeviceStage) and s.random is not None]
+    numbers = [stage.random for stage in random]
+    assert len(set(numbers)) == len(numbers) == 3
+    assert [stage.random for stage in random if stage.is_drawing] == [max(numbers)], (
+        "dynamic sampling counts on from it"
+    )
+
+
+def test_a_new_row_is_seen_by_all_that_walk_the_table(monkeypatch):
+    """Catches a plan, a count of FLOPs or a compilation that keeps a list of stages of its own."""
+    extra = DeviceStage(
+        "think twice",
+        timer="score",
+        takes=("scores",),
+        gives=("doubts",),
+        function=lambda setup: lambda scores: jnp.exp(scores.logprobs),
+        compute=Compute("forward", lambda config: 3),
+    )
+    position = [stage.name for stage in step.STEP.stages].index("select")
+    stages = (*step.STEP.stages[:position], extra, *step.STEP.stages[position:])
+    monkeypatch.setattr(step, "STEP", dataclasses.replace(step.STEP, stages=stages))
+    config = config_of("grpo")
+    model = estimate.planned_model(config)
+    sizes = flops.Sizes.of(config, model, all_buckets(config)[0], {"data": 1, "fsdp": 1, "tensor": 1})
+    work = flops.step_work(sizes, config)
+    assert work["think twice"].tokens == sizes.prompts * (sizes.bucket[0] + 3 * sizes.response_len)
+    mesh = setup_of(config).mesh
+    names = [call.stage.name for call in estimate.planned_calls(config, model, mesh, sizes.bucket)]
+    assert names.index("think twice") == names.index("score") + 1
+
+
+def test_without_a_stage_its_work_is_gone():
+    """Catches work that is counted for a stage which does not run."""
+    for enabled, kl_coef in itertools.product((True, False), (0.0, 0.01)):
+        config = config_of("care", objective__reflect__enabled=enabled, objective__kl_coef=kl_coef)
+        sizes = flops.Sizes.of(
+            config, estimate.planned_model(config), all_buckets(config)[0], {"data": 1, "fsdp": 1, "tensor": 1}
+        )
+        work = flops.step_work(sizes, config).keys()
+        assert ("reflect" in work) == ("score of reflections" in work) == enabled
+        assert ("reference" in work) == (kl_coef > 0)
+
+
+def test_a_table_without_draws():
+    """Catches a table of one stage that cannot be walked."""
+    update = dataclasses.replace(step.UPDATE, takes=("state", "batch"), gives=("state",))
+    table = Table((update,), lambda setup, bucket: {}, logged=())
+    assert table.ends() == {"update": []}
+    assert table.taken_by_host() == set()
+    assert table.freed_after_drawing() == []
+
+
+def test_a_row_after_the_update_that_takes_the_old_parameters_is_refused():
+    """Catches a stage that reads parameters whose memory the update took: it would fail on a device only."""
+    late = dataclasses.replace(step.SAMPLER, name="late")
+    with pytest.raises(ValueError, match="stage late takes params"):
+        dataclasses.replace(step.STEP, stages=(*step.STEP.stages, late))
+
+
+def test_a_row_between_two_draws_is_refused():
+    """Catches a stage that dynamic sampling repeats although its row does not say so."""
+    stages = tuple(
+        dataclasses.replace(stage, is_drawing=False) if stage.name == "prefill" else stage for stage in step.STEP.stages
+    )
+    with pytest.raises(ValueError, match="neighbours"):
+        dataclasses.replace(step.STEP, stages=stages).phases()
+
+
+def test_dynamic_sampling_puts_together_all_that_is_used_of_several_draws():
+    """Catches a value of the last draw beside the groups of all draws."""
+    assert step.STEP.when(config_of("dapo")).given_anew() <= {*train.REGROUPED}
+    assert {"records", "prompts", "rollouts", "judged", "verdicts"} <= step.STEP.given_anew()
