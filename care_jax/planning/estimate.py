@@ -238,7 +238,7 @@ def _by_part(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _bytes(tree: Any) -> int:
-    """Of a chip's part of a tree of shapes with shardings; a random key has 4 words."""
+    """Bytes of one chip's shards of `tree`."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape

@@ -6,7 +6,7 @@ r"""The layout of a response. A `ResponseFormat` words the request, writes the c
     ANY           the usual layouts of models that were not asked for either; only parsed, never requested
 
 Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
-before it, so one tag has many spellings in ids (method.md section 5).
+before it, so one tag has many spellings in ids (docs/method.md section 5).
 """
 
 from __future__ import annotations

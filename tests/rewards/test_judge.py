@@ -183,7 +183,7 @@ def test_workers_that_do_not_start_are_an_error():
 def test_answers_to_other_questions_are_an_error_and_close_the_pool():
     """Catches verdicts that are shifted by one item."""
     with stub_verifier() as pool:
-        with pytest.raises(RuntimeError, match="nobody asked"):
+        with pytest.raises(RuntimeError, match="sent an unexpected reply"):
             pool.check([integer("lie")])
         with pytest.raises(ValueError, match="closed"):
             pool.check([integer(5)])

@@ -217,7 +217,7 @@ class Verifier:
         elif isinstance(reply, list) and worker.requests and reply[0] == worker.requests[0]:
             batch.close(worker.requests.popleft(), reply[1:])
         else:
-            raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) answered {reply!r}, which nobody asked")
+            raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) sent an unexpected reply: {reply!r}")
 
     def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
         """Replace a lost worker with a new one; only the item it was working on is lost with it."""
