@@ -31,7 +31,7 @@ class Item(NamedTuple):
     """One answer to check."""
 
     kind: str  # a Record's answer_kind
-    response_answer: str
+    given: str  # the answer as the model wrote it
     gold: str
     choices: tuple[str, ...] | None
 
@@ -268,7 +268,7 @@ class _Batch:
             "id": number,
             "kind": item.kind,
             # One character over the limit is enough for the verifier to see that the answer is too long.
-            "answer": item.response_answer[: MAX_ANSWER_LEN + 1],
+            "given": item.given[: MAX_ANSWER_LEN + 1],
             "gold": item.gold,
             "choices": item.choices,
             "tolerance": self._tolerance,
