@@ -250,7 +250,7 @@ def signature(records: Iterable[Record]) -> dict[str, Fit]:
     """Fits raw advantages against theory: an anchor's against sqrt(K'), a negative's against 1 / sqrt(K').
 
     The fit is by least squares over all single advantages, from their sums; the slopes should be 1 and -1
-    (method.md section 2).
+    (docs/method.md section 2).
     """
     sums: dict[tuple[str, int], np.ndarray] = collections.defaultdict(lambda: np.zeros(3))
     for record in records:

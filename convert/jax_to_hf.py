@@ -169,7 +169,7 @@ def _pieces(source: Source, params: Mapping[str, StoredParam], dtype: np.dtype) 
 
 
 def _one_ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
-    """The same pieces; each is taken from the iterator, which starts to read it, while the one before is worked on."""
+    """Prefetches by one: reading the next piece starts before the current one is yielded."""
     current = next(pieces)
     for following in pieces:
         yield current

@@ -39,7 +39,7 @@ def care_rows(
     reflection: Reflection,
     objective: Objective,
 ) -> list[Row]:
-    """The rows of a CARE update, group by group, anchor first (method.md sections 2 to 5). All arrays are NumPy."""
+    """Rows of a CARE update, group by group, anchor first (docs/method.md sections 2 to 5). All arrays are NumPy."""
     rows = []
     for b in range(len(verdicts.correct)):
         group = reference.select_subgroup(

@@ -10,32 +10,32 @@ from care_jax.rewards.verifiers import answer_verifier
 
 
 @answer_verifier
-def anagram(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+def anagram(given: str, gold: str) -> tuple[bool, bool, str]:
     """Accepts the letters of the gold in any order."""
-    return sorted(response_answer) == sorted(answer), response_answer.isalpha(), "letters compared"
+    return sorted(given) == sorted(gold), given.isalpha(), "letters compared"
 
 
 @answer_verifier
-def fragile(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+def fragile(given: str, gold: str) -> tuple[bool, bool, str]:
     """Accepts its gold, and breaks in the way that the answer asks for."""
-    match response_answer:
+    match given:
         case "raise":
-            raise KeyError(answer)
+            raise KeyError(gold)
         case "shape":
             return True  # type: ignore[return-value]
         case "hang":
             time.sleep(600)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-    return response_answer == answer, True, "compared"
+    return given == gold, True, "compared"
 
 
 @answer_verifier
-def never(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+def never(given: str, gold: str) -> tuple[bool, bool, str]:
     """Accepts nothing."""
     return False, True, "no"
 
 
-def unmarked(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+def unmarked(given: str, gold: str) -> tuple[bool, bool, str]:
     """Looks like a verifier, but nobody said that it is one."""
     return True, True, "yes"

@@ -104,13 +104,13 @@ def test_every_citation_resolves():
 @pytest.mark.parametrize(
     ("text", "found", "problem"),
     [
-        ("(method.md sections 2 to 5)", ["sections 2 to 5"], ""),
+        ("(docs/method.md sections 2 to 5)", ["sections 2 to 5"], ""),
         ("docs/method.md sections 2, 4 and 5.", ["sections 2, 4 and 5"], ""),
-        ("see method.md\n    # section 1, item 4; 3", ["section 1, item 4"], ""),
-        ("method.md section 9", ["section 9"], "there is no section 9"),
-        ("method.md section 1, item 8", ["section 1, item 8"], "section 1 has no item 8"),
-        ("method.md section 1.4", ["section 1.4"], "sections have no subsections; cite an item"),
-        ("method.md section 2 to 4", ["section 2 to 4"], "one is a section, several are sections"),
+        ("see docs/method.md\n    # section 1, item 4; 3", ["section 1, item 4"], ""),
+        ("docs/method.md section 9", ["section 9"], "there is no section 9"),
+        ("docs/method.md section 1, item 8", ["section 1, item 8"], "section 1 has no item 8"),
+        ("docs/method.md section 1.4", ["section 1.4"], "sections have no subsections; cite an item"),
+        ("docs/method.md section 2 to 4", ["section 2 to 4"], "one is a section, several are sections"),
         ("Masry et al., section 5", [], ""),
     ],
 )

@@ -69,7 +69,7 @@ class Checkpointer:
         exchange(None)
 
     def checksums(self, state: TrainState) -> Sums:
-        """Starts the checksums for `save`: while the device is still at this state, and before it gets other work."""
+        """Starts computing the checksums that `save` stores. Call it before the next step is dispatched."""
         return self._checksums(named_arrays(state))
 
     @property
@@ -210,7 +210,7 @@ def _read_step(folder: epath.Path, state: TrainState) -> _StoredStep:
     sums = read_json(folder / "checksums" / "metadata")
     position = read_json(folder / "data" / "metadata")
     if sums.get("data") != _crc(position):
-        raise ValueError("data is not what was saved")
+        raise ValueError("checksum mismatch: data")
     return _StoredStep(
         arrays={name: read_arrays(folder / name, tree) for name, tree in named_arrays(state).items()},
         sums=sums,

@@ -44,4 +44,4 @@ def require_equal(actual: Mapping[str, Mapping[str, Any]], saved: Mapping[str, A
         if saved.get(folder, {}).get(name) != int(value)
     ]
     if differing:
-        raise ValueError(f"not what was saved: {', '.join(differing)}")
+        raise ValueError(f"checksum mismatch: {', '.join(differing)}")

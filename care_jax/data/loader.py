@@ -75,8 +75,7 @@ class DropCounter(Generic[Example]):
                 if not self._dropped_ids:
                     logging.warning(
                         "record %r is left out: too long for the config's limits, or a field that this stage needs is "
-                        "missing; "
-                        "data/num_dropped counts such records",
+                        "missing; data/num_dropped counts such records",
                         record.id,
                     )
                 self._dropped_ids.add(record.id)

@@ -42,20 +42,6 @@ SHARD_RECORDS = 1024
 _THREADS = min(os.cpu_count() or 1, 8)  # threads that read and decode images
 _ROWS_AHEAD = 4  # rows that each thread may be ahead; only these are in memory
 
-_SOURCE = flags.DEFINE_enum("source", None, list(READERS), "The data set.")
-_ROOT = flags.DEFINE_string("root", None, "The folder it was downloaded to; for easyr1 and jsonl a file will do.")
-_OUT = flags.DEFINE_string("out", None, "The folder to write.")
-_SPLIT = flags.DEFINE_string("split", None, "The split, as the set names it; train if not given, or a benchmark's own.")
-_IMAGES = flags.DEFINE_string("images", None, "The folder that image paths count from; ROOT if not given.")
-_KEEP = flags.DEFINE_multi_string(
-    "keep", [], "COLUMN:LOW:HIGH, rows to keep by a number, as PassRate_32BTrained:0.1:0.9; may be repeated."
-)
-_AGAINST = flags.DEFINE_multi_string(
-    "against", [], "A prepared folder of a benchmark; rows that repeat it are dropped. May be repeated."
-)
-_MODEL = flags.DEFINE_string("model", None, "A Hugging Face model folder to count tokens of prompts with.")
-_STRICT = flags.DEFINE_bool("strict", False, "Refuse broken rows instead of dropping them.")
-
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -272,23 +258,41 @@ def _column_range(text: str) -> ColumnRange:
     return wanted
 
 
+def _define_flags() -> None:
+    flags.DEFINE_enum("source", None, list(READERS), "The data set.")
+    flags.DEFINE_string("root", None, "The folder it was downloaded to; for easyr1 and jsonl a file will do.")
+    flags.DEFINE_string("out", None, "The folder to write.")
+    flags.DEFINE_string("split", None, "The split, as the set names it; train if not given, or a benchmark's own.")
+    flags.DEFINE_string("images", None, "The folder that image paths count from; ROOT if not given.")
+    flags.DEFINE_multi_string(
+        "keep", [], "COLUMN:LOW:HIGH, rows to keep by a number, as PassRate_32BTrained:0.1:0.9; may be repeated."
+    )
+    flags.DEFINE_multi_string(
+        "against", [], "A prepared folder of a benchmark; rows that repeat it are dropped. May be repeated."
+    )
+    flags.DEFINE_string("model", None, "A Hugging Face model folder to count tokens of prompts with.")
+    flags.DEFINE_bool("strict", False, "Refuse broken rows instead of dropping them.")
+
+
 def main() -> None:
     """Prepares what the flags name, and prints the counts."""
-    if _SOURCE.value is None or _ROOT.value is None or _OUT.value is None:
+    args = flags.FLAGS
+    if args.source is None or args.root is None or args.out is None:
         raise ValueError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
     settings = Settings(
-        source=_SOURCE.value,
-        root=files.on_disk(_ROOT.value, "--root"),
-        out=files.on_disk(_OUT.value, "--out"),
-        split=_SPLIT.value or READERS[_SOURCE.value].split,
-        images=files.on_disk(_IMAGES.value, "--images") if _IMAGES.value else None,
-        keep=tuple(map(_column_range, _KEEP.value)),
-        against=tuple(files.on_disk(folder, "--against") for folder in _AGAINST.value),
-        model=files.on_disk(_MODEL.value, "--model") if _MODEL.value else None,
-        strict=_STRICT.value,
+        source=args.source,
+        root=files.on_disk(args.root, "--root"),
+        out=files.on_disk(args.out, "--out"),
+        split=args.split or READERS[args.source].split,
+        images=files.on_disk(args.images, "--images") if args.images else None,
+        keep=tuple(map(_column_range, args.keep)),
+        against=tuple(files.on_disk(folder, "--against") for folder in args.against),
+        model=files.on_disk(args.model, "--model") if args.model else None,
+        strict=args.strict,
     )
     print(statistics.table(prepare(settings)))
 
 
 if __name__ == "__main__":
+    _define_flags()
     cli.run_flags(main)

@@ -1,4 +1,4 @@
-"""Answers to held-out questions: the sampler and the prefill of a step, and one decoding loop of their own size."""
+"""Decoding for evaluation: a step's sampler and prefill, with its own batch size and number of samples."""
 
 from __future__ import annotations
 

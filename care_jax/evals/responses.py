@@ -113,8 +113,8 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
             responses[record_id] = _texts(row[response_field])
     if not responses:
         raise ValueError(
-            f"{path} answers no question of this benchmark: its ids are like {', '.join(strangers[:2]) or 'none'}, the "
-            f"benchmark's like {', '.join(ids[:2])}; is it of another benchmark, or --id_field another?"
+            f"no id in {path} matches this benchmark (found {', '.join(strangers[:2]) or 'none'}, expected e.g. "
+            f"{', '.join(ids[:2])}); check --benchmark and --id_field"
         )
     if strangers:
         logging.warning(

@@ -8,9 +8,10 @@ A model's answers go to WORKDIR/benchmarks/NAME/responses.jsonl as they come (re
 has a `JudgedItem` a line, with its score under lmms-eval's rules; responses from a file leave one too.
 WORKDIR/benchmarks/results.json and results.md hold the figures of every benchmark scored so far.
 
-The paper's macro average is over the six that PAPER names (method.md section 7: the six figures it gives for CARE on
-Qwen2.5-VL-7B have that mean). The paper does not say which parser it scored with, nor what is assumed here: MathVerse
-is the mean of its five versions with a picture, MMMU its validation split, MMMU-Pro standard the form with ten options.
+The paper's macro average is over the six that PAPER names (docs/method.md section 7: the six figures it gives for CARE
+on Qwen2.5-VL-7B have that mean). The paper does not say which parser it scored with, nor what is assumed here:
+MathVerse is the mean of its five versions with a picture, MMMU its validation split, MMMU-Pro standard the form with
+ten options.
 """
 
 from __future__ import annotations

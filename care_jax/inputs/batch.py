@@ -47,8 +47,8 @@ def collate(processor: Processor, examples: Sequence[Example]) -> Prompts:
     """
     prompt_len = np.array([len(example.token_ids) for example in examples], np.int32)
     patch_len = max(len(example.patches) for example in examples)
-    size = _bucket(int(prompt_len.max()), processor.prompt_buckets, "data.prompt_buckets")
-    room = _bucket(patch_len, processor.patch_buckets, "data.patch_buckets")
+    size = _bucket(int(prompt_len.max()), processor.prompt_buckets, "tokens", "data.prompt_buckets")
+    room = _bucket(patch_len, processor.patch_buckets, "patches", "data.patch_buckets")
     return Prompts(
         token_ids=_pad([e.token_ids for e in examples], size, processor.pad_token_id),
         prompt_len=prompt_len,
@@ -73,11 +73,11 @@ def padding_shares(examples: Sequence[Example], bucket: tuple[int, int]) -> dict
     }
 
 
-def _bucket(needed: int, buckets: tuple[int, ...], name: str) -> int:
+def _bucket(needed: int, buckets: tuple[int, ...], unit: str, name: str) -> int:
     for bucket in buckets:
         if needed <= bucket:
             return bucket
-    raise ValueError(f"{needed} do not fit {name} {buckets}; raise the largest one")
+    raise ValueError(f"a prompt of {needed} {unit} exceeds the largest of {name}, {buckets[-1]}; raise it")
 
 
 def _pad(rows: Sequence[npt.NDArray], length: int, value: int) -> npt.NDArray:

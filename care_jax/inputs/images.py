@@ -95,8 +95,9 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
     high = min(_pixel_limit(path, fields, "max_pixels", "longest_edge"), max_image_tokens * area)
     if not 1 <= min_image_tokens * area <= low <= high:
         raise ValueError(
-            f"images must have {low / area:g} to {high / area:g} tokens after data.min_image_tokens {min_image_tokens},"
-            f" data.max_image_tokens {max_image_tokens} and the limits in {path}; widen the first two, from 1 up"
+            f"no image size is allowed: data.min_image_tokens={min_image_tokens}, data.max_image_tokens="
+            f"{max_image_tokens} and {path} leave {low / area:g} to {high / area:g} tokens; "
+            "lower the minimum (at least 1) or raise the maximum"
         )
     if not video_path.is_file():
         video_path = path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from care_jax.rewards.response_format import OPENING
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def encode_trace(processor: Processor, record: Record, *, cue: str, response_len
         return None
     ending = processor.response_format.ending(record.rationale, record.answer)
     if record.draft is None:
-        token_ids = processor.encode_text("<think>" + ending)
+        token_ids = processor.encode_text(OPENING + ending)
         loss_mask = [True] * len(token_ids)
     else:
-        opening = processor.text_tokenizer.encode("<think>" + record.draft, add_special_tokens=False)
+        opening = processor.text_tokenizer.encode(OPENING + record.draft, add_special_tokens=False)
         cue_ids, ending_ids = processor.encode_text(cue), processor.encode_text(ending)
         token_ids = [*opening.ids, *cue_ids, *ending_ids]
         # Offsets, not ids: the tag's last token may also hold the draft's first character.
-        in_tag = [start < len("<think>") for start, _ in opening.offsets]
+        in_tag = [start < len(OPENING) for start, _ in opening.offsets]
         loss_mask = [*in_tag, *[False] * len(cue_ids), *[True] * len(ending_ids)]
     if len(token_ids) + 1 > response_len:
         return None
@@ -78,8 +79,8 @@ def encode_repair(processor: Processor, rationale: str, *, cue: str, max_rationa
     Returns:
         Token ids.
     """
-    opening = processor.encode_text("<think>" + rationale)
-    return opening[: len(processor.encode_text("<think>")) + max_rationale_len] + processor.encode_text(cue)
+    opening = processor.encode_text(OPENING + rationale)
+    return opening[: len(processor.encode_text(OPENING)) + max_rationale_len] + processor.encode_text(cue)
 
 
 def encode_rewrite(processor: Processor, response: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The objectives side by side: each is the same record with other values (method.md section 6).
+"""The objectives side by side: each is the same record with other values (docs/method.md section 6).
 
 A config holds an objective as a ConfigDict; `Objective.from_config` checks it once and makes the record that everything
 below the commands reads. Nothing there compares an objective's name.
@@ -22,7 +22,7 @@ from care_jax.options import Aggregate, RankBy, Ratio, RepairSource, RescueScale
 
 @dataclasses.dataclass(frozen=True)
 class Rescue:
-    """The all-wrong group (method.md section 4)."""
+    """The all-wrong group (docs/method.md section 4)."""
 
     enabled: bool = False
     rank_by: RankBy = "sum"  # sum | mean of the old log-probs picks the pseudo-anchor [study]
@@ -36,7 +36,7 @@ class Rescue:
 
 @dataclasses.dataclass(frozen=True)
 class Reflect:
-    """Reflection-guided resampling (method.md section 3)."""
+    """Reflection-guided resampling (docs/method.md section 3)."""
 
     enabled: bool = False
     cue: str = (
@@ -56,7 +56,7 @@ class Reflect:
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Region weights of the tokens (method.md section 5)."""
+    """Region weights of the tokens (docs/method.md section 5)."""
 
     enabled: bool = False  # False: every sampled token weighs 1
     gamma_pos: float = 0.005  # weight of a correct response's rationale
@@ -148,7 +148,7 @@ def dr_grpo() -> ml_collections.ConfigDict:
 
 
 def care_no_rgr() -> ml_collections.ConfigDict:
-    """CARE without reflection-guided resampling (method.md sections 2, 4 and 5)."""
+    """CARE without reflection-guided resampling (docs/method.md sections 2, 4 and 5)."""
     return Objective(anchored=True, rescue=Rescue(enabled=True), region=Region(enabled=True)).to_config()
 
 

@@ -20,11 +20,9 @@ from care_jax.inputs.processor import Processor
 from care_jax.inputs.responses import encode_repair, encode_rewrite
 from care_jax.method.objectives import Objective, keeps_forced
 from care_jax.method.train_batch import REFLECTED_SLOT
-from care_jax.rewards.response_format import ResponseFormat
+from care_jax.rewards.response_format import CLOSING, OPENING, ResponseFormat
 from care_jax.rewards.spans import TokenBytes
 from care_jax.structs import Forced, Outcome, Rollouts, Subgroup
-
-_OPENING = "<think>"
 
 
 def forced_width(processor: Processor, objective: Objective) -> int:
@@ -64,7 +62,7 @@ def failed_rationale(text: str, response_format: ResponseFormat) -> str:
     span = response_format.parse(raw).think
     if span:
         return raw[slice(*span)].decode(errors="replace")
-    return min((text.split(mark)[0] for mark in ("</think>", response_format.answer[0])), key=len)
+    return min((text.split(mark)[0] for mark in (CLOSING, response_format.answer[0])), key=len)
 
 
 def force_prefixes(
@@ -125,7 +123,7 @@ def rewrite(processor: Processor, objective: Objective, *, token_bytes: TokenByt
     response_len = np.zeros_like(repaired.response_len)
     for b in np.flatnonzero(repaired.sampled_mask.any(axis=(1, 2))):
         sampled = repaired.token_ids[b, 0][repaired.sampled_mask[b, 0]]
-        ids = encode_rewrite(processor, _OPENING + token_bytes.text(sampled.tolist()))
+        ids = encode_rewrite(processor, OPENING + token_bytes.text(sampled.tolist()))
         ids = ids if finished[b, 0] else ids[:-1]
         finished[b, 0] &= len(ids) <= token_ids.shape[-1]
         ids = ids[: token_ids.shape[-1]]

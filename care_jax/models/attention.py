@@ -153,7 +153,7 @@ def stream_attention(
     num_own = k.shape[1] - num_prompt
 
     def split(x: Array) -> tuple[Array, Array]:
-        """Prompt tokens, of which a q of the branches alone has none, and branch tokens [B, J, R, heads, C]."""
+        """Splits a stream into prompt and branch tokens; the prompt part is empty if q holds branches only."""
         prompt, own = x[:, : x.shape[1] - num_own], x[:, x.shape[1] - num_own :]
         return prompt, einops.rearrange(own, "b (j r) heads c -> b j r heads c", j=num_branches)
 

@@ -131,8 +131,9 @@ def _safe_sample(sample: Sample) -> Sample:
 def mechanism(events: Sequence[EventLine]) -> list[MechanismPoint]:
     """The signature of the method: raw advantages by K', from MIXED groups without a repaired failure.
 
-    For rewards that differ only by `correct`, an anchor has sqrt(K') and a negative -1/sqrt(K') (method.md section 2).
-    A repaired failure counts as correct inside its subgroup, so those groups follow another law and are left out.
+    For rewards that differ only by `correct`, an anchor has sqrt(K') and a negative -1/sqrt(K') (docs/method.md
+    section 2). A repaired failure counts as correct inside its subgroup, so those groups follow another law and are
+    left out.
     """
     advantages: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
     num_subgroups: collections.Counter[int] = collections.Counter()

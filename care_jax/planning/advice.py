@@ -123,4 +123,6 @@ def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
         )
         if plan.fits:
             return plan
-    raise ValueError(f"--sweep: nothing fits on {topology} with up to {config.train.prompts} prompts; a larger slice?")
+    raise ValueError(
+        f"--sweep: nothing fits on {topology} with up to {config.train.prompts} prompts; choose a larger --topology"
+    )

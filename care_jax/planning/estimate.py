@@ -30,6 +30,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import GIB, Chip, devices_of
+from care_jax.rewards.response_format import OPENING
 from care_jax.stages.compiled import Call, all_buckets, make_programs, trace
 from care_jax.stages.model import make_model_config, mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
@@ -163,7 +164,7 @@ def planned_model(config: ml_collections.ConfigDict) -> ModelConfig:
 def forced_width_bound(config: ml_collections.ConfigDict) -> int:
     """The most tokens that the forced prefix of a reflection can have: each has at least one byte of its text."""
     reflect = config.objective.reflect
-    return reflect.max_rationale_len + len(f"<think>{reflect.cue}".encode())
+    return reflect.max_rationale_len + len(f"{OPENING}{reflect.cue}".encode())
 
 
 def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh) -> Setup:
@@ -238,7 +239,7 @@ def _by_part(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _bytes(tree: Any) -> int:
-    """Of a chip's part of a tree of shapes with shardings; a random key has 4 words."""
+    """Bytes of one chip's shards of `tree`."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape

@@ -258,12 +258,12 @@ def floors(sizes: Sizes, work: Work, chip: Chip) -> dict[str, float]:
 
 
 def least_seconds(sizes: Sizes, config: ml_collections.ConfigDict, chip: Chip) -> float:
-    """Of a step whose stages are each bound by the slowest of the three."""
+    """Lower bound on a step: each stage takes the largest of its compute, memory and link times."""
     return sum(max(floors(sizes, work, chip).values()) for work in step_work(sizes, config).values())
 
 
 def least_bytes(sizes: Sizes, config: ml_collections.ConfigDict) -> float:
-    """That a chip holds at the least, while it decodes or while it updates."""
+    """Lower bound on one chip's memory: the larger of decoding and updating."""
     numbers, tensor = sizes.num_params, sizes.mesh["tensor"]
     kept = (16 if config.objective.kl_coef > 0 else 12) * numbers / (sizes.mesh["fsdp"] * tensor)
     keys = sizes.key_bytes(sizes.bucket[0]) + sizes.num_rollouts * sizes.key_bytes(sizes.response_len)

@@ -1,7 +1,7 @@
 """Judges a batch of responses: decodes them, finds their spans, verifies the answers and computes the rewards.
 
-`correct` and `format_ok` stay apart: everything that splits positives from failures reads `correct` alone (method.md
-section 1).
+`correct` and `format_ok` stay apart: everything that splits positives from failures reads `correct` alone
+(docs/method.md section 1).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ r"""The layout of a response. A `ResponseFormat` words the request, writes the c
     ANY           the usual layouts of models that were not asked for either; only parsed, never requested
 
 Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
-before it, so one tag has many spellings in ids (method.md section 5).
+before it, so one tag has many spellings in ids (docs/method.md section 5).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import NamedTuple
 from care_jax.options import FormatName
 
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
+OPENING, CLOSING = THINK.decode(), END_THINK.decode()  # of the rationale, as text
 _TAG = re.compile(b"|".join(TAGS))
 _THINK_TAG = re.compile(b"|".join((THINK, END_THINK)))
 _BOX = re.compile(rb"\\boxed\s*\{")
@@ -56,8 +57,8 @@ class ResponseFormat:
     parse: Callable[[bytes], ParsedResponse]  # takes the bytes of a response, special tokens left out
 
     def ending(self, rationale: str, answer: str) -> str:
-        """The response after its <think>."""
-        return f"{rationale}</think>{self.answer[0]}{answer}{self.answer[1]}"
+        """The response after its OPENING."""
+        return f"{rationale}{CLOSING}{self.answer[0]}{answer}{self.answer[1]}"
 
 
 def _parse_tagged(text: bytes) -> ParsedResponse:
@@ -187,7 +188,7 @@ ANSWER_TAGS = ResponseFormat(
 BOXED = ResponseFormat(
     request="\nThink first inside <think> </think>, then put the final answer inside \\boxed{}.",
     answer=(r"\boxed{", "}"),
-    marks=(THINK.decode(), END_THINK.decode(), r"\boxed{"),
+    marks=(OPENING, CLOSING, r"\boxed{"),
     parse=_parse_boxed,
 )
 ANY = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_any)

@@ -102,7 +102,7 @@ class Session:
     def advance(self, state: TrainState) -> None:
         """Makes `state` the run's; its step is done and will not be given up."""
         self.state = state
-        # Now and not when it is saved: the device may then be at work on a step that has been given up.
+        # Taken now: at save time the device may be busy with a cancelled step.
         self.sums = self.checkpointer.checksums(state)
         self.data.mark()
 

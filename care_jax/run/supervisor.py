@@ -28,7 +28,7 @@ class Supervisor:
     timer: StageTimer  # entering a stage raises Stopped if the run is to stop
 
     def wait(self, arrays: Arrays) -> Arrays:
-        """`arrays`, once they are computed.
+        """Waits until `arrays` are computed, then returns them.
 
         Raises:
             Stopped: the run is to stop; a process that is alone does not wait for its device first.

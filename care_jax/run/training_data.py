@@ -38,9 +38,9 @@ class TrainingData:
         return self._encoder.num_dropped
 
     def mark(self) -> None:
-        """Makes the position of now the one that `rewind` goes back to."""
+        """Remembers the current position; `rewind` returns to it."""
         self._marked = self.iterator.get_state()
 
     def rewind(self) -> None:
-        """Goes back: what was drawn since will come again."""
+        """Returns to the marked position, so later batches are drawn again."""
         self.iterator.set_state(self._marked)

@@ -39,7 +39,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str = "") -> None:
-        """Reports progress; `doing` names what comes next, for the message, until another is given."""
+        """Reports progress; `doing` names the work that starts now, and the hang message shows the last one given."""
         self._waited, self._doing = 0.0, doing or self._doing
 
     def close(self) -> None:

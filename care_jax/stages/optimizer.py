@@ -47,7 +47,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 
 
 def _decayed(params: QwenVL) -> QwenVL:
-    """True at matrices; a table of learned positions is a stack of vectors that are added."""
+    """True where weight decay applies: matrices, except the learned position table, whose rows act as biases."""
     return map_params(lambda axes, _: is_matrix(axes) and "grid_cells" not in axes, params)
 
 

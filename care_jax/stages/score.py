@@ -116,7 +116,7 @@ def score(
     temperature: float,
     chunk: int,
 ) -> Scores:
-    """One pass over the rollouts with the trainer's own graph: old log-probs and think states (method.md section 1)."""
+    """Scores the rollouts with the trainer's graph: old log-probs and think states (docs/method.md section 1)."""
     hidden = model.forward_branches(prompts, rollouts.token_ids)
     scores = token_scores(
         model,

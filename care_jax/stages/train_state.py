@@ -17,7 +17,7 @@ from care_jax.structs import Array
 class TrainState:
     """All that training carries from step to step; a checkpoint holds it beside the data iterator."""
 
-    step: Int32[Array, ""]  # optimizer-facing steps done (one step = one batch of prompts)
+    step: Int32[Array, ""]  # batches of prompts trained on; each is train.minibatches optimizer updates
     params: QwenVL  # a module is a pytree
     opt_state: Any  # optax.OptState, whose recursive type no checker can resolve
 

@@ -127,7 +127,7 @@ REFUSED = {
     ),
     "other ids": (
         ["--benchmark=mathvista", "--responses={file}"],
-        "answers no question of this benchmark: its ids are",
+        "matches this benchmark (found",
     ),
     "no file": (
         ["--benchmark=mathvista", "--responses=nowhere"],

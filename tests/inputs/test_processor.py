@@ -252,7 +252,7 @@ def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
     assert collate(processor, [with_length(64)]).token_ids.shape == (1, 64)
     assert collate(processor, [with_length(30), with_length(65)]).token_ids.shape == (2, 512)
     tight = dataclasses.replace(processor, prompt_buckets=(40,))
-    with pytest.raises(ValueError, match=r"65 do not fit data.prompt_buckets \(40,\)"):
+    with pytest.raises(ValueError, match=r"a prompt of 65 tokens exceeds the largest of data\.prompt_buckets, 40;"):
         collate(tight, [with_length(65)])
 
 
@@ -273,7 +273,7 @@ def edited(folder: Path, target: Path, name: str, **changes) -> Path:
         ("preprocessor_config.json", {"size": None}, "neither 'min_pixels' nor 'shortest_edge'"),
         ("preprocessor_config.json", {"patch_size": 16}, "has patch_size 16, config.json 14"),
         ("preprocessor_config.json", {"resample": 2}, "has resample 2; only 3 is supported"),
-        ("preprocessor_config.json", {"max_pixels": 784}, "images must have 4 to 1 tokens"),
+        ("preprocessor_config.json", {"max_pixels": 784}, "leave 4 to 1 tokens"),
         ("preprocessor_config.json", {"size": 448}, "neither 'min_pixels' nor 'shortest_edge'"),
         ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 .*; give one number for each of 3 channels"),
         ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std above 0"),
@@ -347,7 +347,7 @@ def test_hub_spelling_of_the_limits_and_a_single_stop_id(tiny_folder, tmp_path):
         ({"patch_buckets": (62,)}, r"data.patch_buckets is \(62,\); give ascending positive multiples of 4"),
         ({"patch_buckets": ()}, "data.patch_buckets is "),
         ({"overlong": "truncate"}, "data.overlong='truncate': choose one of drop, shrink, error"),
-        ({"min_image_tokens": 65}, "images must have 65 to 64 tokens"),
+        ({"min_image_tokens": 65}, "leave 65 to 64 tokens"),
         (
             {"response_format": dataclasses.replace(ANSWER_TAGS, request="<|im_end|>")},
             r"the response format's request spells <\|im_end\|>",

@@ -24,11 +24,11 @@ import json, os, sys, time
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     request = json.loads(line)
-    if request["answer"] == "hang":
+    if request["given"] == "hang":
         time.sleep(60)
-    if request["answer"] == "die":
+    if request["given"] == "die":
         os._exit(3)
-    print(json.dumps([request["id"] + (request["answer"] == "lie"), True, True, "correct"]), flush=True)
+    print(json.dumps([request["id"] + (request["given"] == "lie"), True, True, "correct"]), flush=True)
 """
 
 
@@ -76,7 +76,7 @@ def test_every_kind_goes_through_the_workers(verifier):
 
 def test_long_answers_are_cut_before_they_travel(verifier):
     """Catches pipes filled with megabytes that no verifier would read, and a cut that hides that an answer is long."""
-    measure = STUB.replace('"correct"', 'str(len(request["answer"]))')
+    measure = STUB.replace('"correct"', 'str(len(request["given"]))')
     with stub_verifier(measure) as pool:
         assert [verdict.reason for verdict in pool.check([integer("5" * 1_000_000), integer("5")])] == ["257", "1"]
     verdicts = verifier.check([integer("5" * 1_000_000), integer("5")])
@@ -139,7 +139,7 @@ def test_a_worker_killed_from_outside_costs_one_item():
 
 def test_the_deadline_is_for_an_item_and_not_for_the_batch():
     """Catches a clock that starts when an item is handed over: behind 20 slow ones it would be killed unread."""
-    slow = STUB.replace('if request["answer"] == "hang":\n        time.sleep(60)', "time.sleep(0.1)")
+    slow = STUB.replace('if request["given"] == "hang":\n        time.sleep(60)', "time.sleep(0.1)")
     with stub_verifier(slow, deadline=1.0) as pool:
         assert pool.check([integer(5)] * 20) == [RIGHT] * 20
 
@@ -183,7 +183,7 @@ def test_workers_that_do_not_start_are_an_error():
 def test_answers_to_other_questions_are_an_error_and_close_the_pool():
     """Catches verdicts that are shifted by one item."""
     with stub_verifier() as pool:
-        with pytest.raises(RuntimeError, match="nobody asked"):
+        with pytest.raises(RuntimeError, match="sent an unexpected reply"):
             pool.check([integer("lie")])
         with pytest.raises(ValueError, match="closed"):
             pool.check([integer(5)])
@@ -200,7 +200,7 @@ def test_close_ends_the_processes():
 def test_the_worker_ends_with_its_input():
     """Catches workers that stay behind when the parent is killed."""
     command = [sys.executable, "-m", "care_jax.rewards.verifiers.worker"]
-    request = b'{"id": 4, "kind": "integer", "answer": "x=5", "gold": "5", "choices": null, "tolerance": 0}\n'
+    request = b'{"id": 4, "kind": "integer", "given": "x=5", "gold": "5", "choices": null, "tolerance": 0}\n'
     done = subprocess.run(command, input=request, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b'"ready"\n"loading"\n"ready"\n[4, true, true, "correct"]\n'

@@ -33,7 +33,7 @@ def judged(texts: list[list[str]], correct: np.ndarray) -> Judged:
 
 
 def make_batch(response_len: np.ndarray, row_mask: np.ndarray) -> TrainBatch:
-    """The first rows of each group; what the logbook does not read is None."""
+    """The first rows of each group; fields that the summary does not read are None."""
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(TrainBatch))
     rows = row_mask.shape[1]
     token_ids = np.zeros((*row_mask.shape, R), np.int32)

@@ -5,21 +5,34 @@ The worker processes import this package, so nothing in it imports JAX or NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from care_jax.rewards.verifiers import chart, choice, integer, latex, number, own, rounded, sequence, symbolic, text
 from care_jax.rewards.verifiers.own import answer_verifier
 from care_jax.rewards.verifiers.verdict import Verdict
 
 __all__ = ["ANSWER_KINDS", "answer_verifier", "check_gold", "load_kind", "verify_answer"]
 
-ANSWER_KINDS = ("integer", "number", "rounded", "latex", "choice", "text", "list", "chart_relaxed")
+# One row a kind; `load_kind` has the kinds whose verifier needs slow imports.
+_VERIFIERS: dict[str, Callable[[str, str, tuple[str, ...] | None, float], Verdict]] = {
+    "integer": lambda given, gold, choices, tolerance: integer.verify(given, gold),
+    "number": lambda given, gold, choices, tolerance: number.verify(given, gold, tolerance=tolerance),
+    "rounded": lambda given, gold, choices, tolerance: rounded.verify(given, gold),
+    "latex": lambda given, gold, choices, tolerance: latex.verify(given, gold),
+    "choice": lambda given, gold, choices, tolerance: choice.verify(given, gold, choices=choices),
+    "text": lambda given, gold, choices, tolerance: text.verify(given, gold),
+    "list": lambda given, gold, choices, tolerance: sequence.verify(given, gold, tolerance=tolerance),
+    "chart_relaxed": lambda given, gold, choices, tolerance: chart.verify(given, gold),
+}
+ANSWER_KINDS = tuple(_VERIFIERS)
 
 
-def verify_answer(kind: str, extracted: str, gold: str, choices: tuple[str, ...] | None, tolerance: float) -> Verdict:
+def verify_answer(kind: str, given: str, gold: str, choices: tuple[str, ...] | None, tolerance: float) -> Verdict:
     """Judge the text of an answer span against the gold with the verifier of its kind.
 
     Args:
         kind: one of ANSWER_KINDS, or "module:function" for one of the user's own (own.py).
-        extracted: the answer as the model wrote it.
+        given: the answer as the model wrote it.
         gold: the right answer, readable as `kind`. Several lines list several accepted answers.
         choices: the option texts, for "choice"; None if they are unknown.
         tolerance: relative error allowed, for "number" and the numbers of a "list".
@@ -30,7 +43,7 @@ def verify_answer(kind: str, extracted: str, gold: str, choices: tuple[str, ...]
     Raises:
         ValueError: an unknown kind, or a gold that is not of its kind.
     """
-    verdicts = [_verify(kind, extracted, line, choices, tolerance) for line in _alternatives(gold)]
+    verdicts = [_verify(kind, given, line, choices, tolerance) for line in _alternatives(gold)]
     return max(verdicts, key=lambda verdict: (verdict.correct, verdict.parsed))
 
 
@@ -42,7 +55,10 @@ def check_gold(kind: str, gold: str, choices: tuple[str, ...] | None = None) -> 
     """
     for line in _alternatives(gold):
         if not _verify(kind, line, line, choices, 0.0).correct:
-            raise ValueError(f"the gold {line[:80]!r} is not right by its own verifier, {kind}")
+            raise ValueError(
+                f"verifier {kind!r} rejects the gold {line[:80]!r} as an answer to itself; correct the answer or its "
+                "answer_kind"
+            )
 
 
 def load_kind(kind: str) -> None:
@@ -61,26 +77,11 @@ def _alternatives(gold: str) -> list[str]:
     return [line for line in gold.splitlines() if line.strip()] or [gold]
 
 
-def _verify(kind: str, extracted: str, gold: str, choices: tuple[str, ...] | None, tolerance: float) -> Verdict:
-    match kind:
-        case "integer":
-            return integer.verify(extracted, gold)
-        case "number":
-            return number.verify(extracted, gold, tolerance=tolerance)
-        case "rounded":
-            return rounded.verify(extracted, gold)
-        case "latex":
-            return latex.verify(extracted, gold)
-        case "choice":
-            return choice.verify(extracted, gold, choices=choices)
-        case "text":
-            return text.verify(extracted, gold)
-        case "list":
-            return sequence.verify(extracted, gold, tolerance=tolerance)
-        case "chart_relaxed":
-            return chart.verify(extracted, gold)
+def _verify(kind: str, given: str, gold: str, choices: tuple[str, ...] | None, tolerance: float) -> Verdict:
+    if kind in _VERIFIERS:
+        return _VERIFIERS[kind](given, gold, choices, tolerance)
     if ":" in kind:
-        return own.verify(kind, extracted, gold)
+        return own.verify(kind, given, gold)
     raise ValueError(
         f"answer_kind {kind!r} is unknown; it is one of {', '.join(ANSWER_KINDS)}, or module:function for your own"
     )

@@ -15,7 +15,7 @@ YEARS = range(1000, 2101)
 COUNTS = range(10)
 
 
-def verify(response_answer: str, answer: str) -> Verdict:
+def verify(given: str, gold: str) -> Verdict:
     """Compare an answer with the gold: as numbers if the gold is one, "[2014, 2016]" as a list, else as words.
 
     A percent sign on one side alone is read either way, for charts print the sign on the axis only: "57%" equals 57
@@ -24,28 +24,28 @@ def verify(response_answer: str, answer: str) -> Verdict:
     Raises:
         ValueError: the gold is empty, too long or a nested list.
     """
-    gold = None if refusal(answer) else read_quantity(answer, fractions_allowed=True)
-    if gold is None and answer.strip().startswith("["):
-        return sequence.verify(response_answer, answer, tolerance=TOLERANCE)
-    if gold is None:
-        return text.verify(response_answer, answer)
-    refused = refusal(response_answer)
+    wanted = None if refusal(gold) else read_quantity(gold, fractions_allowed=True)
+    if wanted is None and gold.strip().startswith("["):
+        return sequence.verify(given, gold, tolerance=TOLERANCE)
+    if wanted is None:
+        return text.verify(given, gold)
+    refused = refusal(given)
     if refused:
         return refused
-    given = read_quantity(response_answer, fractions_allowed=True)
-    if given is None:
-        return unread(response_answer)
-    units = {given.unit, gold.unit} - {""}
+    found = read_quantity(given, fractions_allowed=True)
+    if found is None:
+        return unread(given)
+    units = {found.unit, wanted.unit} - {""}
     if len(units) > 1:
         return WRONG_UNIT
-    tolerance = 0.0 if _is_exact(gold, answer) else TOLERANCE
-    readings = [given.value]
-    if units == {"%"} and given.unit != gold.unit:
-        readings.append(given.value / 100 if given.unit else given.value * 100)
-    return CORRECT if any(number.is_close(value, gold.value, tolerance) for value in readings) else WRONG
+    tolerance = 0.0 if _is_exact(wanted, gold) else TOLERANCE
+    readings = [found.value]
+    if units == {"%"} and found.unit != wanted.unit:
+        readings.append(found.value / 100 if found.unit else found.value * 100)
+    return CORRECT if any(number.is_close(value, wanted.value, tolerance) for value in readings) else WRONG
 
 
-def _is_exact(gold: Quantity, answer: str) -> bool:
+def _is_exact(wanted: Quantity, gold: str) -> bool:
     """Return whether the gold is a year or a small count: a bare whole number, written without a decimal point."""
-    whole = gold.value.denominator == 1 and not gold.unit and "." not in answer
-    return whole and (gold.value in YEARS or abs(gold.value) in COUNTS)
+    whole = wanted.value.denominator == 1 and not wanted.unit and "." not in gold
+    return whole and (wanted.value in YEARS or abs(wanted.value) in COUNTS)

@@ -20,7 +20,7 @@ _COLLAPSED = re.compile(r"[A-L]{2,12}")
 _HEDGE = re.compile(r"\b(?:or|and|not|either|both|neither|option|choice)\b")
 
 
-def verify(response_answer: str, answer: str, *, choices: tuple[str, ...] | None) -> Verdict:
+def verify(given: str, gold: str, *, choices: tuple[str, ...] | None) -> Verdict:
     """Compare the option that an answer names with the gold, which is a letter or the text of an option.
 
     It reads "B", "(b)", "B.", "option B", "B. text", "B text" and "text". If the text belongs to another option than
@@ -32,22 +32,22 @@ def verify(response_answer: str, answer: str, *, choices: tuple[str, ...] | None
     Raises:
         ValueError: as `read_gold` does.
     """
-    gold = read_gold(answer, choices)
-    refused = refusal(response_answer)
+    wanted = read_gold(gold, choices)
+    refused = refusal(given)
     if refused:
         return refused
-    named = _named_options(response_answer, choices, letters_first=_asks_for_letters(answer))
-    if len(gold) > 1:
-        letters = _COLLAPSED.fullmatch(unwrap(response_answer))
-        named = _listed_options(",".join(letters[0]) if letters else response_answer, choices)
+    named = _named_options(given, choices, letters_first=_asks_for_letters(gold))
+    if len(wanted) > 1:
+        letters = _COLLAPSED.fullmatch(unwrap(given))
+        named = _listed_options(",".join(letters[0]) if letters else given, choices)
     elif len(named) > 1:
         return AMBIGUOUS
     if not named:
         return UNPARSED
-    return CORRECT if named == gold else WRONG
+    return CORRECT if named == wanted else WRONG
 
 
-def read_gold(answer: str, choices: tuple[str, ...] | None) -> set[int]:
+def read_gold(gold: str, choices: tuple[str, ...] | None) -> set[int]:
     """Return the indices of the gold options.
 
     Raises:
@@ -55,16 +55,16 @@ def read_gold(answer: str, choices: tuple[str, ...] | None) -> set[int]:
     """
     if choices is not None and not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"{len(choices)} options given; a choice has 2 to {len(LETTERS)}, or None for unknown ones")
-    named = set() if refusal(answer) else _named_options(answer, choices, letters_first=_asks_for_letters(answer))
+    named = set() if refusal(gold) else _named_options(gold, choices, letters_first=_asks_for_letters(gold))
     if len(named) == 1:
         return named
-    listed = set() if refusal(answer) else _listed_options(answer, choices)
+    listed = set() if refusal(gold) else _listed_options(gold, choices)
     if listed:
         return listed
     options = f"the options {list(choices)}" if choices is not None else f"the letters A to {LETTERS[-1]}"
     problem = "more than one" if named else "none"
     raise ValueError(
-        f"the gold {answer[:80]!r} names {problem} of {options}; give one letter or one whole option text, or several "
+        f"the gold {gold[:80]!r} names {problem} of {options}; give one letter or one whole option text, or several "
         "with commas between them if all are needed"
     )
 

@@ -38,32 +38,32 @@ _SPELLINGS = (
 )  # fmt: skip
 
 
-def verify(response_answer: str, answer: str) -> Verdict:
+def verify(given: str, gold: str) -> Verdict:
     """Compare an answer with the gold.
 
     Raises:
         ValueError: the gold is empty or too long.
     """
-    refused = refusal(answer)
+    refused = refusal(gold)
     if refused:
         raise ValueError(
-            f"the gold {answer[:80]!r} is {refused.reason}; a LaTeX gold has 1 to {MAX_ANSWER_LEN} characters"
+            f"the gold {gold[:80]!r} is {refused.reason}; a LaTeX gold has 1 to {MAX_ANSWER_LEN} characters"
         )
-    refused = refusal(response_answer)
+    refused = refusal(given)
     if refused:
         return refused
-    if number.read_number(answer):
-        return number.verify(response_answer, answer, tolerance=0.0)
-    if len(response_answer.strip().splitlines()) > 1:
+    if number.read_number(gold):
+        return number.verify(given, gold, tolerance=0.0)
+    if len(given.strip().splitlines()) > 1:
         return UNPARSED  # two lines are two expressions, which would run together into a product
-    given, gold = canonical(response_answer), canonical(answer)
-    if ("=" in given) != ("=" in gold):
-        given, gold = without_name(given), without_name(gold)
-    if given == gold:
+    found, wanted = canonical(given), canonical(gold)
+    if ("=" in found) != ("=" in wanted):
+        found, wanted = without_name(found), without_name(wanted)
+    if found == wanted:
         return CORRECT
-    if not symbolic.is_safe(given):
+    if not symbolic.is_safe(found):
         return UNPARSED
-    return CORRECT if symbolic.is_safe(gold) and symbolic.is_equal(given, gold) else WRONG
+    return CORRECT if symbolic.is_safe(wanted) and symbolic.is_equal(found, wanted) else WRONG
 
 
 def canonical(answer: str) -> str:

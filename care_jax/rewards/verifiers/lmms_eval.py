@@ -13,12 +13,12 @@ _math_verify = symbolic.load()  # at import: a worker's deadline does not run wh
 
 
 @answer_verifier
-def equal(response_answer: str, answer: str) -> tuple[bool, bool, str]:
+def equal(given: str, gold: str) -> tuple[bool, bool, str]:
     """Accept an answer that is the gold, holds or is nearly all of it, or equals it in math-verify's judgement."""
-    given, gold = (text.removesuffix(".").strip() for text in (response_answer, answer))
-    shorter, longer = sorted((given, gold), key=len)
-    if given == gold or (shorter in longer and len(shorter) >= _SHARE * len(longer)):
+    found, wanted = (text.removesuffix(".").strip() for text in (given, gold))
+    shorter, longer = sorted((found, wanted), key=len)
+    if found == wanted or (shorter in longer and len(shorter) >= _SHARE * len(longer)):
         return True, True, "compared"
     # The worker's parent keeps the time; math-verify's own alarm is for the main thread alone.
-    expressions = [_math_verify.parse(text, parsing_timeout=None) for text in (gold, given)]
+    expressions = [_math_verify.parse(text, parsing_timeout=None) for text in (wanted, found)]
     return bool(_math_verify.verify(*expressions, timeout_seconds=None)), True, "compared"

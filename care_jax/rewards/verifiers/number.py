@@ -11,7 +11,7 @@ from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdi
 _ROUNDING = Fraction(1, 10**40)
 
 
-def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
+def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     """Compare an answer with the gold: correct if |given - gold| <= tolerance * |gold|.
 
     A percentage is its hundredth: "50%" equals "0.5" and "1/2", never "50". A gold of zero needs zero. Units are
@@ -20,21 +20,21 @@ def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
     Raises:
         ValueError: the gold is not a number.
     """
-    gold = read_number(answer)
-    if gold is None:
+    wanted = read_number(gold)
+    if wanted is None:
         raise ValueError(
-            f'the gold {answer[:80]!r} is not a number; write it like "1.5", "3/4", "50%", "1.5e3" or "5\\sqrt{{3}}", '
+            f'the gold {gold[:80]!r} is not a number; write it like "1.5", "3/4", "50%", "1.5e3" or "5\\sqrt{{3}}", '
             'or use answer_kind "latex" or "text"'
         )
-    refused = refusal(response_answer)
+    refused = refusal(given)
     if refused:
         return refused
-    given = read_number(response_answer)
-    if given is None:
-        return unread(response_answer)
-    if given.unit and gold.unit and given.unit != gold.unit:
+    found = read_number(given)
+    if found is None:
+        return unread(given)
+    if found.unit and wanted.unit and found.unit != wanted.unit:
         return WRONG_UNIT
-    return CORRECT if is_close(given.value, gold.value, tolerance) else WRONG
+    return CORRECT if is_close(found.value, wanted.value, tolerance) else WRONG
 
 
 def read_number(text: str) -> Quantity | None:
@@ -45,7 +45,7 @@ def read_number(text: str) -> Quantity | None:
     return quantity
 
 
-def is_close(given: Fraction, gold: Fraction, tolerance: float) -> bool:
+def is_close(found: Fraction, wanted: Fraction, tolerance: float) -> bool:
     """Return whether the relative error is within the tolerance, or exactly at it."""
     # The tolerance as the decimal that was written, not its binary neighbour: with 3 % of 100, 103 is exactly at it.
-    return abs(given - gold) <= (Fraction(str(tolerance)) + _ROUNDING) * abs(gold)
+    return abs(found - wanted) <= (Fraction(str(tolerance)) + _ROUNDING) * abs(wanted)

@@ -3,8 +3,8 @@
     from care_jax.rewards.verifiers import answer_verifier
 
     @answer_verifier
-    def same_colour(response_answer: str, answer: str) -> tuple[bool, bool, str]:
-        return response_answer.casefold() == answer.casefold(), True, "compared"
+    def same_colour(given: str, gold: str) -> tuple[bool, bool, str]:
+        return given.casefold() == gold.casefold(), True, "compared"
 
 The data names the function, so only functions marked as verifiers are ever called: "os:system" is refused.
 """
@@ -22,23 +22,23 @@ _marked: set[OwnVerifier] = set()
 
 
 def answer_verifier(function: OwnVerifier) -> OwnVerifier:
-    """Mark a function (response_answer, answer) -> (correct, parsed, reason) as one that data may name."""
+    """Mark a function (given, gold) -> (correct, parsed, reason) as one that data may name."""
     _marked.add(function)
     return function
 
 
-def verify(kind: str, response_answer: str, answer: str) -> Verdict:
+def verify(kind: str, given: str, gold: str) -> Verdict:
     """Judge with the function that `kind` names; an exception in it gives a verdict neither correct nor parsed.
 
     Raises:
         ValueError: `kind` does not name a marked function.
     """
     function = load(kind)
-    refused = refusal(response_answer, control_allowed=True)
+    refused = refusal(given, control_allowed=True)
     if refused:
         return refused
     try:
-        correct, parsed, reason = function(response_answer, answer)
+        correct, parsed, reason = function(given, gold)
     except Exception as error:  # any failure of the user's code costs this item alone
         return Verdict(False, False, f"{kind} raised {type(error).__name__}")
     return Verdict(bool(correct), bool(parsed), str(reason))

@@ -31,7 +31,7 @@ class Item(NamedTuple):
     """One answer to check."""
 
     kind: str  # a Record's answer_kind
-    response_answer: str
+    given: str  # the answer as the model wrote it
     gold: str
     choices: tuple[str, ...] | None
 
@@ -217,7 +217,7 @@ class Verifier:
         elif isinstance(reply, list) and worker.requests and reply[0] == worker.requests[0]:
             batch.close(worker.requests.popleft(), reply[1:])
         else:
-            raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) answered {reply!r}, which nobody asked")
+            raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) sent an unexpected reply: {reply!r}")
 
     def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
         """Replace a lost worker with a new one; only the item it was working on is lost with it."""
@@ -268,7 +268,7 @@ class _Batch:
             "id": number,
             "kind": item.kind,
             # One character over the limit is enough for the verifier to see that the answer is too long.
-            "answer": item.response_answer[: MAX_ANSWER_LEN + 1],
+            "given": item.given[: MAX_ANSWER_LEN + 1],
             "gold": item.gold,
             "choices": item.choices,
             "tolerance": self._tolerance,

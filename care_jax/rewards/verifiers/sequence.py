@@ -16,7 +16,7 @@ _AND = re.compile(r",?\s+(?:and|&)\s+", re.IGNORECASE)
 _AND_OR = re.compile(r",?\s+(?:and|or|&)\s+", re.IGNORECASE)
 
 
-def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
+def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     """Compare an answer with the gold entry by entry; both must have the same number of entries.
 
     Entries are separated by semicolons, or by commas if there are none, or by "and"; brackets around the whole may be
@@ -26,34 +26,34 @@ def verify(response_answer: str, answer: str, *, tolerance: float) -> Verdict:
     Raises:
         ValueError: the gold is not a flat list.
     """
-    gold, ordered = _read_gold(answer)
-    refused = refusal(response_answer)
+    wanted, ordered = _read_gold(gold)
+    refused = refusal(given)
     if refused:
         return refused
-    given = _entries(response_answer, _AND if ordered else _AND_OR)
-    if given is None:
+    found = _entries(given, _AND if ordered else _AND_OR)
+    if found is None:
         return UNPARSED
-    if len(given) != len(gold):
+    if len(found) != len(wanted):
         return WRONG
     if ordered:
-        return CORRECT if all(map(_equals, given, gold, [tolerance] * len(gold))) else WRONG
-    for entry in gold:
-        match = next((candidate for candidate in given if _equals(candidate, entry, tolerance)), None)
+        return CORRECT if all(map(_equals, found, wanted, [tolerance] * len(wanted))) else WRONG
+    for entry in wanted:
+        match = next((candidate for candidate in found if _equals(candidate, entry, tolerance)), None)
         if match is None:
             return WRONG
-        given.remove(match)
+        found.remove(match)
     return CORRECT
 
 
-def _read_gold(answer: str) -> tuple[list[str], bool]:
-    ordered = not _bare(answer).startswith("{")
-    gold = None if refusal(answer) else _entries(answer, _AND if ordered else _AND_OR)
-    if not gold:
+def _read_gold(gold: str) -> tuple[list[str], bool]:
+    ordered = not _bare(gold).startswith("{")
+    wanted = None if refusal(gold) else _entries(gold, _AND if ordered else _AND_OR)
+    if not wanted:
         raise ValueError(
-            f'the gold {answer[:80]!r} is not a list; write it like "[2014, 2016]", or "{{1, 2}}" if the order does '
+            f'the gold {gold[:80]!r} is not a list; write it like "[2014, 2016]", or "{{1, 2}}" if the order does '
             'not matter, or use answer_kind "latex"'
         )
-    return gold, ordered
+    return wanted, ordered
 
 
 def _bare(answer: str) -> str:

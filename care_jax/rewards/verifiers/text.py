@@ -8,17 +8,17 @@ from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, WRONG, V
 from care_jax.rewards.verifiers.wrapping import unwrap
 
 
-def verify(response_answer: str, answer: str) -> Verdict:
+def verify(given: str, gold: str) -> Verdict:
     """Compare an answer with the gold, both after `plain`.
 
     Raises:
         ValueError: the gold is empty or too long.
     """
-    gold = read_gold(answer)
-    refused = refusal(response_answer, control_allowed=True)
+    wanted = read_gold(gold)
+    refused = refusal(given, control_allowed=True)
     if refused:
         return refused
-    return CORRECT if plain(response_answer) == gold else WRONG
+    return CORRECT if plain(given) == wanted else WRONG
 
 
 def plain(text: str) -> str:
@@ -31,15 +31,15 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def read_gold(answer: str) -> str:
+def read_gold(gold: str) -> str:
     """Return the gold for comparing.
 
     Raises:
         ValueError: the gold is empty or too long, so that no answer could ever equal it.
     """
-    refused = refusal(answer, control_allowed=True)
+    refused = refusal(gold, control_allowed=True)
     if refused:
         raise ValueError(
-            f"the gold {answer[:80]!r} is {refused.reason}; a text gold has 1 to {MAX_ANSWER_LEN} characters"
+            f"the gold {gold[:80]!r} is {refused.reason}; a text gold has 1 to {MAX_ANSWER_LEN} characters"
         )
-    return plain(answer)
+    return plain(gold)

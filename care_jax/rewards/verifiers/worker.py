@@ -2,7 +2,7 @@
 
 It says "ready" once, then answers each request line with one line:
 
-    {"id": 7, "kind": "integer", "answer": "x = 5", "gold": "5", "choices": null, "tolerance": 0.01}
+    {"id": 7, "kind": "integer", "given": "x = 5", "gold": "5", "choices": null, "tolerance": 0.01}
     [7, true, true, "correct"]
 
 or [7, null, null, message] for a gold that is not of its kind. Before the first request of a kind it says "loading",
@@ -50,7 +50,7 @@ def respond(request: dict[str, Any]) -> bytes:
     try:
         verdict = verify_answer(
             request["kind"],
-            request["answer"],
+            request["given"],
             request["gold"],
             None if choices is None else tuple(choices),
             request["tolerance"],
