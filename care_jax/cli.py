@@ -1,4 +1,4 @@
-"""How every command reads its flags and reports bad input: one line on stderr and exit code 2.
+"""Command lines: flags are read, and bad input becomes one line on stderr and exit code 2.
 
 A command ends in one of three calls: `run` (a config and a run folder), `run_config` (a config) or `run_flags` (only
 flags of its own). It defines its own flags under `if __name__ == "__main__"`, since commands that import each other

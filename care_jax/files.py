@@ -23,7 +23,7 @@ AnyPath = TypeVar("AnyPath", Path, epath.Path)
 
 
 def in_bucket(path: epath.PathLike) -> bool:
-    """Whether `path` lies in a bucket rather than on a local disk."""
+    """True if `path` lies in a bucket rather than on a local disk."""
     return "://" in os.fspath(path)
 
 

@@ -1,4 +1,4 @@
-"""What a run takes of a TPU slice, before the slice is rented: its own programs, compiled on a machine without a TPU.
+"""Memory and least time of a run on a TPU slice, before the slice is rented: its programs, compiled without a TPU.
 
     python -m care_jax.plan --config=configs/F.py --topology=v5p:2x2x2 [--json=FILE] [--sweep] [--config.a.b=v]
 

@@ -314,7 +314,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 
 
 def _figures(metrics: dict[str, float]) -> dict[str, float]:
-    """What the progress line shows."""
+    """The figures of the progress line."""
     names = {"accuracy/train": "acc", "groups/mixed": "mixed", "reflect/success_rate": "repaired", "entropy": "entropy"}
     return {short: metrics[name] for name, short in names.items() if name in metrics}
 

@@ -14,7 +14,7 @@ from configs import demo
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As configs/demo.py, with data.format jsonl and room for longer questions; data.train and data.eval are yours."""
+    """The demo's run on a JSONL file, with room for longer questions; data.train and data.eval are yours."""
     c = demo.get_config()
     c.data.format = "jsonl"
     c.data.train = ""

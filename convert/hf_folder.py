@@ -13,7 +13,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are safetensors, or an index that names some."""
+    """True if there are safetensors, or an index that names some."""
     return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
 
 

@@ -23,7 +23,7 @@ _WHOLE_BYTES, _CHUNK_BYTES = 4 * 2**20, 64 * 2**20
 
 
 def save_args(tree: Any) -> Any:
-    """How Orbax cuts the leaves of `tree` into chunks; those of stacked matrices [L, in, out] lie within a layer."""
+    """Tells Orbax how to cut the leaves of `tree` into chunks; those of stacked matrices lie within a layer."""
     return jax.tree.map(_chunks, tree)
 
 

@@ -198,7 +198,7 @@ def _from_paths(tree: Any, leaves: dict[str, jax.Array]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _StoredStep:
-    """What a step folder holds, read by this process."""
+    """The contents of a step folder, read by this process."""
 
     arrays: NamedArrays
     sums: dict[str, Any]  # as `checksums`, and "data": a CRC-32 of the position

@@ -115,7 +115,7 @@ class Objective:
         return objective
 
     def to_config(self) -> ml_collections.ConfigDict:
-        """The same fields as a ConfigDict, which a config changes and a command line overrides."""
+        """Makes a ConfigDict of the fields, which a config changes and a command line overrides."""
         return ml_collections.ConfigDict(dataclasses.asdict(self))
 
 

@@ -186,7 +186,7 @@ def load_model_config(folder: Path) -> ModelConfig:
 
 
 def parse_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
-    """The same from the object that a config.json holds; `where` names it in errors."""
+    """Reads the object that a config.json holds; `where` names it in errors."""
     outer = _Fields(raw, where)
     model_type = outer.one_of("model_type", MODEL_TYPES)
     is_qwen3 = model_type == "qwen3_vl"

@@ -1,1 +1,1 @@
-"""What a run takes of a TPU slice, counted and compiled before the slice is rented."""
+"""Memory and time of a run on a TPU slice, counted and compiled before the slice is rented."""

@@ -1,4 +1,4 @@
-"""What to set so that a run fits: changes that lower the peak of a plan, and a sweep over meshes and batches."""
+"""Settings that make a run fit: changes that lower the peak of a plan, and a sweep over meshes and batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Change:
 
 
 def changes(plan: Plan) -> list[Change]:
-    """What would lower the peak, from the most to the least."""
+    """Changes that lower the peak, the largest saving first."""
     config, sizes, parts = plan.config, plan.sizes, plan.peak.parts
     mesh, pieces = sizes.mesh, sizes.pieces
     state = parts["params"] + parts["optimizer"] + parts["reference"] + parts["gradients"]
@@ -67,7 +67,7 @@ def changes(plan: Plan) -> list[Change]:
 
 
 def _works(config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str, int]) -> bool:
-    """Whether a mesh divides the model and the batch."""
+    """True if a mesh divides the model and the batch."""
     changed = config.copy_and_resolve_references()
     changed.mesh.update(mesh)
     num_devices = mesh["data"] * mesh["fsdp"] * mesh["tensor"]

@@ -1,4 +1,4 @@
-"""What a step takes of a TPU slice: its programs, compiled from shapes on a machine without a TPU, and measured.
+"""A step on a TPU slice: its programs, compiled from shapes on a machine without a TPU, and measured.
 
 The table of step.py is walked for the largest bucket. The memory of a program is the compiler's own figure; the values
 that the table keeps alive beside it are added.
@@ -94,7 +94,7 @@ class Plan:
 
     @functools.cached_property
     def work(self) -> dict[str, flops.Work]:
-        """What each stage must do."""
+        """The least work of each stage."""
         return flops.step_work(self.sizes, self.config)
 
     @functools.cached_property
@@ -107,7 +107,7 @@ class Plan:
         return floors
 
     def to_json(self) -> dict[str, Any]:
-        """What --json writes. `parts` gives each part where it is largest; those of a stage add up to its peak."""
+        """The figures that --json writes. `parts` gives each part where it is largest; those of a stage add up to its peak."""
         return {
             "topology": self.topology,
             "mesh": self.sizes.mesh,
@@ -168,7 +168,7 @@ def forced_width_bound(config: ml_collections.ConfigDict) -> int:
 
 
 def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh) -> Setup:
-    """What the programs of a step are made for, from shapes alone."""
+    """The setup of a step's programs, from shapes alone."""
     optimizer = make_optimizer(config)
     state = jax.eval_shape(
         lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)), abstract_model(model)

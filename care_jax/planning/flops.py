@@ -1,4 +1,4 @@
-"""How much a step must compute, read, send and hold, counted from the architecture and the run's sizes alone.
+"""The least that a step must compute, read, send and hold, counted from the architecture and the run's sizes.
 
 Counts are of full buckets: every prompt of P tokens and I patches in one image, every response of R tokens, a forced
 prefix included; one that is dropped is not counted. A matrix product of m x k by k x n has 2 m k n FLOPs; a query and a
@@ -29,7 +29,7 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one stage of a step needs, over all chips."""
+    """The needs of one stage of a step, over all chips."""
 
     tokens: int  # of the decoder
     flops: float  # each product once; of an update also those of the backward pass

@@ -21,7 +21,7 @@ SAMPLES_FILE = "samples.jsonl"
 
 
 class Event(TypedDict):
-    """What became of one group. Rollouts are numbered from 0."""
+    """The outcome of one group. Rollouts are numbered from 0."""
 
     id: str  # the record's
     source: str

@@ -1,4 +1,4 @@
-"""What a run folder says about how its run was made: config.json and manifest.json."""
+"""The record of how a run was made: config.json and manifest.json in its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal or in a notebook, else a line on stderr every ten seconds."""
+"""The progress of a run: a bar on a terminal or in a notebook, else a line on stderr every ten seconds."""
 
 from __future__ import annotations
 

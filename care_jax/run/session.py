@@ -1,4 +1,4 @@
-"""What cold start and RL open first: the checked config, model, optimizer, data, checkpoints, metrics.
+"""A session, which cold start and RL open first: the checked config, model, optimizer, data, checkpoints, metrics.
 
 They share all of it and differ in the loss and in the step, so a session knows neither.
 """
@@ -83,7 +83,7 @@ class Session:
         return sharding.put(self.mesh, tree)
 
     def has_ended(self) -> bool:
-        """Whether all steps are done, or a SIGTERM came."""
+        """True when all steps are done, or a SIGTERM came."""
         return self.step >= self.config.train.steps or self.supervisor.stop.poll()
 
     @contextlib.contextmanager
@@ -189,7 +189,7 @@ def open_session(
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """What can be refused before anything is written."""
+    """Opens all that can be refused before anything is written."""
 
     processor: Processor
     data: TrainingData

@@ -41,7 +41,7 @@ class StopFlag:
         signal.signal(signal.SIGTERM, self._previous)
 
     def poll(self) -> bool:
-        """Whether to stop, the same on all processes; each has to ask equally often."""
+        """True when the run is to stop, on all processes alike; each has to ask equally often."""
         self.is_set = self.is_set or any(exchange(self._was_signalled))
         return self.is_set
 

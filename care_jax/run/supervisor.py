@@ -1,4 +1,4 @@
-"""What keeps a run from hanging, from compiling in its loop, and from ignoring a request to stop."""
+"""Guards of a run against hanging, compiling in its loop, and ignoring a request to stop."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class CompiledStages:
         return stage.results(self._programs[stage.name](_size(stage, bucket), *args), values)
 
     def fetch(self, name: str, value: Any) -> Any:
-        """What the host reads of a value that a device stage gave, as NumPy arrays, whole on every process."""
+        """The part of a value that the host reads, as NumPy arrays, whole on every process."""
         part = value_of(name).read(value, self._objective)
         if name not in self._copies_to_all:
             return jax.device_get(part)

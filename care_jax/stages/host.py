@@ -25,7 +25,7 @@ from care_jax.structs import Record, Rollouts, Scores, Subgroup
 
 @dataclasses.dataclass(frozen=True)
 class Services:
-    """What the host stages work with."""
+    """The tools of the host stages."""
 
     config: ml_collections.ConfigDict
     objective: Objective

@@ -29,7 +29,7 @@ from care_jax.structs import Array, Forced, Rollouts
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. No truncation: the sampler's distribution is the trainer's."""
+    """Settings of a draw. Nothing truncates the distribution: the sampler's is the trainer's."""
 
     response_len: int  # R, tokens
     temperature: float  # 0 decodes greedily (log-probs are then those of temperature 1)

@@ -28,7 +28,7 @@ Bucket = tuple[int, int]  # prompt tokens, patches
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What the programs of a table are made for."""
+    """The sizes, devices and settings that the programs of a table are made for."""
 
     config: ml_collections.ConfigDict
     objective: Objective
@@ -47,7 +47,7 @@ class Setup:
 
     @property
     def sampling(self) -> Sampling:
-        """How the rollouts are drawn."""
+        """Settings of the rollouts' draws."""
         rollout = self.config.rollout
         return Sampling(
             response_len=rollout.response_len,
@@ -59,7 +59,7 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """How a value is divided among the devices, what the host reads of it, and whether it outlives its step."""
+    """A value's division among the devices, the part that the host reads, and whether it outlives its step."""
 
     specs: Any = ROWS  # a PartitionSpec, a tree of them, or a function from the value to one
     read: Callable[[Any, Objective], Any] = lambda value, objective: value  # the part that the host reads
@@ -97,7 +97,7 @@ def value_of(name: str) -> Value:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """What a stage computes with the model for every prompt; flops.py counts it."""
+    """A stage's work with the model, for every prompt; flops.py counts it."""
 
     mode: Literal["forward", "decode", "train"]
     branches: Callable[[ml_collections.ConfigDict], int]  # of full length, of a prompt
