@@ -107,7 +107,10 @@ class Plan:
         return floors
 
     def to_json(self) -> dict[str, Any]:
-        """The figures that --json writes. `parts` gives each part where it is largest; those of a stage add up to its peak."""
+        """The figures that --json writes.
+
+        `parts` gives each part at the stage where it is largest; the parts of one stage add up to its peak.
+        """
         return {
             "topology": self.topology,
             "mesh": self.sizes.mesh,
