@@ -278,10 +278,13 @@ def validate(config: ConfigDict) -> None:
         ValueError: listing every problem, each with the value, what is allowed and how to mend it.
     """
     values = flat(config)
-    problems = [f"{key}={values[key]!r}: {wanted}" for key, rule in RULES.items() if (wanted := rule(values[key]))]
-    problems += [problem for check in CHECKS if (problem := check(config))]
+    problems = []
+    if flat(config.objective).keys() == flat(objectives.grpo()).keys():
+        problems = [f"{key}={values[key]!r}: {wanted}" for key, rule in RULES.items() if (wanted := rule(values[key]))]
+        problems += [problem for check in CHECKS if (problem := check(config))]
     if problems:
         raise ValueError("bad config: " + "; ".join(problems))
+    objectives.Objective.from_config(config.objective)
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:

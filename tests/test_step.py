@@ -19,8 +19,6 @@ from care_jax.stages.compiled import all_buckets, make_programs, trace
 from care_jax.stages.table import Compute, DeviceStage, HostStage, Setup, Table, value_of
 from tests.planning.test_plan import tiny
 
-PRESETS = ("care", "care_no_rgr", "grpo", "dapo", "gspo", "dr_grpo")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def promotion() -> Iterator[None]:
@@ -32,7 +30,7 @@ def promotion() -> Iterator[None]:
 def config_of(preset: str, **changes: object) -> ml_collections.ConfigDict:
     """The tiny model on one device with an objective."""
     config = tiny(mesh__fsdp=1, mesh__tensor=1)
-    config.objective = getattr(objectives, preset)()
+    config.objective = objectives.PRESETS[preset]()
     config.objective.reflect.max_rationale_len = 32
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
@@ -45,7 +43,8 @@ def setup_of(config: ml_collections.ConfigDict) -> Setup:
 
 
 @pytest.mark.parametrize(
-    ("preset", "old_from"), [*((preset, "pass") for preset in PRESETS), ("care", "sampler"), ("dapo", "sampler")]
+    ("preset", "old_from"),
+    [*((preset, "pass") for preset in objectives.PRESETS), ("care", "sampler"), ("dapo", "sampler")],
 )
 def test_every_value_is_there_when_a_stage_takes_it(preset, old_from):
     """Catches a value that no earlier stage gives, one that is freed too early, and shapes that do not fit."""

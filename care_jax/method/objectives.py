@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -157,6 +157,16 @@ def care() -> ml_collections.ConfigDict:
     return Objective(
         anchored=True, rescue=Rescue(enabled=True), region=Region(enabled=True), reflect=Reflect(enabled=True)
     ).to_config()
+
+
+PRESETS: Mapping[str, Callable[[], ml_collections.ConfigDict]] = {
+    "care": care,
+    "care_no_rgr": care_no_rgr,
+    "grpo": grpo,
+    "dapo": dapo,
+    "gspo": gspo,
+    "dr_grpo": dr_grpo,
+}
 
 
 def _from_mapping(record: Any, values: Mapping[str, Any], prefix: str) -> Any:

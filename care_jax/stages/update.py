@@ -36,11 +36,13 @@ class LossFn(Protocol):
     ) -> LossOutput:
         """The loss of a piece of a minibatch, and what to report; both are added up over micro-batches.
 
-        `denominators` are counts over the whole minibatch.
+        `denominators` are counts over the whole minibatch. `aux` has "loss", and of the other names of `_LOSSES` and
+        `_PER_TOKEN` those that the loss knows.
         """
         ...
 
 
+_LOSSES = ("loss", "policy_loss", "kl_loss")
 # Metrics that are one sum of the loss over another; both are added up over a minibatch before they are divided.
 _PER_TOKEN = {
     "kl": ("kl_sum", "num_tokens"),
@@ -143,7 +145,12 @@ def update_shardings(mesh: Mesh, state: TrainState) -> UpdateOutput:
 
 def _metrics(sums: dict[str, Array]) -> dict[str, Array]:
     """A minibatch's metrics from what its losses added up to; a count of 0 divides as 1."""
-    losses = {name: sums[name] for name in ("loss", "policy_loss", "kl_loss") if name in sums}
+    known = {*_LOSSES, "num_rows", *(name for pair in _PER_TOKEN.values() for name in pair)}
+    if unknown := sums.keys() - known:
+        raise ValueError(
+            f"a loss reports {', '.join(sorted(unknown))}, which update._PER_TOKEN does not turn into metrics"
+        )
+    losses = {name: sums[name] for name in _LOSSES if name in sums}
     return losses | {
         name: sums[top] / jnp.maximum(sums[bottom], 1.0) for name, (top, bottom) in _PER_TOKEN.items() if top in sums
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import jax
 import pytest
 
 from benchmarks import plans
+from benchmarks.config_file import load_config
+from care_jax.planning import flops
+from care_jax.planning.estimate import make_plan, planned_model
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "planning.md"
 CONFIG = """
@@ -27,7 +31,7 @@ def promotion() -> Iterator[None]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-def test_only_the_block_of_the_config_is_written(tmp_path: Path) -> None:
+def test_only_the_block_of_the_config_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches figures of another config or slice, a block that is lost, and text that is written over."""
     config, document = tmp_path / "small.py", tmp_path / "planning.md"
     config.write_text(CONFIG)
@@ -37,6 +41,7 @@ def test_only_the_block_of_the_config_is_written(tmp_path: Path) -> None:
     ]
     before = "# Plans\n\n{}\nold\n<!-- end -->\n\nbetween\n\n{}\n\nolder\n\n<!-- end -->\nafter\n".format(*commands)
     document.write_text(before)
+    monkeypatch.setattr(plans, "make_plan", functools.partial(make_plan, only=("score",)))  # one of ten programs
     plans.main([f"--document={document}", f"--only={config}:16"])
     start, written = document.read_text().split("between")
     assert start == before.split("between")[0]
@@ -46,17 +51,20 @@ def test_only_the_block_of_the_config_is_written(tmp_path: Path) -> None:
     assert "old" not in written
     assert written.endswith("\n```\n\n<!-- end -->\nafter\n")
     rows = [line.split()[0] for line in written.splitlines() if line[:1].isalpha()]
-    assert rows == ["GiB", "rollout", "score", "update", "a", "fits:", "after"]
+    assert rows == ["GiB", "score", "a", "fits:", "after"]
 
 
 def test_the_document_has_blocks_that_the_command_finds() -> None:
-    """Catches a comment that was edited so that its figures are never written again, and another layout of figures."""
+    """Catches a comment edited so that its figures are not written again, another layout, and another model's size."""
     blocks = list(plans._BLOCK.finditer(DOCUMENT.read_text()))
     assert len(blocks) == DOCUMENT.read_text().count("<!-- python") == 7
     for block in blocks:
         header, *rows = (line for line in block[0].splitlines() if line.startswith((" ", "rollout", "score", "update")))
         assert header == " " * 9 + "".join(f" {part}" for part in plans.PARTS) + "  peak"
         assert {len(row) for row in rows} == {len(header)}
+        config = load_config(block["config"])
+        sizes = flops.Sizes.of(config, planned_model(config), (2048, 4096), {"data": 1, "fsdp": 1, "tensor": 1})
+        assert f"\n\n{plans.size_of(sizes.num_params)}\n\n" in block[0]
 
 
 def test_a_config_that_the_document_lacks_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from care_jax.method.objectives import Objective
 from configs import demo
 from tests.end_to_end import SmallTask, apply, final_params, metrics, small
 
-NAMES_OF_PRESETS = ("care", "care_no_rgr", "grpo", "dapo", "gspo", "dr_grpo")
 NAMES = {
     *("accuracy/train", "format_rate", "unparsed_rate", "groups/mixed", "groups/all_wrong", "groups/all_correct"),
     *("advantage/failure_share", "entropy", "clip_fraction", "response_len/mean", "truncated_rate"),
@@ -158,7 +157,7 @@ def test_the_record_is_static_under_jit() -> None:
     assert traced == ["token", "sequence"]
 
 
-@pytest.mark.parametrize("preset", NAMES_OF_PRESETS)
+@pytest.mark.parametrize("preset", objectives.PRESETS)
 def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     """Catches a preset that does not load, compile or learn, and a metric that is lost, renamed or not a number."""
     config = demo.get_config(preset)
