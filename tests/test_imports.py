@@ -161,8 +161,8 @@ def test_training_loads_neither_benchmarks_nor_their_readers():
     assert loaded_after("import care_jax.train", "care_jax.data.readers", "care_jax.evals.test_sets") == []
 
 
-@pytest.mark.parametrize("kind", ["latex", "tests.own_verifier:anagram"])
+@pytest.mark.parametrize("kind", ["latex", "tests.own_verifier:anagram", "care_jax.evals.lmms_eval_equal:equal"])
 def test_verifier_workers_load_no_jax(kind):
     """Catches workers of half a gigabyte each that take seconds to start again after a kill."""
-    code = f"from care_jax.rewards.verifiers import worker; worker.load_kind({kind!r})"
+    code = f"from care_jax.rewards import worker; worker.load_kind({kind!r})"
     assert loaded_after(code, "jax", "flax", "transformers") == []

@@ -6,7 +6,7 @@ whole response, as the others do. It is judged by the kind of the gold:
 * choice: the ladder of its MMMU tasks: "(B)", else "B ", else "B.", else the text of an option in a response of more
   than five words; of several the last one. "B " is also the end of a word.
 * chart_relaxed: within 5 % of the gold, years and counts too; else equal letters.
-* all others: verifiers/lmms_eval.py. Without tags and box, the number at the end of the last line that ends in one.
+* all others: lmms_eval_equal.py. Without tags and box, the number at the end of the last line that ends in one.
 
 Where its rules leave the score to chance or to a model, or lose whole kinds of questions, they are not followed:
 
@@ -21,12 +21,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import BOXED
 from care_jax.rewards.verifiers import chart, choice
-from care_jax.rewards.verifiers.pool import Item, Verifier
 from care_jax.structs import Record
 
-_EQUAL = "care_jax.rewards.verifiers.lmms_eval:equal"
+_EQUAL = "care_jax.evals.lmms_eval_equal:equal"
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LAST_NUMBER = re.compile(r"\b(\d+(?:\.\d+)?)\s*\.?\s*$")
 _LADDER = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))  # how a letter is found, and how its last place is

@@ -13,9 +13,9 @@ import numpy as np
 
 from care_jax.parallel.processes import share
 from care_jax.rewards import spans
+from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
 from care_jax.rewards.reward import RewardConfig, total_reward
-from care_jax.rewards.verifiers.pool import Item, Verifier
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, Verdict
 from care_jax.structs import Record, Rollouts, Verdicts
 

@@ -199,7 +199,7 @@ def test_close_ends_the_processes():
 
 def test_the_worker_ends_with_its_input():
     """Catches workers that stay behind when the parent is killed."""
-    command = [sys.executable, "-m", "care_jax.rewards.verifiers.worker"]
+    command = [sys.executable, "-m", "care_jax.rewards.worker"]
     request = b'{"id": 4, "kind": "integer", "given": "x=5", "gold": "5", "choices": null, "tolerance": 0}\n'
     done = subprocess.run(command, input=request, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")

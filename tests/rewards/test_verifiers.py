@@ -203,5 +203,5 @@ def test_own_verifier_is_refused(kind, message):
 
 def test_worker_imports_neither_jax_nor_numpy():
     """Catches an import that makes every worker take seconds and hundreds of megabytes to start."""
-    code = "import sys, care_jax.rewards.verifiers.worker as w; print({'jax', 'numpy', 'flax'} & set(sys.modules))"
+    code = "import sys, care_jax.rewards.worker as w; print({'jax', 'numpy', 'flax'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

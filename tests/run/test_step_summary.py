@@ -1,4 +1,4 @@
-"""What a step tells, in numbers worked out by hand."""
+"""The metrics, events and samples of a step, against numbers worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The verifiers, one file for each answer kind: they compare texts and never evaluate one as code.
+"""The verifiers, which compare an answer with the gold as texts and never evaluate one as code.
 
-The worker processes import this package, so nothing in it imports JAX or NumPy.
+Each kind has a file (`list` is in sequence.py, `chart_relaxed` in chart.py); own.py calls the users' functions.
+verdict.py has the contract, reading/ the readers of text that the kinds share, symbolic.py the use of math-verify. The
+worker processes import this package, so nothing in it imports JAX or NumPy.
 """
 
 from __future__ import annotations

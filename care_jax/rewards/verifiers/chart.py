@@ -7,7 +7,7 @@ compared exactly (1950 is within 5 % of 2020, and 0 is a count), and "1,234", "$
 from __future__ import annotations
 
 from care_jax.rewards.verifiers import number, sequence, text
-from care_jax.rewards.verifiers.quantity import Quantity, read_quantity, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 TOLERANCE = 0.05

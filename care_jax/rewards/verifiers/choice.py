@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from care_jax.rewards.verifiers import text
+from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, CORRECT, UNPARSED, WRONG, Verdict, refusal
-from care_jax.rewards.verifiers.wrapping import unwrap
 
 LETTERS = "ABCDEFGHIJKL"
 _LETTER = re.compile(r"(?:(?:option|choice) )?(?:\(([a-l])\)|\[([a-l])\]|([a-l]))[.:)]?")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from care_jax.rewards.verifiers.quantity import Quantity, read_quantity, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 

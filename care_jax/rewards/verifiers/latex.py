@@ -11,9 +11,9 @@ import re
 import unicodedata
 
 from care_jax.rewards.verifiers import number, symbolic
-from care_jax.rewards.verifiers.quantity import without_name
+from care_jax.rewards.verifiers.reading.quantity import without_name
+from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, UNPARSED, WRONG, Verdict, refusal
-from care_jax.rewards.verifiers.wrapping import unwrap
 
 _UNICODE = str.maketrans(
     {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from care_jax.rewards.verifiers.quantity import Quantity, read_quantity, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 # A share of the gold. Roots and pi are known to 50 digits, so two spellings of one number differ by less.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from care_jax.rewards.verifiers import number
-from care_jax.rewards.verifiers.numerals import NUMERAL, to_fraction
+from care_jax.rewards.verifiers.reading.numerals import NUMERAL, to_fraction
 from care_jax.rewards.verifiers.verdict import CORRECT, Verdict
 
 

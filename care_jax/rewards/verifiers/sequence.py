@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from care_jax.rewards.verifiers import number, text
-from care_jax.rewards.verifiers.quantity import without_name
+from care_jax.rewards.verifiers.reading.quantity import without_name
+from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import CORRECT, UNPARSED, WRONG, Verdict, refusal
-from care_jax.rewards.verifiers.wrapping import unwrap
 
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _COMMAND = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\(?=[{}])")

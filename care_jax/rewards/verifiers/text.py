@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, WRONG, Verdict, refusal
-from care_jax.rewards.verifiers.wrapping import unwrap
 
 
 def verify(given: str, gold: str) -> Verdict:

@@ -5,7 +5,8 @@
 1. reads the gold (`wanted`), and raises ValueError if it is not of the kind: bad data, not a wrong answer;
 2. returns `refusal(given)` if that is a verdict, so that overlong, empty or invisible texts are never read;
 3. reads `given` (`found`), and returns UNPARSED or AMBIGUOUS if it is not one answer of the kind;
-4. compares, and returns CORRECT, WRONG or WRONG_UNIT. `reason` is always one of the fixed phrases below.
+4. compares, and returns CORRECT, WRONG or WRONG_UNIT. `reason` is one of the fixed phrases below,
+   except for a user's function, which gives its own.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from care_jax.rewards.verifiers.numerals import NUMERAL, to_fraction
+from care_jax.rewards.verifiers.reading.numerals import NUMERAL, to_fraction
 
 MAX_DEPTH = 6
 _SCALE = 10**50  # irrational numbers are known to its digits

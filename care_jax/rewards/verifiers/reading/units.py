@@ -5,7 +5,7 @@ The list is closed: with free words after the number, "5 or six", "5 thousand" a
 
 from __future__ import annotations
 
-from care_jax.rewards.verifiers.wrapping import without_command
+from care_jax.rewards.verifiers.reading.wrapping import without_command
 
 _SYNONYMS = {
     "°": r"º ˚ ∘ ^\circ ^{\circ} \circ \degree ^\degree ^o ^{o} deg degs degree degrees {degrees}",

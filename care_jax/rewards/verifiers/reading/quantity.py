@@ -6,11 +6,11 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from care_jax.rewards.verifiers.numerals import count_numbers, flatten_fractions, read_rational, spell_out
-from care_jax.rewards.verifiers.surds import holds_surd, read_surd
-from care_jax.rewards.verifiers.units import read_unit
+from care_jax.rewards.verifiers.reading.numerals import count_numbers, flatten_fractions, read_rational, spell_out
+from care_jax.rewards.verifiers.reading.surds import holds_surd, read_surd
+from care_jax.rewards.verifiers.reading.units import read_unit
+from care_jax.rewards.verifiers.reading.wrapping import unwrap, unwrap_head
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, UNPARSED, Verdict
-from care_jax.rewards.verifiers.wrapping import unwrap, unwrap_head
 
 
 class Quantity(NamedTuple):

@@ -17,11 +17,11 @@ import ml_collections
 
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
-WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.verifiers.worker")
+WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.worker")
 DEADLINE = Verdict(False, False, "deadline")
 WORKER_DIED = Verdict(False, False, "worker died")
 
-_IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[3])
+_IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
 _READ_SIZE = 1 << 16  # bytes
 _START_LIMIT = 120.0  # seconds that a worker may take to start or to load a kind
@@ -126,7 +126,7 @@ class Verifier:
             workers: number of processes.
             deadline: seconds an item may take before its worker is killed.
             tolerance: relative error allowed for answer kind "number", in [0, 1).
-            command: the worker's command line; it speaks the protocol of care_jax/rewards/verifiers/worker.py.
+            command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
 
         Raises:
             ValueError: an argument is out of range.
