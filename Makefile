@@ -1,13 +1,13 @@
-# Each target works on a fresh clone with only make and Python >= 3.11; everything lands in .venv.
-# PYTHON: the interpreter .venv is made from. SEED: of the demo run.
+# Each target works on a fresh clone with only make and Python >= 3.11, and installs everything in .venv.
+# PYTHON: the interpreter for .venv. SEED: the seed of the demo run.
 
 SEED ?= 1
-# Running a candidate, not only finding it: version managers leave shims for versions that are not active.
+# Candidates are run, not only found: version managers leave shims for versions that are not active.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Huge pages for glibc's malloc: a training step on a CPU takes a third less time, page faults being most of the rest.
+# Huge pages for glibc's malloc save a third of a training step on a CPU, most of it page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-# .venv gets the CPU's jax alone, and libtpu, which looks for TPUs and tells at length that there are none.
+# .venv has jax for CPUs only. It also has libtpu, whose search for TPUs would end in long warnings.
 export JAX_PLATFORMS ?= cpu
 PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 
@@ -16,7 +16,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 demo: .venv/demo.stamp
 	.venv/bin/python -m care_jax.demo --workdir=runs/demo-$(SEED) --seed=$(SEED)
 
-# Files side by side, as many as there are cores: much of a test is one core's work. Four at the most, for the memory.
+# One process a core, since much of a test is one core's work; four at most, for the memory.
 test: .venv/test.stamp
 	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 

@@ -29,14 +29,20 @@ _BLOCK = re.compile(
 _SHOWN = ("rollout", "score", "update")  # stages
 
 
+def size_of(num_params: int) -> str:
+    """Returns the sentence about a model's size."""
+    return (
+        f"{num_params / 1e9:.2f} billion parameters; with Adam's two moments, all float32, {12 * num_params / 1e9:.0f} "
+        "GB of the slice."
+    )
+
+
 def block(plan: Plan) -> str:
     """Returns the plan in Markdown: its size, three stages, least seconds and the peak."""
     sizes, limit = plan.sizes, plan.chip.hbm_gib
-    count = sizes.num_params
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.mesh.items())
     lines = [
-        f"{count / 1e9:.2f} billion parameters; with Adam's two moments, all float32, {12 * count / 1e9:.0f} GB of the "
-        "slice.",
+        size_of(sizes.num_params),
         "",
         "```",
         f"GiB of a chip's {limit}, mesh {mesh}:",

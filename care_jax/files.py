@@ -80,19 +80,19 @@ def write_text(path: Path | epath.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, message: str) -> Iterator[None]:
-    """Holds a lock on the file `path` until the block ends, or the process ends in any way.
+    """Holds a lock on `path` until the block ends, or the process ends in any way.
 
-    A file system that has no locks is used without one.
+    `path` is a folder, or a file, which is made if it is missing and stays. A file system that has no locks is used
+    without one.
 
     Raises:
         ValueError: `message`, if another process holds the lock.
     """
-    path.touch()  # an unwritable folder is an error, unlike a file system without locks
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(filelock.FileLock(path).acquire(blocking=False))
-        except filelock.Timeout as error:
-            raise ValueError(message) from error
-        except (OSError, NotImplementedError):
-            pass
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            if not filelock.lock_descriptor(descriptor, blocking=False):
+                raise ValueError(message)
         yield
+    finally:
+        os.close(descriptor)

@@ -110,22 +110,22 @@ def num_updated(config: ml_collections.ConfigDict) -> int:
 def prompt_dims(setup: Setup, bucket: Bucket) -> dict[str, int]:
     """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
     spec = setup.image_spec
-    return {"B": setup.prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
+    return {"B": setup.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
 
 
 def response_dims(setup: Setup, num_responses: int) -> dict[str, int]:
     """The dimensions of `Rollouts` and `Verdicts` with so many responses a prompt."""
-    return {"B": setup.prompts, "G": num_responses, "R": setup.config.rollout.response_len}
+    return {"B": setup.num_prompts, "G": num_responses, "R": setup.config.rollout.response_len}
 
 
 def abstract_reflection(setup: Setup) -> Reflection:
     """Shapes of one repair a group."""
-    return abstract(Reflection, B=setup.prompts, R=setup.config.rollout.response_len)
+    return abstract(Reflection, B=setup.num_prompts, R=setup.config.rollout.response_len)
 
 
 def start_of_step(setup: Setup, bucket: Bucket) -> dict[str, Any]:
     """The values that are there before the first stage of STEP, as shapes with shardings."""
-    nothing_forced = abstract(Forced, B=setup.prompts, J=setup.num_rollouts, W=0)
+    nothing_forced = abstract(Forced, B=setup.num_prompts, J=setup.num_rollouts, W=0)
     values = {
         "unforced": place(setup.mesh, nothing_forced, ROWS),
         "forbidden_mask": place(setup.mesh, setup.forbidden_mask, WHOLE),
@@ -170,7 +170,8 @@ UPDATE = DeviceStage(
 
 # What the log of a step reads when its last stage has run.
 LOGGED = (
-    "examples",
+    "records",
+    "padding",
     "rollouts",
     "judged",
     "scores",
@@ -189,7 +190,7 @@ _STAGES: tuple[Stage, ...] = (
         "data",
         timer="data",
         takes=(),
-        gives=("examples", "prompts"),
+        gives=("examples", "records", "padding", "prompts"),
         function=host.next_batch,
         puts=("prompts",),
         shapes=lambda setup, bucket: (abstract(Prompts, **prompt_dims(setup, bucket)),),
@@ -209,7 +210,7 @@ _STAGES: tuple[Stage, ...] = (
     HostStage(
         "verify",
         timer="verify",
-        takes=("examples", "rollouts"),
+        takes=("records", "rollouts"),
         gives=("judged", "verdicts"),
         function=host.verify,
         puts=("verdicts",),
@@ -249,7 +250,7 @@ _STAGES: tuple[Stage, ...] = (
         gives=("forced",),
         function=host.force,
         puts=("forced",),
-        shapes=lambda setup, bucket: (abstract(Forced, B=setup.prompts, J=1, W=setup.num_forced),),
+        shapes=lambda setup, bucket: (abstract(Forced, B=setup.num_prompts, J=1, W=setup.num_forced),),
         is_on=_with_reflection,
     ),
     DeviceStage(
@@ -265,7 +266,7 @@ _STAGES: tuple[Stage, ...] = (
     HostStage(
         "verify repairs",
         timer="reflect",
-        takes=("examples", "repaired"),
+        takes=("records", "repaired"),
         gives=("responses", "repair_judged", "repair_verdicts"),
         function=host.verify_repairs,
         puts=("responses", "repair_verdicts"),

@@ -21,7 +21,7 @@ from etils import epath
 
 from care_jax import cli, step
 from care_jax.checkpoints.initial_state import initial_model
-from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.batch import Example
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import reflect
@@ -40,19 +40,20 @@ from care_jax.stages.table import HostStage, Setup, Stage
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Outcome, Rollouts, zeros
 
-
 # What dynamic sampling puts together of the mixed groups of several draws.
-REGROUPED = ("examples", "prompts", "prefix", "rollouts", "judged", "verdicts")
+REGROUPED = ("records", "padding", "prompts", "prefix", "rollouts", "judged", "verdicts")
 
 
 class Values:
-    """The values of one step by name: on the devices, and as NumPy arrays where the host has or reads them."""
+    """The values of one step by name: on the devices, and host copies of what the host has or reads."""
 
-    def __init__(self, stages: CompiledStages, session: Session, start: Mapping[str, Any]):
-        """Begins with the values of `start`, which are on the devices."""
+    def __init__(
+        self, stages: CompiledStages, session: Session, on_devices: Mapping[str, Any], on_host: Mapping[str, Any]
+    ):
+        """Begins with these values."""
         self._stages, self._session = stages, session
-        self.on_devices, self.bucket = dict(start), EVERY_BUCKET
-        self._on_host: dict[str, Any] = {}
+        self.on_devices, self.bucket = dict(on_devices), EVERY_BUCKET
+        self._on_host = dict(on_host)
         self.wait: Callable[[Any], Any] = session.supervisor.wait  # raises Stopped when the run is to stop
 
     def give(self, given: Mapping[str, Any]) -> None:
@@ -68,16 +69,31 @@ class Values:
         if "prompts" in put:
             self.bucket = bucket_of(given["prompts"])
 
+    def settle(self, given: Mapping[str, Any]) -> None:
+        """Waits for what device stages have given, and fetches what a host stage will take."""
+        if given:
+            self.wait(given)
+        for name in given:
+            if name in self._stages.taken_by_host:
+                self._fetch(name)
+
     def on_host(self, name: str) -> Any:
-        """A value as the host reads it, computed."""
+        """The host's copy of a value, which waits for the devices if there is none yet."""
         if name not in self._on_host:
-            self._on_host[name] = self._stages.fetch(name, self.wait(self.on_devices[name]))
+            self.wait(self.on_devices[name])
+            self._fetch(name)
         return self._on_host[name]
 
     def free(self, names: Sequence[str]) -> None:
-        """Gives up the device memory of values."""
+        """Gives up the device memory of values; of those that the log reads the host takes its copy first."""
         for name in names:
-            self.on_devices.pop(name, None)
+            if name in self.on_devices:
+                if name in self._stages.read_by_host and name not in self._on_host:
+                    self._fetch(name)
+                del self.on_devices[name]
+
+    def _fetch(self, name: str) -> None:
+        self._on_host[name] = self._stages.fetch(name, self.on_devices[name])
 
 
 class Trainer:
@@ -101,7 +117,7 @@ class Trainer:
             config=config,
             objective=self.objective,
             mesh=session.mesh,
-            prompts=config.train.prompts,
+            num_prompts=config.train.prompts,
             num_rollouts=config.rollout.num_rollouts,
             temperature=config.rollout.temperature,
             stop_ids=processor.stop_ids,
@@ -113,12 +129,17 @@ class Trainer:
             optimizer=session.optimizer,
         )
         self.stages = CompiledStages(step.STEP, setup, all_buckets(config))
-        if self.objective.dynamic_sampling and (left := self.stages.table.given_anew() - {*REGROUPED}):
-            raise AssertionError(f"dynamic sampling does not put {', '.join(left)} together (_draw_mixed_groups)")
-        self.no_reflection = zeros(Reflection, B=setup.prompts, R=config.rollout.response_len)
+        self.phases = self.stages.table.phases()
+        if self.objective.dynamic_sampling:
+            left = self.stages.table.given_anew() - {*REGROUPED}
+            assert not left, f"_draw_mixed_groups does not put {', '.join(left)} together"
+            self.stages.read_by_host.add("examples")
         # What is there before every step, beside the state.
+        no_reflection = zeros(Reflection, B=setup.num_prompts, R=config.rollout.response_len)
+        self.start_on_host = {"reflection": no_reflection}
         self.start = {
-            "unforced": session.put(jax.device_get(nothing_forced(setup.prompts, setup.num_rollouts))),
+            "unforced": session.put(jax.device_get(nothing_forced(setup.num_prompts, setup.num_rollouts))),
+            "reflection": session.put(no_reflection),
             "forbidden_mask": session.forbidden_mask,
         }
         if self.objective.kl_coef > 0:
@@ -128,26 +149,27 @@ class Trainer:
         """One step; returns its metrics, and writes events and samples."""
         started = time.perf_counter()
         state = self.session.state
-        values = Values(self.stages, self.session, self.start | {"state": state, "params": state.params})
-        values.give_host({"reflection": self.no_reflection}, put=["reflection"])
-        phases = self.stages.table.phases()
+        start = self.start | {"state": state, "params": state.params}
+        values = Values(self.stages, self.session, start, self.start_on_host)
 
-        self._run(phases.opening, values)
+        self._run(self.phases.opening, values, wait=False)  # the devices work while the data are read
         drawn = self._draw_mixed_groups(values) if self.objective.dynamic_sampling else self._draw(values, 0)
-        self._run(phases.learning, values)
+        values.free(self.stages.table.freed_after_drawing())
+        self._run(self.phases.learning, values)
 
         figures = {name: float(value) for name, value in values.on_host("update_metrics").items()}
-        figures |= padding_shares(values.on_host("examples"), values.bucket)
+        figures |= values.on_host("padding")
         return self._log(self._finished(values, drawn), figures, time.perf_counter() - started)
 
-    def _run(self, stages: Sequence[Stage], values: Values, *, draw: int = 0) -> None:
+    def _run(self, stages: Sequence[Stage], values: Values, *, draw: int = 0, wait: bool = True) -> None:
         """Runs stages in order, neighbours with the same timer under one clock."""
         for timer, neighbours in itertools.groupby(stages, key=lambda stage: stage.timer):
             with self.session.supervisor.timer(timer):
                 for stage in neighbours:
                     given = self._run_stage(stage, values, draw)
                     values.free(self.stages.ends[stage.name])
-                values.wait(given)  # or its seconds would count under the next clock
+                if wait:
+                    values.settle(given)  # or its seconds would count under the next clock
 
     def _run_stage(self, stage: Stage, values: Values, draw: int) -> dict[str, Any]:
         """Runs one stage; returns what it gives on the devices, perhaps not computed yet."""
@@ -166,10 +188,10 @@ class Trainer:
 
     def _draw(self, values: Values, draw: int) -> step_summary.Drawn:
         """The next batch of prompts, with G judged rollouts each."""
-        self._run(self.stages.table.phases().drawing, values, draw=draw)
+        self._run(self.phases.drawing, values, draw=draw)
         rollouts: Rollouts = values.on_host("rollouts")
         return step_summary.Drawn(
-            records=[example.record for example in values.on_host("examples")],
+            records=values.on_host("records"),
             judged=values.on_host("judged"),
             num_tokens=int(rollouts.sampled_mask.sum()),
             num_draws=1,
@@ -183,7 +205,9 @@ class Trainer:
         kept: list[tuple[Example, Rollouts, Judged]] = []
         spare: list[tuple[Example, Rollouts, Judged]] = []
         wanted, draws = self.config.train.prompts, list[step_summary.Drawn]()
+        drawn = [name for stage in self.phases.drawing for name in stage.gives]
         for draw in range(self.objective.max_draws):
+            values.free(drawn)
             draws.append(self._draw(values, draw))
             rollouts, judged = values.on_host("rollouts"), values.on_host("judged")
             correct = judged.verdicts.correct
@@ -193,15 +217,12 @@ class Trainer:
             if len(kept) >= wanted:
                 break
         examples, rollouts, judged = zip(*(kept + spare)[:wanted], strict=True)
-        group: dict[str, Any] = {
-            "examples": list(examples),
-            "prompts": collate(self.services.processor, examples),
-            "rollouts": _stack(rollouts),
-            "judged": step_summary.join_judged(judged),
-        }
+        values.free(drawn)
+        group = self.services.batch(examples)
+        group |= {"rollouts": _stack(rollouts), "judged": step_summary.join_judged(judged)}
         group["verdicts"] = group["judged"].verdicts
         values.give_host(group, put=["prompts", "rollouts", "verdicts"])
-        if any("prefix" in stage.takes for stage in self.stages.table.phases().learning):
+        if any("prefix" in stage.takes for stage in self.phases.learning):
             self._run([step.PREFILL], values)
         return step_summary.join_drawn(draws)
 
@@ -211,7 +232,7 @@ class Trainer:
         if self.objective.reflect.enabled:
             reflected = step_summary.Reflected(read("forced"), read("repaired"))
         return step_summary.Step(
-            records=[example.record for example in read("examples")],
+            records=read("records"),
             rollouts=read("rollouts"),
             judged=read("judged"),
             drawn=drawn,

@@ -145,7 +145,7 @@ class Shards:
             config=config,
             objective=Objective.from_config(config.objective),
             mesh=self.mesh,
-            prompts=B,
+            num_prompts=B,
             num_rollouts=G,
             temperature=0.0,
             stop_ids=self.model.processor.stop_ids,

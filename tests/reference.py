@@ -30,6 +30,7 @@ class Group:
 
 # Section 1, item 4: the outcome of a prompt.
 def classify(correct: Sequence[bool]) -> int:
+    """0 all wrong, 1 mixed, 2 all correct (section 1)."""
     right = 0
     for is_correct in correct:
         if is_correct:
@@ -43,6 +44,7 @@ def classify(correct: Sequence[bool]) -> int:
 
 # Section 2: anchor and hard negatives.
 def choose_anchor(correct, think_len, answer_len, response_len) -> int:
+    """The correct rollout with the fewest think tokens, or None (section 2)."""
     best_row, best_key = None, None
     for g in range(len(correct)):
         if not correct[g]:
@@ -56,10 +58,12 @@ def choose_anchor(correct, think_len, answer_len, response_len) -> int:
 
 
 def distance(state_a: np.ndarray, state_b: np.ndarray) -> float:
+    """1 - cosine of two unit states."""
     return 1.0 - float(np.dot(state_a.astype(np.float64), state_b.astype(np.float64)))
 
 
 def farthest_first(states: np.ndarray, candidates: list[int], start: int, count: int) -> list[int]:
+    """Greedy spread: each time the candidate whose smallest distance to those chosen is largest."""
     chosen = [start]
     while len(chosen) < count:
         best_row, best_gap = None, None
@@ -74,6 +78,7 @@ def farthest_first(states: np.ndarray, candidates: list[int], start: int, count:
 
 
 def select_negatives(states, correct, anchor: int, num_negatives: int, num_neighbours: int, selector: str) -> list[int]:
+    """The hard negatives of a mixed group, nearest first (section 2)."""
     failures = [g for g in range(len(correct)) if not correct[g]]
     count = min(num_negatives, num_neighbours, len(failures))
     to_anchor = {g: distance(states[g], states[anchor]) for g in failures}
@@ -95,6 +100,7 @@ def select_negatives(states, correct, anchor: int, num_negatives: int, num_neigh
 
 # Section 4: the all-wrong group.
 def choose_pseudo_anchor(logprobs_old: np.ndarray, sampled_mask: np.ndarray, rank_by: str) -> int:
+    """The failure with the largest old log-prob (section 4)."""
     best_row, best_score = None, None
     for g in range(len(logprobs_old)):
         total, count = 0.0, 0
@@ -109,6 +115,7 @@ def choose_pseudo_anchor(logprobs_old: np.ndarray, sampled_mask: np.ndarray, ran
 
 
 def select_rescue(states, pseudo_anchor: int, num_negatives: int) -> list[int]:
+    """The representatives of an all-wrong group, nearest to the pseudo-anchor first (section 4)."""
     others = [g for g in range(len(states)) if g != pseudo_anchor]
     to_anchor = {g: distance(states[g], states[pseudo_anchor]) for g in others}
     start = min(others, key=lambda g: (-to_anchor[g], g))
@@ -126,6 +133,7 @@ def select_subgroup(
     states,
     objective: Objective,
 ) -> Group:
+    """The rows of one group that are updated (sections 2 and 4)."""
     outcome = classify(correct)
     if not objective.anchored:
         return Group(list(range(len(correct))), outcome, 0)
@@ -144,6 +152,7 @@ def select_subgroup(
 
 # Section 2: advantages of one group's rows.
 def z_score(values: Sequence[float], normalise_std: bool) -> list[float]:
+    """Rewards less their mean, over their population standard deviation if asked for."""
     mean = sum(float(v) for v in values) / len(values)
     variance = sum((float(v) - mean) ** 2 for v in values) / len(values)
     scale = math.sqrt(variance) + EPS if normalise_std else 1.0
@@ -151,6 +160,7 @@ def z_score(values: Sequence[float], normalise_std: bool) -> list[float]:
 
 
 def pseudo_rewards(num_negatives: int, delta: float) -> list[float]:
+    """Rewards of an all-wrong group: delta, then -delta / K' each (section 4)."""
     return [delta] + [-delta / num_negatives] * num_negatives
 
 
@@ -183,6 +193,7 @@ def subgroup_advantages(
 
 # Section 5: token weights of one response.
 def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objective: Objective) -> list[float]:
+    """Region weights of one response's tokens (section 5)."""
     has_answer = False
     for t in range(len(answer_mask)):
         if answer_mask[t]:

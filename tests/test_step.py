@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import pytest
 
 from care_jax import step, train
@@ -67,24 +66,34 @@ def test_every_value_is_there_when_a_stage_takes_it(preset, old_from):
 
 
 def test_a_value_lives_until_its_last_use():
-    """Catches a sampler or a prompt cache that takes room while the update runs, and a value that the log misses."""
+    """Catches a sampler or a prompt cache that takes room while the update runs, and one that is freed before it."""
     table = step.STEP.when(config_of("care"))
     ends = table.ends()
-    assert set(ends["reflect"]) == {"sampler", "prefix", "forced"} - set(step.LOGGED)
-    assert set(ends["assemble"]) == {"prompts", "verdicts"}
-    assert not {name for names in ends.values() for name in names} & set(step.LOGGED)
+    assert set(ends["reflect"]) == {"sampler", "prefix", "forced"}
+    assert set(ends["assemble"]) == {"prompts", "rollouts", "verdicts", "scores", "subgroup", "reflection"}
+    assert ends["update"] == []
     assert not [name for names in ends.values() for name in names if value_of(name).lasting]
+    assert table.freed_after_drawing() == []
 
 
 def test_the_next_draw_finds_what_it_takes():
-    """Catches dynamic sampling whose second batch has no sampler to decode with."""
+    """Catches dynamic sampling whose second batch has no sampler to decode with, and one that is kept for good."""
     table = step.STEP.when(config_of("dapo"))
     drawing = [stage.name for stage in table.phases().drawing]
     assert drawing == ["data", "prefill", "rollout", "verify"]
-    given_before = {name for stage in table.phases().opening for name in stage.gives}
-    assert given_before == {"sampler"}
-    assert not given_before & {name for stage in drawing for name in table.ends()[stage]}
-    assert "sampler" in table.ends()["score"]
+    assert {name for stage in table.phases().opening for name in stage.gives} == {"sampler"}
+    assert not [name for names in table.ends().values() for name in names if name == "sampler"]
+    assert table.freed_after_drawing() == ["sampler"]
+
+
+def test_the_sampler_is_gone_when_rollouts_are_scored():
+    """Catches a plan that counts the sampler's copy beside the scoring pass of an objective without reflection."""
+    config = config_of("grpo")
+    setup, table = setup_of(config), step.STEP.when(config)
+    calls = {call.stage.name: call for call in trace(table, make_programs(table, setup), setup, all_buckets(config)[0])}
+    assert "sampler" in calls["rollout"].values
+    assert not {"sampler", "prefix"} & calls["score"].values.keys()
+    assert "scores" not in calls["update"].values
 
 
 def test_random_stages_have_numbers_of_their_own():
@@ -137,8 +146,8 @@ def test_a_table_without_draws():
     update = dataclasses.replace(step.UPDATE, takes=("state", "batch"), gives=("state",))
     table = Table((update,), lambda setup, bucket: {}, logged=())
     assert table.ends() == {"update": []}
-    assert table.read_by_host() == set()
-    assert np.all([not stage.is_drawing for stage in table.stages])
+    assert table.taken_by_host() == set()
+    assert table.freed_after_drawing() == []
 
 
 def test_a_row_after_the_update_that_takes_the_old_parameters_is_refused():
@@ -160,4 +169,4 @@ def test_a_row_between_two_draws_is_refused():
 def test_dynamic_sampling_puts_together_all_that_is_used_of_several_draws():
     """Catches a value of the last draw beside the groups of all draws."""
     assert step.STEP.when(config_of("dapo")).given_anew() <= {*train.REGROUPED}
-    assert {"examples", "prompts", "rollouts", "judged", "verdicts"} <= step.STEP.given_anew()
+    assert {"records", "prompts", "rollouts", "judged", "verdicts"} <= step.STEP.given_anew()

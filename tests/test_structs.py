@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
+from care_jax import structs
 from care_jax.structs import Forced, Prompts, Rollouts, TrainBatch, Verdicts, VisionFeatures, abstract, zeros
 
 PROMPT_DIMS = {"B": 2, "P": 7, "I": 8, "F": 6, "X": 4}
@@ -60,3 +64,28 @@ def test_a_field_of_any_float_type_is_refused():
     """Catches a guess at the dtype: the vision features have the model's, which the annotation leaves open."""
     with pytest.raises(ValueError, match=r"VisionFeatures\.merged leaves its shape or dtype open"):
         abstract(VisionFeatures, B=1, U=2, D=3, E=0)
+
+
+def letters_used(source: str) -> set[str]:
+    """Dimension letters in the annotations, einsums, rearrangements and bracketed shapes of a file."""
+    annotations = re.findall(r"(?:Array|ndarray), \"([^\"]*)\"\]", source)
+    einsums = re.findall(r"einsum\(\s*\"([^\"]*)\"", source)
+    rearranged = re.findall(r"rearrange\([^\"]*\"([^\"]*)\"", source)
+    shapes = re.findall(r"\[((?:[A-Z]|\d|\.\.\.)(?:, [\w.+* /]+)+)\]", source)
+    used = set(re.findall(r"\b[A-Z]\b", " ".join(annotations + shapes)))
+    return (
+        used
+        | set(re.findall(r"[A-Z]", " ".join(einsums).upper()))
+        | {letter.upper() for letter in re.findall(r"\b[a-z]\b", " ".join(rearranged))}
+    )
+
+
+def test_every_letter_is_in_the_key():
+    """Catches a dimension that the key of structs.py does not explain, in annotations, einsums and comments."""
+    key = set(re.findall(r"(?:^ {4}| {2})([A-Z]) ", structs.__doc__, flags=re.M))
+    assert len(key) > 20
+    source = 'x: Float[Array, "B Q"]; einsum("rk,...k->r"); einops.rearrange(f(x), "(p q) one -> p q")  # [G, I / E]'
+    assert letters_used(source) == {*"BQRKPGIE"}
+    root = Path(structs.__file__).parent
+    unknown = {str(path): letters_used(path.read_text()) - key for path in sorted(root.rglob("*.py"))}
+    assert not {path: letters for path, letters in unknown.items() if letters}

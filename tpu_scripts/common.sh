@@ -19,8 +19,8 @@ fail() { # MESSAGE [EXIT_CODE]
 
 say() { echo "$(date +%T) $*" >&2; }
 
-# parse "NAME ..." "$@": fills flag[NAME] from --NAME=VALUE. Where the names end in --, a command may follow that word
-# and goes to COMMAND.
+# parse "NAME ..." "$@": fills flag[NAME] from --NAME=VALUE. If the names end in --, a command may follow that word and
+# goes to COMMAND.
 parse() {
   local names=$1 allowed="${1% --} dry-run" name
   shift
@@ -68,7 +68,7 @@ number() {
   flag[$1]=$((10#$value))
 }
 
-# The flags of these names as they were given, into FLAGS.
+# Puts the flags of these names into FLAGS, as they were given.
 flags_again() { # NAME ...
   local name
   FLAGS=()
@@ -80,7 +80,7 @@ flags_again() { # NAME ...
 
 is_dry_run() { [[ -n ${flag[dry-run]:-} ]]; }
 
-# The words as one line that any POSIX shell reads back as the same words, whatever they hold.
+# Prints the words as one line that any POSIX shell reads back as the same words.
 quote() {
   local word quoted="'\\''" words=()
   for word; do
@@ -109,8 +109,8 @@ on_worker() { # WORKER VERB [WORD ...]
     "--command=$(quote bash on_worker.sh "$@")"
 }
 
-# State of the request for the slice and of the slice itself: what gcloud says, ABSENT, or UNKNOWN if it
-# cannot say, as in a dry run.
+# The state of the request for the slice, and of the slice itself: gcloud's word, ABSENT, or UNKNOWN if gcloud fails, as
+# in a dry run.
 request_state() { describe queued-resources state.state; }
 node_state() { describe tpu-vm state; }
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Asks for a slice and waits until it is ready. Done already: does nothing. Preempted or failed: asks anew.
+# Requests a slice and waits until it is ready. Leaves a ready slice alone; replaces a preempted or failed one.
 #   create.sh --name=N --zone=Z --project=P --type=v5p-64 --version=v2-alpha-tpuv5 [--spot] [--poll=30]
 #             [--attempts=100] [--dry-run]
-# --poll: seconds between looks; a stock-out doubles it, up to twenty times as long.
-# --attempts: requests that may fail before it gives up; the time that a request stands in the queue has no limit.
+# --poll: seconds between looks; each stock-out doubles them, up to twenty times as many.
+# --attempts: requests that may fail before it gives up; a request may wait in the queue without limit.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # 0: asked; 1: no capacity, ask again later. Anything else ends the script.

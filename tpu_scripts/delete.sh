@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes the slice and its request, and all that is on its disks. The bucket stays.
+# Deletes the slice with its disks, and its request. The bucket stays.
 #   delete.sh --name=N --zone=Z --project=P --yes [--dry-run]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

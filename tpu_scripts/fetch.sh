@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Copies a run folder and the workers' logs from the bucket, and writes the run's report beside them. Needs no slice.
 #   fetch.sh --name=N --bucket=B --run=runs/R --out=DIR [--checkpoints] [--dry-run]
-# --checkpoints: copies those too; they are large. PYTHON: the interpreter that care_jax is installed for.
+# --checkpoints: copies the checkpoints too; they are large. PYTHON: the interpreter that care_jax is installed for.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 parse "name bucket run out checkpoints" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the other scripts have a worker do; setup.sh copies this file into the home folder there.
+# The part of the scripts that runs on a worker; setup.sh copies this file into the home folder there.
 #   setup BUCKET            code, pinned packages, bucket
 #   start NAME WORD ...     the command in the background; exit code 2 if another one runs
 #   status                  one line: HOST running | exit CODE | stopped | lost | none

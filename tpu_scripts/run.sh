@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command on all workers to its end: creates the slice and sets it up where needed, starts the command in the
-# background there, and looks after it. Preempted: makes the slice anew and starts the same command, which resumes.
-# Run again, it finds what runs and goes on looking after it.
+# Runs a command on all workers to its end: creates the slice and sets it up if needed, starts the command in the
+# background there, and watches it. After a preemption it makes the slice again and starts the same command, which
+# resumes. If the command is already running, it only watches it.
 #   run.sh --name=N --zone=Z --project=P --type=T --version=V [--spot] --bucket=B [--poll=30] [--restarts=5]
 #          [--dry-run] -- python -m care_jax.train --config=configs/F.py --workdir=bucket/runs/R [--config.a.b=v]
-# --restarts: how often a command that fails is started again; preemptions are not counted. Exit code 2, which is bad
-# input, ends it at once.
+# --restarts: how often a failed command is started again; preemptions do not count. Exit code 2, bad input, ends
+# everything at once.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 parse "name zone project type version spot bucket poll restarts --" "$@"
@@ -30,7 +30,8 @@ start() {
   ((code == 0))
 }
 
-# Returns when the command has ended. 0: well on all workers; 1: failed on one; 2: bad input; 3: the slice is gone.
+# Returns when the command has ended. 0: it succeeded on all workers; 1: it failed on one; 2: bad input; 3: the slice
+# is gone.
 follow() {
   local lines unreachable=0
   while :; do
@@ -71,7 +72,7 @@ while :; do
       ;;
     2)
       on_worker 0 tail || true
-      fail "the command refused its input, as above"
+      fail "the command rejected its input, as above"
       ;;
     3) say "the slice is gone; making it anew" ;;
     *)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops what run.sh started, after it has saved. End run.sh first: it would start the command again.
+# Stops the command that run.sh started, after it has saved. End run.sh first, or it starts the command again.
 #   stop.sh --name=N --zone=Z --project=P [--dry-run]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shows the state of the request, the slice and every worker, and the last lines of the log and of the metrics.
 #   watch.sh --name=N --zone=Z --project=P [--run=runs/R] [--every=SECONDS] [--dry-run]
-# --run: the run folder in the bucket, whose metrics are shown. --every: again and again, until Ctrl-C.
+# --run: the run folder in the bucket whose metrics are shown. --every: repeats until Ctrl-C.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 show() {

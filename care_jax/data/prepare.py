@@ -105,14 +105,10 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
     if not _is_taken(out):
         partial.mkdir(parents=True, exist_ok=True)
         message = f"another process is writing {partial}; wait for it, or name another --out"
-        lock = out.with_name(f".{out.name}.lock")
-        with locked(lock, message):
-            try:
-                if not _is_taken(out):  # by a process that was first
-                    _build(settings, files, root, partial, wanted, shard_records)
-                    partial.replace(out)
-            finally:
-                lock.unlink()
+        with locked(partial, message):
+            if not _is_taken(out):  # by a process that was first
+                _build(settings, files, root, partial, wanted, shard_records)
+                partial.replace(out)
     report = _read_report(out)
     if report is None or report["settings"] != wanted:
         raise ValueError(f"{out} holds other data, or the same with other settings; remove it or name another folder")

@@ -52,7 +52,7 @@ class Decoder:
             config=config,
             objective=Objective.from_config(config.objective),
             mesh=mesh,
-            prompts=self.batch_size,
+            num_prompts=self.batch_size,
             num_rollouts=config.eval.num_samples,
             temperature=0.0 if greedy else config.eval.temperature,
             stop_ids=processor.stop_ids,

@@ -177,7 +177,7 @@ def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
         config=config,
         objective=Objective.from_config(config.objective),
         mesh=mesh,
-        prompts=config.train.prompts,
+        num_prompts=config.train.prompts,
         num_rollouts=config.rollout.num_rollouts,
         temperature=config.rollout.temperature,
         stop_ids=(0, 1),  # which they are does not matter

@@ -60,7 +60,7 @@ class Sizes:
         cls, config: ml_collections.ConfigDict, model: ModelConfig, bucket: Bucket, mesh: Mapping[str, int]
     ) -> Sizes:
         """The sizes of a run."""
-        objective, train = config.objective, config.train
+        train = config.train
         return cls(
             model=model,
             params=abstract_model(model),

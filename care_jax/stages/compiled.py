@@ -107,9 +107,15 @@ def make_program(stage: DeviceStage, setup: Setup) -> Program:
 
     def specs(*args: Any) -> tuple[tuple, Any]:
         given = tuple(value_of(name).specs_of(arg) for name, arg in zip(stage.takes, args, strict=True))
-        return given, value_of(stage.gives[0]).specs_of(jax.eval_shape(function, *args))
+        return given, _result_specs(stage, function, args)
 
     return Program(stage.name, function, setup.mesh, specs=specs, donate=donate)
+
+
+def _result_specs(stage: DeviceStage, function: Callable, args: tuple) -> Any:
+    """PartitionSpecs of a stage's one result; it is traced only if they depend on its shape."""
+    specs = value_of(stage.gives[0]).specs
+    return specs(jax.eval_shape(function, *args)) if callable(specs) else specs
 
 
 def make_programs(table: Table, setup: Setup) -> dict[str, Program]:
@@ -139,6 +145,7 @@ class Call:
 def trace(table: Table, programs: Mapping[str, Program], setup: Setup, bucket: Bucket) -> Iterator[Call]:
     """Walks a table with shapes in place of arrays and yields the call of each program."""
     values, ends = table.start(setup, bucket), table.ends()
+    last_draw = next((stage for stage in reversed(table.stages) if stage.is_drawing), None)
     for stage in table.stages:
         if isinstance(stage, HostStage):
             for name, shape in zip(stage.puts, stage.shapes(setup, bucket), strict=True):
@@ -149,6 +156,9 @@ def trace(table: Table, programs: Mapping[str, Program], setup: Setup, bucket: B
             values |= call.results
         for name in ends[stage.name]:
             values.pop(name, None)
+        if stage is last_draw:
+            for name in table.freed_after_drawing():
+                values.pop(name, None)
 
 
 class CompiledStages:
@@ -164,7 +174,8 @@ class CompiledStages:
         """Compiles; takes minutes for a large model."""
         self.table = table.when(setup.config)
         self.ends = self.table.ends()
-        self.read_by_host = self.table.read_by_host()
+        self.taken_by_host = self.table.taken_by_host()
+        self.read_by_host = self.taken_by_host | {*self.table.logged}
         self._objective = setup.objective
         self._programs = make_programs(self.table, setup)
         self._copies_to_all: dict[str, Any] = {}
@@ -177,11 +188,15 @@ class CompiledStages:
                     self._compile_copies(setup.mesh, call.results)
 
     def _compile_copies(self, mesh: Mesh, values: Mapping[str, Any]) -> None:
-        """Several processes: what the host reads is first copied whole to all. The shapes depend on no bucket."""
+        """With several processes, compiles the gathering that precedes a host read, once for each value.
+
+        Its shapes are the same in every bucket.
+        """
         copy = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, WHOLE))
-        for name in values.keys() & self.read_by_host - self._copies_to_all.keys():
-            part = value_of(name).read(values[name], self._objective)
-            self._copies_to_all[name] = copy.lower(part).compile()
+        for name, value in values.items():  # in this order on every process
+            if name in self.read_by_host and name not in self._copies_to_all:
+                part = value_of(name).read(value, self._objective)
+                self._copies_to_all[name] = copy.lower(part).compile()
 
     def run(self, stage: DeviceStage, bucket: Bucket, values: Mapping[str, Any]) -> dict[str, Any]:
         """Starts a stage's program on the values it takes; returns the values it gives, perhaps not computed yet."""

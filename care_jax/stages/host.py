@@ -12,14 +12,15 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from care_jax.inputs.batch import Example, collate
+from care_jax.inputs.batch import Example, collate, padding_shares
 from care_jax.inputs.processor import Processor
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.rewards.judge import Judged, RewardConfig, Verifier, judge
 from care_jax.rewards.spans import TokenBytes
-from care_jax.structs import Rollouts, Scores, Subgroup
+from care_jax.stages.compiled import bucket_of
+from care_jax.structs import Record, Rollouts, Scores, Subgroup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Services:
     token_bytes: TokenBytes
     next_examples: Callable[[], Sequence[Example]]  # the next batch of the data
 
-    def judge(self, examples: Sequence[Example], rollouts: Rollouts) -> Judged:
-        """Verdicts and rewards of responses (NumPy) to the questions of `examples`."""
+    def judge(self, records: Sequence[Record], rollouts: Rollouts) -> Judged:
+        """Verdicts and rewards of responses (NumPy) to the questions of `records`."""
         verify = self.config.verify
         reward = RewardConfig(
             response_format=self.processor.response_format,
@@ -43,19 +44,27 @@ class Services:
             overlong_buffer_len=self.objective.overlong_buffer_len,
             overlong_penalty=self.objective.overlong_penalty,
         )
-        records = [example.record for example in examples]
         return judge(self.verifier, records, rollouts, self.token_bytes, reward)
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The values that a batch of encoded prompts gives."""
+        prompts = collate(self.processor, examples)
+        return {
+            "examples": examples,
+            "records": [example.record for example in examples],
+            "padding": padding_shares(examples, bucket_of(prompts)),
+            "prompts": prompts,
+        }
 
 
 def next_batch(services: Services) -> dict[str, Any]:
     """The prompts of the step."""
-    examples = services.next_examples()
-    return {"examples": examples, "prompts": collate(services.processor, examples)}
+    return services.batch(services.next_examples())
 
 
-def verify(services: Services, examples: Sequence[Example], rollouts: Rollouts) -> dict[str, Any]:
+def verify(services: Services, records: Sequence[Record], rollouts: Rollouts) -> dict[str, Any]:
     """Right or wrong, and the reward, of every rollout."""
-    judged = services.judge(examples, rollouts)
+    judged = services.judge(records, rollouts)
     return {"judged": judged, "verdicts": judged.verdicts}
 
 
@@ -65,28 +74,28 @@ def force(services: Services, judged: Judged, subgroup: Subgroup) -> dict[str, A
     return {"forced": forced}
 
 
-def verify_repairs(services: Services, examples: Sequence[Example], repaired: Rollouts) -> dict[str, Any]:
+def verify_repairs(services: Services, records: Sequence[Record], repaired: Rollouts) -> dict[str, Any]:
     """The repairs as the update conditions on them, and their verdicts."""
     responses = repaired
     if services.objective.reflect.train_on == "rewrite":
         responses = reflect.rewrite(
             services.processor, services.objective, token_bytes=services.token_bytes, repaired=repaired
         )
-    judged = services.judge(examples, responses)
+    judged = services.judge(records, responses)
     return {"responses": responses, "repair_judged": judged, "repair_verdicts": judged.verdicts}
 
 
 def place_repairs(
-    services: Services, repaired: Rollouts, responses: Rollouts, judged: Judged, scores: Scores
+    services: Services, repaired: Rollouts, responses: Rollouts, repair_judged: Judged, repair_scores: Scores
 ) -> dict[str, Any]:
     """One scored and verified repair a group, ready for its slot of the subgroup."""
-    verdicts = judged.verdicts
+    verdicts = repair_judged.verdicts
     reflection = Reflection(
         tried=np.any(repaired.sampled_mask, axis=(1, 2)),
         token_ids=responses.token_ids[:, 0],
         response_len=responses.response_len[:, 0],
         sampled_mask=responses.sampled_mask[:, 0],
-        logprobs_old=scores.logprobs[:, 0],
+        logprobs_old=repair_scores.logprobs[:, 0],
         correct=verdicts.correct[:, 0],
         rewards=verdicts.rewards[:, 0],
         think_mask=verdicts.think_mask[:, 0],

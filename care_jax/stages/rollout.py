@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
@@ -47,23 +48,23 @@ class Sampling:
 class _Written:
     """The sampled tokens, counted from the first sampled one."""
 
-    token_ids: Array  # [B, J, R]
-    logprobs: Array  # [B, J, R]
-    sampled_len: Array  # [B, J]
-    stopped: Array  # [B, J], a stop token was sampled
-    entropy: Array | None  # [B, J, R], with keep_states
-    states: Array | None  # [B, J, R, D], with keep_states
+    token_ids: Int32[Array, "B J R"]
+    logprobs: Float32[Array, "B J R"]
+    sampled_len: Int32[Array, "B J"]
+    stopped: Bool[Array, "B J"]  # a stop token was sampled
+    entropy: Float32[Array, "B J R"] | None  # with keep_states
+    states: Float[Array, "B J R D"] | None  # with keep_states
 
 
 @struct.dataclass
 class _Loop:
     """The decoding loop's state after t sampled tokens: of all branches [B, J], or of the n that are left as [n, 1]."""
 
-    t: Array  # []
-    hidden: Array  # [B, J, D], predicts token t
+    t: Int32[Array, ""]
+    hidden: Float[Array, "B J D"]  # predicts token t
     cache: BranchCache
     written: _Written
-    alive: Array  # [B, J]
+    alive: Bool[Array, "B J"]
 
 
 @struct.dataclass
@@ -71,9 +72,9 @@ class _Branches:
     """The part of a loop that stays as it is while branches are decoded."""
 
     prefix: Prefix
-    forced_len: Array  # [B, J]
-    room: Array  # [B, J] tokens that may be sampled
-    number: Array  # [B, J] of the branch among all: its random draws do not depend on the batch it is decoded in
+    forced_len: Int32[Array, "B J"]
+    room: Int32[Array, "B J"]  # tokens that may be sampled
+    number: Int32[Array, "B J"]  # of the branch among all: its random draws do not depend on the batch it is decoded in
 
 
 def nothing_forced(batch: int, num_branches: int) -> Forced:
@@ -210,8 +211,8 @@ def _put(x: Array, rows: Array, new: Array) -> Array:
     return jnp.asarray(x).reshape(-1, *x.shape[2:]).at[rows].set(new[:, 0]).reshape(x.shape)
 
 
-def _take_branches(branches: _Branches, rows: Array) -> _Branches:
-    """Branches `rows`, each with a copy of its prompt's keys and values."""
+def _take_branches(branches: _Branches, rows: Array) -> Any:
+    """Branches `rows` [n], each with a copy of its prompt's keys and values: as _Branches with n in place of B."""
     prompt = rows // branches.number.shape[1]
     prefix = branches.prefix
     return _Branches(
@@ -228,7 +229,8 @@ def _take_branches(branches: _Branches, rows: Array) -> _Branches:
     )
 
 
-def _take_loop(loop: _Loop, rows: Array) -> _Loop:
+def _take_loop(loop: _Loop, rows: Array) -> Any:
+    """The loop's state of branches `rows` [n]: a _Loop with n in place of B."""
     take = functools.partial(_take, rows=rows)
     return _Loop(
         t=loop.t,

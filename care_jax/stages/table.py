@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import ml_collections
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
@@ -46,7 +46,7 @@ class Setup:
     config: ml_collections.ConfigDict
     objective: Objective
     mesh: Mesh
-    prompts: int  # B
+    num_prompts: int  # B
     num_rollouts: int  # G
     temperature: float  # of the rollouts; 0 decodes greedily
     stop_ids: tuple[int, ...]
@@ -74,13 +74,13 @@ class Setup:
 class Value:
     """How a value is divided among the devices, what the host reads of it, and whether it outlives its step."""
 
-    specs: PartitionSpec | Callable[[Any], Any] = ROWS  # or from the value to its tree of PartitionSpecs
+    specs: Any = ROWS  # a PartitionSpec, a tree of them, or a function from the value to one
     read: Callable[[Any, Objective], Any] = lambda value, objective: value  # the part that the host reads
     lasting: bool = False  # lives on when the step has ended
 
     def specs_of(self, value: Any) -> Any:
         """PartitionSpecs of the value (arrays or shapes): a tree, or one for all its leaves."""
-        return self.specs if isinstance(self.specs, PartitionSpec) else self.specs(value)
+        return self.specs(value) if callable(self.specs) else self.specs
 
 
 # All values but those that are divided by prompts and read whole.
@@ -92,7 +92,7 @@ VALUES: dict[str, Value] = {
     "unforced": Value(lasting=True),
     "key": Value(WHOLE, lasting=True),
     "sampler": Value(lambda sampler: gathered(param_specs(sampler))),
-    "prefix": Value(lambda prefix: PREFIX_SPECS),
+    "prefix": Value(PREFIX_SPECS),
     # Dynamic sampling puts batches together anew, for which it needs all parts of a rollout.
     "rollouts": Value(read=lambda x, objective: x if objective.dynamic_sampling else x.replace(states=None)),
     "scores": Value(read=lambda scores, objective: scores.replace(think_states=None)),
@@ -152,7 +152,7 @@ class DeviceStage:
 
 @dataclasses.dataclass(frozen=True)
 class HostStage:
-    """A row whose function runs on the host, on NumPy copies of the values it takes.
+    """A row whose function runs on the host, on host copies of the values it takes.
 
     Of what it gives, `puts` goes to the devices; the rest stays on the host.
     """
@@ -226,18 +226,32 @@ class Table:
         return used & {name for stage in phases.drawing for name in stage.gives}
 
     def ends(self) -> dict[str, list[str]]:
-        """Stage name -> the values whose device memory is free after it: nothing takes or logs them any more."""
-        last = {name: stage for stage in self.stages for name in stage.takes}
-        giver = {name: stage for stage in self.stages for name in stage.gives}
+        """Stage name -> the values that no later stage takes, so that their device memory is free.
+
+        A value that each draw of dynamic sampling takes is not among them; see `freed_after_drawing`. Neither are those
+        that the last stage takes or gives.
+        """
         ends: dict[str, list[str]] = {stage.name: [] for stage in self.stages}
-        for name, end in last.items():
-            if name not in giver or name in self.logged or value_of(name).lasting:
-                continue
-            if end.is_drawing and not giver[name].is_drawing:  # the next draw takes it again
-                end = self.phases().learning[0]
-            ends[end.name].append(name)
+        for name, end in self._last_uses().items():
+            if name not in self._opened_for_drawing() and end is not self.stages[-1]:
+                ends[end.name].append(name)
         return ends
 
-    def read_by_host(self) -> set[str]:
-        """The values of which the host needs a copy."""
-        return {name for stage in self.stages if isinstance(stage, HostStage) for name in stage.takes} | {*self.logged}
+    def freed_after_drawing(self) -> list[str]:
+        """The values that only drawing stages take and that were given before them."""
+        last = self._last_uses()
+        return [name for name in self._opened_for_drawing() if last[name].is_drawing]
+
+    def _last_uses(self) -> dict[str, Stage]:
+        """The last stage that takes each value which a stage of this step gives."""
+        given = {name for stage in self.stages for name in stage.gives if not value_of(name).lasting}
+        return {name: stage for stage in self.stages for name in stage.takes if name in given}
+
+    def _opened_for_drawing(self) -> list[str]:
+        """The values given before the drawing stages that have their last use in them."""
+        before = {name for stage in self.stages for name in stage.gives if not stage.is_drawing}
+        return [name for name, end in self._last_uses().items() if end.is_drawing and name in before]
+
+    def taken_by_host(self) -> set[str]:
+        """The values that host stages take."""
+        return {name for stage in self.stages if isinstance(stage, HostStage) for name in stage.takes}

@@ -10,6 +10,9 @@ import jax
 import pytest
 
 from benchmarks import plans
+from benchmarks.config_file import load_config
+from care_jax.planning import flops
+from care_jax.planning.estimate import planned_model
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "planning.md"
 CONFIG = """
@@ -50,13 +53,16 @@ def test_only_the_block_of_the_config_is_written(tmp_path: Path) -> None:
 
 
 def test_the_document_has_blocks_that_the_command_finds() -> None:
-    """Catches a comment that was edited so that its figures are never written again, and another layout of figures."""
+    """Catches a comment edited so that its figures are never written again, another layout, and a model of other size."""
     blocks = list(plans._BLOCK.finditer(DOCUMENT.read_text()))
     assert len(blocks) == DOCUMENT.read_text().count("<!-- python") == 7
     for block in blocks:
         header, *rows = (line for line in block[0].splitlines() if line.startswith((" ", "rollout", "score", "update")))
         assert header == " " * 9 + "".join(f" {part}" for part in plans.PARTS) + "  peak"
         assert {len(row) for row in rows} == {len(header)}
+        config = load_config(block["config"])
+        sizes = flops.Sizes.of(config, planned_model(config), (2048, 4096), {"data": 1, "fsdp": 1, "tensor": 1})
+        assert f"\n\n{plans.size_of(sizes.num_params)}\n\n" in block[0]
 
 
 def test_a_config_that_the_document_lacks_is_refused(tmp_path: Path) -> None:

@@ -19,14 +19,15 @@ from care_jax.run.stage_timer import StageTimer
 PROGRAM = """
 import sys
 import care_jax.train, care_jax.cold_start
-print(sorted(name for name in sys.modules if name.startswith(("care_jax.data.readers", "care_jax.evals"))))
+refused = ("care_jax.data.readers", "care_jax.evals.test_sets", "care_jax.evals.lmms_eval", "care_jax.evals.responses")
+print(sorted(name for name in sys.modules if name.startswith(refused)))
 """
 
 
 def test_training_loads_no_reader_of_benchmarks() -> None:
     """Catches a training that imports the evaluation's command, and through it every reader of a data set."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['care_jax.evals', 'care_jax.evals.evaluator', 'care_jax.evals.judged_items']"
+    assert done.stdout.strip() == "[]"
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ def run(tiny_model, tiny_prompts, tiny_processor):
     return run
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=4)
 def teacher_forced(model, prompts, token_ids, forbidden, temperature):
     """Log-probs of given tokens, and the most likely ones, from one pass over the branches."""
     hidden = model.forward_branches(prompts, token_ids).predicting
@@ -178,7 +179,7 @@ def test_forced_tokens_that_are_dropped_take_no_room(run):
     assert ours.sampled_mask.shape == (3, J, length)
     assert ours.sampled_mask.all()
     assert (ours.response_len == length).all()
-    kept = run(Sampling(length + FORCED_LEN.max(), TEMPERATURE, ()), forced).rollouts
+    kept = run(Sampling(length + int(FORCED_LEN.max()), TEMPERATURE, ()), forced).rollouts
     for row in np.ndindex(3, J):
         behind = slice(FORCED_LEN[row], FORCED_LEN[row] + length)
         np.testing.assert_array_equal(ours.token_ids[row], kept.token_ids[row][behind])

@@ -26,7 +26,7 @@ from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts
+from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
 from tests.families import FACTOR, FAMILIES, make_folder
 from tests.pictures import encode, picture, question
@@ -279,9 +279,7 @@ def test_repairs_are_scored_as_they_were_sampled(case):
     prefix = jax.jit(QwenVL.prefill)(case.model, case.prompts)
     sampling = Sampling(R, TEMPERATURE, ())
     repaired = rollout.generate(case.model, prefix, forced, forbidden, jax.random.key(5), sampling=sampling)
-    row = jnp.zeros((size, 1), bool)
-    tokens = jnp.zeros((size, 1, R), bool)
-    verdicts = Verdicts(row, row, row, row, tokens, tokens)
+    verdicts = zeros(Verdicts, B=size, G=1, R=R)
     scores = score.score(case.model, case.prompts, repaired, verdicts, forbidden, temperature=TEMPERATURE, chunk=CHUNK)
     repaired, scores = jax.device_get((repaired, scores))
     assert repaired.sampled_mask.sum() == (R - FORCED_LEN)[TRIED].sum()
