@@ -156,6 +156,12 @@ def test_a_config_loads_no_heavy_library():
     assert loaded_after("import care_jax.config", *heavy) == []
 
 
+def test_a_step_on_devices_needs_no_data_packages():
+    """Catches a device module or the step's table that can only be imported where the data packages are installed."""
+    packages = ("grain", "tensorflow_datasets", "transformers", "care_jax.data")
+    assert loaded_after("import benchmarks.accelerator", *packages) == []
+
+
 def test_training_loads_neither_benchmarks_nor_their_readers():
     """Catches training that imports the evaluation sets and every data set's reader with them."""
     assert loaded_after("import care_jax.train", "care_jax.data.readers", "care_jax.evals.test_sets") == []

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_collections
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from care_jax.inputs import images, media
 from care_jax.inputs import tokenizer as tokenizer_lib
@@ -24,6 +24,9 @@ from care_jax.models.model_config import load_model_config
 from care_jax.options import OVERLONG, choose_one
 from care_jax.rewards.response_format import FORMATS, ResponseFormat
 from care_jax.structs import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _VIDEO_TEXT = ("vision_start_token_id", "video_token_id", "vision_end_token_id")

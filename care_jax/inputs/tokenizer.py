@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from care_jax.inputs.model_folder import read_fields
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def load_tokenizer(folder: Path, image_token_id: int) -> Any:
@@ -30,6 +32,8 @@ def load_tokenizer(folder: Path, image_token_id: int) -> Any:
     Raises:
         ValueError: files are missing or unreadable, or the template has no image token.
     """
+    from transformers import AutoTokenizer  # takes seconds to import, and a step's table needs none of it
+
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json; copy it from the source checkpoint")
     try:

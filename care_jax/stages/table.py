@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from care_jax.inputs.images import ImageSpec
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.models.cache import PREFIX_SPECS
-from care_jax.models.model_config import VisionConfig
 from care_jax.parallel.sharding import ROWS, WHOLE, gathered, param_specs
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState, state_specs
 
 Bucket = tuple[int, int]  # prompt tokens, patches
+
+
+@runtime_checkable
+class PatchSizes(Protocol):
+    """The sizes of one patch; both a processor's image settings and a model's vision config have them."""
+
+    @property
+    def patch_values(self) -> int:
+        """F, values of one patch."""
+        ...
+
+    @property
+    def grid_cells(self) -> int:
+        """X, cells of the learned position grid that a patch takes its position from."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Setup:
     temperature: float  # of the rollouts; 0 decodes greedily
     stop_ids: tuple[int, ...]
     forbidden_mask: Any  # [V] bool, an array or its shape
-    image_spec: ImageSpec | VisionConfig
+    image_spec: PatchSizes
     params: QwenVL  # shapes with shardings
     num_forced: int = 0  # tokens of the longest forced prefix of a reflection
     # What is trained, as shapes with shardings, and how; None in an evaluation.
