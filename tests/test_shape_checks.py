@@ -73,7 +73,7 @@ def test_a_letter_is_one_size_in_all_arguments():
 
 
 def test_structs_of_other_leaves_can_be_made_and_mapped():
-    """Catches a check where structs are made: a tree of shapes, specs or single rows, or with a part left out, fails."""
+    """Catches a check where structs are made, or of a part left out: trees of shapes, specs or rows would be errors."""
     count_denominators(BATCH.replace(prompts=None))
     assert jax.tree.map(np.shape, BATCH).row_mask == (2, 3)
     assert jax.tree.map(lambda x: x[0], BATCH).row_mask.shape == (3,)
