@@ -48,10 +48,10 @@ def test_every_checked_room_refuses_a_wrong_argument(call: Callable):
     [
         (BATCH.replace(row_mask=np.zeros((2, 4), bool)), "TrainBatch.row_mask"),
         (BATCH.replace(sampled_mask=np.zeros((2, 3, 4))), "TrainBatch.sampled_mask"),
-        (BATCH.replace(advantages=None), "TrainBatch.advantages"),
+        (BATCH.replace(advantages=0.0), "TrainBatch.advantages"),
         (BATCH.replace(prompts=BATCH.prompts.replace(prompt_len=np.zeros(3, np.int32))), "Prompts.prompt_len"),
     ],
-    ids=["letter", "dtype", "missing", "nested"],
+    ids=["letter", "dtype", "number", "nested"],
 )
 def test_fields_of_structs_are_checked(batch: TrainBatch, field: str):
     """Catches a struct whose fields disagree, and an error that does not name the field."""
@@ -73,7 +73,8 @@ def test_a_letter_is_one_size_in_all_arguments():
 
 
 def test_structs_of_other_leaves_can_be_made_and_mapped():
-    """Catches a check where structs are made: a tree of shapes, of specs or of single rows would be an error."""
+    """Catches a check where structs are made, or of a part left out: trees of shapes, specs or rows would be errors."""
+    count_denominators(BATCH.replace(prompts=None))
     assert jax.tree.map(np.shape, BATCH).row_mask == (2, 3)
     assert jax.tree.map(lambda x: x[0], BATCH).row_mask.shape == (3,)
     assert jax.tree.leaves(PREFIX_SPECS)
