@@ -1,0 +1,35 @@
+"""Ten steps of CARE, pinned: a change of layout changes no number of the method, the model or a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end import COLD_START, SmallTask, finish, flags, metrics, small, start
+
+# One instruction set and one thread, so that sums have one order on every x86 processor.
+ONE_ORDER = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2 --xla_cpu_multi_thread_eigen=false"}
+DIGEST = "7bc60fb24ae38740"  # metrics of commit 0694722, before the rooms
+
+
+def digest(rows: list[dict[str, Any]]) -> str:
+    """A digest of metrics to the last bit, without those that tell times."""
+    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s/"))} for row in rows]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_metrics_of_ten_steps(small_task: SmallTask, tmp_path: Path) -> None:
+    """Catches a rebuild that draws other numbers, reorders a step, or loses or renames a metric."""
+    cold, care, cache = tmp_path / "cold", tmp_path / "care", tmp_path / "cache"
+    run = {"cold_start": small(small_task.model, small_task.data, **COLD_START), "train": {}}
+    run["train"] = small(small_task.model, small_task.data, model__weights=str(cold), train__steps=10)
+    for command, config, workdir in (("cold_start", "demo.py:cold_start", cold), ("train", "demo.py", care)):
+        arguments = [f"--config=configs/{config}", f"--workdir={workdir}", *flags(run[command])]
+        ended = finish(start(f"care_jax.{command}", *arguments, cache=cache, extra=ONE_ORDER))
+        assert ended.returncode == 0, ended.stderr
+    rows = metrics(care)
+    assert sum("loss" in row for row in rows) == 10
+    assert sum(row.get("reflect/tried", 0) for row in rows) > 0
+    assert digest(rows) == DIGEST
