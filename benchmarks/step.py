@@ -84,6 +84,7 @@ class Side:
         self.objective = dataclasses.replace(objective, kl_coef=0.0, num_negatives=args.negatives)
         self.sampling = Sampling(args.response_len, 1.0, ())
         self.scoring: dict[str, Any] = {"temperature": 1.0, "chunk": args.chunk}
+        self.group_prompts = jax.tree.map(lambda x: x[::copies], self.prompts)  # one a group
         self.assemble = jax.jit(functools.partial(train_batch.assemble, objective=self.objective))
 
     def collect(self, params: QwenVL, key: Array, timer: StageTimer) -> TrainBatch:
@@ -103,7 +104,7 @@ class Side:
                 reflection = self._reflect(params, prefix, rollouts, repair_key)
         with timer("batch"):
             groups = regroup((rollouts, verdicts, scores), self.args.prompts)
-            assembled = self.assemble(self.prompts, *groups, self._all_rows(), reflection)
+            assembled = self.assemble(self.group_prompts, *groups, self._all_rows(), reflection)
             rows = regroup(assembled.batch.replace(prompts=None), batch)
             return jax.block_until_ready(rows.replace(prompts=self.prompts))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,15 +73,19 @@ def test_pass_at_k(small_task: SmallTask, tmp_path: Path) -> None:
 
 
 class _SaysThree:
-    """In place of every device program of an evaluation: each response is <answer>3</answer>."""
+    """In place of an evaluation's decoder: each response is <answer>3</answer>."""
+
+    batch_size = 4
 
     def __init__(self, processor: Processor) -> None:
         self.ids = encode_rewrite(processor, "<answer>3</answer>")
 
-    def __call__(self, *args: Any) -> None:
-        pass
+    def open(self, model: None) -> Callable[..., None]:
+        """Starts nothing."""
+        return lambda prompts, key: None
 
     def fetch(self, _: None) -> SimpleNamespace:
+        """The same response to every prompt."""
         return SimpleNamespace(token_ids=[[np.array(self.ids)]] * 4, response_len=[[len(self.ids)]] * 4)
 
 
@@ -90,8 +95,7 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     """Catches a record that leaves the denominator in silence: two of three answered right would be 100 %."""
     records = [question("1+2?", id="a"), question("1+2?" * 40, id="long"), question("2+1?", id="b")]
     processor, says = dataclasses.replace(tiny_processor, overlong="drop"), _SaysThree(tiny_processor)
-    programs = SimpleNamespace(sampler=says, prefill=says, generate=says, batch_size=4)
-    monkeypatch.setattr(evaluator_lib.EvalPrograms, "build", lambda *args: programs)
+    monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
     config = base()
     config.eval.batch_size = 4
     items: list[dict[str, Any]] = []
