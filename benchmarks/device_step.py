@@ -1,7 +1,7 @@
 """A CARE step on the devices alone: the table of step.py, with made-up values in place of what its host stages give.
 
 Prompts are random tokens around one square image of noise. The verdicts are always the same: the first rollout of a
-prompt and its repair are right, the other rollouts are wrong; half of a response is rationale, the rest answer. So every
+prompt and its repair are right, the others are wrong; half of a response is rationale, the rest answer. So every
 group is mixed, has K failures and is repaired once, which is the case that costs CARE most. No response stops before R
 tokens, because the ids that stop one are forbidden. Needs no tokenizer, image file or data set.
 """
