@@ -1,9 +1,9 @@
 """A CARE step on the devices alone: the table of step.py, with made-up values in place of what its host stages give.
 
 Prompts are random tokens around one square image of noise. The verdicts are always the same: the first rollout of a
-prompt is right, the others are wrong, half of each response is rationale and the rest answer. So every group is mixed,
-has K failures and is repaired once, which is the case that costs CARE most. No response stops before R tokens, because
-the ids that stop one are forbidden. Needs no tokenizer, image file or data set.
+prompt and its repair are right, the others are wrong; half of a response is rationale, the rest answer. So every
+group is mixed, has K failures and is repaired once, which is the case that costs CARE most. No response stops before R
+tokens, because the ids that stop one are forbidden. Needs no tokenizer, image file or data set.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from benchmarks.step import make_verdicts
+from benchmarks.step import make_reflection, make_verdicts
 from care_jax import step
 from care_jax.inputs.positions import PatchLayout, mrope_position_ids, patch_tables
 from care_jax.models import ModelConfig, init_model
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning.estimate import planned_setup
-from care_jax.rewards.judge import Judged
-from care_jax.stages import host
 from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.keys import stage_key
 from care_jax.stages.rollout import nothing_forced
@@ -159,11 +157,8 @@ class DeviceStep:
             case "repair_verdicts":
                 return make_verdicts(*values["repaired"].token_ids.shape)
             case "reflection":
-                names = ("repaired", "responses", "repair_scores")
-                repaired, responses, scores = (self.stages.fetch(name, values[name]) for name in names)
-                judged = Judged(jax.device_get(make_verdicts(*repaired.token_ids.shape)), [], [], [])
-                placed: Any = host.place_repairs(None, repaired, responses, judged, scores)  # type: ignore[arg-type]
-                return placed["reflection"]
+                verdicts = make_verdicts(*values["responses"].token_ids.shape)
+                return make_reflection(values["responses"], verdicts, values["repair_scores"])
         raise ValueError(f"no made-up value for {name!r}, which a host stage of step.py gives; add one")
 
 

@@ -135,17 +135,7 @@ class Side:
         repaired = self._generate(params, prefix, forced, key)
         verdicts = make_verdicts(*repaired.token_ids.shape)
         scores = self._score(params, repaired, verdicts)
-        return Reflection(
-            tried=everywhere[:, 0],
-            token_ids=repaired.token_ids[:, 0],
-            response_len=repaired.response_len[:, 0],
-            sampled_mask=repaired.sampled_mask[:, 0],
-            logprobs_old=scores.logprobs[:, 0],
-            correct=verdicts.correct[:, 0],
-            rewards=verdicts.rewards[:, 0],
-            think_mask=verdicts.think_mask[:, 0],
-            answer_mask=verdicts.answer_mask[:, 0],
-        )
+        return make_reflection(repaired, verdicts, scores)
 
     def _all_rows(self) -> Subgroup:
         """A subgroup of the first rows of every group, all of them valid."""
@@ -164,6 +154,21 @@ def make_verdicts(batch: int, num_branches: int, response_len: int) -> Verdicts:
     correct = jnp.broadcast_to(jnp.arange(num_branches) == 0, (batch, num_branches))
     is_think = jnp.broadcast_to(jnp.arange(response_len) < response_len // 2, (batch, num_branches, response_len))
     return Verdicts(correct, correct, correct, correct.astype(jnp.float32), is_think, ~is_think)
+
+
+def make_reflection(repaired: Rollouts, verdicts: Verdicts, scores: Scores) -> Reflection:
+    """One repair a group, all of them tried, from arrays with one branch a prompt."""
+    return Reflection(
+        tried=jnp.ones(repaired.token_ids.shape[:1], bool),
+        token_ids=repaired.token_ids[:, 0],
+        response_len=repaired.response_len[:, 0],
+        sampled_mask=repaired.sampled_mask[:, 0],
+        logprobs_old=scores.logprobs[:, 0],
+        correct=verdicts.correct[:, 0],
+        rewards=verdicts.rewards[:, 0],
+        think_mask=verdicts.think_mask[:, 0],
+        answer_mask=verdicts.answer_mask[:, 0],
+    )
 
 
 def make_optimizer() -> optax.GradientTransformation:

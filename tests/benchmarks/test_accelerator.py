@@ -57,8 +57,8 @@ def test_figures_of_a_tiny_step(name: str, capsys: pytest.CaptureFixture[str], m
     rollouts, batch = given["rollouts"], given["batch"]
     assert np.all(rollouts.response_len == figures["response_len"])
     assert np.all(batch.row_mask)
-    assert np.all(batch.advantages[:, 0] > 0)
-    assert np.all(batch.advantages[:, 1:] < 0)
+    assert np.all(batch.advantages[:, :2] > 0)  # the right rollout and the repair
+    assert np.all(batch.advantages[:, 2:] < 0)
     sampled = batch.sampled_mask.sum(-1)
     assert np.all(sampled[:, 1] == figures["response_len"] - figures["forced_len"])
     assert np.all(np.delete(sampled, 1, axis=1) == figures["response_len"])
