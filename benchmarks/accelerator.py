@@ -49,7 +49,7 @@ from care_jax.structs import Prompts, Rollouts
 
 
 class Peak(NamedTuple):
-    """What the makers say of a chip."""
+    """A chip's figures as its maker gives them."""
 
     flops: float  # bfloat16 FLOP/s, dense
     bytes_per_s: float  # of its memory

@@ -49,7 +49,7 @@ NUM_ROLLOUTS = 8  # G
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """The same weights in both libraries."""
+    """Makes one set of weights for both libraries."""
 
     ours: QwenVL
     theirs: Any  # transformers.Qwen2_5_VLForConditionalGeneration
@@ -104,7 +104,7 @@ def roll_out(
 
 
 def hub_generate(model: Any, prompts: Prompts, sampling: Sampling) -> Callable[[], Any]:
-    """The same call of transformers: patches in reading order, exactly R new tokens."""
+    """Makes the equivalent call of transformers: patches in reading order, exactly R new tokens."""
     import torch
 
     unit = model.config.vision_config.spatial_merge_size**2

@@ -72,7 +72,7 @@ def select_and_weigh(inputs: dict[str, Array], *, objective: Objective) -> dict[
 
 
 def loop_over_groups(inputs: Inputs, *, objective: Objective) -> Outputs:
-    """The same computation in numpy, group by group."""
+    """Selects and weighs in numpy, group by group."""
     prompts, num_slots = len(inputs["correct"]), objective.num_negatives + 1
     index = np.zeros((prompts, num_slots), np.int32)
     valid = np.zeros((prompts, num_slots), bool)

@@ -108,7 +108,7 @@ def write_mathverse(root: Path) -> Path:
 
 
 def write_mathverse_by_version(root: Path) -> Path:
-    """The same as lmms-eval's copy has them, one file a version."""
+    """Writes the set as lmms-eval's copy has it, one file a version."""
     rows = _mathverse_rows()
     for version in {row["problem_version"] for row in rows}:
         path = root / f"testmini_version_split/{version.lower().replace(' ', '_')}-00000-of-00001.parquet"

@@ -1,4 +1,4 @@
-"""Where math-verify says otherwise than tests/verdict_table.py, and why the table stands.
+"""Rows for which math-verify says otherwise than tests/verdict_table.py, and why the table stands.
 
 Compared as its users do: `verify(parse("$gold$"), parse("$response$"))`, and any gold of several.
 """

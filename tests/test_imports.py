@@ -77,7 +77,7 @@ def _imports_of(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def library_imports() -> Iterator[tuple[str, str, str]]:
-    """What modules that are no commands import from care_jax: importing module, file:line, name below care_jax."""
+    """Imports of care_jax by modules that are not commands: importing module, file:line, name below care_jax."""
     for module, found in imports().items():
         if not is_command(module):
             yield from (

@@ -56,7 +56,7 @@ def items_of_sections() -> dict[int, int]:
 
 
 def problem_of(citation: str, sections: dict[int, int]) -> str:
-    """What is wrong with "section 1, item 4", "sections 2 to 5", ...; "" if it resolves."""
+    """Says why "section 1, item 4", "sections 2 to 5", ... does not resolve; "" if it does."""
     text, _, item = citation.partition(", item ")
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     missing = [number for number in numbers if number not in sections]

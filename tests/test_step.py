@@ -37,7 +37,7 @@ def config_of(preset: str, **changes: object) -> ml_collections.ConfigDict:
 
 
 def setup_of(config: ml_collections.ConfigDict) -> Setup:
-    """What the programs are made for, from shapes."""
+    """The setup of the programs, from shapes."""
     mesh = create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return estimate.planned_setup(config, estimate.planned_model(config), mesh)
 

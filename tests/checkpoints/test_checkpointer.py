@@ -110,7 +110,7 @@ def restored(folder: Path, model: models.QwenVL):
 
 
 def assert_at(found, model: models.QwenVL, step: int) -> None:
-    """Whether `restored` gave exactly what `save` saved at `step`."""
+    """True if `restored` gave exactly what `save` saved at `step`."""
     state, batches = found
     wanted, iterator = state_at(model, step), make_iterator()
     for _ in range(step):

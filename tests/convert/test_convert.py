@@ -31,7 +31,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def header_bytes(folder: Path) -> int:
-    """What comes before the data."""
+    """The number of bytes before the data."""
     with (folder / "model.safetensors").open("rb") as stream:
         return 8 + int.from_bytes(stream.read(8), "little")
 

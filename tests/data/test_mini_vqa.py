@@ -183,7 +183,7 @@ def test_chart_answers_match_the_pixels(train: list[Record], heldout: list[Recor
 
 
 def _labels_fit(pixels: np.ndarray, count: int) -> bool:
-    """Whether exactly `count` letters stand below the chart, a patch each."""
+    """True if exactly `count` letters stand below the chart, a patch each."""
     lefts = [14 * i for i in range(count)]
     letters = [np.asarray(drawing._glyph("ABCDE"[i], 14))[:13] for i in range(count)]
     return all(

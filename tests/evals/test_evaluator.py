@@ -85,7 +85,7 @@ class _SaysThree:
         return lambda prompts, key: None
 
     def fetch(self, _: None) -> SimpleNamespace:
-        """The same response to every prompt."""
+        """Answers every prompt alike."""
         return SimpleNamespace(token_ids=[[np.array(self.ids)]] * 4, response_len=[[len(self.ids)]] * 4)
 
 

@@ -1,4 +1,4 @@
-"""What shards tell each other, against the same on whole arrays."""
+"""Exchanges between shards, against the same computation on whole arrays."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ CASES = (*(f"qwen2_5_vl {mesh}" for mesh in MESHES), "qwen3_vl 2x2x2")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What tests/on_shards.py found; one process for all meshes."""
+    """The findings of tests/on_shards.py; one process for all meshes."""
     folder = tmp_path_factory.mktemp("on_shards")
     xla_flags = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=500"
     extra = {

@@ -1,4 +1,4 @@
-"""What a step must compute, read, send and hold."""
+"""Counts of what a step must compute, read, send and hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
 def sizes_of(name: str, mesh: dict[str, int] = ONE, **changes: object) -> flops.Sizes:
-    """Of a published model with the default config."""
+    """The sizes of a published model with the default config."""
     model = parse_model_config(published_config(name), name)
     config = config_lib.base()
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})

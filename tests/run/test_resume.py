@@ -180,7 +180,7 @@ def test_care_survives_kills(care: Stage, tmp_path: Path) -> None:
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 def test_care_survives_twenty_kills(small_task: SmallTask, forks: Forks, tmp_path: Path, seed: int) -> None:
-    """The same at length, and each seed at other moments."""
+    """Many kills, and each seed at other moments."""
     stage = _care(small_task, forks, tmp_path / "uninterrupted", steps=60)
     print(*_survive(stage, tmp_path / "run", num_kills=20, seed=seed), sep="\n")
 
