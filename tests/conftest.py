@@ -112,7 +112,7 @@ def quick_to_compile() -> Iterator[None]:
 
 @pytest.fixture
 def cached(small_task: SmallTask, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallTask]:
-    """The small task for runs in this process: one device, shared compilations, and the handler of SIGTERM is put back."""
+    """The small task for runs in this process: one device, shared compilations, SIGTERM's handler put back."""
     only = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: only)
     handler = signal.getsignal(signal.SIGTERM)

@@ -41,7 +41,7 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
 
 
 def stand_in(step: int, eval_examples: int) -> Any:
-    """What `Session`'s methods read of a session of 10 steps that evaluates every 5."""
+    """The parts that `Session`'s methods read, of a session of 10 steps that evaluates every 5."""
     config = base()
     config.train.update(steps=10, eval_every=5, checkpoint_every=5, eval_examples=eval_examples)
     told: list[Any] = []
