@@ -42,6 +42,7 @@ from benchmarks import child, study_page, study_record
 from benchmarks.study_record import Record
 from care_jax import cli
 from care_jax.config import flat
+from care_jax.errors import InputError
 
 RUNS_FILE = "runs.jsonl"
 WORK = "runs/study"  # the default of --work, the folder of the run folders
@@ -104,7 +105,7 @@ def read_records(out: Path) -> list[Record]:
     """Reads runs.jsonl; a last line that a kill left incomplete is removed from the file.
 
     Raises:
-        ValueError: another line is not JSON.
+        InputError: another line is not JSON.
     """
     path = out / RUNS_FILE
     records: list[Record] = []
@@ -115,7 +116,7 @@ def read_records(out: Path) -> list[Record]:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             if number < len(lines):
-                raise ValueError(f"{path}:{number} is not a record: {_MEND}") from None
+                raise InputError(f"{path}:{number} is not a record: {_MEND}") from None
             path.write_text(text.removesuffix(line))
         else:
             if not line.endswith("\n"):
@@ -189,7 +190,7 @@ class Runner:
             if not last.is_dir():
                 child.run(self._command("care_jax.cold_start", task, "cold_start", seed, workdir))
             if not last.is_dir():
-                raise ValueError(f"{workdir} was stopped before its end; run the same command again")
+                raise InputError(f"{workdir} was stopped before its end; run the same command again")
         return workdir
 
     def _command(self, module: str, task: str, arm: str, seed: int, workdir: Path) -> list[str | Path]:
@@ -221,7 +222,7 @@ def run_all(runner: Runner, runs: list[Run], jobs: int) -> Iterator[Record]:
     """Yields the records of runs as they are made, `jobs` runs at once, each on its share of the cores.
 
     Raises:
-        ValueError: a run failed; those that have begun are finished, and no others begin.
+        InputError: a run failed; those that have begun are finished, and no others begin.
     """
     cores = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[int] = queue.Queue()
@@ -244,17 +245,17 @@ def require_one_study(records: Sequence[Record], runs: Sequence[Run], runner: Ru
     """Checks that records belong on one page.
 
     Raises:
-        ValueError: a run is not in the study or has another config, or runs of one seed started from different
+        InputError: a run is not in the study or has another config, or runs of one seed started from different
             policies, as when one was made elsewhere.
     """
     for record in records:
         name = run_of(record).name
         if run_of(record) not in runs:
-            raise ValueError(f"{RUNS_FILE} has {name}, which is not in the study: {_MEND}")
+            raise InputError(f"{RUNS_FILE} has {name}, which is not in the study: {_MEND}")
         if key := runner.difference(record):
-            raise ValueError(f"{RUNS_FILE} has {name} with another {key} than the study: {_MEND}")
+            raise InputError(f"{RUNS_FILE} has {name} with another {key} than the study: {_MEND}")
         if other := of_another_start(record, records):
-            raise ValueError(f"{RUNS_FILE} has {name} from another cold start than {run_of(other).name}: {_MEND}")
+            raise InputError(f"{RUNS_FILE} has {name} from another cold start than {run_of(other).name}: {_MEND}")
 
 
 def of_another_start(record: Record, records: Sequence[Record]) -> Record | None:
@@ -268,15 +269,15 @@ def chosen(runs: Sequence[Run], only: str) -> list[Run]:
     """The runs that --only selects.
 
     Raises:
-        ValueError: it is not a regular expression, or selects none.
+        InputError: it is not a regular expression, or selects none.
     """
     try:
         pattern = re.compile(only)
     except re.error as error:
-        raise ValueError(f"--only={only} is not a regular expression: {error}") from None
+        raise InputError(f"--only={only} is not a regular expression: {error}") from None
     found = [run for run in runs if pattern.search(run.name)]
     if not found:
-        raise ValueError(f"--only={only} selects none of the study's runs, for example {runs[0].name}")
+        raise InputError(f"--only={only} selects none of the study's runs, for example {runs[0].name}")
     return found
 
 
@@ -284,16 +285,16 @@ def load_study(path: str) -> Any:
     """Imports a study's config file.
 
     Raises:
-        ValueError: there is no such file, or it lacks a name.
+        InputError: there is no such file, or it lacks a name.
     """
     spec = importlib.util.spec_from_file_location("study_config", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"--config={path}: give a study's Python file, as configs/study.py")
+        raise InputError(f"--config={path}: give a study's Python file, as configs/study.py")
     study = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = study  # where dataclasses look for it
     spec.loader.exec_module(study)
     if missing := sorted({"ABOUT", "ARMS", "TASKS", "OBJECTIVES", "SHOWN", "get_config"} - vars(study).keys()):
-        raise ValueError(f"--config={path} has no {', '.join(missing)}; see configs/study.py")
+        raise InputError(f"--config={path} has no {', '.join(missing)}; see configs/study.py")
     return study
 
 
@@ -303,7 +304,7 @@ def main() -> None:
     study, out, work = load_study(f.config), Path(f.out), Path(f.work)
     num_cores = len(os.sched_getaffinity(0))
     if not 1 <= f.jobs <= num_cores:
-        raise ValueError(f"--jobs={f.jobs}: choose 1 to {num_cores}, the number of cores")
+        raise InputError(f"--jobs={f.jobs}: choose 1 to {num_cores}, the number of cores")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((work / "compilation_cache").absolute()))
     out.mkdir(parents=True, exist_ok=True)
     runs, runner, records = plan(study), Runner(study, f.config, work), read_records(out)
@@ -315,7 +316,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     for number, record in enumerate(run_all(runner, missing, f.jobs), 1):
         if other := of_another_start(record, records):
-            raise ValueError(
+            raise InputError(
                 f"{run_of(record).name} is not kept: it started from another cold start than {run_of(other).name}; "
                 "make all runs of a seed with one --work and as many cores a run"
             )
@@ -324,7 +325,7 @@ def main() -> None:
             file.write(json.dumps(record) + "\n")
         print(f"{number}/{len(missing)}  {' '.join(map(str, run_of(record)))}", flush=True)
     if not records:
-        raise ValueError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
+        raise InputError(f"{out / RUNS_FILE} has no runs yet; run without --page_only")
     command = f"python -m benchmarks.study --config={f.config} --out={f.out}"
     study_page.write(out, study, records, command=command, num_planned=len(runs))
     print(f"{len(records)} of {len(runs)} runs are made: {out / 'index.html'}")

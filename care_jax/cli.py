@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from care_jax import files
+from care_jax.errors import InputError
 
 
 def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
@@ -26,7 +27,7 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
 
     def with_workdir(config: ml_collections.ConfigDict) -> None:
         if workdir_flag.value is None:
-            raise ValueError("--workdir=DIR is needed, the run folder")
+            raise InputError("--workdir=DIR is needed, the run folder")
         workdir = files.anywhere(workdir_flag.value)
         processes.connect()
         with processes.ending_on_failure():
@@ -41,24 +42,24 @@ def run_config(main: Callable[[ml_collections.ConfigDict], None]) -> None:
 
     def with_config() -> None:
         if config_flag.value is None:
-            raise ValueError("--config=FILE is needed, a file of configs/")
+            raise InputError("--config=FILE is needed, a file of configs/")
         if not isinstance(config_flag.value, ml_collections.ConfigDict):  # a stand-in that raises when it is read
             name = config_flags.get_config_filename(flags.FLAGS["config"])
-            raise ValueError(f"--config={name} cannot be loaded; give a file of configs/ or one like them")
+            raise InputError(f"--config={name} cannot be loaded; give a file of configs/ or one like them")
         main(config_flag.value)
 
     run_flags(with_config)
 
 
 def run_flags(main: Callable[[], None], *, on_host: bool = False) -> None:
-    """Parses the flags and calls `main`. A ValueError becomes one line on stderr and exit code 2.
+    """Parses the flags and calls `main`. An InputError becomes one line on stderr and exit code 2.
 
     `on_host` keeps JAX off the accelerators, which may be at work, or wait for the other hosts of a pod.
     """
 
     def without_arguments(argv: list[str]) -> None:
         if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; an option is written --name=value")
+            raise InputError(f"unexpected argument {argv[1]!r}; an option is written --name=value")
         main()
 
     if on_host:
@@ -68,17 +69,17 @@ def run_flags(main: Callable[[], None], *, on_host: bool = False) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         app.run(without_arguments, flags_parser=_parse_flags)
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses with absl; an unknown flag, config key or config file becomes a ValueError of one line."""
+    """Parses with absl; an unknown flag, config key or config file becomes an InputError of one line."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise ValueError(" ".join(_message(error).split())) from error
+        raise InputError(" ".join(_message(error).split())) from error
 
 
 def _message(error: BaseException) -> str:

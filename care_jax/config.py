@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from care_jax import files, options
+from care_jax.errors import InputError
 from care_jax.method import objectives
 
 
@@ -275,7 +276,7 @@ def validate(config: ConfigDict) -> None:
     """Checks what can be checked without data or devices.
 
     Raises:
-        ValueError: listing every problem, each with the value, what is allowed and how to mend it.
+        InputError: listing every problem, each with the value, what is allowed and how to mend it.
     """
     values = flat(config)
     problems = []
@@ -283,7 +284,7 @@ def validate(config: ConfigDict) -> None:
         problems = [f"{key}={values[key]!r}: {wanted}" for key, rule in RULES.items() if (wanted := rule(values[key]))]
         problems += [problem for check in CHECKS if (problem := check(config))]
     if problems:
-        raise ValueError("bad config: " + "; ".join(problems))
+        raise InputError("bad config: " + "; ".join(problems))
     objectives.Objective.from_config(config.objective)
 
 

@@ -17,6 +17,7 @@ import ml_collections
 from absl import flags
 
 from care_jax import cli, cold_start, files, train
+from care_jax.errors import InputError
 from care_jax.options import SKILLS
 from care_jax.report import write_report
 from care_jax.run.folder import METRICS_FILE
@@ -41,7 +42,7 @@ def accuracies(workdir: Path, step: int) -> dict[str, float]:
         row = json.loads(line)
         if row["step"] == step and "eval/accuracy/mean" in row:
             return {name: row[f"eval/accuracy/{name}"] for name in (*SKILLS, "mean")}
-    raise ValueError(f"{workdir} has no evaluation at step {step}; run the same command again")
+    raise InputError(f"{workdir} has no evaluation at step {step}; run the same command again")
 
 
 def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.ConfigDict) -> dict | None:

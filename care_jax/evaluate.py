@@ -28,6 +28,7 @@ from care_jax.checkpoints.initial_state import initial_model
 from care_jax.checkpoints.load import find_params
 from care_jax.data import loader
 from care_jax.data.loader import RecordSource
+from care_jax.errors import InputError
 from care_jax.evals import test_sets
 from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.judged_items import JudgedItem
@@ -57,7 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
     """Evaluates the newest checkpoint of `workdir` on all held-out records; writes samples and results there.
 
     Raises:
-        ValueError: a bad config, unusable data, or no checkpoint.
+        InputError: a bad config, unusable data, or no checkpoint.
     """
     workdir = files.anywhere(workdir)
     require_same({"--workdir": str(workdir)} | config_lib.flat(config))
@@ -89,7 +90,7 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
         The figures of all benchmarks that were scored in `workdir`, as in its benchmarks/results.json.
 
     Raises:
-        ValueError: a bad config, benchmarks that are not prepared, no checkpoint, or answers of another one.
+        InputError: a bad config, benchmarks that are not prepared, no checkpoint, or answers of another one.
     """
     config_lib.validate(config)
     root, folder = Path(config.eval.benchmarks), workdir / "benchmarks"
@@ -143,7 +144,7 @@ def score_responses(
         As `run_benchmarks`.
 
     Raises:
-        ValueError: as `run_benchmarks`; the file cannot be read, or `workdir` holds a model's own answers.
+        InputError: as `run_benchmarks`; the file cannot be read, or `workdir` holds a model's own answers.
     """
     folder = workdir / "benchmarks"
     source = test_sets.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
@@ -156,7 +157,7 @@ def score_responses(
 
 
 def _with_weights_of(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with the newest checkpoint of `workdir` as weights. Raises ValueError if there is none."""
+    """The config with the newest checkpoint of `workdir` as weights. Raises InputError if there is none."""
     find_params(workdir)
     config = ml_collections.ConfigDict(config)
     config.model.weights = str(workdir)
@@ -179,7 +180,7 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Prints the results: one JSON object for the held-out data; the table and the object for benchmarks."""
     name, path = flags.FLAGS.benchmark, flags.FLAGS.responses
     if path is not None and name in (None, "all"):
-        raise ValueError("--responses needs --benchmark=NAME, the one benchmark that the file answers")
+        raise InputError("--responses needs --benchmark=NAME, the one benchmark that the file answers")
     if name is None:
         summary = run(config, workdir)
         if is_first():
@@ -191,7 +192,7 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         results = score_responses(config, folder, name, Path(path), **fields)
     else:
         if not is_alone():
-            raise ValueError(f"--benchmark={name} runs in one process; evaluate on one host")
+            raise InputError(f"--benchmark={name} runs in one process; evaluate on one host")
         results = run_benchmarks(config, folder, list(test_sets.BENCHMARKS) if name == "all" else [name])
     print(test_sets.table(results))
     print(json.dumps(results))

@@ -16,6 +16,8 @@ import filelock
 import fsspec
 from etils import epath
 
+from care_jax.errors import InputError
+
 MUST_BE_LOCAL = "must be on a local disk; copy it there, as with gcloud storage rsync --recursive"
 _BUCKET = "gs://"
 
@@ -31,16 +33,16 @@ def anywhere(path: epath.PathLike) -> epath.Path:
     """`path`, absolute, with pathlib's methods.
 
     Raises:
-        ValueError: `path` lies in a bucket that cannot be read, because gcsfs is missing or it is not gs://.
+        InputError: `path` lies in a bucket that cannot be read, because gcsfs is missing or it is not gs://.
     """
     if not in_bucket(path):
         return epath.Path(path).absolute()
     if not os.fspath(path).startswith(_BUCKET):
-        raise ValueError(f"{path}: give a local path or {_BUCKET}BUCKET/FOLDER")
+        raise InputError(f"{path}: give a local path or {_BUCKET}BUCKET/FOLDER")
     try:
         fsspec.get_filesystem_class("gs")
     except ImportError as error:
-        raise ValueError(f"{path}: {_BUCKET} needs the package gcsfs: pip install 'care_jax[gcs]'") from error
+        raise InputError(f"{path}: {_BUCKET} needs the package gcsfs: pip install 'care_jax[gcs]'") from error
     return epath.Path(path)
 
 
@@ -48,10 +50,10 @@ def on_disk(path: epath.PathLike, name: str) -> Path:
     """`path`, which must be local; `name` is the flag or config key that holds it, for the message.
 
     Raises:
-        ValueError: it lies in a bucket.
+        InputError: it lies in a bucket.
     """
     if in_bucket(path):
-        raise ValueError(f"{name}={path}: {MUST_BE_LOCAL}")
+        raise InputError(f"{name}={path}: {MUST_BE_LOCAL}")
     return Path(path)
 
 
@@ -86,13 +88,13 @@ def locked(path: Path, message: str) -> Iterator[None]:
     without one.
 
     Raises:
-        ValueError: `message`, if another process holds the lock.
+        InputError: `message`, if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with contextlib.suppress(OSError):  # of a file system without locks
             if not filelock.lock_descriptor(descriptor, blocking=False):
-                raise ValueError(message)
+                raise InputError(message)
         yield
     finally:
         os.close(descriptor)

@@ -32,6 +32,7 @@ import ml_collections
 from absl import flags
 
 from care_jax import cli
+from care_jax.errors import InputError
 from care_jax.planning import flops, hlo
 from care_jax.planning.advice import changes, sweep
 from care_jax.planning.chips import GIB
@@ -82,7 +83,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     jax.config.update("jax_platforms", "cpu")  # a plan takes no device, even where there is one
     topology, path = flags.FLAGS.topology, flags.FLAGS.json
     if topology is None:
-        raise ValueError("--topology=NAME is needed, as v5p:2x2x2 or v6e:8x8")
+        raise InputError("--topology=NAME is needed, as v5p:2x2x2 or v6e:8x8")
     plan = sweep(config, topology) if flags.FLAGS.sweep else make_plan(config, topology)
     print(table(plan))
     if path is not None:

@@ -20,6 +20,7 @@ from absl import flags
 from etils import epath
 
 from care_jax import cli, files
+from care_jax.errors import InputError
 from care_jax.page.charts import sections
 from care_jax.page.run_data import OUTCOMES, Run, load_run
 
@@ -38,14 +39,14 @@ def write_report(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> Non
         out: the HTML file to write.
 
     Raises:
-        ValueError: no workdir, or one that is not a folder; nothing is written.
+        InputError: no workdir, or one that is not a folder; nothing is written.
     """
     if not workdirs:
-        raise ValueError("no run folder given; name at least one: --workdir=DIR (it holds metrics.jsonl)")
+        raise InputError("no run folder given; name at least one: --workdir=DIR (it holds metrics.jsonl)")
     folders, out = [files.anywhere(workdir) for workdir in workdirs], files.anywhere(out)
     for workdir, folder in zip(workdirs, folders, strict=True):
         if not folder.is_dir():
-            raise ValueError(f"--workdir={workdir} is not a folder; give a run folder, which holds metrics.jsonl")
+            raise InputError(f"--workdir={workdir} is not a folder; give a run folder, which holds metrics.jsonl")
     runs = [load_run(folder, name) for folder, name in zip(folders, _run_names(folders), strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(out, _render(runs))

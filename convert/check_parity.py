@@ -45,7 +45,7 @@ def compare(folder: Path, path: epath.PathLike) -> dict[str, Stage]:
     """Compares the model of a Hugging Face folder with the checkpoint at `path`, stage by stage.
 
     Raises:
-        ValueError: unreadable files, no checkpoint, or weights on either side that do not fit config.json (all listed).
+        InputError: unreadable files, no checkpoint, or weights on either side that do not fit config.json (all listed).
     """
     weights = mapping.weights_of(load_model_config(folder))
     tensors = hf_folder.all_tensors(hf_folder.read_shards(folder))
@@ -97,7 +97,7 @@ def _define_flags() -> None:
 
 
 def main() -> None:
-    """The command; raises ValueError on bad input."""
+    """The command; raises InputError on bad input."""
     stages = compare(files.on_disk(flags.FLAGS.hf, "--hf"), flags.FLAGS.checkpoint)
     show(stages)
     sys.exit(1 if any(stage.differing for stage in stages.values()) else 0)

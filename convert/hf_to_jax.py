@@ -28,7 +28,7 @@ def convert(folder: Path, out: Path) -> int:
     Each keeps its type; if the layers of one have several, it becomes float32.
 
     Raises:
-        ValueError: unreadable files, weights that do not fit config.json (all of them listed), or an `out` that
+        InputError: unreadable files, weights that do not fit config.json (all of them listed), or an `out` that
             exists or cannot be written.
     """
     weights = mapping.weights_of(load_model_config(folder))
@@ -71,7 +71,7 @@ def _define_flags() -> None:
 
 
 def main() -> None:
-    """The command; raises ValueError on bad input."""
+    """The command; raises InputError on bad input."""
     out = files.on_disk(flags.FLAGS.out, "--out")
     size = convert(files.on_disk(flags.FLAGS.hf, "--hf"), out)
     print(f"{size:,} parameters -> {out}")

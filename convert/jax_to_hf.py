@@ -19,6 +19,7 @@ from etils import epath
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import StoredParam
 from care_jax.checkpoints.load import open_params
+from care_jax.errors import InputError
 from care_jax.models import load_model_config
 from convert import hf_folder, mapping, safetensors_io, staging
 from convert.hf_folder import INDEX_FILE, SINGLE_FILE
@@ -59,7 +60,7 @@ def convert(
         The number of parameters.
 
     Raises:
-        ValueError: no checkpoint at `path`, parameters that do not fit config.json (all listed), an unknown dtype,
+        InputError: no checkpoint at `path`, parameters that do not fit config.json (all listed), an unknown dtype,
             or an `out` that may not or cannot be written.
     """
     _check_out(out, folder, overwrite=overwrite)
@@ -83,19 +84,19 @@ def _check_out(out: Path, folder: Path, *, overwrite: bool) -> None:
     """Refuses to write over anything but a Hugging Face folder, and over the source."""
     ours, source = out.resolve(), folder.resolve()
     if ours == source or ours in source.parents or source in ours.parents:
-        raise ValueError(f"--out={out} and --hf={folder} lie inside each other; name a folder beside it")
+        raise InputError(f"--out={out} and --hf={folder} lie inside each other; name a folder beside it")
     if not out.exists():
         return
     if not overwrite:
-        raise ValueError(f"--out={out} exists already; name a new folder or pass --overwrite")
+        raise InputError(f"--out={out} exists already; name a new folder or pass --overwrite")
     if not (out / "config.json").is_file():
-        raise ValueError(f"--out={out} is not a Hugging Face folder (no config.json), so --overwrite leaves it alone")
+        raise InputError(f"--out={out} is not a Hugging Face folder (no config.json), so --overwrite leaves it alone")
 
 
 def _plan(folder: Path, weights: list[Weight], layout: Layout, dtype: str, max_shard_bytes: int) -> dict[str, Shard]:
     """The files to write, by name."""
     if dtype != "source" and dtype not in _DTYPES:
-        raise ValueError(f"cannot write {dtype=}; pass --dtype=float32 or --dtype=bfloat16")
+        raise InputError(f"cannot write {dtype=}; pass --dtype=float32 or --dtype=bfloat16")
     if not hf_folder.has_weights(folder):
         named = _DTYPES[_config_dtype(folder) if dtype == "source" else dtype]
         sources = mapping.by_hf_name(weights).items()
@@ -119,9 +120,9 @@ def _config_dtype(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text())
     keys = [key for key in ("dtype", "torch_dtype") if key in config]  # transformers 5 and the hub
     if not keys:
-        raise ValueError(f"{folder / 'config.json'} names no dtype; pass --dtype=float32 or --dtype=bfloat16")
+        raise InputError(f"{folder / 'config.json'} names no dtype; pass --dtype=float32 or --dtype=bfloat16")
     if config[keys[0]] not in _DTYPES:
-        raise ValueError(f"cannot write dtype {config[keys[0]]!r}; pass --dtype=float32 or --dtype=bfloat16")
+        raise InputError(f"cannot write dtype {config[keys[0]]!r}; pass --dtype=float32 or --dtype=bfloat16")
     return config[keys[0]]
 
 
@@ -193,7 +194,7 @@ def _define_flags() -> None:
 
 
 def main() -> None:
-    """The command; raises ValueError on bad input."""
+    """The command; raises InputError on bad input."""
     args = flags.FLAGS
     folder, out = files.on_disk(args.hf, "--hf"), files.on_disk(args.out, "--out")
     size = convert(args.checkpoint, folder, out, dtype=args.dtype, overwrite=args.overwrite)

@@ -13,6 +13,7 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
+from care_jax.errors import InputError
 from care_jax.models import ModelConfig
 from convert import qwen2_5_vl, qwen3_vl
 from convert.weight import Layout, Weight
@@ -66,7 +67,7 @@ def check_tensors(tensors: Mapping[str, Typed], weights: Sequence[Weight]) -> di
     """The weight that each of the Hugging Face tensors, in either layout, is.
 
     Raises:
-        ValueError: listing every missing, unknown, repeated or mis-shaped tensor, and every type that is not kept.
+        InputError: listing every missing, unknown, repeated or mis-shaped tensor, and every type that is not kept.
     """
     wanted = by_hf_name(weights)
     given: dict[str, str] = {}
@@ -91,7 +92,7 @@ def check_params(params: Mapping[str, Shaped], weights: Sequence[Weight]) -> Non
     """Checks that our parameters are those of the weights.
 
     Raises:
-        ValueError: listing every missing, unknown or mis-shaped parameter.
+        InputError: listing every missing, unknown or mis-shaped parameter.
     """
     shapes = {weight.ours: weight.our_shape for weight in weights}
     problems = [f"{name}: missing" for name in shapes if name not in params]
@@ -110,7 +111,7 @@ def _misshapen(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Shap
 
 def _raise_for(problems: list[str], what: str) -> None:
     if problems:
-        raise ValueError(
+        raise InputError(
             f"{len(problems)} {what} do not fit the model of config.json (missing: the model needs it; unknown: the"
             " model has no place for it); use the config.json that belongs to them:\n  " + "\n  ".join(problems)
         )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from care_jax.errors import InputError
 from convert.mapping import DTYPES
 
 _ALIGNMENT = 8  # bytes, of where the data begin
@@ -68,13 +69,13 @@ def read_header(file: Path) -> StoredShard:
     """The tensors of a file.
 
     Raises:
-        ValueError: it is cut off, or not a safetensors file.
+        InputError: it is cut off, or not a safetensors file.
     """
     try:
         with safe_open(file, framework="numpy"):  # checks the header and the length of the file; reads no values
             pass
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); download it again") from error
+        raise InputError(f"{file} is not a whole safetensors file ({error}); download it again") from error
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

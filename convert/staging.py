@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from care_jax import files
+from care_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -18,7 +19,7 @@ def new_folder(out: Path, *, num_bytes: int, replace: bool = False) -> Iterator[
     folder, and puts back an `out` that the killed one had moved away.
 
     Raises:
-        ValueError: `out` exists and is not to be replaced, another process is writing it, or it cannot be written
+        InputError: `out` exists and is not to be replaced, another process is writing it, or it cannot be written
             (a full disk, no permission).
     """
     work = out.with_name(out.name + ".partial")
@@ -39,15 +40,15 @@ def new_folder(out: Path, *, num_bytes: int, replace: bool = False) -> Iterator[
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        raise ValueError(f"{out} was not written: {error}") from error
+        raise InputError(f"{out} was not written: {error}") from error
 
 
 def _check(out: Path, num_bytes: int, *, replace: bool) -> None:
     if out.exists() and not replace:
-        raise ValueError(f"--out={out} exists already; name a new folder or remove it")
+        raise InputError(f"--out={out} exists already; name a new folder or remove it")
     free = shutil.disk_usage(out.parent).free
     if num_bytes > free:
-        raise ValueError(
+        raise InputError(
             f"--out={out} needs {num_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free some or name a folder"
             " on another disk"
         )

@@ -8,23 +8,24 @@ import signal
 
 import jax
 
+from care_jax.errors import InputError
 from care_jax.parallel import processes
 from care_jax.run.stop import StopFlag
 
 
 def refused(call) -> str:
-    """The message of the ValueError that a call raises, or "nothing"."""
+    """The message of the InputError that a call raises, or "nothing"."""
     try:
         call()
-    except ValueError as error:
+    except InputError as error:
         return str(error)
     return "nothing"
 
 
 def no_data(*bad: int) -> None:
-    """Raises a ValueError in the processes named."""
+    """Raises an InputError in the processes named."""
     if jax.process_index() in bad:
-        raise ValueError("no data" if len(bad) == 1 else "no data at all")
+        raise InputError("no data" if len(bad) == 1 else "no data at all")
 
 
 def main() -> None:

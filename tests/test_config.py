@@ -173,6 +173,7 @@ def test_a_config_loads_only_words_and_defaults() -> None:
     loaded = set(done.stdout.split())
     assert {name for name in loaded if name.startswith("care_jax.")} == {
         "care_jax.config",
+        "care_jax.errors",
         "care_jax.files",
         "care_jax.method",
         "care_jax.method.objectives",

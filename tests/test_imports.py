@@ -16,6 +16,7 @@ PACKAGE = PROJECT / "care_jax"
 
 # A room is a package or a module at the top of care_jax. Each imports only itself and those before it.
 ROOMS = (
+    "errors",
     "structs",
     "options",
     "files",

@@ -14,6 +14,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
+from care_jax.errors import InputError
+
 Index = tuple[int | slice, ...]
 
 _AT_ONCE = 4  # arrays being read, so that their size on the host is bounded
@@ -53,14 +55,14 @@ def open_arrays(folder: epath.Path) -> dict[str, StoredParam]:
     """The arrays in `folder`, by name; none of their values is read.
 
     Raises:
-        ValueError: there are none, or the files that list or describe them cannot be read.
+        InputError: there are none, or the files that list or describe them cannot be read.
     """
     try:
         stores = _open(folder)
     except ValueError as error:
-        raise ValueError(f"{folder.name} cannot be read: {error}") from error
+        raise InputError(f"{folder.name} cannot be read: {error}") from error
     if not stores:
-        raise ValueError(f"{folder.name} holds no arrays")
+        raise InputError(f"{folder.name} holds no arrays")
     return {
         name: StoredParam(
             tuple(store.shape), store.dtype.numpy_dtype, tuple(store.chunk_layout.read_chunk_template.shape), store
@@ -94,7 +96,7 @@ def read_arrays(folder: epath.Path, like: Mapping[str, Any]) -> dict[str, jax.Ar
         like: arrays or ShapeDtypeStructs by name.
 
     Raises:
-        ValueError: one line that names every array that is missing, unknown, of another shape or unreadable.
+        InputError: one line that names every array that is missing, unknown, of another shape or unreadable.
     """
     stored = open_arrays(folder)
     problems = [f"missing {name}" for name in like if name not in stored]
@@ -104,7 +106,7 @@ def read_arrays(folder: epath.Path, like: Mapping[str, Any]) -> dict[str, jax.Ar
         if name not in like or param.shape != like[name].shape
     ]
     if problems:
-        raise ValueError(f"{folder.name}: {'; '.join(problems)}")
+        raise InputError(f"{folder.name}: {'; '.join(problems)}")
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         arrays = pool.map(lambda name: _read(f"{folder.name}: {name}", stored[name], like[name]), like)
         return dict(zip(like, arrays, strict=True))
@@ -122,4 +124,4 @@ def _read(name: str, stored: StoredParam, like: Any) -> jax.Array:
     try:
         return jax.make_array_from_callback(like.shape, like.sharding, part)
     except ValueError as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise InputError(f"{name} cannot be read: {error}") from error

@@ -24,6 +24,7 @@ from care_jax import files
 from care_jax.checkpoints.array_store import read_arrays, save_args
 from care_jax.checkpoints.checksums import NamedArrays, Sums, checksums, require_equal
 from care_jax.checkpoints.load import one_line, read_json
+from care_jax.errors import InputError
 from care_jax.models import params_to_dict
 from care_jax.parallel.processes import exchange
 from care_jax.stages.train_state import TrainState
@@ -114,7 +115,7 @@ class Checkpointer:
             The state, or None if there is no checkpoint.
 
         Raises:
-            ValueError: all checkpoints are damaged; nothing is changed then.
+            InputError: all checkpoints are damaged; nothing is changed then.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -128,14 +129,14 @@ class Checkpointer:
             return restored
         if damaged:
             problems = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
-            raise ValueError(
+            raise InputError(
                 f"no checkpoint in {self._manager.directory} is whole ({problems}). They are left as they are: put "
                 "back a copy of one, or start anew in another --workdir"
             )
         return None
 
     def _restore(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """Raises ValueError on every process if the checkpoint is damaged on one."""
+        """Raises InputError on every process if the checkpoint is damaged on one."""
         folder = self._manager.directory / str(step)
         stored, problem = None, "another process cannot read it"
         try:
@@ -144,7 +145,7 @@ class Checkpointer:
             problem = one_line(error)
         whole = all(exchange(stored is not None))
         if stored is None or not whole:
-            raise ValueError(problem)
+            raise InputError(problem)
         like: Any = state.step
         restored = TrainState(
             step=jax.make_array_from_callback((), like.sharding, lambda _: np.int32(step)),
@@ -210,7 +211,7 @@ def _read_step(folder: epath.Path, state: TrainState) -> _StoredStep:
     sums = read_json(folder / "checksums" / "metadata")
     position = read_json(folder / "data" / "metadata")
     if sums.get("data") != _crc(position):
-        raise ValueError("checksum mismatch: data")
+        raise InputError("checksum mismatch: data")
     return _StoredStep(
         arrays={name: read_arrays(folder / name, tree) for name, tree in named_arrays(state).items()},
         sums=sums,

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from care_jax.errors import InputError
+
 NamedArrays = dict[str, dict[str, jax.Array]]  # folder of a checkpoint -> name -> array
 Sums = dict[str, dict[str, jax.Array]]  # the same with the checksum in place of the array
 
@@ -35,7 +37,7 @@ def require_equal(actual: Mapping[str, Mapping[str, Any]], saved: Mapping[str, A
     """Compares checksums on the host with those that were saved.
 
     Raises:
-        ValueError: some differ; names those arrays.
+        InputError: some differ; names those arrays.
     """
     differing = [
         f"{folder}: {name}"
@@ -44,4 +46,4 @@ def require_equal(actual: Mapping[str, Mapping[str, Any]], saved: Mapping[str, A
         if saved.get(folder, {}).get(name) != int(value)
     ]
     if differing:
-        raise ValueError(f"checksum mismatch: {', '.join(differing)}")
+        raise InputError(f"checksum mismatch: {', '.join(differing)}")

@@ -23,7 +23,7 @@ def initial_model(config: ml_collections.ConfigDict, mesh: Mesh) -> QwenVL:
     No device and no host holds more of it than its own part.
 
     Raises:
-        ValueError: there is no finished checkpoint at config.model.weights, it is damaged, or holds another model.
+        InputError: there is no finished checkpoint at config.model.weights, it is damaged, or holds another model.
     """
     model_config = make_model_config(config, mesh.devices.flat[0].platform)
     abstract = abstract_model(model_config)

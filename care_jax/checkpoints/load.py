@@ -14,13 +14,14 @@ from etils import epath
 from care_jax import files
 from care_jax.checkpoints.array_store import StoredParam, open_arrays, read_arrays
 from care_jax.checkpoints.checksums import checksums, require_equal
+from care_jax.errors import InputError
 
 
 def find_params(path: epath.PathLike) -> epath.Path:
     """The folder of the newest parameters under a run folder, its checkpoints, one step, or a converted model.
 
     Raises:
-        ValueError: there is no finished checkpoint at `path`.
+        InputError: there is no finished checkpoint at `path`.
     """
     path = files.anywhere(path)
     for folder in (path, path / "params"):
@@ -31,7 +32,7 @@ def find_params(path: epath.PathLike) -> epath.Path:
         steps = [int(child.name) for child in children if child.name.isdigit() and _is_finished(child / "params")]
         if steps:
             return root / str(max(steps)) / "params"
-    raise ValueError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
+    raise InputError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
 
 
 def _is_finished(params: epath.Path) -> bool:
@@ -47,7 +48,7 @@ def load_params(
     Each process reads what its devices hold by `shardings`; parameters that these do not name go to its first device.
 
     Raises:
-        ValueError: there is no finished checkpoint at `path`, or it is damaged.
+        InputError: there is no finished checkpoint at `path`, or it is damaged.
     """
     folder = find_params(path)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -60,7 +61,7 @@ def load_params(
         if sums.exists():  # not beside a converted model
             require_equal(jax.device_get(checksums({"params": params})), read_json(sums))
     except ValueError as error:
-        raise ValueError(f"{folder} is damaged ({one_line(error)}); name another step's folder") from error
+        raise InputError(f"{folder} is damaged ({one_line(error)}); name another step's folder") from error
     return params
 
 
@@ -68,7 +69,7 @@ def open_params(path: epath.PathLike) -> dict[str, StoredParam]:
     """The parameters that `load_params` would load, to be read in parts and on the host.
 
     Raises:
-        ValueError: there is no finished checkpoint at `path`, or it is damaged.
+        InputError: there is no finished checkpoint at `path`, or it is damaged.
     """
     return open_arrays(find_params(path))
 
@@ -77,14 +78,14 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """The JSON object in one of a checkpoint's files.
 
     Raises:
-        ValueError: the file cannot be read, or holds something else.
+        InputError: the file cannot be read, or holds something else.
     """
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+        raise InputError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path.parent.name}/{path.name} is not a JSON object")
+        raise InputError(f"{path.parent.name}/{path.name} is not a JSON object")
     return values
 
 

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from care_jax import files
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 _NAME = "records"
@@ -77,13 +78,13 @@ def open_folder(folder: Path) -> StoredRecords:
     """Opens the only split of a folder that care_jax.data.prepare has finished.
 
     Raises:
-        ValueError: the folder does not hold prepared data, or has several splits.
+        InputError: the folder does not hold prepared data, or has several splits.
     """
     if not (folder / "dataset_info.json").is_file():
-        raise ValueError(f"{folder} is not prepared data; build it with python -m care_jax.data.prepare --out={folder}")
+        raise InputError(f"{folder} is not prepared data; build it with python -m care_jax.data.prepare --out={folder}")
     splits = list(tfds.builder_from_directory(folder).info.splits)
     if len(splits) != 1:
-        raise ValueError(f"{folder} has the splits {', '.join(splits)}; prepared data has one")
+        raise InputError(f"{folder} has the splits {', '.join(splits)}; prepared data has one")
     return StoredRecords(folder, splits[0])
 
 

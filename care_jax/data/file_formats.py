@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from care_jax.data.validation import BadRowError
+from care_jax.errors import InputError
 
 Numbered = Iterator[tuple[int, dict[str, Any] | BadRowError]]  # row numbers from 1
 
@@ -36,34 +37,34 @@ def parquet_rows(path: Path, *required: str) -> Numbered:
     """Yields the rows of a parquet file.
 
     Raises:
-        ValueError: the file is damaged, or lacks a column.
+        InputError: the file is damaged, or lacks a column.
     """
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             columns = file.schema_arrow.names
             if missing := [name for name in required if name not in columns]:
-                raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(columns)}")
+                raise InputError(f"{path} has no column {', '.join(missing)}, only {', '.join(columns)}")
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a readable parquet file: {error}") from None
+        raise InputError(f"{path} is not a readable parquet file: {error}") from None
 
 
 def array_rows(path: Path) -> Numbered:
     """Yields the objects of a file that holds one JSON array.
 
     Raises:
-        ValueError: the file does not hold an array, or is damaged.
+        InputError: the file does not hold an array, or is damaged.
     """
     decoder, buffer, at, number = json.JSONDecoder(), "", 0, 1
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         while (first := file.read(1)).isspace():
             pass
         if first != "[":
-            raise ValueError(f"{path} is not a JSON array; it must start with [")
+            raise InputError(f"{path} is not a JSON array; it must start with [")
         while True:
             at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # it matches anything
             if buffer.startswith("]", at):
@@ -76,7 +77,7 @@ def array_rows(path: Path) -> Numbered:
             if end == len(buffer):  # there may be more of this value
                 more = file.read(_CHUNK)
                 if not more or len(buffer) - at > _LONGEST_ROW:
-                    raise ValueError(f"{path} is damaged at row {number}: {problem}; fetch it again")
+                    raise InputError(f"{path} is damaged at row {number}: {problem}; fetch it again")
                 buffer, at = buffer[at:] + more, 0
                 continue
             yield number, _object(value)

@@ -17,6 +17,7 @@ from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa.questions import Difficulty
 from care_jax.data.own_data import listing, read_jsonl
+from care_jax.errors import InputError
 from care_jax.options import DATA_FORMATS, choose_one
 from care_jax.structs import Record
 
@@ -99,18 +100,18 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         Random access to the records.
 
     Raises:
-        ValueError: the split or format is unknown, no path is given, or the data cannot be used.
+        InputError: the split or format is unknown, no path is given, or the data cannot be used.
     """
     if split not in ("train", "eval"):
-        raise ValueError(f"unknown split {split!r}; choose train or eval")
+        raise InputError(f"unknown split {split!r}; choose train or eval")
     data = config.data
     if data.format not in DATA_FORMATS:
-        raise ValueError(f"data.format={data.format!r}: {choose_one(DATA_FORMATS)}")
+        raise InputError(f"data.format={data.format!r}: {choose_one(DATA_FORMATS)}")
     path = data.train if split == "train" else data.eval
     if data.format == "mini_vqa":
         folder = path or data.train
         if not folder:
-            raise ValueError("data.train is empty: name the folder to build mini_vqa in")
+            raise InputError("data.train is empty: name the folder to build mini_vqa in")
         difficulty = Difficulty(**data.mini_vqa)
         mini_vqa.build(Path(folder), difficulty)
         return mini_vqa.open_split(Path(folder), "train" if split == "train" else "heldout", difficulty)
@@ -118,7 +119,7 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         wanted = (
             "a folder of care_jax.data.prepare" if data.format == "prepared" else "a file with one JSON object a line"
         )
-        raise ValueError(f"data.{split} is empty: name {wanted}")
+        raise InputError(f"data.{split} is empty: name {wanted}")
     if data.format == "prepared":
         if isinstance(path, str):
             return open_folder(Path(path))
@@ -155,11 +156,11 @@ def make_train_iterator(
         Iterator over lists of `batch_size` examples.
 
     Raises:
-        ValueError: the source is too small for a batch; from the iterator, when the encoder dropped so many records
+        InputError: the source is too small for a batch; from the iterator, when the encoder dropped so many records
             that it is.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        raise InputError(f"batch_size={batch_size}: must be at least 1")
     parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
     total = sum(weight for _, weight in parts)
     streams = []
@@ -180,11 +181,11 @@ def make_train_iterator(
 def _encode_or_refuse(
     source: RecordSource, encode: Callable[[Record], Example | None], needed: int
 ) -> Callable[[Record], Example | None]:
-    """Wraps `encode`: raises ValueError once it has left fewer records than the `needed` ones of a step."""
+    """Wraps `encode`: raises InputError once it has left fewer records than the `needed` ones of a step."""
     spare = len(source) - needed
     wanted = f"a step needs {needed} different examples, more than the "
     if spare < 0:
-        raise ValueError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
+        raise InputError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
     dropped_ids: set[str] = set()
 
     def encode_or_refuse(record: Record) -> Example | None:
@@ -192,7 +193,7 @@ def _encode_or_refuse(
         if example is None:
             dropped_ids.add(record.id)
             if len(dropped_ids) > spare:
-                raise ValueError(
+                raise InputError(
                     wanted + f"usable ones in {source!r}: the encoder dropped {len(dropped_ids)} of {len(source)}; "
                     "lower the batch size or raise the length limits"
                 )
@@ -220,10 +221,10 @@ def make_eval_batches(
         (examples, num_real): `batch_size` examples, of which the first `num_real` count.
 
     Raises:
-        ValueError: batch_size below 1 or limit below 0.
+        InputError: batch_size below 1 or limit below 0.
     """
     if batch_size < 1 or limit < 0:
-        raise ValueError(f"batch_size={batch_size}, limit={limit}: give at least 1, and 0 (all) or more")
+        raise InputError(f"batch_size={batch_size}, limit={limit}: give at least 1, and 0 (all) or more")
     total = len(source)
     count = min(limit, total) or total
     return _eval_batches(source, encode, [i * total // count for i in range(count)], batch_size)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from care_jax.data.file_formats import Numbered, line_rows, split_files
 from care_jax.data.parsing import Row, image_bytes, place_marks
 from care_jax.data.validation import BadRowError, check_gold_of, check_texts, decode_picture
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 REQUIRED = ("id", "images", "prompt", "answer", "answer_kind")
@@ -60,11 +61,11 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
         The usable rows.
 
     Raises:
-        ValueError: the file does not exist, no row is usable, or with `strict` any row is broken; the message lists up
+        InputError: the file does not exist, no row is usable, or with `strict` any row is broken; the message lists up
             to 20 broken rows.
     """
     if not path.is_file():
-        raise ValueError(f"no data file {path}; give a file with one JSON object a line")
+        raise InputError(f"no data file {path}; give a file with one JSON object a line")
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
@@ -84,9 +85,9 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
         first_lines[row.record.id] = number
         usable.append(row)
     if problems and strict:
-        raise ValueError(f"{path}: {listing(problems)}\nmend them, or set data.strict to False to drop them")
+        raise InputError(f"{path}: {listing(problems)}\nmend them, or set data.strict to False to drop them")
     if not usable:
-        raise ValueError(f"{path}: no usable row. {listing(problems)}")
+        raise InputError(f"{path}: no usable row. {listing(problems)}")
     return JsonlSource(path, usable, problems)
 
 

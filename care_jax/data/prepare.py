@@ -30,6 +30,7 @@ from care_jax.data.decontamination import Benchmarks, Thumbnail, thumbnail
 from care_jax.data.parsing import Row
 from care_jax.data.sources import READERS, ColumnRange, read, split_files
 from care_jax.data.validation import BadRowError, Dropped, decode_picture
+from care_jax.errors import InputError
 from care_jax.files import locked, write_text
 from care_jax.inputs import images
 from care_jax.inputs.prompts import encode_prompt
@@ -81,7 +82,7 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
         The report: settings, counts, reasons with examples, and rows that repeat a benchmark.
 
     Raises:
-        ValueError: the source or split does not exist, a file cannot be read, no row is usable, with `strict` a row is
+        InputError: the source or split does not exist, a file cannot be read, no row is usable, with `strict` a row is
             broken, `out` holds something else, or another process is writing it. Nothing is left behind.
     """
     root, out = settings.root.absolute(), settings.out.absolute()
@@ -97,7 +98,7 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
                 partial.replace(out)
     report = _read_report(out)
     if report is None or report["settings"] != wanted:
-        raise ValueError(f"{out} holds other data, or the same with other settings; remove it or name another folder")
+        raise InputError(f"{out} holds other data, or the same with other settings; remove it or name another folder")
     return report
 
 
@@ -133,7 +134,7 @@ def _build(
             report["shards"] += [count] if count else []
             _write_report(folder, report)
         if not report["shards"]:
-            raise ValueError(f"{root} has no usable row:\n{statistics.table(report)}")
+            raise InputError(f"{root} has no usable row:\n{statistics.table(report)}")
         write_metadata(folder, {settings.split: report["shards"]})
     except ValueError:
         shutil.rmtree(folder)
@@ -152,7 +153,7 @@ def _records(settings: Settings, rows: Iterable[Row | Dropped], report: dict[str
             yield row.record
             continue
         if settings.strict and row.broken:
-            raise ValueError(
+            raise InputError(
                 f"{settings.root}: row {row.where}: {row.detail}; mend it, or leave --strict out to drop such rows"
             )
         statistics.count_dropped(report, row)
@@ -252,9 +253,9 @@ def _column_range(text: str) -> ColumnRange:
         column, low, high = text.rsplit(":", 2)
         wanted = ColumnRange(column, float(low), float(high))
     except ValueError:
-        raise ValueError(f"--keep={text}: give COLUMN:LOW:HIGH, as PassRate_32BTrained:0.1:0.9") from None
+        raise InputError(f"--keep={text}: give COLUMN:LOW:HIGH, as PassRate_32BTrained:0.1:0.9") from None
     if not wanted.low <= wanted.high:
-        raise ValueError(f"--keep={text}: {low} is above {high}; give the lower number first")
+        raise InputError(f"--keep={text}: {low} is above {high}; give the lower number first")
     return wanted
 
 
@@ -278,7 +279,7 @@ def main() -> None:
     """Prepares what the flags name, and prints the counts."""
     args = flags.FLAGS
     if args.source is None or args.root is None or args.out is None:
-        raise ValueError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
+        raise InputError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
     settings = Settings(
         source=args.source,
         root=files.on_disk(args.root, "--root"),

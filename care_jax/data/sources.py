@@ -25,6 +25,7 @@ from care_jax.data.readers import (
     vision_r1,
 )
 from care_jax.data.validation import BadRowError, Dropped, check_gold_of, check_texts
+from care_jax.errors import InputError
 
 
 class Reader(NamedTuple):
@@ -74,14 +75,14 @@ def split_files(source: str, root: Path, split: str) -> list[Path]:
     """Lists the files that hold the rows of a split.
 
     Raises:
-        ValueError: the source, the folder or the split does not exist.
+        InputError: the source, the folder or the split does not exist.
     """
     if source not in READERS:
-        raise ValueError(f"no source {source!r}; choose one of {', '.join(READERS)}")
+        raise InputError(f"no source {source!r}; choose one of {', '.join(READERS)}")
     if not root.exists():
-        raise ValueError(f"no {root}; give the folder that {source} was downloaded to")
+        raise InputError(f"no {root}; give the folder that {source} was downloaded to")
     if not (files := READERS[source].files(root, split)):
-        raise ValueError(f"{root} holds no split {split!r} of {source}; the layouts are in care_jax/data/readers/")
+        raise InputError(f"{root} holds no split {split!r} of {source}; the layouts are in care_jax/data/readers/")
     return files
 
 
@@ -98,7 +99,7 @@ def read(
         ranges: rows outside any of them are dropped.
 
     Raises:
-        ValueError: a file cannot be read at all, or lacks a column of `ranges`.
+        InputError: a file cannot be read at all, or lacks a column of `ranges`.
     """
     reader = READERS[source]
     first: dict[str, str] = {}  # id -> where
@@ -127,7 +128,7 @@ def _outside(raw: Mapping[str, Any], wanted: ColumnRange, path: Path) -> str | N
     """Returns the reason to leave a row out, if there is one."""
     if wanted.column not in raw:
         numbers = [name for name, value in raw.items() if isinstance(value, int | float)]
-        raise ValueError(
+        raise InputError(
             f"{path} has no column {wanted.column!r} to filter by; columns of numbers: {', '.join(numbers) or 'none'}"
         )
     value = raw[wanted.column]

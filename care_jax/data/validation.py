@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from care_jax.errors import InputError
 from care_jax.inputs import images
 from care_jax.inputs.media import MARKS
 from care_jax.rewards.response_format import ANSWER_TAGS
@@ -17,7 +18,7 @@ _, _VIDEO = MARKS
 _CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly
 
 
-class BadRowError(ValueError):
+class BadRowError(InputError):
     """A row that cannot be used. Rows are counted by `reason`; the message says what was found."""
 
     def __init__(self, message: str, reason: str = "") -> None:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from care_jax.data import loader
 from care_jax.data.loader import RecordSource
+from care_jax.errors import InputError
 from care_jax.evals.decoding import Decoder
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.inputs.batch import Example, collate
@@ -76,7 +77,7 @@ class Evaluator:
             wait: called with each batch's rollouts; waits for them, or raises to leave the evaluation.
 
         Raises:
-            ValueError: no prompt is short enough.
+            InputError: no prompt is short enough.
         """
         items: list[JudgedItem] = []
         dropped: list[Record] = []
@@ -84,7 +85,7 @@ class Evaluator:
             answered = list(zip(records, texts, strict=True))
             items += judge_items(self._verifier, answered, self._processor.response_format)
         if not items:
-            raise ValueError(f"every prompt of {self._source!r} is too long; raise the length limits")
+            raise InputError(f"every prompt of {self._source!r} is too long; raise the length limits")
         if dropped and not self._has_warned:
             self._has_warned = True
             logging.warning(

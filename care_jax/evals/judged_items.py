@@ -37,7 +37,7 @@ def judge_items(verifier: Verifier, answered: Sequence[Answered], response_forma
     """Judges the responses to each question.
 
     Raises:
-        ValueError: a gold that is not of its kind.
+        InputError: a gold that is not of its kind.
     """
     asked = [(record, text) for record, texts in answered for text in texts]
     judged = iter(judge_texts(verifier, asked, response_format))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from care_jax import files
 from care_jax.data.file_formats import line_rows
 from care_jax.data.validation import BadRowError
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str,
         settings: what the answers depend on.
 
     Raises:
-        ValueError: the answers in `folder` were given under other settings.
+        InputError: the answers in `folder` were given under other settings.
     """
     check_settings(folder, settings)
     path = folder / RESPONSES_FILE
@@ -88,19 +89,19 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
         response_field: the key of the response, a text or a list of texts; anything else counts as no response.
 
     Raises:
-        ValueError: no such file, a line that is not a JSON object, a missing key, an id that comes twice, or none of
+        InputError: no such file, a line that is not a JSON object, a missing key, an id that comes twice, or none of
             the benchmark's ids.
     """
     if not path.is_file():
-        raise ValueError(f"no file {path}; give one with a JSON object a line")
+        raise InputError(f"no file {path}; give one with a JSON object a line")
     known = {short: record_id for record_id in ids for short in (record_id, record_id.partition("/")[2])}
     responses: Responses = {}
     strangers: list[str] = []
     for number, row in line_rows(path):
         if isinstance(row, BadRowError):
-            raise ValueError(f"{path}:{number} cannot be read: {row}")
+            raise InputError(f"{path}:{number} cannot be read: {row}")
         if missing := [key for key in (id_field, response_field) if key not in row]:
-            raise ValueError(
+            raise InputError(
                 f"{path}:{number} has no {' and no '.join(map(repr, missing))}, but {', '.join(row)}; name the fields "
                 "with --id_field and --response_field"
             )
@@ -108,11 +109,11 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
         if record_id is None:
             strangers.append(str(row[id_field]))
         elif record_id in responses:
-            raise ValueError(f"{path}:{number} is the second response to {row[id_field]!r}; one a question is needed")
+            raise InputError(f"{path}:{number} is the second response to {row[id_field]!r}; one a question is needed")
         else:
             responses[record_id] = _texts(row[response_field])
     if not responses:
-        raise ValueError(
+        raise InputError(
             f"no id in {path} matches this benchmark (found {', '.join(strangers[:2]) or 'none'}, expected e.g. "
             f"{', '.join(ids[:2])}); check --benchmark and --id_field"
         )
@@ -147,7 +148,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Keeps the settings that answers are given with, or compares them with those of the answers already there.
 
     Raises:
-        ValueError: they differ; names the settings that do.
+        InputError: they differ; names the settings that do.
     """
     path = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
@@ -158,4 +159,4 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
     if differing := [key for key in settings if before.get(key) != settings[key]]:
         found = ", ".join(f"{key} {before.get(key)!r} (now {settings[key]!r})" for key in differing)
-        raise ValueError(f"{folder} holds answers given with {found}; move that folder away to ask anew")
+        raise InputError(f"{folder} holds answers given with {found}; move that folder away to ask anew")

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from care_jax import files
 from care_jax.data.array_records import StoredRecords, open_folder
 from care_jax.data.statistics import REPORT_FILE
+from care_jax.errors import InputError
 from care_jax.evals import lmms_eval
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses
@@ -68,15 +69,15 @@ def open_benchmarks(root: Path, names: Sequence[str]) -> dict[str, StoredRecords
     """The prepared records of benchmarks.
 
     Raises:
-        ValueError: unknown names, or folders that are missing or hold another set or split; all are listed.
+        InputError: unknown names, or folders that are missing or hold another set or split; all are listed.
     """
     if unknown := [name for name in names if name not in BENCHMARKS]:
-        raise ValueError(f"no benchmark {', '.join(unknown)}; choose one of {', '.join(BENCHMARKS)}, or all")
+        raise InputError(f"no benchmark {', '.join(unknown)}; choose one of {', '.join(BENCHMARKS)}, or all")
     problems = {name: problem for name in names if (problem := _problem(root / name, name))}
     if problems:
         name = next(iter(problems))
         split = f" --split={BENCHMARKS[name].split}"
-        raise ValueError(
+        raise InputError(
             f"{'; '.join(problems.values())}; prepare each: python -m care_jax.data.prepare --source={name}{split} "
             f"--root=DOWNLOADED --out={root / name}, or name another folder with --config.eval.benchmarks"
         )
@@ -99,10 +100,10 @@ def score(
     """Judges the responses to a benchmark, writes items.jsonl to `folder`, and returns the figures.
 
     Raises:
-        ValueError: no question has a response.
+        InputError: no question has a response.
     """
     if not any(responses.values()):
-        raise ValueError(
+        raise InputError(
             f"no question of {name} has a response: every prompt is longer than the largest of data.prompt_buckets or "
             "data.patch_buckets, or the file holds no texts"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from care_jax.errors import InputError
 from care_jax.structs import Prompts, Record
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def collate(processor: Processor, examples: Sequence[Example]) -> Prompts:
         Prompts of NumPy arrays.
 
     Raises:
-        ValueError: an example is larger than the largest bucket.
+        InputError: an example is larger than the largest bucket.
     """
     prompt_len = np.array([len(example.token_ids) for example in examples], np.int32)
     patch_len = max(len(example.patches) for example in examples)
@@ -77,7 +78,7 @@ def _bucket(needed: int, buckets: tuple[int, ...], unit: str, name: str) -> int:
     for bucket in buckets:
         if needed <= bucket:
             return bucket
-    raise ValueError(f"a prompt of {needed} {unit} exceeds the largest of {name}, {buckets[-1]}; raise it")
+    raise InputError(f"a prompt of {needed} {unit} exceeds the largest of {name}, {buckets[-1]}; raise it")
 
 
 def _pad(rows: Sequence[npt.NDArray], length: int, value: int) -> npt.NDArray:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from care_jax.errors import InputError
 from care_jax.inputs.model_folder import read_fields
 from care_jax.inputs.positions import GridTHW, PatchLayout, patch_tables
 
@@ -85,7 +86,7 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
         The settings.
 
     Raises:
-        ValueError: a field is missing or has an unsupported value, sizes differ from those of the vision tower, or the
+        InputError: a field is missing or has an unsupported value, sizes differ from those of the vision tower, or the
             limits leave no size.
     """
     path, video_path = folder / "preprocessor_config.json", folder / "video_preprocessor_config.json"
@@ -94,7 +95,7 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
     low = max(_pixel_limit(path, fields, "min_pixels", "shortest_edge"), min_image_tokens * area)
     high = min(_pixel_limit(path, fields, "max_pixels", "longest_edge"), max_image_tokens * area)
     if not 1 <= min_image_tokens * area <= low <= high:
-        raise ValueError(
+        raise InputError(
             f"no image size is allowed: data.min_image_tokens={min_image_tokens}, data.max_image_tokens="
             f"{max_image_tokens} and {path} leave {low / area:g} to {high / area:g} tokens; "
             "lower the minimum (at least 1) or raise the maximum"
@@ -104,7 +105,7 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
     video = _read_preprocessor(video_path, vision)
     for name in ("image_mean", "image_std"):
         if video[name] != fields[name]:
-            raise ValueError(
+            raise InputError(
                 f"{video_path} has {name} {video[name]}, {path.name} {fields[name]}; they must be the same"
             )
     return ImageSpec(
@@ -130,17 +131,17 @@ def _read_preprocessor(path: Path, vision: VisionConfig) -> dict[str, Any]:
     fields = read_fields(path, "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
     for name, value in _FIXED_FIELDS.items():
         if name in fields and fields[name] != value:
-            raise ValueError(f"{path} has {name} {fields[name]!r}; only {value!r} is supported")
+            raise InputError(f"{path} has {name} {fields[name]!r}; only {value!r} is supported")
     for name, value in (
         ("patch_size", vision.patch_size),
         ("merge_size", vision.spatial_merge_size),
         ("temporal_patch_size", vision.temporal_patch_size),
     ):
         if fields[name] != value:
-            raise ValueError(f"{path} has {name} {fields[name]}, config.json {value}; take both from one checkpoint")
+            raise InputError(f"{path} has {name} {fields[name]}, config.json {value}; take both from one checkpoint")
     mean, std = fields["image_mean"], fields["image_std"]
     if not all(isinstance(each, list) and len(each) == vision.in_channels for each in (mean, std)) or min(std) <= 0:
-        raise ValueError(
+        raise InputError(
             f"{path} has image_mean {mean} and image_std {std}; give one number for each of {vision.in_channels} "
             "channels, image_std above 0"
         )
@@ -154,7 +155,7 @@ def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> in
     size = fields.get("size")
     if isinstance(size, dict) and edge in size:
         return size[edge]
-    raise ValueError(f"{path} has neither {name!r} nor {edge!r} in 'size'; copy the file from the source checkpoint")
+    raise InputError(f"{path} has neither {name!r} nor {edge!r} in 'size'; copy the file from the source checkpoint")
 
 
 def smart_resize(
@@ -178,13 +179,13 @@ def smart_resize(
         (height, width) in pixels.
 
     Raises:
-        ValueError: the image has no area, or its aspect ratio is above 200.
+        InputError: the image has no area, or its aspect ratio is above 200.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"an image of {height} x {width} pixels has no area; drop it from the data")
+        raise InputError(f"an image of {height} x {width} pixels has no area; drop it from the data")
     ratio = max(height, width) / min(height, width)
     if ratio > _MAX_ASPECT_RATIO:
-        raise ValueError(
+        raise InputError(
             f"an image of {height} x {width} pixels has aspect ratio {ratio:.1f}, allowed is {_MAX_ASPECT_RATIO}; "
             "crop or pad it"
         )
@@ -209,7 +210,7 @@ def decode_image(encoded: bytes) -> Image.Image:
     PIL image; samples deeper than 8 bits are converted as Pillow converts them (16-bit grey saturates at 255).
 
     Raises:
-        ValueError: the bytes cannot be read as an image.
+        InputError: the bytes cannot be read as an image.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
@@ -223,9 +224,9 @@ def decode_image(encoded: bytes) -> Image.Image:
             image = Image.alpha_composite(white, image)
         return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"{len(encoded)} bytes are not a readable image (unknown format); give PNG or JPEG") from error
+        raise InputError(f"{len(encoded)} bytes are not a readable image (unknown format); give PNG or JPEG") from error
     except (OSError, SyntaxError, EOFError, struct.error, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{len(encoded)} bytes are not a readable image ({error}); give PNG or JPEG") from error
+        raise InputError(f"{len(encoded)} bytes are not a readable image ({error}); give PNG or JPEG") from error
 
 
 def image_grid(height: int, width: int, spec: ImageSpec, max_pixels: int) -> GridTHW:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from care_jax.errors import InputError
 from care_jax.inputs.images import ImageSpec, decode_image, image_grid, smart_resize
 from care_jax.inputs.positions import GridTHW, count_tokens
 from care_jax.structs import Record, Video
@@ -44,13 +45,13 @@ def decode_items(record: Record, spec: ImageSpec) -> list[VisionItem]:
     """Decodes the record's images and videos, in the order of their marks.
 
     Raises:
-        ValueError: the marks do not agree with the images and videos, or one of these cannot be read; the message names
+        InputError: the marks do not agree with the images and videos, or one of these cannot be read; the message names
             the record.
     """
     marks = MARK_PATTERN.findall(record.prompt)
     for mark, name, count in (("<image>", "images", len(record.images)), ("<video>", "videos", len(record.videos))):
         if marks.count(mark) != count:
-            raise ValueError(
+            raise InputError(
                 f"record {record.id!r} has {marks.count(mark)} {mark} marks in its prompt and {count} {name}; give one "
                 f"mark for each of its {name}"
             )
@@ -61,20 +62,20 @@ def decode_items(record: Record, spec: ImageSpec) -> list[VisionItem]:
             for mark in marks
         ]
     except ValueError as error:
-        raise ValueError(f"record {record.id!r}: {error}") from error
+        raise InputError(f"record {record.id!r}: {error}") from error
 
 
 def _decode_video(video: Video, spec: ImageSpec) -> VisionItem:
     at_least = 1 if spec.tokens_per_second else spec.temporal_patch_size  # as the families' video processors have it
     if len(video.frames) < at_least or not 0 < video.fps < math.inf:
-        raise ValueError(
+        raise InputError(
             f"a video of {len(video.frames)} frames at {video.fps} a second; give {at_least} or more, at a finite rate "
             "above 0"
         )
     decoded = tuple(decode_image(frame) for frame in video.frames)
     sizes = {frame.size for frame in decoded}
     if len(sizes) > 1:
-        raise ValueError(f"the frames of a video have sizes {sorted(sizes)}; give frames of one size")
+        raise InputError(f"the frames of a video have sizes {sorted(sizes)}; give frames of one size")
     return VisionItem(decoded, video.fps)
 
 

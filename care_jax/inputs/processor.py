@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from care_jax.errors import InputError
 from care_jax.inputs import images, media
 from care_jax.inputs import tokenizer as tokenizer_lib
 from care_jax.inputs.model_folder import read_fields
@@ -56,10 +57,10 @@ class Processor:
         return self.text_tokenizer.encode(text, add_special_tokens=False).ids
 
     def refuse_special_texts(self, record: Record, field: str, text: str | None) -> None:
-        """Raises ValueError if a text of a record spells a special token."""
+        """Raises InputError if a text of a record spells a special token."""
         found = [mark for mark in self.special_texts if text is not None and mark in text]
         if found:
-            raise ValueError(
+            raise InputError(
                 f"record {record.id!r} spells {', '.join(found)} in its {field}, which would become control tokens; "
                 "remove it from the data"
             )
@@ -90,7 +91,7 @@ def load_processor(
         The processor.
 
     Raises:
-        ValueError: a missing file or field, files that contradict each other, or a setting that is not allowed.
+        InputError: a missing file or field, files that contradict each other, or a setting that is not allowed.
     """
     folder = Path(folder)
     model = load_model_config(folder)
@@ -102,7 +103,7 @@ def load_processor(
     tokenizer_lib.check_ids((*vision_ids, *stop_ids, generation["pad_token_id"]), model.text.vocab_size)
     image_spec = images.read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
     if overlong not in OVERLONG:
-        raise ValueError(f"data.overlong={overlong!r}: {choose_one(OVERLONG)}")
+        raise InputError(f"data.overlong={overlong!r}: {choose_one(OVERLONG)}")
     unit = image_spec.layout.merge**2
     _check_buckets("data.prompt_buckets", prompt_buckets, 1)
     _check_buckets("data.patch_buckets", patch_buckets, unit)
@@ -114,7 +115,7 @@ def load_processor(
     special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     found = [text for text in (*special_texts, *media.MARKS) if text in response_format.request]
     if found:
-        raise ValueError(f"the response format's request spells {', '.join(found)}, which are control tokens")
+        raise InputError(f"the response format's request spells {', '.join(found)}, which are control tokens")
     return Processor(
         tokenizer=tokenizer,
         text_tokenizer=text_tokenizer,
@@ -153,4 +154,4 @@ def make_processor(config: ml_collections.ConfigDict) -> Processor:
 def _check_buckets(name: str, buckets: Sequence[int], unit: int) -> None:
     ascending = list(buckets) == sorted(set(buckets))
     if not buckets or not ascending or any(size < 1 or size % unit for size in buckets):
-        raise ValueError(f"{name} is {tuple(buckets)}; give ascending positive multiples of {unit}")
+        raise InputError(f"{name} is {tuple(buckets)}; give ascending positive multiples of {unit}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from care_jax.errors import InputError
 from care_jax.inputs import images, media, positions
 from care_jax.inputs.batch import Example
 from care_jax.inputs.media import VisionItem
@@ -30,7 +31,7 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
         "shrink" if the text alone leaves no room for the smallest images.
 
     Raises:
-        ValueError: the text spells a special token, the <image> or <video> marks differ in number from the images or
+        InputError: the text spells a special token, the <image> or <video> marks differ in number from the images or
             videos, an image cannot be read, or the prompt is too long and `overlong` is "error". The message names the
             record.
     """
@@ -95,7 +96,7 @@ def _encode_turn(processor: Processor, record: Record, items: Sequence[VisionIte
         ("video", processor.video_token_id, sum(len(texts) for texts in videos)),
     ):
         if (found := int((token_ids == token_id).sum())) != needed:
-            raise ValueError(
+            raise InputError(
                 f"the chat template renders {found} {name} tokens where {needed} are needed; use the template of "
                 "the vision-language checkpoint"
             )
@@ -110,14 +111,14 @@ def _fit_grids(
     try:
         grids = [media.item_grid(item, spec, spec.max_pixels) for item in items]
     except ValueError as error:
-        raise ValueError(f"record {record.id!r}: {error}") from error
+        raise InputError(f"record {record.id!r}: {error}") from error
     needed = positions.count_tokens(grids, spec.layout.merge)
     largest_prompt, largest_patches = processor.prompt_buckets[-1], processor.patch_buckets[-1]
     room = min(largest_prompt - text_len, largest_patches // unit)
     if needed <= room:
         return grids
     if processor.overlong == "error":
-        raise ValueError(
+        raise InputError(
             f"record {record.id!r} needs {text_len + needed} tokens and {needed * unit} patches, the largest "
             f"buckets hold {largest_prompt} and {largest_patches}; raise data.prompt_buckets or "
             "data.patch_buckets, lower data.max_image_tokens, or set data.overlong to drop or shrink"

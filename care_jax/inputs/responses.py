@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from care_jax.errors import InputError
 from care_jax.rewards.response_format import OPENING
 from care_jax.structs import Record
 
@@ -40,10 +41,10 @@ def encode_trace(processor: Processor, record: Record, *, cue: str, response_len
         format, which may happen with data that are sound for another format.
 
     Raises:
-        ValueError: the record has no rationale, or one of its texts holds a special token.
+        InputError: the record has no rationale, or one of its texts holds a special token.
     """
     if record.rationale is None:
-        raise ValueError(f"record {record.id!r} has no rationale; the cold start needs one in every record")
+        raise InputError(f"record {record.id!r} has no rationale; the cold start needs one in every record")
     texts = {"rationale": record.rationale, "answer": record.answer, "draft": record.draft}
     for field, text in texts.items():
         processor.refuse_special_texts(record, field, text)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
 
+from care_jax.errors import InputError
 from care_jax.inputs.model_folder import read_fields
 
 if TYPE_CHECKING:
@@ -30,36 +31,36 @@ def load_tokenizer(folder: Path, image_token_id: int) -> Any:
         transformers' tokenizer.
 
     Raises:
-        ValueError: files are missing or unreadable, or the template has no image token.
+        InputError: files are missing or unreadable, or the template has no image token.
     """
     from transformers import AutoTokenizer  # takes seconds to import, and a step's table needs none of it
 
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; copy it from the source checkpoint")
+        raise InputError(f"{folder} has no tokenizer.json; copy it from the source checkpoint")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{folder} has unreadable tokenizer files ({error}); copy them from the source checkpoint"
         ) from error
     own = folder / "chat_template.json"
     if own.is_file():
         tokenizer.chat_template = read_fields(own, "chat_template")["chat_template"]
     if tokenizer.chat_template is None:
-        raise ValueError(f"{folder} has no chat_template.jinja; copy it from the source checkpoint")
+        raise InputError(f"{folder} has no chat_template.jinja; copy it from the source checkpoint")
     _check_template(folder, tokenizer, image_token_id)
     return tokenizer
 
 
 def _check_template(folder: Path, tokenizer: Any, image_token_id: int) -> None:
-    """Raises ValueError unless a turn with one image holds one image token."""
+    """Raises InputError unless a turn with one image holds one image token."""
     turns = [{"role": "user", "content": [{"type": "image"}]}]
     try:
         rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     except TemplateError as error:
-        raise ValueError(f"the chat template of {folder} cannot be rendered ({error}); copy it again") from error
+        raise InputError(f"the chat template of {folder} cannot be rendered ({error}); copy it again") from error
     if (found := rendered.count(text_of(tokenizer, [image_token_id]))) != 1:
-        raise ValueError(
+        raise InputError(
             f"the chat template of {folder} renders {found} image tokens where 1 is needed; copy chat_template.json or "
             "chat_template.jinja of the vision-language checkpoint"
         )
@@ -71,10 +72,10 @@ def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
 
 
 def check_ids(token_ids: Iterable[Any], vocab_size: int) -> None:
-    """Raises ValueError if one of the ids is not in the vocabulary."""
+    """Raises InputError if one of the ids is not in the vocabulary."""
     outside = [i for i in token_ids if type(i) is not int or not 0 <= i < vocab_size]
     if outside:
-        raise ValueError(
+        raise InputError(
             f"token ids {outside} lie outside vocab_size {vocab_size} of config.json; take it, generation_config.json "
             "and the tokenizer from the same checkpoint"
         )

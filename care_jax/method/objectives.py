@@ -17,6 +17,7 @@ from typing import Any
 
 import ml_collections
 
+from care_jax.errors import InputError
 from care_jax.options import Aggregate, RankBy, Ratio, RepairSource, RescueScale, Selector, TrainOn, choose_one
 
 
@@ -73,7 +74,7 @@ class Objective:
     """One objective, checked when it is made; the defaults are GRPO's. Hashable, and static under jit.
 
     Raises:
-        ValueError: a field has another type, or a word that is not among those of options.py.
+        InputError: a field has another type, or a word that is not among those of options.py.
     """
 
     # Which rows are updated, and their advantages.
@@ -109,7 +110,7 @@ class Objective:
         """Makes the record of `config.objective`.
 
         Raises:
-            ValueError: one line on a field that is unknown, missing, or of a wrong type or word.
+            InputError: one line on a field that is unknown, missing, or of a wrong type or word.
         """
         objective: Objective = _from_mapping(cls, config.to_dict(), "objective.")
         return objective
@@ -176,10 +177,10 @@ def _from_mapping(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
         if name not in types:
             close = difflib.get_close_matches(name, types, n=1)
             advice = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(types)}"
-            raise ValueError(f"{prefix}{name}: no such field; {advice}")
+            raise InputError(f"{prefix}{name}: no such field; {advice}")
     for name in types:
         if name not in values:
-            raise ValueError(f"{prefix}{name} is missing; start from a preset of care_jax.method.objectives")
+            raise InputError(f"{prefix}{name} is missing; start from a preset of care_jax.method.objectives")
     made = dict(values)
     for name, kind in types.items():
         if dataclasses.is_dataclass(kind) and isinstance(values[name], Mapping):
@@ -188,12 +189,12 @@ def _from_mapping(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _check_fields(record: Any, prefix: str) -> None:
-    """Raises ValueError for the first field of `record` whose value is not what its annotation says."""
+    """Raises InputError for the first field of `record` whose value is not what its annotation says."""
     for name, kind in typing.get_type_hints(type(record)).items():
         value, words = getattr(record, name), typing.get_args(kind)
         if words:
             if value not in words:
-                raise ValueError(f"{prefix}{name}={value!r}: {choose_one(words)}")
+                raise InputError(f"{prefix}{name}={value!r}: {choose_one(words)}")
         # bool is a subclass of int, which no number is to be; a float may be written as 1.
         elif type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"{prefix}{name}={value!r}: must be of type {kind.__name__}")
+            raise InputError(f"{prefix}{name}={value!r}: must be of type {kind.__name__}")

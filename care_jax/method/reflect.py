@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from care_jax.errors import InputError
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.responses import encode_repair, encode_rewrite
 from care_jax.method.objectives import Objective, keeps_forced
@@ -40,13 +41,13 @@ def require_room(processor: Processor, objective: Objective, *, response_len: in
         response_len: R, rollout.response_len.
 
     Raises:
-        ValueError: it fills the response, so that such repairs would never run.
+        InputError: it fills the response, so that such repairs would never run.
     """
     reflect, width = objective.reflect, forced_width(processor, objective)
     kept = reflect.max_rationale_len
     if reflect.enabled and keeps_forced(objective) and width >= response_len:
         most = kept - (width - response_len) - 1
-        raise ValueError(
+        raise InputError(
             f"objective.reflect.max_rationale_len={kept}: with the tag and the cue {width} tokens are forced, which "
             f"leaves none of rollout.response_len={response_len} for a repair; "
             f"{f'keep at most {most}, ' if most > 0 else ''}shorten objective.reflect.cue, or raise the response length"

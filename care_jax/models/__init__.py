@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from care_jax.errors import InputError
 from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
@@ -51,7 +52,7 @@ def params_from_dict(config: ModelConfig, params: Mapping[str, Any]) -> QwenVL:
     """The model with these arrays as its parameters, the inverse of `params_to_dict`.
 
     Raises:
-        ValueError: listing every missing, unknown or mis-shaped parameter at once.
+        InputError: listing every missing, unknown or mis-shaped parameter at once.
     """
     wanted = jax.tree_util.tree_leaves_with_path(abstract_model(config))
     shapes = {param_name(path): leaf.shape for path, leaf in wanted}
@@ -63,6 +64,6 @@ def params_from_dict(config: ModelConfig, params: Mapping[str, Any]) -> QwenVL:
         if name in params and params[name].shape != shape
     ]
     if problems:
-        raise ValueError("parameters do not fit the model:\n  " + "\n  ".join(problems))
+        raise InputError("parameters do not fit the model:\n  " + "\n  ".join(problems))
     leaves = [params[param_name(path)] for path, _ in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract_model(config)), leaves)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from care_jax.errors import InputError
 from care_jax.models.layers import ACTIVATIONS
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
@@ -122,7 +123,7 @@ class _Fields:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.values:
-            raise ValueError(f"{self.where} has no field {name!r}; it is needed to build the model")
+            raise InputError(f"{self.where} has no field {name!r}; it is needed to build the model")
         return self.values[name]
 
     def first(self, *names: str) -> Any:
@@ -157,14 +158,14 @@ class _Fields:
     def _typed(self, kind: str, is_kind: Callable[[Any], bool], *names: str) -> Any:
         value = self.first(*names)
         if not is_kind(value):
-            raise ValueError(f"{self.where} has {names[0]} {value!r}; it must be {kind}")
+            raise InputError(f"{self.where} has {names[0]} {value!r}; it must be {kind}")
         return value
 
     def one_of(self, name: str, allowed: tuple[Any, ...], *, missing: Any = None) -> Any:
         """A field that must have one of the values `allowed`; where it is not there, `missing`, if that is given."""
         value = self[name] if missing is None else self.values.get(name, missing)
         if value not in allowed:
-            raise ValueError(f"{self.where} has {name} {value!r}; supported: {', '.join(map(repr, allowed))}")
+            raise InputError(f"{self.where} has {name} {value!r}; supported: {', '.join(map(repr, allowed))}")
         return value
 
 
@@ -172,16 +173,16 @@ def load_model_config(folder: Path) -> ModelConfig:
     """Reads `folder/config.json`, in the hub's layout or the one transformers 5 writes.
 
     Raises:
-        ValueError: no such file, no JSON, an unknown model_type or variant, a field (named) that is missing or of
+        InputError: no such file, no JSON, an unknown model_type or variant, a field (named) that is missing or of
             another type, or sizes that do not go together.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"no config.json in {folder}; give the folder of a Hugging Face Qwen-VL model")
+        raise InputError(f"no config.json in {folder}; give the folder of a Hugging Face Qwen-VL model")
     try:
         raw = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy it from the source checkpoint") from error
+        raise InputError(f"{path} is no JSON ({error}); copy it from the source checkpoint") from error
     return parse_model_config(raw, str(path))
 
 
@@ -201,7 +202,7 @@ def parse_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
         "out_hidden_size of vision_config must be hidden_size": vision.out_hidden_size == text.hidden_size,
     }
     if broken := [law for law, holds in laws.items() if not holds]:
-        raise ValueError(f"{where}: {'; '.join(broken)}; copy the file from the source checkpoint")
+        raise InputError(f"{where}: {'; '.join(broken)}; copy the file from the source checkpoint")
     return ModelConfig(model_type=model_type, vision=vision, text=text)
 
 
@@ -211,9 +212,9 @@ def _read_vision(vision: _Fields, is_qwen3: bool) -> VisionConfig:
     if is_qwen3:
         indexes, cells = vision.indexes("deepstack_visual_indexes"), vision.count("num_position_embeddings")
         if list(indexes) != sorted(set(indexes)) or not all(index < vision.count("depth") for index in indexes):
-            raise ValueError(f"{vision.where} has deepstack_visual_indexes {indexes}; they must be ascending blocks")
+            raise InputError(f"{vision.where} has deepstack_visual_indexes {indexes}; they must be ascending blocks")
         if round(cells**0.5) ** 2 != cells:
-            raise ValueError(f"{vision.where} has num_position_embeddings {cells}; it must be a square number")
+            raise InputError(f"{vision.where} has num_position_embeddings {cells}; it must be a square number")
         family = {"num_position_embeddings": cells, "deepstack_visual_indexes": indexes}
     else:
         family = {

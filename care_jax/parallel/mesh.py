@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from care_jax.errors import InputError
 from care_jax.parallel.sharding import AXES
 
 # By description, counts and the mesh axes among which they have to be divided evenly.
@@ -24,7 +25,7 @@ def fit_sizes(given: Mapping[str, int], needs: Needs, num_devices: int) -> dict[
     """Axis sizes as given, where one may be -1: what the others leave.
 
     Raises:
-        ValueError: one line with what does not divide, and the factorisations that work.
+        InputError: one line with what does not divide, and the factorisations that work.
     """
     given = {axis: int(given[axis]) for axis in AXES}
     product = int(np.prod([size for size in given.values() if size > 0]))
@@ -40,7 +41,7 @@ def fit_sizes(given: Mapping[str, int], needs: Needs, num_devices: int) -> dict[
         if not _problems(choice, needs, num_devices)
     ]
     shown = "x".join(str(size) for size in given.values())
-    raise ValueError(
+    raise InputError(
         f"mesh data x fsdp x tensor = {shown} on {num_devices} devices: {', '.join(problems)}; "
         + (f"these work: {', '.join(working)}" if working else "no other factorisation works with this config either")
     )

@@ -21,6 +21,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from care_jax.errors import InputError
+
 _FRAME = 1 << 16  # bytes of an exchange at a time: one shape, so that it is compiled once
 _HEADER = 8  # bytes, the length
 _HEARTBEAT_SECONDS = 30  # without a sign of life of a process, after which the others end
@@ -37,13 +39,13 @@ def connect() -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
 
     Raises:
-        ValueError: one of the three without the others, or no numbers.
+        InputError: one of the three without the others, or no numbers.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     if given:
         if len(given) < len(names) or not all(given[name].isdigit() for name in names[1:]):
-            raise ValueError(f"{', '.join(names)} must all be given, the last two as numbers; got {given}")
+            raise InputError(f"{', '.join(names)} must all be given, the last two as numbers; got {given}")
         address, count, index = (given[name] for name in names)
         jax.distributed.initialize(address, int(count), int(index), heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     elif os.environ.get("JAX_PLATFORMS") != "cpu":
@@ -81,20 +83,20 @@ def exchange(value: T) -> list[T]:
 
 
 def together(call: Callable[[], T]) -> T:
-    """Runs `call` on each process; if it raises ValueError on one, all raise it.
+    """Runs `call` on each process; if it raises InputError on one, all raise it.
 
     Otherwise the processes on which it succeeds would wait for others that have ended.
     """
     problem = None
     try:
         value = call()
-    except ValueError as error:
+    except InputError as error:
         problem = error
     problems = [str(told) if told else None for told in exchange(problem and str(problem))]
     if problem is not None and len(set(problems)) == 1:
         raise problem
     if any(problems):
-        raise ValueError("; ".join(f"process {index}: {told}" for index, told in enumerate(problems) if told))
+        raise InputError("; ".join(f"process {index}: {told}" for index, told in enumerate(problems) if told))
     return value
 
 
@@ -114,7 +116,7 @@ def require_same(settings: dict[str, Any]) -> None:
     """Refuses processes that were started with other settings than the first.
 
     Raises:
-        ValueError: on all of them, naming the settings that differ.
+        InputError: on all of them, naming the settings that differ.
     """
     told = json.dumps(settings, sort_keys=True, default=str)
     firsts = json.loads(exchange(told)[0])
@@ -127,14 +129,14 @@ def require_same(settings: dict[str, Any]) -> None:
             if mine.get(name) != firsts.get(name)
         ]
         if differing:
-            raise ValueError(f"{'; '.join(differing)}: start all processes with the same command and code")
+            raise InputError(f"{'; '.join(differing)}: start all processes with the same command and code")
 
     together(compare)
 
 
 @contextlib.contextmanager
 def ending_on_failure() -> Iterator[None]:
-    """With other processes around, an error in the block ends this one at once, with exit code 2 for a ValueError.
+    """With other processes around, an error in the block ends this one at once, with exit code 2 for an InputError.
 
     A normal end would wait for the others, and they for this one. JAX may end the process before it can say that
     another one is gone, with a message of its own.
@@ -145,7 +147,7 @@ def ending_on_failure() -> Iterator[None]:
         if is_alone():
             raise
         who = f"process {jax.process_index()} of {jax.process_count()}"
-        if isinstance(error, ValueError):
+        if isinstance(error, InputError):
             print(f"error: {error}" if is_first() else f"{who}: {error}", file=sys.stderr, flush=True)
             with contextlib.suppress(Exception):  # most often all refuse, and each is to say so before process 0 ends
                 multihost.get_barrier_sync_fn()(key="refused", timeout_ms=1000 * _REFUSAL_SECONDS)

@@ -6,6 +6,7 @@ import dataclasses
 
 import ml_collections
 
+from care_jax.errors import InputError
 from care_jax.models import ModelConfig
 from care_jax.parallel.mesh import factorisations
 from care_jax.planning import flops
@@ -109,7 +110,7 @@ def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
     """The first of the candidates that fits, with a line printed for each that is tried.
 
     Raises:
-        ValueError: none fits.
+        InputError: none fits.
     """
     for tried in candidates(config, topology):
         plan = make_plan(tried, topology, only=("update",))  # mostly the largest
@@ -123,6 +124,6 @@ def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
         )
         if plan.fits:
             return plan
-    raise ValueError(
+    raise InputError(
         f"--sweep: nothing fits on {topology} with up to {config.train.prompts} prompts; choose a larger --topology"
     )

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from care_jax.errors import InputError
+
 GIB = 2**30
 
 
@@ -52,16 +54,16 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
     """Reads a slice's name such as "v5p:4x4x4" as its chip and the number of chips along each axis.
 
     Raises:
-        ValueError: there is no such slice; one line that names what is allowed.
+        InputError: there is no such slice; one line that names what is allowed.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
     chip = CHIPS.get(found[1]) if found else None
     if found is None or chip is None:
-        raise ValueError(f"--topology={topology!r}: no such slice; allowed are {_ALLOWED}")
+        raise InputError(f"--topology={topology!r}: no such slice; allowed are {_ALLOWED}")
     sizes = tuple(map(int, found[2].split("x")))
     in_fours = all(0 < size <= 32 and size % 4 == 0 for size in sizes) and list(sizes) == sorted(sizes)
     if not (found[2] in _FLAT if chip.axes == 2 else found[2] in _SMALL or (len(sizes) == 3 and in_fours)):
-        raise ValueError(f"--topology={topology!r}: {chip.name} has no such slice; allowed are {_ALLOWED}")
+        raise InputError(f"--topology={topology!r}: {chip.name} has no such slice; allowed are {_ALLOWED}")
     return chip, sizes
 
 
@@ -69,7 +71,7 @@ def devices_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     """The chip of a slice, and the slice's devices to compile for.
 
     Raises:
-        ValueError: one line: there is no such slice, or libtpu is not installed.
+        InputError: one line: there is no such slice, or libtpu is not installed.
     """
     chip, sizes = parse_topology(topology)
     for name, value in {
@@ -89,5 +91,5 @@ def devices_of(topology: str) -> tuple[Chip, list[jax.Device]]:
         description = topologies.get_topology_desc(topology, "tpu", **options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"--topology={topology}: {reason} (libtpu is needed: pip install -e '.[libtpu]')") from error
+        raise InputError(f"--topology={topology}: {reason} (libtpu is needed: pip install -e '.[libtpu]')") from error
     return chip, list(description.devices)

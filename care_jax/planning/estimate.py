@@ -140,7 +140,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, only: tuple[str,
     """Compiles the programs of a step for a slice, or the ones named in `only`.
 
     Raises:
-        ValueError: one line on a bad config, a slice that there is not, or a mesh that does not divide the model.
+        InputError: one line on a bad config, a slice that there is not, or a mesh that does not divide the model.
     """
     config_lib.validate(config)
     model = planned_model(config)
@@ -154,7 +154,7 @@ def planned_model(config: ml_collections.ConfigDict) -> ModelConfig:
     """The architecture of the config's folder or, where there is none, of the published model that it is named after.
 
     Raises:
-        ValueError: neither.
+        InputError: neither.
     """
     folder = Path(config.model.folder)
     name = next((name for name in PUBLISHED if folder.name.startswith(name)), None)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from care_jax.errors import InputError
 from care_jax.parallel.processes import share
 from care_jax.rewards import spans
 from care_jax.rewards.pool import Item, Verifier
@@ -75,7 +76,7 @@ def judge(
         Verdicts and rewards, and the texts they were read from.
 
     Raises:
-        ValueError: shapes that do not fit, a token id without bytes, or a gold that is not of its kind.
+        InputError: shapes that do not fit, a token id without bytes, or a gold that is not of its kind.
     """
     token_ids, response_len = np.asarray(rollouts.token_ids), np.asarray(rollouts.response_len)
     _check_shapes(len(records), token_ids, response_len)
@@ -113,7 +114,7 @@ def judge_texts(
         One judgement a response, in order.
 
     Raises:
-        ValueError: a gold is not of its kind.
+        InputError: a gold is not of its kind.
     """
     texts = [text.encode(errors="replace") for _, text in responses]
     parsed = [response_format.parse(text) for text in texts]
@@ -128,12 +129,12 @@ def judge_texts(
 
 def _check_shapes(num_records: int, token_ids: np.ndarray, response_len: np.ndarray) -> None:
     if token_ids.ndim != 3 or response_len.shape != token_ids.shape[:2] or num_records != token_ids.shape[0]:
-        raise ValueError(
+        raise InputError(
             f"{num_records} records, token_ids {token_ids.shape}, response_len {response_len.shape}: they must be "
             "B records, [B, G, R] and [B, G]"
         )
     if response_len.size and not 0 <= response_len.min() <= response_len.max() <= token_ids.shape[2]:
-        raise ValueError(
+        raise InputError(
             f"response_len goes from {response_len.min()} to {response_len.max()}; it must lie in 0 to "
             f"R={token_ids.shape[2]}"
         )
@@ -165,7 +166,7 @@ def _read_responses(
 
 def _pieces(ids: np.ndarray, token_bytes: Sequence[bytes]) -> list[bytes]:
     if ids.size and not 0 <= ids.min() <= ids.max() < len(token_bytes):
-        raise ValueError(
+        raise InputError(
             f"a response holds token ids {ids.min()} to {ids.max()}, the tokenizer has 0 to {len(token_bytes) - 1}; "
             "the sampler must mask the ids that the tokenizer does not have"
         )

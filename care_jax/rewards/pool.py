@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import ml_collections
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
 WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.worker")
@@ -129,10 +130,10 @@ class Verifier:
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
 
         Raises:
-            ValueError: an argument is out of range.
+            InputError: an argument is out of range.
         """
         if workers < 1 or not deadline > 0 or not 0 <= tolerance < 1:
-            raise ValueError(
+            raise InputError(
                 f"verify.workers={workers}, verify.deadline={deadline}, verify.tolerance={tolerance}: workers is 1 or "
                 "more, deadline more than 0 seconds, tolerance in [0, 1)"
             )
@@ -167,7 +168,7 @@ class Verifier:
         An item that runs past the deadline, or whose worker dies, gets a verdict that is neither correct nor parsed.
 
         Raises:
-            ValueError: a gold is not of its kind, or the Verifier is closed.
+            InputError: a gold is not of its kind, or the Verifier is closed.
             RuntimeError: a worker does not start, or answers a request that it was not sent.
         """
         if not self._workers:
@@ -183,7 +184,7 @@ class Verifier:
             self.close()  # answers in flight would be taken for those of the next call
             raise
         if batch.errors:
-            raise ValueError(batch.errors[0])
+            raise InputError(batch.errors[0])
         return [verdict for verdict in batch.verdicts if verdict is not None]
 
     def _turn(self, batch: _Batch) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from care_jax.errors import InputError
 from care_jax.rewards.response_format import ResponseFormat
 
 
@@ -55,10 +56,10 @@ def length_penalty(sampled_len: np.ndarray, limit: int, buffer_len: int, penalty
         float32 of the same shape, 0 or less.
 
     Raises:
-        ValueError: `buffer_len` or `penalty` is out of range.
+        InputError: `buffer_len` or `penalty` is out of range.
     """
     if not 0 <= buffer_len <= limit or penalty < 0:
-        raise ValueError(
+        raise InputError(
             f"overlong_buffer_len={buffer_len}, overlong_penalty={penalty}: the buffer is 0 to {limit} tokens (the "
             "response length), the penalty 0 or more"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from care_jax.errors import InputError
 from care_jax.rewards.response_format import TAGS, ParsedResponse, Span
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class TokenBytes(Sequence[bytes]):
         """Read the tokenizer's vocabulary.
 
         Raises:
-            ValueError: the tokenizer is not byte-level, or it marks a tag as a special token.
+            InputError: the tokenizer is not byte-level, or it marks a tag as a special token.
         """
         added = tokenizer.added_tokens_decoder
         vocabulary = tokenizer.get_vocab()
@@ -71,7 +72,7 @@ class TokenBytes(Sequence[bytes]):
         for token_id, added_token in added.items():
             content = added_token.content.encode()
             if added_token.special and _TAG.search(content):
-                raise ValueError(
+                raise InputError(
                     f"the tokenizer marks {added_token.content!r} as special, so no response could be well formed; "
                     "add it with special=False"
                 )
@@ -110,7 +111,7 @@ _BYTE_OF = _byte_alphabet()
 def _raw_bytes(token: str) -> bytes:
     foreign = [character for character in token if character not in _BYTE_OF]
     if foreign:
-        raise ValueError(
+        raise InputError(
             f"token {token!r} holds {foreign[0]!r}, which is not in the byte-level alphabet; "
             "use a byte-level BPE tokenizer such as Qwen's"
         )

@@ -13,6 +13,7 @@ import ml_collections
 from etils import epath
 
 from care_jax import files
+from care_jax.errors import InputError
 from care_jax.run.folder import CONFIG_FILE, MANIFEST_FILE
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -48,8 +49,8 @@ def require_stage(workdir: epath.Path, stage: str) -> None:
     """Refuses the folder of another stage, whose checkpoints would pass for this one's.
 
     Raises:
-        ValueError: `workdir` holds a run of another stage.
+        InputError: `workdir` holds a run of another stage.
     """
     manifest = workdir / MANIFEST_FILE
     if manifest.is_file() and (found := json.loads(manifest.read_text())["stage"]) != stage:
-        raise ValueError(f"--workdir={workdir} holds a run of stage {found!r}, this is {stage!r}; name another folder")
+        raise InputError(f"--workdir={workdir} holds a run of stage {found!r}, this is {stage!r}; name another folder")

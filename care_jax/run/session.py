@@ -175,7 +175,7 @@ def open_session(
         make_encoder: makes the function that turns records into the examples of the session's data.
 
     Raises:
-        ValueError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
+        InputError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
             run or only damaged checkpoints, before anything is written.
     """
     workdir = files.anywhere(workdir)
@@ -268,7 +268,7 @@ def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
     """Keeps other runs out of a folder on a disk until `held` is closed, or the process ends in any way.
 
     Raises:
-        ValueError: another process is in it.
+        InputError: another process is in it.
     """
     if is_first() and not files.in_bucket(workdir):
         message = f"--workdir={workdir}: another process trains in it; wait for its end"

@@ -37,7 +37,7 @@ def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:
     """The mesh of config.mesh over all devices; `training` asks that it divides the batches of an update too.
 
     Raises:
-        ValueError: one line on a factorisation that does not work for this model and these batches.
+        InputError: one line on a factorisation that does not work for this model and these batches.
     """
     devices = jax.devices()
     model_config = make_model_config(config, devices[0].platform)
@@ -50,7 +50,7 @@ def mesh_sizes(
     """Axis sizes from config.mesh that divide the model and its batches; `training`: those of updates too.
 
     Raises:
-        ValueError: one line with what does not divide, and the factorisations that work.
+        InputError: one line with what does not divide, and the factorisations that work.
     """
     train = config.train
     rows = train.prompts // (train.minibatches * train.microbatches)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from care_jax.data.array_records import ShardWriter, StoredRecords, write_metadata
 from care_jax.data.mini_vqa.questions import SPLITS, Difficulty, generate
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 VERSION = "1.0.0"  # changes when the records do
@@ -25,7 +26,7 @@ def build(data_dir: Path, difficulty: Difficulty) -> None:
         difficulty: the knobs.
 
     Raises:
-        ValueError: a package that the drawings come from is missing.
+        InputError: a package that the drawings come from is missing.
     """
     folder = _folder(data_dir, difficulty)
     if folder.exists():
@@ -38,7 +39,7 @@ def build(data_dir: Path, difficulty: Difficulty) -> None:
         write_metadata(unfinished, lengths)
         unfinished.rename(folder)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise InputError(
             f"mini_vqa is drawn from scikit-learn and vega-datasets, and {error.name} is not installed; "
             "pip install 'care_jax[demo]'"
         ) from error
@@ -58,13 +59,13 @@ def open_split(data_dir: Path, split: str, difficulty: Difficulty) -> StoredReco
         difficulty: as given to `build`.
 
     Raises:
-        ValueError: unknown split, or no finished build.
+        InputError: unknown split, or no finished build.
     """
     if split not in SPLITS:
-        raise ValueError(f"mini_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise InputError(f"mini_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
     folder = _folder(data_dir, difficulty)
     if not folder.exists():
-        raise ValueError(f"no finished mini_vqa in {folder}; call mini_vqa.build({str(data_dir)!r}) first")
+        raise InputError(f"no finished mini_vqa in {folder}; call mini_vqa.build({str(data_dir)!r}) first")
     return StoredRecords(folder, split)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from care_jax.data.mini_vqa import chart_tables, drawing
+from care_jax.errors import InputError
 from care_jax.options import SKILLS
 from care_jax.structs import Record
 
@@ -38,7 +39,7 @@ class Difficulty:
     """The knobs of the task; each setting is a data set of its own. Their defaults are in config.py (data.mini_vqa).
 
     Raises:
-        ValueError: a knob is out of range, or a split would be empty.
+        InputError: a knob is out of range, or a split would be empty.
     """
 
     skills: tuple[str, ...]  # of options.SKILLS
@@ -54,7 +55,7 @@ class Difficulty:
     def __post_init__(self) -> None:
         """Checks the knobs."""
         if not self.skills or not set(self.skills) <= set(SKILLS):
-            raise ValueError(f"mini_vqa skills={self.skills}: choose some of {', '.join(SKILLS)}")
+            raise InputError(f"mini_vqa skills={self.skills}: choose some of {', '.join(SKILLS)}")
         for knob, value, low, high in (
             ("num_digits", self.num_digits, 2, 6),
             ("min_bars", self.min_bars, 2, 5),
@@ -62,13 +63,13 @@ class Difficulty:
             ("num_levels", self.num_levels, 3, 21),
         ):
             if not low <= value <= high:
-                raise ValueError(f"mini_vqa {knob}={value}: choose a value from {low} to {high}")
+                raise InputError(f"mini_vqa {knob}={value}: choose a value from {low} to {high}")
         if self.min_bars > self.max_bars:
-            raise ValueError(f"mini_vqa min_bars={self.min_bars} is above max_bars={self.max_bars}; lower min_bars")
+            raise InputError(f"mini_vqa min_bars={self.min_bars} is above max_bars={self.max_bars}; lower min_bars")
         if self.angle_step not in (1, 5, 10):
-            raise ValueError(f"mini_vqa angle_step={self.angle_step}: choose 1, 5 or 10 degrees")
+            raise InputError(f"mini_vqa angle_step={self.angle_step}: choose 1, 5 or 10 degrees")
         if min(self.num_train, self.num_heldout) < len(self.skills):
-            raise ValueError(
+            raise InputError(
                 f"mini_vqa num_train={self.num_train}, num_heldout={self.num_heldout}: choose at least "
                 f"{len(self.skills)}"
             )
@@ -90,10 +91,10 @@ def generate(split: str, difficulty: Difficulty) -> Iterator[Record]:
         difficulty: the knobs.
 
     Raises:
-        ValueError: unknown split, or a skill has fewer different questions than asked for.
+        InputError: unknown split, or a skill has fewer different questions than asked for.
     """
     if split not in SPLITS:
-        raise ValueError(f"mini_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise InputError(f"mini_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
     heldout = split == "heldout"
     total = difficulty.num_heldout if heldout else difficulty.num_train
     makers = {"digits": _digits_maker, "chart": _chart_maker, "geometry": _geometry_maker}
@@ -116,7 +117,7 @@ def _unique(stream: Iterator[tuple[str, Callable[[], Record]]], skill: str) -> I
             continue
         repeats += 1
         if repeats > 5_000:
-            raise ValueError(
+            raise InputError(
                 f"mini_vqa {skill}: only {len(seen)} different questions at this difficulty; ask for fewer records"
             )
 

@@ -14,6 +14,7 @@ from typing import Any
 from care_jax.data.file_formats import Numbered, array_rows, parquet_rows, split_files
 from care_jax.data.parsing import Row, gold_field, image_of, place_marks, text_field
 from care_jax.data.validation import BadRowError
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 WRITERS = ("human", "machine")  # the order of the hub's class label human_or_machine
@@ -65,7 +66,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
 def _under_one_name(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
     raw = {_NAMES.get(name, name): value for name, value in raw.items()}
     if missing := [name for name in ("query", "label", "human_or_machine") if name not in raw]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(raw)}")
+        raise InputError(f"{path} has no column {', '.join(missing)}, only {', '.join(raw)}")
     return raw
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from care_jax.data.file_formats import Numbered, array_rows, line_rows, parquet_rows, split_files
 from care_jax.data.parsing import Row, gold_field, images_of, option_texts, place_marks, text_field, unbox
 from care_jax.data.validation import BadRowError
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 _QUESTION_KEYS = ("problem", "prompt", "question")
@@ -26,7 +27,7 @@ def rows(path: Path) -> Numbered:
     """Yields the rows; the file's ending names its format."""
     readers = {".parquet": lambda path: parquet_rows(path, "answer"), ".jsonl": line_rows, ".json": array_rows}
     if path.suffix not in readers:
-        raise ValueError(f"{path} ends in {path.suffix!r}; give a file that ends in {', '.join(readers)}")
+        raise InputError(f"{path} ends in {path.suffix!r}; give a file that ends in {', '.join(readers)}")
     return readers[path.suffix](path)
 
 

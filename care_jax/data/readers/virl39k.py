@@ -15,6 +15,7 @@ from typing import Any
 from care_jax.data.file_formats import Numbered, parquet_rows
 from care_jax.data.parsing import Row, gold_field, images_of, place_marks, text_field, unbox
 from care_jax.data.validation import BadRowError
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 _FILE = "39Krelease.parquet"
@@ -25,11 +26,11 @@ _WORD_CHARACTERS = re.compile(r"[^\W\d_][\s,.'’-]*(?:[^\W\d_][\s,.'’-]*)+") 
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """Lists the one parquet file; raises ValueError if the images are still packed."""
+    """Lists the one parquet file; raises InputError if the images are still packed."""
     if split != "train":
         return []
     if (root / "images.zip").is_file() and not (root / "images").is_dir():
-        raise ValueError(f"{root}/images.zip is still packed; unpack it there: unzip images.zip")
+        raise InputError(f"{root}/images.zip is still packed; unpack it there: unzip images.zip")
     return [path] if (path := root / _FILE).is_file() else []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers import chart, choice, integer, latex, number, own, rounded, sequence, symbolic, text
 from care_jax.rewards.verifiers.own import answer_verifier
 from care_jax.rewards.verifiers.verdict import Verdict
@@ -43,7 +44,7 @@ def verify_answer(kind: str, given: str, gold: str, choices: tuple[str, ...] | N
         The verdict; with several accepted answers, the best one.
 
     Raises:
-        ValueError: an unknown kind, or a gold that is not of its kind.
+        InputError: an unknown kind, or a gold that is not of its kind.
     """
     verdicts = [_verify(kind, given, line, choices, tolerance) for line in _alternatives(gold)]
     return max(verdicts, key=lambda verdict: (verdict.correct, verdict.parsed))
@@ -53,11 +54,11 @@ def check_gold(kind: str, gold: str, choices: tuple[str, ...] | None = None) -> 
     """Check that a gold can be read as its kind; the readers call this before anything is trained on it.
 
     Raises:
-        ValueError: the gold cannot be read, or its own verifier rejects it.
+        InputError: the gold cannot be read, or its own verifier rejects it.
     """
     for line in _alternatives(gold):
         if not _verify(kind, line, line, choices, 0.0).correct:
-            raise ValueError(
+            raise InputError(
                 f"verifier {kind!r} rejects the gold {line[:80]!r} as an answer to itself; correct the answer or its "
                 "answer_kind"
             )
@@ -67,7 +68,7 @@ def load_kind(kind: str) -> None:
     """Import what the verifier of a kind needs beyond this package.
 
     Raises:
-        ValueError: the kind names a function that cannot be imported or is not marked as a verifier.
+        InputError: the kind names a function that cannot be imported or is not marked as a verifier.
     """
     if kind == "latex":
         symbolic.load()
@@ -84,6 +85,6 @@ def _verify(kind: str, given: str, gold: str, choices: tuple[str, ...] | None, t
         return _VERIFIERS[kind](given, gold, choices, tolerance)
     if ":" in kind:
         return own.verify(kind, given, gold)
-    raise ValueError(
+    raise InputError(
         f"answer_kind {kind!r} is unknown; it is one of {', '.join(ANSWER_KINDS)}, or module:function for your own"
     )

@@ -22,7 +22,7 @@ def verify(given: str, gold: str) -> Verdict:
     and 0.57.
 
     Raises:
-        ValueError: the gold is empty, too long or a nested list.
+        InputError: the gold is empty, too long or a nested list.
     """
     wanted = None if refusal(gold) else read_quantity(gold, fractions_allowed=True)
     if wanted is None and gold.strip().startswith("["):

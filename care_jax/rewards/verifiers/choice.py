@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers import text
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, CORRECT, UNPARSED, WRONG, Verdict, refusal
@@ -30,7 +31,7 @@ def verify(given: str, gold: str, *, choices: tuple[str, ...] | None) -> Verdict
     "(C)", says that letters were asked for, and "C" then names the third option.
 
     Raises:
-        ValueError: as `read_gold` does.
+        InputError: as `read_gold` does.
     """
     wanted = read_gold(gold, choices)
     refused = refusal(given)
@@ -51,10 +52,10 @@ def read_gold(gold: str, choices: tuple[str, ...] | None) -> set[int]:
     """Return the indices of the gold options.
 
     Raises:
-        ValueError: the gold names no option or contradicts itself.
+        InputError: the gold names no option or contradicts itself.
     """
     if choices is not None and not 2 <= len(choices) <= len(LETTERS):
-        raise ValueError(f"{len(choices)} options given; a choice has 2 to {len(LETTERS)}, or None for unknown ones")
+        raise InputError(f"{len(choices)} options given; a choice has 2 to {len(LETTERS)}, or None for unknown ones")
     named = set() if refusal(gold) else _named_options(gold, choices, letters_first=_asks_for_letters(gold))
     if len(named) == 1:
         return named
@@ -63,7 +64,7 @@ def read_gold(gold: str, choices: tuple[str, ...] | None) -> set[int]:
         return listed
     options = f"the options {list(choices)}" if choices is not None else f"the letters A to {LETTERS[-1]}"
     problem = "more than one" if named else "none"
-    raise ValueError(
+    raise InputError(
         f"the gold {gold[:80]!r} names {problem} of {options}; give one letter or one whole option text, or several "
         "with commas between them if all are needed"
     )

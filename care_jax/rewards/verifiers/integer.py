@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
@@ -13,7 +14,7 @@ def verify(given: str, gold: str) -> Verdict:
     are compared only if both sides have one.
 
     Raises:
-        ValueError: the gold is not a whole number.
+        InputError: the gold is not a whole number.
     """
     wanted = read_gold(gold)
     refused = refusal(given)
@@ -31,11 +32,11 @@ def read_gold(gold: str) -> Quantity:
     """Return the gold as a quantity.
 
     Raises:
-        ValueError: it is not a whole number.
+        InputError: it is not a whole number.
     """
     wanted = None if refusal(gold) else read_quantity(gold, fractions_allowed=False)
     if wanted is None or wanted.value.denominator != 1:
-        raise ValueError(
+        raise InputError(
             f'the gold {gold[:80]!r} is not a whole number; write it like "1234" or "12 cm", '
             'or use answer_kind "number" or "text"'
         )

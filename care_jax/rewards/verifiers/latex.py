@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers import number, symbolic
 from care_jax.rewards.verifiers.reading.quantity import without_name
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
@@ -42,11 +43,11 @@ def verify(given: str, gold: str) -> Verdict:
     """Compare an answer with the gold.
 
     Raises:
-        ValueError: the gold is empty or too long.
+        InputError: the gold is empty or too long.
     """
     refused = refusal(gold)
     if refused:
-        raise ValueError(
+        raise InputError(
             f"the gold {gold[:80]!r} is {refused.reason}; a LaTeX gold has 1 to {MAX_ANSWER_LEN} characters"
         )
     refused = refusal(given)

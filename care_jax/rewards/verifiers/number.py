@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
@@ -18,11 +19,11 @@ def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     compared only if both sides have one.
 
     Raises:
-        ValueError: the gold is not a number.
+        InputError: the gold is not a number.
     """
     wanted = read_number(gold)
     if wanted is None:
-        raise ValueError(
+        raise InputError(
             f'the gold {gold[:80]!r} is not a number; write it like "1.5", "3/4", "50%", "1.5e3" or "5\\sqrt{{3}}", '
             'or use answer_kind "latex" or "text"'
         )

@@ -15,6 +15,7 @@ import functools
 import importlib
 from collections.abc import Callable
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers.verdict import Verdict, refusal
 
 OwnVerifier = Callable[[str, str], tuple[bool, bool, str]]
@@ -31,7 +32,7 @@ def verify(kind: str, given: str, gold: str) -> Verdict:
     """Judge with the function that `kind` names; an exception in it gives a verdict neither correct nor parsed.
 
     Raises:
-        ValueError: `kind` does not name a marked function.
+        InputError: `kind` does not name a marked function.
     """
     function = load(kind)
     refused = refusal(given, control_allowed=True)
@@ -49,13 +50,13 @@ def load(kind: str) -> OwnVerifier:
     """Return the function that `kind` names.
 
     Raises:
-        ValueError: it cannot be imported, or is not marked with `answer_verifier`.
+        InputError: it cannot be imported, or is not marked with `answer_verifier`.
     """
     module_name, _, name = kind.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"answer_kind {kind!r} cannot be imported: {error}") from error
+        raise InputError(f"answer_kind {kind!r} cannot be imported: {error}") from error
     if function not in _marked:
-        raise ValueError(f"answer_kind {kind!r} is not marked with @care_jax.rewards.verifiers.answer_verifier")
+        raise InputError(f"answer_kind {kind!r} is not marked with @care_jax.rewards.verifiers.answer_verifier")
     return function

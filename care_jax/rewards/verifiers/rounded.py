@@ -16,7 +16,7 @@ def verify(given: str, gold: str) -> Verdict:
     value alone.
 
     Raises:
-        ValueError: the gold is not a number.
+        InputError: the gold is not a number.
     """
     verdict = number.verify(given, gold, tolerance=0.0)
     if verdict.reason != "wrong":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers import number, text
 from care_jax.rewards.verifiers.reading.quantity import without_name
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
@@ -24,7 +25,7 @@ def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     tolerance, and a word as `text.plain`. Braces around the gold free the order, and allow "or".
 
     Raises:
-        ValueError: the gold is not a flat list.
+        InputError: the gold is not a flat list.
     """
     wanted, ordered = _read_gold(gold)
     refused = refusal(given)
@@ -49,7 +50,7 @@ def _read_gold(gold: str) -> tuple[list[str], bool]:
     ordered = not _bare(gold).startswith("{")
     wanted = None if refusal(gold) else _entries(gold, _AND if ordered else _AND_OR)
     if not wanted:
-        raise ValueError(
+        raise InputError(
             f'the gold {gold[:80]!r} is not a list; write it like "[2014, 2016]", or "{{1, 2}}" if the order does '
             'not matter, or use answer_kind "latex"'
         )

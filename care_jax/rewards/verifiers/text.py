@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, WRONG, Verdict, refusal
 
@@ -12,7 +13,7 @@ def verify(given: str, gold: str) -> Verdict:
     """Compare an answer with the gold, both after `plain`.
 
     Raises:
-        ValueError: the gold is empty or too long.
+        InputError: the gold is empty or too long.
     """
     wanted = read_gold(gold)
     refused = refusal(given, control_allowed=True)
@@ -35,11 +36,11 @@ def read_gold(gold: str) -> str:
     """Return the gold for comparing.
 
     Raises:
-        ValueError: the gold is empty or too long, so that no answer could ever equal it.
+        InputError: the gold is empty or too long, so that no answer could ever equal it.
     """
     refused = refusal(gold, control_allowed=True)
     if refused:
-        raise ValueError(
+        raise InputError(
             f"the gold {gold[:80]!r} is {refused.reason}; a text gold has 1 to {MAX_ANSWER_LEN} characters"
         )
     return plain(gold)

@@ -2,7 +2,7 @@
 
 `given` is the text that the model wrote, `gold` the right answer as the data has it. In this order, a verifier
 
-1. reads the gold (`wanted`), and raises ValueError if it is not of the kind: bad data, not a wrong answer;
+1. reads the gold (`wanted`), and raises InputError if it is not of the kind: bad data, not a wrong answer;
 2. returns `refusal(given)` if that is a verdict, so that overlong, empty or invisible texts are never read;
 3. reads `given` (`found`), and returns UNPARSED or AMBIGUOUS if it is not one answer of the kind;
 4. compares, and returns CORRECT, WRONG or WRONG_UNIT. `reason` is one of the fixed phrases below,
