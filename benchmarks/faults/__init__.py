@@ -1,0 +1,1 @@
+"""Hostile and broken input against the readers of this project: is each used rightly or refused in one line?"""
