@@ -4,7 +4,8 @@ Dimension key (a letter means the same thing everywhere in the project):
 
     B prompts of a batch          G rollouts of a prompt       S rows of a subgroup (K + 1, or G)
     K target negatives            M pre-selected neighbours    J branches of a forward pass (any count)
-    P prompt tokens, padded       R response tokens, padded    T tokens of one stream (P + J * R)
+    P prompt tokens, padded       R response tokens, padded    T tokens of one stream
+    A streams of a packing
     W forced tokens of a branch   D hidden width               V vocabulary
     L layers                      H query heads                N key/value heads
     C channels of a head          I patches of a prompt        Q queries a key/value head (H = N * Q)
@@ -154,6 +155,23 @@ class Subgroup:
     valid: Bool[Array, "B S"]
     outcome: Int32[Array, "B"]  # an Outcome
     num_negatives: Int32[Array, "B"]  # K'
+
+
+@struct.dataclass
+class Packing:
+    """Places of prompts and their rows in streams of T tokens: a prompt, its rows behind it, the next prompt.
+
+    A shard's streams lie side by side, as its prompts do, and sources count in its own part of the batch. A group that
+    no stream has room for lies in several, each with the prompt.
+    """
+
+    source: Int32[Array, "A T"]  # of each token in prompts [B * P], then rows [B * J * R]; -1 is padding
+    group: Int32[Array, "A T"]  # from 1, one a group; 0 is padding
+    branch: Int32[Array, "A T"]  # from 1 in the rows of a group; 0 in its prompt
+    target: Int32[Array, "A T"]  # places of the rows' tokens, first to last; 0 behind the last
+    predictor: Int32[Array, "A T"]  # the place whose state predicts each of them
+    num_targets: Int32[Array, "A"]  # 0 in a stream that is not used; those that are come first
+    patch_source: Int32[Array, "A patches"]  # of each patch in prompts [B * I]; -1 is padding
 
 
 @struct.dataclass

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Bool, Float, Int32
 
 from care_jax.models import splash
@@ -24,6 +26,76 @@ IMPLEMENTATIONS = ("xla", "splash", "splash_interpret")
 _CHUNK = 512  # queries whose scores exist at once
 
 _MASKED = float(jnp.finfo(jnp.float32).min)
+
+
+@struct.dataclass
+class PackedMask:
+    """Who sees whom in a stream of prompts and their branches, and the reach of each token."""
+
+    group: Int32[Array, "B T"]
+    branch: Int32[Array, "B T"]
+    first: Int32[Array, "B T"]  # the first token of its group; padding has its own place
+    num_branches: int = struct.field(pytree_node=False)  # the most of a group
+
+    @classmethod
+    def make(cls, group: Int32[Array, "B T"], branch: Int32[Array, "B T"], num_branches: int) -> PackedMask:
+        """The mask of a packing's groups and branches (structs.Packing)."""
+        return cls(group, branch, _starts(group), num_branches)
+
+
+def _starts(ids: Int32[Array, "B T"]) -> Int32[Array, "B T"]:
+    """The place of the first token of each token's segment; for segment 0, padding, the token's own place.
+
+    Tokens of one segment lie side by side.
+    """
+    place = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    is_first = jnp.concatenate([jnp.ones_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], axis=1)
+    return jax.lax.cummax(jnp.where(is_first | (ids == 0), place, 0), axis=1)
+
+
+def _in_windows(
+    attend: Callable[[Array, Array, Array, Any, Any], Array],
+    q: Float[Array, "B T H C"],
+    k: Float[Array, "B T N C"],
+    v: Float[Array, "B T N C"],
+    tokens: Any,
+    first: Int32[Array, "B T"],
+    end: Int32[Array, "B T"],
+) -> Float[Array, "B T H C"]:
+    """Computes attend(q, k, v, tokens of q, tokens of k) for _CHUNK queries at a time and the keys in their reach.
+
+    `tokens` is a tree of arrays [B, T, ...], a row a token; a token sees none outside of its keys `first` to `end`.
+    The keys of a chunk are a slice of one of a few sizes. Chunks are recomputed in the backward pass.
+    """
+    num_tokens = q.shape[1]
+    if num_tokens <= _CHUNK:
+        return attend(q, k, v, tokens, tokens)
+    sizes = [_CHUNK]
+    while sizes[-1] < num_tokens:
+        sizes.append(min(2 * sizes[-1], num_tokens))
+
+    def cut(x: Array, fill: int = 0) -> Array:
+        padding = [(0, 0), (0, -num_tokens % _CHUNK)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding, constant_values=fill)
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, _CHUNK, *x.shape[2:]), 1, 0)
+
+    def of_chunk(chunk: tuple) -> Array:
+        queries, of_queries, lowest, highest = chunk
+        lowest, highest = lowest.min(), highest.max()
+
+        def in_window(size: int) -> Array:
+            start = jnp.clip(lowest, 0, num_tokens - size)
+            keys, values, of_keys = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (k, v, tokens)
+            )
+            return attend(queries, keys, values, of_queries, of_keys)
+
+        which = jnp.searchsorted(jnp.asarray(sizes), highest - lowest)
+        return jax.lax.switch(which, [functools.partial(in_window, size) for size in sizes])
+
+    chunks = cut(q), jax.tree.map(cut, tokens), cut(first, num_tokens), cut(end)
+    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(of_chunk), chunks), 0, 1)
+    return out.reshape(q.shape[0], -1, *q.shape[2:])[:, :num_tokens]
 
 
 def _in_chunks(attend: Callable[[Array, Array], Array], q: Array, rows: Array, axis: int) -> Array:
@@ -59,19 +131,21 @@ def segment_attention(
                      1 1 0
                      0 0 1
 
-    `segment_len` is the most patches of a segment, if that is known; a segment's patches then lie side by side.
+    A segment's patches lie side by side. `segment_len` is the most patches of a segment, if that is known.
     """
     if implementation != "xla":
         interpret = implementation == "splash_interpret"
         return splash.segment_attention(q, k, v, segment_ids, segment_len=segment_len, interpret=interpret)
 
-    def attend(q: Array, ids: Array) -> Array:
+    def attend(q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array) -> Array:
         scores = jnp.einsum("bihc,bzhc->bhiz", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        visible = (ids[:, :, None] == segment_ids[:, None, :])[:, None]
+        visible = (q_ids[:, :, None] == k_ids[:, None, :])[:, None]
         weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1).astype(v.dtype)
         return jnp.einsum("bhiz,bzhc->bihc", weights, v)
 
-    return _in_chunks(attend, q, segment_ids, axis=1)
+    ids = jnp.asarray(segment_ids)
+    end = ids.shape[1] - jnp.flip(_starts(jnp.flip(ids, axis=1)), axis=1)
+    return _in_windows(attend, q, k, v, ids, _starts(ids), end)
 
 
 def windowed_attention(
@@ -113,6 +187,47 @@ def causal_attention(
         return einops.rearrange(jnp.einsum("bnqpz,bznc->bpnqc", weights, v), "b p n q c -> b p (n q) c")
 
     return _in_chunks(attend, q, jnp.tril(jnp.ones((1, q.shape[1], q.shape[1]), bool)), axis=1)
+
+
+def packed_attention(
+    q: Float[Array, "B T H C"],
+    k: Float[Array, "B T N C"],
+    v: Float[Array, "B T N C"],
+    mask: PackedMask,
+    *,
+    implementation: str,
+) -> Float[Array, "B T H C"]:
+    """Prompts and branches behind each other: a token sees the earlier ones of its prompt and of its own branch.
+
+    a prompt of 2 with branches of 2 and 1, then one of 1 with a branch of 1:
+
+    group  1 1 1 1 1 2 2        1 0 0 0 0 0 0
+    branch 0 0 1 1 2 0 1        1 1 0 0 0 0 0
+                                1 1 1 0 0 0 0
+                                1 1 1 1 0 0 0
+                                1 1 0 0 1 0 0
+                                0 0 0 0 0 1 0
+                                0 0 0 0 0 1 1
+    """
+    if implementation != "xla":
+        interpret = implementation == "splash_interpret"
+        return splash.packed_attention(
+            q, k, v, mask.group, mask.branch, num_branches=mask.num_branches, interpret=interpret
+        )
+
+    def attend(q: Array, k: Array, v: Array, of_q: Array, of_k: Array) -> Array:
+        (q_group, q_branch, q_place), (k_group, k_branch, k_place) = (
+            jnp.moveaxis(x, -1, 0) for x in (of_q[:, :, None], of_k[:, None])
+        )
+        visible = (q_group == k_group) & ((k_branch == 0) | (k_branch == q_branch)) & (k_place <= q_place)
+        grouped = einops.rearrange(q, "b t (n q) c -> b t n q c", n=k.shape[2])
+        scores = jnp.einsum("btnqc,bznc->bnqtz", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(v.dtype)
+        return einops.rearrange(jnp.einsum("bnqtz,bznc->btnqc", weights, v), "b t n q c -> b t (n q) c")
+
+    place = jnp.broadcast_to(jnp.arange(q.shape[1], dtype=jnp.int32), mask.group.shape)
+    tokens = jnp.stack([mask.group, mask.branch, place], axis=-1)
+    return _in_windows(attend, q, k, v, tokens, mask.first, place + 1)
 
 
 def stream_attention(

@@ -21,7 +21,13 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Bool, Float, Int, Int32
 
-from care_jax.models.attention import branch_attention, causal_attention, stream_attention
+from care_jax.models.attention import (
+    PackedMask,
+    branch_attention,
+    causal_attention,
+    packed_attention,
+    stream_attention,
+)
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
 from care_jax.parallel.collectives import gather, to_parts
@@ -202,6 +208,31 @@ def forward_branches(
         num_branches=num_branches,
         implementation=attention,
     )
+
+    def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
+        layer, index = inputs
+        layer = gather(layer, x.dtype)
+        x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
+        return _add_deepstack(x, deepstack, index), None
+
+    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, _indexed(layers))[0]
+
+
+def forward_stream(
+    layers: DecoderLayer,
+    x: Float[Array, "B T D"],
+    rope: Rope,
+    deepstack: Float[Array, "E B T D"],
+    mask: PackedMask,
+    *,
+    remat: bool,
+    attention: str,
+) -> Float[Array, "B T D"]:
+    """Runs prompts and branches that lie behind each other; `deepstack` is added after each of the first E layers.
+
+    The gradient of every branch flows into its one prompt.
+    """
+    attend = functools.partial(packed_attention, mask=mask, implementation=attention)
 
     def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, index = inputs

@@ -14,6 +14,7 @@ from flax import nnx, struct
 from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import decoder
+from care_jax.models.attention import PackedMask
 from care_jax.models.cache import BranchCache, Prefix
 from care_jax.models.layers import Embedding, Linear, RMSNorm, stack
 from care_jax.models.model_config import ModelConfig, VisionConfig
@@ -97,6 +98,32 @@ class QwenVL(nnx.Module):
         first = jnp.broadcast_to(_at(x[:, :num_prompt], prompts.prompt_len - 1)[:, None, None], own[:, :, :1].shape)
         return BranchHidden(predicting=jnp.concatenate([first, own[:, :, :-1]], axis=2), own=own)
 
+    def forward_stream(
+        self, tokens: Prompts, group: Int32[Array, "B T"], branch: Int32[Array, "B T"], *, num_branches: int
+    ) -> Float[Array, "B T D"]:
+        """Runs prompts and branches that lie behind each other in streams.
+
+        Args:
+            tokens: the streams' tokens and the images of their prompts.
+            group: as in structs.Packing.
+            branch: as in structs.Packing.
+            num_branches: the most of a group.
+
+        Returns:
+            The hidden states after the final norm.
+        """
+        x, deepstack = self._embed_prompts(tokens)
+        x = decoder.forward_stream(
+            self.layers,
+            x,
+            self._rope(tokens.position_ids),
+            deepstack,
+            PackedMask.make(group, branch, num_branches),
+            remat=self.config.remat,
+            attention=self.config.attention,
+        )
+        return self.norm(x)
+
     def extend(
         self,
         token_ids: Int32[Array, "B J new"],
@@ -165,7 +192,7 @@ class QwenVL(nnx.Module):
 
     def with_whole_head(self) -> QwenVL:
         """The model with the head whole along fsdp, for several calls of `logits`."""
-        model = copy.copy(self)
+        model = jax.tree.map(lambda x: x, self)  # a copy that may be changed inside of a loop's body
         if self.lm_head is None:
             model.embed_tokens = gather(self.embed_tokens, self._dtype)
         else:

@@ -34,6 +34,7 @@ from jaxtyping import Float, Int32
 from care_jax.structs import Array
 
 _LANES = 128  # a block is a multiple of it
+_HIDDEN = -(2.0**14)  # added to the score of a key that is not seen; exp(_HIDDEN) is 0
 _LARGEST_BLOCK = 512  # with 1024 the gradient needs more of a v5p's vector memory than there is
 
 
@@ -87,6 +88,34 @@ def stream_attention(
     return _splash(q, k, v, ids, visible, interpret)
 
 
+def packed_attention(
+    q: Float[Array, "B T H C"],
+    k: Float[Array, "B T N C"],
+    v: Float[Array, "B T N C"],
+    group: Int32[Array, "B T"],
+    branch: Int32[Array, "B T"],
+    *,
+    num_branches: int,
+    interpret: bool,
+) -> Float[Array, "B T H C"]:
+    """Computes `attention.packed_attention`.
+
+    Segment ids can only ask whether two ids are equal, and all branches see their prompt. So channels behind those of
+    queries and keys tell branches apart: two for each bit of the branch's number, whose product is 0 where the bits are
+    the same or the key is the prompt's, else so negative that nothing is left of the key.
+    """
+    bits = jnp.arange(num_branches.bit_length())
+
+    def bits_of(branch: Array) -> Array:
+        is_set = ((branch[..., None] >> bits) & 1).astype(q.dtype)
+        return jnp.concatenate([is_set, 1 - is_set], axis=-1)[:, :, None]
+
+    hidden = jnp.asarray(_HIDDEN, q.dtype) * (1 - bits_of(branch))
+    shown = bits_of(branch) * (branch > 0)[..., None, None].astype(k.dtype)
+    ids = SegmentIds(q=jnp.asarray(group), kv=jnp.asarray(group))
+    return _splash(q, k, v, ids, lambda query, key: key <= query, interpret, (hidden, shown))
+
+
 def segment_attention(
     q: Float[Array, "B I H C"],
     k: Float[Array, "B I H C"],
@@ -120,8 +149,9 @@ def _splash(
     ids: SegmentIds | None,
     visible: Callable[[np.ndarray, np.ndarray], np.ndarray],
     interpret: bool,
+    more_channels: tuple[Float[Array, "B queries 1 more"], Float[Array, "B Z 1 more"]] | None = None,
 ) -> Float[Array, "B queries H C"]:
-    """Calls the kernel; `ids` are [B, queries] and [B, keys].
+    """Calls the kernel; `ids` are [B, queries] and [B, keys], `more_channels` those of all queries and keys.
 
     Sequences are padded to whole blocks with tokens of segment 0. Their rows are cut off, and no real token sees them:
     they are to its right or in another segment.
@@ -135,6 +165,11 @@ def _splash(
         return jnp.swapaxes(pad(x, block), 1, 2)
 
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+    if more_channels is not None:
+        q, k = (
+            jnp.concatenate([x, jnp.broadcast_to(more, (*x.shape[:-1], more.shape[-1]))], axis=-1)
+            for x, more in zip((q, k), more_channels, strict=True)
+        )
     q, k, v = by_head(q, block_q), by_head(k, block_kv), by_head(v, block_kv)
     kernel = make_splash_mha(
         MultiHeadMask([_LazyMask(q.shape[2], k.shape[2], visible)] * q.shape[1]),

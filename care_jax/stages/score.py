@@ -6,6 +6,7 @@ Sampler and trainer share `masked_logits`: the same temperature, the same forbid
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from flax import struct
 from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
-from care_jax.parallel.collectives import log_softmax, own_part, pick, sum_parts, to_parts
-from care_jax.structs import Array, Prompts, Rollouts, Scores, TrainBatch, Verdicts
+from care_jax.parallel.collectives import log_softmax, most, own_part, pick, sum_parts, to_parts
+from care_jax.stages.packing import Packed, Stream
+from care_jax.structs import Array, Packing, Prompts, Rollouts, Scores, TrainBatch, Verdicts
 
 _FORBIDDEN = float(jnp.finfo(jnp.float32).min)
 
@@ -59,6 +61,7 @@ def token_scores(
     forbidden_mask: Bool[Array, "V"],
     temperature: float,
     chunk: int,
+    num_tokens: Int32[Array, ""] | None = None,
 ) -> TokenScores:
     """Log-probs and entropy of tokens, from the states that predict them.
 
@@ -72,6 +75,7 @@ def token_scores(
         forbidden_mask: ids that have probability 0.
         temperature: divides the logits.
         chunk: tokens.
+        num_tokens: the first so many count; nothing is computed for chunks behind them, which get zeros.
 
     Returns:
         TokenScores.
@@ -85,13 +89,20 @@ def token_scores(
     flat_ids = jnp.pad(flat_ids, (0, padding)).reshape(num_chunks, chunk)
 
     @jax.checkpoint
-    def score_chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        states, ids = inputs
+    def score_chunk(states: Array, ids: Array) -> tuple[Array, Array]:
         logits = masked_logits(model, states, forbidden_mask=forbidden_mask, temperature=temperature)
         logprobs = log_softmax(logits)
-        return None, (pick(logprobs, ids), entropy_of(logprobs, forbidden_mask))
+        return pick(logprobs, ids), entropy_of(logprobs, forbidden_mask)
 
-    _, (logprobs, entropy) = jax.lax.scan(score_chunk, None, (hidden, flat_ids))
+    def step(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        states, ids, first = inputs
+        if num_tokens is None:
+            return None, score_chunk(states, ids)
+        nothing = jnp.zeros(ids.shape, jnp.float32), jnp.zeros(ids.shape, jnp.float32)
+        return None, jax.lax.cond(first < num_tokens, score_chunk, lambda *_: nothing, states, ids)
+
+    firsts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)
+    _, (logprobs, entropy) = jax.lax.scan(step, None, (hidden, flat_ids, firsts))
     size = flat_ids.size - padding
     return TokenScores(
         logprobs=logprobs.reshape(-1)[:size].reshape(shape), entropy=entropy.reshape(-1)[:size].reshape(shape)
@@ -102,7 +113,44 @@ def pool_states(own_hidden: Float[Array, "B J R D"], mask: Bool[Array, "B J R"])
     """The direction of the mean state over the mask: unit length, without a gradient. An empty mask gives 0."""
     states = jax.lax.stop_gradient(own_hidden).astype(jnp.float32)
     pooled = jnp.einsum("bjrd,bjr->bjd", states, mask.astype(jnp.float32))
-    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+    return _unit_length(pooled)
+
+
+def _unit_length(states: Float32[Array, "B J D"]) -> Float32[Array, "B J D"]:
+    return states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), 1e-12)
+
+
+class StreamScores(NamedTuple):
+    """Scores of the rows' tokens in one stream, first to last; those behind `num_targets` do not count."""
+
+    stream: Stream
+    tokens: TokenScores  # [1, 1, T]
+    states: Float[Array, "T D"]  # at each token, after the final norm
+
+
+def score_stream(
+    model: QwenVL,
+    packed: Packed,
+    index: Int32[Array, ""] | int,
+    forbidden_mask: Bool[Array, "V"],
+    *,
+    temperature: float,
+    chunk: int,
+) -> StreamScores:
+    """Runs the model over stream `index` of a packing, and its head over the tokens of the rows."""
+    stream = packed.stream(index, merge_unit=model.config.vision.merge_unit)
+    num_branches = packed.token_ids.shape[1]
+    hidden = model.forward_stream(stream.tokens, stream.group, stream.branch, num_branches=num_branches)[0]
+    tokens = token_scores(
+        model,
+        hidden[stream.predictor][None, None],
+        stream.token_ids[None, None],
+        forbidden_mask=forbidden_mask,
+        temperature=temperature,
+        chunk=chunk,
+        num_tokens=stream.num_targets,
+    )
+    return StreamScores(stream, tokens, hidden[stream.target])
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "chunk"))
@@ -111,23 +159,38 @@ def score(
     prompts: Prompts,
     rollouts: Rollouts,
     verdicts: Verdicts,
+    packing: Packing,
     forbidden_mask: Bool[Array, "V"],
     *,
     temperature: float,
     chunk: int,
 ) -> Scores:
-    """Scores the rollouts with the trainer's graph: old log-probs and think states (docs/method.md section 1)."""
-    hidden = model.forward_branches(prompts, rollouts.token_ids)
-    scores = token_scores(
-        model,
-        hidden.predicting,
-        rollouts.token_ids,
-        forbidden_mask=forbidden_mask,
-        temperature=temperature,
-        chunk=chunk,
-    )
-    states = think_states(hidden.own, rollouts, verdicts)
-    return Scores(logprobs=scores.logprobs, entropy=scores.entropy, think_states=states)
+    """Scores the packed rollouts with the trainer's graph (docs/method.md section 1): old log-probs and think states.
+
+    The others get zeros.
+    """
+    shape = batch, num_rows, row_len = rollouts.token_ids.shape
+    packed = Packed(prompts, rollouts.token_ids, packing)
+    pooled = pooled_tokens(rollouts, verdicts).reshape(-1)
+
+    def add(index: Array, total: Scores) -> Scores:
+        stream, tokens, states = score_stream(
+            model, packed, index, forbidden_mask, temperature=temperature, chunk=chunk
+        )
+        row = stream.row_place // row_len
+        is_pooled = jnp.append(pooled, False)[stream.row_place]
+        belongs = (jnp.arange(batch * num_rows)[:, None] == row[None]) & is_pooled[None]
+        added = jnp.einsum("xt,td->xd", belongs.astype(jnp.float32), states.astype(jnp.float32))
+        return Scores(
+            logprobs=stream.put_in_rows(total.logprobs, tokens.logprobs),
+            entropy=stream.put_in_rows(total.entropy, tokens.entropy),
+            think_states=total.think_states + added.reshape(batch, num_rows, -1),
+        )
+
+    zeros = jnp.zeros(shape, jnp.float32)
+    states = jnp.zeros((batch, num_rows, model.config.text.hidden_size), jnp.float32)
+    total = jax.lax.fori_loop(0, most(packed.num_used()), add, Scores(zeros, zeros, states))
+    return Scores(total.logprobs, total.entropy, _unit_length(total.think_states))
 
 
 def scores_of_sampler(rollouts: Rollouts, verdicts: Verdicts) -> Scores:
@@ -148,16 +211,31 @@ def think_states(
 
     A response without a rationale is pooled whole.
     """
+    return pool_states(own_hidden, pooled_tokens(rollouts, verdicts))
+
+
+def pooled_tokens(rollouts: Rollouts, verdicts: Verdicts) -> Bool[Array, "B J R"]:
+    """The tokens whose states make a rationale's embedding: the rationale's, or all of a response without one."""
     in_response = jnp.arange(rollouts.token_ids.shape[-1])[None, None] < rollouts.response_len[..., None]
     has_think = jnp.any(verdicts.think_mask, axis=-1, keepdims=True)
-    return pool_states(own_hidden, jnp.where(has_think, verdicts.think_mask, in_response))
+    return jnp.where(has_think, verdicts.think_mask, in_response)
 
 
 def batch_logprobs(
-    model: QwenVL, batch: TrainBatch, forbidden_mask: Bool[Array, "V"], *, temperature: float, chunk: int
+    model: QwenVL,
+    batch: TrainBatch,
+    packing: Packing,
+    forbidden_mask: Bool[Array, "V"],
+    *,
+    temperature: float,
+    chunk: int,
 ) -> Float32[Array, "B S R"]:
-    """Log-probs of a batch's rows under `model`: the reference policy's."""
-    hidden = model.forward_branches(batch.prompts, batch.token_ids).predicting
-    return token_scores(
-        model, hidden, batch.token_ids, forbidden_mask=forbidden_mask, temperature=temperature, chunk=chunk
-    ).logprobs
+    """Log-probs of a batch's packed rows under `model`, the reference policy's; 0 in the others."""
+    packed = Packed(batch.prompts, batch.token_ids, packing)
+
+    def add(index: Array, total: Array) -> Array:
+        stream, tokens, _ = score_stream(model, packed, index, forbidden_mask, temperature=temperature, chunk=chunk)
+        return stream.put_in_rows(total, tokens.logprobs)
+
+    zeros = jnp.zeros(batch.token_ids.shape, jnp.float32)
+    return jax.lax.fori_loop(0, most(packed.num_used()), add, zeros)

@@ -1,30 +1,32 @@
 """The update of a step: minibatches, each one optimizer update from gradients summed over micro-batches.
 
-Denominators are counted over the whole minibatch before its first micro-batch, so micro-batching and sharding
-cannot change the gradient.
+A micro-batch is a stream of packed prompts and rows, so its size is a number of tokens. Denominators are counted over
+all rows of the minibatch, packed or not, before its first micro-batch, so neither packing nor sharding can change the
+gradient.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float32
 
 from care_jax.method.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
-from care_jax.parallel.collectives import sum_gradients, sum_rows
+from care_jax.parallel.collectives import most, sum_gradients, sum_rows
 from care_jax.parallel.sharding import ROWS, WHOLE, named, on_shards, param_specs
-from care_jax.stages.score import token_scores
+from care_jax.stages.packing import Packed
+from care_jax.stages.score import score_stream
 from care_jax.stages.train_state import TrainState, state_specs
-from care_jax.structs import Array, TrainBatch
-
-Tree = TypeVar("Tree")
+from care_jax.structs import Array, Packing, TrainBatch
 
 
 @runtime_checkable
@@ -64,73 +66,79 @@ class UpdateOutput:
     metrics: dict[str, Array]
 
 
-def split_batch(batch: Tree, pieces: int) -> Tree:
-    """Deals prompts out round robin, so that each piece has some of every shard: [B, ...] to [pieces, b, ...]."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), batch)
-
-
 def make_update(
     optimizer: optax.GradientTransformation,
     loss_fn: LossFn,
     *,
     minibatches: int,
-    microbatches: int,
     temperature: float,
     chunk: int,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, TrainBatch, Array], UpdateOutput]:
-    """The update as a function of (state, batch, forbidden_mask), to be jitted with the state donated.
+) -> Callable[[TrainState, TrainBatch, Packing, Array], UpdateOutput]:
+    """The update as a function of (state, batch, packing, forbidden_mask), to be jitted with the state donated.
 
-    B must divide by minibatches * microbatches, and such a piece by the shards of the mesh (None: one device). Each
-    shard goes over its own part of the micro-batches; the optimizer works on parameters as they lie.
+    Minibatch m has the prompts m, m + minibatches, ... of each shard, so that every shard has some; the packing's parts
+    are those. A micro-batch is one stream of the packing on each shard of the mesh (None: one device). The optimizer
+    works on parameters as they lie.
     """
 
     def loss_of(
-        params: QwenVL, batch: TrainBatch, denominators: Denominators, forbidden_mask: Array
+        params: QwenVL,
+        batch: TrainBatch,
+        packing: Packing,
+        index: Array,
+        denominators: Denominators,
+        forbidden_mask: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        hidden = params.forward_branches(batch.prompts, batch.token_ids)
-        scores = token_scores(
+        stream, tokens, _ = score_stream(
             params,
-            hidden.predicting,
-            batch.token_ids,
-            forbidden_mask=forbidden_mask,
+            Packed(batch.prompts, batch.token_ids, packing),
+            index,
+            forbidden_mask,
             temperature=temperature,
             chunk=chunk,
         )
-        output = loss_fn(scores.logprobs, batch, denominators=denominators)
+        logprobs = stream.put_in_rows(jnp.zeros(batch.token_ids.shape, jnp.float32), tokens.logprobs)
+        is_here = jnp.zeros(batch.row_mask.size, bool)
+        is_here = is_here.at[stream.row_place // batch.token_ids.shape[-1]].set(True, mode="drop")
+        rows = dataclasses.replace(batch, row_mask=batch.row_mask & is_here.reshape(batch.row_mask.shape))
+        output = loss_fn(logprobs, rows, denominators=denominators)
         return output.loss, output.aux
 
-    def gradient(params: QwenVL, minibatch: TrainBatch, forbidden_mask: Array) -> tuple[QwenVL, dict[str, Array]]:
-        denominators = sum_rows(count_denominators(minibatch))
+    def gradient(
+        params: QwenVL, batch: TrainBatch, packing: Packing, minibatch: Array, forbidden_mask: Array
+    ) -> tuple[QwenVL, dict[str, Array]]:
+        turn = jnp.arange(batch.row_mask.shape[0], dtype=jnp.int32)[:, None] % minibatches
+        mine = dataclasses.replace(batch, row_mask=jnp.asarray(batch.row_mask) & (turn == minibatch))
+        denominators = sum_rows(count_denominators(mine))
+        packing = jax.tree.map(lambda x: jnp.asarray(x).reshape(minibatches, -1, *x.shape[1:])[minibatch], packing)
+        grad = functools.partial(jax.grad(loss_of, has_aux=True), params, batch, packing)
 
-        def add(total: tuple, microbatch: TrainBatch) -> tuple[tuple, None]:
-            grads, aux = jax.grad(loss_of, has_aux=True)(params, microbatch, denominators, forbidden_mask)
-            return jax.tree.map(jnp.add, total, (grads, aux)), None
+        num_used = Packed(batch.prompts, batch.token_ids, packing).num_used()
 
-        pieces = split_batch(minibatch, microbatches)
-        one = jax.tree.map(lambda x: x[0], pieces)
-        shapes = jax.eval_shape(lambda b: jax.grad(loss_of, has_aux=True)(params, b, denominators, forbidden_mask), one)
+        def add(index: Array, total: tuple) -> tuple:
+            return jax.tree.map(jnp.add, total, grad(index, denominators, forbidden_mask))
+
+        shapes = jax.eval_shape(grad, jnp.int32(0), denominators, forbidden_mask)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        grads, aux = jax.lax.scan(add, zeros, pieces)[0]
+        grads, aux = jax.lax.fori_loop(0, most(num_used), add, zeros)
         return sum_gradients(grads), sum_rows(aux)
 
     def specs(params: QwenVL, *_: Any) -> tuple[tuple, Any]:
-        return (param_specs(params), ROWS, WHOLE), (param_specs(params), WHOLE)
+        return (param_specs(params), ROWS, ROWS, WHOLE, WHOLE), (param_specs(params), WHOLE)
 
     gradient_of_all = on_shards(mesh, gradient, specs)
 
-    def update(state: TrainState, batch: TrainBatch, forbidden_mask: Array) -> UpdateOutput:
-        def step(carry: tuple, minibatch: TrainBatch) -> tuple[tuple, dict[str, Array]]:
+    def update(state: TrainState, batch: TrainBatch, packing: Packing, forbidden_mask: Array) -> UpdateOutput:
+        def step(carry: tuple, minibatch: Array) -> tuple[tuple, dict[str, Array]]:
             params, opt_state = carry
-            grads, aux = gradient_of_all(params, minibatch, forbidden_mask)
+            grads, aux = gradient_of_all(params, batch, packing, minibatch, forbidden_mask)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             return (params, opt_state), _metrics(aux) | {"grad_norm": optax.tree.norm(grads)}
 
-        pieces = split_batch(batch, minibatches)
-        if mesh is not None:
-            pieces = jax.lax.with_sharding_constraint(pieces, NamedSharding(mesh, PartitionSpec(None, *ROWS)))
-        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), pieces)
+        turns = jnp.arange(minibatches, dtype=jnp.int32)
+        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), turns)
         state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
         return UpdateOutput(state=state, metrics=jax.tree.map(jnp.mean, metrics))
 

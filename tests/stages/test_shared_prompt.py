@@ -23,10 +23,11 @@ from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
+from care_jax.stages.packing import StreamSizes, pack
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
+from care_jax.structs import Forced, Outcome, Packing, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
 from tests.families import FACTOR, FAMILIES, make_folder
 from tests.pictures import encode, picture, question
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 G, R, F = 5, 7, 3
 TEMPERATURE, CHUNK = 0.8, 16  # the last chunk is not full
+BUDGET = 48  # tokens of a stream: less than the longest groups have
 TOLERANCE = 1e-5
 
 # Groups: two failures for K = 3, repaired; all failed but one, repaired in vain; all wrong; all correct; no repair.
@@ -102,9 +104,27 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
     nothing = rollout.nothing_forced(len(records), G)
     rollouts = rollout.generate(model, prefix, nothing, forbidden, jax.random.key(1), sampling=sampling)
     verdicts = make_verdicts(np.asarray(rollouts.response_len))
-    scores = score.score(model, prompts, rollouts, verdicts, forbidden, temperature=TEMPERATURE, chunk=CHUNK)
+    packing = packed(prompts, np.asarray(rollouts.response_len), np.ones(CORRECT.shape, bool), budget=BUDGET)
+    scores = score.score(model, prompts, rollouts, verdicts, packing, forbidden, temperature=TEMPERATURE, chunk=CHUNK)
     given = jax.device_get((rollouts, verdicts, scores))
     return Case(model, processor.forbidden_mask, prompts, *given, make_reflection())
+
+
+def packed(prompts: Prompts, row_len: np.ndarray, wanted: np.ndarray, *, budget: int) -> Packing:
+    """A packing of the rows into streams of `budget` tokens."""
+    bucket = prompts.token_ids.shape[1], prompts.image_ids.shape[1]
+    sizes = StreamSizes.make(
+        num_prompts=len(row_len), rows=row_len.shape[1], bucket=bucket, row_len=R, budget=budget, shards=1, parts=1
+    )
+    return pack(
+        sizes,
+        prompt_len=prompts.prompt_len,
+        patch_len=(prompts.image_ids > 0).sum(axis=1, dtype=np.int32),
+        row_len=row_len,
+        wanted=wanted,
+        bucket=bucket,
+        padded_len=R,
+    )
 
 
 def random_model(config: models.ModelConfig) -> models.QwenVL:
@@ -175,20 +195,19 @@ def keep_gradient() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def shared_update(case: Case, *, microbatches: int, **computed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def shared_update(case: Case, *, budget: int, **computed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics and gradient of the project's own update, from selection on; `computed`: fields of ModelConfig."""
     objective = make_objective()
     update = make_update(
         keep_gradient(),
         functools.partial(policy_loss, objective=objective),
         minibatches=1,
-        microbatches=microbatches,
         temperature=TEMPERATURE,
         chunk=CHUNK,
     )
 
     @jax.jit
-    def step(model, rollouts, verdicts, scores, reflection, forbidden):
+    def assemble(rollouts, verdicts, scores, reflection):
         chosen = subgroup.select_subgroup(
             correct=verdicts.correct,
             think_len=verdicts.think_mask.sum(-1, dtype=jnp.int32),
@@ -200,23 +219,24 @@ def shared_update(case: Case, *, microbatches: int, **computed) -> tuple[dict[st
             key=None,
             objective=objective,
         )
-        batch = train_batch.assemble(
+        return train_batch.assemble(
             case.prompts, rollouts, verdicts, scores, chosen, reflection, objective=objective
         ).batch
-        state = TrainState(jnp.int32(0), model, keep_gradient().init(model))
-        return update(state, batch, forbidden), batch
 
     config = dataclasses.replace(case.model.config, **computed)
     model = models.params_from_dict(config, models.params_to_dict(case.model))
-    given = jax.device_put((case.rollouts, case.verdicts, case.scores, case.reflection, case.forbidden_mask))
-    output, batch = step(model, *given)
+    batch = assemble(*jax.device_put((case.rollouts, case.verdicts, case.scores, case.reflection)))
+    packing = packed(case.prompts, np.asarray(batch.response_len), np.asarray(batch.row_mask), budget=budget)
+    state = TrainState(jnp.int32(0), model, keep_gradient().init(model))
+    output = jax.jit(update)(state, batch, packing, jnp.asarray(case.forbidden_mask))
     assert {int(n) for n in batch.row_mask.sum(1)} == {0, 3, 4}, "the case has lost its kinds of group"
     return jax.device_get(output.metrics), jax.device_get(models.params_to_dict(output.state.opt_state))
 
 
 VARIANTS = {
-    "whole": {"microbatches": 1},
-    "micro-batches, recomputed, frozen vision": {"microbatches": 3, "remat": True, "freeze_vision": True},
+    "one stream": {"budget": 512},
+    "several streams, recomputed, frozen vision": {"budget": 100, "remat": True, "freeze_vision": True},
+    "groups cut in two": {"budget": BUDGET},
 }
 
 
@@ -280,7 +300,10 @@ def test_repairs_are_scored_as_they_were_sampled(case):
     sampling = Sampling(R, TEMPERATURE, ())
     repaired = rollout.generate(case.model, prefix, forced, forbidden, jax.random.key(5), sampling=sampling)
     verdicts = zeros(Verdicts, B=size, G=1, R=R)
-    scores = score.score(case.model, case.prompts, repaired, verdicts, forbidden, temperature=TEMPERATURE, chunk=CHUNK)
+    packing = packed(case.prompts, np.asarray(repaired.response_len), np.ones((len(CORRECT), 1), bool), budget=100)
+    scores = score.score(
+        case.model, case.prompts, repaired, verdicts, packing, forbidden, temperature=TEMPERATURE, chunk=CHUNK
+    )
     repaired, scores = jax.device_get((repaired, scores))
     assert repaired.sampled_mask.sum() == (R - FORCED_LEN)[TRIED].sum()
     gap = np.abs(scores.logprobs - repaired.logprobs) * repaired.sampled_mask

@@ -1,0 +1,286 @@
+"""Packing: prompts and the rows that belong to them lie behind each other in streams of a fixed number of tokens.
+
+    prompt 1 | row | row | row | prompt 2 | row | padding          a stream of T tokens
+    prompt 3 | row | row | padding                                 the next one of the same shard
+
+Only what has a use is packed, in its true length, so that a pass over the streams computes little else. The host
+decides the places from lengths alone (`pack`); the devices take tokens and patches from the batch as it lies
+(`Packed.stream`). The number of streams that are used differs from step to step, their shape never does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax import struct
+from jaxtyping import Bool, Float32, Int32
+
+from care_jax.structs import Array, Packing, Prompts, abstract, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSizes:
+    """The shape of a packing; every step of a run has the same for a bucket of prompts."""
+
+    shards: int  # of the batch
+    parts: int  # minibatches of an update, which take turns of a shard's prompts; else 1
+    num_streams: int  # of a part of a shard: enough for any lengths
+    num_tokens: int  # T
+    num_patches: int  # I of a stream
+
+    @classmethod
+    def make(
+        cls, *, num_prompts: int, rows: int, bucket: tuple[int, int], row_len: int, budget: int, shards: int, parts: int
+    ) -> StreamSizes:
+        """The shape for a batch.
+
+        Args:
+            num_prompts: B.
+            rows: of a prompt, J.
+            bucket: tokens and patches of a padded prompt, P and I.
+            row_len: tokens of a padded row, R.
+            budget: tokens of a stream, T; at least P + R.
+            shards: of the batch.
+            parts: minibatches.
+
+        Returns:
+            The sizes. A stream has room for the patches of as many prompts as fit with one whole row each.
+        """
+        prompt_len, patch_len = bucket
+        num_patches = max(budget // (prompt_len + row_len), 1) * patch_len
+        groups = num_prompts // shards // parts
+        # First fit leaves no two streams that would fit into one, so together they fill more than half of what a
+        # stream has of tokens or of patches. A group for which no stream has room repeats its prompt.
+        whole = max((budget - prompt_len) // row_len, 1)  # rows of full length behind a prompt
+        copies = -(-rows // whole)
+        filled = groups * (copies * prompt_len + rows * row_len) / budget + groups * copies * patch_len / num_patches
+        num_streams = min(int(2 * filled) + 1, groups * copies)
+        return cls(shards, parts, num_streams, budget, num_patches)
+
+    def abstract(self) -> Packing:
+        """Shapes of the packing."""
+        return abstract(Packing, **self._dims)
+
+    def empty(self) -> Packing:
+        """A packing of NumPy arrays with nothing in it."""
+        packing = zeros(Packing, **self._dims)
+        return dataclasses.replace(packing, source=packing.source - 1, patch_source=packing.patch_source - 1)
+
+    @property
+    def _dims(self) -> dict[str, int]:
+        streams = self.shards * self.parts * self.num_streams
+        return {"A": streams, "T": self.num_tokens, "patches": self.num_patches}
+
+
+class _Piece(NamedTuple):
+    """A prompt and those of its rows that lie behind it in one stream."""
+
+    prompt: int  # of the shard's own
+    rows: tuple[int, ...]
+    num_tokens: int
+    num_patches: int
+
+
+def pack(
+    sizes: StreamSizes,
+    *,
+    prompt_len: Int32[np.ndarray, "B"],
+    patch_len: Int32[np.ndarray, "B"],
+    row_len: Int32[np.ndarray, "B J"],
+    wanted: Bool[np.ndarray, "B J"],
+    bucket: tuple[int, int],
+    padded_len: int,
+) -> Packing:
+    """Places the wanted rows and their prompts in streams, the longest groups first, each where it first fits.
+
+    Args:
+        sizes: the shape of the packing.
+        prompt_len: tokens of each prompt.
+        patch_len: patches of each prompt.
+        row_len: tokens of each row.
+        wanted: the rows to pack; those of length 0 are left out.
+        bucket: tokens and patches of a padded prompt, P and I.
+        padded_len: tokens of a padded row, R.
+
+    Returns:
+        The packing, of NumPy arrays.
+    """
+    packing, size = sizes.empty(), len(prompt_len) // sizes.shards
+    wanted = wanted & (row_len > 0)
+    for shard in range(sizes.shards):
+        own = slice(shard * size, (shard + 1) * size)
+        lengths, patches, rows = prompt_len[own], patch_len[own], row_len[own]
+        writer = _Writer(packing, lengths, patches, rows, bucket, padded_len)
+        for part in range(sizes.parts):
+            pieces = [
+                piece
+                for prompt in range(part, size, sizes.parts)
+                for piece in _pieces(prompt, int(lengths[prompt]), int(patches[prompt]), rows, wanted[own], sizes)
+            ]
+            first = (shard * sizes.parts + part) * sizes.num_streams
+            for number, stream in enumerate(_first_fit(pieces, sizes)):
+                writer.write(first + number, stream)
+    return packing
+
+
+def _pieces(
+    prompt: int, prompt_len: int, patch_len: int, row_len: npt.NDArray, wanted: npt.NDArray, sizes: StreamSizes
+) -> list[_Piece]:
+    """A group in pieces that fit a stream, most often one."""
+    pieces, rows, filled = list[_Piece](), list[int](), prompt_len
+    for row in np.flatnonzero(wanted[prompt]).tolist():
+        length = int(row_len[prompt, row])
+        if rows and filled + length > sizes.num_tokens:
+            pieces.append(_Piece(prompt, tuple(rows), filled, patch_len))
+            rows, filled = [], prompt_len
+        rows.append(row)
+        filled += length
+    return [*pieces, _Piece(prompt, tuple(rows), filled, patch_len)] if rows else pieces
+
+
+def _first_fit(pieces: Sequence[_Piece], sizes: StreamSizes) -> list[list[_Piece]]:
+    """First fit decreasing: streams with room for the tokens and patches of their pieces."""
+    streams, room = list[list[_Piece]](), list[tuple[int, int]]()
+    for piece in sorted(pieces, key=lambda piece: -piece.num_tokens):
+        fitting = (
+            n for n, (tokens, patches) in enumerate(room) if tokens >= piece.num_tokens and patches >= piece.num_patches
+        )
+        number = next(fitting, len(streams))
+        if number == len(streams):
+            streams.append([])
+            room.append((sizes.num_tokens, sizes.num_patches))
+        streams[number].append(piece)
+        tokens, patches = room[number]
+        room[number] = tokens - piece.num_tokens, patches - piece.num_patches
+    return streams
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Writes streams of one shard into a packing."""
+
+    packing: Packing
+    prompt_len: npt.NDArray[np.int32]
+    patch_len: npt.NDArray[np.int32]
+    row_len: npt.NDArray[np.int32]
+    bucket: tuple[int, int]
+    padded_len: int
+
+    def write(self, stream: int, pieces: Sequence[_Piece]) -> None:
+        """Fills stream number `stream`."""
+        packing, (padded_prompt, padded_patches) = self.packing, self.bucket
+        first_row = len(self.prompt_len) * padded_prompt  # source of the first row's first token
+        place = target = patch = 0
+        for group, piece in enumerate(pieces, start=1):
+            length, patches = int(self.prompt_len[piece.prompt]), int(self.patch_len[piece.prompt])
+            packing.group[stream, place : place + piece.num_tokens] = group
+            packing.source[stream, place : place + length] = piece.prompt * padded_prompt + np.arange(length)
+            packing.patch_source[stream, patch : patch + patches] = piece.prompt * padded_patches + np.arange(patches)
+            place, patch = place + length, patch + patches
+            last_of_prompt = place - 1
+            for branch, row in enumerate(piece.rows, start=1):
+                length = int(self.row_len[piece.prompt, row])
+                source = first_row + (piece.prompt * self.row_len.shape[1] + row) * self.padded_len
+                places = np.arange(place, place + length)
+                packing.source[stream, places] = source + np.arange(length)
+                packing.branch[stream, places] = branch
+                packing.target[stream, target : target + length] = places
+                packing.predictor[stream, target] = last_of_prompt
+                packing.predictor[stream, target + 1 : target + length] = places[:-1]
+                place, target = place + length, target + length
+        packing.num_targets[stream] = target
+
+
+@struct.dataclass
+class Stream:
+    """The tokens of one stream, as a batch of 1."""
+
+    tokens: Prompts
+    group: Int32[Array, "1 T"]
+    branch: Int32[Array, "1 T"]
+    # Of the rows' tokens, first to last; `num_targets` of them count.
+    predictor: Int32[Array, "T"]  # place of the state that predicts each
+    target: Int32[Array, "T"]  # its own place
+    token_ids: Int32[Array, "T"]
+    row_place: Int32[Array, "T"]  # its place in the rows [B * J * R], which is behind them if it does not count
+    num_targets: Int32[Array, ""]
+
+    def put_in_rows(self, rows: Float32[Array, "B J R"], values: Float32[Array, "1 1 T"]) -> Float32[Array, "B J R"]:
+        """`rows` with the values of this stream's tokens in their places."""
+        return jnp.reshape(rows, -1).at[self.row_place].set(jnp.reshape(values, -1), mode="drop").reshape(rows.shape)
+
+
+@struct.dataclass
+class Packed:
+    """A batch and the places of its prompts and rows in streams; on shards a shard's own part."""
+
+    prompts: Prompts
+    token_ids: Int32[Array, "B J R"]
+    packing: Packing
+
+    def num_used(self) -> Int32[Array, ""]:
+        """Streams that hold something; they come first."""
+        return (jnp.asarray(self.packing.num_targets) > 0).sum(dtype=jnp.int32)
+
+    def stream(self, index: Int32[Array, ""] | int, *, merge_unit: int) -> Stream:
+        """Takes stream `index` from the batch; `merge_unit` is the number of patches of a merged token."""
+        prompts = self.prompts
+        (batch, num_rows, row_len), prompt_len = self.token_ids.shape, prompts.token_ids.shape[1]
+        patch_len, first_row = prompts.image_ids.shape[1], batch * prompt_len
+        packing = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(jnp.asarray(x), index, keepdims=False), self.packing
+        )
+        source = jnp.maximum(packing.source, 0)
+        is_row = source >= first_row
+        row, offset = jnp.divmod(jnp.maximum(source - first_row, 0), row_len)
+        of_prompt = jnp.minimum(source, first_row - 1)
+        prompt = jnp.where(is_row, row // num_rows, of_prompt // prompt_len)
+
+        patch = jnp.maximum(packing.patch_source, 0)
+        owner, is_patch = patch // patch_len, packing.patch_source >= 0
+        # Images of different prompts have the same ids in the batch, but not in a stream.
+        window_ids, image_ids = (
+            jnp.where(is_patch, owner * (patch_len + 1) + ids.reshape(-1)[patch], 0)
+            for ids in (jnp.asarray(prompts.window_ids), jnp.asarray(prompts.image_ids))
+        )
+        places = jnp.arange(len(patch), dtype=jnp.int32)
+        first_patch = jnp.full(batch, len(patch), jnp.int32).at[owner].min(jnp.where(is_patch, places, len(patch)))
+        vision_index = jnp.asarray(prompts.vision_index).reshape(-1)[of_prompt]
+        has_vision = ~is_row & (vision_index >= 0) & (packing.source >= 0)
+
+        def patches_of(table: Array) -> Array:
+            return jnp.asarray(table).reshape(batch * patch_len, *table.shape[2:])[patch][None]
+
+        in_prompt = jnp.moveaxis(jnp.asarray(prompts.position_ids), 1, 2).reshape(-1, 3)[of_prompt]
+        in_row = (jnp.asarray(prompts.next_position)[prompt] + offset)[:, None]
+        all_ids = [jnp.asarray(ids).reshape(-1) for ids in (prompts.token_ids, self.token_ids)]
+        stream_ids = jnp.concatenate(all_ids)[source]
+        counts = jnp.arange(len(source), dtype=jnp.int32) < packing.num_targets
+        return Stream(
+            tokens=Prompts(
+                token_ids=stream_ids[None],
+                prompt_len=jnp.full(1, len(source), jnp.int32),
+                position_ids=jnp.where(is_row[:, None], in_row, in_prompt).T[None],
+                next_position=jnp.zeros(1, jnp.int32),
+                vision_index=jnp.where(has_vision, vision_index + first_patch[prompt] // merge_unit, -1)[None],
+                patches=patches_of(prompts.patches),
+                patch_position_ids=patches_of(prompts.patch_position_ids),
+                window_ids=window_ids[None],
+                image_ids=image_ids[None],
+                grid_index=patches_of(prompts.grid_index),
+                grid_weights=patches_of(prompts.grid_weights),
+            ),
+            group=packing.group[None],
+            branch=packing.branch[None],
+            predictor=packing.predictor,
+            target=packing.target,
+            token_ids=stream_ids[packing.target],
+            row_place=jnp.where(counts, (source - first_row)[packing.target], batch * num_rows * row_len),
+            num_targets=packing.num_targets,
+        )
