@@ -25,9 +25,10 @@ from care_jax.inputs.prompts import encode_prompt
 from care_jax.inputs.responses import Trace, encode_trace
 from care_jax.method.loss import Denominators, LossOutput
 from care_jax.method.objectives import Objective
-from care_jax.parallel.sharding import ROWS, abstract_arrays, place
+from care_jax.parallel.sharding import ROWS, abstract_arrays, num_shards, place
 from care_jax.run.session import Session, open_session
 from care_jax.stages.compiled import CompiledStages, all_buckets, bucket_of
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
 from care_jax.stages.table import Bucket, Setup, Table
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Array, Record, TrainBatch, abstract
@@ -43,8 +44,9 @@ def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denomin
 def start_of_cold_start(setup: Setup, bucket: Bucket) -> dict[str, Any]:
     """The values that are there before the update, as shapes with shardings."""
     dims = step.prompt_dims(setup, bucket) | {"S": 1, "R": setup.config.rollout.response_len}
-    batch = place(setup.mesh, abstract(TrainBatch, **dims), ROWS)
-    return step.start_of_step(setup, bucket) | {"batch": batch}
+    packing = step.abstract_packing(setup, bucket, 1, parts=setup.config.train.minibatches)
+    values = {"batch": abstract(TrainBatch, **dims), "batch_packing": packing}
+    return step.start_of_step(setup, bucket) | place(setup.mesh, values, ROWS)
 
 
 UPDATE = dataclasses.replace(
@@ -147,8 +149,23 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     with session.supervisor.timer("data"):
         examples, length = next(session.data), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)
+        lengths = PromptLengths.of(batch.prompts)
+        sizes = StreamSizes.of(
+            session.config,
+            num_prompts=len(examples),
+            num_rows=1,
+            bucket=lengths.bucket,
+            shards=num_shards(session.mesh),
+            parts=session.config.train.minibatches,
+        )
+        packing = pack(sizes, lengths, batch.response_len, length)
     with session.supervisor.timer("update"):
-        values = {"state": session.state, "batch": session.put(batch), "forbidden_mask": session.forbidden_mask}
+        values = {
+            "state": session.state,
+            "batch": session.put(batch),
+            "batch_packing": session.put(packing),
+            "forbidden_mask": session.forbidden_mask,
+        }
         given = update.run(UPDATE, bucket_of(batch.prompts), values)
         session.advance(given["state"])
         metrics = update.fetch("update_metrics", given["update_metrics"])
@@ -158,6 +175,7 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
     scalars["data/num_dropped"] = session.data.num_dropped
     scalars |= padding_shares([example.prompt for example in examples], bucket_of(batch.prompts))
+    scalars["padding/update_tokens"] = padding_share(packing, sizes)
     session.writer.scalars(session.step, scalars)
     return scalars
 

@@ -86,7 +86,9 @@ def base() -> ConfigDict:
     c.train.steps = 1000  # batches of prompts
     c.train.prompts = 512  # B, prompts of a step over all processes
     c.train.minibatches = 4  # optimizer updates a step
-    c.train.microbatches = 4  # pieces of a minibatch whose gradients are added up
+    # Tokens of a stream of prompts and rows that lie behind each other: what a device scores, or adds the gradients of,
+    # at a time. At least a prompt of the largest bucket and a whole response; a few times that leaves little padding.
+    c.train.stream_len = 16384
     c.train.eval_every = 50  # steps; 0: only at the end
     c.train.eval_examples = 0  # held-out examples of a periodic evaluation; 0: all
     c.train.checkpoint_every = 50  # steps
@@ -199,10 +201,19 @@ Check = Callable[[ConfigDict], str]
 
 def _batches_divide(c: ConfigDict) -> str:
     train = c.train
-    pieces = train.minibatches * train.microbatches
-    if pieces >= 1 and train.prompts > 0 and train.prompts % pieces == 0:
+    if train.minibatches >= 1 and train.prompts > 0 and train.prompts % train.minibatches == 0:
         return ""
-    return f"train.prompts={train.prompts}: must divide by minibatches * microbatches = {pieces}"
+    return f"train.prompts={train.prompts}: must divide by train.minibatches={train.minibatches}"
+
+
+def _streams_hold_a_row(c: ConfigDict) -> str:
+    needed = max(c.data.prompt_buckets) + c.rollout.response_len
+    if c.train.stream_len >= needed:
+        return ""
+    return (
+        f"train.stream_len={c.train.stream_len}: must hold a prompt of the largest of data.prompt_buckets and a "
+        f"response of rollout.response_len, {needed} tokens"
+    )
 
 
 def _warmup_ends(c: ConfigDict) -> str:
@@ -264,6 +275,7 @@ CHECKS: tuple[Check, ...] = (
     functools.partial(_is_path_or_mixture, split="train"),
     functools.partial(_is_path_or_mixture, split="eval"),
     _batches_divide,
+    _streams_hold_a_row,
     _warmup_ends,
     _samples_differ,
     _buffer_fits,

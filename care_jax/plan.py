@@ -46,7 +46,7 @@ def table(plan: Plan) -> str:
     tokens, patches = sizes.bucket
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.mesh.items())
     lines = [
-        f"{plan.config.model.folder} on {plan.topology}: {mesh}; B {sizes.prompts} in {sizes.pieces} pieces, "
+        f"{plan.config.model.folder} on {plan.topology}: {mesh}; B {sizes.prompts}, streams of {sizes.stream_len} tokens, "
         f"G {sizes.num_rollouts}, rows of an update {sizes.num_rows}, P {tokens} tokens with {patches} patches, "
         f"R {sizes.response_len}",
         "",

@@ -20,11 +20,12 @@ from care_jax.method.objectives import keeps_forced
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
-from care_jax.parallel.sharding import ROWS, WHOLE, place
+from care_jax.parallel.sharding import ROWS, WHOLE, num_shards, place
 from care_jax.stages import host, rollout, score
+from care_jax.stages.packing import StreamSizes
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
 from care_jax.stages.update import LossFn, make_update, update_shardings
-from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
+from care_jax.structs import Forced, Packing, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
 
 # Folded into the key of a step, one number for each stage that draws. Redraws of dynamic sampling count on from
 # ROLLOUT, so a further stage takes a number far above it; those that are here keep their draws.
@@ -75,7 +76,6 @@ def update_function(loss: Callable[[Setup], LossFn]) -> Callable[[Setup], Callab
             setup.optimizer,
             loss(setup),
             minibatches=train.minibatches,
-            microbatches=train.microbatches,
             mesh=setup.mesh,
             **_scoring(setup),
         )
@@ -118,6 +118,18 @@ def response_dims(setup: Setup, num_responses: int) -> dict[str, int]:
     return {"B": setup.num_prompts, "G": num_responses, "R": setup.config.rollout.response_len}
 
 
+def abstract_packing(setup: Setup, bucket: Bucket, num_rows: int, *, parts: int = 1) -> Packing:
+    """Shapes of a packing of so many rows a prompt."""
+    return StreamSizes.of(
+        setup.config,
+        num_prompts=setup.num_prompts,
+        num_rows=num_rows,
+        bucket=bucket,
+        shards=num_shards(setup.mesh),
+        parts=parts,
+    ).abstract()
+
+
 def abstract_reflection(setup: Setup) -> Reflection:
     """Shapes of one repair a group."""
     return abstract(Reflection, B=setup.num_prompts, R=setup.config.rollout.response_len)
@@ -158,7 +170,7 @@ PREFILL = DeviceStage(
 UPDATE = DeviceStage(
     "update",
     timer="update",
-    takes=("state", "batch", "forbidden_mask"),
+    takes=("state", "batch", "batch_packing", "forbidden_mask"),
     gives=("state", "update_metrics"),
     function=update_function(lambda setup: functools.partial(policy_loss, objective=setup.objective)),
     on_shards=False,
@@ -172,6 +184,8 @@ UPDATE = DeviceStage(
 LOGGED = (
     "records",
     "padding",
+    "score_padding",
+    "update_padding",
     "rollouts",
     "judged",
     "scores",
@@ -190,7 +204,7 @@ _STAGES: tuple[Stage, ...] = (
         "data",
         timer="data",
         takes=(),
-        gives=("examples", "records", "padding", "prompts"),
+        gives=("examples", "records", "padding", "prompts", "lengths"),
         function=host.next_batch,
         puts=("prompts",),
         shapes=lambda setup, bucket: (abstract(Prompts, **prompt_dims(setup, bucket)),),
@@ -217,10 +231,20 @@ _STAGES: tuple[Stage, ...] = (
         shapes=lambda setup, bucket: (abstract(Verdicts, **response_dims(setup, setup.num_rollouts)),),
         is_drawing=True,
     ),
+    HostStage(
+        "pack rollouts",
+        timer="score",
+        takes=("lengths", "rollouts", "verdicts"),
+        gives=("rollout_packing", "score_padding"),
+        function=host.pack_rollouts,
+        puts=("rollout_packing",),
+        shapes=lambda setup, bucket: (abstract_packing(setup, bucket, setup.num_rollouts),),
+        is_on=lambda config: not _scored_by_sampler(config),
+    ),
     DeviceStage(
         "score",
         timer="score",
-        takes=("params", "prompts", "rollouts", "verdicts", "forbidden_mask"),
+        takes=("params", "prompts", "rollouts", "verdicts", "rollout_packing", "forbidden_mask"),
         gives=("scores",),
         function=lambda setup: functools.partial(score.score, **_scoring(setup)),
         is_on=lambda config: config.score.old_from == "pass",
@@ -266,20 +290,21 @@ _STAGES: tuple[Stage, ...] = (
     HostStage(
         "verify repairs",
         timer="reflect",
-        takes=("records", "repaired"),
-        gives=("responses", "repair_judged", "repair_verdicts"),
+        takes=("records", "lengths", "repaired"),
+        gives=("responses", "repair_judged", "repair_verdicts", "repair_packing"),
         function=host.verify_repairs,
-        puts=("responses", "repair_verdicts"),
+        puts=("responses", "repair_verdicts", "repair_packing"),
         shapes=lambda setup, bucket: (
             abstract(Rollouts, **response_dims(setup, 1)),
             abstract(Verdicts, **response_dims(setup, 1)),
+            abstract_packing(setup, bucket, 1),
         ),
         is_on=_with_reflection,
     ),
     DeviceStage(
         "score of reflections",
         timer="reflect",
-        takes=("params", "prompts", "responses", "repair_verdicts", "forbidden_mask"),
+        takes=("params", "prompts", "responses", "repair_verdicts", "repair_packing", "forbidden_mask"),
         gives=("repair_scores",),
         function=lambda setup: functools.partial(score.score, **_scoring(setup)),
         is_on=_with_reflection,
@@ -299,15 +324,30 @@ _STAGES: tuple[Stage, ...] = (
         "assemble",
         timer="select",
         takes=("prompts", "rollouts", "verdicts", "scores", "subgroup", "reflection"),
-        gives=("batch", "advantages"),
+        gives=("batch", "advantages", "taught_len"),
         function=lambda setup: functools.partial(train_batch.assemble, objective=setup.objective),
         on_shards=False,
-        unpack=lambda assembled, values: {"batch": assembled.batch, "advantages": assembled.advantages},
+        unpack=lambda assembled, values: {
+            "batch": assembled.batch,
+            "advantages": assembled.advantages,
+            "taught_len": assembled.taught_len,
+        },
+    ),
+    HostStage(
+        "pack batch",
+        timer="select",
+        takes=("lengths", "taught_len"),
+        gives=("batch_packing", "update_padding"),
+        function=host.pack_batch,
+        puts=("batch_packing",),
+        shapes=lambda setup, bucket: (
+            abstract_packing(setup, bucket, num_updated(setup.config), parts=setup.config.train.minibatches),
+        ),
     ),
     DeviceStage(
         "reference",
         timer="score",
-        takes=("reference", "batch", "forbidden_mask"),
+        takes=("reference", "batch", "batch_packing", "forbidden_mask"),
         gives=("batch",),
         function=lambda setup: functools.partial(score.batch_logprobs, **_scoring(setup)),
         unpack=lambda logprobs, values: {"batch": values["batch"].replace(logprobs_ref=logprobs)},

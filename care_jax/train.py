@@ -27,7 +27,7 @@ from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
-from care_jax.parallel.sharding import abstract_arrays
+from care_jax.parallel.sharding import abstract_arrays, num_shards
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run import step_summary
@@ -41,7 +41,7 @@ from care_jax.stages.train_state import TrainState
 from care_jax.structs import Outcome, Rollouts, zeros
 
 # What dynamic sampling puts together of the mixed groups of several draws.
-REGROUPED = ("records", "padding", "prompts", "prefix", "rollouts", "judged", "verdicts")
+REGROUPED = ("records", "padding", "lengths", "prompts", "prefix", "rollouts", "judged", "verdicts")
 
 
 class Values:
@@ -111,6 +111,7 @@ class Trainer:
             verifier=session.verifier,
             token_bytes=TokenBytes(processor.tokenizer),
             next_examples=lambda: next(session.data),
+            shards=num_shards(session.mesh),
         )
         state = abstract_arrays(session.state)
         setup = Setup(
@@ -159,6 +160,9 @@ class Trainer:
 
         figures = {name: float(value) for name, value in values.on_host("update_metrics").items()}
         figures |= values.on_host("padding")
+        figures["padding/update_tokens"] = values.on_host("update_padding")
+        if self.config.score.old_from == "pass":
+            figures["padding/score_tokens"] = values.on_host("score_padding")
         return self._log(self._finished(values, drawn), figures, time.perf_counter() - started)
 
     def _run(self, stages: Sequence[Stage], values: Values, *, draw: int = 0, wait: bool = True) -> None:

@@ -67,7 +67,7 @@ def cold_start() -> ml_collections.ConfigDict:
     c.train.steps = 600
     c.train.prompts = 64
     c.train.minibatches = 1
-    c.train.microbatches = 1
+    c.train.stream_len = 1024
     c.train.eval_every = 0
     c.train.checkpoint_every = 200
     c.optimizer.lr = 2e-3

@@ -33,9 +33,7 @@ def size_3b() -> ml_collections.ConfigDict:
 
 def size_7b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x4."""
-    c = _paper_run("7b")
-    c.train.microbatches = 2  # a piece has 64 prompts, which 64 shards divide
-    return c
+    return _paper_run("7b")
 
 
 def size_32b() -> ml_collections.ConfigDict:
@@ -49,7 +47,6 @@ def size_72b() -> ml_collections.ConfigDict:
     """For a v5p:8x8x8."""
     c = _paper_run("72b")
     c.mesh.tensor = 8
-    c.train.microbatches = 2  # a piece has 64 prompts, which 64 shards divide
     return c
 
 

@@ -28,16 +28,12 @@ def get_config(size: str = "8b") -> ml_collections.ConfigDict:
 
 def size_4b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x4."""
-    c = _paper_run("4b")
-    c.train.microbatches = 2  # a piece has 64 prompts, which 64 shards divide
-    return c
+    return _paper_run("4b")
 
 
 def size_8b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x4."""
-    c = _paper_run("8b")
-    c.train.microbatches = 2  # a piece has 64 prompts, which 64 shards divide
-    return c
+    return _paper_run("8b")
 
 
 def size_32b() -> ml_collections.ConfigDict:

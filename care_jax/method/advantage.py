@@ -83,3 +83,14 @@ def _z_score(rewards: Float[Array, "B S"], valid: Bool[Array, "B S"], normalise_
         return centred
     std = jnp.sqrt(jnp.square(centred).sum(axis=1, keepdims=True) / num_rows)
     return centred / (std + STD_EPS)
+
+
+def may_teach(correct: Bool[Array, "B G"], rewards: Float[Array, "B G"], objective: Objective) -> Bool[Array, "B"]:
+    """Groups that may get a gradient; all others have advantages of 0, whatever their scores, and no KL.
+
+    anchored    MIXED, and with the rescue ALL_WRONG
+    else        rewards that differ; all of them with a KL
+    """
+    if objective.anchored:
+        return (~correct).any(axis=1) & (objective.rescue.enabled | correct.any(axis=1))
+    return (rewards != rewards[:, :1]).any(axis=1) | (objective.kl_coef > 0)

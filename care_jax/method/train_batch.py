@@ -31,10 +31,11 @@ class Reflection:
 
 @struct.dataclass
 class Assembled:
-    """The batch of an update, and the advantages before and after scaling."""
+    """The batch of an update, the advantages before and after scaling, and what has to be computed of the batch."""
 
     batch: TrainBatch
     advantages: SubgroupAdvantages
+    taught_len: Int32[Array, "B S"]  # tokens of each row that has a gradient, 0 for the others
 
 
 def assemble(
@@ -103,4 +104,5 @@ def assemble(
         token_weights=weights,
         row_mask=subgroup.valid,
     )
-    return Assembled(batch=batch, advantages=advantages)
+    has_gradient = subgroup.valid & ((advantages.final != 0) | (objective.kl_coef > 0))
+    return Assembled(batch, advantages, jnp.where(has_gradient, batch.response_len, 0))

@@ -183,7 +183,12 @@ def on_shards(mesh: Mesh | None, function: Callable, specs: Callable[..., tuple[
     return run
 
 
+def num_shards(mesh: Mesh) -> int:
+    """The number of parts that prompts are divided into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def round_up(num_rows: int, mesh: Mesh) -> int:
     """The smallest number of rows, at least `num_rows`, that the mesh divides."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = num_shards(mesh)
     return -(-num_rows // shards) * shards

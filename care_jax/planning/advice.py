@@ -28,7 +28,7 @@ class Change:
 def changes(plan: Plan) -> list[Change]:
     """Changes that lower the peak, the largest saving first."""
     config, sizes, parts = plan.config, plan.sizes, plan.peak.parts
-    mesh, pieces = sizes.mesh, sizes.pieces
+    mesh = sizes.mesh
     state = parts["params"] + parts["optimizer"] + parts["reference"] + parts["gradients"]
     shards = mesh["data"] * mesh["fsdp"]
     found = []
@@ -44,13 +44,12 @@ def changes(plan: Plan) -> list[Change]:
         found.append(Change("objective.kl_coef=0", parts["reference"], "no reference parameters (another objective)"))
     if plan.peak.name == "update":
         kept = parts["activations"] + parts["temporaries"]
-        if sizes.prompts % (2 * pieces * shards) == 0:
-            found.append(
-                Change(f"train.microbatches={2 * config.train.microbatches}", kept // 2, "half as many prompts a piece")
-            )
+        shorter = config.train.stream_len // 2
+        if shorter >= sizes.bucket[0] + sizes.response_len:
+            found.append(Change(f"train.stream_len={shorter}", kept // 2, "half as many tokens at a time"))
         if not config.model.remat:
             found.append(Change("model.remat=True", kept // 2, "each layer computed again in the backward pass"))
-    elif sizes.prompts % (2 * pieces * shards) == 0:
+    elif sizes.prompts % (2 * sizes.minibatches * shards) == 0:
         per_prompt = sum(parts[part] for part in ("prompt_kv", "branch_kv", "batch", "temporaries"))
         found.append(Change(f"train.prompts={sizes.prompts // 2}", per_prompt // 2, "half as many prompts a step"))
     if plan.peak.name == "rollout" and (shares := config.rollout.compact_shares):
@@ -80,23 +79,24 @@ def _works(config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str
 
 
 def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_collections.ConfigDict]:
-    """Every mesh, up to the config's prompts in halves, and micro-batches that work, from the lowest floor a prompt up.
+    """Every mesh, up to the config's prompts in halves, and length of streams that works, from the lowest floor a prompt up.
 
     Left out is what cannot fit: its parameters, optimizer, reference and caches alone take more than a chip has.
     """
     model = planned_model(config)
     chip, devices = devices_of(topology)
     ranked: list[tuple[float, int, ml_collections.ConfigDict]] = []
+    shortest = max(config.data.prompt_buckets) + config.rollout.response_len
     for mesh in factorisations(len(devices)):
         shards = mesh["data"] * mesh["fsdp"]
         for halvings in range(4):
             prompts = config.train.prompts >> halvings
-            microbatches = 1
-            while prompts % (config.train.minibatches * microbatches * shards) == 0:
+            stream_len = config.train.stream_len
+            while prompts % (config.train.minibatches * shards) == 0 and stream_len >= shortest:
                 tried = config.copy_and_resolve_references()
                 tried.mesh.update(mesh)
-                tried.train.update(prompts=prompts, microbatches=microbatches)
-                microbatches *= 2
+                tried.train.update(prompts=prompts, stream_len=stream_len)
+                stream_len //= 2
                 if not _works(tried, model, mesh):
                     continue
                 sizes = flops.Sizes.of(tried, model, max(all_buckets(tried)), mesh)
@@ -118,7 +118,7 @@ def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
             plan = make_plan(tried, topology)
         mesh = "x".join(str(size) for size in plan.sizes.mesh.values())
         print(
-            f"mesh {mesh}, train.prompts {tried.train.prompts}, train.microbatches {tried.train.microbatches}: "
+            f"mesh {mesh}, train.prompts {tried.train.prompts}, train.stream_len {tried.train.stream_len}: "
             f"{plan.peak.peak / GIB:.2f} GiB in {plan.peak.name}",
             flush=True,
         )

@@ -207,7 +207,18 @@ def _measure(
     """The programs of a step, compiled, with what lives beside each."""
     calls = [call for call in planned_calls(config, model, mesh, sizes.bucket) if not only or call.stage.name in only]
     with ThreadPoolExecutor(max_workers=2) as pool:  # half of the time; more of them would take more memory
-        return list(pool.map(lambda call: _compile(call, _made(call, sizes, mesh)), calls))
+        return list(
+            pool.map(lambda call: _compile(call, _made(call, sizes, mesh), _num_streams(call, config, sizes)), calls)
+        )
+
+
+def _num_streams(call: Call, config: ml_collections.ConfigDict, sizes: flops.Sizes) -> int | None:
+    """Streams that each shard goes through in one loop of the program; None in a program without streams."""
+    compute = call.stage.compute
+    if compute is None or compute.mode == "decode" or compute.branches(config) == 0:
+        return None
+    loops = sizes.minibatches if compute.mode == "train" else 1
+    return sizes.num_streams(compute.branches(config), loops) // loops
 
 
 def _made(call: Call, sizes: flops.Sizes, mesh: Mesh) -> dict[str, int]:
@@ -250,7 +261,7 @@ def _bytes(tree: Any) -> int:
     return total
 
 
-def _compile(call: Call, made: Mapping[str, int]) -> StageMemory:
+def _compile(call: Call, made: Mapping[str, int], num_streams: int | None) -> StageMemory:
     """Compiles one program and measures it; that there is no room for it is a result too."""
     started = time.time()
     collective_bytes: dict[str, int] = {}
@@ -260,7 +271,7 @@ def _compile(call: Call, made: Mapping[str, int]) -> StageMemory:
         compiled = call.program.lower(*call.args).compile()
         memory: Any = compiled.memory_analysis()
         taken = memory.peak_memory_in_bytes
-        text = hlo.HloModule(str(compiled.as_text()))
+        text = hlo.HloModule(str(compiled.as_text()), num_streams=num_streams)
         collective_bytes = text.collective_bytes()
         largest_array, largest_gather = text.largest(), text.largest("all-gather")
     except jax.errors.JaxRuntimeError as error:

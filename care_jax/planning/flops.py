@@ -21,6 +21,7 @@ from care_jax import step
 from care_jax.models import ModelConfig, QwenVL, abstract_model
 from care_jax.parallel.sharding import is_matrix, map_params, mesh_axes
 from care_jax.planning.chips import Chip
+from care_jax.stages.packing import stream_patches
 from care_jax.stages.table import Bucket, Compute, DeviceStage
 
 BOUNDS = ("compute", "memory", "links")
@@ -51,7 +52,7 @@ class Sizes:
     num_rollouts: int  # G
     num_rows: int  # S, of a subgroup
     response_len: int  # R
-    pieces: int  # micro-batches of a step
+    stream_len: int  # tokens of a stream
     minibatches: int
     mesh: dict[str, int]
 
@@ -69,7 +70,7 @@ class Sizes:
             num_rollouts=config.rollout.num_rollouts,
             num_rows=step.num_updated(config),
             response_len=config.rollout.response_len,
-            pieces=train.minibatches * train.microbatches,
+            stream_len=train.stream_len,
             minibatches=train.minibatches,
             mesh=dict(mesh),
         )
@@ -138,12 +139,23 @@ class Sizes:
         per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         return tokens * per_token * _BYTES[self.model.compute_dtype]
 
+    def num_streams(self, rows: int, parts: int = 1) -> int:
+        """Streams that each shard has for all prompts with `rows` rows each; parts take turns of the prompts."""
+        groups = self.prompts / parts / self.row_shards
+        return parts * math.ceil(groups * (self.bucket[0] + rows * self.response_len) / self.stream_len)
+
+    @property
+    def micro_batches(self) -> int:
+        """Streams of an update on each shard."""
+        return self.num_streams(self.num_rows, self.minibatches)
+
     def activation_bytes(self) -> int:
-        """Bytes that a chip keeps of one piece's forward pass if layers are recomputed: the layers' inputs."""
-        text, vision, tokens = self.model.text, self.model.vision, self.bucket[0] + self.num_rows * self.response_len
-        of_decoder = text.num_hidden_layers * tokens * text.hidden_size
-        of_tower = vision.depth * self.bucket[1] * vision.hidden_size // self.mesh["tensor"]
-        return (of_decoder + of_tower) * self.weight_bytes * self.prompts // self.pieces // self.row_shards
+        """Bytes that a chip keeps of one stream's forward pass if layers are recomputed: the layers' inputs."""
+        text, vision = self.model.text, self.model.vision
+        of_decoder = text.num_hidden_layers * self.stream_len * text.hidden_size
+        patches = stream_patches(self.stream_len, self.bucket, self.response_len)
+        of_tower = vision.depth * patches * vision.hidden_size // self.mesh["tensor"]
+        return (of_decoder + of_tower) * self.weight_bytes
 
     @property
     def row_shards(self) -> int:
@@ -170,11 +182,11 @@ class Sizes:
     def fsdp_minimum(self) -> float:
         """Bytes that a chip must receive in an update.
 
-        For every piece the parameters once, those of layers that are recomputed twice, and float32 gradients once.
+        For every micro-batch the parameters once, those of layers that are recomputed twice, and float32 gradients once.
         """
         once = self.gathered_bytes(*self.gathered_modules)
         again = self.gathered_bytes(self.params.layers, self.params.visual) if self.model.remat else 0
-        return self.pieces * ((1 + 4 / self.weight_bytes) * once + again)
+        return self.micro_batches * ((1 + 4 / self.weight_bytes) * once + again)
 
     def summed_bytes(self, tokens: float, sums: int) -> float:
         """Bytes that a chip receives when tensor adds up `sums` [tokens, D] arrays in every layer of the decoder."""
@@ -226,7 +238,7 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
             tokens=forward.tokens,
             flops=forward.flops + 2 * trained,
             recomputed=trained if sizes.model.remat else head,  # chunks of the head are recomputed in any case
-            parameter_bytes=2 * sizes.pieces * whole,
+            parameter_bytes=2 * sizes.micro_batches * whole,
             # Parameter, gradient and Adam's two moments are read, all but the gradient written.
             state_bytes=sizes.minibatches * 7 * 4 * sizes.num_params,
             cache_bytes=0,

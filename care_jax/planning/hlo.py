@@ -1,9 +1,10 @@
 """The traffic of a compiled TPU program, read from its optimised HLO: bytes to and from HBM, and bytes over the links.
 
-XLA's own cost analysis counts the body of a loop once; this module counts it as often as the loop runs. Every loop must
-have a constant bound in its condition. This project has no others: its loops are scans, and the decoding loop, which
-may also end early, when every row has ended. It is counted at full length, as if no row ended early; a loop that starts
-where another one stopped (the rest of a compacted batch) then has nothing left to do and counts as not run.
+XLA's own cost analysis counts the body of a loop once; this module counts it as often as the loop runs, which the
+constant bound in its condition says. The decoding loop, which may also end early, when every row has ended, is counted
+at full length; a loop that starts where another one stopped (the rest of a compacted batch) then has nothing left to do
+and counts as not run. One kind of loop has no such bound, that over the streams of a packing, and the caller says how
+many there are.
 
 Bytes are those of the layout: a TPU pads the two inner axes of an array to tiles, and moves the padding too.
 """
@@ -25,13 +26,15 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 class HloModule:
     """A compiled program: its computations by name, `entry` being the name of the one that runs first."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, *, num_streams: int | None = None):
         """Parses the module.
 
         Args:
             text: the optimised HLO, as `jax.stages.Compiled.as_text` gives it.
+            num_streams: trips of a loop without a constant bound; None if there is none.
         """
         self.computations, self.entry = parse_module(text)
+        self._num_streams = num_streams
 
     def loops(self, computation: str | None = None) -> list[Instruction]:
         """The loops of a computation (default: the entry), without the loops inside them."""
@@ -42,7 +45,7 @@ class HloModule:
         """The number of times that the loop in `computation` runs; see the module's docstring.
 
         Raises:
-            ValueError: the loop has no constant bound.
+            ValueError: the loop has no constant bound, and the number of streams was not given.
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
@@ -54,6 +57,8 @@ class HloModule:
             counter, bound = (condition.instructions[name] for name in test.operands)
             if counter.opcode == "get-tuple-element" and bound.opcode == "constant":
                 bounds.append((int(bound.literal), _index(counter)))
+        if not bounds and self._num_streams is not None:
+            return self._num_streams
         if not bounds:
             raise ValueError(f"the loop {loop.name} has no constant bound, so its trips cannot be counted")
         end, index = min(bounds)

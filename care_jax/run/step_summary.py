@@ -87,7 +87,7 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
 
     Rewards, accuracy, format and outcomes cover all groups that were drawn, the rest only those that are updated.
     """
-    verdicts, rollouts, batch = step.drawn.judged.verdicts, step.rollouts, step.batch
+    verdicts, rollouts = step.drawn.judged.verdicts, step.rollouts
     sampled, some, every = rollouts.sampled_mask, verdicts.correct.any(axis=1), verdicts.correct.all(axis=1)
     values = {
         "accuracy/train": float(np.mean(verdicts.correct)),
@@ -103,8 +103,6 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "tokens/rollout": step.drawn.num_tokens,
         "tokens/reflect": int(step.reflected.sampled.sampled_mask.sum()) if step.reflected else 0,
         "advantage/failure_share": _failure_share(step),
-        # Tokens behind the end of a response, or in a slot of a subgroup that no row fills.
-        "padding/update_tokens": 1.0 - float(np.sum(batch.response_len * batch.row_mask)) / batch.token_ids.size,
     }
     if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
         gap = np.abs(rollouts.logprobs - step.scores.logprobs)

@@ -11,16 +11,19 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from jaxtyping import Int32
 
 from care_jax.inputs.batch import Example, collate, padding_shares
 from care_jax.inputs.processor import Processor
 from care_jax.method import reflect
+from care_jax.method.advantage import may_teach
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.rewards.judge import Judged, RewardConfig, Verifier, judge
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.compiled import bucket_of
-from care_jax.structs import Record, Rollouts, Scores, Subgroup
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.structs import Array, Packing, Record, Rollouts, Scores, Subgroup, Verdicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Services:
     verifier: Verifier
     token_bytes: TokenBytes
     next_examples: Callable[[], Sequence[Example]]  # the next batch of the data
+    shards: int = 1  # parts that a batch is divided into
 
     def judge(self, records: Sequence[Record], rollouts: Rollouts) -> Judged:
         """Verdicts and rewards of responses (NumPy) to the questions of `records`."""
@@ -54,7 +58,21 @@ class Services:
             "records": [example.record for example in examples],
             "padding": padding_shares(examples, bucket_of(prompts)),
             "prompts": prompts,
+            "lengths": PromptLengths.of(prompts),
         }
+
+    def pack(self, prompts: PromptLengths, row_len: Int32[Array, "B J"], *, parts: int = 1) -> tuple[Packing, float]:
+        """Streams of the rows whose length is not 0, and the share of padding in them."""
+        sizes = StreamSizes.of(
+            self.config,
+            num_prompts=len(row_len),
+            num_rows=row_len.shape[1],
+            bucket=prompts.bucket,
+            shards=self.shards,
+            parts=parts,
+        )
+        packing = pack(sizes, prompts, row_len, self.config.rollout.response_len)
+        return packing, padding_share(packing, sizes)
 
 
 def next_batch(services: Services) -> dict[str, Any]:
@@ -68,21 +86,37 @@ def verify(services: Services, records: Sequence[Record], rollouts: Rollouts) ->
     return {"judged": judged, "verdicts": judged.verdicts}
 
 
+def pack_rollouts(services: Services, lengths: PromptLengths, rollouts: Rollouts, verdicts: Verdicts) -> dict[str, Any]:
+    """Streams of the groups that may get a gradient."""
+    teaches = may_teach(verdicts.correct, verdicts.rewards, services.objective)
+    packing, padding = services.pack(lengths, rollouts.response_len * teaches[:, None])
+    return {"rollout_packing": packing, "score_padding": padding}
+
+
 def force(services: Services, judged: Judged, subgroup: Subgroup) -> dict[str, Any]:
     """The failed rationale and the cue that each repair starts from."""
     forced = reflect.force_prefixes(services.processor, services.objective, texts=judged.texts, subgroup=subgroup)
     return {"forced": forced}
 
 
-def verify_repairs(services: Services, records: Sequence[Record], repaired: Rollouts) -> dict[str, Any]:
-    """The repairs as the update conditions on them, and their verdicts."""
+def verify_repairs(
+    services: Services, records: Sequence[Record], lengths: PromptLengths, repaired: Rollouts
+) -> dict[str, Any]:
+    """The repairs as the update conditions on them, their verdicts and their streams."""
     responses = repaired
     if services.objective.reflect.train_on == "rewrite":
         responses = reflect.rewrite(
             services.processor, services.objective, token_bytes=services.token_bytes, repaired=repaired
         )
     judged = services.judge(records, responses)
-    return {"responses": responses, "repair_judged": judged, "repair_verdicts": judged.verdicts}
+    was_tried = np.any(repaired.sampled_mask, axis=2)
+    packing, _ = services.pack(lengths, np.where(was_tried, responses.response_len, 0))
+    return {
+        "responses": responses,
+        "repair_judged": judged,
+        "repair_verdicts": judged.verdicts,
+        "repair_packing": packing,
+    }
 
 
 def place_repairs(
@@ -102,3 +136,9 @@ def place_repairs(
         answer_mask=verdicts.answer_mask[:, 0],
     )
     return {"reflection": reflection}
+
+
+def pack_batch(services: Services, lengths: PromptLengths, taught_len: Int32[Array, "B S"]) -> dict[str, Any]:
+    """Streams of the rows that the update computes."""
+    packing, padding = services.pack(lengths, taught_len, parts=services.config.train.minibatches)
+    return {"batch_packing": packing, "update_padding": padding}

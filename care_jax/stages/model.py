@@ -52,7 +52,6 @@ def mesh_sizes(
     Raises:
         InputError: one line with what does not divide, and the factorisations that work.
     """
-    train = config.train
-    rows = train.prompts // (train.minibatches * train.microbatches)
-    batch = {f"train.prompts / minibatches / microbatches = {rows}": (rows, ("data", "fsdp"))} if training else {}
+    rows = config.train.prompts // config.train.minibatches
+    batch = {f"train.prompts / minibatches = {rows}": (rows, ("data", "fsdp"))} if training else {}
     return fit_sizes(config.mesh.to_dict(), batch | model.mesh_needs(config.data.patch_buckets), num_devices)

@@ -16,12 +16,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import numpy.typing as npt
 from flax import struct
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Float32, Int32
 
 from care_jax.structs import Array, Packing, Prompts, abstract, zeros
+
+
+def stream_patches(stream_len: int, bucket: tuple[int, int], row_len: int) -> int:
+    """Patches of a stream: as many as the prompts of a bucket have that fit with one whole row each."""
+    return max(stream_len // (bucket[0] + row_len), 1) * bucket[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,32 +41,37 @@ class StreamSizes:
     num_patches: int  # I of a stream
 
     @classmethod
-    def make(
-        cls, *, num_prompts: int, rows: int, bucket: tuple[int, int], row_len: int, budget: int, shards: int, parts: int
+    def of(
+        cls,
+        config: ml_collections.ConfigDict,
+        *,
+        num_prompts: int,
+        num_rows: int,
+        bucket: tuple[int, int],
+        shards: int,
+        parts: int = 1,
     ) -> StreamSizes:
         """The shape for a batch.
 
         Args:
+            config: the run's config.
             num_prompts: B.
-            rows: of a prompt, J.
+            num_rows: of a prompt, J.
             bucket: tokens and patches of a padded prompt, P and I.
-            row_len: tokens of a padded row, R.
-            budget: tokens of a stream, T; at least P + R.
             shards: of the batch.
             parts: minibatches.
 
         Returns:
-            The sizes. A stream has room for the patches of as many prompts as fit with one whole row each.
+            The sizes.
         """
-        prompt_len, patch_len = bucket
-        num_patches = max(budget // (prompt_len + row_len), 1) * patch_len
-        groups = num_prompts // shards // parts
+        (prompt_len, patch_len), row_len, budget = bucket, config.rollout.response_len, config.train.stream_len
+        num_patches = stream_patches(budget, bucket, row_len)
         # First fit leaves no two streams that would fit into one, so together they fill more than half of what a
         # stream has of tokens or of patches. A group for which no stream has room repeats its prompt.
-        whole = max((budget - prompt_len) // row_len, 1)  # rows of full length behind a prompt
-        copies = -(-rows // whole)
-        filled = groups * (copies * prompt_len + rows * row_len) / budget + groups * copies * patch_len / num_patches
-        num_streams = min(int(2 * filled) + 1, groups * copies)
+        copies = -(-num_rows // max((budget - prompt_len) // row_len, 1))
+        of_group = (copies * prompt_len + num_rows * row_len) / budget + copies * patch_len / num_patches
+        groups = num_prompts // shards // parts
+        num_streams = min(int(2 * groups * of_group) + 1, groups * copies)
         return cls(shards, parts, num_streams, budget, num_patches)
 
     def abstract(self) -> Packing:
@@ -87,41 +98,42 @@ class _Piece(NamedTuple):
     num_patches: int
 
 
-def pack(
-    sizes: StreamSizes,
-    *,
-    prompt_len: Int32[np.ndarray, "B"],
-    patch_len: Int32[np.ndarray, "B"],
-    row_len: Int32[np.ndarray, "B J"],
-    wanted: Bool[np.ndarray, "B J"],
-    bucket: tuple[int, int],
-    padded_len: int,
-) -> Packing:
-    """Places the wanted rows and their prompts in streams, the longest groups first, each where it first fits.
+class PromptLengths(NamedTuple):
+    """The sizes of a batch's prompts, which say where their tokens and patches lie in it."""
+
+    tokens: Int32[np.ndarray, "B"]
+    patches: Int32[np.ndarray, "B"]
+    bucket: tuple[int, int]  # of a padded prompt, P and I
+
+    @classmethod
+    def of(cls, prompts: Prompts) -> PromptLengths:
+        """The sizes of prompts (NumPy)."""
+        patches = (np.asarray(prompts.image_ids) > 0).sum(axis=1, dtype=np.int32)
+        return cls(np.asarray(prompts.prompt_len), patches, (prompts.token_ids.shape[1], prompts.image_ids.shape[1]))
+
+
+def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"], padded_len: int) -> Packing:
+    """Places rows and their prompts in streams, the longest groups first, each where it first fits.
 
     Args:
         sizes: the shape of the packing.
-        prompt_len: tokens of each prompt.
-        patch_len: patches of each prompt.
-        row_len: tokens of each row.
-        wanted: the rows to pack; those of length 0 are left out.
-        bucket: tokens and patches of a padded prompt, P and I.
+        prompts: the batch's prompts.
+        row_len: tokens of each row; 0 leaves it out, and a prompt with no row left is left out too.
         padded_len: tokens of a padded row, R.
 
     Returns:
         The packing, of NumPy arrays.
     """
-    packing, size = sizes.empty(), len(prompt_len) // sizes.shards
-    wanted = wanted & (row_len > 0)
+    packing, size, row_len = sizes.empty(), len(row_len) // sizes.shards, np.asarray(row_len)
     for shard in range(sizes.shards):
         own = slice(shard * size, (shard + 1) * size)
-        lengths, patches, rows = prompt_len[own], patch_len[own], row_len[own]
-        writer = _Writer(packing, lengths, patches, rows, bucket, padded_len)
+        lengths, rows = PromptLengths(prompts.tokens[own], prompts.patches[own], prompts.bucket), row_len[own]
+        writer = _Writer(packing, lengths, rows, padded_len)
         for part in range(sizes.parts):
             pieces = [
                 piece
                 for prompt in range(part, size, sizes.parts)
-                for piece in _pieces(prompt, int(lengths[prompt]), int(patches[prompt]), rows, wanted[own], sizes)
+                for piece in _pieces(prompt, lengths, rows[prompt], sizes)
             ]
             first = (shard * sizes.parts + part) * sizes.num_streams
             for number, stream in enumerate(_first_fit(pieces, sizes)):
@@ -129,13 +141,22 @@ def pack(
     return packing
 
 
-def _pieces(
-    prompt: int, prompt_len: int, patch_len: int, row_len: npt.NDArray, wanted: npt.NDArray, sizes: StreamSizes
-) -> list[_Piece]:
+def padding_share(packing: Packing, sizes: StreamSizes) -> float:
+    """The share of the computed tokens that are padding; shards with fewer streams wait for those with more.
+
+    1 if nothing is packed.
+    """
+    used = (np.asarray(packing.num_targets) > 0).reshape(sizes.shards, sizes.parts, sizes.num_streams).sum(-1)
+    computed = sizes.shards * int(used.max(axis=0).sum()) * sizes.num_tokens
+    return 1.0 - int((np.asarray(packing.source) >= 0).sum()) / max(computed, 1)
+
+
+def _pieces(prompt: int, prompts: PromptLengths, row_len: npt.NDArray, sizes: StreamSizes) -> list[_Piece]:
     """A group in pieces that fit a stream, most often one."""
+    prompt_len, patch_len = int(prompts.tokens[prompt]), int(prompts.patches[prompt])
     pieces, rows, filled = list[_Piece](), list[int](), prompt_len
-    for row in np.flatnonzero(wanted[prompt]).tolist():
-        length = int(row_len[prompt, row])
+    for row in np.flatnonzero(row_len).tolist():
+        length = int(row_len[row])
         if rows and filled + length > sizes.num_tokens:
             pieces.append(_Piece(prompt, tuple(rows), filled, patch_len))
             rows, filled = [], prompt_len
@@ -166,19 +187,17 @@ class _Writer:
     """Writes streams of one shard into a packing."""
 
     packing: Packing
-    prompt_len: npt.NDArray[np.int32]
-    patch_len: npt.NDArray[np.int32]
+    prompts: PromptLengths
     row_len: npt.NDArray[np.int32]
-    bucket: tuple[int, int]
     padded_len: int
 
     def write(self, stream: int, pieces: Sequence[_Piece]) -> None:
         """Fills stream number `stream`."""
-        packing, (padded_prompt, padded_patches) = self.packing, self.bucket
-        first_row = len(self.prompt_len) * padded_prompt  # source of the first row's first token
+        packing, (padded_prompt, padded_patches) = self.packing, self.prompts.bucket
+        first_row = len(self.row_len) * padded_prompt  # source of the first row's first token
         place = target = patch = 0
         for group, piece in enumerate(pieces, start=1):
-            length, patches = int(self.prompt_len[piece.prompt]), int(self.patch_len[piece.prompt])
+            length, patches = int(self.prompts.tokens[piece.prompt]), piece.num_patches
             packing.group[stream, place : place + piece.num_tokens] = group
             packing.source[stream, place : place + length] = piece.prompt * padded_prompt + np.arange(length)
             packing.patch_source[stream, patch : patch + patches] = piece.prompt * padded_patches + np.arange(patches)
