@@ -149,16 +149,16 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     with session.supervisor.timer("data"):
         examples, length = next(session.data), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)
-        lengths = PromptLengths.of(batch.prompts)
-        sizes = StreamSizes.of(
-            session.config,
+        sizes = StreamSizes.make(
             num_prompts=len(examples),
             num_rows=1,
-            bucket=lengths.bucket,
+            bucket=bucket_of(batch.prompts),
+            row_len=length,
+            stream_len=session.config.train.stream_len,
             shards=num_shards(session.mesh),
             parts=session.config.train.minibatches,
         )
-        packing = pack(sizes, lengths, batch.response_len, length)
+        packing = pack(sizes, PromptLengths.of(batch.prompts), batch.response_len)
     with session.supervisor.timer("update"):
         values = {
             "state": session.state,

@@ -46,8 +46,9 @@ def table(plan: Plan) -> str:
     tokens, patches = sizes.bucket
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.mesh.items())
     lines = [
-        f"{plan.config.model.folder} on {plan.topology}: {mesh}; B {sizes.prompts}, streams of {sizes.stream_len} tokens, "
-        f"G {sizes.num_rollouts}, rows of an update {sizes.num_rows}, P {tokens} tokens with {patches} patches, "
+        f"{plan.config.model.folder} on {plan.topology}: {mesh}; B {sizes.prompts}, "
+        f"streams of {sizes.stream_len} tokens, G {sizes.num_rollouts}, rows of an update {sizes.num_rows}, "
+        f"P {tokens} tokens with {patches} patches, "
         f"R {sizes.response_len}",
         "",
         f"GiB of a chip's {limit}".ljust(26) + "".join(f"  {part}" for part in [*shown, " peak"]),

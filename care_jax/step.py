@@ -120,14 +120,16 @@ def response_dims(setup: Setup, num_responses: int) -> dict[str, int]:
 
 def abstract_packing(setup: Setup, bucket: Bucket, num_rows: int, *, parts: int = 1) -> Packing:
     """Shapes of a packing of so many rows a prompt."""
-    return StreamSizes.of(
-        setup.config,
+    sizes = StreamSizes.make(
         num_prompts=setup.num_prompts,
         num_rows=num_rows,
         bucket=bucket,
+        row_len=setup.config.rollout.response_len,
+        stream_len=setup.config.train.stream_len,
         shards=num_shards(setup.mesh),
         parts=parts,
-    ).abstract()
+    )
+    return sizes.abstract()
 
 
 def abstract_reflection(setup: Setup) -> Reflection:
@@ -204,7 +206,7 @@ _STAGES: tuple[Stage, ...] = (
         "data",
         timer="data",
         takes=(),
-        gives=("examples", "records", "padding", "prompts", "lengths"),
+        gives=("examples", "records", "padding", "prompts", "bucket", "lengths"),
         function=host.next_batch,
         puts=("prompts",),
         shapes=lambda setup, bucket: (abstract(Prompts, **prompt_dims(setup, bucket)),),
@@ -234,7 +236,7 @@ _STAGES: tuple[Stage, ...] = (
     HostStage(
         "pack rollouts",
         timer="score",
-        takes=("lengths", "rollouts", "verdicts"),
+        takes=("bucket", "lengths", "rollouts", "verdicts"),
         gives=("rollout_packing", "score_padding"),
         function=host.pack_rollouts,
         puts=("rollout_packing",),
@@ -290,7 +292,7 @@ _STAGES: tuple[Stage, ...] = (
     HostStage(
         "verify repairs",
         timer="reflect",
-        takes=("records", "lengths", "repaired"),
+        takes=("records", "bucket", "lengths", "repaired"),
         gives=("responses", "repair_judged", "repair_verdicts", "repair_packing"),
         function=host.verify_repairs,
         puts=("responses", "repair_verdicts", "repair_packing"),
@@ -336,7 +338,7 @@ _STAGES: tuple[Stage, ...] = (
     HostStage(
         "pack batch",
         timer="select",
-        takes=("lengths", "taught_len"),
+        takes=("bucket", "lengths", "taught_len"),
         gives=("batch_packing", "update_padding"),
         function=host.pack_batch,
         puts=("batch_packing",),

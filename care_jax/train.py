@@ -41,7 +41,7 @@ from care_jax.stages.train_state import TrainState
 from care_jax.structs import Outcome, Rollouts, zeros
 
 # What dynamic sampling puts together of the mixed groups of several draws.
-REGROUPED = ("records", "padding", "lengths", "prompts", "prefix", "rollouts", "judged", "verdicts")
+REGROUPED = ("records", "padding", "bucket", "lengths", "prompts", "prefix", "rollouts", "judged", "verdicts")
 
 
 class Values:

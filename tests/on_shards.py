@@ -45,6 +45,7 @@ from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
 from care_jax.structs import Record, TrainBatch
 from tests import families
+from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
 B, S, R, G, CHUNK = 8, 2, 5, 3, 4
@@ -129,13 +130,21 @@ class Shards:
         self.batch = sharding.put(mesh, model.batch)
         self.forbidden = sharding.put(mesh, model.processor.forbidden_mask, WHOLE)
         loss = functools.partial(policy_loss, objective=Objective.from_config(objectives.care()))
-        update = make_update(OPTIMIZER, loss, minibatches=1, microbatches=1, temperature=1.0, chunk=CHUNK, mesh=mesh)
+        update = make_update(OPTIMIZER, loss, minibatches=1, temperature=1.0, chunk=CHUNK, mesh=mesh)
+        packing = make_packing(
+            model.batch.prompts,
+            np.where(model.batch.row_mask, model.batch.response_len, 0),
+            padded_len=R,
+            stream_len=sum(BUCKET) + R,
+            shards=sharding.num_shards(mesh),
+        )
+        self.packing = sharding.put(mesh, packing)
         jitted = jax.jit(update, out_shardings=update_shardings(mesh, self.state))
-        self.update = jitted.lower(self.state, self.batch, self.forbidden).compile()
+        self.update = jitted.lower(self.state, self.batch, self.packing, self.forbidden).compile()
 
     def step(self, state: TrainState) -> TrainState:
         """The state after one update."""
-        return self.update(state, self.batch, self.forbidden).state
+        return self.update(state, self.batch, self.packing, self.forbidden).state
 
     def rollouts(self) -> Any:
         """Greedy rollouts, the last branches decoded as a smaller batch."""

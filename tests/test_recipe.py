@@ -42,7 +42,6 @@ def test_the_readmes_five_lines(small_task: SmallTask, tmp_path: Path) -> None:
         optimizer__warmup_steps=0,
         train__prompts=2,
         train__minibatches=1,
-        train__microbatches=1,
         eval__batch_size=2,
     )
     overrides = {key: value for key, value in sizes.items() if key not in ("data.format", "data.train", "data.eval")}

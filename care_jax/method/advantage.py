@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Float32
 
@@ -85,12 +86,14 @@ def _z_score(rewards: Float[Array, "B S"], valid: Bool[Array, "B S"], normalise_
     return centred / (std + STD_EPS)
 
 
-def may_teach(correct: Bool[Array, "B G"], rewards: Float[Array, "B G"], objective: Objective) -> Bool[Array, "B"]:
+def may_teach(
+    correct: Bool[np.ndarray, "B G"], rewards: Float[np.ndarray, "B G"], objective: Objective
+) -> Bool[np.ndarray, "B"]:
     """Groups that may get a gradient; all others have advantages of 0, whatever their scores, and no KL.
 
     anchored    MIXED, and with the rescue ALL_WRONG
     else        rewards that differ; all of them with a KL
     """
     if objective.anchored:
-        return (~correct).any(axis=1) & (objective.rescue.enabled | correct.any(axis=1))
-    return (rewards != rewards[:, :1]).any(axis=1) | (objective.kl_coef > 0)
+        return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | objective.rescue.enabled)
+    return (np.min(rewards, axis=1) != np.max(rewards, axis=1)) | (objective.kl_coef > 0)

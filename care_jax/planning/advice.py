@@ -79,9 +79,10 @@ def _works(config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str
 
 
 def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_collections.ConfigDict]:
-    """Every mesh, up to the config's prompts in halves, and length of streams that works, from the lowest floor a prompt up.
+    """Every mesh, number of prompts and length of streams that work, from the lowest floor a prompt up.
 
-    Left out is what cannot fit: its parameters, optimizer, reference and caches alone take more than a chip has.
+    Prompts and lengths are the config's and halves of them. Left out is what cannot fit: its parameters, optimizer,
+    reference and caches alone take more than a chip has.
     """
     model = planned_model(config)
     chip, devices = devices_of(topology)

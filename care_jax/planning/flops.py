@@ -182,7 +182,8 @@ class Sizes:
     def fsdp_minimum(self) -> float:
         """Bytes that a chip must receive in an update.
 
-        For every micro-batch the parameters once, those of layers that are recomputed twice, and float32 gradients once.
+        For every micro-batch the parameters once, those of layers that are recomputed twice, and float32 gradients
+        once.
         """
         once = self.gathered_bytes(*self.gathered_modules)
         again = self.gathered_bytes(self.params.layers, self.params.visual) if self.model.remat else 0

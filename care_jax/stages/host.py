@@ -23,6 +23,7 @@ from care_jax.rewards.judge import Judged, RewardConfig, Verifier, judge
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.compiled import bucket_of
 from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.stages.table import Bucket
 from care_jax.structs import Array, Packing, Record, Rollouts, Scores, Subgroup, Verdicts
 
 
@@ -58,20 +59,24 @@ class Services:
             "records": [example.record for example in examples],
             "padding": padding_shares(examples, bucket_of(prompts)),
             "prompts": prompts,
+            "bucket": bucket_of(prompts),
             "lengths": PromptLengths.of(prompts),
         }
 
-    def pack(self, prompts: PromptLengths, row_len: Int32[Array, "B J"], *, parts: int = 1) -> tuple[Packing, float]:
+    def pack(
+        self, bucket: Bucket, lengths: PromptLengths, row_len: Int32[Array, "B J"], *, parts: int = 1
+    ) -> tuple[Packing, float]:
         """Streams of the rows whose length is not 0, and the share of padding in them."""
-        sizes = StreamSizes.of(
-            self.config,
+        sizes = StreamSizes.make(
             num_prompts=len(row_len),
             num_rows=row_len.shape[1],
-            bucket=prompts.bucket,
+            bucket=bucket,
+            row_len=self.config.rollout.response_len,
+            stream_len=self.config.train.stream_len,
             shards=self.shards,
             parts=parts,
         )
-        packing = pack(sizes, prompts, row_len, self.config.rollout.response_len)
+        packing = pack(sizes, lengths, row_len)
         return packing, padding_share(packing, sizes)
 
 
@@ -86,10 +91,12 @@ def verify(services: Services, records: Sequence[Record], rollouts: Rollouts) ->
     return {"judged": judged, "verdicts": judged.verdicts}
 
 
-def pack_rollouts(services: Services, lengths: PromptLengths, rollouts: Rollouts, verdicts: Verdicts) -> dict[str, Any]:
+def pack_rollouts(
+    services: Services, bucket: Bucket, lengths: PromptLengths, rollouts: Rollouts, verdicts: Verdicts
+) -> dict[str, Any]:
     """Streams of the groups that may get a gradient."""
-    teaches = may_teach(verdicts.correct, verdicts.rewards, services.objective)
-    packing, padding = services.pack(lengths, rollouts.response_len * teaches[:, None])
+    teaches = may_teach(np.asarray(verdicts.correct), np.asarray(verdicts.rewards), services.objective)
+    packing, padding = services.pack(bucket, lengths, rollouts.response_len * teaches[:, None])
     return {"rollout_packing": packing, "score_padding": padding}
 
 
@@ -100,7 +107,7 @@ def force(services: Services, judged: Judged, subgroup: Subgroup) -> dict[str, A
 
 
 def verify_repairs(
-    services: Services, records: Sequence[Record], lengths: PromptLengths, repaired: Rollouts
+    services: Services, records: Sequence[Record], bucket: Bucket, lengths: PromptLengths, repaired: Rollouts
 ) -> dict[str, Any]:
     """The repairs as the update conditions on them, their verdicts and their streams."""
     responses = repaired
@@ -110,7 +117,7 @@ def verify_repairs(
         )
     judged = services.judge(records, responses)
     was_tried = np.any(repaired.sampled_mask, axis=2)
-    packing, _ = services.pack(lengths, np.where(was_tried, responses.response_len, 0))
+    packing, _ = services.pack(bucket, lengths, np.where(was_tried, responses.response_len, 0))
     return {
         "responses": responses,
         "repair_judged": judged,
@@ -138,7 +145,9 @@ def place_repairs(
     return {"reflection": reflection}
 
 
-def pack_batch(services: Services, lengths: PromptLengths, taught_len: Int32[Array, "B S"]) -> dict[str, Any]:
+def pack_batch(
+    services: Services, bucket: Bucket, lengths: PromptLengths, taught_len: Int32[Array, "B S"]
+) -> dict[str, Any]:
     """Streams of the rows that the update computes."""
-    packing, padding = services.pack(lengths, taught_len, parts=services.config.train.minibatches)
+    packing, padding = services.pack(bucket, lengths, taught_len, parts=services.config.train.minibatches)
     return {"batch_packing": packing, "update_padding": padding}

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import numpy.typing as npt
 from flax import struct
@@ -34,45 +33,39 @@ def stream_patches(stream_len: int, bucket: tuple[int, int], row_len: int) -> in
 class StreamSizes:
     """The shape of a packing; every step of a run has the same for a bucket of prompts."""
 
+    bucket: tuple[int, int]  # tokens and patches of a padded prompt, P and I
+    row_len: int  # tokens of a padded row, R
     shards: int  # of the batch
     parts: int  # minibatches of an update, which take turns of a shard's prompts; else 1
     num_streams: int  # of a part of a shard: enough for any lengths
     num_tokens: int  # T
-    num_patches: int  # I of a stream
+    num_patches: int  # of a stream
 
     @classmethod
-    def of(
+    def make(
         cls,
-        config: ml_collections.ConfigDict,
         *,
         num_prompts: int,
         num_rows: int,
         bucket: tuple[int, int],
+        row_len: int,
+        stream_len: int,
         shards: int,
         parts: int = 1,
     ) -> StreamSizes:
-        """The shape for a batch.
+        """The shape for a batch of `num_prompts` with `num_rows` rows each.
 
-        Args:
-            config: the run's config.
-            num_prompts: B.
-            num_rows: of a prompt, J.
-            bucket: tokens and patches of a padded prompt, P and I.
-            shards: of the batch.
-            parts: minibatches.
-
-        Returns:
-            The sizes.
+        `stream_len` is at least a padded prompt and row together.
         """
-        (prompt_len, patch_len), row_len, budget = bucket, config.rollout.response_len, config.train.stream_len
-        num_patches = stream_patches(budget, bucket, row_len)
+        prompt_len, patch_len = bucket
+        num_patches = stream_patches(stream_len, bucket, row_len)
         # First fit leaves no two streams that would fit into one, so together they fill more than half of what a
         # stream has of tokens or of patches. A group for which no stream has room repeats its prompt.
-        copies = -(-num_rows // max((budget - prompt_len) // row_len, 1))
-        of_group = (copies * prompt_len + num_rows * row_len) / budget + copies * patch_len / num_patches
+        copies = -(-num_rows // max((stream_len - prompt_len) // row_len, 1))
+        of_group = (copies * prompt_len + num_rows * row_len) / stream_len + copies * patch_len / num_patches
         groups = num_prompts // shards // parts
         num_streams = min(int(2 * groups * of_group) + 1, groups * copies)
-        return cls(shards, parts, num_streams, budget, num_patches)
+        return cls(bucket, row_len, shards, parts, num_streams, stream_len, num_patches)
 
     def abstract(self) -> Packing:
         """Shapes of the packing."""
@@ -99,27 +92,24 @@ class _Piece(NamedTuple):
 
 
 class PromptLengths(NamedTuple):
-    """The sizes of a batch's prompts, which say where their tokens and patches lie in it."""
+    """The tokens and patches of each prompt of a batch, without padding."""
 
     tokens: Int32[np.ndarray, "B"]
     patches: Int32[np.ndarray, "B"]
-    bucket: tuple[int, int]  # of a padded prompt, P and I
 
     @classmethod
     def of(cls, prompts: Prompts) -> PromptLengths:
         """The sizes of prompts (NumPy)."""
-        patches = (np.asarray(prompts.image_ids) > 0).sum(axis=1, dtype=np.int32)
-        return cls(np.asarray(prompts.prompt_len), patches, (prompts.token_ids.shape[1], prompts.image_ids.shape[1]))
+        return cls(np.asarray(prompts.prompt_len), (np.asarray(prompts.image_ids) > 0).sum(axis=1, dtype=np.int32))
 
 
-def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"], padded_len: int) -> Packing:
+def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"]) -> Packing:
     """Places rows and their prompts in streams, the longest groups first, each where it first fits.
 
     Args:
         sizes: the shape of the packing.
         prompts: the batch's prompts.
         row_len: tokens of each row; 0 leaves it out, and a prompt with no row left is left out too.
-        padded_len: tokens of a padded row, R.
 
     Returns:
         The packing, of NumPy arrays.
@@ -127,8 +117,8 @@ def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"
     packing, size, row_len = sizes.empty(), len(row_len) // sizes.shards, np.asarray(row_len)
     for shard in range(sizes.shards):
         own = slice(shard * size, (shard + 1) * size)
-        lengths, rows = PromptLengths(prompts.tokens[own], prompts.patches[own], prompts.bucket), row_len[own]
-        writer = _Writer(packing, lengths, rows, padded_len)
+        lengths, rows = PromptLengths(prompts.tokens[own], prompts.patches[own]), row_len[own]
+        writer = _Writer(packing, sizes, lengths, rows)
         for part in range(sizes.parts):
             pieces = [
                 piece
@@ -187,13 +177,13 @@ class _Writer:
     """Writes streams of one shard into a packing."""
 
     packing: Packing
+    sizes: StreamSizes
     prompts: PromptLengths
     row_len: npt.NDArray[np.int32]
-    padded_len: int
 
     def write(self, stream: int, pieces: Sequence[_Piece]) -> None:
         """Fills stream number `stream`."""
-        packing, (padded_prompt, padded_patches) = self.packing, self.prompts.bucket
+        packing, (padded_prompt, padded_patches) = self.packing, self.sizes.bucket
         first_row = len(self.row_len) * padded_prompt  # source of the first row's first token
         place = target = patch = 0
         for group, piece in enumerate(pieces, start=1):
@@ -205,7 +195,7 @@ class _Writer:
             last_of_prompt = place - 1
             for branch, row in enumerate(piece.rows, start=1):
                 length = int(self.row_len[piece.prompt, row])
-                source = first_row + (piece.prompt * self.row_len.shape[1] + row) * self.padded_len
+                source = first_row + (piece.prompt * self.row_len.shape[1] + row) * self.sizes.row_len
                 places = np.arange(place, place + length)
                 packing.source[stream, places] = source + np.arange(length)
                 packing.branch[stream, places] = branch

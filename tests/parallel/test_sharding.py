@@ -113,10 +113,10 @@ def test_a_run_goes_on_on_another_mesh(found: dict[str, Any], change: str) -> No
 
 
 def mesh_config(**sizes: int) -> ml_collections.ConfigDict:
-    """A config with these sizes of the mesh, and updates in pieces of 8 prompts."""
+    """A config with these sizes of the mesh, and minibatches of 8 prompts."""
     config = config_lib.base()
     config.mesh.update(sizes)
-    config.train.prompts, config.train.minibatches, config.train.microbatches = 16, 1, 2
+    config.train.prompts, config.train.minibatches = 16, 2
     config.data.patch_buckets = (64,)
     return config
 
@@ -144,9 +144,7 @@ def test_what_works_is_named(tiny_folder: Path) -> None:
             data, fsdp, tensor = (int(size) for size in shape.split("x"))
             mesh_sizes(mesh_config(data=data, fsdp=fsdp, tensor=tensor), model, 8)
     config = mesh_config(fsdp=16)
-    with pytest.raises(
-        ValueError, match=r"train\.prompts / minibatches / microbatches = 8 must divide by data \* fsdp = 16"
-    ):
+    with pytest.raises(ValueError, match=r"train\.prompts / minibatches = 8 must divide by data \* fsdp = 16"):
         mesh_sizes(config, model, 16)
     assert mesh_sizes(config, model, 16, training=False)["fsdp"] == 16
 

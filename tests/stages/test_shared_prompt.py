@@ -23,20 +23,20 @@ from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
-from care_jax.stages.packing import StreamSizes, pack
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Forced, Outcome, Packing, Prompts, Rollouts, Scores, Verdicts, zeros
+from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
 from tests.families import FACTOR, FAMILIES, make_folder
+from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 G, R, F = 5, 7, 3
 TEMPERATURE, CHUNK = 0.8, 16  # the last chunk is not full
-BUDGET = 48  # tokens of a stream: less than the longest groups have
+STREAM = 48  # tokens of a stream: less than the longest groups have
 TOLERANCE = 1e-5
 
 # Groups: two failures for K = 3, repaired; all failed but one, repaired in vain; all wrong; all correct; no repair.
@@ -104,27 +104,10 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
     nothing = rollout.nothing_forced(len(records), G)
     rollouts = rollout.generate(model, prefix, nothing, forbidden, jax.random.key(1), sampling=sampling)
     verdicts = make_verdicts(np.asarray(rollouts.response_len))
-    packing = packed(prompts, np.asarray(rollouts.response_len), np.ones(CORRECT.shape, bool), budget=BUDGET)
+    packing = make_packing(prompts, rollouts.response_len, padded_len=R, stream_len=STREAM)
     scores = score.score(model, prompts, rollouts, verdicts, packing, forbidden, temperature=TEMPERATURE, chunk=CHUNK)
     given = jax.device_get((rollouts, verdicts, scores))
     return Case(model, processor.forbidden_mask, prompts, *given, make_reflection())
-
-
-def packed(prompts: Prompts, row_len: np.ndarray, wanted: np.ndarray, *, budget: int) -> Packing:
-    """A packing of the rows into streams of `budget` tokens."""
-    bucket = prompts.token_ids.shape[1], prompts.image_ids.shape[1]
-    sizes = StreamSizes.make(
-        num_prompts=len(row_len), rows=row_len.shape[1], bucket=bucket, row_len=R, budget=budget, shards=1, parts=1
-    )
-    return pack(
-        sizes,
-        prompt_len=prompts.prompt_len,
-        patch_len=(prompts.image_ids > 0).sum(axis=1, dtype=np.int32),
-        row_len=row_len,
-        wanted=wanted,
-        bucket=bucket,
-        padded_len=R,
-    )
 
 
 def random_model(config: models.ModelConfig) -> models.QwenVL:
@@ -195,7 +178,7 @@ def keep_gradient() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def shared_update(case: Case, *, budget: int, **computed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def shared_update(case: Case, *, stream_len: int, **computed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics and gradient of the project's own update, from selection on; `computed`: fields of ModelConfig."""
     objective = make_objective()
     update = make_update(
@@ -226,7 +209,9 @@ def shared_update(case: Case, *, budget: int, **computed) -> tuple[dict[str, flo
     config = dataclasses.replace(case.model.config, **computed)
     model = models.params_from_dict(config, models.params_to_dict(case.model))
     batch = assemble(*jax.device_put((case.rollouts, case.verdicts, case.scores, case.reflection)))
-    packing = packed(case.prompts, np.asarray(batch.response_len), np.asarray(batch.row_mask), budget=budget)
+    packing = make_packing(
+        case.prompts, np.where(batch.row_mask, batch.response_len, 0), padded_len=R, stream_len=stream_len
+    )
     state = TrainState(jnp.int32(0), model, keep_gradient().init(model))
     output = jax.jit(update)(state, batch, packing, jnp.asarray(case.forbidden_mask))
     assert {int(n) for n in batch.row_mask.sum(1)} == {0, 3, 4}, "the case has lost its kinds of group"
@@ -234,9 +219,9 @@ def shared_update(case: Case, *, budget: int, **computed) -> tuple[dict[str, flo
 
 
 VARIANTS = {
-    "one stream": {"budget": 512},
-    "several streams, recomputed, frozen vision": {"budget": 100, "remat": True, "freeze_vision": True},
-    "groups cut in two": {"budget": BUDGET},
+    "one stream": {"stream_len": 512},
+    "several streams, recomputed, frozen vision": {"stream_len": 100, "remat": True, "freeze_vision": True},
+    "groups cut in two": {"stream_len": STREAM},
 }
 
 
@@ -300,7 +285,7 @@ def test_repairs_are_scored_as_they_were_sampled(case):
     sampling = Sampling(R, TEMPERATURE, ())
     repaired = rollout.generate(case.model, prefix, forced, forbidden, jax.random.key(5), sampling=sampling)
     verdicts = zeros(Verdicts, B=size, G=1, R=R)
-    packing = packed(case.prompts, np.asarray(repaired.response_len), np.ones((len(CORRECT), 1), bool), budget=100)
+    packing = make_packing(case.prompts, repaired.response_len, padded_len=R, stream_len=100)
     scores = score.score(
         case.model, case.prompts, repaired, verdicts, packing, forbidden, temperature=TEMPERATURE, chunk=CHUNK
     )

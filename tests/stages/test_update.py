@@ -18,8 +18,9 @@ from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.stages.optimizer import make_optimizer
 from care_jax.stages.train_state import TrainState
-from care_jax.stages.update import make_update, split_batch
+from care_jax.stages.update import make_update
 from care_jax.structs import TrainBatch
+from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 from tests.presets import record
 
@@ -55,23 +56,29 @@ def batch(tiny_processor) -> TrainBatch:
 
 
 @functools.cache
-def program(optimizer: optax.GradientTransformation, minibatches: int, microbatches: int):
+def program(optimizer: optax.GradientTransformation, minibatches: int):
     """The jitted update of CARE's loss; nothing is donated, so that a state can be used again."""
     loss = functools.partial(policy_loss, objective=record(objectives.care))
-    update = make_update(optimizer, loss, minibatches=minibatches, microbatches=microbatches, temperature=1.0, chunk=16)
-    return jax.jit(update)
+    return jax.jit(make_update(optimizer, loss, minibatches=minibatches, temperature=1.0, chunk=16))
 
 
 @pytest.fixture(scope="module")
 def run(tiny_model, tiny_processor):
-    """(batch, optimizer, minibatches, microbatches) -> parameters by name, metrics, optimizer state."""
+    """(batch, optimizer, minibatches, tokens of a stream) -> parameters by name, metrics, optimizer state."""
 
-    def run(batch, *, optimizer=SGD, minibatches=1, microbatches=1, model=tiny_model):
+    def run(batch, *, optimizer=SGD, minibatches=1, stream_len=512, model=tiny_model):
+        packing = make_packing(
+            jax.device_get(batch.prompts),
+            np.where(batch.row_mask, batch.response_len, 0),
+            padded_len=R,
+            stream_len=stream_len,
+            parts=minibatches,
+        )
         state = TrainState(step=jnp.int32(3), params=model, opt_state=optimizer.init(model))
-        update, forbidden = program(optimizer, minibatches, microbatches), jnp.asarray(tiny_processor.forbidden_mask)
+        update, forbidden = program(optimizer, minibatches), jnp.asarray(tiny_processor.forbidden_mask)
         # Adam of optax raises a float to an integer's power.
         with jax.numpy_dtype_promotion("strict" if optimizer is SGD else "standard"):
-            output = update(state, batch, forbidden)
+            output = update(state, batch, packing, forbidden)
         assert int(output.state.step) == 4
         metrics = {name: float(value) for name, value in output.metrics.items()}
         return jax.device_get(models.params_to_dict(output.state.params)), metrics, output.state.opt_state
@@ -81,7 +88,7 @@ def run(tiny_model, tiny_processor):
 
 @pytest.fixture(scope="module")
 def whole(run, batch):
-    """One minibatch in one piece."""
+    """One minibatch in one stream."""
     return run(batch)
 
 
@@ -92,7 +99,7 @@ def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
 
 def test_micro_batches_change_nothing(run, batch, whole, tiny_model):
     """Catches denominators of a micro-batch in place of the minibatch's, and a piece that is left out."""
-    pieces = run(batch, microbatches=B)
+    pieces = run(batch, stream_len=48)
     assert largest_difference(whole[0], jax.device_get(models.params_to_dict(tiny_model))) > 1e-3
     assert largest_difference(pieces[0], whole[0]) <= 1e-6
     for name in ("loss", "policy_loss", "kl_loss", "grad_norm"):
@@ -105,7 +112,7 @@ def test_each_minibatch_is_an_update(run, batch, tiny_model):
     assert int(opt_state[1].count) == 2
     model = tiny_model
     for piece in range(2):
-        part = jax.tree.map(lambda x, i=piece: x[i], split_batch(batch, 2))
+        part = jax.tree.map(lambda x, i=piece: x[i::2], batch)
         model = models.params_from_dict(model.config, run(part, model=model)[0])
     assert largest_difference(jax.device_get(models.params_to_dict(model)), once) <= 1e-6
 
