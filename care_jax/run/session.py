@@ -178,6 +178,7 @@ def open_session(
         InputError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
             run or only damaged checkpoints, before anything is written.
     """
+    together(lambda: config_lib.validate(config))
     workdir = files.anywhere(workdir)
     with contextlib.ExitStack() as held, supervise(workdir, hang_after=config.train.hang_after) as supervisor:
         session = _open(config, workdir, held, supervisor, stage=stage, make_encoder=make_encoder)
@@ -252,7 +253,6 @@ def _open(
 def _open_inputs(
     config: ml_collections.ConfigDict, workdir: epath.Path, stage: str, make_encoder: Callable[[Processor], Encoder]
 ) -> _Inputs:
-    config_lib.validate(config)
     manifest_lib.require_stage(workdir, stage)
     processor = make_processor(config)
     data = TrainingData(
