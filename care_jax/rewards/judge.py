@@ -190,5 +190,7 @@ def _check_answers(
             known[row] = NO_ANSWER
         else:
             items[row] = Item(record.answer_kind, answer, record.answer, record.choices)
-    known |= zip(items, share(verifier.check, list(items.values())), strict=True)
+    # Verdicts of other processes come as lists.
+    checked = (Verdict(*verdict) for verdict in share(verifier.check, list(items.values())))
+    known |= zip(items, checked, strict=True)
     return [known[row] for row in range(len(records))]

@@ -228,7 +228,7 @@ def _open(
     if is_first():
         manifest_lib.write(workdir, config, manifest)
     writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first())
-    writer.evaluated_steps = exchange(writer.evaluated_steps)[0]
+    writer.evaluated_steps = set(exchange(sorted(writer.evaluated_steps))[0])
     return Session(
         config=config,
         processor=processor,
