@@ -216,7 +216,7 @@ def cut_after(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a JSON line; None for anything else, as a torn line: no proper prefix of a JSON object is valid JSON."""
+    """The step of a JSON line; None for anything else. No proper prefix of a JSON object is valid JSON."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
