@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
 WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.worker")
@@ -26,6 +26,7 @@ _IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
 _READ_SIZE = 1 << 16  # bytes
 _START_LIMIT = 120.0  # seconds that a worker may take to start or to load a kind
+_MOST_LOST_STARTS = 3  # for each worker of the pool, in one call of `check`
 
 
 class Item(NamedTuple):
@@ -63,7 +64,7 @@ class _Worker:
         self._unsent = bytearray()
         self._unread = bytearray()
         self.requests: collections.deque[int] = collections.deque()  # request numbers, the one in work first
-        self.ready = False
+        self.has_started = self.ready = False
         self.last_progress = time.monotonic()
 
     def send(self, numbers: Sequence[int], lines: bytes) -> None:
@@ -169,7 +170,7 @@ class Verifier:
 
         Raises:
             InputError: a gold is not of its kind, or the Verifier is closed.
-            RuntimeError: a worker does not start, or answers a request that it was not sent.
+            RuntimeError: workers do not start, tried again and again, or one answers a request that it was not sent.
         """
         if not self._workers:
             raise ValueError("this Verifier is closed; make a new one")
@@ -202,7 +203,7 @@ class Verifier:
                 continue
             lines, alive = worker.receive()
             for line in lines:
-                self._take_reply(worker, json.loads(line), batch)
+                self._take_reply(worker, line, batch)
             if not alive:
                 self._replace(worker, WORKER_DIED, batch)
         now = time.monotonic()
@@ -210,7 +211,12 @@ class Verifier:
             if now >= worker.last_progress + self._patience(worker):
                 self._replace(worker, DEADLINE, batch)
 
-    def _take_reply(self, worker: _Worker, reply: object, batch: _Batch) -> None:
+    def _take_reply(self, worker: _Worker, line: bytes, batch: _Batch) -> None:
+        if not worker.has_started:
+            # What Python's own start prints (a sitecustomize) comes before the worker can take its output over.
+            worker.has_started = worker.ready = line.endswith(b'"ready"')
+            return
+        reply = json.loads(line)
         if reply == "ready" and not worker.ready:
             worker.ready = True
         elif reply == "loading" and worker.ready:
@@ -221,16 +227,24 @@ class Verifier:
             raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) sent an unexpected reply: {reply!r}")
 
     def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
-        """Replace a lost worker with a new one; only the item it was working on is lost with it."""
+        """Replace a lost worker with a new one; only the item it was working on is lost with it.
+
+        Raises:
+            RuntimeError: too many were lost while they started or loaded, when no item is to blame.
+        """
         if not worker.ready:
-            raise RuntimeError(
-                f"a verifier worker did not start or load: {' '.join(self._command)}; see its message above"
-            )
+            batch.num_lost_starts += 1
+            if batch.num_lost_starts > _MOST_LOST_STARTS * len(self._workers):
+                kind = f", loading {shown(batch.kind(worker.requests[0]))}" if worker.requests else ""
+                raise RuntimeError(
+                    f"a verifier worker did not start or load, {batch.num_lost_starts} times{kind}: "
+                    f"{' '.join(self._command)}; see its message above"
+                )
         self._workers[self._workers.index(worker)] = _Worker(self._command, self._selector)
         worker.kill()
-        if worker.requests:
+        if worker.ready and worker.requests:
             batch.close(worker.requests.popleft(), list(verdict))
-            batch.waiting.extendleft(reversed(worker.requests))
+        batch.waiting.extendleft(reversed(worker.requests))
 
     def _patience(self, worker: _Worker) -> float:
         """Return the seconds that a worker may stay silent; infinite for an idle one."""
@@ -256,7 +270,12 @@ class _Batch:
         self.waiting = collections.deque(range(len(items)))
         self.verdicts: list[Verdict | None] = [None] * len(items)
         self.num_open = len(items)
+        self.num_lost_starts = 0
         self.errors: list[str] = []
+
+    def kind(self, number: int) -> str:
+        """Return the kind of an item."""
+        return self._items[number].kind
 
     def take(self, count: int) -> tuple[list[int], bytes]:
         """Take items from the queue; return their numbers and their request lines."""

@@ -165,6 +165,74 @@ def test_a_worker_that_dies_while_it_loads_is_an_error():
         pool.check([integer(5)])
 
 
+NOISY = """
+import ctypes, os, sys
+from care_jax.rewards.verifiers import answer_verifier
+
+def noise():
+    print("[1, true, true, 1]")
+    os.write(1, b'"ready"')
+    sys.stdout.buffer.write(b"no newline")
+    sys.stdout.flush()
+    libc = ctypes.CDLL(None)
+    libc.puts(b"from C")
+    libc.fflush(None)
+    os.system("echo from a program; cat")
+    assert sys.stdin.read() == os.read(0, 9).decode() == ""
+
+noise()
+
+@answer_verifier
+def noisy(given, gold):
+    noise()
+    return given == gold, True, "compared"
+"""
+
+
+def test_a_verifier_may_print_and_read(tmp_path, monkeypatch):
+    """Catches answers that share a descriptor with what a user's verifier prints, and requests that it can read."""
+    (tmp_path / "noisy_verifier.py").write_text(NOISY)
+    monkeypatch.syspath_prepend(tmp_path)
+    items = [Item("noisy_verifier:noisy", str(i), "5", None) for i in range(20)]
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
+        assert [verdict.correct for verdict in pool.check(items)] == [i == 5 for i in range(20)]
+
+
+@pytest.mark.parametrize("printed", ["print('hello')", "print('hello', end='')", "print('[1, true, true, 1]')"])
+def test_python_itself_may_print_at_its_start(tmp_path, monkeypatch, printed):
+    """Catches a sitecustomize that prints being taken for the first words of the worker."""
+    (tmp_path / "sitecustomize.py").write_text(printed)
+    monkeypatch.syspath_prepend(tmp_path)
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
+        assert pool.check([integer(5)]) == [RIGHT]
+
+
+@pytest.mark.parametrize("when", ["starts", "loads"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_lost_while_it_starts_is_tried_again(tmp_path, when, workers):
+    """Catches a run that ends because the system killed a worker at its start, and an item lost or blamed for it."""
+    flag = tmp_path / "killed_once"
+    kill = f"import os, pathlib; flag = pathlib.Path({str(flag)!r})\nif not flag.exists(): flag.touch(); os._exit(9)\n"
+    loads = 'print(json.dumps("loading"), flush=True)\n    ' + kill.replace("\n", "\n    ")
+    loads += 'print(json.dumps("ready"), flush=True)'
+    code = kill + STUB if when == "starts" else STUB.replace("= json.loads(line)", f"= json.loads(line)\n    {loads}")
+    with stub_verifier(code, workers=workers) as pool:
+        assert pool.check([integer(5)] * 300) == [RIGHT] * 300
+    assert flag.exists()
+
+
+def test_a_kind_that_kills_every_worker_ends_in_a_line_that_names_it(tmp_path, monkeypatch):
+    """Catches replacements without end, and a message that does not say which module is at fault."""
+    (tmp_path / "deadly.py").write_text("import os; os._exit(1)")
+    monkeypatch.syspath_prepend(tmp_path)
+    items = [integer(5)] * 50 + [Item("deadly:check", "5", "5", None)] + [integer(5)] * 50
+    with (
+        Verifier(workers=2, deadline=30.0, tolerance=0.0) as pool,
+        pytest.raises(RuntimeError, match=r"did not start or load, 7 times, loading 'deadly:check'"),
+    ):
+        pool.check(items)
+
+
 def test_a_worker_that_died_while_idle_costs_nothing(verifier):
     """Catches the first item of a step being blamed for a worker that the system killed between two steps."""
     with stub_verifier() as pool:
