@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -77,6 +78,8 @@ def base() -> ConfigDict:
     c.verify.workers = 2  # processes
     c.verify.deadline = 5.0  # seconds an item may take before its worker is killed
     c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
+    # Functions "module:function" that the data may name as answer_kind; no other module is imported.
+    c.verify.allow = ()
     c.verify.correct_weight = 0.9  # reward of a correct answer
     c.verify.format_weight = 0.1  # reward of a well-formed response
 
@@ -116,6 +119,8 @@ def base() -> ConfigDict:
     return c
 
 
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
+
 # Says what a value should be, or "" if it is fine.
 Rule = Callable[[Any], str]
 
@@ -144,6 +149,10 @@ def _is_descending(shares: Any) -> bool:
     return list(shares) == sorted({share for share in shares if 0 < share < 1}, reverse=True)
 
 
+def _are_functions(names: Any) -> bool:
+    return isinstance(names, tuple) and all(isinstance(name, str) and _FUNCTION.fullmatch(name) for name in names)
+
+
 _local = _holds(lambda path: not files.in_bucket(str(path)), files.MUST_BE_LOCAL)
 
 # What each key alone must be.
@@ -165,6 +174,7 @@ RULES: Mapping[str, Rule] = {
     "verify.workers": _at_least(1),
     "verify.deadline": _above(0),
     "verify.tolerance": _holds(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
+    "verify.allow": _holds(_are_functions, 'must be a tuple of "module:function"'),
     "objective.num_negatives": _at_least(1),
     "objective.num_neighbours": _at_least(1),
     "objective.selector": _one_of(options.SELECTORS),

@@ -26,7 +26,7 @@ from care_jax.rewards.response_format import BOXED
 from care_jax.rewards.verifiers import chart, choice
 from care_jax.structs import Record
 
-_EQUAL = "care_jax.evals.lmms_eval_equal:equal"
+EQUAL = "care_jax.evals.lmms_eval_equal:equal"
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LAST_NUMBER = re.compile(r"\b(\d+(?:\.\d+)?)\s*\.?\s*$")
 _LADDER = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))  # how a letter is found, and how its last place is
@@ -34,7 +34,10 @@ _UNKNOWN_OPTIONS = ("",) * 8  # A to H
 
 
 def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[float]:
-    """The score of each response, 0 to 1; between them only where a choice is left to chance."""
+    """The score of each response, 0 to 1; between them only where a choice is left to chance.
+
+    The pool must allow EQUAL as a kind.
+    """
     scores: dict[int, float] = {}
     compared: dict[int, list[Item]] = {}
     for row, (record, response) in enumerate(responses):
@@ -46,7 +49,7 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
             scores[row] = float(any(_is_close(given, gold) for gold in record.answer.splitlines()))
         else:
             given = _last_number(response) if marked is None else marked
-            compared[row] = [Item(_EQUAL, given, gold, None) for gold in record.answer.splitlines()]
+            compared[row] = [Item(EQUAL, given, gold, None) for gold in record.answer.splitlines()]
     verdicts = iter(verifier.check([item for items in compared.values() for item in items]))
     for row, items in compared.items():
         correct = [next(verdicts).correct for _ in items]  # takes them all, or the next row would get the rest

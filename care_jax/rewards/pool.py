@@ -10,12 +10,13 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import ml_collections
 
 from care_jax.errors import InputError, shown
+from care_jax.rewards.verifiers.own import require_allowed
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
 WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.worker")
@@ -120,7 +121,13 @@ class Verifier:
     """A pool of verifier processes that are killed and replaced when they hang or die. Use it as a context manager."""
 
     def __init__(
-        self, *, workers: int, deadline: float, tolerance: float, command: Sequence[str] = WORKER_COMMAND
+        self,
+        *,
+        workers: int,
+        deadline: float,
+        tolerance: float,
+        allow: Collection[str] | None = None,
+        command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         """Start the workers.
 
@@ -128,6 +135,8 @@ class Verifier:
             workers: number of processes.
             deadline: seconds an item may take before its worker is killed.
             tolerance: relative error allowed for answer kind "number", in [0, 1).
+            allow: the functions "module:function" that an item may name as its kind; None: any, for items that do not
+                come from data.
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
 
         Raises:
@@ -139,14 +148,20 @@ class Verifier:
                 "more, deadline more than 0 seconds, tolerance in [0, 1)"
             )
         self._deadline, self._tolerance, self._command = deadline, tolerance, command
+        self._allow = allow
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(command, self._selector) for _ in range(workers)]
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> Verifier:
-        """The pool that `config.verify` describes."""
+    def from_config(cls, config: ml_collections.ConfigDict, *own_kinds: str) -> Verifier:
+        """The pool that `config.verify` describes; `own_kinds` are functions that this package names as kinds."""
         verify = config.verify
-        return cls(workers=verify.workers, deadline=verify.deadline, tolerance=verify.tolerance)
+        return cls(
+            workers=verify.workers,
+            deadline=verify.deadline,
+            tolerance=verify.tolerance,
+            allow=(*verify.allow, *own_kinds),
+        )
 
     def __enter__(self) -> Verifier:
         """Return the pool itself."""
@@ -169,11 +184,14 @@ class Verifier:
         An item that runs past the deadline, or whose worker dies, gets a verdict that is neither correct nor parsed.
 
         Raises:
-            InputError: a gold is not of its kind, or the Verifier is closed.
+            InputError: a gold is not of its kind, or a kind names a function that is not allowed.
             RuntimeError: workers do not start, tried again and again, or one answers a request that it was not sent.
         """
         if not self._workers:
             raise ValueError("this Verifier is closed; make a new one")
+        if self._allow is not None:
+            for kind in {item.kind for item in items}:
+                require_allowed(kind, self._allow)
         batch = _Batch(items, self._tolerance)
         try:
             for worker in list(self._workers):

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from care_jax.config import base
+from care_jax.errors import InputError
 from care_jax.rewards.judge import Item, RewardConfig, Verdict, Verifier, judge, judge_texts
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.rewards.reward import length_penalty
@@ -272,6 +274,17 @@ def test_the_worker_ends_with_its_input():
     done = subprocess.run(command, input=request, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b'"ready"\n"loading"\n"ready"\n[4, true, true, "correct"]\n'
+
+
+def test_the_pool_of_a_config_runs_only_what_it_lists():
+    """Catches records that nobody checked, such as those of a doctored folder, whose kinds are imported by a worker."""
+    config = base()
+    config.verify.allow = ("tests.own_verifier:anagram",)
+    with Verifier.from_config(config, "tests.own_verifier:never") as pool:
+        assert pool.check([Item("tests.own_verifier:anagram", "ab", "ba", None)])[0].correct
+        assert not pool.check([Item("tests.own_verifier:never", "ab", "ab", None)])[0].correct
+        with pytest.raises(InputError, match=r"'os:system' is not in verify.allow \(tests.own_verifier:anagram,"):
+            pool.check([integer(5), Item("os:system", "true", "true", None)])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Verifiers that users write: answer_kind "module:function" in the data.
+"""Verifiers that users write: answer_kind "module:function" in the data, and in `verify.allow` of the config.
 
     from care_jax.rewards.verifiers import answer_verifier
 
@@ -6,14 +6,15 @@
     def same_colour(given: str, gold: str) -> tuple[bool, bool, str]:
         return given.casefold() == gold.casefold(), True, "compared"
 
-The data names the function, so only functions marked as verifiers are ever called: "os:system" is refused.
+Data must never run code. So a function is imported only if the config lists it, which `require_allowed` checks before
+the import, and called only if it is marked as a verifier.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from care_jax.errors import InputError, shown
 from care_jax.rewards.verifiers.verdict import Verdict, refusal
@@ -27,6 +28,20 @@ def answer_verifier(function: OwnVerifier) -> OwnVerifier:
     """Mark a function (given, gold) -> (correct, parsed, reason) as one that data may name."""
     _marked.append(function)
     return function
+
+
+def require_allowed(kind: str, allow: Collection[str]) -> None:
+    """Refuse a kind that names a function which is not in `allow`, the config's verify.allow; imports nothing.
+
+    Raises:
+        InputError: it does.
+    """
+    if ":" in kind and kind not in allow:
+        listed = ", ".join(allow) or "which is empty"
+        raise InputError(
+            f"answer_kind {shown(kind)} is not in verify.allow ({listed}); data may name only functions that the "
+            "config lists"
+        )
 
 
 def verify(kind: str, given: str, gold: str) -> Verdict:
