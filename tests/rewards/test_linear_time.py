@@ -16,13 +16,13 @@ from care_jax.structs import Record
 
 # fmt: off
 PIECES = (
-    " ", "\t", "\n", " \n", "\r\n", "1", "1 ", "1.", "1.1.", "1\n", "a", "A ", "(A) ", "A.", "(", ")", "[", "]", "{",
-    "}", "<", ">", "<answer>", "</answer>", "<answer></answer>", "<answer>1</answer>", "<think>", "</think>",
-    "<think></think>", "\\", "\\boxed", "\\boxed ", "\\boxed{", "\\boxed{}", "\\boxed{1}", "\\[", "\\]", "\\text{", "\\{", "$", "$$",
-    "=", "= ", "a=", "-", "- ", "*", "**", "#", "# ", ":", ",", ";", "'", '"', "_", "`", "|", "^{", "\\frac{",
-    "\\sqrt{", "answer", "answer ", "answer\n", "Answer:", "answer: ", "Answer:\n", "**Answer:**", "answer is", "answer is ",
-    "the answer is:", "final answer ", "so the correct answer is ", "option ", "choice: A\n", "or ", "é",
-    "答案是", "\ufeff",
+    " ", "\t", "\n", " \n", "\r\n", "1", "1 ", "1.", "1.1.", "1\n", "a", "A ", "(A) ", "A.", "(", ")", "[", "]",
+    "{", "}", "<", ">", "<answer>", "</answer>", "<answer></answer>", "<answer>1</answer>", "<think>", "</think>",
+    "<think></think>", "\\", "\\boxed", "\\boxed ", "\\boxed{", "\\boxed{}", "\\boxed{1}", "\\[", "\\]", "\\text{",
+    "\\{", "$", "$$", "=", "= ", "a=", "-", "- ", "*", "**", "#", "# ", ":", ",", ";", "'", '"', "_", "`", "|",
+    "^{", "\\frac{", "\\sqrt{", "answer", "answer ", "answer\n", "Answer:", "answer: ", "Answer:\n", "**Answer:**",
+    "answer is", "answer is ", "the answer is:", "final answer ", "so the correct answer is ", "option ",
+    "choice: A\n", "or ", "é", "答案是", "\ufeff",
 )
 # fmt: on
 FRAMES = (
