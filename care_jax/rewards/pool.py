@@ -10,10 +10,11 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import ml_collections
+from absl import logging
 
 from care_jax.errors import InputError, shown
 from care_jax.rewards.verifiers.own import require_allowed
@@ -27,6 +28,7 @@ _IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
 _READ_SIZE = 1 << 16  # bytes
 _START_LIMIT = 120.0  # seconds that a worker may take to start or to load a kind
+_MOST_LOST = 0.01  # share of answers that may be lost before it is said
 _MOST_LOST_STARTS = 3  # for each worker of the pool, in one call of `check`
 
 
@@ -127,6 +129,7 @@ class Verifier:
         deadline: float,
         tolerance: float,
         allow: Collection[str] | None = None,
+        on_progress: Callable[[], None] = lambda: None,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         """Start the workers.
@@ -137,6 +140,8 @@ class Verifier:
             tolerance: relative error allowed for answer kind "number", in [0, 1).
             allow: the functions "module:function" that an item may name as its kind; None: any, for items that do not
                 come from data.
+            on_progress: called at the start of every `check` and for each verdict: whoever watches for a hang is to
+                know that there is progress, however slow.
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
 
         Raises:
@@ -148,12 +153,14 @@ class Verifier:
                 "more, deadline more than 0 seconds, tolerance in [0, 1)"
             )
         self._deadline, self._tolerance, self._command = deadline, tolerance, command
-        self._allow = allow
+        self._allow, self._on_progress, self._has_warned = allow, on_progress, False
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(command, self._selector) for _ in range(workers)]
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict, *own_kinds: str) -> Verifier:
+    def from_config(
+        cls, config: ml_collections.ConfigDict, *own_kinds: str, on_progress: Callable[[], None] = lambda: None
+    ) -> Verifier:
         """The pool that `config.verify` describes; `own_kinds` are functions that this package names as kinds."""
         verify = config.verify
         return cls(
@@ -161,6 +168,7 @@ class Verifier:
             deadline=verify.deadline,
             tolerance=verify.tolerance,
             allow=(*verify.allow, *own_kinds),
+            on_progress=on_progress,
         )
 
     def __enter__(self) -> Verifier:
@@ -192,7 +200,8 @@ class Verifier:
         if self._allow is not None:
             for kind in {item.kind for item in items}:
                 require_allowed(kind, self._allow)
-        batch = _Batch(items, self._tolerance)
+        self._on_progress()
+        batch = _Batch(items, self._tolerance, self._on_progress)
         try:
             for worker in list(self._workers):
                 if worker.has_ended():  # while it was idle, so no item is to blame
@@ -204,7 +213,23 @@ class Verifier:
             raise
         if batch.errors:
             raise InputError(batch.errors[0])
-        return [verdict for verdict in batch.verdicts if verdict is not None]
+        verdicts = [verdict for verdict in batch.verdicts if verdict is not None]
+        self._warn_of_lost(verdicts)
+        return verdicts
+
+    def _warn_of_lost(self, verdicts: Sequence[Verdict]) -> None:
+        """Say once that many answers go unverified: they count as wrong, and each costs a deadline or a start."""
+        late, died = verdicts.count(DEADLINE), verdicts.count(WORKER_DIED)
+        if late + died > _MOST_LOST * len(verdicts) and not self._has_warned:
+            self._has_warned = True
+            logging.warning(
+                "of %d answers %d ran past verify.deadline=%g s and %d killed their worker; they count as wrong: mend "
+                "the verifiers of their kinds, or raise verify.deadline",
+                len(verdicts),
+                late,
+                self._deadline,
+                died,
+            )
 
     def _turn(self, batch: _Batch) -> None:
         """Hand out work, move bytes, and replace the workers that died or hang."""
@@ -282,9 +307,9 @@ def _share(num_waiting: int, num_workers: int) -> int:
 class _Batch:
     """The items of one call: those that wait, and the verdicts so far."""
 
-    def __init__(self, items: Sequence[Item], tolerance: float) -> None:
+    def __init__(self, items: Sequence[Item], tolerance: float, on_progress: Callable[[], None]) -> None:
         """Queue all items."""
-        self._items, self._tolerance = items, tolerance
+        self._items, self._tolerance, self._on_progress = items, tolerance, on_progress
         self.waiting = collections.deque(range(len(items)))
         self.verdicts: list[Verdict | None] = [None] * len(items)
         self.num_open = len(items)
@@ -320,3 +345,4 @@ class _Batch:
             self.errors.append(reason)
         self.verdicts[number] = Verdict(bool(correct), bool(parsed), reason)
         self.num_open -= 1
+        self._on_progress()

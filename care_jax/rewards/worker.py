@@ -7,7 +7,7 @@ It says "ready" once, then answers each request line with one line:
 
 or [7, null, null, message] for a gold that is not of its kind. Before the first request of a kind it says "loading",
 and "ready" again when the verifier and its imports are loaded (for LaTeX a second or more), so that this time does not
-count against an item's deadline. The process ends when its input ends, and so with its parent.
+count against an item's deadline. The process ends when its input ends, and with its parent.
 
 The lines travel on descriptors of their own. A user's verifier may print, write to descriptor 1 from C, or read its
 input: it has the parent's stderr for the one and an empty input for the other.
@@ -19,6 +19,8 @@ import contextlib
 import json
 import os
 import signal
+import threading
+import time
 from typing import Any, BinaryIO
 
 from care_jax.errors import InputError
@@ -30,6 +32,7 @@ def main() -> None:
     # An interrupt at the keyboard reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, output = _take_over_streams()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     loaded: set[str] = set()
     try:
         os.write(output, b'"ready"\n')
@@ -55,6 +58,13 @@ def _take_over_streams() -> tuple[BinaryIO, int]:
     os.close(nothing)
     os.dup2(2, 1)
     return requests, answers
+
+
+def _end_with(parent: int) -> None:
+    """End the process soon after its parent; what a hanging verifier does would keep it for ever."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def respond(request: dict[str, Any]) -> bytes:

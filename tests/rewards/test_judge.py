@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from care_jax.errors import InputError
 from care_jax.rewards.judge import Item, RewardConfig, Verdict, Verifier, judge, judge_texts
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.rewards.reward import length_penalty
+from care_jax.run.watchdog import EXIT_CODE
 from care_jax.structs import Record
 from tests.made_rollouts import rollouts_of
 
@@ -34,9 +36,9 @@ for line in sys.stdin:
 """
 
 
-def stub_verifier(code: str = STUB, *, workers: int = 1, deadline: float = 30.0) -> Verifier:
+def stub_verifier(code: str = STUB, *, workers: int = 1, deadline: float = 30.0, **more: Any) -> Verifier:
     """A pool whose workers run `code`."""
-    return Verifier(workers=workers, deadline=deadline, tolerance=0.0, command=[sys.executable, "-c", code])
+    return Verifier(workers=workers, deadline=deadline, tolerance=0.0, command=[sys.executable, "-c", code], **more)
 
 
 def integer(answer: object, gold: object = "5") -> Item:
@@ -144,6 +146,37 @@ def test_the_deadline_is_for_an_item_and_not_for_the_batch():
     slow = STUB.replace('if request["given"] == "hang":\n        time.sleep(60)', "time.sleep(0.1)")
     with stub_verifier(slow, deadline=1.0) as pool:
         assert pool.check([integer(5)] * 20) == [RIGHT] * 20
+
+
+SLOW_VERIFIERS = """
+import sys
+from care_jax.rewards.judge import Item, Verifier
+from care_jax.run.watchdog import Watchdog
+
+with Watchdog(2.0, sys.argv[1]) as watchdog:
+    beat = {{"on_progress": watchdog.beat}} if {beats} else {{}}
+    with Verifier(workers=1, deadline=0.8, tolerance=0.0, **beat) as pool:
+        pool.check([Item("tests.own_verifier:fragile", "hang", "5", None)] * 4)
+"""
+
+
+@pytest.mark.parametrize(("beats", "code"), [(True, 0), (False, EXIT_CODE)])
+def test_a_verifier_that_is_late_every_time_is_progress(tmp_path, beats, code):
+    """Catches a watchdog that ends a run whose verifiers are slow, again and again after each restart."""
+    program = [sys.executable, "-c", SLOW_VERIFIERS.format(beats=beats), str(tmp_path)]
+    assert subprocess.run(program, capture_output=True, timeout=60).returncode == code
+
+
+def test_every_verdict_is_progress_and_many_lost_ones_are_said_once(caplog):
+    """Catches answers that count as wrong in silence, a line for each of them, and one about a rare accident."""
+    told = []
+    with stub_verifier(deadline=0.3, on_progress=lambda: told.append(None)) as pool:
+        pool.check([integer(5)] * 199 + [integer("hang")])
+        assert (len(told), caplog.messages) == (201, [])
+        for _ in range(2):
+            pool.check([integer(5)] * 7 + [integer("hang"), integer("die"), integer("die")])
+    (message,) = caplog.messages
+    assert message.startswith("of 10 answers 1 ran past verify.deadline=0.3 s and 2 killed their worker")
 
 
 def test_a_slow_start_is_not_a_missed_deadline():
