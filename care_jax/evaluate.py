@@ -60,11 +60,11 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
     Raises:
         InputError: a bad config, unusable data, or no checkpoint.
     """
+    together(lambda: config_lib.validate(config))
     workdir = files.anywhere(workdir)
     require_same({"--workdir": str(workdir)} | config_lib.flat(config))
 
     def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, RecordSource, Mesh]:
-        config_lib.validate(config)
         resolved = _with_weights_of(workdir, config)
         mesh = make_mesh(resolved, training=False)
         return resolved, make_processor(resolved), loader.open_source(resolved, "eval"), mesh

@@ -172,6 +172,13 @@ class Checkpointer:
         exchange(None)  # no process continues before the names are right
         self._manager.reload()
 
+    def require_written(self) -> None:
+        """Raises what a save in the background ended in, an OSError on a full disk.
+
+        Call it every step: nothing else tells of it before the next save.
+        """
+        self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Blocks until everything that was started is on disk."""
         self._manager.wait_until_finished()

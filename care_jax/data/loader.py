@@ -38,11 +38,18 @@ class RecordSource(Protocol):
         """Reads a record."""
 
 
+class DataSource(RecordSource, Protocol):
+    """Records that a config names."""
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the content, which tells a resumed run that its data are others."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Several sources, one after the other; training draws from each in proportion to its weight, whatever its size."""
 
-    parts: tuple[tuple[RecordSource, float], ...]  # (source, weight above 0)
+    parts: tuple[tuple[DataSource, float], ...]  # (source, weight above 0)
 
     def __len__(self) -> int:
         """Returns the number of records of all sources."""
@@ -56,6 +63,10 @@ class Mixture:
                 return source[index]
             index -= len(source)
         raise IndexError(index)
+
+    def fingerprint(self) -> str:
+        """Returns the digests of the parts, with their weights."""
+        return " ".join(f"{source.fingerprint()}*{weight:g}" for source, weight in self.parts)
 
 
 class DropCounter(Generic[Example]):
@@ -90,7 +101,7 @@ class DropCounter(Generic[Example]):
         return len(self._dropped_ids)
 
 
-def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
+def open_source(config: ml_collections.ConfigDict, split: str) -> DataSource:
     """Opens the records that a config names; mini_vqa is built on first use, in seconds.
 
     Args:
@@ -133,7 +144,7 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
     return source
 
 
-def _open_prepared(folder: Path, allow: Collection[str]) -> RecordSource:
+def _open_prepared(folder: Path, allow: Collection[str]) -> DataSource:
     """Opens a prepared folder; raises InputError if its report counts records of a kind that is not allowed."""
     source = open_folder(folder)
     for kind in statistics.kinds_in(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +41,15 @@ class JsonlSource:
     def __getitem__(self, index: int) -> Record:
         """Reads the images of a row and returns its record."""
         return self._rows[index].load()
+
+    def fingerprint(self) -> str:
+        """A digest of all texts of the rows, with the name and size of each image: other golds are other data."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self._rows:
+            digest.update(
+                repr((row.record, [_name_and_size(image, self.path.parent) for image in row.images])).encode()
+            )
+        return digest.hexdigest()
 
     def __repr__(self) -> str:
         """Names the file, for error messages."""
@@ -144,6 +155,12 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         rationale=raw.get("rationale"),
     )
     return Row(where, record, tuple(folder / name for name in raw["images"]))
+
+
+def _name_and_size(image: bytes | Path, folder: Path) -> tuple[str, int]:
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).hexdigest(), len(image)
+    return os.path.relpath(image, folder), image.stat().st_size if image.exists() else -1
 
 
 def _read_row(raw: dict[str, Any] | BadRowError, folder: Path, allow: Collection[str]) -> Row | BadRowError:

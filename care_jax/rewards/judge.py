@@ -202,5 +202,6 @@ def _check_answers(
         for record, answer, verdict in zip(records, extracted, settled, strict=True)
         if verdict is None and answer is not None
     ]
-    verified = iter(share(verifier.check, items))
+    # Verdicts of other processes come as lists.
+    verified = (Verdict(*verdict) for verdict in share(verifier.check, items))
     return [next(verified) if verdict is None else verdict for verdict in settled]
