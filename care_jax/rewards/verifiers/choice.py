@@ -42,7 +42,7 @@ def verify(given: str, golds: Sequence[str], *, choices: tuple[str, ...] | None)
     if several_wanted:
         letters = _COLLAPSED.fullmatch(unwrap(given))
         listed = _listed_options(",".join(letters[0]) if letters else given, choices)
-        named = listed if listed or named not in wanted else named
+        named = listed if listed or len(named) > 1 else named
     if named in wanted:
         return CORRECT
     if len(named) > 1 and not several_wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from care_jax.errors import InputError
-from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, read_stated, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 
@@ -20,7 +20,7 @@ def verify(given: str, gold: str) -> Verdict:
     refused = refusal(given)
     if refused:
         return refused
-    found = read_quantity(given, fractions_allowed=False)
+    found = read_stated(given, fractions_allowed=False)
     if found is None:
         return unread(given)
     if found.unit and wanted.unit and found.unit != wanted.unit:

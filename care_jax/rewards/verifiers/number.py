@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from care_jax.errors import InputError
-from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, read_stated, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 # A share of the gold. Roots and pi are known to 50 digits, so two spellings of one number differ by less.
@@ -40,7 +40,7 @@ def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
 
 def read_number(text: str) -> Quantity | None:
     """Return the quantity that the text states, percentages as their hundredth, or None."""
-    quantity = None if refusal(text) else read_quantity(text, fractions_allowed=True)
+    quantity = None if refusal(text) else read_stated(text, fractions_allowed=True)
     if quantity is not None and quantity.unit == "%":
         return Quantity(quantity.value / 100, "")
     return quantity

@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 
 from care_jax.rewards.verifiers.reading.quantity import read_quantity
-from care_jax.rewards.verifiers.reading.sentences import HEDGE
+from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, without_reason
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -21,12 +21,12 @@ _WRAPPED_LETTER = re.compile(
     rf"{_COMMANDS}\s*\{{\s*\(?([A-L])\)?[.:]?\s*\}}|\*\*\(?([A-L])[).:]{{0,2}}\*\*|(?<!\w)([A-L])\*\*"
 )
 _WRAPPED = re.compile(rf"{_COMMANDS}\s*\{{([^{{}}]*)\}}")
-_DELIMITER = re.compile(r"\\[()\[\]]|\*\*")
+_DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(
-    rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:(?P<mark>[.:),])|(?= ?\()|(?P<unmarked> ))) ?(?P<text>.+)",
+    rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> ))) ?(?P<text>.+)",
     re.IGNORECASE,
 )
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
@@ -94,7 +94,8 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
     if options and index >= len(options):
         return set()
     own = options[index] if options else ""
-    same = _with_text(words, options) or _with_value(words, options)
+    said = without_reason(words)
+    same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
     if index in same:
         return {index}  # the letter decides between options of one text
     others = same | {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", words))}
@@ -105,27 +106,37 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
     # A colon is no mark beside known options: "A: No" says "Answer: No".
     is_marked = not match["unmarked"] and (match["mark"] != ":" or not options)
     is_capital = _letter_of(match).isupper() or not options
-    doubts = {word.casefold() for word in HEDGE.findall(words)} - {word.casefold() for word in HEDGE.findall(own)}
+    doubts = _hedges(said) - _hedges(own)
     return {index} if is_marked and is_capital and not doubts else set()
 
 
 def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     """Return the options that a sentence names: "So it is (B).", "No, it is round.", "The red car is faster."."""
-    if not options or len(_WORD.findall(bare)) < 3 or _FORMULA.search(bare):
+    if not options or len(_WORD.findall(bare)) < 3:
         return set()
     letters = {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", bare))}
     mentioned = _mentioned(bare, options)
-    head = bare.split(",")[0].split(" because")[0]
+    head = without_reason(bare.split(",")[0])
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
         return named
-    if HEDGE.search(bare):
+    if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
+        return named if mentioned <= named else set()
+    if HEDGE.search(bare) or _FORMULA.search(bare):
         return set()
     marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     if marked:
         return marked | mentioned if len(marked) > 1 or not mentioned <= marked else marked
     words = {i for i in mentioned if not _YES_OR_NO.fullmatch(_key(options[i]))}
     return words if mentioned == words and not letters else set()
+
+
+def _as_predicate(says: str, options: tuple[str, ...]) -> set[int]:
+    if letter := _LETTER.fullmatch(says):
+        return {_index(letter)} if _letter_of(letter).isupper() else set()
+    if letter := _LETTER_AND_TEXT.fullmatch(says):
+        return _letter_with_text(letter, options)
+    return _with_text(says, options) or _with_value(says, options)
 
 
 def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
@@ -181,6 +192,10 @@ def _agree(found: tuple[Fraction, str], wanted: tuple[Fraction, str] | None) -> 
 def _strip_parentheses(text: str) -> str:
     text = text.strip()
     return text[1:-1] if text.startswith("(") and text.find(")") == len(text) - 1 and "," not in text else text
+
+
+def _hedges(text: str) -> set[str]:
+    return {word.casefold() for word in HEDGE.findall(text)}
 
 
 def _letter_of(match: re.Match[str]) -> str:

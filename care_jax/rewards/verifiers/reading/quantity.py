@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from care_jax.rewards.verifiers.reading.numerals import count_numbers, flatten_fractions, read_rational, spell_out
+from care_jax.rewards.verifiers.reading.sentences import stated_number
 from care_jax.rewards.verifiers.reading.surds import holds_surd, read_surd
 from care_jax.rewards.verifiers.reading.units import read_unit
 from care_jax.rewards.verifiers.reading.wrapping import unwrap, unwrap_head
@@ -74,6 +75,14 @@ def without_name(text: str) -> str:
         return text
     left = unwrap(text[: relation.start()]).strip()
     return unwrap(text[relation.end() :]) if not left or _NAME.fullmatch(left) else text
+
+
+def read_stated(text: str, *, fractions_allowed: bool) -> Quantity | None:
+    """Return the quantity that the text is, as `read_quantity` does, or that it states in one sentence; None without."""
+    quantity = read_quantity(text, fractions_allowed=fractions_allowed)
+    if quantity is None and (stated := stated_number(text)):
+        return read_quantity(stated, fractions_allowed=fractions_allowed)
+    return quantity
 
 
 def unread(text: str) -> Verdict:
