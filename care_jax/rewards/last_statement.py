@@ -19,7 +19,9 @@ _LABEL = re.compile(
     r"|(?:(?:所以|因此|综上)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)(?:应该)?[是为]?[:：]?)[\s*_]{0,20}",  # noqa: RUF001
     re.IGNORECASE,
 )
-_HEADING = re.compile(rf"{_MARKS}(?:the )?(?:final |correct |right |best )?answer(?: is)?[\s*_:]{{0,20}}", re.IGNORECASE)
+_HEADING = re.compile(
+    rf"{_MARKS}(?:the )?(?:final |correct |right |best )?answer(?: is)?[\s*_:]{{0,20}}", re.IGNORECASE
+)
 _SUITABLE = "correct|right|best|closest|nearest|accurate|appropriate|suitable|final|likely"
 _PHRASE = re.compile(
     rf"\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice))\b[^.:!?\r\n]{{0,80}}?"
@@ -34,13 +36,20 @@ _CORRECT = re.compile(
 _EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
 _THREE_WORDS = re.compile(r"(?:[^\n]{0,40}?\b[^\W\d_]{2,20}\b){3}")
 _CONDITION = re.compile(r"\b(?:when|if|where|with|for|given|let|since|because)\b", re.IGNORECASE)
-_ADVERB = re.compile(r"(?:(?:therefore|thus|hence|likely|most likely|probably|simply|clearly|indeed)\b[\s,:]{1,9})+", re.IGNORECASE)
+_ADVERB = re.compile(
+    r"(?:(?:therefore|thus|hence|likely|most likely|probably|simply|clearly|indeed)\b[\s,:]{1,9})+", re.IGNORECASE
+)
 _GSM = re.compile(r"####[ \t]*(?=[^#\s])")
 # The end of a sentence: no initial ("B. red"), no abbreviation ("U.S. dollars"), no bracket or command behind it.
-_SENTENCE_END = re.compile(r"(?<=[^\s.(][^\s.])[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))")
-_TAKEN_BACK = re.compile(r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(
+    r"(?<=[^\s.(][^\s.])[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
+)
+_TAKEN_BACK = re.compile(
+    r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
+)
 _CLOSING = re.compile(
-    r"[^.]{0,200}\?[\s*]{0,9}$|\s*(?:i hope|let me know|please|note|feel free|i'm happy|hope this|```|---)", re.IGNORECASE
+    r"[^.]{0,200}\?[\s*]{0,9}$|\s*(?:i hope|let me know|please|note|feel free|i'm happy|hope this|```|---)",
+    re.IGNORECASE,
 )
 # A paragraph that begins like this gives its answer first and its reasons behind.
 _ANSWER_FIRST = re.compile(r"[\s*]{0,9}(?:(?i:yes|no)\b[*,.:;]|\([A-L]\)|[A-L][.):]{1,2}\s)")

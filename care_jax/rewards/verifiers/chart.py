@@ -11,8 +11,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from care_jax.rewards.verifiers import number, sequence, text
-from care_jax.rewards.verifiers.reading.quantity import read_quantity, unread
+from care_jax.rewards.verifiers import sequence, text
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, unread
 from care_jax.rewards.verifiers.reading.sentences import stated_number
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
@@ -24,10 +24,9 @@ _SCALE = re.compile(r"(?<=[0-9])\s+(thousand|million|billion|trillion)\b", re.IG
 
 
 class _Reading(NamedTuple):
-    value: Fraction  # without the scale
-    unit: str
+    quantity: Quantity  # without the scale
     scale: int
-    is_bare: bool  # digits alone: no unit, scale or decimal point
+    is_whole: bool  # a bare whole number: no unit, scale or decimal point
 
 
 def verify(given: str, gold: str) -> Verdict:
@@ -50,28 +49,22 @@ def verify(given: str, gold: str) -> Verdict:
     found = _read(given)
     if found is None:
         return unread(given)
-    units = {found.unit, wanted.unit} - {""}
+    units = {found.quantity.unit, wanted.quantity.unit} - {""}
     if len(units) > 1:
         return WRONG_UNIT
-    tolerance = 0.0 if _is_whole(found) and _is_whole(wanted) and _is_year_or_count(wanted.value) else TOLERANCE
-    readings = {found.value, found.value * found.scale / wanted.scale}
-    if units == {"%"} and found.unit != wanted.unit:
-        readings |= {value / 100 if found.unit else value * 100 for value in readings}
-    return CORRECT if any(number.is_close(value, wanted.value, tolerance) for value in readings) else WRONG
+    tolerance = 0.0 if found.is_whole and wanted.is_whole and _is_year_or_count(wanted.quantity.value) else TOLERANCE
+    scaled = found.quantity._replace(value=found.quantity.value * found.scale / wanted.scale)
+    return CORRECT if any(agree(value, wanted.quantity, tolerance) for value in (found.quantity, scaled)) else WRONG
 
 
 def _read(text: str) -> _Reading | None:
     plain = text if read_quantity(text, fractions_allowed=True) else stated_number(text) or text
     scale = _SCALE.search(plain)
-    value = read_quantity(_SCALE.sub(" ", plain, count=1), fractions_allowed=True)
-    if value is None:
+    quantity = read_quantity(_SCALE.sub(" ", plain, count=1), fractions_allowed=True)
+    if quantity is None:
         return None
-    is_bare = not value.unit and "." not in plain and not scale
-    return _Reading(value.value, value.unit, _SCALES[scale[1].casefold()] if scale else 1, is_bare)
-
-
-def _is_whole(reading: _Reading) -> bool:
-    return reading.is_bare and reading.value.denominator == 1
+    is_whole = quantity.value.denominator == 1 and not quantity.unit and "." not in plain and not scale
+    return _Reading(quantity, _SCALES[scale[1].casefold()] if scale else 1, is_whole)
 
 
 def _is_year_or_count(value: Fraction) -> bool:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 import re
-from fractions import Fraction
 
-from care_jax.rewards.verifiers.reading.quantity import read_quantity
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity
 from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, without_reason
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
@@ -160,8 +159,8 @@ def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:
 
 def _with_value(answer: str, options: tuple[str, ...]) -> set[int]:
     """Return the options that have the answer's value, in whatever spelling; an option without a unit fits any unit."""
-    wanted = _value(_strip_parentheses(answer)) if options else None
-    return {i for i, option in enumerate(options) if wanted and _agree(wanted, _value(option))}
+    found = _value(_strip_parentheses(answer)) if options else None
+    return {i for i, option in enumerate(options) if found and _agrees(found, _value(option))}
 
 
 def _key(text: str) -> str:
@@ -173,20 +172,21 @@ def _spelling(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _value(text: str) -> tuple[Fraction, str] | None:
-    if quantity := read_quantity(text, fractions_allowed=True):
-        return quantity.value, quantity.unit
+def _value(text: str) -> Quantity | None:
+    """Return a number, or a ratio a:b as the fraction a/b; None without."""
     ratio = _RATIO.fullmatch(unwrap(text))
     sides = [read_quantity(side, fractions_allowed=True) for side in ratio.groups()] if ratio else []
-    if len(sides) == 2 and all(sides) and sides[1].value:
-        return sides[0].value / sides[1].value, ""
-    return None
+    if len(sides) == 2 and sides[0] and sides[1] and sides[1].value:
+        return Quantity(sides[0].value / sides[1].value, "")
+    return read_quantity(text, fractions_allowed=True)
 
 
-def _agree(found: tuple[Fraction, str], wanted: tuple[Fraction, str] | None) -> bool:
-    if wanted is None or (found[1] and wanted[1] and found[1] != wanted[1]):
-        return False
-    return abs(found[0] - wanted[0]) <= Fraction(1, 10**40) * abs(wanted[0])
+def _agrees(found: Quantity, wanted: Quantity | None) -> bool:
+    return (
+        wanted is not None
+        and not (found.unit and wanted.unit and found.unit != wanted.unit)
+        and agree(found, wanted, 0)
+    )
 
 
 def _strip_parentheses(text: str) -> str:

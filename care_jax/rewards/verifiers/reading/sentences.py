@@ -22,7 +22,9 @@ _STATES = re.compile(
     r"|thus|simply|just|equal to|a total of|option|choice|the)\s+)*",
     re.IGNORECASE,
 )
-_EXISTS = re.compile(r"\bthere\s+(?:is|are|was|were|will be)\s+(?:(?:a total of|only|about|exactly)\s+)?", re.IGNORECASE)
+_EXISTS = re.compile(
+    r"\bthere\s+(?:is|are|was|were|will be)\s+(?:(?:a total of|only|about|exactly)\s+)?", re.IGNORECASE
+)
 _REASON = re.compile(r",?\s+(?:because|since|as|which)\b")
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
@@ -40,7 +42,9 @@ _APART = re.compile(
     re.IGNORECASE,
 )
 _COUNTED = re.compile(r"\s+(?:[a-z]{3,}\s+)?[a-z]{2,}s(?:\s+[a-z]+){0,6}")
-_ARITHMETIC = re.compile(r"\b(?:plus|minus|times|less|over|modulo|squares?|cubes?|halves|thirds|quarters)\b|thousands|illions")
+_ARITHMETIC = re.compile(
+    r"\b(?:plus|minus|times|less|over|modulo|squares?|cubes?|halves|thirds|quarters)\b|thousands|illions"
+)
 
 
 def stated_number(text: str) -> str | None:
