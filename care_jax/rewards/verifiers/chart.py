@@ -53,14 +53,18 @@ def verify(given: str, gold: str) -> Verdict:
     if len(units) > 1:
         return WRONG_UNIT
     tolerance = 0.0 if found.is_whole and wanted.is_whole and _is_year_or_count(wanted.quantity.value) else TOLERANCE
-    scaled = found.quantity._replace(value=found.quantity.value * found.scale / wanted.scale)
-    return CORRECT if any(agree(value, wanted.quantity, tolerance) for value in (found.quantity, scaled)) else WRONG
+    readings = [found.quantity]
+    if found.scale != wanted.scale:
+        readings.append(found.quantity._replace(value=found.quantity.value * found.scale / wanted.scale))
+    return CORRECT if any(agree(reading, wanted.quantity, tolerance) for reading in readings) else WRONG
 
 
 def _read(text: str) -> _Reading | None:
-    plain = text if read_quantity(text, fractions_allowed=True) else stated_number(text) or text
-    scale = _SCALE.search(plain)
-    quantity = read_quantity(_SCALE.sub(" ", plain, count=1), fractions_allowed=True)
+    plain, scale, quantity = text, None, read_quantity(text, fractions_allowed=True)
+    if quantity is None:
+        plain = stated_number(text) or text
+        scale = _SCALE.search(plain)
+        quantity = read_quantity(_SCALE.sub(" ", plain, count=1), fractions_allowed=True)
     if quantity is None:
         return None
     is_whole = quantity.value.denominator == 1 and not quantity.unit and "." not in plain and not scale

@@ -69,21 +69,38 @@ def load() -> types.ModuleType:
 
 
 def _equal_by_values(given: str, gold: str) -> bool | None:
-    """Return whether the values of the parts decide: all equal in order, or not to be paired; None if they don't."""
-    (given_marks, found), (gold_marks, wanted) = _parts(given), _parts(gold)
+    """Return whether the values of the parts make two expressions equal or different; None if they don't decide."""
+    pieces, others = gold.split(r"\cup"), given.split(r"\cup")
+    if len(pieces) == len(others) > 1 and all(any(_equal_by_values(x, y) for y in others) for x in pieces):
+        return True if len(set(pieces)) == len(pieces) else None
+    (marks, found), (gold_marks, wanted) = _parts(given), _parts(gold)
     if len(found) != len(wanted) or None in found or None in wanted:
         return None
-    if given_marks == gold_marks and all(map(_are_equal, found, wanted)):
+    if marks == gold_marks and all(map(_are_equal, found, wanted)):
         return True
-    # At the last point letters are negative, and roots of squares differ.
-    left = [part[:-1] for part in found if part]
-    for part in (part[:-1] for part in wanted if part):
+    is_equation = marks == gold_marks == ["="]
+    if not _are_permuted([part and part[:-1] for part in found], [part and part[:-1] for part in wanted]):
+        # The sides of a relation may be moved or multiplied; one of a single letter is to be solved.
+        if len(found) != 2 or not _RELATION.search(gold) or not _are_proportional(found, wanted):
+            return False
+        return len(_letters(gold)) > 1 if is_equation else None
+    if not _are_permuted(found, wanted):
+        return None  # at the last point letters are negative, and roots of squares differ
+    is_set = marks == gold_marks == [r"\{", *[","] * (len(found) - 1), r"\}"]
+    if is_equation or is_set:
+        return True
+    return False if set(marks + gold_marks) <= set("()[],") else None
+
+
+def _are_permuted(found: list[Values], wanted: list[Values]) -> bool:
+    """Return whether the parts are the same ones in any order."""
+    left = list(found)
+    for part in wanted:
         match = next((index for index, other in enumerate(left) if _are_equal(other, part)), None)
         if match is None:
-            # The sides of one relation may be moved or multiplied.
-            return None if len(found) == 2 and _RELATION.search(gold) and _are_proportional(found, wanted) else False
+            return False
         del left[match]
-    return None
+    return True
 
 
 def _are_equal(one: Values, other: Values) -> bool:

@@ -2,6 +2,7 @@ r"""Reads one quantity, a number with at most one unit, from a short text; nothi
 
 from __future__ import annotations
 
+import functools
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -43,6 +44,7 @@ _LOST_FRAC = re.compile(r"^(?=\{[0-9]{1,9}\}\{[0-9]{1,9}\})")
 _LONG_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]{11,}")
 
 
+@functools.lru_cache(maxsize=8192)
 def read_quantity(text: str, *, fractions_allowed: bool) -> Quantity | None:
     r"""Return the one quantity that the whole text states, or None.
 
@@ -124,13 +126,19 @@ def agree(found: Quantity, wanted: Quantity, tolerance: float) -> bool:
 
     A percent sign on one side alone may be left out or mean hundredths: "50%" is 50 and 0.5.
     """
-    # The tolerance as the decimal that was written, not its binary neighbour: with 3 % of 100, 103 is exactly at it.
-    share = Fraction(str(tolerance)) + _ROUNDING
+    if found.value == wanted.value:
+        return True
     readings = [found.value]
     if found.unit != wanted.unit and "%" in (found.unit, wanted.unit):
         readings.append(found.value / 100 if found.unit == "%" else found.value * 100)
-    allowed = share * abs(wanted.value) + max(found.slack, wanted.slack)
+    allowed = _share(tolerance) * abs(wanted.value) + max(found.slack, wanted.slack)
     return any(abs(reading - wanted.value) <= allowed for reading in readings)
+
+
+@functools.cache
+def _share(tolerance: float) -> Fraction:
+    # The decimal that was written, not its binary neighbour: with 3 % of 100, 103 is exactly at the tolerance.
+    return Fraction(str(tolerance)) + _ROUNDING
 
 
 def read_stated(text: str, *, fractions_allowed: bool) -> Quantity | None:
