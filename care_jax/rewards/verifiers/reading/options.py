@@ -29,7 +29,7 @@ _LETTER_AND_TEXT = re.compile(
     re.IGNORECASE,
 )
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
-_MENTION = re.compile(r"(?<![\w\\^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
+_MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
 _ARTICLE = re.compile(r"A(?= [a-z])")
 _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")

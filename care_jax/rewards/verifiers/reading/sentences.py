@@ -37,7 +37,7 @@ _DATE = re.compile(
 )
 # A number behind these measures something else than the sentence is about.
 _APART = re.compile(
-    r"\b(?:into|by|with|per|than|from|for|to|every|each|between|among|under|above|below|over|within|after|before|least"
+    r"\b(?:into|by|with|per|than|from|for|every|each|between|among|under|above|below|over|within|after|before|least"
     r"|most|step|figure|number|question|part|point|line|row|column)\s+$",
     re.IGNORECASE,
 )

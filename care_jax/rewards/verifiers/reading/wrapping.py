@@ -6,7 +6,11 @@ import re
 
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 _COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox)\s*\{")
-_LEAD = re.compile(r"(?:the )?(?:final |correct )?answer ?(?:is ?:?|:|=) ?", re.IGNORECASE)
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct |right |best )?(?:answer|option|choice)"
+    r" ?(?:(?:is|must be|should be) ?:?|:|=) ?",
+    re.IGNORECASE,
+)
 _LATEX_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
 _FULL_WIDTH = str.maketrans("（）：，；。．", "():,;..")  # noqa: RUF001
 _MAX_LAYERS = 8
