@@ -230,63 +230,6 @@ def packed_attention(
     return _in_windows(attend, q, k, v, tokens, mask.first, place + 1)
 
 
-def stream_attention(
-    q: Float[Array, "B queries H C"],
-    k: Float[Array, "B T N C"],
-    v: Float[Array, "B T N C"],
-    *,
-    prompt_len: Int32[Array, "B"],
-    num_prompt: int,
-    num_branches: int,
-    implementation: str,
-) -> Float[Array, "B queries H C"]:
-    """Prompts and full branches: a token sees the earlier ones of the prompt and of its own branch.
-
-        prompt of 3 (one padded), two branches of 2:
-
-        1 0 0 0 0 0 0
-        1 1 0 0 0 0 0
-        1 1 1 0 0 0 0
-        1 1 0 1 0 0 0
-        1 1 0 1 1 0 0
-        1 1 0 0 0 1 0
-        1 1 0 0 0 1 1
-
-    The stream has its branches behind the prompt; `q` holds all of its tokens, or those of the branches alone.
-    """
-    if implementation != "xla":
-        return splash.stream_attention(
-            q,
-            k,
-            v,
-            prompt_len=prompt_len,
-            num_prompt=num_prompt,
-            num_branches=num_branches,
-            interpret=implementation == "splash_interpret",
-        )
-
-    num_own = k.shape[1] - num_prompt
-
-    def split(x: Array) -> tuple[Array, Array]:
-        """Splits a stream into prompt and branch tokens; the prompt part is empty if q holds branches only."""
-        prompt, own = x[:, : x.shape[1] - num_own], x[:, x.shape[1] - num_own :]
-        return prompt, einops.rearrange(own, "b (j r) heads c -> b j r heads c", j=num_branches)
-
-    (prompt_q, own_q), (prompt_k, own_k), (prompt_v, own_v) = split(q), split(k), split(v)
-
-    def attend(q: Array, visible: Array) -> Array:
-        prompt_kv = jnp.swapaxes(prompt_k, 1, 2), jnp.swapaxes(prompt_v, 1, 2)
-        own_kv = jnp.swapaxes(own_k, 2, 3), jnp.swapaxes(own_v, 2, 3)
-        return branch_attention(q, prompt_kv, own_kv, prompt_len=prompt_len, own_visible=visible)
-
-    out = _in_chunks(attend, own_q, jnp.tril(jnp.ones((1, 1, own_k.shape[2], own_k.shape[2]), bool)), axis=2)
-    out = einops.rearrange(out, "b j r h c -> b (j r) h c")
-    if not prompt_q.size:
-        return out
-    of_prompt = causal_attention(prompt_q, prompt_k, prompt_v, implementation=implementation)
-    return jnp.concatenate([of_prompt, out], axis=1)
-
-
 def branch_attention(
     q: Float[Array, "B J new H C"],
     prompt_kv: tuple[Float[Array, "B N P C"], Float[Array, "B N P C"]],

@@ -26,7 +26,6 @@ from care_jax.models.attention import (
     branch_attention,
     causal_attention,
     packed_attention,
-    stream_attention,
 )
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
@@ -182,40 +181,6 @@ def prefill(
         return _add_deepstack(x, deepstack, index), (jnp.swapaxes(kept[0], 1, 2), jnp.swapaxes(kept[1], 1, 2))
 
     return jax.lax.scan(step, x, _indexed(layers))
-
-
-def forward_branches(
-    layers: DecoderLayer,
-    x: Float[Array, "B T D"],
-    rope: Rope,
-    deepstack: Float[Array, "E B P D"],
-    *,
-    prompt_len: Int32[Array, "B"],
-    num_branches: int,
-    num_prompt: int,
-    remat: bool,
-    attention: str,
-) -> Float[Array, "B T D"]:
-    """Runs prompt and J full branches, which lie behind the prompt in `x`, in one pass.
-
-    `deepstack` is added to the prompt after each of the first E layers; branches hold no images. The gradient of every
-    branch flows into the one prompt stream.
-    """
-    attend = functools.partial(
-        stream_attention,
-        prompt_len=prompt_len,
-        num_prompt=num_prompt,
-        num_branches=num_branches,
-        implementation=attention,
-    )
-
-    def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
-        layer, index = inputs
-        layer = gather(layer, x.dtype)
-        x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
-        return _add_deepstack(x, deepstack, index), None
-
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, _indexed(layers))[0]
 
 
 def forward_stream(

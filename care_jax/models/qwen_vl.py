@@ -38,14 +38,6 @@ class Tower(Protocol):
         """The modules that run on every patch, and those that run on every merged token."""
 
 
-@struct.dataclass
-class BranchHidden:
-    """Hidden states of full branches after the final norm."""
-
-    predicting: Float[Array, "B J R D"]  # the state that predicts token r (for r = 0 the prompt's last one)
-    own: Float[Array, "B J R D"]  # the state at token r
-
-
 class QwenVL(nnx.Module):
     """The model. A pytree of float32 parameters; `config` says how it is computed."""
 
@@ -73,30 +65,6 @@ class QwenVL(nnx.Module):
             next_position=prompts.next_position,
             last_hidden=self.norm(_at(x, prompts.prompt_len - 1)),
         )
-
-    def forward_branches(self, prompts: Prompts, token_ids: Int32[Array, "B J R"]) -> BranchHidden:
-        """Runs prompts and full branches in one pass, every prompt once."""
-        batch, num_branches, num_response = token_ids.shape
-        num_prompt = prompts.token_ids.shape[1]
-        tokens = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
-        offsets = jnp.tile(jnp.arange(num_response, dtype=jnp.int32), num_branches)
-        positions = self._text_positions(prompts.next_position, offsets[None])
-        x, deepstack = self._embed_prompts(prompts)
-        x = decoder.forward_branches(
-            self.layers,
-            jnp.concatenate([x, tokens], axis=1),
-            self._rope(jnp.concatenate([prompts.position_ids, positions], axis=-1)),
-            deepstack,
-            prompt_len=prompts.prompt_len,
-            num_branches=num_branches,
-            num_prompt=num_prompt,
-            remat=self.config.remat,
-            attention=self.config.attention,
-        )
-        x = self.norm(x)
-        own = einops.rearrange(x[:, num_prompt:], "b (j r) d -> b j r d", j=num_branches)
-        first = jnp.broadcast_to(_at(x[:, :num_prompt], prompts.prompt_len - 1)[:, None, None], own[:, :, :1].shape)
-        return BranchHidden(predicting=jnp.concatenate([first, own[:, :, :-1]], axis=2), own=own)
 
     def forward_stream(
         self, tokens: Prompts, group: Int32[Array, "B T"], branch: Int32[Array, "B T"], *, num_branches: int

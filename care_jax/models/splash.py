@@ -62,32 +62,6 @@ def causal_attention(
     return _splash(q, k, v, None, lambda query, key: key <= query, interpret)
 
 
-def stream_attention(
-    q: Float[Array, "B queries H C"],
-    k: Float[Array, "B T N C"],
-    v: Float[Array, "B T N C"],
-    *,
-    prompt_len: Int32[Array, "B"],
-    num_prompt: int,
-    num_branches: int,
-    interpret: bool,
-) -> Float[Array, "B queries H C"]:
-    """Computes `attention.stream_attention` in one call of the kernel."""
-    num_keys = k.shape[1]
-    first = num_keys - q.shape[1]  # key of the first query
-    num_response = (num_keys - num_prompt) // num_branches
-
-    def visible(query: np.ndarray, key: np.ndarray) -> np.ndarray:
-        query = query + first
-        start = num_prompt + (query - num_prompt) // num_response * num_response
-        return (key <= query) & ((key < num_prompt) | (key >= start))
-
-    token = jnp.arange(num_keys)[None]
-    real = ((token < prompt_len[:, None]) | (token >= num_prompt)).astype(jnp.int32)
-    ids = SegmentIds(q=real[:, first:], kv=real)
-    return _splash(q, k, v, ids, visible, interpret)
-
-
 def packed_attention(
     q: Float[Array, "B T H C"],
     k: Float[Array, "B T N C"],
