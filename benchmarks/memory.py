@@ -35,10 +35,11 @@ from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
+from care_jax.stages.packing import StreamSizes
 from care_jax.stages.score import masked_logits, score
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
-from care_jax.structs import Array, Rollouts, TrainBatch, Verdicts, abstract
+from care_jax.structs import Array, Packing, Rollouts, TrainBatch, Verdicts, abstract
 
 SMALL_VOCABULARY = 512
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+[a-z0-9]*)\[([\d,]+)\]")
@@ -74,12 +75,26 @@ def compile_update(case: Case) -> jax.stages.Compiled:
         optimizer,
         functools.partial(policy_loss, objective=Objective.from_config(objectives.care())),
         minibatches=1,
-        microbatches=1,
         temperature=1.0,
         chunk=case.chunk,
     )
     state = jax.eval_shape(lambda model: TrainState(jnp.int32(0), model, optimizer.init(model)), case.model)
-    return jax.jit(update, donate_argnums=0).lower(state, case.batch, case.forbidden_mask).compile()
+    return jax.jit(update, donate_argnums=0).lower(state, case.batch, packing_of(case), case.forbidden_mask).compile()
+
+
+def packing_of(case: Case) -> Packing:
+    """Shapes of a packing of the whole batch in one stream."""
+    prompts, (num_prompts, num_rows, row_len) = case.batch.prompts, case.batch.token_ids.shape
+    bucket = prompts.token_ids.shape[1], prompts.patches.shape[1]
+    sizes = StreamSizes.make(
+        num_prompts=num_prompts,
+        num_rows=num_rows,
+        bucket=bucket,
+        row_len=row_len,
+        stream_len=num_prompts * (bucket[0] + num_rows * row_len),
+        shards=1,
+    )
+    return sizes.abstract()
 
 
 def compile_score(case: Case) -> jax.stages.Compiled:
@@ -89,7 +104,8 @@ def compile_score(case: Case) -> jax.stages.Compiled:
     dims = {"B": num_prompts, "G": num_rows, "R": response_len}
     rollouts, verdicts = abstract(Rollouts, **dims), abstract(Verdicts, **dims)
     sizes: dict[str, Any] = {"temperature": 1.0, "chunk": case.chunk}
-    return score.lower(case.model, batch.prompts, rollouts, verdicts, case.forbidden_mask, **sizes).compile()
+    packing = packing_of(case)
+    return score.lower(case.model, batch.prompts, rollouts, verdicts, packing, case.forbidden_mask, **sizes).compile()
 
 
 def compile_naive_head(case: Case) -> jax.stages.Compiled:

@@ -43,6 +43,7 @@ from care_jax import models
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
 from care_jax.models.model_config import ModelConfig
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
@@ -145,17 +146,25 @@ def make_jobs(args: argparse.Namespace, config: ModelConfig, folder: Path) -> di
         optimizer,
         functools.partial(policy_loss, objective=objective),
         minibatches=1,
-        microbatches=1,
         temperature=1.0,
         chunk=args.chunk,
     )
     update = jax.jit(step, donate_argnums=0)
-    batch, forbidden = jax.device_put((batch, processor.forbidden_mask))
+    sizes = StreamSizes.make(
+        num_prompts=args.prompts,
+        num_rows=args.rollouts,
+        bucket=(prompts.token_ids.shape[1], prompts.patches.shape[1]),
+        row_len=args.response_len,
+        stream_len=args.prompts * (prompts.token_ids.shape[1] + args.rollouts * args.response_len),
+        shards=1,
+    )
+    packing = pack(sizes, PromptLengths.of(prompts), batch.response_len)
+    batch, packing, forbidden = jax.device_put((batch, packing, processor.forbidden_mask))
     # The update donates its state, so it gets a copy of the parameters.
     held = [TrainState(jnp.int32(0), jax.tree.map(jnp.copy, model), optimizer.init(model))]
 
     def run_update() -> TrainState:
-        held[0] = update(held[0], batch, forbidden).state
+        held[0] = update(held[0], batch, packing, forbidden).state
         return held[0]
 
     sampling = Sampling(args.response_len, 1.0, stop_ids=())

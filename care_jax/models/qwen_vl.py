@@ -7,10 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import einops
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import decoder
