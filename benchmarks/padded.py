@@ -33,25 +33,24 @@ def forward_branches(model: QwenVL, prompts: Prompts, token_ids: Array) -> Branc
     """Runs prompts and branches [B, J, R] in one pass, every prompt once and all branches behind it."""
     batch, num_branches, num_response = token_ids.shape
     num_prompt = prompts.token_ids.shape[1]
-    x, deepstack = model._embed_prompts(prompts)
-    x = jnp.concatenate([x, model.embed_tokens(token_ids.reshape(batch, -1), x.dtype)], axis=1)
+    of_prompts, deepstack = model._embed_prompts(prompts)
+    x = jnp.concatenate([of_prompts, model.embed_tokens(token_ids.reshape(batch, -1), of_prompts.dtype)], axis=1)
     offsets = jnp.tile(jnp.arange(num_response, dtype=jnp.int32), num_branches)
     positions = model._text_positions(prompts.next_position, offsets[None])
     rope = model._rope(jnp.concatenate([prompts.position_ids, positions], axis=-1))
     attend = functools.partial(_attend, prompt_len=prompts.prompt_len, num_prompt=num_prompt, num_branches=num_branches)
 
-    def step(x: jax.Array, inputs: tuple[decoder.DecoderLayer, Array]) -> tuple[jax.Array, None]:
+    def step(x: jax.Array, inputs: tuple[decoder.DecoderLayer, Array]) -> tuple[Any, None]:
         layer, index = inputs
-        x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
+        out, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
         # A branch has no images.
-        of_prompt = decoder._add_deepstack(x[:, :num_prompt], deepstack, index)
-        return jnp.concatenate([of_prompt, x[:, num_prompt:]], axis=1), None
+        of_prompt = decoder._add_deepstack(out[:, :num_prompt], deepstack, index)
+        return jnp.concatenate([of_prompt, out[:, num_prompt:]], axis=1), None
 
-    step = jax.checkpoint(step) if model.config.remat else step
-    x, _ = jax.lax.scan(step, jnp.asarray(x), decoder._indexed(model.layers))
-    x = model.norm(x)
-    own = einops.rearrange(x[:, num_prompt:], "b (j r) d -> b j r d", j=num_branches)
-    last = jnp.take_along_axis(x, prompts.prompt_len[:, None, None] - 1, axis=1)[:, None]
+    run: Any = jax.checkpoint(step) if model.config.remat else step
+    hidden = model.norm(jax.lax.scan(run, x, decoder._indexed(model.layers))[0])
+    own = einops.rearrange(hidden[:, num_prompt:], "b (j r) d -> b j r d", j=num_branches)
+    last = jnp.take_along_axis(hidden, prompts.prompt_len[:, None, None] - 1, axis=1)[:, None]
     first = jnp.broadcast_to(last, own[:, :, :1].shape)
     return BranchHidden(jnp.concatenate([first, own[:, :, :-1]], axis=2), own)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from care_jax.stages.packing import PromptLengths, StreamSizes, pack
+from care_jax.models import QwenVL
+from care_jax.stages.packing import Packed, PromptLengths, StreamSizes, pack
+from care_jax.stages.score import score_stream
 from care_jax.structs import Array, Packing, Prompts
 
 
@@ -22,3 +26,13 @@ def make_packing(
         parts=parts,
     )
     return pack(sizes, PromptLengths.of(prompts), np.asarray(row_len))
+
+
+def branch_logprobs(model: QwenVL, prompts: Prompts, token_ids: Array, packing: Packing) -> jax.Array:
+    """Log-probs [B, J, R] of packed branches by the model alone: temperature 1, nothing forbidden."""
+    packed, nothing = Packed(prompts, token_ids, packing), jnp.zeros(model.config.text.vocab_size, bool)
+    logprobs = jnp.zeros(token_ids.shape, jnp.float32)
+    for index in range(packing.num_targets.shape[0]):
+        scored = score_stream(model, packed, index, nothing, temperature=1.0, chunk=16)
+        logprobs = scored.stream.put_in_rows(logprobs, scored.tokens.logprobs)
+    return logprobs

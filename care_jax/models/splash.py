@@ -78,14 +78,14 @@ def packed_attention(
     queries and keys tell branches apart: two for each bit of the branch's number, whose product is 0 where the bits are
     the same or the key is the prompt's, else so negative that nothing is left of the key.
     """
-    bits = jnp.arange(num_branches.bit_length())
+    bits = jnp.arange(num_branches.bit_length(), dtype=jnp.int32)[None, None]
 
     def bits_of(branch: Array) -> Array:
         is_set = ((branch[..., None] >> bits) & 1).astype(q.dtype)
         return jnp.concatenate([is_set, 1 - is_set], axis=-1)[:, :, None]
 
     hidden = jnp.asarray(_HIDDEN, q.dtype) * (1 - bits_of(branch))
-    shown = bits_of(branch) * (branch > 0)[..., None, None].astype(k.dtype)
+    shown = bits_of(branch) * jnp.asarray(branch > 0, k.dtype)[..., None, None]
     ids = SegmentIds(q=jnp.asarray(group), kv=jnp.asarray(group))
     return _splash(q, k, v, ids, lambda query, key: key <= query, interpret, (hidden, shown))
 

@@ -84,35 +84,44 @@ def check(
             assert gap <= TOLERANCE[dtype.name], (implementation, name, gap)
 
 
-@pytest.mark.parametrize(
-    ("num_prompt", "num_branches", "num_response", "alone"),
-    [(128, 2, 128, False), (150, 3, 70, False), (150, 2, 70, True)],
-    ids=["whole blocks", "across blocks", "branches alone"],
-)
-def test_prompt_and_branches(dtype, num_prompt, num_branches, num_response, alone):
-    """Catches a branch that sees another one or a prompt's padding, and a key/value head of the wrong query heads.
+# Tokens of each group: its prompt, then its branches.
+STREAMS = {
+    "whole blocks": [[128, 64, 64], [128]],
+    "across blocks": [[150, 70, 3, 1, 40], [20, 1], [9, 30]],
+    "one long group": [[100, 90, 90, 90]],
+}
 
-    Also a block that is skipped and should not be, and padding to whole blocks that leaks.
+
+def packed(groups: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Groups and branches of a stream that ends in padding."""
+    group = np.concatenate([np.full(sum(lengths), n) for n, lengths in enumerate(groups, start=1)])
+    branch = np.concatenate([np.full(size, n) for lengths in groups for n, size in enumerate(lengths)])
+    return tuple(np.pad(x, (0, length - len(x))).astype(np.int32) for x in (group, branch))
+
+
+def visible_in(group: np.ndarray, branch: np.ndarray) -> np.ndarray:
+    """The tokens that each token of a stream sees, pair by pair."""
+    place = np.arange(len(group))
+    seen = (branch[None] == 0) | (branch[:, None] == branch[None])
+    return (group[:, None] == group[None]) & seen & (place[None] <= place[:, None])
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_packed(dtype, name):
+    """Catches a branch that sees another one, a group that sees its neighbour, and heads of the wrong query heads.
+
+    Also a window or a block that leaves out keys which are seen, and padding to whole blocks that leaks.
     """
-    total = num_prompt + num_branches * num_response
-    prompt_len = np.array([num_prompt, num_prompt // 3])
-    token = np.arange(total)
-    branch = np.where(token < num_prompt, -1, (token - num_prompt) // num_response)
-    real = (token[None] >= num_prompt) | (token[None] < prompt_len[:, None])
-    visible = (token[:, None] >= token[None]) & ((branch[:, None] == branch[None]) | (branch[None] < 0))
-    visible = visible[None] & (real[:, None, :] | ~real[:, :, None])
-    first = num_prompt if alone else 0
+    rows = [packed(groups, 420) for groups in (STREAMS[name], STREAMS["across blocks"])]
+    group, branch = (np.stack(x) for x in zip(*rows, strict=True))
+    visible = np.stack([visible_in(*row) for row in rows])
+    mask = attention.PackedMask.make(jnp.asarray(group), jnp.asarray(branch), int(branch.max()))
     check(
         dtype,
-        draw((B, total - first, H, C), (B, total, N, C), (B, total, N, C)),
-        visible[:, first:],
-        real[:, first:],
-        functools.partial(
-            attention.stream_attention,
-            prompt_len=jnp.asarray(prompt_len),
-            num_prompt=num_prompt,
-            num_branches=num_branches,
-        ),
+        draw((B, 420, H, C), (B, 420, N, C), (B, 420, N, C)),
+        visible,
+        group > 0,
+        functools.partial(attention.packed_attention, mask=mask),
     )
 
 
@@ -182,18 +191,18 @@ def scores_in_memory(program: str, num_tokens: int) -> list[str]:
     return re.findall(rf"\w+\[(?:\d+,)*{num_tokens},{num_tokens}\]", program)
 
 
-def test_compiled_prompt_and_branches(chip):
+def test_compiled_streams(chip):
     """Catches blocks that do not fit a chip's vector memory, and scores that go through the main memory.
 
     The head sizes are those of Qwen2.5-VL-7B.
     """
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, prompt_len: jax.Array) -> jax.Array:
-        return attention.stream_attention(
-            q, k, v, prompt_len=prompt_len, num_prompt=2048, num_branches=5, implementation="splash"
-        )
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, group: jax.Array, branch: jax.Array) -> jax.Array:
+        mask = attention.PackedMask.make(group, branch, 8)
+        return attention.packed_attention(q, k, v, mask, implementation="splash")
 
-    program = compiled_for(chip, attend, (1, 12288, 28, 128), (1, 12288, 4, 128), (1, 12288, 4, 128), (1,))
+    shapes = (1, 12288, 28, 128), (1, 12288, 4, 128), (1, 12288, 4, 128), (1, 12288), (1, 12288)
+    program = compiled_for(chip, attend, *shapes)
     assert "tpu_custom_call" in program
     assert not scores_in_memory(program, 12288)
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,12 @@ from care_jax.models import decoder
 from care_jax.models.attention import segment_attention
 from care_jax.models.vision import own_patches, rotary_tables
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.stages import rollout, score
+from care_jax.stages import rollout
 from care_jax.structs import Prompts, Record, Video
 from convert import mapping
 from tests import weights
 from tests.families import FAMILIES, make_folder, random_oracle
+from tests.packings import branch_logprobs, make_packing
 from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question
 
 NUM_NEW = 64  # tokens of a greedy generation
@@ -230,15 +231,13 @@ def test_prompts_equal_transformers(family, case):
 
 
 def test_a_whole_forward_is_its_stages(family):
-    """Catches deepstack features that the layer scan adds after another layer, to the branches, or not at all."""
+    """Catches deepstack features that the layer scan adds after another layer or not at all."""
     _, model, processor, _ = family
     _, prompts = batch_of(ALL, processor)
     stages = run_prompts(model, prompts)
     last = np.asarray(prompts.prompt_len) - 1
     expected = np.asarray(stages.layers[-1])[np.arange(len(last)), last]
     assert_close(model.prefill(prompts).last_hidden, expected, STATE_TOLERANCE, "prefill")
-    branches = model.forward_branches(prompts, jnp.zeros((len(last), 2, 3), jnp.int32))
-    assert_close(branches.predicting[:, 1, 0], expected, STATE_TOLERANCE, "forward_branches")
 
 
 def test_bfloat16_stays_as_near_as_transformers(family):
@@ -329,11 +328,20 @@ def test_text_alone_has_finite_gradients(family):
     assert not any(np.asarray(grad).any() for grad in jax.tree.leaves(grads.visual))
 
 
-@jax.jit
-@functools.partial(jax.grad)
-def masked_loss_gradient(model: models.QwenVL, prompts: Prompts, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """-mean over the mask of the branches' log-probs, by the model."""
-    hidden = model.forward_branches(prompts, token_ids).predicting
-    allowed = jnp.zeros(model.config.text.vocab_size, bool)
-    logprobs = score.token_scores(model, hidden, token_ids, forbidden_mask=allowed, temperature=1.0, chunk=16).logprobs
-    return -jnp.sum(jnp.where(mask, logprobs, 0.0)) / jnp.sum(mask, dtype=jnp.float32)
+def masked_loss_gradient(model: models.QwenVL, prompts: Prompts, token_ids: jax.Array, mask: jax.Array) -> Any:
+    """The gradient of -mean over the mask of the branches' log-probs, in streams of two or three groups."""
+    batch, num_branches, length = token_ids.shape
+    packing = make_packing(
+        jax.device_get(prompts),
+        np.full((batch, num_branches), length, np.int32),
+        padded_len=length,
+        stream_len=prompts.token_ids.shape[1] + 3 * length * num_branches,
+    )
+
+    @jax.jit
+    @jax.grad
+    def gradient(model: models.QwenVL) -> jax.Array:
+        logprobs = branch_logprobs(model, prompts, token_ids, packing)
+        return -jnp.sum(jnp.where(mask, logprobs, 0.0)) / jnp.sum(mask, dtype=jnp.float32)
+
+    return gradient(model)

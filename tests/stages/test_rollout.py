@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import padded
 from care_jax.models import QwenVL, decoder, qwen_vl
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
@@ -54,7 +55,7 @@ def run(tiny_model, tiny_prompts, tiny_processor):
 @functools.partial(jax.jit, static_argnums=4)
 def teacher_forced(model, prompts, token_ids, forbidden, temperature):
     """Log-probs of given tokens, and the most likely ones, from one pass over the branches."""
-    hidden = model.forward_branches(prompts, token_ids).predicting
+    hidden = padded.forward_branches(model, prompts, token_ids).predicting
     logits = score.masked_logits(model, hidden, forbidden_mask=forbidden, temperature=temperature)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), token_ids[..., None], axis=-1)[..., 0]
     return logprobs, logits.argmax(-1)

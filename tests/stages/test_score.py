@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import padded
 from care_jax import models
 from care_jax.stages import score
 from care_jax.structs import Rollouts, Verdicts, zeros
+from tests.packings import make_packing
 
 SHAPE = (2, 3, 5)  # 30 tokens, which 7 does not divide
 TEMPERATURE = 0.7
@@ -100,11 +102,12 @@ def test_score_pools_the_rationale_or_else_the_response(tiny_model, tiny_prompts
         tiny_prompts,
         rollouts.replace(token_ids=token_ids, response_len=response_len),
         verdicts.replace(think_mask=think_mask),
+        make_packing(jax.device_get(tiny_prompts), response_len, padded_len=6, stream_len=60),
         jnp.asarray(tiny_processor.forbidden_mask),
         temperature=1.0,
         chunk=5,
     )
-    own = np.asarray(tiny_model.forward_branches(tiny_prompts, jnp.asarray(token_ids)).own)
+    own = np.asarray(padded.forward_branches(tiny_model, tiny_prompts, jnp.asarray(token_ids)).own)
     for b, j in np.ndindex(3, 2):
         mean = own[b, j][think_mask[b, j] if j == 0 else slice(response_len[b, j])].mean(0)
         np.testing.assert_allclose(ours.think_states[b, j], mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
