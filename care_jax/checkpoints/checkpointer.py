@@ -182,7 +182,8 @@ class Checkpointer:
 
         Call it every step: nothing else tells of it before the next save.
         """
-        self._manager.check_for_errors()
+        if not self._manager.is_saving_in_progress():
+            self._manager.wait_until_finished()  # for nothing but the error
 
     def wait(self) -> None:
         """Blocks until everything that was started is on disk."""

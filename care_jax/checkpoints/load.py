@@ -82,7 +82,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path.parent.name}/{path.name} is not a JSON object")
