@@ -78,6 +78,8 @@ def base() -> ConfigDict:
     c.verify.workers = 2  # processes
     c.verify.deadline = 5.0  # seconds an item may take before its worker is killed
     c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
+    # Functions "module:function" that the data may name as answer_kind; no other module is imported.
+    c.verify.allow = ()
     c.verify.correct_weight = 0.9  # reward of a correct answer
     c.verify.format_weight = 0.1  # reward of a well-formed response
 

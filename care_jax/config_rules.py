@@ -6,6 +6,7 @@ A rule looks at one value. What one key asks of another is in config.py.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _MOST = 2**31 - 1  # of any integer: it becomes an int32 on the devices
 _LARGEST_FLOAT32 = 3.4028234e38
 _MOST_STEPS = 10_000_000  # the schedule is a table of all of them
 _MOST_WORKERS = 1024
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
 _DAY = 86_400.0  # seconds
 
 
@@ -54,6 +56,10 @@ def _is_descending(shares: tuple[float, ...]) -> bool:
 
 def _is_ascending(sizes: tuple[int, ...]) -> bool:
     return len(sizes) > 0 and list(sizes) == sorted({size for size in sizes if size >= 1})
+
+
+def _are_functions(names: tuple[str, ...]) -> bool:
+    return all(_FUNCTION.fullmatch(name) for name in names)
 
 
 _local = _holds(lambda path: not files.in_bucket(str(path)), files.MUST_BE_LOCAL)
@@ -103,6 +109,7 @@ RULES: Mapping[str, Rule] = {
     "verify.workers": _all_of(_count, _at_most(_MOST_WORKERS)),
     "verify.deadline": _all_of(_above(0), _at_most(_DAY, " seconds")),
     "verify.tolerance": _share,
+    "verify.allow": _holds(_are_functions, 'must name functions as "module:function"'),
     "verify.correct_weight": _at_least(0),
     "verify.format_weight": _at_least(0),
     "objective.num_negatives": _count,
@@ -202,7 +209,8 @@ def type_problem(value: Any, default: Any) -> str:
 
 
 def _of_each(values: tuple, default: tuple) -> Iterator[str]:
-    return filter(None, (type_problem(value, default[0]) for value in values))
+    one = default[0] if default else ""  # what is empty by default takes texts
+    return filter(None, (type_problem(value, one) for value in values))
 
 
 def _is_plain(text: str) -> bool:

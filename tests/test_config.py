@@ -18,6 +18,7 @@ import ml_collections
 import pytest
 
 from care_jax import config, options
+from care_jax.config_rules import type_problem
 from care_jax.errors import InputError
 from care_jax.method import objectives
 from care_jax.models import published
@@ -71,6 +72,10 @@ BAD = [
     ("verify.workers", 0, "verify.workers=0: must be at least 1"),
     ("verify.deadline", 0.0, "verify.deadline=0.0: must be above 0"),
     ("verify.tolerance", 2.0, "verify.tolerance=2.0: must lie in [0, 1)"),
+    ("verify.allow", ("os",), "verify.allow=('os',): must name functions as"),
+    ("verify.allow", ("a b:c",), "verify.allow=('a b:c',): must name functions as"),
+    ("verify.allow", "a:b", "verify.allow='a:b': must be a tuple"),
+    ("verify.allow", (1,), "verify.allow=(1,): each must be text"),
     ("eval.batch_size", 0, "eval.batch_size=0: must be at least 1"),
     ("optimizer.clip_norm", 0.0, "optimizer.clip_norm=0.0: must be above 0"),
     ("objective.overlong_buffer_len", -1, "objective.overlong_buffer_len=-1: must lie in 0 .. rollout.response_len"),
@@ -185,7 +190,8 @@ def test_every_key_has_a_type_and_every_number_a_range() -> None:
     """Catches a new key that may hold anything."""
     for key, default in config.flat(config.base()).items():
         assert isinstance(default, bool | int | float | str | tuple), key
-        assert default != (), key  # whose elements would have no type
+        if default == ():
+            assert type_problem(("text",), default) == "" != type_problem((1,), default)
         if isinstance(default, int | float) and not isinstance(default, bool):
             assert key in config.RULES
 

@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from care_jax import files
 from care_jax.checkpoints.array_store import open_arrays, read_arrays, save_args
-from care_jax.checkpoints.checksums import NamedArrays, Sums, checksums, require_equal
+from care_jax.checkpoints.checksums import NamedArrays, Sums, checksums, require_equal, require_finite
 from care_jax.checkpoints.load import one_line, read_json
 from care_jax.errors import InputError, shown
 from care_jax.models import params_to_dict
@@ -158,6 +158,7 @@ class Checkpointer:
             opt_state=_from_paths(state.opt_state, stored.arrays["opt_state"]),
         )
         require_equal(jax.device_get(checksums(named_arrays(restored))), stored.sums)
+        require_finite(named_arrays(restored))
         iterator.set_state(stored.position)
         return restored
 

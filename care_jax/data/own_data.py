@@ -56,7 +56,7 @@ class JsonlSource:
         return f"JsonlSource({self.path}, {len(self)} records, {len(self.problems)} broken rows dropped)"
 
 
-def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
+def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> JsonlSource:
     """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
     A row is {"id", "images": [paths relative to the file's folder], "prompt", "answer", "answer_kind"}, all strings.
@@ -67,6 +67,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     Args:
         path: the file.
         strict: refuse a file with broken rows instead of dropping them.
+        allow: the functions "module:function" that a row may name as its answer_kind, the config's verify.allow.
 
     Returns:
         The usable rows.
@@ -80,7 +81,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
-    read = [(number, _read_row(raw, path.parent)) for number, raw in rows(path)]
+    read = [(number, _read_row(raw, path.parent, allow)) for number, raw in rows(path)]
     unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
     for number, row in read:
         try:
@@ -153,7 +154,6 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         choices=tuple(raw["choices"]) if "choices" in raw else None,
         rationale=raw.get("rationale"),
     )
-    check_gold_of(record)
     return Row(where, record, tuple(folder / name for name in raw["images"]))
 
 
@@ -163,11 +163,12 @@ def _name_and_size(image: bytes | Path, folder: Path) -> tuple[str, int]:
     return os.path.relpath(image, folder), image.stat().st_size if image.exists() else -1
 
 
-def _read_row(raw: dict[str, Any] | BadRowError, folder: Path) -> Row | BadRowError:
+def _read_row(raw: dict[str, Any] | BadRowError, folder: Path, allow: Collection[str]) -> Row | BadRowError:
     try:
         if isinstance(raw, BadRowError):
             return raw
         row = parse("", raw, folder)
+        check_gold_of(row.record, allow)
         check_texts(row.record)
     except BadRowError as error:
         return error

@@ -8,6 +8,7 @@ it, so all take the same steps; only the first writes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ _FRAME = 1 << 16  # bytes of an exchange at a time: one shape, so that it is com
 _HEADER = 8  # bytes, the length
 _HEARTBEAT_SECONDS = 30  # without a sign of life of a process, after which the others end
 _REFUSAL_SECONDS = 10  # that a process which refuses its input waits for the others to do the same
+_SHARED_AT_ONCE = 128  # items of `share` that each process works on between two exchanges
 _LARGEST = 1 << 30  # bytes of a value that is exchanged
 _JOIN_SECONDS = 300  # in which all processes have to start, if JOIN_SECONDS does not say otherwise
 _GRACE_SECONDS = 60  # more that JAX has: it ends a process with a stack of C++ and no word of who is missing
@@ -208,16 +210,18 @@ def together(call: Callable[[], T]) -> T:
 def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
     """Runs `work(items)`, which gives a result for each item: each process does a part, and all get all results.
 
-    With several processes the results have gone through JSON, which makes lists of tuples.
+    With several processes the results have gone through JSON, which makes lists of tuples. They exchange results after
+    every few items, so that none waits long for another that is slow: to its watchdog it would hang.
     """
     if is_alone():
         return list(work(items))
-    count = jax.process_count()
-    mine = items[jax.process_index() :: count]
-    results: dict[int, U] = {}
-    for index, part in enumerate(exchange(together(lambda: work(mine)))):
-        results |= zip(range(index, len(items), count), part, strict=True)
-    return [results[index] for index in range(len(items))]
+    index, count = jax.process_index(), jax.process_count()
+    results: list[U] = []
+    for start in range(0, len(items), _SHARED_AT_ONCE * count):
+        some = items[start : start + _SHARED_AT_ONCE * count]
+        parts = exchange(together(functools.partial(work, some[index::count])))
+        results += [parts[place % count][place // count] for place in range(len(some))]
+    return results
 
 
 def require_same(settings: dict[str, Any]) -> None:

@@ -232,7 +232,7 @@ def _open(
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: initial_state(config, optimizer, mesh))
     together(lambda: _lock(workdir, held))
-    verifier = Verifier.from_config(config)
+    verifier = Verifier.from_config(config, on_progress=supervisor.watchdog.beat)
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     if state is None:
         state = checkpointer.restore(abstract_state(config, optimizer, mesh), data.iterator)

@@ -162,6 +162,8 @@ def test_processes_tell_each_other(small_task: SmallTask) -> None:
         assert found["lengths"] == [3, 200_000]  # of which the second is more than one frame
         assert found["shared"] == [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]]
         assert found["shared_none"] == []
+        # In rounds of 128 each, so that both meet while one of them is slow.
+        assert found["shared_many"] == [[n, 128 if n < 256 else 23 - n % 2] for n in range(301)]
         assert found["done_here"] == ([0, 2, 4] if found["index"] == 0 else [1, 3])
         assert found["one_bad"] == "process 1: no data"
         assert found["both_bad"] == "no data at all"

@@ -124,7 +124,7 @@ def test_another_model_is_not_called_damaged(
 
 
 def test_what_may_change_is_recorded_with_its_step(command: Command, done: Path, tmp_path: Path) -> None:
-    """Catches a config that seems to have been so from the start, and a change that --allow_change does not let through."""
+    """Catches a config that seems to have been so from the start, and an --allow_change that lets nothing through."""
     workdir = shutil.copytree(done, tmp_path / "run")
     code, err = command.end(
         workdir, "--allow_change", train__steps=STEPS + 1, optimizer__lr=5e-4, optimizer__weight_decay=0.5
