@@ -35,7 +35,7 @@ def read_object(path: epath.Path) -> dict[str, Any]:
     """
     remedy = "put back a copy, or name another --workdir"
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes().decode())  # json itself would take UTF-16 too
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); {remedy}") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, deep brackets

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[SmallTask, Path], dict[str, Any]], str]] = {
     "seed": (lambda *_: {"seed": 1}, "seed was 0 and is 1"),
     "objective": (lambda *_: {"objective__kl_coef": 0.5}, "objective.kl_coef was 0.0 and is 0.5"),
     "decay": (lambda *_: {"optimizer__weight_decay": 0.5}, "optimizer.weight_decay was 0.0 and is 0.5"),
-    "steps": (lambda *_: {"train__steps": 1}, "train.steps=1 is below step 2"),
+    "steps": (lambda *_: {"train__steps": 1, "optimizer__warmup_steps": 0}, "train.steps=1 is below step 2"),
 }
 
 
