@@ -23,9 +23,10 @@ from benchmarks.faults.runs import runs
 
 # A section takes an empty folder, the number of cases and a seed.
 Section = Callable[[Path, int, int], Iterator[Case]]
+# With the number of cases that are run when none is given.
 SECTIONS: dict[str, tuple[Section, int]] = {
-    "runs": (runs, 1_000)
-}  # with the number of cases that are run when none is given
+    "runs": (runs, 1_000),
+}
 _MOST_LISTED = 20
 
 
