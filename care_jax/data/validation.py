@@ -32,14 +32,18 @@ class Dropped(NamedTuple):
 
 
 @contextlib.contextmanager
-def one_row() -> Iterator[None]:
-    """Makes any failure in the block a BadRowError, so that a row which nobody foresaw costs itself alone."""
+def one_row(name: str = "") -> Iterator[None]:
+    """Makes any failure in the block a BadRowError, so that a row which nobody foresaw costs itself alone.
+
+    The message begins with `name`.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        raise BadRowError(f"{type(error).__name__}: {shown(str(error))}", "unreadable row") from error
+        message = f"{type(error).__name__} {shown(str(error))}"
+        raise BadRowError(f"{name}: {message}" if name else message, "unreadable row") from error
 
 
 def decode_picture(encoded: bytes, name: str = "image") -> Image.Image:

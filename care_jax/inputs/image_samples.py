@@ -27,7 +27,7 @@ def sample_bits(image: Image.Image) -> int:
     bits = 8
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        bits = max(tags.get(_BITS, (1,)))
+        bits = int(max(tags.get(_BITS, (1,))))
         if any(code not in _UNSIGNED for code in tags.get(_SAMPLE_FORMAT, (1,))):
             raise InputError(f"the image has signed or float samples; {_REMEDY}")
         if bits > 8 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -53,7 +53,7 @@ def to_8_bits(image: Image.Image, bits: int) -> Image.Image:
         return image
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
-    brightest = max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band != "A")
+    brightest = max(np.asarray(image.getchannel(band)).max() for band in image.getbands() if band != "A")
     if bits == 16 and 0 < brightest < _DARKEST:
         raise InputError(
             f"the image has 16-bit samples that are all below {_DARKEST << 8} of 65535, as 12-bit ones are; scale them "
