@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _TURNS = [
     {"role": "user", "content": "<image> Add 1?"},
     {"role": "assistant", "content": "<think>so</think><answer>4</answer>"},
 ]
+_INSIDE = {"cut": damage.cut, "flipped": damage.flip, "inserted": damage.insert, **damage.JSON_DOCUMENT}
 _COMMON = {"answer_kind": "integer", "id": "row"}
 
 
@@ -33,9 +35,13 @@ def cases(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
     Image.new("RGB", (8, 6), "red").save(picture, "PNG")
     (folder / "a.png").write_bytes(picture.getvalue())
     sound = _sound_rows("data:image/png;base64," + base64.b64encode(picture.getvalue()).decode())
-    lines = {f"{name}.json": json.dumps(row, ensure_ascii=False).encode() for name, row in sound.items()}
-    for case, _, line in damage.damaged_files(lines, num_cases, seed):
-        yield Case(case, functools.partial(_is_read_right, folder, line))
+    lines = {name: json.dumps(row, ensure_ascii=False).encode() for name, row in sound.items()}
+    whole = [(name, kind, change) for name in lines for kind, change in damage.ANY_FILE.items()]
+    inside = [(name, kind, change) for name in lines for kind, change in _INSIDE.items()]
+    for number in range(num_cases):  # what replaces a whole row comes once, what changes a part again and again
+        name, kind, change = whole[number] if number < len(whole) else inside[number % len(inside)]
+        line = change(lines[name], random.Random(f"{seed} {number}"))
+        yield Case(f"{name} {kind} ({number}, seed {seed})", functools.partial(_is_read_right, folder, line))
 
 
 def _sound_rows(uri: str) -> dict[str, dict[str, Any]]:
