@@ -34,7 +34,7 @@ _BIT_DEPTH_OF_PNG = 24  # the byte that holds it
 _BITS_OF_TIFF = 258  # the tag that holds them
 
 
-def cases(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
+def pictures(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
     """Yields the damages of every format and mode in turn; nothing is written to `folder`."""
     warnings.simplefilter("ignore")  # Pillow's, of files that it takes for damaged
     sound = list(_sound_files(np.random.default_rng(seed)))
@@ -78,7 +78,7 @@ def _is_read_right(encoded: bytes) -> bool:
 
 def _pixels(encoded: bytes) -> npt.NDArray[np.uint8]:
     """Reads a picture with Pillow: upright, the high byte of deep samples, laid over white."""
-    image = Image.open(io.BytesIO(encoded))
+    image: Image.Image = Image.open(io.BytesIO(encoded))
     image.load()
     bits = 8
     if image.format == "PNG":

@@ -29,7 +29,7 @@ _INSIDE = {"cut": damage.cut, "flipped": damage.flip, "inserted": damage.insert,
 _COMMON = {"answer_kind": "integer", "id": "row"}
 
 
-def cases(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
+def rows(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
     """Yields files of a sound row, a damaged one and another sound one, which are written to `folder`."""
     picture = io.BytesIO()
     Image.new("RGB", (8, 6), "red").save(picture, "PNG")
@@ -69,7 +69,7 @@ def _is_read_right(folder: Path, line: bytes) -> bool:
     path = folder / "mine.jsonl"
     path.write_bytes(b"\n".join([around[0], line, around[1]]))
     source = read_jsonl(path, strict=False)
-    first, *found, last = source
+    first, *found, last = (source[index] for index in range(len(source)))
     if (first.id, last.id) != ("<", ">"):
         return False
     numbered = list(enumerate(line.split(b"\n"), start=2))
@@ -87,7 +87,7 @@ def _is_read_right(folder: Path, line: bytes) -> bool:
 def _is(record: Record, line: bytes, number: int, folder: Path) -> bool:
     """True if a record is what its line says."""
     row = {key: value for key, value in json.loads(line.decode("utf-8-sig")).items() if not _is_missing(value)}
-    turns = row.get("messages", row.get("conversations"))
+    turns: list[dict[str, Any]] | None = row.get("messages", row.get("conversations"))
     images = [row["image"]] if "image" in row else row.get("images", [])
     prompt, answer, rationale = row.get("prompt"), row.get("answer"), row.get("rationale")
     if turns is not None:
@@ -117,6 +117,7 @@ def _turn(turn: dict[str, Any]) -> tuple[str, str, list[Any]]:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if isinstance(content, str):
         return str(role), content, []
+    assert isinstance(content, list)
     images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
     return str(role), "".join(part.get("text", "<image>") for part in content), images
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,12 +49,21 @@ class JsonlSource:
         """Reads the images of a row and returns its record."""
         return self._rows[index].load()
 
+    def fingerprint(self) -> str:
+        """A digest of all texts of the rows, with the name and size of each image: other golds are other data."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self._rows:
+            digest.update(
+                repr((row.record, [_name_and_size(image, self.path.parent) for image in row.images])).encode()
+            )
+        return digest.hexdigest()
+
     def __repr__(self) -> str:
         """Names the file, for error messages."""
         return f"JsonlSource({self.path}, {len(self)} records, {len(self.problems)} broken rows dropped)"
 
 
-def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
+def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> JsonlSource:
     """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
     A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null, are "images" (a
@@ -65,6 +76,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
         path: the file: a JSON array if it ends in .json and starts with a bracket, parquet if it ends so, else JSON
             lines.
         strict: refuse a file with broken rows instead of dropping them.
+        allow: the functions "module:function" that a row may name as its answer_kind, the config's verify.allow.
 
     Returns:
         The usable rows.
@@ -78,7 +90,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
-    read = _read_rows(path)
+    read = _read_rows(path, allow)
     unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
     for number, row in read:
         try:
@@ -193,11 +205,17 @@ def _assistant(text: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def _read_rows(path: Path) -> list[tuple[int, Row | BadRowError]]:
+def _name_and_size(image: bytes | Path, folder: Path) -> tuple[str, int]:
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).hexdigest(), len(image)
+    return os.path.relpath(image, folder), image.stat().st_size if image.exists() else -1
+
+
+def _read_rows(path: Path, allow: Collection[str]) -> list[tuple[int, Row | BadRowError]]:
     read: list[tuple[int, Row | BadRowError]] = []
     embedded = 0
     for number, raw in rows(path):
-        row = _read_row(f"{path.name}:{number}", raw, path.parent)
+        row = _read_row(f"{path.name}:{number}", raw, path.parent, allow)
         read.append((number, row))
         if isinstance(row, Row):
             embedded += sum(len(image) for image in row.images if isinstance(image, bytes))
@@ -210,13 +228,13 @@ def _read_rows(path: Path) -> list[tuple[int, Row | BadRowError]]:
     return read
 
 
-def _read_row(where: str, raw: dict[str, Any] | BadRowError, folder: Path) -> Row | BadRowError:
+def _read_row(where: str, raw: dict[str, Any] | BadRowError, folder: Path, allow: Collection[str]) -> Row | BadRowError:
     if isinstance(raw, BadRowError):
         return raw
     try:
         with one_row():
             row = parse(where, raw, folder)
-            check_gold_of(row.record)
+            check_gold_of(row.record, allow)
             check_texts(row.record)
     except BadRowError as error:
         return error

@@ -13,8 +13,8 @@ from typing import Any
 from care_jax.data.image_column import image_bytes
 from care_jax.errors import BadRowError, shown
 from care_jax.inputs.media import MARKS
-from care_jax.rewards.verifiers.choice import LETTERS
 from care_jax.rewards.verifiers.number import read_number
+from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.structs import Record
 
 PLACEHOLDER, _ = MARKS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from PIL import Image
@@ -13,7 +13,7 @@ from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images
 from care_jax.inputs.media import MARKS
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.rewards.verifiers import check_gold
+from care_jax.rewards.verifiers import check_gold, require_allowed
 from care_jax.structs import Record
 
 _, _VIDEO = MARKS
@@ -61,10 +61,22 @@ def decode_picture(encoded: bytes, name: str = "image") -> Image.Image:
     return picture
 
 
-def check_gold_of(record: Record) -> None:
-    """Raises BadRowError if the gold is not of its kind, or is a missing cell that was written as a text."""
+def check_gold_of(record: Record, allow: Collection[str]) -> None:
+    """Checks that the gold is of its kind.
+
+    Args:
+        record: the record.
+        allow: the functions "module:function" that it may name as its kind; no other is imported.
+
+    Raises:
+        BadRowError: it is not, the kind is not allowed, or the gold is a missing cell that was written as a text.
+    """
     if record.answer_kind != "choice" and record.answer in _MISSING:
         raise BadRowError(f"answer is {record.answer!r}, which is how a missing cell is written", "no answer")
+    try:
+        require_allowed(record.answer_kind, allow)
+    except InputError as error:
+        raise BadRowError(str(error), "kind is not in verify.allow") from None
     try:
         check_gold(record.answer_kind, record.answer, record.choices)
     except InputError as error:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from benchmarks.faults import pictures, rows
+from benchmarks.faults import pictures as pictures_module
 from benchmarks.faults.outcomes import Outcome, Result, run_cases
+from benchmarks.faults.pictures import pictures
+from benchmarks.faults.rows import rows
 from care_jax.data import own_data
 from care_jax.inputs import images
 
@@ -18,7 +20,7 @@ FEW = {pictures: 400, rows: 700}  # every damage of every format and mode, and o
 
 
 def _outcomes(section, folder: Path) -> tuple[dict[str, int], list[Result]]:
-    found = list(run_cases(section.cases(folder, FEW[section], 7)))
+    found = list(run_cases(section(folder, FEW[section], 7)))
     bad = [result for result in found if result.outcome in (Outcome.TRACEBACK, Outcome.WRONG)]
     assert len(found) == FEW[section]
     return dict(collections.Counter(result.outcome.value for result in found)), bad[:1]
@@ -45,7 +47,7 @@ def test_wrong_pixels_and_wrong_rows_are_seen(tmp_path: Path, monkeypatch: pytes
         row = record_of(where, raw, folder)
         return dataclasses.replace(row, record=dataclasses.replace(row.record, prompt=row.record.prompt.upper()))
 
-    monkeypatch.setattr(pictures, "decode_image", inverted)
+    monkeypatch.setattr(pictures_module, "decode_image", inverted)
     assert "right" not in _outcomes(pictures, tmp_path)[0]
     monkeypatch.setattr(own_data, "parse", shouted)
     counts, _ = _outcomes(rows, tmp_path)
