@@ -17,6 +17,15 @@ class InputError(ValueError):
     """
 
 
+class BadRowError(InputError):
+    """A row of data that cannot be used: readers drop it, or refuse the file if the user asks for that."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        """Takes what was found; rows are counted by `reason`, one of few phrases, which is the message if left out."""
+        super().__init__(message)
+        self.reason = reason or message
+
+
 def shown(text: object, limit: int = _SHOWN) -> str:
     """`text` as Python writes it, control characters escaped and cut to `limit` characters, for a message."""
     written = repr(text if not isinstance(text, str) else text[: limit + 1])

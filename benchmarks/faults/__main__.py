@@ -19,12 +19,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.faults.outcomes import Case, Outcome, run_cases
+from benchmarks.faults.pictures import pictures
+from benchmarks.faults.rows import rows
 from benchmarks.faults.runs import runs
 
 # A section takes an empty folder, the number of cases and a seed.
 Section = Callable[[Path, int, int], Iterator[Case]]
 SECTIONS: dict[str, tuple[Section, int]] = {
-    "runs": (runs, 1_000)
+    "pictures": (pictures, 10_000),
+    "rows": (rows, 2_000),
+    "runs": (runs, 1_000),
 }  # with the number of cases that are run when none is given
 _MOST_LISTED = 20
 
