@@ -53,9 +53,7 @@ def read_shards(folder: Path) -> dict[str, StoredShard]:
     shards = {file: safetensors_io.read_header(folder / file) for file in files}
     found = {(name, file) for file, shard in shards.items() for name in shard.tensors}
     if differing := sorted(found ^ set(weight_map.items())):
-        problems = [
-            f"{shown(name)}: {'not ' if (name, file) not in found else ''}in {file}" for name, file in differing
-        ]
+        problems = [f"{name}: {'not ' if (name, file) not in found else ''}in {file}" for name, file in differing]
         raise InputError(f"{index} contradicts the files; download both again: {listed(problems)}")
     return shards
 

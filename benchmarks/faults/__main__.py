@@ -18,11 +18,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.faults import models
 from benchmarks.faults.outcomes import Case, Outcome, run_cases
 
 # A section takes an empty folder, the number of cases and a seed.
 Section = Callable[[Path, int, int], Iterator[Case]]
-SECTIONS: dict[str, tuple[Section, int]] = {}  # with the number of cases that are run when none is given
+SECTIONS: dict[str, tuple[Section, int]] = {
+    "models": (models.cases, 600),
+}  # with the number of cases that are run when none is given
 _MOST_LISTED = 20
 
 
