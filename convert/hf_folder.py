@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from care_jax.errors import InputError, listed, shown
-from care_jax.model_folder import read_fields
 from care_jax.models import ModelConfig, load_model_config
+from care_jax.models.model_folder import read_fields
 from convert import safetensors_io
 from convert.other_forms import no_weights, refuse_other_forms
 from convert.safetensors_io import StoredShard, Tensor

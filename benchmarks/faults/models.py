@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,22 @@ def cases(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
     """Yields folders of either family with one damaged file, which are written to `folder`."""
     sound = {}
     for model_type in MODEL_TYPES:
-        source = _write_weights(write_tiny(folder / f"sound {model_type}", model_type))
+        source = write_weights(write_tiny(folder / f"sound {model_type}", model_type))
         sound.update({f"{model_type}/{path.name}": path.read_bytes() for path in source.iterdir()})
     for case, name, data in damage.damaged_files(sound, num_cases, seed):
         model_type, _, file = name.partition("/")
         files = {other.partition("/")[2]: content for other, content in sound.items() if other.startswith(model_type)}
         is_weights = file in _CONVERTED or file.endswith(".safetensors")
         for reader, reads in (
-            (_prompts_are_right, file == "config.json" or not is_weights),
-            (_weights_are_right, is_weights),
+            (prompts_are_right, file == "config.json" or not is_weights),
+            (weights_are_right, is_weights),
         ):
             if reads:
-                use = functools.partial(_use, folder / "damaged", {**files, file: data}, reader)
+                use = functools.partial(is_used_rightly, folder / "damaged", {**files, file: data}, reader)
                 yield Case(f"{case}, {reader.__name__}", use)
 
 
-def _write_weights(folder: Path) -> Path:
+def write_weights(folder: Path) -> Path:
     """Writes two files of random float32 weights, and their index."""
     rng = np.random.default_rng(0)
     sources = mapping.by_hf_name(mapping.weights_of(load_model_config(folder)))
@@ -72,15 +72,16 @@ def _write_weights(folder: Path) -> Path:
     return folder
 
 
-def _use(folder: Path, files: Mapping[str, bytes], reader: Any) -> bool:
+def is_used_rightly(folder: Path, files: Mapping[str, bytes], reader: Callable[[Path], bool]) -> bool:
+    """Writes a folder with these files alone, and asks the reader."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    return bool(reader(folder))
+    return reader(folder)
 
 
-def _weights_are_right(folder: Path) -> bool:
+def weights_are_right(folder: Path) -> bool:
     """Converts the folder, and compares every weight with what safetensors reads."""
     out = folder / "converted"
     hf_to_jax.convert(folder, out)
@@ -98,7 +99,7 @@ def _weights_are_right(folder: Path) -> bool:
     )
 
 
-def _prompts_are_right(folder: Path) -> bool:
+def prompts_are_right(folder: Path) -> bool:
     """Loads the processor, and compares settings, stop ids and a prompt."""
     processor = load_processor(
         folder,
