@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _SHOWN = 80  # characters of a foreign text in a message
-_LISTED = 20  # problems in a message
+_LISTED, _LONGEST = 20, 200  # problems in a message, and characters of each
 
 
 class InputError(ValueError):
@@ -33,6 +33,10 @@ def shown(text: object, limit: int = _SHOWN) -> str:
 
 
 def listed(problems: Sequence[str], most: int = _LISTED) -> str:
-    """The problems in one line, the first `most` of them and the number of the others."""
+    """The problems in one line, control characters escaped: the first `most` of them and the number of the others."""
     others = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + others
+    return "; ".join(_printable(each[:_LONGEST]) for each in problems[:most]) + others
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
