@@ -58,6 +58,9 @@ _CONCLUSION = re.compile(
     r"|\b(?:so|therefore|thus|hence)\s{1,9}(?:the|there|it|he|she|we|they)\b",
     re.IGNORECASE,
 )
+_REASONS = re.compile(
+    r"[\s*#]{0,9}(?:explanation|reason|reasoning|rationale|justification)\b[\s*]{0,9}:", re.IGNORECASE
+)
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
 _LONGEST = 500  # characters; nothing longer is an answer, or a line to look for marks in
@@ -127,7 +130,8 @@ def _without_afterthought(text: str, span: Span) -> Span:
 
 def _sentence(text: str, lines: list[Span]) -> Span | None:
     """Return the last sentence, from its conclusion on ("so there are 4"); None if it takes back what was said."""
-    start, end = next((line for line in reversed(lines) if not _CLOSING.match(text, *line)), lines[-1])
+    reasons = next((i for i, line in enumerate(lines) if i and _REASONS.match(text, *line)), len(lines))
+    start, end = next((line for line in reversed(lines[:reasons]) if not _CLOSING.match(text, *line)), lines[-1])
     if _ANSWER_FIRST.match(text, start, end):
         return _without_afterthought(text, (start, end))
     for stop in _SENTENCE_END.finditer(text, start, end):
@@ -151,7 +155,7 @@ def _introduces(text: str, start: int, end: int) -> bool:
 
 
 def _trimmed(text: str, span: Span) -> Span:
-    r"""Shrink a span by white space, and by marks that stand around it or have their partner before it: ** " $ } \] \)."""
+    r"""Shrink a span by white space, and by marks around it or with their partner before it: ** " $ } \] \)."""
     start, end = span
     while start < end and text[start] in _IDLE:
         start += 1

@@ -27,7 +27,9 @@ MULTIPLE_OF_PI = st.integers(2, 999).map(r"{}\pi".format)
 WORD = st.sampled_from(
     ["red", "blue", "dark green", "Paris", "New York", "circle", "a polynomial", "decrease", "oxygen", "Mozart", "wolf"]
 )
-POLYNOMIAL = st.tuples(st.integers(2, 99), st.sampled_from("xyab"), st.integers(1, 99)).map("{0[0]}{0[1]}+{0[2]}".format)
+POLYNOMIAL = st.tuples(st.integers(2, 99), st.sampled_from("xyab"), st.integers(1, 99)).map(
+    "{0[0]}{0[1]}+{0[2]}".format
+)
 PAIR = st.tuples(st.integers(-99, 99), st.integers(-99, 99)).map("({0[0]}, {0[1]})".format)
 KINDS = {
     "integer": WHOLE,
@@ -73,7 +75,9 @@ def test_every_way_to_name_an_option_names_it(options, data):
         r"\textbf{{({0}) }}{1}", r"\text{{({0}) }}{1}", r"\mathrm{{({0})}}\ {1}", r"\( \text{{{0}}} \) {1}", "**{0}. {1}**",
         "**{0}** {1}", "So the answer must be ({0}).", "({0}). {1}", "{0}, because {1} fits",
     )))  # fmt: skip
-    layout = data.draw(st.sampled_from(("{}", "{}", r"\boxed{{{}}}", "The answer is {}."))).format(layout.format(letter, text))
+    layout = data.draw(st.sampled_from(("{}", "{}", r"\boxed{{{}}}", "The answer is {}."))).format(
+        layout.format(letter, text)
+    )
     assert correct("choice", layout, f"({letter})", options)
     assert correct("choice", layout, f"({LETTERS[other]})", options) == (index == other)
 
@@ -106,7 +110,17 @@ def test_a_second_option_is_always_wrong(options, joint, data):
 def test_a_second_letter_is_always_wrong(joint, data):
     """Catches the same where the options are unknown."""
     index, other = data.draw(st.permutations(range(12)))[:2]
-    forms = ("({0})", "{0}.", "{0}", "**{0}**", r"\text{{({0}) }}", "option {0}", "{0}. 40", r"$\boxed{{{0}}}$", "({0}) red")
+    forms = (
+        "({0})",
+        "{0}.",
+        "{0}",
+        "**{0}**",
+        r"\text{{({0}) }}",
+        "option {0}",
+        "{0}. 40",
+        r"$\boxed{{{0}}}$",
+        "({0}) red",
+    )
     parts = [data.draw(st.sampled_from(forms)).format(LETTERS[i]) for i in (index, other)]
     text = joint.join(data.draw(st.permutations(parts)))
     assert not correct("choice", text, f"({LETTERS[index]})"), text

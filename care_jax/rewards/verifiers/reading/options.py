@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import re
 
-from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity
+from care_jax.rewards.verifiers.reading.evaluation import are_close, values
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
 from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, without_reason
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
@@ -24,9 +25,9 @@ _DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
+_MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> )"
 _LETTER_AND_TEXT = re.compile(
-    rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> ))) ?(?P<text>.+)",
-    re.IGNORECASE,
+    rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:{_MARK})) ?(?P<text>.+)", re.IGNORECASE
 )
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
@@ -36,7 +37,7 @@ _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FORMULA = re.compile(r"[\\{}_=<>`\[\]]")
 _YES_OR_NO = re.compile(r"(?:yes|no|true|false)")
-_RATIO = re.compile(r"([^:]+):([^:]+)")
+_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 
 
 def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first: bool = False) -> set[int]:
@@ -158,9 +159,16 @@ def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:
 
 
 def _with_value(answer: str, options: tuple[str, ...]) -> set[int]:
-    """Return the options that have the answer's value, in whatever spelling; an option without a unit fits any unit."""
+    r"""Return the options that have the answer's value, in whatever spelling; an option without a unit fits any unit.
+
+    An option may be arithmetic, "3 \cdot 2^5", whose result is the answer; the answer itself may not.
+    """
     found = _value(_strip_parentheses(answer)) if options else None
-    return {i for i, option in enumerate(options) if found and _agrees(found, _value(option))}
+    if found is None:
+        return set()
+    same = {i for i, option in enumerate(options) if _agrees(found, _value(option))}
+    results = [None if _LETTERS.search(option) or _value(option) else values(canonical(option)) for option in options]
+    return same or {i for i, result in enumerate(results) if result and are_close(result[0], float(found.value))}
 
 
 def _key(text: str) -> str:
@@ -173,12 +181,7 @@ def _spelling(text: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _value(text: str) -> Quantity | None:
-    """Return a number, or a ratio a:b as the fraction a/b; None without."""
-    ratio = _RATIO.fullmatch(unwrap(text))
-    sides = [read_quantity(side, fractions_allowed=True) for side in ratio.groups()] if ratio else []
-    if len(sides) == 2 and sides[0] and sides[1] and sides[1].value:
-        return Quantity(sides[0].value / sides[1].value, "")
-    return read_quantity(text, fractions_allowed=True)
+    return read_ratio(text) or read_quantity(text, fractions_allowed=True)
 
 
 def _agrees(found: Quantity, wanted: Quantity | None) -> bool:

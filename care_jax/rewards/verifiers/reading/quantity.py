@@ -7,7 +7,13 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from care_jax.rewards.verifiers.reading.numerals import count_numbers, flatten_fractions, read_rational, spell_out
+from care_jax.rewards.verifiers.reading.numerals import (
+    NUMERAL,
+    count_numbers,
+    flatten_fractions,
+    read_rational,
+    spell_out,
+)
 from care_jax.rewards.verifiers.reading.sentences import stated_number
 from care_jax.rewards.verifiers.reading.surds import holds_surd, read_surd
 from care_jax.rewards.verifiers.reading.units import read_unit
@@ -41,6 +47,7 @@ _PREFIX = re.compile(rf"(?P<before>{_CURRENCY})?\s*(?P<sign>[-+])?\s*(?P<after>{
 _MINUS = str.maketrans("−–﹣－", "----")  # noqa: RUF001
 _BRACKET_COMMAND = re.compile(r"\\(?:left|right)\s*(?=[()])")
 _LOST_FRAC = re.compile(r"^(?=\{[0-9]{1,9}\}\{[0-9]{1,9}\})")
+_DECIMALS = re.compile(r"\.([0-9]{2,9})(?![0-9])")
 _LONG_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]{11,}")
 
 
@@ -48,9 +55,9 @@ _LONG_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]{11,}")
 def read_quantity(text: str, *, fractions_allowed: bool) -> Quantity | None:
     r"""Return the one quantity that the whole text states, or None.
 
-    It reads signs, thousands separators, decimals, 1.5e3, 1.5 \times 10^3, a name before ("x = 5"), a working that leads
-    to its result ("24*24 = 576"), wrappers (unwrap) and units; with `fractions_allowed` also a/b, \frac{a}{b}, 4 1/2,
-    10^3, roots and pi. The result is None for everything else: no number, several, other words, a zero denominator.
+    It reads signs, thousands separators, decimals, 1.5e3, 1.5 \times 10^3, a name before ("x = 5"), a working that
+    leads to its result ("24*24 = 576"), wrappers (unwrap) and units; with `fractions_allowed` also a/b, \frac{a}{b},
+    4 1/2, 10^3, roots and pi. The result is None for everything else: no number, several, other words, a zero denominator.
     """
     if _SIMPLE.fullmatch(text):
         return Quantity(Fraction(int(text)), "")
@@ -96,20 +103,19 @@ def _read_working(text: str, *, fractions_allowed: bool) -> Quantity | None:
     sides = _RELATION.split(text)
     if len(sides) != 2:
         return None
-    working, result = (
-        unwrap(sides[0]).strip(),
-        _read_plain(unwrap(sides[1]).strip(), fractions_allowed=fractions_allowed),
-    )
+    working, rounded = (unwrap(side).strip() for side in sides)
     negative = working.startswith("-")
     computed = read_surd(working, int(negative), negative=negative, computes=True)
+    result = _read_plain(rounded, fractions_allowed=fractions_allowed)
     if result is None or computed is None or working[computed[1] :].strip():
         return None
     apart = abs(computed[0] - result.value)
     if "=" in text:
         return result if apart <= result.slack + abs(result.value) * _ROUNDING else None
-    decimals = sides[1].partition(".")[2]
-    place = Fraction(1, 10 ** len(re.match("[0-9]*", decimals)[0]))  # type: ignore[index]  # it matches anything
-    return Quantity(computed[0], result.unit, apart) if apart <= place / 2 else None
+    decimals = _DECIMALS.search(rounded)
+    if NUMERAL.fullmatch(working) or not decimals or apart > Fraction(1, 2 * 10 ** len(decimals[1])):
+        return None  # another number, not the same one rounded
+    return Quantity(computed[0], result.unit, apart)
 
 
 def without_name(text: str) -> str:
@@ -142,11 +148,19 @@ def _share(tolerance: float) -> Fraction:
 
 
 def read_stated(text: str, *, fractions_allowed: bool) -> Quantity | None:
-    """Return the quantity that the text is, as `read_quantity` does, or that it states in one sentence; None without."""
+    """Return the quantity that the text is (`read_quantity`), or states in one sentence; None without."""
     quantity = read_quantity(text, fractions_allowed=fractions_allowed)
     if quantity is None and (stated := stated_number(text)):
         return read_quantity(stated, fractions_allowed=fractions_allowed)
     return quantity
+
+
+def read_ratio(text: str) -> Quantity | None:
+    """Return a ratio a:b of two numbers as the number a/b, or None."""
+    sides = [read_quantity(side, fractions_allowed=True) for side in unwrap(text).split(":")]
+    if len(sides) == 2 and sides[0] and sides[1] and sides[1].value:
+        return Quantity(sides[0].value / sides[1].value, "")
+    return None
 
 
 def unread(text: str) -> Verdict:

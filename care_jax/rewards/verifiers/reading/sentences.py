@@ -18,7 +18,7 @@ HEDGE = re.compile(
 _BOUNDARY = re.compile(r"(?<=[^\s.][^\s.])[.!?;]\s+(?=\S)|\n")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _STATES = re.compile(
-    r"\b(?:is|are|was|were|equals|becomes|be)\b:?\s*(?:(?:approximately|about|around|roughly|only|exactly|also|therefore"
+    r"\b(?:is|are|was|were|be|equals|becomes|gets?|gives|yields|chooses?|selects?|picks?)\b:?\s*(?:(?:approximately|about|around|roughly|only|exactly|also|therefore"
     r"|thus|simply|just|equal to|a total of|option|choice|the)\s+)*",
     re.IGNORECASE,
 )
@@ -50,9 +50,9 @@ _ARITHMETIC = re.compile(
 def stated_number(text: str) -> str | None:
     """Return the number that one sentence states, with its percent sign, scale ("187 million") or unit, or None.
 
-    It is the only number of the sentence besides years in phrases such as "in 2012"; else the one that ends the sentence
-    behind its only verb of being, or follows "there are", where zero to twelve may be words. "9 dots in each group"
-    states 9 too.
+    It is the only number of the sentence besides years in phrases such as "in 2012"; else the one that ends the
+    sentence behind its only verb of being, or follows "there are", where zero to twelve may be words. "9 dots in each
+    group" states 9 too.
     """
     text = unwrap(text).replace("**", "")
     if HEDGE.search(text) or _BOUNDARY.search(text):
