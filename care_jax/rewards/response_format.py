@@ -4,6 +4,7 @@ r"""The layout of a response. A `ResponseFormat` words the request, writes the c
     BOXED         <think> rationale </think> any words \boxed{answer} any words
 
     ANY           the usual layouts of models that were not asked for either; only parsed, never requested
+    BARE          the whole response is the answer; only parsed
 
 Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
 before it, so one tag has many spellings in ids (docs/method.md section 5).
@@ -141,6 +142,10 @@ def _parse_any(text: bytes) -> ParsedResponse:
     return tagged._replace(answer=(start + length, start + length + answer_length))
 
 
+def _parse_bare(text: bytes) -> ParsedResponse:
+    return ParsedResponse(think=None, answer=(0, len(text)), several_answers=False, format_ok=True)
+
+
 def _box_spans(text: bytes, start: int) -> tuple[list[Span], bool]:
     """Return the spans in the boxes from `start` on, and whether the last is open; an open one runs to the end."""
     spans: list[Span] = []
@@ -170,4 +175,6 @@ BOXED = ResponseFormat(
     parse=_parse_boxed,
 )
 ANY = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_any)
-FORMATS: dict[FormatName, ResponseFormat] = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}
+BARE = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_bare)
+FORMATS: dict[FormatName, ResponseFormat] = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}  # that a prompt can ask for
+READABLE = {"answer_tags": ANSWER_TAGS, "boxed": BOXED, "any": ANY, "bare": BARE}

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from care_jax.errors import InputError
 from care_jax.rewards.verifiers import chart, choice, integer, latex, number, own, rounded, sequence, symbolic, text
-from care_jax.rewards.verifiers.own import answer_verifier
+from care_jax.rewards.verifiers.own import answer_verifier, require_allowed
 from care_jax.rewards.verifiers.verdict import Verdict
 
-__all__ = ["ANSWER_KINDS", "answer_verifier", "check_gold", "load_kind", "verify_answer"]
+__all__ = ["ANSWER_KINDS", "answer_verifier", "check_gold", "load_kind", "require_allowed", "verify_answer"]
 
 # One row a kind; `load_kind` has the kinds whose verifier needs slow imports.
 _VERIFIERS: dict[str, Callable[[str, str, tuple[str, ...] | None, float], Verdict]] = {
