@@ -16,8 +16,8 @@ from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, UNPARSED, WRONG, Verdict, refusal
 
 _AND = re.compile(r",?\s*\band\b\s*", re.IGNORECASE)
-_BETWEEN = re.compile(r"([^<>\\]+)(<|\\leq)([A-Za-z])(<|\\leq)([^<>\\]+)")
-_BOUND = re.compile(r"[A-Za-z](<|>|\\leq|\\geq)([^<>=,]+)")
+_BETWEEN = re.compile(r"([^<>\\]+)(<|\\leq) ?([A-Za-z]) ?(<|\\leq) ?([^<>\\]+)")
+_BOUND = re.compile(r"[A-Za-z] ?(<|>|\\leq|\\geq) ?([^<>=,]+)")
 _LONE_CAPITAL = re.compile(r"[A-Z]|\([A-Z]\)")
 _WORDS = re.compile(r"(?:yes|no|[a-z]{3,}(?: [a-z]+){0,5})", re.IGNORECASE)
 

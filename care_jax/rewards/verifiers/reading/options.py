@@ -10,7 +10,7 @@ import re
 
 from care_jax.rewards.verifiers.reading.evaluation import are_close, values
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
-from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, without_reason
+from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, stated_number, without_reason
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -36,6 +36,7 @@ _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FORMULA = re.compile(r"[\\{}_=<>`\[\]]")
+_RELATION = re.compile(r"=|≈|\\approx")
 _YES_OR_NO = re.compile(r"(?:yes|no|true|false)")
 _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 
@@ -60,7 +61,10 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
     elif letter := _LETTER_AND_TEXT.fullmatch(bare):
         named = _letter_with_text(letter, texts)
     else:
-        named = _with_value(answer, texts) or _in_sentence(bare, texts)
+        named = _with_value(answer, texts)
+        if named and (relation := _RELATION.search(answer)):
+            named |= named_options(answer[: relation.start()], options)  # "B = 40" names two, if 40 is C
+        named = named or _in_sentence(bare, texts)
     return named if all(index < num_options for index in named) else set()
 
 
@@ -76,6 +80,11 @@ def without_letters(options: tuple[str, ...]) -> tuple[str, ...]:
 def same_options(named: set[int], options: tuple[str, ...] | None) -> bool:
     """Return whether the named options have one text, so that an answer in words can't tell them apart."""
     return options is not None and len({_key(options[index]) for index in named}) == 1
+
+
+def mentions_letters(answer: str) -> bool:
+    """Return whether an answer names options by letters."""
+    return _MENTION.search(_ARTICLE.sub("", _strip_marks(answer))) is not None
 
 
 def _strip_marks(answer: str) -> str:
@@ -106,7 +115,7 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
     # A colon is no mark beside known options: "A: No" says "Answer: No".
     is_marked = not match["unmarked"] and (match["mark"] != ":" or not options)
     is_capital = _letter_of(match).isupper() or not options
-    doubts = _hedges(said) - _hedges(own)
+    doubts = set() if _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
     return {index} if is_marked and is_capital and not doubts else set()
 
 
@@ -119,6 +128,8 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     head = without_reason(bare.split(",")[0])
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
+        return named
+    if (number := stated_number(bare)) and len(named := _with_value(number, options)) == 1:
         return named
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned <= named else set()

@@ -48,6 +48,7 @@ _MINUS = str.maketrans("−–﹣－", "----")  # noqa: RUF001
 _BRACKET_COMMAND = re.compile(r"\\(?:left|right)\s*(?=[()])")
 _LOST_FRAC = re.compile(r"^(?=\{[0-9]{1,9}\}\{[0-9]{1,9}\})")
 _DECIMALS = re.compile(r"\.([0-9]{2,9})(?![0-9])")
+_GROUP_MARK = re.compile(r"\{,\}|(?<=[0-9])(?:\\[,;:! ]|[\u2009\u202f\u00a0])(?=[0-9]{3}(?![0-9]))")
 _LONG_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]{11,}")
 
 
@@ -57,11 +58,13 @@ def read_quantity(text: str, *, fractions_allowed: bool) -> Quantity | None:
 
     It reads signs, thousands separators, decimals, 1.5e3, 1.5 \times 10^3, a name before ("x = 5"), a working that
     leads to its result ("24*24 = 576"), wrappers (unwrap) and units; with `fractions_allowed` also a/b, \frac{a}{b},
-    4 1/2, 10^3, roots and pi. The result is None for everything else: no number, several, other words, a zero denominator.
+    4 1/2, 10^3, roots and pi. The result is None for everything else: no number, several, other words, a zero
+    denominator.
     """
     if _SIMPLE.fullmatch(text):
         return Quantity(Fraction(int(text)), "")
-    plain = without_name(unwrap(spell_out(text.translate(_MINUS)).replace("{,}", ",")))
+    plain = _GROUP_MARK.sub(",", spell_out(text.translate(_MINUS)))
+    plain = without_name(unwrap(plain))
     plain = _LOST_FRAC.sub(r"\\frac", _BRACKET_COMMAND.sub("", unwrap_head(plain)))
     quantity = _read_plain(plain, fractions_allowed=fractions_allowed)
     if quantity is None and plain.startswith("(") and plain.find(")") == len(plain) - 1:
@@ -84,7 +87,7 @@ def _read_plain(text: str, *, fractions_allowed: bool) -> Quantity | None:
         return None
     # Eleven decimals are a computer's print of another number, 4/3 as 1.33333333333.
     is_print = _LONG_DECIMAL.fullmatch(text[:end].strip())
-    slack = Fraction(1, 10 ** (len(is_print[0].partition(".")[2]) - 1)) if is_print else Fraction(0)
+    slack = Fraction(2, 10 ** len(is_print[0].partition(".")[2])) if is_print else Fraction(0)
     return Quantity(value, next(filter(None, units), ""), slack)
 
 
