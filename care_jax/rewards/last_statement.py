@@ -30,7 +30,7 @@ _PHRASE = re.compile(
     re.IGNORECASE,
 )
 _CORRECT = re.compile(
-    rf"(?:option|choice|选项)\s?\(?([A-L])\)?\s?(?:is|是)\s?(?:the |most )?(?:{_SUITABLE}|正确)"
+    rf"(?:[Oo]ption|[Cc]hoice|选项)\s?\(?([A-L])\)?\s?(?:is|是)?\s?(?:the |most )?(?:{_SUITABLE}|正确)"
     rf"|(?:^|[\s,，])(\([A-L]\)) is (?:the |most )?(?:{_SUITABLE})\b",  # noqa: RUF001
 )
 _EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
@@ -42,7 +42,7 @@ _ADVERB = re.compile(
 _GSM = re.compile(r"####[ \t]*(?=[^#\s])")
 # The end of a sentence: no initial ("B. red"), no abbreviation ("U.S. dollars"), no bracket or command behind it.
 _SENTENCE_END = re.compile(
-    r"(?<=[^\s.(][^\s.])[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
+    r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*]))[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
 )
 _TAKEN_BACK = re.compile(
     r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
@@ -172,6 +172,8 @@ def _trimmed(text: str, span: Span) -> Span:
             return _trimmed(text, (start + length, end - length))
         if inside.endswith(mark) and count % 2 and before.count(mark) % 2:
             return _trimmed(text, (start, end - length))
+    if inside.startswith('"') and inside.count('"') == 1:
+        return _trimmed(text, (start + 1, end))
     for opening, closing in _PAIRS:
         if inside.endswith(closing) and inside.count(closing) > inside.count(opening):
             return _trimmed(text, (start, end - len(closing)))

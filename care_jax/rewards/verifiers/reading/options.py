@@ -22,6 +22,7 @@ _WRAPPED_LETTER = re.compile(
 )
 _WRAPPED = re.compile(rf"{_COMMANDS}\s*\{{([^{{}}]*)\}}")
 _DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
+_DOLLAR = re.compile(r" \$(?!\s?[0-9])")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
@@ -93,7 +94,8 @@ def _strip_marks(answer: str) -> str:
     for _ in range(3):
         text = _WRAPPED.sub(r" \1 ", text)
         text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", text)
-    text = _DELIMITER.sub(" ", text)
+    text = _DELIMITER.sub(" ", text).replace("$", " $")
+    text = _DOLLAR.sub("", text)
     return " ".join(unwrap(text).split())
 
 
