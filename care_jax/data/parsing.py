@@ -11,8 +11,8 @@ from typing import Any
 
 from care_jax.data.validation import BadRowError
 from care_jax.inputs.media import MARKS
-from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.rewards.verifiers.number import read_number
+from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.structs import Record
 
 PLACEHOLDER, _ = MARKS

@@ -61,6 +61,7 @@ _CONCLUSION = re.compile(
 _REASONS = re.compile(
     r"[\s*#]{0,9}(?:explanation|reason|reasoning|rationale|justification)\b[\s*]{0,9}:", re.IGNORECASE
 )
+_FRAMED = re.compile(r"\\fbox\s{0,9}\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
 _LONGEST = 500  # characters; nothing longer is an answer, or a line to look for marks in
@@ -104,6 +105,8 @@ def _explicit(text: str, lines: list[Span]) -> Span | None:
         if following is None and (mark := _GSM.match(text, start, end)):
             return mark.end(), end
         label = _LABEL.match(text, start, end) or _HEADING.fullmatch(text, start, end)
+        if framed := _last(_FRAMED, text, start, end):
+            return framed.span(1)
         if (correct := _last(_CORRECT, text, start, end)) and not _PHRASE.search(text, correct.end(), end):
             return correct.span(correct.lastindex or 1)
         phrase = _last(_PHRASE, text, start, end)

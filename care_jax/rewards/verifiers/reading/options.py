@@ -37,6 +37,7 @@ _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FORMULA = re.compile(r"[\\{}_=<>`\[\]]")
+_VERB = re.compile(r"^(?:is|was|equals|=|≈|\\approx)\s*")
 _RELATION = re.compile(r"=|≈|\\approx")
 _YES_OR_NO = re.compile(r"(?:yes|no|true|false)")
 _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
@@ -105,7 +106,7 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
     if options and index >= len(options):
         return set()
     own = options[index] if options else ""
-    said = without_reason(words)
+    said = _VERB.sub("", without_reason(words))
     same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
     if index in same:
         return {index}  # the letter decides between options of one text
@@ -161,7 +162,8 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 
 @functools.lru_cache(maxsize=4096)
 def _bordered(words: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)")
+    before = r"(?<![\w.])" if words[0].isalnum() else ""
+    return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d)")
 
 
 def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:
