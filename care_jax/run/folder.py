@@ -5,7 +5,7 @@
     manifest.json   versions, commit, devices, seed
     metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; TensorBoard gets the same
     events.jsonl    {"step": 12, "id": "q17", "outcome": "MIXED", ...}  an `EventLine` a line: one group of a step
-    samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   a `Sample` a line: one group in full
+    samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   a `SampleLine` a line: one group in full
 
 step_summary.py makes the lines, metrics_writer.py writes them; the report and the study read them.
 """
@@ -75,7 +75,7 @@ class RolloutSample(TypedDict):
     format_ok: bool
     parsed: bool
     role: str  # anchor | negative | reflected | updated | unselected
-    advantage: float
+    advantage: float | None  # None if it is not finite
     response_len: int  # tokens
 
 
@@ -100,3 +100,9 @@ class Sample(TypedDict):
     outcome: str
     rollouts: list[RolloutSample]
     reflection: ReflectionSample | None
+
+
+class SampleLine(Sample):
+    """A sample as samples.jsonl has it."""
+
+    step: int
