@@ -151,6 +151,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_cha
 def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     """One step; returns and writes its metrics."""
     started = time.perf_counter()
+    update.step = session.step + 1
     with session.supervisor.timer("data"):
         examples, length = next(session.data), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)

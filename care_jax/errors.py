@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _SHOWN = 80  # characters of a foreign text in a message
+_LISTED = 20  # problems in a message
 
 
 class InputError(ValueError):
@@ -29,3 +32,9 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def listed(problems: Sequence[str], most: int = _LISTED) -> str:
+    """The problems in one line, the first `most` of them and the number of the others."""
+    others = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + others

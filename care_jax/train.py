@@ -149,7 +149,7 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One step; returns its metrics, and writes events and samples."""
         started = time.perf_counter()
-        state = self.session.state
+        self.stages.step, state = self.session.step + 1, self.session.state
         start = self.start | {"state": state, "params": state.params}
         values = Values(self.stages, self.session, start, self.start_on_host)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +91,41 @@ def test_one_line_and_exit_code_2(name: str, outcomes: Path) -> None:
         assert word in lines[0]
     assert not (outcomes / name / "run").exists()
     assert not (REPO / "run").exists()
+
+
+# Ends a command in each way, in a fork of one process; prints the exit codes.
+ENDINGS = """
+import errno, json, os, subprocess, sys
+from care_jax import cli
+from care_jax.errors import InputError
+
+ENDS = {
+    "done": lambda: None,
+    "input": lambda: (_ for _ in ()).throw(InputError("bad")),
+    "value": lambda: [].index(3),
+    "number": lambda: int("three"),
+    "disk": lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    "file": lambda: open("/nowhere/at/all"),
+    "floats": lambda: (_ for _ in ()).throw(FloatingPointError("step 3")),
+    "peer": lambda: (_ for _ in ()).throw(ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")),
+    "run": lambda: (_ for _ in ()).throw(RuntimeError("the run ends")),
+    "unicode": lambda: b"\\xff".decode(),
+}
+codes = {}
+for name, end in ENDS.items():
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        cli.run_flags(end)
+    codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(codes))
+"""
+
+
+def test_the_exit_code_says_who_is_to_blame() -> None:
+    """Catches an error of the machine or the program that a supervisor takes for bad input, and gives up."""
+    done = subprocess.run([sys.executable, "-c", ENDINGS], capture_output=True, text=True, check=True, cwd=REPO)
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert codes.pop("done") == 0
+    assert codes.pop("input") == 2
+    assert set(codes.values()) == {1}, codes

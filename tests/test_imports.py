@@ -20,6 +20,7 @@ ROOMS = (
     "structs",
     "options",
     "files",
+    "model_folder",
     "parallel",
     "models",
     "rewards",

@@ -103,12 +103,12 @@ def by_line(damage: Damage) -> Damage:
     return damage_one
 
 
-def damages(name: str) -> dict[str, Damage]:
-    """The damages that a file of this name can take, by name: a JSON file more than a binary one."""
+def damages(name: str, sound: bytes = b"") -> dict[str, Damage]:
+    """The damages that a file can take, by name; JSON lines, and JSON by its name or bytes, can take more."""
     if name.endswith(".jsonl"):
         lines = {**ANY_FILE, **JSON_DOCUMENT}
         return {**ANY_FILE, **{f"a line {kind}": by_line(damage) for kind, damage in lines.items()}}
-    return {**ANY_FILE, **JSON_DOCUMENT} if name.endswith(".json") else dict(ANY_FILE)
+    return {**ANY_FILE, **JSON_DOCUMENT} if name.endswith(".json") or sound[:1] in (b"{", b"[") else dict(ANY_FILE)
 
 
 def damaged_files(sound: Mapping[str, bytes], num_cases: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
@@ -122,7 +122,7 @@ def damaged_files(sound: Mapping[str, bytes], num_cases: int, seed: int) -> Iter
     Yields:
         The case's name, the file's name, and its damaged bytes.
     """
-    every = [(name, kind, damage) for name in sorted(sound) for kind, damage in damages(name).items()]
+    every = [(name, kind, damage) for name in sorted(sound) for kind, damage in damages(name, sound[name]).items()]
     random.Random(seed).shuffle(every)
     for number in range(num_cases):
         name, kind, damage = every[number % len(every)]

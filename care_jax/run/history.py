@@ -177,7 +177,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
     """A history, whose form is checked."""
     history = read_object(path)
     started, changes = history.get("started"), history.get("changes")
-    is_one = isinstance(started, dict) and isinstance(changes, list)
+    is_one = isinstance(started, dict) and _content(started) and "seed" in started and isinstance(changes, list)
     if not is_one or not all(
         isinstance(change, dict) and isinstance(change.get("to"), dict) for change in changes or ()
     ):
