@@ -83,7 +83,7 @@ def load_run(workdir: epath.Path, name: str) -> Run:
     for row in read_lines(workdir / METRICS_FILE, dict[str, float | None], notices, is_sound=_has_step):
         step = int(row.pop("step") or 0)
         metrics.setdefault(step, {}).update({key: value for key, value in row.items() if value is not None})
-    stage = manifest.get("stage")
+    stage = str(manifest.get("stage"))
     if stage not in STAGES:
         stage = _guess_stage(metrics)
     told = notices if stage == "train" else []

@@ -10,10 +10,12 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from etils import epath
 
+from care_jax import files
 from care_jax.errors import printable
 from care_jax.run import folder
 
@@ -46,7 +48,7 @@ def read_object(path: epath.Path, notices: list[str]) -> dict[str, Any]:
     if not _is_there(path, notices, f"no {path.name}"):
         return {}
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError):
         notices.append(f"{path.name} is not whole JSON")
         return {}
@@ -73,7 +75,7 @@ def read_lines(
         return rows
     for line in _lines(path):
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode())
         except (ValueError, RecursionError):
             num_torn += 1
             continue
@@ -139,7 +141,8 @@ _hints = functools.cache(typing.get_type_hints)
 def _is_there(path: epath.Path, notices: list[str], missing: str) -> bool:
     """True for a file that can be opened; else a notice says why it cannot."""
     try:
-        if path.is_file():
+        # To epath a pipe is a file too, which would be waited for.
+        if path.is_file() if files.in_bucket(path) else Path(path).is_file():
             with path.open("rb"):
                 return True
         notices.append(f"{path.name} is not a file" if path.exists() else missing)

@@ -12,12 +12,11 @@ step_summary.py makes the lines, metrics_writer.py writes them; the report and t
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypedDict
 
 from etils import epath
 
-from care_jax.errors import InputError
+from care_jax import files
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"
@@ -33,16 +32,7 @@ def read_object(path: epath.Path) -> dict[str, Any]:
     Raises:
         InputError: the file holds something else; names it, and the line if there is one to name.
     """
-    remedy = "put back a copy, or name another --workdir"
-    try:
-        value = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); {remedy}") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, deep brackets
-        raise InputError(f"{path}: not JSON ({type(error).__name__}); {remedy}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; {remedy}")
-    return value
+    return files.read_object(path, remedy="put back a copy, or name another --workdir")
 
 
 class Event(TypedDict):
