@@ -1,4 +1,4 @@
-"""Errors that are the input's, and foreign text inside a message."""
+"""Errors that are the input's, and foreign text in messages and on pages."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def shown(text: object, limit: int = _SHOWN) -> str:
     """`text` as Python writes it, control characters escaped and cut to `limit` characters, for a message."""
     written = repr(text if not isinstance(text, str) else text[: limit + 1])
     return written if len(written) <= limit + 2 else f"{written[:limit]}..."
+
+
+def printable(text: str) -> str:
+    """`text` with everything that a terminal or a page would act on or hide written as Python escapes it.
+
+    These are control and format characters (ESC, right-to-left marks), lone surrogates, and white space other than
+    spaces, line breaks and tabs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def listed(problems: Sequence[str], most: int = _LISTED) -> str:
