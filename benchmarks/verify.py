@@ -2,9 +2,10 @@
 
     python -m benchmarks.verify --items 20000 --workers 1
 
-Half of the answers are right; the verdicts are checked before anything is timed. Whole batches are timed, from the call
-to the last verdict: the parent's work, the pipes and the worker. The last line is one JSON object, whose
-verdicts_per_s is for integers and one worker.
+Half of the answers are right; the verdicts are checked before anything is timed. Of the LaTeX answers one in ten is
+hard: an expression with letters, an equation, a set, a tuple or an interval, right ones in another spelling than the
+gold. Whole batches are timed, from the call to the last verdict: the parent's work, the pipes and the worker. The last
+line is one JSON object, whose verdicts_per_s is for integers and one worker.
 """
 
 from __future__ import annotations
@@ -30,32 +31,49 @@ KINDS: dict[str, tuple[int, str, tuple[str, ...] | None]] = {
     "list": (1000, "[{}, 5]", None),
     "chart_relaxed": (1000, "{}", None),
 }
+HARD_SHARE = 10  # one LaTeX answer in so many is hard
+# Hard LaTeX: gold, a right answer, a wrong one.
+HARD_LATEX = (
+    (r"x^2+{0}x", r"x(x+{0})", r"x(x+{1})"),
+    (r"\{{{0}, x+1\}}", r"\{{1+x, {0}\}}", r"\{{1+x, {1}\}}"),
+    (r"(\frac{{y}}{{2}}, {0})", r"(0.5y, {0})", r"({0}, 0.5y)"),
+    (r"y={0}x+1", r"y-1={0}x", r"y-1={1}x"),
+    (r"(-\infty,{0})\cup({1},\infty)", r"({1},\infty)\cup(-\infty,{0})", r"(-\infty,{1}]\cup({1},\infty)"),
+    (r"\sin x+{0}", r"{0}+\sin(x)", r"{0}+\cos(x)"),
+    (r"[-1,{0}]", r"-1\le x\le {0}", r"-1\le x\le {1}"),
+)
 
 
 def make_items(kind: str, count: int) -> list[Item]:
-    """Makes answers of a kind: right ones at even indices, wrong ones at odd indices."""
+    """Makes answers of a kind: right ones at even indices, wrong ones at odd indices; no two hard ones are the same."""
     size, spelling, choices = KINDS[kind]
-    golds = [n % size for n in range(count)]
-    answers = [gold if n % 2 == 0 else (gold + size // 2) % size for n, gold in enumerate(golds)]
-    return [
-        Item(kind, spelling.format(answer), spelling.format(gold), choices)
-        for answer, gold in zip(answers, golds, strict=True)
-    ]
+    items = []
+    for n in range(count):
+        gold = n % size
+        answer = gold if n % 2 == 0 else (gold + size // 2) % size
+        items.append(Item(kind, spelling.format(answer), spelling.format(gold), choices))
+    if kind == "latex":
+        for n in [n for n in range(count) if n // 2 % HARD_SHARE == 0]:  # pairs, a right one and a wrong one
+            wanted, right, wrong = (
+                text.format(n + 2, n + 3) for text in HARD_LATEX[n // 2 // HARD_SHARE % len(HARD_LATEX)]
+            )
+            items[n] = Item(kind, right if n % 2 == 0 else wrong, wanted, None)
+    return items
 
 
 def time_kind(kind: str, verifier: Verifier, *, count: int, repeats: int) -> float:
-    """Verdicts a second, the median over the repeats.
+    """Verdicts a second, the median over the repeats, each with hard answers of its own: none is in a cache.
 
     Raises:
         ValueError: a verdict is wrong.
     """
-    items = make_items(kind, count)
-    if [verdict.correct for verdict in verifier.check(items)] != [n % 2 == 0 for n in range(count)]:
+    items = make_items(kind, count * (repeats + 1))
+    if [verdict.correct for verdict in verifier.check(items[:count])] != [n % 2 == 0 for n in range(count)]:
         raise ValueError(f"the verdicts on {kind} are not those that the answers were made for")
     seconds = []
-    for _ in range(repeats):
+    for repeat in range(1, repeats + 1):
         start = time.perf_counter()
-        verifier.check(items)
+        verifier.check(items[repeat * count : (repeat + 1) * count])
         seconds.append(time.perf_counter() - start)
     return count / statistics.median(seconds)
 

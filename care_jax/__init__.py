@@ -15,5 +15,6 @@ run          a session: resuming, stopping, what is written down
 planning     what a step takes of a TPU slice
 page         the report
 
-Commands: cold_start (supervised), train (RL), evaluate, report, plan (compile for a TPU topology), demo.
+Commands: cold_start (supervised), train (RL), evaluate, judge (pairs of gold and response), report, plan (compile for a
+TPU topology), demo.
 """

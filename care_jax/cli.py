@@ -8,6 +8,7 @@ have flags of the same names.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
 import ml_collections
@@ -15,8 +16,10 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from care_jax import files
+from care_jax import config, files
 from care_jax.errors import InputError
+
+_LONGEST = 1000  # characters of an error's line
 
 
 def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
@@ -25,27 +28,37 @@ def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
 
     workdir_flag = flags.DEFINE_string("workdir", None, "The run folder, local or gs://; an existing one is resumed.")
 
-    def with_workdir(config: ml_collections.ConfigDict) -> None:
+    def with_workdir(values: ml_collections.ConfigDict) -> None:
         if workdir_flag.value is None:
             raise InputError("--workdir=DIR is needed, the run folder")
         workdir = files.anywhere(workdir_flag.value)
         processes.connect()
         with processes.ending_on_failure():
-            main(config, workdir)
+            main(values, workdir)
 
     run_config(with_workdir)
 
 
 def run_config(main: Callable[[ml_collections.ConfigDict], None]) -> None:
     """Parses `--config=configs/F.py [--config.a.b=v]` and calls `main` with the config."""
-    config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.a.b=v overrides.")
+    # Unknown keys get in, so that config.validate says of all alike, from a file or the command line, what is meant.
+    config_flag = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A file of configs/; --config.a.b=v overrides.",
+        lock_config=False,
+        accept_new_attributes=True,
+    )
 
     def with_config() -> None:
-        if config_flag.value is None:
+        if not flags.FLAGS["config"].present:
             raise InputError("--config=FILE is needed, a file of configs/")
-        if not isinstance(config_flag.value, ml_collections.ConfigDict):  # a stand-in that raises when it is read
+        if not isinstance(config_flag.value, ml_collections.ConfigDict):
             name = config_flags.get_config_filename(flags.FLAGS["config"])
-            raise InputError(f"--config={name} cannot be loaded; give a file of configs/ or one like them")
+            # What ml_collections puts in place of a file that it could not open has the error.
+            error = getattr(config_flag.value, "__dict__", {}).get("_error")
+            why = "get_config() returns no ConfigDict" if error is None else _one_line(_describe(error))
+            raise InputError(f"--config={name} cannot be loaded: {why}; give a file of configs/ or one like them")
         main(config_flag.value)
 
     run_flags(with_config)
@@ -66,7 +79,6 @@ def run_flags(main: Callable[[], None], *, on_host: bool = False) -> None:
         import jax
 
         jax.config.update("jax_platforms", "cpu")
-    logging.set_verbosity(logging.WARNING)
     try:
         app.run(without_arguments, flags_parser=_parse_flags)
     except InputError as error:
@@ -75,22 +87,54 @@ def run_flags(main: Callable[[], None], *, on_host: bool = False) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses with absl; an unknown flag, config key or config file becomes an InputError of one line."""
+    """Parses with absl; whatever is wrong with a flag, a config key or a config file becomes an InputError."""
+    logging.set_verbosity(logging.ERROR)  # what ml_collections warns of becomes an error below
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise InputError(" ".join(_message(error).split())) from error
+    except Exception as error:  # a config file is a program, and may raise anything
+        given = next((word for word in argv if word.lstrip("-").startswith("config=")), "--config")
+        raise InputError(_one_line(_message(error, given))) from error
+    finally:
+        logging.set_verbosity(logging.WARNING)
 
 
-def _message(error: BaseException) -> str:
-    """The message of an error that parsing the flags raised, without what the libraries wrapped around it."""
-    flag, is_from_config, _ = str(error).partition(": Error whilst parsing config file")
-    if is_from_config:  # ml_collections puts the traceback of get_config() into the message
-        wrapped = error.__context__
-        while wrapped is not None and str(wrapped).startswith("Error whilst parsing config file"):
-            wrapped = wrapped.__context__
-        return f"{flag.removeprefix('flag ')}: {wrapped}"
+def _message(error: Exception, given: str) -> str:
+    """What parsing the flags raised, without what the libraries wrapped around it; `given` is --config=FILE."""
+    inner: BaseException = error
+    while not _line_in_config_file(inner) and inner.__context__ is not None:
+        inner = inner.__context__  # ml_collections raises errors of its own while it handles that of the config file
+    if _line_in_config_file(inner) or "Error whilst parsing config file" in str(error):
+        return f"{given}: {_describe(inner)}"
+    if isinstance(error, AttributeError) and "'get_config'" in str(error):
+        return f"{given}: the file has no function get_config()"
+    if isinstance(error, OSError):
+        return f"{given} cannot be loaded: {str(error).partition('failure to load:')[2] or error}"
     message: object = error
     while isinstance(message, BaseException) and message.args:  # ml_collections wraps a KeyError
         message = message.args[0]
+    if isinstance(error, KeyError | AttributeError) and "Did you mean" not in str(message):
+        return f"no such config key: {message}; a config has {', '.join(config.base())}"
     return str(message)
+
+
+def _describe(error: BaseException) -> str:
+    """An error of a config file with the line that it comes from."""
+    line = _line_in_config_file(error)
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{line}: {type(error).__name__}: {text}" if line and not isinstance(error, InputError) else text
+
+
+def _line_in_config_file(error: BaseException) -> str:
+    """`FILE, line N`, the last line of the config file that `error` came through; "" if it came through none."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}" if error.lineno else "the file"
+    frames = traceback.walk_tb(error.__traceback__)
+    # ml_collections makes this name of the flag's.
+    lines = [(frame, line) for frame, line in frames if frame.f_globals.get("__name__") == "config_config"]
+    return f"{lines[-1][0].f_code.co_filename}, line {lines[-1][1]}" if lines else ""
+
+
+def _one_line(text: str) -> str:
+    """`text` in one line that a terminal can show."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[:_LONGEST])

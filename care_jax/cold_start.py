@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import flags
 from etils import epath
 
 from care_jax import cli, step
@@ -26,6 +27,7 @@ from care_jax.inputs.responses import Trace, encode_trace
 from care_jax.method.loss import Denominators, LossOutput
 from care_jax.method.objectives import Objective
 from care_jax.parallel.sharding import ROWS, abstract_arrays, place
+from care_jax.run import history
 from care_jax.run.session import Session, open_session
 from care_jax.stages.compiled import CompiledStages, all_buckets, bucket_of
 from care_jax.stages.table import Bucket, Setup, Table
@@ -122,13 +124,18 @@ def compile_update(session: Session) -> CompiledStages:
     return CompiledStages(COLD_START, setup, all_buckets(config))
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainState:
-    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
+    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state.
+
+    `allow_change` resumes with settings that differ more than history.py allows.
+    """
 
     def make_encoder(processor: Processor) -> EncodeTraced:
         return EncodeTraced(processor, cue=config.objective.reflect.cue, response_len=config.rollout.response_len)
 
-    with open_session(config, workdir, stage="cold_start", make_encoder=make_encoder) as session:
+    with open_session(
+        config, workdir, stage="cold_start", make_encoder=make_encoder, allow_change=allow_change
+    ) as session:
         with session.until_stopped():
             session.evaluate_if_due()
             if session.has_ended():
@@ -144,6 +151,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainStat
 def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     """One step; returns and writes its metrics."""
     started = time.perf_counter()
+    update.step = session.step + 1
     with session.supervisor.timer("data"):
         examples, length = next(session.data), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)
@@ -164,8 +172,9 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs the cold start."""
-    run(config, workdir)
+    run(config, workdir, allow_change=flags.FLAGS.allow_change)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_boolean("allow_change", False, history.ALLOW_CHANGE)
     cli.run(main)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from care_jax import files, options
-from care_jax.errors import InputError
+from care_jax import options
+from care_jax.config_rules import RULES, key_problems, type_problem
+from care_jax.errors import InputError, shown
 from care_jax.method import objectives
 
 
@@ -77,6 +78,8 @@ def base() -> ConfigDict:
     c.verify.workers = 2  # processes
     c.verify.deadline = 5.0  # seconds an item may take before its worker is killed
     c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
+    # Functions "module:function" that the data may name as answer_kind; no other module is imported.
+    c.verify.allow = ()
     c.verify.correct_weight = 0.9  # reward of a correct answer
     c.verify.format_weight = 0.1  # reward of a well-formed response
 
@@ -114,84 +117,6 @@ def base() -> ConfigDict:
     c.eval.temperature = 1.0  # of the samples when num_samples > 1
     c.eval.benchmarks = "data/benchmarks"  # the folder that holds the prepared benchmarks, each under its name
     return c
-
-
-# Says what a value should be, or "" if it is fine.
-Rule = Callable[[Any], str]
-
-
-def _one_of(words: Collection[str]) -> Rule:
-    return lambda value: "" if value in words else options.choose_one(words)
-
-
-def _at_least(low: float, unit: str = "") -> Rule:
-    return lambda value: "" if value >= low else f"must be at least {low}{unit}"
-
-
-def _above(low: float) -> Rule:
-    return lambda value: "" if value > low else f"must be above {low}"
-
-
-def _all_of(*rules: Rule) -> Rule:
-    return lambda value: next(filter(None, (rule(value) for rule in rules)), "")
-
-
-def _holds(condition: Callable[[Any], bool], wanted: str) -> Rule:
-    return lambda value: "" if condition(value) else wanted
-
-
-def _is_descending(shares: Any) -> bool:
-    return list(shares) == sorted({share for share in shares if 0 < share < 1}, reverse=True)
-
-
-_local = _holds(lambda path: not files.in_bucket(str(path)), files.MUST_BE_LOCAL)
-
-# What each key alone must be.
-RULES: Mapping[str, Rule] = {
-    "model.folder": _all_of(_holds(bool, "name a folder with a config.json"), _local),
-    "model.compute_dtype": _one_of(options.COMPUTE_DTYPES),
-    "model.attention": _one_of(options.ATTENTION),
-    "model.remat": _one_of(options.REMAT),
-    "model.logits_chunk": _at_least(1),
-    "data.format": _one_of(options.DATA_FORMATS),
-    "data.train": _all_of(_holds(bool, "name the training data"), _local),
-    "data.eval": _local,
-    "data.overlong": _one_of(options.OVERLONG),
-    "data.response_format": _one_of(options.RESPONSE_FORMATS),
-    "rollout.num_rollouts": _holds(lambda count: count >= 2, "a group needs at least 2"),
-    "rollout.response_len": _at_least(8, " tokens"),
-    "rollout.temperature": _holds(lambda value: value > 0, "training needs more than 0"),
-    "rollout.compact_shares": _holds(_is_descending, "must be shares between 0 and 1, descending"),
-    "score.old_from": _one_of(options.OLD_FROM),
-    "verify.workers": _at_least(1),
-    "verify.deadline": _above(0),
-    "verify.tolerance": _holds(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
-    "objective.num_negatives": _at_least(1),
-    "objective.num_neighbours": _at_least(1),
-    "objective.selector": _one_of(options.SELECTORS),
-    "objective.rescue.rank_by": _one_of(options.RANKS),
-    "objective.rescue.delta": _above(0),
-    "objective.rescue.scale": _one_of(options.RESCUE_SCALES),
-    "objective.reflect.max_rationale_len": _at_least(1),
-    "objective.reflect.source": _one_of(options.REPAIR_SOURCES),
-    "objective.reflect.train_on": _one_of(options.TRAIN_ON),
-    "objective.ratio": _one_of(options.RATIOS),
-    "objective.clip_low": _holds(lambda value: 0 < value <= 1, "must lie in (0, 1]"),
-    "objective.clip_high": _above(0),
-    "objective.aggregate": _one_of(options.AGGREGATES),
-    "objective.kl_coef": _at_least(0),
-    "objective.max_draws": _at_least(1),
-    "objective.overlong_penalty": _at_least(0),
-    "train.steps": _at_least(1),
-    "train.checkpoint_every": _at_least(1, " step"),
-    "train.samples_every": _at_least(1, " step"),
-    "train.hang_after": _holds(lambda seconds: seconds >= 0, "must be seconds, or 0 for never"),
-    "optimizer.lr": _above(0),
-    "optimizer.schedule": _one_of(options.SCHEDULES),
-    "optimizer.clip_norm": _above(0),
-    "eval.batch_size": _at_least(1),
-    "eval.num_samples": _at_least(1),
-}
 
 
 # Checks of one key against another: each returns its problem, or "".
@@ -247,10 +172,11 @@ def _repair_has_room(c: ConfigDict) -> str:
 
 def _is_path_or_mixture(c: ConfigDict, *, split: str) -> str:
     value, is_prepared = c.data[split], c.data.format == "prepared"
-    if isinstance(value, str) or (is_prepared and isinstance(value, tuple | list) and all(map(_is_part, value))):
+    is_mixture = is_prepared and isinstance(value, tuple | list) and bool(value) and all(map(_is_part, value))
+    if is_mixture or (isinstance(value, str) and not type_problem(value, "")):
         return ""
     wanted = "give one path, or with data.format='prepared' ((folder, weight), ...), weights above 0"
-    return f"data.{split}={value!r}: {wanted}"
+    return f"data.{split}={shown(value)}: {wanted}"
 
 
 def _is_part(part: Any) -> bool:
@@ -258,12 +184,25 @@ def _is_part(part: Any) -> bool:
     if not (isinstance(part, tuple | list) and len(part) == 2):
         return False
     folder, weight = part
-    return isinstance(folder, str) and bool(folder) and isinstance(weight, int | float) and weight > 0
+    return isinstance(folder, str) and bool(folder) and not type_problem(weight, 1.0) and weight > 0
+
+
+_MIXTURES = ("data.train", "data.eval")  # paths, or mixtures, which `_is_path_or_mixture` looks at
+
+
+def _images_have_sizes(c: ConfigDict) -> str:
+    if c.data.min_image_tokens <= c.data.max_image_tokens:
+        return ""
+    return (
+        f"data.min_image_tokens={c.data.min_image_tokens}: must be at most "
+        f"data.max_image_tokens={c.data.max_image_tokens}"
+    )
 
 
 CHECKS: tuple[Check, ...] = (
     functools.partial(_is_path_or_mixture, split="train"),
     functools.partial(_is_path_or_mixture, split="eval"),
+    _images_have_sizes,
     _batches_divide,
     _warmup_ends,
     _samples_differ,
@@ -274,16 +213,28 @@ CHECKS: tuple[Check, ...] = (
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks what can be checked without data or devices.
+    """Checks what can be checked without data or devices; comes before anything else reads the config.
 
     Raises:
         InputError: listing every problem, each with the value, what is allowed and how to mend it.
     """
-    values = flat(config)
-    problems = []
-    if flat(config.objective).keys() == flat(objectives.grpo()).keys():
-        problems = [f"{key}={values[key]!r}: {wanted}" for key, rule in RULES.items() if (wanted := rule(values[key]))]
-        problems += [problem for check in CHECKS if (problem := check(config))]
+    known = base()
+    problems = list(key_problems(config, known))
+    if not problems:
+        values, defaults = flat(config), flat(known)
+        mistyped = {
+            key: wanted
+            for key, default in defaults.items()
+            if key not in _MIXTURES and (wanted := type_problem(values[key], default))
+        }
+        problems = [f"{key}={shown(values[key])}: {wanted}" for key, wanted in mistyped.items()]
+        problems += [
+            f"{key}={shown(values[key])}: {wanted}"
+            for key, rule in RULES.items()
+            if key not in mistyped and (wanted := rule(values[key]))
+        ]
+        if not mistyped:
+            problems += [problem for check in CHECKS if (problem := check(config))]
     if problems:
         raise InputError("bad config: " + "; ".join(problems))
     objectives.Objective.from_config(config.objective)

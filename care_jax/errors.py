@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _SHOWN = 80  # characters of a foreign text in a message
+_LISTED = 20  # problems in a message
 
 
 class InputError(ValueError):
@@ -18,3 +21,9 @@ def shown(text: object, limit: int = _SHOWN) -> str:
     """`text` as Python writes it, control characters escaped and cut to `limit` characters, for a message."""
     written = repr(text if not isinstance(text, str) else text[: limit + 1])
     return written if len(written) <= limit + 2 else f"{written[:limit]}..."
+
+
+def listed(problems: Sequence[str], most: int = _LISTED) -> str:
+    """The problems in one line, the first `most` of them and the number of the others."""
+    others = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + others

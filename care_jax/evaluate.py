@@ -29,7 +29,7 @@ from care_jax.checkpoints.load import find_params
 from care_jax.data import loader
 from care_jax.data.loader import RecordSource
 from care_jax.errors import InputError
-from care_jax.evals import test_sets
+from care_jax.evals import lmms_eval, test_sets
 from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.judged_items import JudgedItem
 from care_jax.evals.responses import answer_all, check_settings, read_responses
@@ -60,11 +60,11 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
     Raises:
         InputError: a bad config, unusable data, or no checkpoint.
     """
+    together(lambda: config_lib.validate(config))
     workdir = files.anywhere(workdir)
     require_same({"--workdir": str(workdir)} | config_lib.flat(config))
 
     def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, RecordSource, Mesh]:
-        config_lib.validate(config)
         resolved = _with_weights_of(workdir, config)
         mesh = make_mesh(resolved, training=False)
         return resolved, make_processor(resolved), loader.open_source(resolved, "eval"), mesh
@@ -98,7 +98,7 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
     config = _with_weights_of(workdir, config)
     processor, mesh = make_processor(config), make_mesh(config, training=False)
     check_settings(folder, _settings(config, find_params(workdir)))
-    with Verifier.from_config(config) as verifier:
+    with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
 
         @functools.cache  # if every question has its answer, no model is loaded
         def load() -> tuple[QwenVL, Evaluator]:
@@ -151,7 +151,7 @@ def score_responses(
     ids = [source[index].id for index in range(len(source))]
     responses = read_responses(path, ids, id_field=id_field, response_field=response_field)
     check_settings(folder, {"answers": "from files"})
-    with Verifier.from_config(config) as verifier:
+    with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
         figures = test_sets.score(folder / name, name, source, responses, verifier, ANY)
     return test_sets.write_results(folder, {name: {"responses": str(path)} | figures})
 

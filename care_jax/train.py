@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import flags
 from etils import epath
 
 from care_jax import cli, step
@@ -30,7 +31,7 @@ from care_jax.method.train_batch import Reflection
 from care_jax.parallel.sharding import abstract_arrays
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
-from care_jax.run import step_summary
+from care_jax.run import history, step_summary
 from care_jax.run.session import Session, open_session
 from care_jax.run.training_data import Encoder
 from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, all_buckets, bucket_of
@@ -148,7 +149,7 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One step; returns its metrics, and writes events and samples."""
         started = time.perf_counter()
-        state = self.session.state
+        self.stages.step, state = self.session.step + 1, self.session.state
         start = self.start | {"state": state, "params": state.params}
         values = Values(self.stages, self.session, start, self.start_on_host)
 
@@ -292,15 +293,18 @@ def _interesting(done: step_summary.Step) -> int:
     return int(np.argmax(2 * (done.reflection.tried & done.reflection.correct) + mixed))
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> TrainState:
-    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state."""
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
+    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state.
+
+    `allow_change` resumes with settings that differ more than history.py allows.
+    """
 
     def make_encoder(processor: Processor) -> Encoder:
         objective = Objective.from_config(config.objective)
         reflect.require_room(processor, objective, response_len=config.rollout.response_len)
         return functools.partial(encode_prompt, processor)
 
-    with open_session(config, workdir, stage="train", make_encoder=make_encoder) as session:
+    with open_session(config, workdir, stage="train", make_encoder=make_encoder, allow_change=allow_change) as session:
         with session.until_stopped():
             session.evaluate_if_due()
             if session.has_ended():
@@ -321,8 +325,9 @@ def _figures(metrics: dict[str, float]) -> dict[str, float]:
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs the training."""
-    run(config, workdir)
+    run(config, workdir, allow_change=flags.FLAGS.allow_change)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_boolean("allow_change", False, history.ALLOW_CHANGE)
     cli.run(main)

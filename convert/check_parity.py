@@ -25,8 +25,8 @@ from etils import epath
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import StoredParam
 from care_jax.checkpoints.load import open_params
-from care_jax.models import load_model_config
 from convert import hf_folder, mapping
+from convert.extra_tensors import without_extras
 from convert.mapping import Source
 from convert.safetensors_io import Tensor
 from convert.weight import row_ranges
@@ -47,8 +47,9 @@ def compare(folder: Path, path: epath.PathLike) -> dict[str, Stage]:
     Raises:
         InputError: unreadable files, no checkpoint, or weights on either side that do not fit config.json (all listed).
     """
-    weights = mapping.weights_of(load_model_config(folder))
-    tensors = hf_folder.all_tensors(hf_folder.read_shards(folder))
+    config = hf_folder.read_config(folder)
+    weights = mapping.weights_of(config)
+    tensors = without_extras(hf_folder.all_tensors(hf_folder.read_shards(folder)), config, weights)
     sources = mapping.check_tensors(tensors, weights)
     params = open_params(path)
     mapping.check_params(params, weights)

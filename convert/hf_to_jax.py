@@ -15,10 +15,11 @@ from absl import flags
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index
 from care_jax.checkpoints.stream import StreamedParam, save_params
-from care_jax.models import load_model_config
+from care_jax.errors import InputError
 from convert import hf_folder, mapping, staging
+from convert.extra_tensors import without_extras
 from convert.mapping import DTYPES
-from convert.safetensors_io import Tensor
+from convert.safetensors_io import Tensor, are_finite
 from convert.weight import Weight, row_ranges
 
 
@@ -28,41 +29,49 @@ def convert(folder: Path, out: Path) -> int:
     Each keeps its type; if the layers of one have several, it becomes float32.
 
     Raises:
-        InputError: unreadable files, weights that do not fit config.json (all of them listed), or an `out` that
-            exists or cannot be written.
+        InputError: unreadable files, weights that do not fit config.json (listed) or hold NaN or infinity, or an
+            `out` that exists or cannot be written.
     """
-    weights = mapping.weights_of(load_model_config(folder))
-    tensors = hf_folder.all_tensors(hf_folder.read_shards(folder))
+    config = hf_folder.read_config(folder)
+    weights = mapping.weights_of(config)
+    tensors = without_extras(hf_folder.all_tensors(hf_folder.read_shards(folder)), config, weights)
     sources = mapping.check_tensors(tensors, weights)
-    layers = {(source.weight.ours, source.layer): tensors[name] for name, source in sources.items()}
-    params = {
-        weight.ours: _streamed(weight, [layers[weight.ours, i] for i in range(len(weight.hf_names))])
-        for weight in weights
-    }
+    layers = {(source.weight.ours, source.layer): name for name, source in sources.items()}
+    params = {}
+    for weight in weights:
+        names = [layers[weight.ours, i] for i in range(len(weight.hf_names))]
+        params[weight.ours] = _streamed(weight, {name: tensors[name] for name in names})
     with staging.new_folder(out, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as new:
         save_params(new, params)
     return sum(param.size for param in params.values())
 
 
-def _streamed(weight: Weight, tensors: list[Tensor]) -> StreamedParam:
-    types = {tensor.dtype for tensor in tensors}
+def _streamed(weight: Weight, tensors: dict[str, Tensor]) -> StreamedParam:
+    types = {tensor.dtype for tensor in tensors.values()}
     dtype = DTYPES[types.pop()] if len(types) == 1 else np.dtype(np.float32)
     return StreamedParam(weight.our_shape, dtype, functools.partial(_parts, weight, tensors, dtype))
 
 
 def _parts(
-    weight: Weight, tensors: list[Tensor], dtype: np.dtype, chunk_shape: tuple[int, ...]
+    weight: Weight, tensors: dict[str, Tensor], dtype: np.dtype, chunk_shape: tuple[int, ...]
 ) -> Iterator[tuple[Index, np.ndarray]]:
     """Parts that are whole chunks: of all layers if chunks hold several, else some rows of one layer."""
     if weight.layers is not None and chunk_shape[0] > 1:
         whole = np.empty(weight.our_shape, dtype)
-        for layer, tensor in enumerate(tensors):
-            whole[layer] = weight.to_ours(tensor.read())
+        for layer, (name, tensor) in enumerate(tensors.items()):
+            whole[layer] = weight.to_ours(_read(name, tensor))
         yield (slice(None),), whole
         return
-    for layer, tensor in enumerate(tensors):
+    for layer, (name, tensor) in enumerate(tensors.items()):
         for rows in row_ranges(weight, chunk_shape, dtype):
-            yield weight.place(layer, rows), weight.to_ours(tensor.read(rows).astype(dtype, copy=False))
+            yield weight.place(layer, rows), weight.to_ours(_read(name, tensor, rows).astype(dtype, copy=False))
+
+
+def _read(name: str, tensor: Tensor, rows: slice = slice(None)) -> np.ndarray:
+    values = tensor.read(rows)
+    if not are_finite(values):
+        raise InputError(f"{name} in {tensor.file} holds NaN or infinity; convert a checkpoint from before it broke")
+    return values
 
 
 def _define_flags() -> None:

@@ -17,15 +17,19 @@ from absl import flags
 from etils import epath
 
 from care_jax import cli, files
-from care_jax.checkpoints.array_store import StoredParam
-from care_jax.checkpoints.load import open_params
-from care_jax.errors import InputError
-from care_jax.models import load_model_config
+from care_jax.checkpoints.array_store import Index, StoredParam
+from care_jax.checkpoints.checksums import PartialSum, require_equal
+from care_jax.checkpoints.load import find_params, one_line, open_params, read_sums
+from care_jax.errors import InputError, shown
+from care_jax.model_folder import read_fields
+from care_jax.models import ModelConfig
 from convert import hf_folder, mapping, safetensors_io, staging
+from convert.carried_files import add_end_of_turn, copy_files
+from convert.extra_tensors import without_extras
 from convert.hf_folder import INDEX_FILE, SINGLE_FILE
 from convert.mapping import DTYPES, Source
 from convert.safetensors_io import Shard, Spec
-from convert.weight import Layout, Weight, row_ranges
+from convert.weight import Weight, row_ranges
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _WEIGHT_FILES = ("*.safetensors", INDEX_FILE, "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
@@ -60,23 +64,31 @@ def convert(
         The number of parameters.
 
     Raises:
-        InputError: no checkpoint at `path`, parameters that do not fit config.json (all listed), an unknown dtype,
-            or an `out` that may not or cannot be written.
+        InputError: no checkpoint at `path`, one that is damaged or holds NaN or infinity, parameters that do not fit
+            config.json (listed), an unknown dtype, or an `out` that may not or cannot be written.
     """
     _check_out(out, folder, overwrite=overwrite)
-    config = load_model_config(folder)
+    config = hf_folder.read_config(folder)
     weights = mapping.weights_of(config)
-    shards = _plan(folder, weights, mapping.published_layout(config), dtype, max_shard_bytes)
-    params = open_params(path)
+    shards = _plan(folder, config, weights, dtype, max_shard_bytes)
+    stored = find_params(path)  # the newest now: a run may go on
+    params, sums = open_params(stored), read_sums(stored)
     mapping.check_params(params, weights)
     num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
     with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
-        shutil.copytree(folder, new, ignore=shutil.ignore_patterns(*_NOT_CARRIED), dirs_exist_ok=True)
-        _write_weights(new, shards, weights, params)
-        if dtype == "source" and (folder / INDEX_FILE).is_file():
+        copy_files(folder.resolve(), new, left_out=_NOT_CARRIED)
+        found = _write_weights(new, shards, weights, params)
+        if sums is not None:
+            try:
+                require_equal({"params": found}, {"params": sums})
+            except InputError as error:
+                raise InputError(f"{stored} is damaged ({error}); name another step's folder") from error
+        if _is_index_of(folder, shards) and dtype == "source":
             shutil.copy(folder / INDEX_FILE, new)
         elif shards.keys() != {SINGLE_FILE}:
             write_index(new / INDEX_FILE, shards, num_bytes)
+        add_end_of_turn(new)
+        mapping.check_tensors(hf_folder.all_tensors(hf_folder.read_shards(new)), weights)
     return sum(np.prod(param.shape, dtype=int) for param in params.values())
 
 
@@ -93,36 +105,49 @@ def _check_out(out: Path, folder: Path, *, overwrite: bool) -> None:
         raise InputError(f"--out={out} is not a Hugging Face folder (no config.json), so --overwrite leaves it alone")
 
 
-def _plan(folder: Path, weights: list[Weight], layout: Layout, dtype: str, max_shard_bytes: int) -> dict[str, Shard]:
+def _plan(
+    folder: Path, config: ModelConfig, weights: list[Weight], dtype: str, max_shard_bytes: int
+) -> dict[str, Shard]:
     """The files to write, by name."""
     if dtype != "source" and dtype not in _DTYPES:
         raise InputError(f"cannot write {dtype=}; pass --dtype=float32 or --dtype=bfloat16")
     if not hf_folder.has_weights(folder):
         named = _DTYPES[_config_dtype(folder) if dtype == "source" else dtype]
-        sources = mapping.by_hf_name(weights).items()
+        layout, sources = mapping.published_layout(config), mapping.by_hf_name(weights).items()
         specs = {mapping.laid_out(name, layout): Spec(named, source.weight.shape) for name, source in sources}
         return split(specs, max_shard_bytes)
     shards = hf_folder.read_shards(folder)
-    mapping.check_tensors(hf_folder.all_tensors(shards), weights)
-    return {
+    tensors = without_extras(hf_folder.all_tensors(shards), config, weights)
+    mapping.check_tensors(tensors, weights)
+    planned = {
         file: Shard(
             {
                 name: tensor if dtype == "source" else Spec(_DTYPES[dtype], tensor.shape)
                 for name, tensor in shard.tensors.items()
+                if name in tensors
             },
             shard.metadata,
         )
         for file, shard in shards.items()
     }
+    return {file: shard for file, shard in planned.items() if shard.tensors}
+
+
+def _is_index_of(folder: Path, shards: Mapping[str, Shard]) -> bool:
+    """True if the index of `folder` names the tensors of `shards`, and no others."""
+    if not (folder / INDEX_FILE).is_file():
+        return False
+    names = {name: file for file, shard in shards.items() for name in shard.tensors}
+    return bool(read_fields(folder / INDEX_FILE).get("weight_map") == names)
 
 
 def _config_dtype(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text())
+    config = read_fields(folder / "config.json")
     keys = [key for key in ("dtype", "torch_dtype") if key in config]  # transformers 5 and the hub
     if not keys:
         raise InputError(f"{folder / 'config.json'} names no dtype; pass --dtype=float32 or --dtype=bfloat16")
-    if config[keys[0]] not in _DTYPES:
-        raise InputError(f"cannot write dtype {config[keys[0]]!r}; pass --dtype=float32 or --dtype=bfloat16")
+    if not isinstance(config[keys[0]], str) or config[keys[0]] not in _DTYPES:
+        raise InputError(f"cannot write dtype {shown(config[keys[0]])}; pass --dtype=float32 or --dtype=bfloat16")
     return config[keys[0]]
 
 
@@ -143,30 +168,52 @@ def split(specs: dict[str, Spec], max_shard_bytes: int) -> dict[str, Shard]:
 
 def _write_weights(
     folder: Path, shards: Mapping[str, Shard], weights: list[Weight], params: Mapping[str, StoredParam]
-) -> None:
+) -> dict[str, int]:
+    """Writes the files, and returns the checksum of each parameter as it was read."""
     sources = mapping.by_hf_name(weights)
+    sums = {name: PartialSum(param.shape) for name, param in params.items()}
     for file, shard in shards.items():
         pieces = (
             piece
             for name, spec in shard.tensors.items()
-            for piece in _pieces(sources[mapping.hub_name(name)], params, DTYPES[spec.dtype])
+            for piece in _pieces(name, sources[mapping.hub_name(name)], params, DTYPES[spec.dtype])
         )
-        rows = (weight.to_hf(part.result().astype(dtype, copy=False)) for weight, part, dtype in _one_ahead(pieces))
-        safetensors_io.write(folder / file, shard, rows)
+        safetensors_io.write(folder / file, shard, (_values(piece, sums) for piece in _one_ahead(pieces)))
+    return {name: each.value() for name, each in sums.items()}
 
 
 class _Piece(NamedTuple):
     """Some rows of a tensor, being read from our array."""
 
+    name: str
     weight: Weight
+    place: Index
     part: ts.Future[np.ndarray]
     dtype: np.dtype  # to write
 
 
-def _pieces(source: Source, params: Mapping[str, StoredParam], dtype: np.dtype) -> Iterator[_Piece]:
+def _pieces(name: str, source: Source, params: Mapping[str, StoredParam], dtype: np.dtype) -> Iterator[_Piece]:
     param = params[source.weight.ours]
     for rows in row_ranges(source.weight, param.chunk_shape, param.dtype):
-        yield _Piece(source.weight, param.read(source.weight.place(source.layer, rows)), dtype)
+        place = source.weight.place(source.layer, rows)
+        yield _Piece(name, source.weight, place, param.read(place), dtype)
+
+
+def _values(piece: _Piece, sums: Mapping[str, PartialSum]) -> np.ndarray:
+    """The rows to write. Adds what was read to the checksums."""
+    try:
+        part = piece.part.result()
+    except ValueError as error:
+        raise InputError(f"{piece.name} cannot be read ({one_line(error)}); name another step's folder") from error
+    sums[piece.weight.ours].add(piece.place, part)
+    with np.errstate(over="ignore"):  # is looked for next
+        values = piece.weight.to_hf(part.astype(piece.dtype, copy=False))
+    if not safetensors_io.are_finite(values):
+        raise InputError(
+            f"{piece.name} holds NaN, infinity, or a value too large for {piece.dtype}; export another checkpoint, or "
+            "with --dtype=float32"
+        )
+    return values
 
 
 def _one_ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:

@@ -7,19 +7,25 @@ that does not fit in one error.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, listed
 from care_jax.models import ModelConfig
 from convert import qwen2_5_vl, qwen3_vl
+from convert.other_forms import refuse_other_tensors
 from convert.weight import Layout, Weight
 
 _FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}  # by model_type
-_NESTED_TO_HUB = {"model.language_model.": "model.", "model.visual.": "visual."}
+_NESTED_TO_HUB = {"model.language_model.": "model.", "model.visual.": "visual.", "language_model.": "model."}
+# What training programs leave in names: torch.compile, FSDP and activation checkpoints anywhere; data parallelism, peft
+# after its merge, and a model inside a module called model before them.
+_INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_OUTER_WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.|model\.(?=model\.|lm_head\.))+")
 # By safetensors' names: the types that are kept bit for bit, and are exact in float32.
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 
@@ -64,19 +70,16 @@ def by_hf_name(weights: Sequence[Weight]) -> dict[str, Source]:
 
 
 def check_tensors(tensors: Mapping[str, Typed], weights: Sequence[Weight]) -> dict[str, Source]:
-    """The weight that each of the Hugging Face tensors, in either layout, is.
+    """The weight that each of the Hugging Face tensors, in either layout, is; each is there once.
 
     Raises:
-        InputError: listing every missing, unknown, repeated or mis-shaped tensor, and every type that is not kept.
+        InputError: listing every missing, unknown or mis-shaped tensor, and every type that is not kept.
     """
+    refuse_other_tensors({name: tensor.dtype for name, tensor in tensors.items()})
     wanted = by_hf_name(weights)
-    given: dict[str, str] = {}
-    problems = []
-    for name in tensors:
-        if hub_name(name) in given:
-            problems.append(f"{name}: the same weight as {given[hub_name(name)]}")
-        given[hub_name(name)] = name
-    problems += [f"{name}: missing" for name in wanted if name not in given]
+    given = {hub_name(name): name for name in tensors}
+    untied = " (or set tie_word_embeddings to true in config.json)"
+    problems = [f"{name}: missing{untied * (name == 'lm_head.weight')}" for name in wanted if name not in given]
     problems += [f"{given[name]}: unknown" for name in sorted(given.keys() - wanted.keys())]
     problems += _misshapen({given[name]: wanted[name].weight.shape for name in wanted if name in given}, tensors)
     problems += [
@@ -113,12 +116,15 @@ def _raise_for(problems: list[str], what: str) -> None:
     if problems:
         raise InputError(
             f"{len(problems)} {what} do not fit the model of config.json (missing: the model needs it; unknown: the"
-            " model has no place for it); use the config.json that belongs to them:\n  " + "\n  ".join(problems)
+            f" model has no place for it); use the config.json that belongs to them: {listed(problems)}"
         )
 
 
 def hub_name(name: str) -> str:
-    """A tensor's name in the hub layout, from either."""
+    """A tensor's name in the hub layout, from either, and without what trainers put around it."""
+    for wrapper in _INNER_WRAPPERS:
+        name = name.replace(wrapper, "")
+    name = _OUTER_WRAPPERS.sub("", name)
     for nested, hub in _NESTED_TO_HUB.items():
         if name.startswith(nested):
             return hub + name.removeprefix(nested)
@@ -126,7 +132,7 @@ def hub_name(name: str) -> str:
 
 
 def laid_out(name: str, layout: Layout) -> str:
-    """The inverse of `hub_name`."""
+    """A name of the hub layout in `layout`."""
     if layout == "nested":
         for nested, hub in _NESTED_TO_HUB.items():
             if name.startswith(hub):

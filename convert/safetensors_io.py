@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 from convert.mapping import DTYPES
 
 _ALIGNMENT = 8  # bytes, of where the data begin
@@ -74,8 +74,8 @@ def read_header(file: Path) -> StoredShard:
     try:
         with safe_open(file, framework="numpy"):  # checks the header and the length of the file; reads no values
             pass
-    except SafetensorError as error:
-        raise InputError(f"{file} is not a whole safetensors file ({error}); download it again") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is not a whole safetensors file ({shown(str(error))}); download it again") from error
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
@@ -103,3 +103,11 @@ def write(file: Path, shard: Shard, values: Iterable[np.ndarray]) -> None:
             stream.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def are_finite(values: np.ndarray) -> bool:
+    """True if there is no NaN and no infinity among values of one of DTYPES; several times as fast as numpy's."""
+    if values.dtype == np.float32:
+        return not np.any((values.view(np.uint32) & np.uint32(0x7F800000)) == 0x7F800000)
+    exponent = np.uint16(0x7C00 if values.dtype == np.float16 else 0x7F80)
+    return not np.any((values.view(np.uint16) & exponent) == exponent)

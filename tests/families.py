@@ -12,14 +12,14 @@ import transformers
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 FACTOR = {"qwen2_5_vl": 28, "qwen3_vl": 32}  # pixels a side of one merged token
-# The families' chat templates for one user turn, in our own words: Qwen2.5-VL's puts a system turn first.
+# The families' chat templates, in our own words: Qwen2.5-VL's puts a system turn first.
 SYSTEM = {"qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "qwen3_vl": ""}
-_TURN = (
-    "<|im_start|>user\n{% for part in messages[0].content %}"
+_TURNS = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role ~ '\\n' }}{% for part in turn.content %}"
     "{{ '<|vision_start|><|' ~ part.type ~ '_pad|><|vision_end|>' if part.type != 'text' else part.text }}"
-    "{% endfor %}<|im_end|>\n<|im_start|>assistant{{ '\\n' }}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
 )
-CHAT_TEMPLATE = {family: system + _TURN for family, system in SYSTEM.items()}
+CHAT_TEMPLATE = {family: system + _TURNS for family, system in SYSTEM.items()}
 
 # Heads wider than the stream, more layers than deepstack features, a position grid smaller and larger than pictures.
 _QWEN3 = {

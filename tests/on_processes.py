@@ -49,6 +49,7 @@ def main() -> None:
         "shared": processes.share(work, list(range(5))),
         "done_here": done[:],
         "shared_none": processes.share(work, []),
+        "shared_many": processes.share(lambda items: [(item, len(items)) for item in items], list(range(301))),
         "one_bad": refused(lambda: processes.together(lambda: no_data(1))),
         "both_bad": refused(lambda: processes.together(lambda: no_data(0, 1))),
         "stopped": [*stopped, stop.is_set],

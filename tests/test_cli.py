@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,25 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "absent config": (["--config=configs/absent.py", "--workdir=run"], ["configs/absent.py"]),
     "no such run": (["--config=configs/demo.py:ppo", "--workdir=run"], ["configs/demo.py:ppo: ", "care, care_no_rgr"]),
     "no run to choose": (["--config=configs/own_data.py:7b", "--workdir=run"], ["configs/own_data.py:7b: ", "0 posit"]),
+    "unknown group": (["--config=configs/demo.py", "--workdir=run", "--config.zzz.a=3"], ["zzz", "optimizer, rollout"]),
     "unknown flag": (["--config=configs/demo.py", "--workdir=run", "--stepz=3"], ["stepz"]),
+}
+# Config files, and what the line must say beside the file's name.
+START = "from care_jax.config import base\ndef get_config():\n    c = base()\n"
+FILES: dict[str, tuple[str, list[str]]] = {
+    "syntax error": (START + "    c.seed = (\n    return c\n", ["line 4: SyntaxError", "never closed"]),
+    "a name that is not there": (START + "    c.seed = sede\n    return c\n", ["line 4: NameError", "'sede'"]),
+    "division": ("x = 1 / 0\n", ["line 1: ZeroDivisionError"]),
+    "a missing import": ("import nothing_of_this_name\n", ["line 1: ModuleNotFoundError", "nothing_of_this_name"]),
+    "a file it reads": (START + "    open('no_such_file')\n", ["line 4: FileNotFoundError", "no_such_file"]),
+    "another type": (START + "    c.train.steps = 'three'\n", ["line 4: TypeError", "'steps'"]),
+    "an error of two lines": (START + "    raise ValueError('a\\nb')\n", ["line 4: ValueError: a b"]),
+    "no get_config": ("x = 1\n", ["no function get_config()"]),
+    "nothing returned": (START, ["no ConfigDict"]),
+    "a dict": ("def get_config():\n    return {}\n", ["no ConfigDict"]),
+    "NUL": ("x = 1\0\n", ["null bytes"]),
+    "a misspelt key": (START + "    c.train.stpes = 3\n    return c\n", ["train.stpes", "did you mean train.steps?"]),
+    "an unknown key": (START + "    c.optimizer.learning_rate = 3\n    return c\n", ["learning_rate", "lr, schedule"]),
 }
 
 
@@ -47,11 +68,15 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments = ["--config=configs/demo.py", f"--workdir={root / name / 'run'}", *flags(good | changes)]
         jobs.append((root / name, module, arguments))
     jobs += [(root / name, TRAIN, arguments) for name, (arguments, _) in FLAGS.items()]
+    for name, (text, _) in FILES.items():
+        (root / name).with_suffix(".py").write_text(text)
+        config = f"--config={(root / name).with_suffix('.py')}"
+        jobs.append((root / name, TRAIN, [config, f"--workdir={root / name / 'run'}"]))
     run_forked(jobs, cache=root / "cache")
     return root
 
 
-@pytest.mark.parametrize("name", [*CASES, *FLAGS])
+@pytest.mark.parametrize("name", [*CASES, *FLAGS, *FILES])
 def test_one_line_and_exit_code_2(name: str, outcomes: Path) -> None:
     """Catches a traceback, a wrong exit code, a message without the culprit, and half a run folder."""
     code, stdout, stderr = [(outcomes / name / file).read_text() for file in ("code", "stdout", "stderr")]
@@ -62,7 +87,45 @@ def test_one_line_and_exit_code_2(name: str, outcomes: Path) -> None:
     assert len(lines) == 1, stderr
     assert lines[0].startswith("error: "), stderr
     assert "\\" not in lines[0], stderr
-    for word in CASES[name][2] if name in CASES else FLAGS[name][1]:
+    for word in CASES[name][2] if name in CASES else (FLAGS | FILES)[name][1]:
         assert word in lines[0]
     assert not (outcomes / name / "run").exists()
     assert not (REPO / "run").exists()
+
+
+# Ends a command in each way, in a fork of one process; prints the exit codes.
+ENDINGS = """
+import errno, json, os, subprocess, sys
+from care_jax import cli
+from care_jax.errors import InputError
+
+ENDS = {
+    "done": lambda: None,
+    "input": lambda: (_ for _ in ()).throw(InputError("bad")),
+    "value": lambda: [].index(3),
+    "number": lambda: int("three"),
+    "disk": lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    "file": lambda: open("/nowhere/at/all"),
+    "floats": lambda: (_ for _ in ()).throw(FloatingPointError("step 3")),
+    "peer": lambda: (_ for _ in ()).throw(ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")),
+    "run": lambda: (_ for _ in ()).throw(RuntimeError("the run ends")),
+    "unicode": lambda: b"\\xff".decode(),
+}
+codes = {}
+for name, end in ENDS.items():
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        cli.run_flags(end)
+    codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(codes))
+"""
+
+
+def test_the_exit_code_says_who_is_to_blame() -> None:
+    """Catches an error of the machine or the program that a supervisor takes for bad input, and gives up."""
+    done = subprocess.run([sys.executable, "-c", ENDINGS], capture_output=True, text=True, check=True, cwd=REPO)
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert codes.pop("done") == 0
+    assert codes.pop("input") == 2
+    assert set(codes.values()) == {1}, codes

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
+import operator
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ml_collections
 import pytest
 
 from care_jax import config, options
+from care_jax.config_rules import type_problem
+from care_jax.errors import InputError
 from care_jax.method import objectives
 from care_jax.models import published
 from care_jax.rewards import response_format
@@ -66,6 +73,10 @@ BAD = [
     ("verify.workers", 0, "verify.workers=0: must be at least 1"),
     ("verify.deadline", 0.0, "verify.deadline=0.0: must be above 0"),
     ("verify.tolerance", 2.0, "verify.tolerance=2.0: must lie in [0, 1)"),
+    ("verify.allow", ("os",), "verify.allow=('os',): must name functions as"),
+    ("verify.allow", ("a b:c",), "verify.allow=('a b:c',): must name functions as"),
+    ("verify.allow", "a:b", "verify.allow='a:b': must be a tuple"),
+    ("verify.allow", (1,), "verify.allow=(1,): each must be text"),
     ("eval.batch_size", 0, "eval.batch_size=0: must be at least 1"),
     ("optimizer.clip_norm", 0.0, "optimizer.clip_norm=0.0: must be above 0"),
     ("objective.overlong_buffer_len", -1, "objective.overlong_buffer_len=-1: must lie in 0 .. rollout.response_len"),
@@ -137,6 +148,104 @@ def test_all_problems_are_told_at_once():
         assert field in str(error.value)
 
 
+# Values that a type or a range refuses, for keys of every kind.
+BAD_VALUES: list[tuple[str, Any]] = [
+    *itertools.product(
+        ["seed", "train.prompts", "train.keep_last", "mesh.fsdp", "data.mini_vqa.num_train", "objective.num_negatives"],
+        [True, 1.0, "3", None, 2**31, 10**400, -2, (1,), [1], {}, math.nan, b"1"],
+    ),
+    *itertools.product(
+        ["optimizer.lr", "optimizer.weight_decay", "verify.deadline", "objective.region.gamma_pos", "train.hang_after"],
+        [True, "1e-3", None, math.nan, math.inf, -math.inf, -1.0, 1e300, (0.1,), 10**400],
+    ),
+    *itertools.product(["optimizer.b1", "optimizer.b2", "verify.tolerance"], [1.5, 1.0, -0.5, math.nan, "0.9"]),
+    *itertools.product(["model.remat", "data.strict", "objective.region.enabled"], [1, 0, "True", None, 1.0, ()]),
+    *itertools.product(["model.folder", "model.weights", "eval.benchmarks"], [3, None, (), "a\0b", "\ud800", "", b"x"]),
+    *itertools.product(
+        ["data.prompt_buckets", "data.patch_buckets"],
+        [(), (128.0,), ("128",), (True,), [128], 128, (0,), (-4, 8), (64, 32), (32, 32), (None,), ((32,),), (2**40,)],
+    ),
+    *itertools.product(["rollout.compact_shares"], [(1.5,), (0.1, 0.5), (math.nan,), ("a",), 0.5, [0.5], (True,)]),
+    *itertools.product(["data.mini_vqa.skills"], [(), ("digit",), (1,), "digits", None]),
+    *itertools.product(["data.train"], [3, None, (), (("a", math.inf),), (("a", True),), "a\0", {"a": 1.0}]),
+    ("train.steps", 10**8),
+    ("train.minibatches", -2),
+    ("data.min_image_tokens", 2000),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD_VALUES, ids=lambda x: repr(x)[:20])
+def test_every_value_is_of_its_type_and_in_its_range(key: str, value: Any) -> None:
+    """Catches a value that only fails, or silently does something else, when the run has begun."""
+    whole = good().to_dict()
+    *groups, last = key.split(".")
+    functools.reduce(operator.getitem, groups, whole)[last] = value
+    with pytest.raises(InputError) as error:
+        config.validate(ml_collections.ConfigDict(whole))
+    assert key in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert str(error.value).isprintable()
+
+
+def test_every_key_has_a_type_and_every_number_a_range() -> None:
+    """Catches a new key that may hold anything."""
+    for key, default in config.flat(config.base()).items():
+        assert isinstance(default, bool | int | float | str | tuple), key
+        if default == ():
+            assert type_problem(("text",), default) == "" != type_problem((1,), default)
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            assert key in config.RULES
+
+
+UNKNOWN = [
+    ({"train.stpes": 3}, "train.stpes: no such key; did you mean train.steps?"),
+    ({"lr": 1e-3}, "lr: no such key; did you mean optimizer.lr?"),
+    ({"optimizer.learning_rate": 1e-3}, "optimizer.learning_rate: no such key; optimizer has b1, b2, clip_norm"),
+    ({"zzz": 1}, "zzz: no such key; a config has data, eval, mesh"),
+    ({"data.mini_vqa.num_digit": 3}, "data.mini_vqa.num_digit: no such key; did you mean data.mini_vqa.num_digits?"),
+    ({"objective.clip_hi": 0.2}, "objective.clip_hi: no such key; did you mean objective.clip_high?"),
+    ({"objective.rescue.detla": 0.2}, "objective.rescue.detla: no such key; did you mean objective.rescue.delta?"),
+    ({"evil\x1b[2J": 1}, "no such key"),
+    ({"train": 3}, "train=3: is a group of the keys"),
+    ({"mesh": None}, "mesh=None: is a group of the keys"),
+    ({"seed": ml_collections.ConfigDict({"a": 1})}, "seed: takes a value and has no keys of its own"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), UNKNOWN, ids=lambda x: str(x)[:30])
+def test_an_unknown_key_is_refused_with_the_nearest(changes: dict[str, Any], message: str) -> None:
+    """Catches a misspelt key of a config file, which ml_collections takes without a word."""
+    c = good()
+    with c.unlocked(), c.ignore_type():
+        for key, value in changes.items():
+            *groups, last = key.split(".")
+            functools.reduce(operator.getitem, groups, c)[last] = value
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        config.validate(c)
+    assert str(error.value).isprintable()
+
+
+def test_a_config_of_ones_own_is_compared_with_the_defaults() -> None:
+    """Catches keys that a ConfigDict built by hand lacks, and that end the run with an AttributeError."""
+    whole = config.base().to_dict()
+    del whole["train"]["steps"], whole["objective"]["ratio"], whole["eval"]
+    whole["train"]["epochs"] = 3
+    with pytest.raises(InputError) as error:
+        config.validate(ml_collections.ConfigDict(whole))
+    for part in (
+        "train.steps is missing",
+        "objective.ratio is missing",
+        "eval is missing",
+        "train.epochs: no such key",
+    ):
+        assert part in str(error.value)
+    c = good()
+    with c.unlocked(), c.ignore_type():
+        c.train.steps = ml_collections.config_dict.required_placeholder(int)
+    with pytest.raises(InputError, match=r"train\.steps: needs a value"):
+        config.validate(c)
+
+
 @pytest.mark.parametrize("preset", ["grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care"])
 def test_presets_are_valid(preset: str) -> None:
     """Catches a preset that a check refuses."""
@@ -174,6 +283,7 @@ def test_a_config_loads_only_words_and_defaults() -> None:
     loaded = set(done.stdout.split())
     assert {name for name in loaded if name.startswith("care_jax.")} == {
         "care_jax.config",
+        "care_jax.config_rules",
         "care_jax.errors",
         "care_jax.files",
         "care_jax.method",

@@ -19,10 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.faults.outcomes import Case, Outcome, run_cases
+from benchmarks.faults.runs import runs
 
 # A section takes an empty folder, the number of cases and a seed.
 Section = Callable[[Path, int, int], Iterator[Case]]
-SECTIONS: dict[str, tuple[Section, int]] = {}  # with the number of cases that are run when none is given
+SECTIONS: dict[str, tuple[Section, int]] = {
+    "runs": (runs, 1_000)
+}  # with the number of cases that are run when none is given
 _MOST_LISTED = 20
 
 

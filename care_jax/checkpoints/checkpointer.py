@@ -21,10 +21,10 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from care_jax import files
-from care_jax.checkpoints.array_store import read_arrays, save_args
-from care_jax.checkpoints.checksums import NamedArrays, Sums, checksums, require_equal
+from care_jax.checkpoints.array_store import open_arrays, read_arrays, save_args
+from care_jax.checkpoints.checksums import NamedArrays, Sums, checksums, require_equal, require_finite
 from care_jax.checkpoints.load import one_line, read_json
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 from care_jax.models import params_to_dict
 from care_jax.parallel.processes import exchange
 from care_jax.stages.train_state import TrainState
@@ -115,13 +115,18 @@ class Checkpointer:
             The state, or None if there is no checkpoint.
 
         Raises:
-            InputError: all checkpoints are damaged; nothing is changed then.
+            InputError: all checkpoints are damaged, or they are of another model; nothing is changed then.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, state, iterator)
-            except ValueError as error:
+            except _OtherModelError as error:
+                raise InputError(
+                    f"{self._manager.directory} holds another model: {error}; give the model.folder that the run was "
+                    "started with, or name another --workdir"
+                ) from error
+            except InputError as error:
                 damaged[step] = str(error)
                 continue
             if damaged:
@@ -136,16 +141,16 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """Raises InputError on every process if the checkpoint is damaged on one."""
+        """Raises InputError on every process if the checkpoint cannot be used on one."""
         folder = self._manager.directory / str(step)
-        stored, problem = None, "another process cannot read it"
+        stored, problem, is_other = None, "another process cannot read it", False
         try:
-            stored = _read_step(folder, state)
+            stored = _read_step(folder, state, iterator.get_state())
         except (OSError, ValueError) as error:
-            problem = one_line(error)
-        whole = all(exchange(stored is not None))
-        if stored is None or not whole:
-            raise InputError(problem)
+            problem, is_other = one_line(error), isinstance(error, _OtherModelError)
+        told = exchange([stored is not None, is_other])
+        if stored is None or not all(is_whole for is_whole, _ in told):
+            raise (_OtherModelError if any(other for _, other in told) else InputError)(problem)
         like: Any = state.step
         restored = TrainState(
             step=jax.make_array_from_callback((), like.sharding, lambda _: np.int32(step)),
@@ -153,6 +158,7 @@ class Checkpointer:
             opt_state=_from_paths(state.opt_state, stored.arrays["opt_state"]),
         )
         require_equal(jax.device_get(checksums(named_arrays(restored))), stored.sums)
+        require_finite(named_arrays(restored))
         iterator.set_state(stored.position)
         return restored
 
@@ -171,6 +177,13 @@ class Checkpointer:
             )
         exchange(None)  # no process continues before the names are right
         self._manager.reload()
+
+    def require_written(self) -> None:
+        """Raises what a save in the background ended in, an OSError on a full disk.
+
+        Call it every step: nothing else tells of it before the next save.
+        """
+        self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Blocks until everything that was started is on disk."""
@@ -206,17 +219,49 @@ class _StoredStep:
     position: Any  # state of the data iterator
 
 
-def _read_step(folder: epath.Path, state: TrainState) -> _StoredStep:
-    """Raises OSError or ValueError on a folder that is not whole."""
+class _OtherModelError(InputError):
+    """The parameters are whole, and not those of the model."""
+
+
+def _read_step(folder: epath.Path, state: TrainState, position_like: Any) -> _StoredStep:
+    """Raises OSError or InputError on a folder that is not whole, or of another model."""
     sums = read_json(folder / "checksums" / "metadata")
     position = read_json(folder / "data" / "metadata")
     if sums.get("data") != _crc(position):
         raise InputError("checksum mismatch: data")
+    if not _is_like(position, position_like):
+        raise InputError(f"the data position {shown(position)} has another form than {shown(position_like)}")
+    arrays = named_arrays(state)
+    if not all(isinstance(sums.get(name), dict) for name in arrays):
+        raise InputError("the checksums have another form")
+    _require_same_model(folder / "params", arrays["params"], sums["params"])
     return _StoredStep(
-        arrays={name: read_arrays(folder / name, tree) for name, tree in named_arrays(state).items()},
-        sums=sums,
-        position=position,
+        arrays={name: read_arrays(folder / name, tree) for name, tree in arrays.items()}, sums=sums, position=position
     )
+
+
+def _require_same_model(folder: epath.Path, params: Mapping[str, Any], sums: Mapping[str, Any]) -> None:
+    """Raises _OtherModelError if the parameters in `folder` are those that were saved, but not `params`."""
+    stored = {name: param.shape for name, param in open_arrays(folder).items()}
+    wanted = {name: param.shape for name, param in params.items()}
+    differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+    if differing and stored.keys() == sums.keys():
+        name = differing[0]
+        raise _OtherModelError(
+            f"{len(differing)} of its parameters differ, {name} is {stored.get(name, 'not there')} in the checkpoint "
+            f"and {wanted.get(name, 'not there')} in the model"
+        )
+
+
+def _is_like(value: Any, like: Any) -> bool:
+    """True if two JSON values have the same keys and types, and no number is negative."""
+    if isinstance(like, dict):
+        return (
+            isinstance(value, dict) and value.keys() == like.keys() and all(_is_like(value[k], like[k]) for k in like)
+        )
+    if isinstance(like, list):
+        return isinstance(value, list) and len(value) == len(like) and all(map(_is_like, value, like))
+    return type(value) is type(like) and not (type(value) is int and value < 0)
 
 
 def _crc(position: Any) -> int:

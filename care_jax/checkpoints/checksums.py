@@ -1,7 +1,9 @@
-"""A checksum of every array, taken on the devices: what comes back from disk is what was trained.
+"""A checksum of every array, and NaN looked for: what comes back from disk is what was trained, and can be used.
 
 A sum is a uint32, the same on every mesh: (2 i + 1) times the bits of element i, summed modulo 2^32. These are
-integers, so the order of summation is free, and any one changed bit changes the sum.
+integers, so the order of summation is free, and any one changed bit changes the sum. Those of parameters are taken of
+their float32 values, whatever type they are stored in. Devices sum whole arrays; a conversion, which never holds one,
+sums its parts on the host.
 """
 
 from __future__ import annotations
@@ -11,11 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
 
-from care_jax.errors import InputError
+from care_jax.checkpoints.array_store import Index
+from care_jax.errors import InputError, listed
 
 NamedArrays = dict[str, dict[str, jax.Array]]  # folder of a checkpoint -> name -> array
 Sums = dict[str, dict[str, jax.Array]]  # the same with the checksum in place of the array
+
+
+def sums_file(params: epath.Path) -> epath.Path:
+    """The file with the checksums of the parameters in the folder `params`; JSON of Sums."""
+    return params.parent / "checksums" / "metadata"
 
 
 @jax.jit
@@ -33,6 +43,51 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * (jnp.uint32(2) * index + jnp.uint32(1)), dtype=jnp.uint32)
 
 
+class PartialSum:
+    """The checksum of the float32 values of one array, from its parts, each added once and in any order."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        """Takes the shape of the whole array."""
+        self._shape, self._sum = shape, 0
+
+    def add(self, index: Index, part: np.ndarray) -> None:
+        """Adds the part that lies at `index` of the array."""
+        whole = (*index, *[slice(None)] * (len(self._shape) - len(index)))
+        bits = part.astype(np.float32, copy=False).view(np.uint32)
+        bits = bits[tuple(np.newaxis if isinstance(at, int) else slice(None) for at in whole)]
+        total = int(bits.sum(dtype=np.uint32))
+        stride = 1
+        for axis in reversed(range(bits.ndim)):  # the sum over i of 2 i x is one over the axes, of which i is made up
+            at = whole[axis]
+            start = at if isinstance(at, int) else at.indices(self._shape[axis])[0]
+            others = tuple(other for other in range(bits.ndim) if other != axis)
+            places = np.arange(start, start + bits.shape[axis], dtype=np.uint32)
+            along = int((bits.sum(axis=others, dtype=np.uint32) * places).sum(dtype=np.uint32))
+            total += 2 * stride * along
+            stride *= self._shape[axis]
+        self._sum = (self._sum + total) % 2**32
+
+    def value(self) -> int:
+        """The checksum, when every part was added."""
+        return self._sum
+
+
+@jax.jit
+def _are_finite(arrays: NamedArrays) -> NamedArrays:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), arrays)
+
+
+def require_finite(arrays: NamedArrays) -> None:
+    """Looks at every value, where the arrays lie.
+
+    Raises:
+        InputError: some are NaN or infinite; names those arrays.
+    """
+    finite = jax.device_get(_are_finite(arrays))
+    if broken := [name for named in finite.values() for name, is_finite in named.items() if not is_finite]:
+        raise InputError(f"NaN or infinity in {listed(broken)}; use weights from before they broke")
+
+
 def require_equal(actual: Mapping[str, Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
     """Compares checksums on the host with those that were saved.
 
@@ -46,4 +101,4 @@ def require_equal(actual: Mapping[str, Mapping[str, Any]], saved: Mapping[str, A
         if saved.get(folder, {}).get(name) != int(value)
     ]
     if differing:
-        raise InputError(f"checksum mismatch: {', '.join(differing)}")
+        raise InputError(f"checksum mismatch: {listed(differing)}")

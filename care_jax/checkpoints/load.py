@@ -13,7 +13,7 @@ from etils import epath
 
 from care_jax import files
 from care_jax.checkpoints.array_store import StoredParam, open_arrays, read_arrays
-from care_jax.checkpoints.checksums import checksums, require_equal
+from care_jax.checkpoints.checksums import checksums, require_equal, require_finite, sums_file
 from care_jax.errors import InputError
 
 
@@ -29,9 +29,14 @@ def find_params(path: epath.PathLike) -> epath.Path:
             return folder
     for root in (path / "checkpoints", path):
         children = root.iterdir() if root.is_dir() else ()
-        steps = [int(child.name) for child in children if child.name.isdigit() and _is_finished(child / "params")]
+        steps = [int(child.name) for child in children if child.name.isdecimal() and _is_finished(child / "params")]
         if steps:
             return root / str(max(steps)) / "params"
+    if (path / "config.json").exists() or any(path.glob("*.safetensors")):
+        raise InputError(
+            f"{path} is a Hugging Face folder; convert its weights with python -m convert.hf_to_jax --hf={path} "
+            "--out=NEW and name NEW"
+        )
     raise InputError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
 
 
@@ -57,11 +62,14 @@ def load_params(
         where = {name: (shardings or {}).get(name, here) for name in shapes}
         like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=where[name]) for name, shape in shapes.items()}
         params = read_arrays(folder, like)
-        sums = folder.parent / "checksums" / "metadata"
-        if sums.exists():  # not beside a converted model
-            require_equal(jax.device_get(checksums({"params": params})), read_json(sums))
+        if (sums := read_sums(folder)) is not None:
+            require_equal(jax.device_get(checksums({"params": params})), {"params": sums})
     except ValueError as error:
         raise InputError(f"{folder} is damaged ({one_line(error)}); name another step's folder") from error
+    try:
+        require_finite({"params": params})
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
     return params
 
 
@@ -74,6 +82,21 @@ def open_params(path: epath.PathLike) -> dict[str, StoredParam]:
     return open_arrays(find_params(path))
 
 
+def read_sums(path: epath.PathLike) -> dict[str, int] | None:
+    """The checksums of the parameters that `load_params` would load; None if another program wrote them.
+
+    Raises:
+        InputError: there is no finished checkpoint at `path`, or the file of the checksums is damaged.
+    """
+    file = sums_file(find_params(path))
+    if not file.exists():
+        return None
+    sums = read_json(file).get("params")
+    if not isinstance(sums, dict):
+        raise InputError(f"{file} has no checksums of parameters; name another step's folder")
+    return sums
+
+
 def read_json(path: epath.Path) -> dict[str, Any]:
     """The JSON object in one of a checkpoint's files.
 
@@ -82,8 +105,8 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path.parent.name}/{path.name} cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path.parent.name}/{path.name} is not a JSON object")
     return values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from etils import epath
 
 from care_jax import files
 from care_jax.checkpoints.array_store import Index, save_args
+from care_jax.checkpoints.checksums import PartialSum, sums_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,11 @@ class StreamedParam:
     dtype: np.dtype
     # Given the shape of the chunks that are written, yields the parts as index and values; best are whole chunks.
     parts: Callable[[tuple[int, ...]], Iterable[tuple[Index, np.ndarray]]]
+
+    @functools.cached_property
+    def checksum(self) -> PartialSum:
+        """The checksum of the parts that were written."""
+        return PartialSum(self.shape)
 
     @property
     def size(self) -> int:
@@ -51,6 +59,7 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
         for index, part in value.parts(tuple(tspec["metadata"]["chunks"])):
             if under_way is not None:
                 await under_way
+            value.checksum.add(index, part)
             under_way = store[index].write(part, can_reference_source_data_indefinitely=True)
             under_way.commit.force()  # or it would wait to be waited for, and not go on while the next is made
         if under_way is not None:
@@ -58,7 +67,10 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
 
 
 def save_params(path: epath.PathLike, params: Mapping[str, StreamedParam]) -> None:
-    """Writes parameters alone, as `path/params`, for `load_params`. Atomic: Orbax renames when all is written."""
+    """Writes parameters alone for `load_params`: `path/params`, and `path/checksums` as a run's checkpoint has it.
+
+    The first is atomic: Orbax renames it when all is written.
+    """
     registry = ocp.type_handlers.create_type_handler_registry(
         (StreamedParam, _StreamHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
@@ -67,3 +79,7 @@ def save_params(path: epath.PathLike, params: Mapping[str, StreamedParam]) -> No
     args = ocp.args.PyTreeSave(dict(params), save_args=save_args(params))
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(files.anywhere(path) / "params", args)
+    sums = {"params": {name: param.checksum.value() for name, param in params.items()}}
+    file = sums_file(files.anywhere(path) / "params")
+    file.parent.mkdir(exist_ok=True)
+    files.write_text(file, json.dumps(sums))

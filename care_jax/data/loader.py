@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -13,12 +13,14 @@ import grain
 import ml_collections
 from absl import logging
 
+from care_jax.data import statistics
 from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa.questions import Difficulty
 from care_jax.data.own_data import listing, read_jsonl
 from care_jax.errors import InputError
 from care_jax.options import DATA_FORMATS, choose_one
+from care_jax.rewards.verifiers import require_allowed
 from care_jax.structs import Record
 
 NUM_THREADS = 4  # threads that encode ahead, a process
@@ -36,11 +38,18 @@ class RecordSource(Protocol):
         """Reads a record."""
 
 
+class DataSource(RecordSource, Protocol):
+    """Records that a config names."""
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the content, which tells a resumed run that its data are others."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Several sources, one after the other; training draws from each in proportion to its weight, whatever its size."""
 
-    parts: tuple[tuple[RecordSource, float], ...]  # (source, weight above 0)
+    parts: tuple[tuple[DataSource, float], ...]  # (source, weight above 0)
 
     def __len__(self) -> int:
         """Returns the number of records of all sources."""
@@ -54,6 +63,10 @@ class Mixture:
                 return source[index]
             index -= len(source)
         raise IndexError(index)
+
+    def fingerprint(self) -> str:
+        """Returns the digests of the parts, with their weights."""
+        return " ".join(f"{source.fingerprint()}*{weight:g}" for source, weight in self.parts)
 
 
 class DropCounter(Generic[Example]):
@@ -88,12 +101,12 @@ class DropCounter(Generic[Example]):
         return len(self._dropped_ids)
 
 
-def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
+def open_source(config: ml_collections.ConfigDict, split: str) -> DataSource:
     """Opens the records that a config names; mini_vqa is built on first use, in seconds.
 
     Args:
-        config: data.format, data.train, data.eval, data.strict and data.mini_vqa are read. With mini_vqa, an empty
-            data.eval means data.train.
+        config: data.format, data.train, data.eval, data.strict, data.mini_vqa and verify.allow are read. With mini_vqa,
+            an empty data.eval means data.train.
         split: "train" or "eval".
 
     Returns:
@@ -121,12 +134,24 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> RecordSource:
         )
         raise InputError(f"data.{split} is empty: name {wanted}")
     if data.format == "prepared":
+        allow = config.verify.allow
         if isinstance(path, str):
-            return open_folder(Path(path))
-        return Mixture(tuple((open_folder(Path(folder)), float(weight)) for folder, weight in path))
-    source = read_jsonl(Path(path), strict=data.strict)
+            return _open_prepared(Path(path), allow)
+        return Mixture(tuple((_open_prepared(Path(folder), allow), float(weight)) for folder, weight in path))
+    source = read_jsonl(Path(path), strict=data.strict, allow=config.verify.allow)
     if source.problems:
         logging.warning("%s: dropped %s", path, listing(source.problems))
+    return source
+
+
+def _open_prepared(folder: Path, allow: Collection[str]) -> DataSource:
+    """Opens a prepared folder; raises InputError if its report counts records of a kind that is not allowed."""
+    source = open_folder(folder)
+    for kind in statistics.kinds_in(folder):
+        try:
+            require_allowed(kind, allow)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
     return source
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,12 +42,21 @@ class JsonlSource:
         """Reads the images of a row and returns its record."""
         return self._rows[index].load()
 
+    def fingerprint(self) -> str:
+        """A digest of all texts of the rows, with the name and size of each image: other golds are other data."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self._rows:
+            digest.update(
+                repr((row.record, [_name_and_size(image, self.path.parent) for image in row.images])).encode()
+            )
+        return digest.hexdigest()
+
     def __repr__(self) -> str:
         """Names the file, for error messages."""
         return f"JsonlSource({self.path}, {len(self)} records, {len(self.problems)} broken rows dropped)"
 
 
-def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
+def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> JsonlSource:
     """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
     A row is {"id", "images": [paths relative to the file's folder], "prompt", "answer", "answer_kind"}, all strings.
@@ -56,6 +67,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     Args:
         path: the file.
         strict: refuse a file with broken rows instead of dropping them.
+        allow: the functions "module:function" that a row may name as its answer_kind, the config's verify.allow.
 
     Returns:
         The usable rows.
@@ -69,7 +81,7 @@ def read_jsonl(path: Path, *, strict: bool) -> JsonlSource:
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
-    read = [(number, _read_row(raw, path.parent)) for number, raw in rows(path)]
+    read = [(number, _read_row(raw, path.parent, allow)) for number, raw in rows(path)]
     unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
     for number, row in read:
         try:
@@ -142,15 +154,21 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         choices=tuple(raw["choices"]) if "choices" in raw else None,
         rationale=raw.get("rationale"),
     )
-    check_gold_of(record)
     return Row(where, record, tuple(folder / name for name in raw["images"]))
 
 
-def _read_row(raw: dict[str, Any] | BadRowError, folder: Path) -> Row | BadRowError:
+def _name_and_size(image: bytes | Path, folder: Path) -> tuple[str, int]:
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).hexdigest(), len(image)
+    return os.path.relpath(image, folder), image.stat().st_size if image.exists() else -1
+
+
+def _read_row(raw: dict[str, Any] | BadRowError, folder: Path, allow: Collection[str]) -> Row | BadRowError:
     try:
         if isinstance(raw, BadRowError):
             return raw
         row = parse("", raw, folder)
+        check_gold_of(row.record, allow)
         check_texts(row.record)
     except BadRowError as error:
         return error

@@ -11,7 +11,7 @@ from typing import Any
 
 from care_jax.data.validation import BadRowError
 from care_jax.inputs.media import MARKS
-from care_jax.rewards.verifiers.choice import LETTERS
+from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.rewards.verifiers.number import read_number
 from care_jax.structs import Record
 

@@ -60,6 +60,7 @@ class Settings:
     against: tuple[Path, ...] = ()
     model: Path | None = None
     strict: bool = False
+    allow: tuple[str, ...] = ()
 
 
 class _Sound(NamedTuple):
@@ -124,7 +125,14 @@ def _build(
             path.unlink()
         report = statistics.new(wanted)
     image_root = settings.images or (root if root.is_dir() else root.parent)
-    rows = read(settings.source, files, root=root, images=image_root.absolute(), ranges=settings.keep)
+    rows = read(
+        settings.source,
+        files,
+        root=root,
+        images=image_root.absolute(),
+        ranges=settings.keep,
+        allow=settings.allow,
+    )
     try:
         records = _records(settings, itertools.islice(rows, report["rows"], None), report)
         writer = ShardWriter(folder, settings.split)
@@ -235,6 +243,7 @@ def _comparable(settings: Settings, files: list[Path], root: Path, shard_records
         "files": len(files),
         "crc32": f"{digest:08x}",
         "shard_records": shard_records,
+        **({"allow": list(settings.allow)} if settings.allow else {}),
     }
 
 
@@ -272,6 +281,7 @@ def _define_flags() -> None:
         "against", [], "A prepared folder of a benchmark; rows that repeat it are dropped. May be repeated."
     )
     flags.DEFINE_string("model", None, "A Hugging Face model folder to count tokens of prompts with.")
+    flags.DEFINE_multi_string("allow", [], "module:function that rows may name as answer_kind; may be repeated.")
     flags.DEFINE_bool("strict", False, "Refuse broken rows instead of dropping them.")
 
 
@@ -290,6 +300,7 @@ def main() -> None:
         against=tuple(files.on_disk(folder, "--against") for folder in args.against),
         model=files.on_disk(args.model, "--model") if args.model else None,
         strict=args.strict,
+        allow=tuple(args.allow),
     )
     print(statistics.table(prepare(settings)))
 

@@ -6,7 +6,7 @@ A reader is three functions: one lists the files of a split, one yields the rows
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +87,13 @@ def split_files(source: str, root: Path, split: str) -> list[Path]:
 
 
 def read(
-    source: str, files: Sequence[Path], *, root: Path, images: Path, ranges: Sequence[ColumnRange] = ()
+    source: str,
+    files: Sequence[Path],
+    *,
+    root: Path,
+    images: Path,
+    ranges: Sequence[ColumnRange] = (),
+    allow: Collection[str] = (),
 ) -> Iterator[Row | Dropped]:
     """Yields every row of the files in order, without reading images.
 
@@ -97,6 +103,7 @@ def read(
         root: the folder that files are named from in messages.
         images: the folder that image paths are relative to.
         ranges: rows outside any of them are dropped.
+        allow: the functions "module:function" that a row may name as its answer_kind.
 
     Raises:
         InputError: a file cannot be read at all, or lacks a column of `ranges`.
@@ -113,7 +120,7 @@ def read(
                     yield Dropped(where, outside, "", broken=False)
                     continue
                 row = reader.parse(where, raw, images)
-                check_gold_of(row.record)
+                check_gold_of(row.record, allow)
                 check_texts(row.record)
                 if (record_id := row.record.id) in first:
                     raise BadRowError(f"id {record_id!r} was used in {first[record_id]}", "id used before")

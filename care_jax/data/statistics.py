@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from care_jax.data.validation import Dropped
+from care_jax.errors import InputError
 from care_jax.structs import Record
 
 REPORT_FILE = "report.json"  # in the prepared folder
@@ -92,3 +95,18 @@ def _quantile(lengths: list[tuple[int, int]], total: int, share: float) -> int:
 
 def _add(counts: dict[str, int], key: str) -> None:
     counts[key] = counts.get(key, 0) + 1
+
+
+def kinds_in(folder: Path) -> list[str]:
+    """Returns the answer kinds that the report of a prepared folder counts; none if it has no report.
+
+    Raises:
+        InputError: the report is damaged.
+    """
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        return []
+    try:
+        return list(json.loads(path.read_bytes())["kinds"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise InputError(f"{path} is damaged; prepare the folder again") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from PIL import Image
@@ -11,7 +12,7 @@ from care_jax.errors import InputError
 from care_jax.inputs import images
 from care_jax.inputs.media import MARKS
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.rewards.verifiers import check_gold
+from care_jax.rewards.verifiers import check_gold, require_allowed
 from care_jax.structs import Record
 
 _, _VIDEO = MARKS
@@ -52,8 +53,20 @@ def decode_picture(encoded: bytes, name: str = "image") -> Image.Image:
     return picture
 
 
-def check_gold_of(record: Record) -> None:
-    """Raises BadRowError if the gold is not of its kind."""
+def check_gold_of(record: Record, allow: Collection[str]) -> None:
+    """Checks that the gold is of its kind.
+
+    Args:
+        record: the record.
+        allow: the functions "module:function" that it may name as its kind; no other is imported.
+
+    Raises:
+        BadRowError: it is not, or the kind is not allowed.
+    """
+    try:
+        require_allowed(record.answer_kind, allow)
+    except InputError as error:
+        raise BadRowError(str(error), "kind is not in verify.allow") from None
     try:
         check_gold(record.answer_kind, record.answer, record.choices)
     except ValueError as error:

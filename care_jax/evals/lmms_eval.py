@@ -21,23 +21,29 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from care_jax.rewards.judge import MAX_RESPONSE_LEN
 from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import BOXED
 from care_jax.rewards.verifiers import chart, choice
 from care_jax.structs import Record
 
-_EQUAL = "care_jax.evals.lmms_eval_equal:equal"
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_LAST_NUMBER = re.compile(r"\b(\d+(?:\.\d+)?)\s*\.?\s*$")
+EQUAL = "care_jax.evals.lmms_eval_equal:equal"
+_LAST_NUMBER = re.compile(r"\b\d+(?:\.\d+)?$")
 _LADDER = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))  # how a letter is found, and how its last place is
 _UNKNOWN_OPTIONS = ("",) * 8  # A to H
 
 
 def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[float]:
-    """The score of each response, 0 to 1; between them only where a choice is left to chance."""
+    """The score of each response, 0 to 1; between them only where a choice is left to chance.
+
+    The pool must allow EQUAL as a kind.
+    """
     scores: dict[int, float] = {}
     compared: dict[int, list[Item]] = {}
     for row, (record, response) in enumerate(responses):
+        if len(response) > MAX_RESPONSE_LEN:
+            scores[row] = 0.0
+            continue
         marked = _marked_answer(response)
         if record.answer_kind == "choice":
             scores[row] = _score_choice(record, response if marked is None else marked)
@@ -46,7 +52,7 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
             scores[row] = float(any(_is_close(given, gold) for gold in record.answer.splitlines()))
         else:
             given = _last_number(response) if marked is None else marked
-            compared[row] = [Item(_EQUAL, given, gold, None) for gold in record.answer.splitlines()]
+            compared[row] = [Item(EQUAL, given, gold, None) for gold in record.answer.splitlines()]
     verdicts = iter(verifier.check([item for items in compared.values() for item in items]))
     for row, items in compared.items():
         correct = [next(verdicts).correct for _ in items]  # takes them all, or the next row would get the rest
@@ -55,16 +61,18 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
 
 
 def _marked_answer(response: str) -> str | None:
-    if tagged := _ANSWER.search(response):
-        return tagged[1].strip()
+    _, opening, rest = response.partition("<answer>")
+    answer, closing, _ = rest.partition("</answer>")
+    if opening and closing:
+        return answer.strip()
     encoded = response.encode(errors="replace")
     box = BOXED.parse(encoded).answer
     return encoded[slice(*box)].decode(errors="replace").strip() if box else None
 
 
 def _last_number(response: str) -> str:
-    numbers = (_LAST_NUMBER.search(line) for line in reversed(response.strip().split("\n")))
-    return next((number[1] for number in numbers if number), "")
+    lines = (line.rstrip().removesuffix(".").rstrip() for line in reversed(response.strip().split("\n")))
+    return next((number[0] for number in map(_LAST_NUMBER.search, lines) if number), "")
 
 
 def _score_choice(record: Record, text: str) -> float:

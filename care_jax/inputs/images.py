@@ -12,31 +12,16 @@ import io
 import math
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from care_jax.errors import InputError
-from care_jax.inputs.model_folder import read_fields
 from care_jax.inputs.positions import GridTHW, PatchLayout, patch_tables
 
-if TYPE_CHECKING:
-    from care_jax.models.model_config import VisionConfig
-
 _MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
-_RESCALE_FACTOR = 1 / 255
-# The defaults of Qwen2VLImageProcessor for fields that its file may leave out; another value is refused, not ignored.
-_FIXED_FIELDS = {
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_convert_rgb": True,
-    "resample": int(Image.Resampling.BICUBIC),
-    "rescale_factor": _RESCALE_FACTOR,
-}
+RESCALE_FACTOR = 1 / 255  # of a byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,93 +54,6 @@ class ImageSpec:
     def grid_cells(self) -> int:
         """Cells of the learned position grid that a patch takes its position from."""
         return 4 if self.layout.side else 0
-
-
-def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, max_image_tokens: int) -> ImageSpec:
-    """Reads preprocessor_config.json, and video_preprocessor_config.json if there is one.
-
-    Without the second file, the first also holds for videos, as in transformers.
-
-    Args:
-        folder: the model folder.
-        vision: the vision tower, whose sizes must agree with the files.
-        min_image_tokens: prompt tokens that an image has at least; tightens the limit in the file.
-        max_image_tokens: prompt tokens that an image, or `temporal_patch_size` frames of a video, have at most.
-
-    Returns:
-        The settings.
-
-    Raises:
-        InputError: a field is missing or has an unsupported value, sizes differ from those of the vision tower, or the
-            limits leave no size.
-    """
-    path, video_path = folder / "preprocessor_config.json", folder / "video_preprocessor_config.json"
-    fields = _read_preprocessor(path, vision)
-    area = (vision.patch_size * vision.spatial_merge_size) ** 2
-    low = max(_pixel_limit(path, fields, "min_pixels", "shortest_edge"), min_image_tokens * area)
-    high = min(_pixel_limit(path, fields, "max_pixels", "longest_edge"), max_image_tokens * area)
-    if not 1 <= min_image_tokens * area <= low <= high:
-        raise InputError(
-            f"no image size is allowed: data.min_image_tokens={min_image_tokens}, data.max_image_tokens="
-            f"{max_image_tokens} and {path} leave {low / area:g} to {high / area:g} tokens; "
-            "lower the minimum (at least 1) or raise the maximum"
-        )
-    if not video_path.is_file():
-        video_path = path
-    video = _read_preprocessor(video_path, vision)
-    for name in ("image_mean", "image_std"):
-        if video[name] != fields[name]:
-            raise InputError(
-                f"{video_path} has {name} {video[name]}, {path.name} {fields[name]}; they must be the same"
-            )
-    return ImageSpec(
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        layout=PatchLayout(
-            merge=vision.spatial_merge_size,
-            window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
-            side=vision.grid_side,
-        ),
-        min_pixels=low,
-        max_pixels=high,
-        video_min_pixels=_pixel_limit(video_path, video, "min_pixels", "shortest_edge"),
-        video_max_pixels=_pixel_limit(video_path, video, "max_pixels", "longest_edge"),
-        tokens_per_second=vision.tokens_per_second,
-        mean=tuple(fields["image_mean"]),
-        std=tuple(fields["image_std"]),
-    )
-
-
-def _read_preprocessor(path: Path, vision: VisionConfig) -> dict[str, Any]:
-    """Reads the fields of a preprocessor's file; they must agree with this code and with the vision tower."""
-    fields = read_fields(path, "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
-    for name, value in _FIXED_FIELDS.items():
-        if name in fields and fields[name] != value:
-            raise InputError(f"{path} has {name} {fields[name]!r}; only {value!r} is supported")
-    for name, value in (
-        ("patch_size", vision.patch_size),
-        ("merge_size", vision.spatial_merge_size),
-        ("temporal_patch_size", vision.temporal_patch_size),
-    ):
-        if fields[name] != value:
-            raise InputError(f"{path} has {name} {fields[name]}, config.json {value}; take both from one checkpoint")
-    mean, std = fields["image_mean"], fields["image_std"]
-    if not all(isinstance(each, list) and len(each) == vision.in_channels for each in (mean, std)) or min(std) <= 0:
-        raise InputError(
-            f"{path} has image_mean {mean} and image_std {std}; give one number for each of {vision.in_channels} "
-            "channels, image_std above 0"
-        )
-    return fields
-
-
-def _pixel_limit(path: Path, fields: dict[str, Any], name: str, edge: str) -> int:
-    """Returns a limit in pixels, under the hub's name or inside `size`, where transformers 5 writes it."""
-    if name in fields and fields[name] is not None:
-        return fields[name]
-    size = fields.get("size")
-    if isinstance(size, dict) and edge in size:
-        return size[edge]
-    raise InputError(f"{path} has neither {name!r} nor {edge!r} in 'size'; copy the file from the source checkpoint")
 
 
 def smart_resize(
@@ -281,5 +179,5 @@ def _pixel_table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray
 
     The product is in float64 and the rest in float32, as in transformers.
     """
-    scaled = (np.arange(256, dtype=np.float64) * _RESCALE_FACTOR).astype(np.float32)
+    scaled = (np.arange(256, dtype=np.float64) * RESCALE_FACTOR).astype(np.float32)
     return (scaled - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]

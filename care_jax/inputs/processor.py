@@ -1,7 +1,7 @@
 """The processor of a model folder: its tokenizer, token ids, image settings and the sizes that prompts are padded to.
 
-Everything comes from the files of the model folder (config.json, preprocessor_config.json, generation_config.json,
-tokenizer and chat template); no token id, patch size or image limit is written in this code. `prompts.encode_prompt`,
+Everything comes from the files of the model folder (config.json, generation_config.json, the preprocessor's, tokenizer
+and chat template); no token id, patch size or image limit is written in this code. `prompts.encode_prompt`,
 `responses.encode_trace` and `batch.collate` use it.
 """
 
@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from care_jax.errors import InputError
 from care_jax.inputs import images, media
 from care_jax.inputs import tokenizer as tokenizer_lib
-from care_jax.inputs.model_folder import read_fields
+from care_jax.inputs.preprocessor import read_image_spec
+from care_jax.model_folder import read_fields
 from care_jax.models.model_config import load_model_config
 from care_jax.options import OVERLONG, choose_one
 from care_jax.rewards.response_format import FORMATS, ResponseFormat
@@ -44,7 +45,7 @@ class Processor:
     video_token_id: int
     video_text: str  # the chat template's text for a video
     pad_token_id: int
-    stop_ids: tuple[int, ...]  # from generation_config.json, the end of a turn first
+    stop_ids: tuple[int, ...]  # the end of a turn in the chat template, then those of generation_config.json
     forbidden_mask: npt.NDArray[np.bool_]  # [V] ids that must not be sampled
     special_texts: tuple[str, ...]
     response_format: ResponseFormat
@@ -97,19 +98,20 @@ def load_processor(
     model = load_model_config(folder)
     config = read_fields(folder / "config.json", *_VISION_TOKENS)
     generation = read_fields(folder / "generation_config.json", "eos_token_id", "pad_token_id")
-    eos = generation["eos_token_id"]
-    stop_ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    eos, vocab_size = generation["eos_token_id"], model.text.vocab_size
     vision_ids = [config[name] for name in _VISION_TOKENS]
-    tokenizer_lib.check_ids((*vision_ids, *stop_ids, generation["pad_token_id"]), model.text.vocab_size)
-    image_spec = images.read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
+    tokenizer_lib.check_ids(
+        [*vision_ids, *(eos if isinstance(eos, list) else [eos]), generation["pad_token_id"]], vocab_size
+    )
+    image_spec = read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
     if overlong not in OVERLONG:
         raise InputError(f"data.overlong={overlong!r}: {choose_one(OVERLONG)}")
     unit = image_spec.layout.merge**2
     _check_buckets("data.prompt_buckets", prompt_buckets, 1)
     _check_buckets("data.patch_buckets", patch_buckets, unit)
 
-    tokenizer = tokenizer_lib.load_tokenizer(folder, config["image_token_id"])
-    tokenizer_lib.check_ids([max(tokenizer.get_vocab().values())], model.text.vocab_size)
+    tokenizer = tokenizer_lib.load_tokenizer(folder, vocab_size, config["image_token_id"])
+    stop_ids = tokenizer_lib.all_stop_ids(folder, tokenizer_lib.end_of_turn(folder, tokenizer), eos)
     text_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     text_tokenizer.encode_special_tokens = True
     special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
@@ -125,7 +127,7 @@ def load_processor(
         video_text=tokenizer_lib.text_of(tokenizer, [config[name] for name in _VIDEO_TEXT]),
         pad_token_id=generation["pad_token_id"],
         stop_ids=stop_ids,
-        forbidden_mask=tokenizer_lib.forbidden_mask(tokenizer, model.text.vocab_size, stop_ids, vision_ids),
+        forbidden_mask=tokenizer_lib.forbidden_mask(tokenizer, vocab_size, stop_ids, vision_ids),
         special_texts=special_texts,
         response_format=response_format,
         prompt_buckets=tuple(prompt_buckets),

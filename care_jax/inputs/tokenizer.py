@@ -2,68 +2,93 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
 
-from care_jax.errors import InputError
-from care_jax.inputs.model_folder import read_fields
+from care_jax.errors import InputError, shown
+from care_jax.inputs import tokenizer_files
+from care_jax.model_folder import read_fields, require_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def load_tokenizer(folder: Path, image_token_id: int) -> Any:
+def load_tokenizer(folder: Path, vocab_size: int, image_token_id: int) -> Any:
     """Loads the tokenizer, with the chat template that transformers' processor uses.
-
-    A chat_template.json comes before the template in tokenizer_config.json: the hub's Qwen2.5-VL has both, and the
-    second is that of a text model, without images.
 
     Args:
         folder: the model folder.
+        vocab_size: ids of the model.
         image_token_id: the token that stands for an image in a rendered turn.
 
     Returns:
         transformers' tokenizer.
 
     Raises:
-        InputError: files are missing or unreadable, or the template has no image token.
+        InputError: files are missing, unreadable or take too long, the template has no image token, or a token lies
+            outside the vocabulary.
     """
-    from transformers import AutoTokenizer  # takes seconds to import, and a step's table needs none of it
-
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder} has no tokenizer.json; copy it from the source checkpoint")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except ValueError as error:
-        raise InputError(
-            f"{folder} has unreadable tokenizer files ({error}); copy them from the source checkpoint"
-        ) from error
-    own = folder / "chat_template.json"
-    if own.is_file():
-        tokenizer.chat_template = read_fields(own, "chat_template")["chat_template"]
+    require_file(folder / "tokenizer.json")
+    if (folder / "chat_template.json").exists():
+        read_fields(folder / "chat_template.json", "chat_template")
+    contents = tokenizer_files.read_contents(folder)
+    if fault := tokenizer_files.try_apart(contents):
+        raise InputError(f"{folder} has {fault}; copy them from the source checkpoint")
+    with tokenizer_files.written(contents) as copies:
+        tokenizer = tokenizer_files.open_tokenizer(copies)
     if tokenizer.chat_template is None:
         raise InputError(f"{folder} has no chat_template.jinja; copy it from the source checkpoint")
-    _check_template(folder, tokenizer, image_token_id)
-    return tokenizer
-
-
-def _check_template(folder: Path, tokenizer: Any, image_token_id: int) -> None:
-    """Raises InputError unless a turn with one image holds one image token."""
-    turns = [{"role": "user", "content": [{"type": "image"}]}]
-    try:
-        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise InputError(f"the chat template of {folder} cannot be rendered ({error}); copy it again") from error
-    if (found := rendered.count(text_of(tokenizer, [image_token_id]))) != 1:
+    check_ids([max(tokenizer.get_vocab().values())], vocab_size)
+    turn = _encode(tokenizer, tokenizer_files.render_question(tokenizer))
+    if (found := turn.count(image_token_id)) != 1:
         raise InputError(
             f"the chat template of {folder} renders {found} image tokens where 1 is needed; copy chat_template.json or "
             "chat_template.jinja of the vision-language checkpoint"
         )
+    return tokenizer
+
+
+def end_of_turn(folder: Path, tokenizer: Any) -> int:
+    """The token that the chat template puts behind an assistant's turn, at which an answer must stop.
+
+    Raises:
+        InputError: it puts none there.
+    """
+    end = tokenizer_files.render_end(tokenizer)
+    for token_id in _encode(tokenizer, end):
+        if token_id in tokenizer.added_tokens_decoder:
+            return token_id
+    raise InputError(
+        f"the chat template of {folder} puts no control token behind an assistant's turn ({shown(end)}), so no answer "
+        "would end; copy the template of the vision-language checkpoint"
+    )
+
+
+def all_stop_ids(folder: Path, end_id: int, eos: Any) -> tuple[int, ...]:
+    """The ids at which an answer stops, `end_id` first; says so on stderr if generation_config.json leaves it out.
+
+    Args:
+        folder: the model folder.
+        end_id: `end_of_turn`.
+        eos: eos_token_id of generation_config.json, one id or a list.
+    """
+    eos_ids = eos if isinstance(eos, list) else [eos]
+    if end_id not in eos_ids:
+        print(
+            f"note: eos_token_id of {folder / 'generation_config.json'} leaves out {end_id}, with which the chat "
+            "template ends a turn; answers stop there too",
+            file=sys.stderr,
+        )
+    return (end_id, *(each for each in eos_ids if each != end_id))
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
@@ -76,8 +101,8 @@ def check_ids(token_ids: Iterable[Any], vocab_size: int) -> None:
     outside = [i for i in token_ids if type(i) is not int or not 0 <= i < vocab_size]
     if outside:
         raise InputError(
-            f"token ids {outside} lie outside vocab_size {vocab_size} of config.json; take it, generation_config.json "
-            "and the tokenizer from the same checkpoint"
+            f"token ids {shown(outside)} lie outside vocab_size {vocab_size} of config.json; take it, "
+            "generation_config.json and the tokenizer from the same checkpoint"
         )
 
 

@@ -63,7 +63,7 @@ def failed_rationale(text: str, response_format: ResponseFormat) -> str:
     span = response_format.parse(raw).think
     if span:
         return raw[slice(*span)].decode(errors="replace")
-    return min((text.split(mark)[0] for mark in (CLOSING, response_format.answer[0])), key=len)
+    return min((text.partition(mark)[0] for mark in (CLOSING, response_format.answer[0])), key=len)
 
 
 def force_prefixes(

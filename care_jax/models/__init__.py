@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, listed
 from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
@@ -64,6 +64,6 @@ def params_from_dict(config: ModelConfig, params: Mapping[str, Any]) -> QwenVL:
         if name in params and params[name].shape != shape
     ]
     if problems:
-        raise InputError("parameters do not fit the model:\n  " + "\n  ".join(problems))
+        raise InputError(f"{len(problems)} parameters do not fit the model of config.json: {listed(problems)}")
     leaves = [params[param_name(path)] for path, _ in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract_model(config)), leaves)

@@ -1,18 +1,85 @@
-"""The architecture of a Qwen-VL model, read from a Hugging Face config.json. A missing key is an error."""
+"""The architecture of a Qwen-VL model, read from a Hugging Face config.json, as transformers reads it."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
+from care_jax.model_folder import Fields, read_fields
 from care_jax.models.layers import ACTIVATIONS
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
-_VISION_ROPE_THETA = 10000.0  # fixed in Qwen's code; transformers 5 also writes it down
+_MOST_LAYERS, _MOST_PATCH = 1024, 1024  # bounds that keep a broken file from being built
+# The values of fields that a file leaves out: transformers 4.49 leaves out those at their default. Source: the
+# configuration files of transformers 4.49 to 5.23, which agree.
+_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {
+        "depth": 32,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "hidden_act": "silu",
+        "hidden_size": 3584,
+        "in_channels": 3,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 4,
+        "window_size": 112,
+    },
+    "qwen3_vl": {
+        "deepstack_visual_indexes": [8, 16, 24],
+        "depth": 27,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "in_channels": 3,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 3584,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}
+_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {
+        "hidden_act": "silu",
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+        "vocab_size": 152064,
+    },
+    "qwen3_vl": {
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5e5,
+        "tie_word_embeddings": False,
+        "vocab_size": 151936,
+    },
+}
+_ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"mrope_interleaved": False, "mrope_section": [16, 24, 24]},
+    "qwen3_vl": {"mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+}
+_VISION_ROPE_DEFAULTS = {"rope_theta": 10000.0}  # fixed in Qwen's code; transformers 5 also writes it down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,105 +182,50 @@ class ModelConfig:
         }
 
 
-class _Fields:
-    """Reads fields of a JSON object; a missing one is an error that names file and field."""
-
-    def __init__(self, values: dict[str, Any], where: str):
-        self.values, self.where = values, where
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.values:
-            raise InputError(f"{self.where} has no field {name!r}; it is needed to build the model")
-        return self.values[name]
-
-    def first(self, *names: str) -> Any:
-        """The field under the first of its names that is there (the hub and transformers 5 differ)."""
-        for name in names:
-            if self.values.get(name) is not None:
-                return self.values[name]
-        return self[names[0]]
-
-    def sub(self, *names: str) -> _Fields:
-        """The JSON object in a field, under the first of its names that is there."""
-        return _Fields(self._typed("an object", lambda x: isinstance(x, dict), *names), f"{self.where} ({names[0]})")
-
-    def count(self, *names: str) -> int:
-        """A whole number from 1 up."""
-        return self._typed("a whole number from 1 up", lambda x: type(x) is int and x > 0, *names)
-
-    def real(self, *names: str) -> float:
-        """A number above 0."""
-        return self._typed("a number above 0", lambda x: type(x) in (int, float) and x > 0, *names)
-
-    def indexes(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers from 0 up."""
-        return tuple(
-            self._typed(
-                "a list of whole numbers",
-                lambda x: isinstance(x, list) and all(type(each) is int and each >= 0 for each in x),
-                name,
-            )
-        )
-
-    def _typed(self, kind: str, is_kind: Callable[[Any], bool], *names: str) -> Any:
-        value = self.first(*names)
-        if not is_kind(value):
-            raise InputError(f"{self.where} has {names[0]} {value!r}; it must be {kind}")
-        return value
-
-    def one_of(self, name: str, allowed: tuple[Any, ...], *, missing: Any = None) -> Any:
-        """A field that must have one of the values `allowed`; where it is not there, `missing`, if that is given."""
-        value = self[name] if missing is None else self.values.get(name, missing)
-        if value not in allowed:
-            raise InputError(f"{self.where} has {name} {value!r}; supported: {', '.join(map(repr, allowed))}")
-        return value
-
-
 def load_model_config(folder: Path) -> ModelConfig:
-    """Reads `folder/config.json`, in the hub's layout or the one transformers 5 writes.
+    """Reads `folder/config.json`, in the hub's layout or in one that transformers 4 or 5 writes.
 
     Raises:
-        InputError: no such file, no JSON, an unknown model_type or variant, a field (named) that is missing or of
-            another type, or sizes that do not go together.
+        InputError: no such file, no JSON, an unknown model_type or variant, a field (named) that is missing, of another
+            type or out of bounds, or sizes that do not go together.
     """
     path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise InputError(f"no config.json in {folder}; give the folder of a Hugging Face Qwen-VL model")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); copy it from the source checkpoint") from error
-    return parse_model_config(raw, str(path))
+    return parse_model_config(read_fields(path), str(path))
 
 
 def parse_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
     """Reads the object that a config.json holds; `where` names it in errors."""
-    outer = _Fields(raw, where)
+    outer = Fields(raw, where)
     model_type = outer.one_of("model_type", MODEL_TYPES)
     is_qwen3 = model_type == "qwen3_vl"
-    vision = _read_vision(outer.sub("vision_config"), is_qwen3)
-    text = _read_text(outer, is_qwen3)
+    vision, text = _read_vision(outer, model_type), _read_text(outer, model_type)
     laws = {
         "num_key_value_heads must divide num_attention_heads": text.num_attention_heads % text.num_key_value_heads == 0,
+        "num_attention_heads must divide hidden_size": is_qwen3 or text.hidden_size % text.num_attention_heads == 0,
         "mrope_section must be three sizes that add up to half of a head's channels": len(text.mrope_section) == 3
         and 2 * sum(text.mrope_section) == text.head_dim,
         "hidden_size of vision_config must be a multiple of 4 num_heads": vision.hidden_size % (4 * vision.num_heads)
         == 0,
         "out_hidden_size of vision_config must be hidden_size": vision.out_hidden_size == text.hidden_size,
+        "window_size of vision_config must be at least a merged token": is_qwen3
+        or vision.window_size >= vision.patch_size * vision.spatial_merge_size,
     }
     if broken := [law for law, holds in laws.items() if not holds]:
         raise InputError(f"{where}: {'; '.join(broken)}; copy the file from the source checkpoint")
     return ModelConfig(model_type=model_type, vision=vision, text=text)
 
 
-def _read_vision(vision: _Fields, is_qwen3: bool) -> VisionConfig:
-    rope = vision.values.get("rope_parameters") or {}
+def _read_vision(outer: Fields, model_type: str) -> VisionConfig:
+    vision = outer.sub("vision_config", defaults=_VISION_DEFAULTS[model_type])
+    depth = vision.count("depth", most=_MOST_LAYERS)
     family: dict[str, Any]
-    if is_qwen3:
+    if model_type == "qwen3_vl":
         indexes, cells = vision.indexes("deepstack_visual_indexes"), vision.count("num_position_embeddings")
-        if list(indexes) != sorted(set(indexes)) or not all(index < vision.count("depth") for index in indexes):
-            raise InputError(f"{vision.where} has deepstack_visual_indexes {indexes}; they must be ascending blocks")
-        if round(cells**0.5) ** 2 != cells:
+        if list(indexes) != sorted(set(indexes)) or not all(index < depth for index in indexes):
+            raise InputError(
+                f"{vision.where} has deepstack_visual_indexes {shown(indexes)}; they must be ascending blocks"
+            )
+        if math.isqrt(cells) ** 2 != cells:
             raise InputError(f"{vision.where} has num_position_embeddings {cells}; it must be a square number")
         family = {"num_position_embeddings": cells, "deepstack_visual_indexes": indexes}
     else:
@@ -223,46 +235,59 @@ def _read_vision(vision: _Fields, is_qwen3: bool) -> VisionConfig:
             "tokens_per_second": vision.real("tokens_per_second"),
         }
     return VisionConfig(
-        depth=vision.count("depth"),
+        depth=depth,
         hidden_size=vision.count("hidden_size"),
         intermediate_size=vision.count("intermediate_size"),
         num_heads=vision.count("num_heads"),
-        in_channels=vision.count("in_channels", "in_chans"),
-        patch_size=vision.count("patch_size"),
-        temporal_patch_size=vision.count("temporal_patch_size"),
-        spatial_merge_size=vision.count("spatial_merge_size"),
+        in_channels=vision.count("in_channels", most=_MOST_PATCH),
+        patch_size=vision.count("patch_size", most=_MOST_PATCH),
+        temporal_patch_size=vision.count("temporal_patch_size", most=_MOST_PATCH),
+        spatial_merge_size=vision.count("spatial_merge_size", most=_MOST_PATCH),
         out_hidden_size=vision.count("out_hidden_size"),
         hidden_act=vision.one_of("hidden_act", tuple(ACTIVATIONS)),
-        rope_theta=rope.get("rope_theta", _VISION_ROPE_THETA),
+        rope_theta=_rope_of(vision, _VISION_ROPE_DEFAULTS).real("rope_theta"),
         **family,
     )
 
 
-def _read_text(outer: _Fields, is_qwen3: bool) -> TextConfig:
-    text = outer.sub("text_config") if is_qwen3 or "text_config" in outer.values else outer
-    rope = text.sub("rope_scaling", "rope_parameters")
+def _read_text(outer: Fields, model_type: str) -> TextConfig:
+    is_qwen3, defaults = model_type == "qwen3_vl", _TEXT_DEFAULTS[model_type]
+    nested = is_qwen3 or outer.has("text_config")
+    text = outer.sub("text_config", defaults=defaults) if nested else Fields(outer.values, outer.where, defaults)
+    rope = _rope_of(text, {"rope_theta": text.values["rope_theta"], **_ROPE_DEFAULTS[model_type]})
     for name in ("rope_type", "type"):  # of transformers 5, and of the hub
-        rope.one_of(name, ("default", "mrope"), missing="default")
-    rope.one_of("mrope_interleaved", (is_qwen3,), missing=is_qwen3)
-    text.one_of("use_sliding_window", (False, None), missing=False)
+        rope.one_of(name, ("default", "mrope", None))
+    rope.one_of("mrope_interleaved", (is_qwen3,))
+    text.one_of("use_sliding_window", (False, None))
     width, heads = text.count("hidden_size"), text.count("num_attention_heads")
     bias = text.one_of("attention_bias", (False, True)) if is_qwen3 else False
+    # Nested text configs of some hub files contradict the outer flag; the outer one is right.
+    tied = outer if outer.has("tie_word_embeddings") else text
     return TextConfig(
         vocab_size=text.count("vocab_size"),
         hidden_size=width,
         intermediate_size=text.count("intermediate_size"),
-        num_hidden_layers=text.count("num_hidden_layers"),
+        num_hidden_layers=text.count("num_hidden_layers", most=_MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=text.count("num_key_value_heads"),
+        num_key_value_heads=text.count("num_key_value_heads") if text.has("num_key_value_heads") else heads,
         head_dim=text.count("head_dim") if is_qwen3 else width // heads,
         hidden_act=text.one_of("hidden_act", tuple(ACTIVATIONS)),
         rms_norm_eps=text.real("rms_norm_eps"),
-        rope_theta=(rope if "rope_theta" in rope.values else text).real("rope_theta"),
+        rope_theta=rope.real("rope_theta"),
         mrope_section=rope.indexes("mrope_section"),
         mrope_interleaved=is_qwen3,
         qkv_bias=bias or not is_qwen3,  # Qwen2.5-VL's code has it whatever config.json says
         o_bias=bias,
         qk_norm=is_qwen3,
-        # Nested text configs of some hub files contradict the outer flag; the outer one is right.
-        tie_word_embeddings=outer.one_of("tie_word_embeddings", (False, True)),
+        tie_word_embeddings=tied.one_of("tie_word_embeddings", (False, True)),
+    )
+
+
+def _rope_of(tower: Fields, defaults: dict[str, Any]) -> Fields:
+    """The object with a tower's rotary settings, under the name of transformers 4 or 5; an empty one if it has none."""
+    has_one = tower.has("rope_scaling") or tower.has("rope_parameters")
+    return (
+        tower.sub("rope_scaling", "rope_parameters", defaults=defaults)
+        if has_one
+        else Fields({}, tower.where, defaults)
     )

@@ -38,6 +38,12 @@ TRAIN_CHARTS = (
         high=1.0,
     ),
     Chart(
+        "Answers that were not verified",
+        "share of rollouts",
+        {"verify/deadline": "past the deadline", "verify/died": "the worker died"},
+        low=0.0,
+    ),
+    Chart(
         "What the groups came to",
         "share of groups",
         {f"groups/{outcome.lower()}": words for outcome, words in OUTCOMES.items()},

@@ -8,10 +8,13 @@ it, so all take the same steps; only the first writes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import pickle
+import re
+import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -21,12 +24,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 
 _FRAME = 1 << 16  # bytes of an exchange at a time: one shape, so that it is compiled once
 _HEADER = 8  # bytes, the length
 _HEARTBEAT_SECONDS = 30  # without a sign of life of a process, after which the others end
 _REFUSAL_SECONDS = 10  # that a process which refuses its input waits for the others to do the same
+_SHARED_AT_ONCE = 128  # items of `share` that each process works on between two exchanges
+_LARGEST = 1 << 30  # bytes of a value that is exchanged
+_JOIN_SECONDS = 300  # in which all processes have to start, if JOIN_SECONDS does not say otherwise
+_GRACE_SECONDS = 60  # more that JAX has: it ends a process with a stack of C++ and no word of who is missing
+JOIN_SECONDS = "CARE_JAX_JOIN_SECONDS"
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -36,24 +44,101 @@ def connect() -> None:
     """Joins the other processes; does nothing for a program that is alone. Call it before anything else of JAX.
 
     On TPU slices, SLURM and Open MPI, JAX finds the others. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID do. If they are not all there after CARE_JAX_JOIN_SECONDS (300), the process
+    says who is missing, as far as it knows, and ends with exit code 1.
 
     Raises:
-        InputError: one of the three without the others, or no numbers.
+        InputError: one of the three without the others, or out of range.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    seconds = _read_number(JOIN_SECONDS, os.environ.get(JOIN_SECONDS) or str(_JOIN_SECONDS), 1, 10**6)
+    options: dict[str, Any] = {
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+        "initialization_timeout": seconds + _GRACE_SECONDS,
+    }
     if given:
-        if len(given) < len(names) or not all(given[name].isdigit() for name in names[1:]):
+        if len(given) < len(names) or not all(_is_number(given[name]) for name in names[1:]):
             raise InputError(f"{', '.join(names)} must all be given, the last two as numbers; got {given}")
-        address, count, index = (given[name] for name in names)
-        jax.distributed.initialize(address, int(count), int(index), heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        address, count, index = _read_place(*(given[name] for name in names))
+        if index == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+            _require_free(int(address.rpartition(":")[2]))
+        with _saying_who_is_missing(address, count, index, seconds):
+            jax.distributed.initialize(address, count, index, **options)
     elif os.environ.get("JAX_PLATFORMS") != "cpu":
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+            jax.distributed.initialize(**options)
         except ValueError as error:
             if "coordinator_address" not in str(error):  # which is how it says that there is no cluster
                 raise
+
+
+def _read_place(address: str, count: str, index: str) -> tuple[str, int, int]:
+    """The coordinator's host:port, the number of processes and this one's among them."""
+    host, _, port = address.rpartition(":")
+    if not host or any(c.isspace() or not c.isprintable() for c in host):
+        raise InputError(f"JAX_COORDINATOR_ADDRESS={shown(address)}: give host:port of process 0")
+    _read_number("the port of JAX_COORDINATOR_ADDRESS", port, 1, 65_535)
+    num_processes = _read_number("JAX_NUM_PROCESSES", count, 1, 1_000_000)
+    return address, num_processes, _read_number("JAX_PROCESS_ID", index, 0, num_processes - 1)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,9}", text) is not None
+
+
+def _read_number(name: str, text: str, low: int, high: int) -> int:
+    if not _is_number(text) or not low <= int(text) <= high:
+        raise InputError(f"{name}={shown(text)}: must be a number from {low} to {high}")
+    return int(text)
+
+
+def _require_free(port: int) -> None:
+    """Ends process 0 with exit code 1 if another program listens on its port, where JAX would crash."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise SystemExit(
+            f"error: process 0 cannot listen on port {port} of JAX_COORDINATOR_ADDRESS: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _saying_who_is_missing(address: str, count: int, index: int, seconds: float) -> Iterator[None]:
+    """Ends the process if its block, in which the processes join, takes longer than `seconds`."""
+    joined = threading.Event()
+
+    def watch() -> None:
+        if joined.wait(seconds):
+            return
+        print(
+            f"error: process {index} of {count}: after {seconds:g} s ({JOIN_SECONDS}) "
+            f"{_missing(address, count, index)}; start the same command on all",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    threading.Thread(target=watch, name="join", daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
+
+
+def _missing(address: str, count: int, index: int) -> str:
+    """Who has not come, as far as a process knows that waits for the others."""
+    if index > 0:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            return f"process 0 does not answer at {address} ({error})"
+    others = [str(other) for other in range(1, count) if other != index]
+    if not others:
+        return f"what answers at {address} is not process 0 of this run"
+    some = "process" if len(others) == 1 else "at least one of the processes"
+    return f"{some} {', '.join(others[:20])} has not joined at {address}"
 
 
 def is_alone() -> bool:
@@ -67,19 +152,41 @@ def is_first() -> bool:
 
 
 def exchange(value: T) -> list[T]:
-    """The values of all processes, in their order; each has to call it. They are pickled."""
+    """The values of all processes, in their order; each has to call it.
+
+    They travel as JSON, which runs nothing: a value is made of None, bools, numbers, texts, lists and dicts.
+
+    Raises:
+        RuntimeError: what a process sent is no such value.
+    """
     if is_alone():
         return [value]
-    payload = pickle.dumps(value)
+    payload = json.dumps(value).encode()
     message = len(payload).to_bytes(_HEADER, "little") + payload
     frames: list[np.ndarray] = []
     lengths: list[int] = []
     while not lengths or len(frames) * _FRAME < _HEADER + max(lengths):
         frame = message[len(frames) * _FRAME :][:_FRAME].ljust(_FRAME, b"\0")
         frames.append(np.asarray(multihost_utils.process_allgather(np.frombuffer(frame, np.uint8))))
-        lengths = lengths or [int.from_bytes(row[:_HEADER].tobytes(), "little") for row in frames[0]]
-    received = zip(np.concatenate(frames, axis=1), lengths, strict=True)
-    return [pickle.loads(row[_HEADER : _HEADER + length].tobytes()) for row, length in received]
+        if not lengths:
+            lengths = [int.from_bytes(row[:_HEADER].tobytes(), "little") for row in frames[0]]
+            if max(lengths) > _LARGEST:
+                raise RuntimeError(
+                    f"process {np.argmax(lengths)} sent {max(lengths)} bytes; it is no process of this run"
+                )
+    rows = np.concatenate(frames, axis=1)
+    return [
+        _read_value(index, row[_HEADER : _HEADER + length].tobytes())
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True))
+    ]
+
+
+def _read_value(index: int, payload: bytes) -> Any:
+    """The value in the bytes that process `index` sent."""
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise RuntimeError(f"process {index} sent {shown(payload[:80])}, which is not JSON") from error
 
 
 def together(call: Callable[[], T]) -> T:
@@ -101,15 +208,20 @@ def together(call: Callable[[], T]) -> T:
 
 
 def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
-    """Runs `work(items)`, which gives a result for each item: each process does a part, and all get all results."""
+    """Runs `work(items)`, which gives a result for each item: each process does a part, and all get all results.
+
+    With several processes the results have gone through JSON, which makes lists of tuples. They exchange results after
+    every few items, so that none waits long for another that is slow: to its watchdog it would hang.
+    """
     if is_alone():
         return list(work(items))
-    count = jax.process_count()
-    mine = items[jax.process_index() :: count]
-    results: dict[int, U] = {}
-    for index, part in enumerate(exchange(together(lambda: work(mine)))):
-        results |= zip(range(index, len(items), count), part, strict=True)
-    return [results[index] for index in range(len(items))]
+    index, count = jax.process_index(), jax.process_count()
+    results: list[U] = []
+    for start in range(0, len(items), _SHARED_AT_ONCE * count):
+        some = items[start : start + _SHARED_AT_ONCE * count]
+        parts = exchange(together(functools.partial(work, some[index::count])))
+        results += [parts[place % count][place // count] for place in range(len(some))]
+    return results
 
 
 def require_same(settings: dict[str, Any]) -> None:

@@ -17,12 +17,15 @@ from care_jax.rewards import spans
 from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
 from care_jax.rewards.reward import RewardConfig, total_reward
-from care_jax.rewards.verifiers.verdict import AMBIGUOUS, Verdict
+from care_jax.rewards.verifiers.verdict import AMBIGUOUS, TOO_LONG, Verdict
 from care_jax.structs import Record, Rollouts, Verdicts
 
 __all__ = ["Item", "Judged", "JudgedText", "RewardConfig", "Verdict", "Verifier", "judge", "judge_texts"]
 
 NO_ANSWER = Verdict(False, False, "no answer")
+# Bytes; a longer response is wrong, unread. Reading runs without a deadline, in time proportional to the length.
+MAX_RESPONSE_LEN = 1 << 20
+_UNREAD = ParsedResponse(think=None, answer=None, several_answers=False, format_ok=False)
 
 
 class Judged(NamedTuple):
@@ -42,12 +45,20 @@ class JudgedText(NamedTuple):
     verdict: Verdict
 
 
+class _ReadText(NamedTuple):
+    """The contents of one response, before its answer is verified."""
+
+    parsed: ParsedResponse
+    extracted: str | None  # the answer
+    settled: Verdict | None  # the verdict, if there is no answer to verify
+
+
 class _ReadResponses(NamedTuple):
-    """The contents of B x G responses, before any answer is verified."""
+    """The contents of B x G responses."""
 
     texts: np.ndarray  # [B, G] str
     extracted: np.ndarray  # [B, G] str or None
-    several_answers: np.ndarray  # [B, G] bool
+    settled: np.ndarray  # [B, G] Verdict or None, as in _ReadText
     format_ok: np.ndarray  # [B, G] bool
     think_mask: np.ndarray  # [B, G, R] bool
     answer_mask: np.ndarray  # [B, G, R] bool
@@ -82,7 +93,7 @@ def judge(
     _check_shapes(len(records), token_ids, response_len)
     read = _read_responses(token_ids, response_len, token_bytes, config.response_format)
     asked = [record for record in records for _ in range(response_len.shape[1])]
-    verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.several_answers.ravel().tolist())
+    verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.settled.ravel().tolist())
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
     sampled_len = np.asarray(rollouts.sampled_mask).sum(-1)
     return Judged(
@@ -116,14 +127,12 @@ def judge_texts(
     Raises:
         InputError: a gold is not of its kind.
     """
-    texts = [text.encode(errors="replace") for _, text in responses]
-    parsed = [response_format.parse(text) for text in texts]
-    extracted = [_answer_in(text, found) for text, found in zip(texts, parsed, strict=True)]
-    several = [found.several_answers for found in parsed]
-    verdicts = _check_answers(verifier, [record for record, _ in responses], extracted, several)
+    read = [_read(text.encode(errors="replace"), response_format) for _, text in responses]
+    verdicts = _check_answers(
+        verifier, [record for record, _ in responses], [one.extracted for one in read], [one.settled for one in read]
+    )
     return [
-        JudgedText(answer, found.format_ok, verdict)
-        for answer, found, verdict in zip(extracted, parsed, verdicts, strict=True)
+        JudgedText(one.extracted, one.parsed.format_ok, verdict) for one, verdict in zip(read, verdicts, strict=True)
     ]
 
 
@@ -146,7 +155,7 @@ def _read_responses(
     read = _ReadResponses(
         texts=np.full(response_len.shape, None, object),
         extracted=np.full(response_len.shape, None, object),
-        several_answers=np.zeros(response_len.shape, bool),
+        settled=np.full(response_len.shape, None, object),
         format_ok=np.zeros(response_len.shape, bool),
         think_mask=np.zeros(token_ids.shape, bool),
         answer_mask=np.zeros(token_ids.shape, bool),
@@ -155,10 +164,8 @@ def _read_responses(
         length = response_len[row]
         pieces = _pieces(token_ids[row][:length], token_bytes)
         text = b"".join(pieces)
-        parsed = response_format.parse(text)
+        parsed, read.extracted[row], read.settled[row] = _read(text, response_format)
         read.texts[row] = text.decode(errors="replace")
-        read.extracted[row] = _answer_in(text, parsed)
-        read.several_answers[row] = parsed.several_answers
         read.format_ok[row] = parsed.format_ok
         read.think_mask[row][:length], read.answer_mask[row][:length] = spans.span_masks(pieces, parsed)
     return read
@@ -173,22 +180,28 @@ def _pieces(ids: np.ndarray, token_bytes: Sequence[bytes]) -> list[bytes]:
     return [token_bytes[token_id] for token_id in ids.tolist()]
 
 
-def _answer_in(text: bytes, parsed: ParsedResponse) -> str | None:
-    return None if parsed.answer is None else text[slice(*parsed.answer)].decode(errors="replace")
+def _read(text: bytes, response_format: ResponseFormat) -> _ReadText:
+    if len(text) > MAX_RESPONSE_LEN:
+        return _ReadText(_UNREAD, None, TOO_LONG)
+    parsed = response_format.parse(text)
+    if parsed.answer is None:
+        return _ReadText(parsed, None, AMBIGUOUS if parsed.several_answers else NO_ANSWER)
+    extracted = text[slice(*parsed.answer)].decode(errors="replace")
+    return _ReadText(parsed, extracted, AMBIGUOUS if parsed.several_answers else None)
 
 
 def _check_answers(
-    verifier: Verifier, records: Sequence[Record], extracted: Sequence[str | None], several_answers: Sequence[bool]
+    verifier: Verifier,
+    records: Sequence[Record],
+    extracted: Sequence[str | None],
+    settled: Sequence[Verdict | None],
 ) -> list[Verdict]:
     """Returns the verdict on the answer to each record; the processes of a run check a share each and exchange them."""
-    known: dict[int, Verdict] = {}
-    items: dict[int, Item] = {}
-    for row, (record, answer) in enumerate(zip(records, extracted, strict=True)):
-        if several_answers[row]:
-            known[row] = AMBIGUOUS
-        elif answer is None:
-            known[row] = NO_ANSWER
-        else:
-            items[row] = Item(record.answer_kind, answer, record.answer, record.choices)
-    known |= zip(items, share(verifier.check, list(items.values())), strict=True)
-    return [known[row] for row in range(len(records))]
+    items = [
+        Item(record.answer_kind, answer, record.answer, record.choices)
+        for record, answer, verdict in zip(records, extracted, settled, strict=True)
+        if verdict is None and answer is not None
+    ]
+    # Verdicts of other processes come as lists.
+    verified = (Verdict(*verdict) for verdict in share(verifier.check, items))
+    return [next(verified) if verdict is None else verdict for verdict in settled]

@@ -10,12 +10,14 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import ml_collections
+from absl import logging
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
+from care_jax.rewards.verifiers.own import require_allowed
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
 WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.worker")
@@ -26,6 +28,8 @@ _IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
 _READ_SIZE = 1 << 16  # bytes
 _START_LIMIT = 120.0  # seconds that a worker may take to start or to load a kind
+_MOST_LOST = 0.01  # share of answers that may be lost before it is said
+_MOST_LOST_STARTS = 3  # for each worker of the pool, in one call of `check`
 
 
 class Item(NamedTuple):
@@ -63,7 +67,7 @@ class _Worker:
         self._unsent = bytearray()
         self._unread = bytearray()
         self.requests: collections.deque[int] = collections.deque()  # request numbers, the one in work first
-        self.ready = False
+        self.has_started = self.ready = False
         self.last_progress = time.monotonic()
 
     def send(self, numbers: Sequence[int], lines: bytes) -> None:
@@ -119,7 +123,14 @@ class Verifier:
     """A pool of verifier processes that are killed and replaced when they hang or die. Use it as a context manager."""
 
     def __init__(
-        self, *, workers: int, deadline: float, tolerance: float, command: Sequence[str] = WORKER_COMMAND
+        self,
+        *,
+        workers: int,
+        deadline: float,
+        tolerance: float,
+        allow: Collection[str] | None = None,
+        on_progress: Callable[[], None] = lambda: None,
+        command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         """Start the workers.
 
@@ -127,6 +138,10 @@ class Verifier:
             workers: number of processes.
             deadline: seconds an item may take before its worker is killed.
             tolerance: relative error allowed for answer kind "number", in [0, 1).
+            allow: the functions "module:function" that an item may name as its kind; None: any, for items that do not
+                come from data.
+            on_progress: called at the start of every `check` and for each verdict: whoever watches for a hang is to
+                know that there is progress, however slow.
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
 
         Raises:
@@ -138,14 +153,23 @@ class Verifier:
                 "more, deadline more than 0 seconds, tolerance in [0, 1)"
             )
         self._deadline, self._tolerance, self._command = deadline, tolerance, command
+        self._allow, self._on_progress, self._has_warned = allow, on_progress, False
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(command, self._selector) for _ in range(workers)]
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> Verifier:
-        """The pool that `config.verify` describes."""
+    def from_config(
+        cls, config: ml_collections.ConfigDict, *own_kinds: str, on_progress: Callable[[], None] = lambda: None
+    ) -> Verifier:
+        """The pool that `config.verify` describes; `own_kinds` are functions that this package names as kinds."""
         verify = config.verify
-        return cls(workers=verify.workers, deadline=verify.deadline, tolerance=verify.tolerance)
+        return cls(
+            workers=verify.workers,
+            deadline=verify.deadline,
+            tolerance=verify.tolerance,
+            allow=(*verify.allow, *own_kinds),
+            on_progress=on_progress,
+        )
 
     def __enter__(self) -> Verifier:
         """Return the pool itself."""
@@ -168,12 +192,16 @@ class Verifier:
         An item that runs past the deadline, or whose worker dies, gets a verdict that is neither correct nor parsed.
 
         Raises:
-            InputError: a gold is not of its kind, or the Verifier is closed.
-            RuntimeError: a worker does not start, or answers a request that it was not sent.
+            InputError: a gold is not of its kind, or a kind names a function that is not allowed.
+            RuntimeError: workers do not start, tried again and again, or one answers a request that it was not sent.
         """
         if not self._workers:
             raise ValueError("this Verifier is closed; make a new one")
-        batch = _Batch(items, self._tolerance)
+        if self._allow is not None:
+            for kind in {item.kind for item in items}:
+                require_allowed(kind, self._allow)
+        self._on_progress()
+        batch = _Batch(items, self._tolerance, self._on_progress)
         try:
             for worker in list(self._workers):
                 if worker.has_ended():  # while it was idle, so no item is to blame
@@ -185,7 +213,23 @@ class Verifier:
             raise
         if batch.errors:
             raise InputError(batch.errors[0])
-        return [verdict for verdict in batch.verdicts if verdict is not None]
+        verdicts = [verdict for verdict in batch.verdicts if verdict is not None]
+        self._warn_of_lost(verdicts)
+        return verdicts
+
+    def _warn_of_lost(self, verdicts: Sequence[Verdict]) -> None:
+        """Say once that many answers go unverified: they count as wrong, and each costs a deadline or a start."""
+        late, died = verdicts.count(DEADLINE), verdicts.count(WORKER_DIED)
+        if late + died > _MOST_LOST * len(verdicts) and not self._has_warned:
+            self._has_warned = True
+            logging.warning(
+                "of %d answers %d ran past verify.deadline=%g s and %d killed their worker; they count as wrong: mend "
+                "the verifiers of their kinds, or raise verify.deadline",
+                len(verdicts),
+                late,
+                self._deadline,
+                died,
+            )
 
     def _turn(self, batch: _Batch) -> None:
         """Hand out work, move bytes, and replace the workers that died or hang."""
@@ -202,7 +246,7 @@ class Verifier:
                 continue
             lines, alive = worker.receive()
             for line in lines:
-                self._take_reply(worker, json.loads(line), batch)
+                self._take_reply(worker, line, batch)
             if not alive:
                 self._replace(worker, WORKER_DIED, batch)
         now = time.monotonic()
@@ -210,7 +254,12 @@ class Verifier:
             if now >= worker.last_progress + self._patience(worker):
                 self._replace(worker, DEADLINE, batch)
 
-    def _take_reply(self, worker: _Worker, reply: object, batch: _Batch) -> None:
+    def _take_reply(self, worker: _Worker, line: bytes, batch: _Batch) -> None:
+        if not worker.has_started:
+            # What Python's own start prints (a sitecustomize) comes before the worker can take its output over.
+            worker.has_started = worker.ready = line.endswith(b'"ready"')
+            return
+        reply = json.loads(line)
         if reply == "ready" and not worker.ready:
             worker.ready = True
         elif reply == "loading" and worker.ready:
@@ -221,16 +270,24 @@ class Verifier:
             raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) sent an unexpected reply: {reply!r}")
 
     def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
-        """Replace a lost worker with a new one; only the item it was working on is lost with it."""
+        """Replace a lost worker with a new one; only the item it was working on is lost with it.
+
+        Raises:
+            RuntimeError: too many were lost while they started or loaded, when no item is to blame.
+        """
         if not worker.ready:
-            raise RuntimeError(
-                f"a verifier worker did not start or load: {' '.join(self._command)}; see its message above"
-            )
+            batch.num_lost_starts += 1
+            if batch.num_lost_starts > _MOST_LOST_STARTS * len(self._workers):
+                kind = f", loading {shown(batch.kind(worker.requests[0]))}" if worker.requests else ""
+                raise RuntimeError(
+                    f"a verifier worker did not start or load, {batch.num_lost_starts} times{kind}: "
+                    f"{' '.join(self._command)}; see its message above"
+                )
         self._workers[self._workers.index(worker)] = _Worker(self._command, self._selector)
         worker.kill()
-        if worker.requests:
+        if worker.ready and worker.requests:
             batch.close(worker.requests.popleft(), list(verdict))
-            batch.waiting.extendleft(reversed(worker.requests))
+        batch.waiting.extendleft(reversed(worker.requests))
 
     def _patience(self, worker: _Worker) -> float:
         """Return the seconds that a worker may stay silent; infinite for an idle one."""
@@ -250,13 +307,18 @@ def _share(num_waiting: int, num_workers: int) -> int:
 class _Batch:
     """The items of one call: those that wait, and the verdicts so far."""
 
-    def __init__(self, items: Sequence[Item], tolerance: float) -> None:
+    def __init__(self, items: Sequence[Item], tolerance: float, on_progress: Callable[[], None]) -> None:
         """Queue all items."""
-        self._items, self._tolerance = items, tolerance
+        self._items, self._tolerance, self._on_progress = items, tolerance, on_progress
         self.waiting = collections.deque(range(len(items)))
         self.verdicts: list[Verdict | None] = [None] * len(items)
         self.num_open = len(items)
+        self.num_lost_starts = 0
         self.errors: list[str] = []
+
+    def kind(self, number: int) -> str:
+        """Return the kind of an item."""
+        return self._items[number].kind
 
     def take(self, count: int) -> tuple[list[int], bytes]:
         """Take items from the queue; return their numbers and their request lines."""
@@ -283,3 +345,4 @@ class _Batch:
             self.errors.append(reason)
         self.verdicts[number] = Verdict(bool(correct), bool(parsed), reason)
         self.num_open -= 1
+        self._on_progress()

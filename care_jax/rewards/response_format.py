@@ -4,6 +4,7 @@ r"""The layout of a response. A `ResponseFormat` words the request, writes the c
     BOXED         <think> rationale </think> any words \boxed{answer} any words
 
     ANY           the usual layouts of models that were not asked for either; only parsed, never requested
+    BARE          the whole response is the answer; only parsed
 
 Tags are found in the decoded bytes and never as token ids: in Qwen's BPE the first token of a tag merges with the text
 before it, so one tag has many spellings in ids (docs/method.md section 5).
@@ -18,20 +19,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from care_jax.options import FormatName
+from care_jax.rewards.last_statement import last_statement
 
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
 OPENING, CLOSING = THINK.decode(), END_THINK.decode()  # of the rationale, as text
 _TAG = re.compile(b"|".join(TAGS))
 _THINK_TAG = re.compile(b"|".join((THINK, END_THINK)))
 _BOX = re.compile(rb"\\boxed\s*\{")
-# "**Final answer:** B" at the start of a line, or the same in LaTeX; the answer may follow on the next line.
-_ANSWER_LINE = re.compile(
-    rb"^[ \t*#>\\\[]*(?:text\{)?(?:the )?(?:final |correct )?answer(?: is)?[\s*]*:[\s*]*([^\r\n]+)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ANSWER_PHRASE = re.compile(
-    rb"^.*\b(?:answer|option|choice)(?: is)?(?::| is:?)[\s*]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE
-)
 _BRACE = re.compile(rb"\\.|[{}]", re.DOTALL)  # escaped braces do not count
 
 Span = tuple[int, int]  # bytes, end excluded
@@ -126,7 +120,7 @@ def _parse_boxed(text: bytes) -> ParsedResponse:
 
 
 def _parse_any(text: bytes) -> ParsedResponse:
-    """Find the answer in tags; else in the last box or the last "Answer: .." line, after "answer is", or as the text.
+    """Find the answer in tags; else as the statement that stands last, a box included (last_statement.py).
 
     Unlike the formats that are requested, and like every public scorer, the last answer counts if there are no tags,
     whatever was said before it.
@@ -136,31 +130,20 @@ def _parse_any(text: bytes) -> ParsedResponse:
         return tagged
     start = text.find(END_THINK) + len(END_THINK) if END_THINK in text else 0
     box = _parse_boxed(text).answer
-    given = [match.span(1) for match in _ANSWER_LINE.finditer(text, start)] + ([box] if box else [])
-    given = given or [match.span(1) for match in _ANSWER_PHRASE.finditer(text, start)]
-    alone = text[start:].strip()
-    if not given and alone and len(alone.splitlines()) == 1:
-        given = [(start, len(text))]
-    return tagged._replace(answer=_trimmed(text, max(given)) if given else None)
+    # Any bytes: surrogateescape leads from bytes to characters and back without loss.
+    before_box, in_box = (text[start : box[0]], text[slice(*box)]) if box else (b"", b"")
+    characters = [len(part.decode(errors="surrogateescape")) for part in (before_box, in_box)]
+    response = text[start:].decode(errors="surrogateescape")
+    given = last_statement(response, (characters[0], sum(characters)) if box else None)
+    if given is None:
+        return tagged
+    before_answer, answer = response[: given[0]], response[slice(*given)]
+    length, answer_length = (len(part.encode(errors="surrogateescape")) for part in (before_answer, answer))
+    return tagged._replace(answer=(start + length, start + length + answer_length))
 
 
-def _trimmed(text: bytes, span: Span) -> Span:
-    r"""Shrink a span by white space, marks of emphasis, and a final } or \] whose partner lies before the span."""
-    start, end = span
-    idle = b" \t\r\n*'\""
-    while start < end and text[start] in idle:
-        start += 1
-    pairs = ((b"{", b"}"), (rb"\[", rb"\]"))
-    surplus = {closing: text.count(closing, start, end) - text.count(opening, start, end) for opening, closing in pairs}
-    while start < end:
-        if closing := next((c for c, count in surplus.items() if count > 0 and text.endswith(c, start, end)), None):
-            surplus[closing] -= 1
-            end -= len(closing)
-        elif text[end - 1] in idle + b".":
-            end -= 1
-        else:
-            break
-    return start, end
+def _parse_bare(text: bytes) -> ParsedResponse:
+    return ParsedResponse(think=None, answer=(0, len(text)), several_answers=False, format_ok=True)
 
 
 def _box_spans(text: bytes, start: int) -> tuple[list[Span], bool]:
@@ -192,4 +175,6 @@ BOXED = ResponseFormat(
     parse=_parse_boxed,
 )
 ANY = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_any)
-FORMATS: dict[FormatName, ResponseFormat] = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}
+BARE = ResponseFormat(request="", answer=("", ""), marks=(), parse=_parse_bare)
+FORMATS: dict[FormatName, ResponseFormat] = {"answer_tags": ANSWER_TAGS, "boxed": BOXED}  # that a prompt can ask for
+READABLE = {"answer_tags": ANSWER_TAGS, "boxed": BOXED, "any": ANY, "bare": BARE}

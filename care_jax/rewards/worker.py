@@ -7,7 +7,10 @@ It says "ready" once, then answers each request line with one line:
 
 or [7, null, null, message] for a gold that is not of its kind. Before the first request of a kind it says "loading",
 and "ready" again when the verifier and its imports are loaded (for LaTeX a second or more), so that this time does not
-count against an item's deadline. The process ends when its input ends, and so with its parent.
+count against an item's deadline. The process ends when its input ends, and with its parent.
+
+The lines travel on descriptors of their own. A user's verifier may print, write to descriptor 1 from C, or read its
+input: it has the parent's stderr for the one and an empty input for the other.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import contextlib
 import json
 import os
 import signal
-import sys
-from typing import Any
+import threading
+import time
+from typing import Any, BinaryIO
 
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers import load_kind, verify_answer
 
 
@@ -26,15 +31,16 @@ def main() -> None:
     """Serve requests until the input ends."""
     # An interrupt at the keyboard reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    output = sys.stdout.fileno()
+    requests, output = _take_over_streams()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     loaded: set[str] = set()
     try:
         os.write(output, b'"ready"\n')
-        for line in sys.stdin.buffer:
+        for line in requests:
             request = json.loads(line)
             if request["kind"] not in loaded:
                 os.write(output, b'"loading"\n')
-                with contextlib.suppress(ValueError):  # an unknown kind; `respond` says so
+                with contextlib.suppress(InputError):  # an unknown kind; `respond` says so
                     load_kind(request["kind"])
                 loaded.add(request["kind"])
                 os.write(output, b'"ready"\n')
@@ -42,6 +48,23 @@ def main() -> None:
             os.write(output, respond(request))
     except BrokenPipeError:
         os._exit(1)  # the parent is gone; closing the streams would only fail again
+
+
+def _take_over_streams() -> tuple[BinaryIO, int]:
+    """Move the requests and the answers to new descriptors, which programs that are started here do not inherit."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _end_with(parent: int) -> None:
+    """End the process soon after its parent; what a hanging verifier does would keep it for ever."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def respond(request: dict[str, Any]) -> bytes:
@@ -55,7 +78,7 @@ def respond(request: dict[str, Any]) -> bytes:
             None if choices is None else tuple(choices),
             request["tolerance"],
         )
-    except ValueError as error:
+    except InputError as error:
         return json.dumps([request["id"], None, None, str(error)]).encode() + b"\n"
     return json.dumps([request["id"], *verdict]).encode() + b"\n"
 

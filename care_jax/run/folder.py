@@ -1,6 +1,7 @@
 """The files of a run folder, and what one line of events.jsonl and samples.jsonl holds.
 
     config.json     the resolved config
+    history.json    what the run was started with and each change since (history.py)
     manifest.json   versions, commit, devices, seed
     metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; TensorBoard gets the same
     events.jsonl    {"step": 12, "id": "q17", "outcome": "MIXED", ...}  an `EventLine` a line: one group of a step
@@ -11,13 +12,37 @@ step_summary.py makes the lines, metrics_writer.py writes them; the report and t
 
 from __future__ import annotations
 
-from typing import TypedDict
+import json
+from typing import Any, TypedDict
+
+from etils import epath
+
+from care_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
+HISTORY_FILE = "history.json"
 MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+
+
+def read_object(path: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file of a run folder.
+
+    Raises:
+        InputError: the file holds something else; names it, and the line if there is one to name.
+    """
+    remedy = "put back a copy, or name another --workdir"
+    try:
+        value = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); {remedy}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, deep brackets
+        raise InputError(f"{path}: not JSON ({type(error).__name__}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; {remedy}")
+    return value
 
 
 class Event(TypedDict):

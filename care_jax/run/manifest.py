@@ -13,30 +13,36 @@ import ml_collections
 from etils import epath
 
 from care_jax import files
-from care_jax.errors import InputError
-from care_jax.run.folder import CONFIG_FILE, MANIFEST_FILE
+from care_jax.errors import InputError, shown
+from care_jax.run.folder import CONFIG_FILE, MANIFEST_FILE, read_object
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+_GIT_SECONDS = 30.0  # a repository on a slow disk may take some
 
 
 def make_manifest(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
     """The stage, seed, commit, devices and package versions of this run."""
-    commit = subprocess.run(
-        # A tree that differs from its commit says so: HASH-dirty.
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
     about = {
         "stage": stage,
         "seed": config.seed,
-        "commit": commit,
+        "commit": _commit(),
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "processes": jax.process_count(),
     }
     return about | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _commit() -> str:
+    """The commit of this code, HASH-dirty if a file differs from it; "unknown" without git or outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent, timeout=_GIT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def write(workdir: epath.Path, config: ml_collections.ConfigDict, manifest: dict[str, Any]) -> None:
@@ -49,8 +55,15 @@ def require_stage(workdir: epath.Path, stage: str) -> None:
     """Refuses the folder of another stage, whose checkpoints would pass for this one's.
 
     Raises:
-        InputError: `workdir` holds a run of another stage.
+        InputError: `workdir` holds a run of another stage, or a manifest that does not say so.
     """
-    manifest = workdir / MANIFEST_FILE
-    if manifest.is_file() and (found := json.loads(manifest.read_text())["stage"]) != stage:
-        raise InputError(f"--workdir={workdir} holds a run of stage {found!r}, this is {stage!r}; name another folder")
+    path = workdir / MANIFEST_FILE
+    if not path.is_file():
+        return
+    found = read_object(path).get("stage")
+    if not isinstance(found, str):
+        raise InputError(f"{path} names no stage; put back a copy, or name another --workdir")
+    if found != stage:
+        raise InputError(
+            f"--workdir={workdir} holds a run of stage {shown(found)}, this is {stage!r}; name another folder"
+        )

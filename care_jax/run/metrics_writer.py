@@ -8,11 +8,14 @@ which comes before every checkpoint. A kill loses only lines that the resumed ru
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,15 +62,11 @@ class MetricsWriter:
             cut_after(self._local / name, resume_step)
             # Line-buffered: what was written before a kill is on its way to the disk.
             self._files[name] = open(self._local / name, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        # Imported here: tensorboardX imports torch, if that is installed (it is for the tests).
-        import tensorboardX
-
         for line in (self._local / METRICS_FILE).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if any(name.startswith("eval/") for name in row):
                 self.evaluated_steps.add(row["step"])
-        # purge_step tells TensorBoard to forget what an earlier process wrote past the checkpoint.
-        self._tensorboard = tensorboardX.SummaryWriter(str(self._local / "tensorboard"), purge_step=resume_step + 1)
+        self._tensorboard = _TensorBoard(self._local / "tensorboard", purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of metrics.jsonl and the same scalars to TensorBoard.
@@ -83,9 +82,7 @@ class MetricsWriter:
         bad = sorted(name for name in self._must_be_finite & values.keys() if not math.isfinite(values[name]))
         if self._enabled:
             self._write(METRICS_FILE, step, values)
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.add({name: x for name, x in values.items() if math.isfinite(x)}, step)
         if bad:
             shown = ", ".join(f"{name} = {values[name]}" for name in bad)
             raise FloatingPointError(
@@ -103,10 +100,26 @@ class MetricsWriter:
         for sample in samples:
             self._write(SAMPLES_FILE, step, sample)
 
+    def require_folder(self) -> None:
+        """Looks whether the files are still in the run folder, where an open file goes on without a name.
+
+        Raises:
+            FileNotFoundError: the folder was deleted or moved, or another file has the name.
+        """
+        for name, file in self._files.items() if self._enabled else ():
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._local / name)):
+                    continue
+            raise FileNotFoundError(
+                f"{self._local / name} is no longer what this run writes: the run folder was deleted, moved or replaced"
+            )
+
     def flush(self) -> None:
         """Puts everything written so far on the disk; call it before a checkpoint of the same step is saved."""
-        if not self._enabled:
-            return
+        if self._enabled:
+            self._flush()
+
+    def _flush(self) -> None:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -122,13 +135,14 @@ class MetricsWriter:
         """Flushes and closes all files. Nothing may be written afterwards; closing twice is fine."""
         if not self._enabled:
             return
-        self.flush()
-        for file in self._files.values():
-            file.close()
-        self._tensorboard.close()
-        if files.in_bucket(self._workdir):
-            shutil.rmtree(self._local)
-        self._enabled = False
+        with contextlib.ExitStack() as closed:  # all of it, whatever fails
+            self._enabled, is_copy = False, files.in_bucket(self._workdir)
+            if is_copy:
+                closed.callback(shutil.rmtree, self._local)
+            closed.callback(self._tensorboard.close)
+            for file in self._files.values():
+                closed.callback(file.close)
+            self._flush()
 
     def _write(self, name: str, step: int, fields: Mapping[str, object]) -> None:
         if self._enabled:
@@ -136,8 +150,44 @@ class MetricsWriter:
             self._files[name].write(json.dumps(_finite(row), allow_nan=False) + "\n")
 
 
+class _TensorBoard:
+    """Writes scalars for TensorBoard, each when it is added.
+
+    tensorboardX's own SummaryWriter does so in a thread that reads the clock: it waits for a month if that is set back
+    by one, and dies on a full disk, and then whoever adds a scalar waits for ever.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        """Opens a new file in `folder`; TensorBoard will forget what earlier ones have from `purge_step` on."""
+        # Imported here: tensorboardX imports torch, if that is installed (it is for the tests).
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventsWriter(str(folder / "events"))
+        log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=log))
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Writes finite scalars of a step."""
+        scalars = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
+        self.flush()
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()
+
+
 def cut_after(path: Path, step: int) -> None:
-    """Drops the JSON lines of `path` that are past `step` or torn, in one rename; a missing file is fine.
+    """Drops the JSON lines of `path` that are past `step` or no such lines, in one rename; a missing file is fine.
+
+    The last line may be torn by a kill; if others cannot be read, a line on stderr counts them.
 
     Args:
         path: a file of JSON objects, one a line, each with an integer "step".
@@ -145,25 +195,34 @@ def cut_after(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    num_cut = 0
+    num_cut = num_broken = 0
+    is_last_torn = False
     with files.written_whole(path) as unfinished, open(path, "rb") as source, open(unfinished, "wb") as target:
         for line in source:
-            if _step_of(line) <= step:
+            found = _step_of(line)
+            num_broken += found is None
+            is_last_torn = found is None and not line.endswith(b"\n")
+            if found is not None and found <= step:
                 target.write(line if line.endswith(b"\n") else line + b"\n")
             else:
                 num_cut += 1
+        num_broken -= is_last_torn
         target.flush()
         os.fsync(target.fileno())
     if num_cut:
         logging.info("%s: %d lines past step %d cut off", path, num_cut, step)
+    if num_broken:
+        print(f"warning: {path}: {num_broken} broken lines are cut off", file=sys.stderr)
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a JSON line; infinity for a torn one (no proper prefix of a JSON object is valid JSON)."""
+def _step_of(line: bytes) -> int | None:
+    """The step of a JSON line; None for anything else. No proper prefix of a JSON object is valid JSON."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else None
 
 
 def _finite(value: object) -> object:

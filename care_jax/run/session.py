@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from care_jax.checkpoints.checkpointer import Checkpointer
 from care_jax.checkpoints.checksums import Sums
 from care_jax.checkpoints.initial_state import abstract_state, initial_state
 from care_jax.data import loader
+from care_jax.errors import InputError
 from care_jax.evals.evaluator import Evaluator
 from care_jax.inputs.processor import Processor, make_processor
 from care_jax.parallel import sharding
 from care_jax.parallel.processes import exchange, is_first, require_same, together
 from care_jax.rewards.judge import Verifier
+from care_jax.run import history
 from care_jax.run import manifest as manifest_lib
 from care_jax.run.metrics_writer import MetricsWriter
 from care_jax.run.progress import Progress
@@ -40,6 +43,8 @@ from care_jax.stages.model import make_mesh
 from care_jax.stages.optimizer import make_optimizer, schedule_table
 from care_jax.stages.train_state import TrainState
 
+# A full or broken disk: the same command may succeed later.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 BEST_METRIC = "eval/accuracy/mean"
 
 
@@ -111,7 +116,10 @@ class Session:
 
         Raises:
             RuntimeError: the step compiled something.
+            OSError: a checkpoint could not be written in the background (a full disk), or the run folder is gone.
         """
+        self.checkpointer.require_written()
+        self.writer.require_folder()
         metrics = self.evaluate_if_due()
         self.supervisor.guard.check(self.step)
         self.progress.show(self.step, figures if self.held_out is None else {**figures, "held-out": self.held_out})
@@ -150,12 +158,14 @@ class Session:
             self.checkpointer.save(self.state, self.data.iterator, ranked, sums=self.sums)
 
     def close(self) -> None:
-        """Finishes writing, a checkpoint under way included, and ends the worker processes. Saves nothing new."""
+        """Finishes writing, a checkpoint under way included, and ends the worker processes. Saves nothing new.
+
+        If one of these fails, the others are done all the same.
+        """
         self.supervisor.watchdog.beat("finishing the last checkpoint")
-        self.checkpointer.close()
-        self.writer.close()
-        self.progress.close()
-        self.verifier.close()
+        with contextlib.ExitStack() as closed:
+            for part in (self.verifier, self.progress, self.writer, self.checkpointer):  # the last one first
+                closed.callback(part.close)
 
 
 @contextlib.contextmanager
@@ -165,6 +175,7 @@ def open_session(
     *,
     stage: str,
     make_encoder: Callable[[Processor], Encoder],
+    allow_change: bool = False,
 ) -> Iterator[Session]:
     """Checks the config, then starts or resumes the run in `workdir`.
 
@@ -173,18 +184,22 @@ def open_session(
         workdir: the run folder.
         stage: "cold_start" or "train".
         make_encoder: makes the function that turns records into the examples of the session's data.
+        allow_change: resume even if settings have changed that history.py has its doubts about.
 
     Raises:
-        InputError: one clear line on a bad config, unusable data or weights, or a folder that holds another stage's
-            run or only damaged checkpoints, before anything is written.
+        InputError: one clear line on a bad config, unusable data or weights, or a folder that cannot be written or
+            holds another stage's run, one with other settings or only damaged checkpoints, before anything is written.
+        RuntimeError: input that was fine at the start can no longer be used: images are gone, data have run dry.
     """
+    together(lambda: config_lib.validate(config))
     workdir = files.anywhere(workdir)
     with contextlib.ExitStack() as held, supervise(workdir, hang_after=config.train.hang_after) as supervisor:
-        session = _open(config, workdir, held, supervisor, stage=stage, make_encoder=make_encoder)
+        session = _open(config, workdir, held, supervisor, stage, make_encoder, allow_change=allow_change)
+        held.callback(session.close)
         try:
             yield session
-        finally:
-            session.close()
+        except InputError as error:  # a supervisor would take it for a command that can never succeed
+            raise RuntimeError(f"the run in {workdir} ends: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +210,7 @@ class _Inputs:
     data: TrainingData
     held_out: loader.RecordSource
     mesh: Mesh
+    settings: dict[str, Any]  # of history.py; empty on every process but the first
 
 
 def _open(
@@ -202,21 +218,21 @@ def _open(
     workdir: epath.Path,
     held: contextlib.ExitStack,
     supervisor: Supervisor,
-    *,
     stage: str,
     make_encoder: Callable[[Processor], Encoder],
+    *,
+    allow_change: bool,
 ) -> Session:
     manifest = manifest_lib.make_manifest(config, stage)
-    require_same({"--workdir": str(workdir)} | manifest | config_lib.flat(config))
-    inputs = together(lambda: _open_inputs(config, workdir, stage, make_encoder))
+    require_same({"--workdir": str(workdir), "--allow_change": allow_change} | manifest | config_lib.flat(config))
+    inputs = together(lambda: _open_inputs(config, workdir, stage, make_encoder, allow_change=allow_change))
     processor, data, mesh = inputs.processor, inputs.data, inputs.mesh
     optimizer = make_optimizer(config)
     state = None
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: initial_state(config, optimizer, mesh))
-    workdir.mkdir(parents=True, exist_ok=True)
     together(lambda: _lock(workdir, held))
-    verifier = Verifier.from_config(config)
+    verifier = Verifier.from_config(config, on_progress=supervisor.watchdog.beat)
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     if state is None:
         state = checkpointer.restore(abstract_state(config, optimizer, mesh), data.iterator)
@@ -225,9 +241,10 @@ def _open(
     checkpointer.warm_up(state)
     data.mark()
     if is_first():
+        history.write(workdir, inputs.settings, step=int(state.step))
         manifest_lib.write(workdir, config, manifest)
     writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first())
-    writer.evaluated_steps = exchange(writer.evaluated_steps)[0]
+    writer.evaluated_steps = set(exchange(sorted(writer.evaluated_steps))[0])
     return Session(
         config=config,
         processor=processor,
@@ -250,26 +267,42 @@ def _open(
 
 
 def _open_inputs(
-    config: ml_collections.ConfigDict, workdir: epath.Path, stage: str, make_encoder: Callable[[Processor], Encoder]
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    stage: str,
+    make_encoder: Callable[[Processor], Encoder],
+    *,
+    allow_change: bool,
 ) -> _Inputs:
-    config_lib.validate(config)
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file; name a folder")
     manifest_lib.require_stage(workdir, stage)
     processor = make_processor(config)
-    data = TrainingData(
-        loader.open_source(config, "train"),
-        make_encoder(processor),
-        batch_size=config.train.prompts,
-        seed=config.seed,
-    )
-    return _Inputs(processor, data, loader.open_source(config, "eval"), make_mesh(config, training=True))
+    train, held_out = loader.open_source(config, "train"), loader.open_source(config, "eval")
+    settings: dict[str, Any] = {}
+    if is_first():
+        settings = history.settings(config, train=train, held_out=held_out)
+        history.require_same_run(workdir, settings, allow_change=allow_change)
+    data = TrainingData(train, make_encoder(processor), batch_size=config.train.prompts, seed=config.seed)
+    return _Inputs(processor, data, held_out, make_mesh(config, training=True), settings)
 
 
 def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
-    """Keeps other runs out of a folder on a disk until `held` is closed, or the process ends in any way.
+    """Makes the run folder and keeps other runs out of it until `held` is closed, or the process ends in any way.
+
+    A folder in a bucket is not locked.
 
     Raises:
-        InputError: another process is in it.
+        InputError: the folder cannot be written, or another process is in it.
     """
-    if is_first() and not files.in_bucket(workdir):
-        message = f"--workdir={workdir}: another process trains in it; wait for its end"
-        held.enter_context(files.locked(Path(workdir) / ".lock", message))
+    if not is_first():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not files.in_bucket(workdir):
+            message = f"--workdir={workdir}: another process trains in it; wait for its end"
+            held.enter_context(files.locked(Path(workdir) / ".lock", message))
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        raise InputError(f"--workdir={workdir} cannot be written: {error.strerror or error}; name another") from error

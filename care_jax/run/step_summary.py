@@ -16,7 +16,8 @@ import numpy as np
 from care_jax.inputs.images import decode_image
 from care_jax.method.advantage import SubgroupAdvantages
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
-from care_jax.rewards.judge import Judged
+from care_jax.rewards.judge import Judged, Verdict
+from care_jax.rewards.pool import DEADLINE, WORKER_DIED
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run.folder import Event, ReflectionSample, RolloutSample, Sample
 from care_jax.structs import Array, Forced, Outcome, Record, Rollouts, Scores, Subgroup, TrainBatch
@@ -94,6 +95,8 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "reward/mean": float(np.mean(verdicts.rewards)),
         "format_rate": float(np.mean(verdicts.format_ok)),
         "unparsed_rate": 1.0 - float(np.mean(verdicts.parsed)),
+        "verify/deadline": _share_of(DEADLINE, step.drawn.judged),
+        "verify/died": _share_of(WORKER_DIED, step.drawn.judged),
         "groups/mixed": float(np.mean(some & ~every)),
         "groups/all_wrong": float(np.mean(~some)),
         "groups/all_correct": float(np.mean(every)),
@@ -115,6 +118,11 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
     if anchored:
         values |= _subgroup_metrics(step)
     return values
+
+
+def _share_of(verdict: Verdict, judged: Judged) -> float:
+    """The share of rollouts with a verdict, known by its reason."""
+    return float(np.mean(np.array(judged.reasons, object) == verdict.reason))
 
 
 def _failure_share(step: Step) -> float:

@@ -174,8 +174,11 @@ class CompiledStages:
         """Compiles; takes minutes for a large model."""
         self.table = table.when(setup.config)
         self.ends = self.table.ends()
-        self.taken_by_host = self.table.taken_by_host()
+        given = {name for stage in self.table.stages for name in stage.gives}
+        self.taken_by_host = self.table.taken_by_host() | {name for name in given if value_of(name).must_be_finite}
         self.read_by_host = self.taken_by_host | {*self.table.logged}
+        self.step = 0  # the step under way, for messages; whoever runs the stages sets it
+        self._given_by: dict[str, str] = {}  # value -> the stage that gave it last
         self._objective = setup.objective
         self._programs = make_programs(self.table, setup)
         self._copies_to_all: dict[str, Any] = {}
@@ -201,15 +204,39 @@ class CompiledStages:
     def run(self, stage: DeviceStage, bucket: Bucket, values: Mapping[str, Any]) -> dict[str, Any]:
         """Starts a stage's program on the values it takes; returns the values it gives, perhaps not computed yet."""
         args = (values[name] for name in stage.takes)
+        self._given_by |= dict.fromkeys(stage.gives, stage.name)
         return stage.results(self._programs[stage.name](_size(stage, bucket), *args), values)
 
     def fetch(self, name: str, value: Any) -> Any:
-        """The part of a value that the host reads, as NumPy arrays, whole on every process."""
+        """The part of a value that the host reads, as NumPy arrays, whole on every process.
+
+        Raises:
+            FloatingPointError: the value must be finite and is not.
+        """
         part = value_of(name).read(value, self._objective)
         if name not in self._copies_to_all:
-            return jax.device_get(part)
-        return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copies_to_all[name](part))
+            fetched = jax.device_get(part)
+        else:
+            fetched = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copies_to_all[name](part))
+        if value_of(name).must_be_finite:
+            _require_finite(fetched, f"step {self.step}, stage {self._given_by.get(name, 'unknown')}")
+        return fetched
 
 
 def _size(stage: DeviceStage, bucket: Bucket) -> Bucket:
     return EVERY_BUCKET if stage.of_every_bucket else bucket
+
+
+def _require_finite(values: Any, where: str) -> None:
+    """Raises FloatingPointError, naming `where`, if a float of host arrays, in any tree, is NaN or infinite."""
+    floats = [
+        (jax.tree_util.keystr(path, simple=True, separator="."), x)
+        for path, x in jax.tree_util.tree_leaves_with_path(values)
+        if np.issubdtype(x.dtype, np.floating)
+    ]
+    bad = [f"{np.sum(~np.isfinite(x))} of {x.size} in {name}" for name, x in floats if not np.isfinite(x).all()]
+    if bad:
+        raise FloatingPointError(
+            f"{where}: not finite: {', '.join(bad)}. The last checkpoint is from before this step: if its weights are "
+            "sound, go on with a lower learning rate or a smaller optimizer.clip_norm"
+        )

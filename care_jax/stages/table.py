@@ -77,6 +77,7 @@ class Value:
     specs: Any = ROWS  # a PartitionSpec, a tree of them, or a function from the value to one
     read: Callable[[Any, Objective], Any] = lambda value, objective: value  # the part that the host reads
     lasting: bool = False  # lives on when the step has ended
+    must_be_finite: bool = False  # the host looks at its floats before another stage takes them
 
     def specs_of(self, value: Any) -> Any:
         """PartitionSpecs of the value (arrays or shapes): a tree, or one for all its leaves."""
@@ -94,11 +95,14 @@ VALUES: dict[str, Value] = {
     "sampler": Value(lambda sampler: gathered(param_specs(sampler))),
     "prefix": Value(PREFIX_SPECS),
     # Dynamic sampling puts batches together anew, for which it needs all parts of a rollout.
-    "rollouts": Value(read=lambda x, objective: x if objective.dynamic_sampling else x.replace(states=None)),
-    "scores": Value(read=lambda scores, objective: scores.replace(think_states=None)),
-    "repair_scores": Value(read=lambda scores, objective: scores.replace(think_states=None)),
-    "batch": Value(read=lambda batch, objective: batch.replace(prompts=None)),
-    "update_metrics": Value(WHOLE),
+    "rollouts": Value(
+        read=lambda x, objective: x if objective.dynamic_sampling else x.replace(states=None), must_be_finite=True
+    ),
+    "scores": Value(read=lambda scores, objective: scores.replace(think_states=None), must_be_finite=True),
+    "repaired": Value(must_be_finite=True),
+    "repair_scores": Value(read=lambda scores, objective: scores.replace(think_states=None), must_be_finite=True),
+    "batch": Value(read=lambda batch, objective: batch.replace(prompts=None), must_be_finite=True),
+    "update_metrics": Value(WHOLE, must_be_finite=True),
 }
 _BY_PROMPT = Value()
 

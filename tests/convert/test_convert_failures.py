@@ -113,7 +113,7 @@ def test_export_lists_every_misfit_and_leaves_nothing_behind(good, tmp_path):
     weights.save_params(tmp_path / "params", params)
     with pytest.raises(ValueError, match="3 parameters do not fit") as error:
         jax_to_hf.convert(tmp_path / "params", good / "source", tmp_path / "out")
-    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+    assert str(error.value).partition("that belongs to them: ")[2].split("; ") == [
         "norm.weight: missing",
         "norm.scale: unknown",
         "embed_tokens.weight: shape (287, 128), expected (288, 128)",
@@ -165,7 +165,7 @@ def test_what_a_kill_leaves_is_refused_and_the_same_command_succeeds(good, tmp_p
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     for left in (out, tmp_path, tmp_path / "out.partial", tmp_path / "out.partial" / "new"):
-        with pytest.raises(ValueError, match="no finished checkpoint"):
+        with pytest.raises(ValueError, match=r"no finished checkpoint|is a Hugging Face folder"):
             load.load_params(left)
         with pytest.raises(ValueError, match=str(left)):
             hf_to_jax.convert(left, tmp_path / "other")

@@ -77,18 +77,15 @@ def test_every_misfit_is_listed_at_once(tiny_folder, tmp_path):
     broken["model.layers.3.mlp.up_proj.weight"] = torch.zeros(1)
     broken["visual.merger.mlp.1.bias"] = torch.zeros(1)
     broken["model.layers.1.self_attn.k_proj.weight"] = torch.zeros(128, 64)
-    broken["model.visual.merger.ln_q.weight"] = broken["visual.merger.ln_q.weight"].clone()
-    broken["lm_head.weight"] = broken["model.embed_tokens.weight"].clone()
     broken["visual.blocks.0.attn.qkv.bias"] = broken["visual.blocks.0.attn.qkv.bias"].to(torch.int32)
     weights.write(source, broken)
 
     with pytest.raises(ValueError, match="do not fit the model") as error:
         hf_to_jax.convert(source, tmp_path / "params")
 
-    head, *lines = str(error.value).splitlines()
-    assert head.startswith("8 Hugging Face tensors do not fit")
-    assert sorted(line.strip() for line in lines if "the same weight" not in line) == [
-        "lm_head.weight: unknown",
+    message = str(error.value)
+    assert message.startswith("6 Hugging Face tensors do not fit")
+    assert sorted(message.partition("that belongs to them: ")[2].split("; ")) == [
         "model.layers.1.self_attn.k_proj.weight: shape (128, 64), expected (64, 128)",
         "model.layers.3.mlp.up_proj.weight: unknown",
         "model.norm.weight: missing",
@@ -96,9 +93,6 @@ def test_every_misfit_is_listed_at_once(tiny_folder, tmp_path):
         "visual.blocks.2.attn.qkv.bias: missing",
         "visual.merger.mlp.1.bias: unknown",
     ]
-    repeated = [line for line in lines if "the same weight" in line]
-    assert len(repeated) == 1
-    assert "model.visual.merger.ln_q.weight" in repeated[0]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -112,11 +106,11 @@ def test_an_index_that_disagrees_with_its_files_is_refused(tiny_folder, tmp_path
     save_file({name: tensors[name] for name in kept[1:]}, first)
     with pytest.raises(ValueError, match="contradicts the files") as error:
         hf_to_jax.convert(source, tmp_path / "params")
-    assert str(error.value).splitlines()[1:] == [f"  {kept[0]}: not in {first.name}"]
+    assert str(error.value).endswith(f"download both again: {kept[0]}: not in {first.name}")
     save_file(tensors, source / "model.safetensors")  # transformers would load this one
     with pytest.raises(ValueError, match=r"has model.safetensors and .*, which does not name it"):
         hf_to_jax.convert(source, tmp_path / "params")
     (source / "model.safetensors").unlink()
     (source / "model.safetensors.index.json").write_text('{"metadata": {}}')
-    with pytest.raises(ValueError, match="is not an index of safetensors"):
+    with pytest.raises(ValueError, match="has no field 'weight_map'"):
         hf_to_jax.convert(source, Path(tmp_path / "params"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 
 from care_jax import config as config_lib
 from care_jax.data import array_records, loader
+from care_jax.data.prepare import Settings, prepare
+from care_jax.errors import InputError
 from care_jax.structs import Record
 from configs import data_care_49k
 
@@ -229,6 +232,24 @@ def test_open_source_reads_prepared_folders(tmp_path: Path) -> None:
     assert [record.id for record in loader.open_source(config, "eval")] == ["b0", "b1", "b2"]
     batches = _iterator(loader.open_source(config, "train"), lambda record: record.id, batch_size=3)
     assert sorted(id[0] for id in next(batches)) == ["a", "b", "b"]
+
+
+def test_open_source_imports_only_what_the_config_lists(tmp_path: Path) -> None:
+    """Catches prepared data, or a file, whose kinds are not compared with verify.allow."""
+    rows = [{"id": "1", "images": [], "prompt": "?", "answer": "ab", "answer_kind": "tests.own_verifier:anagram"}]
+    root = tmp_path / "train.jsonl"
+    root.write_text(json.dumps(rows[0]) + "\n")
+    own = ("tests.own_verifier:anagram",)
+    prepare(Settings("jsonl", root, tmp_path / "out", allow=own))
+    config = config_lib.base()
+    for data_format, path in (("jsonl", root), ("prepared", tmp_path / "out")):
+        config.data.format, config.data.train, config.verify.allow = data_format, str(path), ()
+        with pytest.raises(InputError, match=r"anagram' is not in verify.allow \(which is empty\)"):
+            loader.open_source(config, "train")
+        config.verify.allow = own
+        assert [record.answer for record in loader.open_source(config, "train")] == ["ab"]
+    with pytest.raises(InputError, match="is not in verify"):
+        prepare(Settings("jsonl", root, tmp_path / "again", strict=True))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,24 @@ def test_broken_row_is_dropped_with_its_reason_or_refused(tmp_path: Path, broken
     assert reason in source.problems[0][1]
     with pytest.raises(ValueError, match="row 3: "):
         read_jsonl(path, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["poison:verify", "this:x", "sys:path", "os:system", "poison.inner:verify", "poison:"])
+def test_a_row_imports_only_what_the_config_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Catches a data file whose answer_kind runs a module of its choice, before or after the row is refused."""
+    (tmp_path / "poison.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("this", None)
+    anagram = _row(id="own", answer="silent", answer_kind="tests.own_verifier:anagram")
+    path = _write(tmp_path, _row(id="good"), _row(id="bad", answer_kind=kind), anagram)
+    source = read_jsonl(path, strict=False, allow=("tests.own_verifier:anagram",))
+    assert [record.id for record in source] == ["good", "own"]
+    ((number, reason),) = source.problems
+    assert number == 2
+    assert reason.startswith(f"answer_kind '{kind}' is not in verify.allow (tests.own_verifier:anagram)")
+    assert not (tmp_path / "ran").exists()
+    assert "this" not in sys.modules
+    assert [number for number, _ in read_jsonl(path, strict=False).problems] == [2, 3]
 
 
 def test_windows_newlines_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def folder(request, tiny_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def spec(folder) -> images.ImageSpec:
     """The folder's settings, with images of 4 to 64 tokens."""
-    return images.read_image_spec(folder, load_model_config(folder).vision, 4, 64)
+    return read_image_spec(folder, load_model_config(folder).vision, 4, 64)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_smart_resize_refuses_slim_images():
 @pytest.mark.parametrize("limits", [(4, 64), (1, 4096)], ids=["tight", "wide"])
 def test_token_counts_from_the_size_alone(folder, limits):
     """Catches a count that only the decoded image would tell: transformers' own count of patches, without an image."""
-    spec = images.read_image_spec(folder, load_model_config(folder).vision, *limits)
+    spec = read_image_spec(folder, load_model_config(folder).vision, *limits)
     hub = AutoImageProcessor.from_pretrained(folder, backend="pil")
     hub.size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
     for height in (1, 13, 28, 45, 333, 1080, 3000):

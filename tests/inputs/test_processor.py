@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
+from care_jax.errors import InputError
 from care_jax.inputs.batch import Example, collate, padding_shares
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
@@ -275,7 +277,7 @@ def edited(folder: Path, target: Path, name: str, **changes) -> Path:
         ("preprocessor_config.json", {"resample": 2}, "has resample 2; only 3 is supported"),
         ("preprocessor_config.json", {"max_pixels": 784}, "leave 4 to 1 tokens"),
         ("preprocessor_config.json", {"size": 448}, "neither 'min_pixels' nor 'shortest_edge'"),
-        ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 .*; give one number for each of 3 channels"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "has image_mean 0.5; it must be a list of 3 numbers"),
         ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std above 0"),
         ("config.json", {"image_token_id": None}, "config.json has no field 'image_token_id'"),
         ("config.json", {"vocab_size": 280}, r"token ids \[283\] lie outside vocab_size 280"),
@@ -304,7 +306,7 @@ def test_missing_files_are_named(tiny_folder, tmp_path, missing):
     ("name", "text", "message"),
     [
         ("tokenizer.json", "{", "model has unreadable tokenizer files"),
-        ("chat_template.jinja", "{% for x in %}", "the chat template of .* cannot be rendered"),
+        ("chat_template.jinja", "{% for x in %}", "model has a chat template that cannot be rendered"),
         ("chat_template.jinja", "{{ messages[0].content }}", "renders 0 image tokens where 1 is needed"),
         ("chat_template.json", "{}", "chat_template.json has no field 'chat_template'"),
     ],
@@ -358,3 +360,184 @@ def test_settings_outside_what_is_allowed_are_refused(tiny_folder, setting, mess
     """Catches a bad setting that fails only in the middle of a run."""
     with pytest.raises(ValueError, match=message):
         load_processor(tiny_folder, **{**DEFAULTS, **setting})
+
+
+# The end of a turn
+
+
+@pytest.mark.parametrize(
+    ("eos", "expected", "is_told"),
+    [
+        (272, (274, 272), True),
+        ([272], (274, 272), True),
+        ([], (274,), True),
+        ([272, 275], (274, 272, 275), True),
+        ([272, 274], (274, 272), False),
+        ([274, 272], (274, 272), False),
+        (274, (274,), False),
+    ],
+)
+def test_answers_stop_where_the_template_ends_a_turn(tiny_folder, tmp_path, capsys, eos, expected, is_told):
+    """Catches answers that never end: a fine-tune's generation_config.json often names <|endoftext|> alone."""
+    loaded = load_processor(edited(tiny_folder, tmp_path, "generation_config.json", eos_token_id=eos), **DEFAULTS)
+    assert loaded.stop_ids == expected
+    assert not loaded.forbidden_mask[list(expected)].any()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == is_told
+    assert all("leaves out 274" in line for line in told)
+    assert encode_rewrite(loaded, "a")[-1] == 274
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        ("{{ m.content if m.content is string else m.content[0].text or '<|image_pad|>' }}<|endoftext|>", 272),
+        ("<|im_start|>{{ m.content[0].text or '<|image_pad|>' }}\n<|im_end|>\n", 274),
+        ("{{ '<|image_pad|>' if m.role == 'user' else m.content + '<|vision_pad|>' }}", 277),
+    ],
+    ids=["another token", "a line before it", "an answer that is a string"],
+)
+def test_the_end_is_that_of_the_template(tiny_folder, tmp_path, template, end):
+    """Catches a name of a token written into the code, and a template that takes another form of answers."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (copy / "chat_template.jinja").write_text("{% for m in messages %}" + template + "{% endfor %}")
+    assert load_processor(copy, **DEFAULTS).stop_ids[0] == end
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "<|image_pad|>",
+        "{% for m in messages %}{% if m.role == 'user' %}<|image_pad|>{% endif %}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{{ m.content if m.content is string else '<|image_pad|>' }}\n{% endfor %}",
+    ],
+    ids=["no turns", "no answers", "no end"],
+)
+def test_a_template_that_does_not_end_a_turn_is_refused(tiny_folder, tmp_path, template):
+    """Catches a model that is trained and sampled without an end."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match="puts no control token behind an assistant's turn"):
+        load_processor(copy, **DEFAULTS)
+
+
+# Files that hang, or are no files
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 7 ** (9 ** 9) }}",
+        "{% set ns = namespace(x='a' * 99999) %}{% for i in range(99999) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+    ids=["loops", "a power", "memory", "recursion"],
+)
+def test_a_template_that_does_not_come_to_an_end_is_refused(tiny_folder, tmp_path, template):
+    """Catches a start that hangs or takes all memory: transformers' sandbox stops neither."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=r"chat template that (take more than|cannot be rendered)") as error:
+        load_processor(copy, **DEFAULTS)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def fifo(path: Path) -> None:
+    """Puts a pipe that nobody writes to in the place of a file."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    """Puts a link to a device that never ends in the place of a file."""
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
+def folder_in_place(path: Path) -> None:
+    """Puts a folder in the place of a file."""
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+@pytest.mark.parametrize("put", [fifo, endless, folder_in_place])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "added_tokens.json",
+    ],
+)
+def test_a_file_that_is_none_is_refused(tiny_folder, tmp_path, name, put):
+    """Catches a start that waits for ever or fills the memory."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    put(copy / name)
+    with pytest.raises(InputError, match=f"{name} is not a regular file"):
+        load_processor(copy, **DEFAULTS)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "[" * 100_000, '{"a": ' * 3000, "9" * 5000, "\x00", b"\xff{}", ""])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "preprocessor_config.json"])
+def test_json_that_is_no_object_is_refused(tiny_folder, tmp_path, name, text):
+    """Catches the tracebacks of a reader that expects an object: nesting, digits, other types and encodings."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (copy / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=name) as error:
+        load_processor(copy, **DEFAULTS)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("tokenizer.json", ("model",), {"type": "BPE"}),
+        ("tokenizer.json", ("model", "vocab"), {}),
+        ("tokenizer.json", ("added_tokens",), [{"id": 10**12}]),
+        ("tokenizer.json", ("pre_tokenizer",), {"type": "Split", "pattern": {"Regex": "("}}),
+        ("tokenizer_config.json", ("tokenizer_class",), 7),
+        ("tokenizer_config.json", ("added_tokens_decoder",), {"a": {}}),
+        ("tokenizer_config.json", ("added_tokens_decoder",), {"9999999999999": {"content": "x"}}),
+        ("tokenizer_config.json", ("chat_template",), 7),
+        ("tokenizer_config.json", ("eos_token",), ["x"]),
+        ("config.json", ("image_token_id",), 287),
+        ("generation_config.json", ("eos_token_id",), {}),
+        ("preprocessor_config.json", ("size",), {"shortest_edge": "9", "longest_edge": 9}),
+        ("preprocessor_config.json", ("size",), {"shortest_edge": 9, "longest_edge": -9}),
+        ("preprocessor_config.json", ("image_std",), [1, 1, float("nan")]),
+        ("preprocessor_config.json", ("patch_size",), {}),
+        ("processor_config.json", ("image_processor",), [1]),
+    ],
+)
+def test_values_of_another_type_are_refused_or_read_over(tiny_folder, tmp_path, processor, name, path, value):
+    """Catches a traceback, or a panic, of the libraries that read the files; what transformers reads over is right."""
+    copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    if path == ("chat_template",):
+        (copy / "chat_template.jinja").unlink()
+    fields = json.loads((copy / name).read_text()) if (copy / name).exists() else {}
+    place = fields
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (copy / name).write_text(json.dumps(fields))
+    told, loaded = refusal(copy)
+    assert len(told.splitlines()) == (loaded is None), told
+    if loaded is not None:
+        row = record("See <image>!", encode(picture(56, 56)))
+        assert encode_prompt(loaded, row).token_ids.tolist() == encode_prompt(processor, row).token_ids.tolist()
+
+
+def refusal(folder: Path) -> tuple[str, Processor | None]:
+    """The error that loading gives, or "" and what was loaded."""
+    try:
+        return "", load_processor(folder, **DEFAULTS)
+    except InputError as error:
+        return str(error), None

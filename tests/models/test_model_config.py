@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import jax
 import pytest
+from transformers import AutoConfig
 
 from care_jax import models
+from care_jax.models.model_config import TextConfig, VisionConfig
 from care_jax.models.published import published_config
 from convert import mapping
 from tests.families import FAMILIES, make_folder, read_json
@@ -68,25 +71,77 @@ def refusal(folder: Path) -> str:
     return ""
 
 
-def test_every_field_that_is_read_is_needed(folder):
-    """Catches a default that silently stands in for what the checkpoint says."""
+SECTIONS = {"text": TextConfig, "vision": VisionConfig}
+SPELLED_OTHERWISE = {"rope_theta", "mrope_section", "mrope_interleaved", "qkv_bias", "o_bias", "qk_norm", "head_dim"}
+MROPE_SECTION = {"qwen2_5_vl": [16, 24, 24], "qwen3_vl": [24, 20, 20]}  # written into transformers' modeling files
+
+
+def assert_read_as_transformers_reads(folder: Path, config: models.ModelConfig) -> None:
+    """Compares every field with the configuration that transformers makes of the folder."""
+    theirs = AutoConfig.from_pretrained(folder)
+    for section, kind in SECTIONS.items():
+        ours, hub = getattr(config, section), getattr(theirs, f"{section}_config")
+        names = {field.name for field in dataclasses.fields(kind)} - SPELLED_OTHERWISE - {"tie_word_embeddings"}
+        for name in names & set(hub.to_dict()):
+            value = getattr(hub, name)
+            assert getattr(ours, name) == (tuple(value) if isinstance(value, list | tuple) else value), name
+        assert len(names & set(hub.to_dict())) >= 8
+    rope = theirs.text_config.rope_parameters
+    assert config.text.rope_theta == rope["rope_theta"]
+    assert list(config.text.mrope_section) == rope.get("mrope_section", MROPE_SECTION[config.model_type])
+    assert config.text.tie_word_embeddings == theirs.tie_word_embeddings
+    width = theirs.text_config.hidden_size // theirs.text_config.num_attention_heads
+    assert config.text.head_dim == theirs.text_config.to_dict().get("head_dim", width)
+    assert config.text.o_bias == theirs.text_config.to_dict().get("attention_bias", False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_transformers(tmp_path, family):
+    """Catches a default of our own: transformers 4.49 leaves out each field that is at its default."""
+    width = {"qwen2_5_vl": 8192, "qwen3_vl": 4096}[family]  # else out_hidden_size would not fit
+    config = {"model_type": family, "text_config": {}, "vision_config": {"out_hidden_size": width}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_read_as_transformers_reads(tmp_path, models.load_model_config(tmp_path))
+
+
+def test_a_field_that_is_left_out_is_read_as_transformers_reads_it(folder):
+    """Catches a field without a default, and one that is looked for in another place than transformers looks."""
     config = read_json(folder / "config.json")
-    where = {"": config, "vision_config": config["vision_config"]}
-    where |= {"text_config": config["text_config"]} if "text_config" in config else {}
-    rope = where.get("text_config", config)
-    where["rope_scaling"] = rope["rope_scaling"]
-    needed = 0
-    for place, fields in where.items():
+    text = config.get("text_config", config)
+    read = 0
+    for fields in (config, config["vision_config"], text, text["rope_scaling"]):
         for name in list(fields):
             value = fields.pop(name)
             (folder / "config.json").write_text(json.dumps(config))
-            if told := refusal(folder):
-                needed += 1
-                assert f"has no field '{name}'" in told
-                assert str(folder / "config.json") in told
-                assert place in told
+            if told := refusal(folder):  # sizes that no longer go together, or what makes it a model of the family
+                assert "copy the file" in told or "ascending blocks" in told or f"has no field {name!r}" in told, told
+            else:
+                read += 1
+                assert_read_as_transformers_reads(folder, models.load_model_config(folder))
             fields[name] = value
-    assert needed >= 26
+    assert read >= 25
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads"])
+@pytest.mark.parametrize("value", [10**9, 10**12, 10**400, -3, 0, True, 2.0, float("nan"), float("inf"), [4], {}, "4"])
+def test_sizes_that_no_model_has_are_refused_before_anything_is_made(folder, name, value):
+    """Catches a start that lists a billion layers or takes a terabyte, and the tracebacks of other types."""
+    write(folder, lambda config: change_fields(config, {"text": {name: value}}))
+    told = refusal(folder)
+    assert f"has {name} " in told
+    assert len(told.splitlines()) == 1
+    assert len(told) < 400
+
+
+@pytest.mark.parametrize("value", [10**9, -1, None, "2", [-1], {}, float("nan")])
+def test_every_size_of_the_tower_is_bounded(folder, value):
+    """Catches one field that was forgotten."""
+    for name in read_json(folder / "config.json")["vision_config"]:
+        if name not in {"model_type", "initializer_range"}:
+            config = read_json(folder / "config.json")
+            write(folder, lambda fields, name=name: fields["vision_config"].update({name: value}))
+            assert f"has {name} " in refusal(folder) or name == "tokens_per_second", name
+            (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +165,7 @@ def test_unknown_variants_are_refused(folder, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": {"hidden_size": "96"}}, "has hidden_size '96'; it must be a whole number from 1 up"),
+        ({"text": {"hidden_size": "96"}}, "has hidden_size .96.; it must be a whole number from 1 to"),
         ({"text": {"hidden_size": 96.0}}, "has hidden_size 96.0; it must be"),
         ({"text": {"num_hidden_layers": 0}}, "has num_hidden_layers 0; it must be"),
         ({"text": {"rms_norm_eps": None}}, "has rms_norm_eps None; it must be a number above 0"),
@@ -149,8 +204,8 @@ def test_impossible_qwen3_towers_are_refused(tiny_folder, tmp_path, change, mess
 
 def test_files_that_are_no_config(tmp_path):
     """Catches a traceback of a missing or broken file."""
-    with pytest.raises(ValueError, match=r"no config\.json in"):
+    with pytest.raises(ValueError, match=r"has no config.json"):
         models.load_model_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
         models.load_model_config(tmp_path)

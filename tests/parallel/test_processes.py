@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from care_jax.errors import InputError
 from care_jax.parallel import processes
 from tests.end_to_end import (
     SmallTask,
@@ -159,6 +162,8 @@ def test_processes_tell_each_other(small_task: SmallTask) -> None:
         assert found["lengths"] == [3, 200_000]  # of which the second is more than one frame
         assert found["shared"] == [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]]
         assert found["shared_none"] == []
+        # In rounds of 128 each, so that both meet while one of them is slow.
+        assert found["shared_many"] == [[n, 128 if n < 256 else 23 - n % 2] for n in range(301)]
         assert found["done_here"] == ([0, 2, 4] if found["index"] == 0 else [1, 3])
         assert found["one_bad"] == "process 1: no data"
         assert found["both_bad"] == "no data at all"
@@ -176,3 +181,122 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
         with pytest.raises(ValueError, match="must all be given"):
             processes.connect()
+
+
+@pytest.mark.parametrize(
+    ("address", "count", "index", "told"),
+    [
+        (
+            "host:99999999",
+            "2",
+            "0",
+            r"the port of JAX_COORDINATOR_ADDRESS='99999999': must be a number from 1 to 65535",
+        ),
+        ("host:0", "2", "1", "must be a number from 1 to 65535"),
+        ("host:", "2", "1", "must be a number from 1 to 65535"),
+        ("host:-1", "2", "1", "must be a number from 1 to 65535"),
+        ("host:12x", "2", "1", "must be a number from 1 to 65535"),
+        ("host", "2", "0", "give host:port of process 0"),
+        (":1234", "2", "0", "give host:port of process 0"),
+        ("a b:1234", "2", "0", "give host:port of process 0"),
+        ("host:1234", "0", "0", "JAX_NUM_PROCESSES='0': must be a number from 1"),
+        ("host:1234", "2", "2", "JAX_PROCESS_ID='2': must be a number from 0 to 1"),
+        ("host:1234", "two", "0", "must all be given, the last two as numbers"),
+        ("host:1234", "2", "\u00b2", "must all be given, the last two as numbers"),
+        ("host:1234", "-2", "0", "must all be given, the last two as numbers"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str, count: str, index: str, told: str
+) -> None:
+    """Catches a port or a number that JAX waits with for minutes, or that ends it in a traceback."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("tried to join"))
+    for name, value in zip(
+        ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"), (address, count, index), strict=True
+    ):
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(InputError, match=re.escape(told)):
+        processes.connect()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon", "1e3"])
+def test_a_wrong_time_to_join_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    """Catches a time that is taken for another one."""
+    monkeypatch.setenv(processes.JOIN_SECONDS, seconds)
+    with pytest.raises(InputError, match=f"{processes.JOIN_SECONDS}='{seconds}'"):
+        processes.connect()
+
+
+def test_who_is_missing_is_said(tmp_path: Path) -> None:
+    """Catches a process that waits for minutes for others that do not come, and ends with a stack of C++.
+
+    Process 0 and process 1 alone, process 0 whose port another program has, and process 1 that meets this program.
+    """
+    with socket.socket() as free, socket.create_server(("localhost", 0)) as stranger:
+        free.bind(("localhost", 0))
+        empty, taken = (f"localhost:{place.getsockname()[1]}" for place in (free, stranger))
+        free.close()
+        told = {
+            (empty, 0, 3): "at least one of the processes 1, 2 has not joined",
+            (empty.replace("localhost", "127.0.0.2"), 1, 2): "process 0 does not answer at",
+            (taken, 0, 2): "process 0 cannot listen on port",
+            (taken, 1, 2): f"what answers at {taken} is not process 0",
+        }
+        started = [
+            start(
+                "tests.on_processes",
+                cache=tmp_path,
+                extra={
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(index),
+                    processes.JOIN_SECONDS: "2",
+                },
+            )
+            for address, index, count in told
+        ]
+        for (code, _, err), text in zip(finish_all(started, seconds=DEADLINE), told.values(), strict=True):
+            lines = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert (code, len(lines)) == (1, 1), err
+            assert text in lines[0]
+            assert "Traceback" not in err
+            assert "Check failure" not in err
+
+
+class Evil:
+    """A value whose unpickling runs code."""
+
+    def __reduce__(self) -> tuple:
+        """Fails the test."""
+        return pytest.fail, ("what a stranger sent was run",)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pickle.dumps(Evil()),
+        pickle.dumps([1]),
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"__import__('os').system('id')",
+        b"\x00" * 10,
+    ],
+)
+def test_nothing_that_a_stranger_sends_is_run(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """Catches pickle between processes: whoever connects first would run commands as the run's user."""
+
+    def gather(frame: np.ndarray) -> np.ndarray:
+        message = len(sent).to_bytes(8, "little") + sent
+        theirs = np.frombuffer(message[: len(frame)].ljust(len(frame), b"\0"), np.uint8)
+        return np.stack([frame, theirs])
+
+    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
+    with pytest.raises(RuntimeError, match=r"process 1 sent .*not JSON"):
+        processes.exchange(True)
+    monkeypatch.setattr(
+        processes.multihost_utils, "process_allgather", lambda frame: np.full((2, len(frame)), 255, np.uint8)
+    )
+    with pytest.raises(RuntimeError, match="it is no process of this run"):
+        processes.exchange(True)

@@ -6,13 +6,17 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
+from care_jax.config import base
+from care_jax.errors import InputError
 from care_jax.rewards.judge import Item, RewardConfig, Verdict, Verifier, judge, judge_texts
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.rewards.reward import length_penalty
+from care_jax.run.watchdog import EXIT_CODE
 from care_jax.structs import Record
 from tests.made_rollouts import rollouts_of
 
@@ -32,9 +36,9 @@ for line in sys.stdin:
 """
 
 
-def stub_verifier(code: str = STUB, *, workers: int = 1, deadline: float = 30.0) -> Verifier:
+def stub_verifier(code: str = STUB, *, workers: int = 1, deadline: float = 30.0, **more: Any) -> Verifier:
     """A pool whose workers run `code`."""
-    return Verifier(workers=workers, deadline=deadline, tolerance=0.0, command=[sys.executable, "-c", code])
+    return Verifier(workers=workers, deadline=deadline, tolerance=0.0, command=[sys.executable, "-c", code], **more)
 
 
 def integer(answer: object, gold: object = "5") -> Item:
@@ -144,6 +148,37 @@ def test_the_deadline_is_for_an_item_and_not_for_the_batch():
         assert pool.check([integer(5)] * 20) == [RIGHT] * 20
 
 
+SLOW_VERIFIERS = """
+import sys
+from care_jax.rewards.judge import Item, Verifier
+from care_jax.run.watchdog import Watchdog
+
+with Watchdog(2.0, sys.argv[1]) as watchdog:
+    beat = {{"on_progress": watchdog.beat}} if {beats} else {{}}
+    with Verifier(workers=1, deadline=0.8, tolerance=0.0, **beat) as pool:
+        pool.check([Item("tests.own_verifier:fragile", "hang", "5", None)] * 4)
+"""
+
+
+@pytest.mark.parametrize(("beats", "code"), [(True, 0), (False, EXIT_CODE)])
+def test_a_verifier_that_is_late_every_time_is_progress(tmp_path, beats, code):
+    """Catches a watchdog that ends a run whose verifiers are slow, again and again after each restart."""
+    program = [sys.executable, "-c", SLOW_VERIFIERS.format(beats=beats), str(tmp_path)]
+    assert subprocess.run(program, capture_output=True, timeout=60).returncode == code
+
+
+def test_every_verdict_is_progress_and_many_lost_ones_are_said_once(caplog):
+    """Catches answers that count as wrong in silence, a line for each of them, and one about a rare accident."""
+    told = []
+    with stub_verifier(deadline=0.3, on_progress=lambda: told.append(None)) as pool:
+        pool.check([integer(5)] * 199 + [integer("hang")])
+        assert (len(told), caplog.messages) == (201, [])
+        for _ in range(2):
+            pool.check([integer(5)] * 7 + [integer("hang"), integer("die"), integer("die")])
+    (message,) = caplog.messages
+    assert message.startswith("of 10 answers 1 ran past verify.deadline=0.3 s and 2 killed their worker")
+
+
 def test_a_slow_start_is_not_a_missed_deadline():
     """Catches a new worker that is killed while Python starts, for ever."""
     with stub_verifier("import time; time.sleep(1)\n" + STUB, deadline=0.3) as pool:
@@ -163,6 +198,74 @@ def test_a_worker_that_dies_while_it_loads_is_an_error():
     broken = STUB.replace("request = json", 'print(json.dumps("loading"), flush=True); request = 1 / 0; json')
     with stub_verifier(broken) as pool, pytest.raises(RuntimeError, match="did not start or load"):
         pool.check([integer(5)])
+
+
+NOISY = """
+import ctypes, os, sys
+from care_jax.rewards.verifiers import answer_verifier
+
+def noise():
+    print("[1, true, true, 1]")
+    os.write(1, b'"ready"')
+    sys.stdout.buffer.write(b"no newline")
+    sys.stdout.flush()
+    libc = ctypes.CDLL(None)
+    libc.puts(b"from C")
+    libc.fflush(None)
+    os.system("echo from a program; cat")
+    assert sys.stdin.read() == os.read(0, 9).decode() == ""
+
+noise()
+
+@answer_verifier
+def noisy(given, gold):
+    noise()
+    return given == gold, True, "compared"
+"""
+
+
+def test_a_verifier_may_print_and_read(tmp_path, monkeypatch):
+    """Catches answers that share a descriptor with what a user's verifier prints, and requests that it can read."""
+    (tmp_path / "noisy_verifier.py").write_text(NOISY)
+    monkeypatch.syspath_prepend(tmp_path)
+    items = [Item("noisy_verifier:noisy", str(i), "5", None) for i in range(20)]
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
+        assert [verdict.correct for verdict in pool.check(items)] == [i == 5 for i in range(20)]
+
+
+@pytest.mark.parametrize("printed", ["print('hello')", "print('hello', end='')", "print('[1, true, true, 1]')"])
+def test_python_itself_may_print_at_its_start(tmp_path, monkeypatch, printed):
+    """Catches a sitecustomize that prints being taken for the first words of the worker."""
+    (tmp_path / "sitecustomize.py").write_text(printed)
+    monkeypatch.syspath_prepend(tmp_path)
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as pool:
+        assert pool.check([integer(5)]) == [RIGHT]
+
+
+@pytest.mark.parametrize("when", ["starts", "loads"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_lost_while_it_starts_is_tried_again(tmp_path, when, workers):
+    """Catches a run that ends because the system killed a worker at its start, and an item lost or blamed for it."""
+    flag = tmp_path / "killed_once"
+    kill = f"import os, pathlib; flag = pathlib.Path({str(flag)!r})\nif not flag.exists(): flag.touch(); os._exit(9)\n"
+    loads = 'print(json.dumps("loading"), flush=True)\n    ' + kill.replace("\n", "\n    ")
+    loads += 'print(json.dumps("ready"), flush=True)'
+    code = kill + STUB if when == "starts" else STUB.replace("= json.loads(line)", f"= json.loads(line)\n    {loads}")
+    with stub_verifier(code, workers=workers) as pool:
+        assert pool.check([integer(5)] * 300) == [RIGHT] * 300
+    assert flag.exists()
+
+
+def test_a_kind_that_kills_every_worker_ends_in_a_line_that_names_it(tmp_path, monkeypatch):
+    """Catches replacements without end, and a message that does not say which module is at fault."""
+    (tmp_path / "deadly.py").write_text("import os; os._exit(1)")
+    monkeypatch.syspath_prepend(tmp_path)
+    items = [integer(5)] * 50 + [Item("deadly:check", "5", "5", None)] + [integer(5)] * 50
+    with (
+        Verifier(workers=2, deadline=30.0, tolerance=0.0) as pool,
+        pytest.raises(RuntimeError, match=r"did not start or load, 7 times, loading 'deadly:check'"),
+    ):
+        pool.check(items)
 
 
 def test_a_worker_that_died_while_idle_costs_nothing(verifier):
@@ -204,6 +307,17 @@ def test_the_worker_ends_with_its_input():
     done = subprocess.run(command, input=request, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b'"ready"\n"loading"\n"ready"\n[4, true, true, "correct"]\n'
+
+
+def test_the_pool_of_a_config_runs_only_what_it_lists():
+    """Catches records that nobody checked, such as those of a doctored folder, whose kinds are imported by a worker."""
+    config = base()
+    config.verify.allow = ("tests.own_verifier:anagram",)
+    with Verifier.from_config(config, "tests.own_verifier:never") as pool:
+        assert pool.check([Item("tests.own_verifier:anagram", "ab", "ba", None)])[0].correct
+        assert not pool.check([Item("tests.own_verifier:never", "ab", "ab", None)])[0].correct
+        with pytest.raises(InputError, match=r"'os:system' is not in verify.allow \(tests.own_verifier:anagram,"):
+            pool.check([integer(5), Item("os:system", "true", "true", None)])
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,9 @@ OWN = "tests.own_verifier:"
         ("anagram", "a" * 257, (False, False, "too long")),
         ("fragile", "raise", (False, False, "tests.own_verifier:fragile raised KeyError")),
         ("fragile", "shape", (False, False, "tests.own_verifier:fragile raised TypeError")),
+        ("fragile", "exit", (False, False, "tests.own_verifier:fragile raised SystemExit")),
+        ("fragile", "doubtful", (False, False, "tests.own_verifier:fragile raised ValueError")),
+        ("fragile", "long", (False, True, "x" * 80)),
     ],
 )
 def test_own_verifier(kind, response, verdict):
@@ -192,6 +195,8 @@ def test_own_verifier(kind, response, verdict):
         ("tests.own_verifier:unmarked", "is not marked with @care_jax.rewards.verifiers.answer_verifier"),
         ("os:system", "is not marked"),
         ("builtins:eval", "is not marked"),
+        ("sys:path", "is not marked"),
+        ("tests.broken_verifier:exits", "cannot be imported"),
         ("tests.own_verifier:never", "verifier .*never. rejects the gold 'true' as an answer to itself"),
     ],
 )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -121,3 +127,119 @@ def test_a_process_that_is_not_the_first_leaves_no_trace(tmp_path):
     writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists()
+
+
+BROKEN_LINES = [
+    *(b"null", b"[]", b"7", b'"step"', b"true", b"{}", b"NaN", b""),
+    *(b'{"step": %s}' % value for value in (b"null", b'"2"', b"[2]", b"true", b"1.5", b"NaN")),
+    *(b"\xff\xfe\x00", b"\x00" * 20, b"[" * 100_000, b"9" * 5_000, b'{"step": 1'),
+]
+
+
+@pytest.mark.parametrize("line", BROKEN_LINES, ids=lambda line: repr(line[:12]))
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl"])
+def test_a_broken_line_is_cut_off_and_counted(tmp_path: Path, name: str, line: bytes, capsys: Any) -> None:
+    """Catches a run that cannot be resumed for a line that is no object with a step, or that keeps it."""
+    sound = b'{"step": 1, "eval/accuracy/mean": 0.5}\n'
+    (tmp_path / name).write_bytes(line + b"\n" + sound + line)
+    writer = open_writer(tmp_path, resume_step=2)
+    writer.close()
+    assert (tmp_path / name).read_bytes() == sound
+    assert writer.evaluated_steps == ({1} if name == "metrics.jsonl" else set())
+    # The last one may be what a kill left; the empty one at the end is none.
+    assert capsys.readouterr().err == f"warning: {tmp_path / name}: 1 broken lines are cut off\n"
+
+
+@pytest.mark.parametrize("days", [-30, -1, 30, -20_000])
+def test_the_clock_may_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    """Catches a writer that waits for as long as the clock was set back, so that the run hangs."""
+    writer, now = open_writer(tmp_path), time.time()
+    writer.scalars(1, {"loss": 0.5})
+    monkeypatch.setattr(time, "time", lambda: now + 86_400 * days)
+
+    def write() -> None:
+        for step in range(2, 60):
+            writer.scalars(step, {"loss": 1 / step, "reward": 0.5})
+        writer.close()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    scalars = [event for event in tensorboard_events(tmp_path) if event.summary.value]
+    assert [event.step for event in scalars] == list(range(1, 60))
+
+
+class FullDisk:
+    """A file on a full disk."""
+
+    closed = False
+
+    def write(self, data: object) -> None:
+        """Fails as a write to a full disk does."""
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def flush(self) -> None:
+        """Fails as well: what could not be written is still to be."""
+        self.write(b"")
+
+    def close(self) -> None:
+        """Notes it."""
+        self.closed = True
+
+
+def full_disk(writer: MetricsWriter, name: str) -> None:
+    """One of the writer's files cannot grow any more."""
+    if name == "tensorboard":
+        record_writer = writer._tensorboard._writer._py_recordio_writer
+        record_writer._writer.close()
+        record_writer._writer = FullDisk()
+    else:
+        writer._files[name].close()
+        writer._files[name] = FullDisk()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl", "tensorboard"])
+def test_a_full_disk_ends_the_run_at_the_next_line(tmp_path: Path, name: str) -> None:
+    """Catches a run that trains on without its metrics, and one that waits for a thread that has died."""
+    writer = open_writer(tmp_path)
+    full_disk(writer, name)
+    write: Callable[[], None] = {
+        "events.jsonl": lambda: writer.events(1, [{"id": "a"}]),
+        "samples.jsonl": lambda: writer.samples(1, [{"id": "a"}]),
+    }.get(name, lambda: writer.scalars(1, {"loss": 0.5}))
+    with pytest.raises(OSError, match="No space left") as error:
+        write()
+    assert error.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):  # what was not written is tried again
+        writer.close()
+    assert all(file.closed for file in writer._files.values())
+
+
+def replace(folder: Path) -> None:
+    """Another file in place of the one that is open."""
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").write_text("")
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda folder: folder.rename(folder.with_name("moved")),
+        lambda folder: (folder / "metrics.jsonl").unlink(),
+        lambda folder: (folder / "events.jsonl").unlink(),
+        replace,
+    ],
+)
+def test_a_folder_that_is_gone_is_noticed(tmp_path: Path, lose: Callable[[Path], object]) -> None:
+    """Catches a run that goes on to its end and exit code 0 without leaving anything."""
+    folder = tmp_path / "run"
+    writer = open_writer(folder)
+    writer.scalars(1, {"loss": 0.5})
+    writer.require_folder()
+    lose(folder)
+    with pytest.raises(FileNotFoundError, match=r"the run folder was deleted, moved or replaced"):
+        writer.require_folder()
+    writer.close()
+    other = open_writer(tmp_path / "none", enabled=False)
+    other.require_folder()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,9 @@ import pytest
 from etils import epath
 
 from care_jax.config import base
+from care_jax.errors import InputError
+from care_jax.run import manifest
+from care_jax.run import session as session_lib
 from care_jax.run.session import Session, _lock
 from care_jax.run.stage_timer import StageTimer
 
@@ -84,3 +90,122 @@ def test_the_time_of_an_evaluation_is_told_with_it() -> None:
     assert session.told[0].keys() == {"eval/accuracy/mean", "time/evaluate"}
     assert not session.supervisor.timer.take()
     assert session.held_out == "0.500 at step 10"
+
+
+@pytest.mark.parametrize("error", [InputError("no image images/3.png"), InputError("the data have run dry")])
+def test_input_that_breaks_in_mid_run_is_no_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: InputError
+) -> None:
+    """Catches a supervisor that gives up with restarts left, since the run ends with the code of bad input."""
+    closed: list[str] = []
+    opened = SimpleNamespace(close=lambda: closed.append("session"))
+    monkeypatch.setattr(session_lib, "_open", lambda *_, **__: opened)
+    config = base()
+    config.model.folder, config.data.train = "model", "data"
+
+    def run() -> None:
+        with session_lib.open_session(config, tmp_path, stage="train", make_encoder=lambda processor: None):
+            raise error
+
+    with pytest.raises(RuntimeError, match=f"the run in {tmp_path} ends: {error}"):
+        run()
+    assert closed == ["session"]
+    monkeypatch.setattr(session_lib, "_open", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(InputError, match=str(error)):  # before the session is open it is
+        run()
+
+
+def test_every_part_is_closed_whatever_fails() -> None:
+    """Catches workers that outlive a run whose last checkpoint met a full disk."""
+    closed: list[str] = []
+
+    def part(name: str) -> SimpleNamespace:
+        def close() -> None:
+            closed.append(name)
+            raise OSError(errno.ENOSPC, name)
+
+        return SimpleNamespace(close=close)
+
+    names = ("checkpointer", "writer", "progress", "verifier")
+    watchdog = SimpleNamespace(beat=lambda doing: None)
+    session: Any = SimpleNamespace(
+        **{name: part(name) for name in names}, supervisor=SimpleNamespace(watchdog=watchdog)
+    )
+    with pytest.raises(OSError, match="verifier"):
+        Session.close(session)
+    assert closed == list(names)
+
+
+@pytest.mark.parametrize("below", ["file", "file/run"])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, below: str) -> None:
+    """Catches a traceback where one line says what to do."""
+    (tmp_path / "file").write_text("")
+    with contextlib.ExitStack() as held, pytest.raises(InputError, match=r"--workdir=.* cannot be written"):
+        _lock(epath.Path(tmp_path / below), held)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EROFS, InputError),
+        (errno.EACCES, InputError),
+        (errno.EPERM, InputError),
+        (errno.ENAMETOOLONG, InputError),
+        (errno.ENOSPC, OSError),  # the same command may succeed later
+        (errno.EDQUOT, OSError),
+        (errno.EIO, OSError),
+    ],
+)
+def test_a_folder_that_cannot_be_locked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    """Catches a read-only folder that ends in a traceback, and a full disk that no supervisor tries again."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    with contextlib.ExitStack() as held, pytest.raises(kind, match=os.strerror(number)):
+        _lock(epath.Path(tmp_path), held)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        FileNotFoundError("git"),
+        PermissionError("git"),
+        subprocess.TimeoutExpired("git", 30),
+        OSError(errno.ENOEXEC, "git"),
+    ],
+)
+def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
+    """Catches a container without git, in which no run begins."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert manifest.make_manifest(base(), "train")["commit"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "manifest.json, line 1: not JSON"),
+        ('{\n "stage": "train",\n', "manifest.json, line 3: not JSON"),
+        ("null", "not a JSON object"),
+        ('["stage"]', "not a JSON object"),
+        ("{}", "names no stage"),
+        ('{"stage": null}', "names no stage"),
+        ('{"stage": 3}', "names no stage"),
+        ('{"stage": "cold\\u001b[2J"}', r"a run of stage 'cold\x1b[2J', this is 'train'"),
+        ("[" * 100_000, "not JSON (RecursionError)"),
+        ("\ufeff{}", "names no stage"),
+    ],
+)
+def test_a_broken_manifest_is_named(tmp_path: Path, text: str, told: str) -> None:
+    """Catches a traceback that does not say which file is broken."""
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=re.escape(told)) as error:
+        manifest.require_stage(epath.Path(tmp_path), "train")
+    assert str(error.value).isprintable()

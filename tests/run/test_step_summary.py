@@ -29,7 +29,11 @@ def judged(texts: list[list[str]], correct: np.ndarray) -> Judged:
     """Verdicts in which all can be read and only the correct ones have the format."""
     tokens = np.zeros((*correct.shape, R), bool)
     verdicts = Verdicts(correct, np.ones_like(correct), correct, np.where(correct, 1.0, 0.25), tokens, tokens)
-    return Judged(verdicts, texts, [[text[-1:] for text in row] for row in texts], texts)
+    reasons = [
+        [{"text 03": "deadline", "text 11": "deadline", "text 12": "worker died"}.get(text, "wrong") for text in row]
+        for row in texts
+    ]
+    return Judged(verdicts, texts, [[text[-1:] for text in row] for row in texts], reasons)
 
 
 def make_batch(response_len: np.ndarray, row_mask: np.ndarray) -> TrainBatch:
@@ -121,6 +125,8 @@ def test_metrics_by_hand(step):
             "reward/mean": (5 + 7 * 0.25) / 12,
             "format_rate": 5 / 12,
             "unparsed_rate": 0.0,
+            "verify/deadline": 2 / 12,
+            "verify/died": 1 / 12,
             "groups/mixed": 1 / 3,
             "groups/all_wrong": 1 / 3,
             "groups/all_correct": 1 / 3,

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from care_jax.errors import InputError
 from care_jax.rewards.verifiers import chart, choice, integer, latex, number, own, rounded, sequence, symbolic, text
-from care_jax.rewards.verifiers.own import answer_verifier
+from care_jax.rewards.verifiers.own import answer_verifier, require_allowed
 from care_jax.rewards.verifiers.verdict import Verdict
 
-__all__ = ["ANSWER_KINDS", "answer_verifier", "check_gold", "load_kind", "verify_answer"]
+__all__ = ["ANSWER_KINDS", "answer_verifier", "check_gold", "load_kind", "require_allowed", "verify_answer"]
 
 # One row a kind; `load_kind` has the kinds whose verifier needs slow imports.
 _VERIFIERS: dict[str, Callable[[str, str, tuple[str, ...] | None, float], Verdict]] = {
@@ -22,7 +22,7 @@ _VERIFIERS: dict[str, Callable[[str, str, tuple[str, ...] | None, float], Verdic
     "number": lambda given, gold, choices, tolerance: number.verify(given, gold, tolerance=tolerance),
     "rounded": lambda given, gold, choices, tolerance: rounded.verify(given, gold),
     "latex": lambda given, gold, choices, tolerance: latex.verify(given, gold),
-    "choice": lambda given, gold, choices, tolerance: choice.verify(given, gold, choices=choices),
+    "choice": lambda given, gold, choices, tolerance: choice.verify(given, [gold], choices=choices),
     "text": lambda given, gold, choices, tolerance: text.verify(given, gold),
     "list": lambda given, gold, choices, tolerance: sequence.verify(given, gold, tolerance=tolerance),
     "chart_relaxed": lambda given, gold, choices, tolerance: chart.verify(given, gold),
@@ -46,6 +46,8 @@ def verify_answer(kind: str, given: str, gold: str, choices: tuple[str, ...] | N
     Raises:
         InputError: an unknown kind, or a gold that is not of its kind.
     """
+    if kind == "choice":
+        return choice.verify(given, _alternatives(gold), choices=choices)
     verdicts = [_verify(kind, given, line, choices, tolerance) for line in _alternatives(gold)]
     return max(verdicts, key=lambda verdict: (verdict.correct, verdict.parsed))
 

@@ -8,35 +8,18 @@ provided that both sides are expressions it can be trusted with (`symbolic.is_sa
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from care_jax.errors import InputError
 from care_jax.rewards.verifiers import number, symbolic
 from care_jax.rewards.verifiers.reading.quantity import without_name
-from care_jax.rewards.verifiers.reading.wrapping import unwrap
+from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, UNPARSED, WRONG, Verdict, refusal
 
-_UNICODE = str.maketrans(
-    {
-        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
-        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "·": r"\cdot ", "×": r"\times ",  # noqa: RUF001
-        "÷": r"\div ", "°": r"^{\circ}", "∠": r"\angle ", "θ": r"\theta ", "α": r"\alpha ",  # noqa: RUF001
-        "β": r"\beta ", "−": "-", "²": "^2", "³": "^3",  # noqa: RUF001
-    }
-)  # fmt: skip
-_SPELLINGS = (
-    (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!)(?![A-Za-z])\.?"), " "),
-    (re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf)\s*\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\le(?![A-Za-z])"), r"\\leq"),
-    (re.compile(r"\\ge(?![A-Za-z])"), r"\\geq"),
-    (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\sqrt\s*([0-9A-Za-z])"), r"\\sqrt{\1}"),
-    (re.compile(r"([_^])\s*\{\s*(\w)\s*\}"), r"\1\2"),
-    # White space carries no meaning, but "5 6" is not 56, and "a b" in words is not "ab".
-    (re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])"), ""),
-    (re.compile(r"\s+"), " "),
-)  # fmt: skip
+_AND = re.compile(r",?\s*\band\b\s*", re.IGNORECASE)
+_BETWEEN = re.compile(r"([^<>\\]+)(<|\\leq)([A-Za-z])(<|\\leq)([^<>\\]+)")
+_BOUND = re.compile(r"[A-Za-z](<|>|\\leq|\\geq)([^<>=,]+)")
+_LONE_CAPITAL = re.compile(r"[A-Z]|\([A-Z]\)")
+_WORDS = re.compile(r"(?:yes|no|[a-z]{3,}(?: [a-z]+){0,5})", re.IGNORECASE)
 
 
 def verify(given: str, gold: str) -> Verdict:
@@ -55,21 +38,39 @@ def verify(given: str, gold: str) -> Verdict:
         return refused
     if number.read_number(gold):
         return number.verify(given, gold, tolerance=0.0)
-    if len(given.strip().splitlines()) > 1:
+    first, *others = map(canonical, given.strip().splitlines())
+    if any(line != first for line in others):
         return UNPARSED  # two lines are two expressions, which would run together into a product
-    found, wanted = canonical(given), canonical(gold)
+    found, wanted = _AND.sub(",", first), _AND.sub(",", canonical(gold))
     if ("=" in found) != ("=" in wanted):
         found, wanted = without_name(found), without_name(wanted)
-    if found == wanted:
+    if found == wanted or _same_word(found, wanted):
         return CORRECT
+    if wanted[:1] in "[(" and found[:1] not in "[(":
+        found = as_interval(found)
+    elif found[:1] in "[(" and wanted[:1] not in "[(":
+        wanted = as_interval(wanted)
     if not symbolic.is_safe(found):
         return UNPARSED
-    return CORRECT if symbolic.is_safe(wanted) and symbolic.is_equal(found, wanted) else WRONG
+    return CORRECT if found == wanted or (symbolic.is_safe(wanted) and symbolic.is_equal(found, wanted)) else WRONG
 
 
-def canonical(answer: str) -> str:
-    r"""Return one common spelling of LaTeX that looks the same: \dfrac12 as \frac{1}{2}, no \left, no extra spaces."""
-    text = unwrap(unicodedata.normalize("NFC", answer).translate(_UNICODE))
-    for pattern, spelling in _SPELLINGS:
-        text = pattern.sub(spelling, text)
-    return text.strip()
+def as_interval(text: str) -> str:
+    r"""Return the interval that an inequality of one letter describes: [-2,7] for "-2\leq x\leq7"; else the text."""
+    if between := _BETWEEN.fullmatch(text):
+        low, below, _, above, high = between.groups()
+        return f"{'(' if below == '<' else '['}{low},{high}{')' if above == '<' else ']'}"
+    if bound := _BOUND.fullmatch(text):
+        relation, end = bound.groups()
+        closed = relation.startswith("\\")
+        if relation in (">", r"\geq"):
+            return rf"{'[' if closed else '('}{end},\infty)"
+        return rf"(-\infty,{end}{']' if closed else ')'}"
+    return text.removeprefix(r"x\in")
+
+
+def _same_word(found: str, wanted: str) -> bool:
+    """Return whether two words are equal but for case, or two capitals but for brackets; letters of formulas differ."""
+    if _LONE_CAPITAL.fullmatch(found) and _LONE_CAPITAL.fullmatch(wanted):
+        return found.strip("()") == wanted.strip("()")
+    return found.casefold() == wanted.casefold() and _WORDS.fullmatch(wanted) is not None

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from care_jax.errors import InputError
-from care_jax.rewards.verifiers.reading.quantity import Quantity, read_quantity, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_stated, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
-
-# A share of the gold. Roots and pi are known to 50 digits, so two spellings of one number differ by less.
-_ROUNDING = Fraction(1, 10**40)
 
 
 def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     """Compare an answer with the gold: correct if |given - gold| <= tolerance * |gold|.
 
-    A percentage is its hundredth: "50%" equals "0.5" and "1/2", never "50". A gold of zero needs zero. Units are
-    compared only if both sides have one.
+    A percent sign on one side alone may be left out or mean hundredths: "50%" equals "50", "0.5" and "1/2". A gold of
+    zero needs zero. Units are compared only if both sides have one.
 
     Raises:
         InputError: the gold is not a number.
@@ -30,23 +25,14 @@ def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     refused = refusal(given)
     if refused:
         return refused
-    found = read_number(given)
+    found = read_stated(given, fractions_allowed=True)
     if found is None:
         return unread(given)
     if found.unit and wanted.unit and found.unit != wanted.unit:
         return WRONG_UNIT
-    return CORRECT if is_close(found.value, wanted.value, tolerance) else WRONG
+    return CORRECT if agree(found, wanted, tolerance) else WRONG
 
 
 def read_number(text: str) -> Quantity | None:
-    """Return the quantity that the text states, percentages as their hundredth, or None."""
-    quantity = None if refusal(text) else read_quantity(text, fractions_allowed=True)
-    if quantity is not None and quantity.unit == "%":
-        return Quantity(quantity.value / 100, "")
-    return quantity
-
-
-def is_close(found: Fraction, wanted: Fraction, tolerance: float) -> bool:
-    """Return whether the relative error is within the tolerance, or exactly at it."""
-    # The tolerance as the decimal that was written, not its binary neighbour: with 3 % of 100, 103 is exactly at it.
-    return abs(found - wanted) <= (Fraction(str(tolerance)) + _ROUNDING) * abs(wanted)
+    """Return the quantity that the text is, or None."""
+    return None if refusal(text) else read_quantity(text, fractions_allowed=True)

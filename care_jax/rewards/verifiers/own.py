@@ -1,4 +1,4 @@
-"""Verifiers that users write: answer_kind "module:function" in the data.
+"""Verifiers that users write: answer_kind "module:function" in the data, and in `verify.allow` of the config.
 
     from care_jax.rewards.verifiers import answer_verifier
 
@@ -6,26 +6,42 @@
     def same_colour(given: str, gold: str) -> tuple[bool, bool, str]:
         return given.casefold() == gold.casefold(), True, "compared"
 
-The data names the function, so only functions marked as verifiers are ever called: "os:system" is refused.
+Data must never run code. So a function is imported only if the config lists it, which `require_allowed` checks before
+the import, and called only if it is marked as a verifier.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 from care_jax.rewards.verifiers.verdict import Verdict, refusal
 
 OwnVerifier = Callable[[str, str], tuple[bool, bool, str]]
-_marked: set[OwnVerifier] = set()
+_marked: list[OwnVerifier] = []
+_LONGEST_REASON = 80  # characters
 
 
 def answer_verifier(function: OwnVerifier) -> OwnVerifier:
     """Mark a function (given, gold) -> (correct, parsed, reason) as one that data may name."""
-    _marked.add(function)
+    _marked.append(function)
     return function
+
+
+def require_allowed(kind: str, allow: Collection[str]) -> None:
+    """Refuse a kind that names a function which is not in `allow`, the config's verify.allow; imports nothing.
+
+    Raises:
+        InputError: it does.
+    """
+    if ":" in kind and kind not in allow:
+        listed = ", ".join(allow) or "which is empty"
+        raise InputError(
+            f"answer_kind {shown(kind)} is not in verify.allow ({listed}); data may name only functions that the "
+            "config lists"
+        )
 
 
 def verify(kind: str, given: str, gold: str) -> Verdict:
@@ -40,9 +56,9 @@ def verify(kind: str, given: str, gold: str) -> Verdict:
         return refused
     try:
         correct, parsed, reason = function(given, gold)
-    except Exception as error:  # any failure of the user's code costs this item alone
+        return Verdict(bool(correct), bool(parsed), str(reason)[:_LONGEST_REASON])
+    except (Exception, SystemExit) as error:  # any failure of the user's code costs this item alone
         return Verdict(False, False, f"{kind} raised {type(error).__name__}")
-    return Verdict(bool(correct), bool(parsed), str(reason))
 
 
 @functools.cache
@@ -55,8 +71,8 @@ def load(kind: str) -> OwnVerifier:
     module_name, _, name = kind.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"answer_kind {kind!r} cannot be imported: {error}") from error
-    if function not in _marked:
-        raise InputError(f"answer_kind {kind!r} is not marked with @care_jax.rewards.verifiers.answer_verifier")
+    except (Exception, SystemExit) as error:  # the module's own code runs here
+        raise InputError(f"answer_kind {shown(kind)} cannot be imported: {shown(error)}") from error
+    if not any(function is marked for marked in _marked):
+        raise InputError(f"answer_kind {shown(kind)} is not marked with @care_jax.rewards.verifiers.answer_verifier")
     return function

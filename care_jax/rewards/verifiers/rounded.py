@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from care_jax.rewards.verifiers import number
 from care_jax.rewards.verifiers.reading.numerals import NUMERAL, to_fraction
+from care_jax.rewards.verifiers.reading.quantity import read_stated
 from care_jax.rewards.verifiers.verdict import CORRECT, Verdict
 
 
@@ -21,10 +22,11 @@ def verify(given: str, gold: str) -> Verdict:
     verdict = number.verify(given, gold, tolerance=0.0)
     if verdict.reason != "wrong":
         return verdict
-    found, wanted = number.read_number(given), number.read_number(gold)
+    found, wanted = read_stated(given, fractions_allowed=True), number.read_number(gold)
     assert found  # a wrong number is one that was read
     assert wanted
-    return CORRECT if abs(found.value - wanted.value) <= _half_a_place(gold, wanted.value) else verdict
+    place = Fraction(0) if wanted.unit == "%" else _half_a_place(gold, wanted.value)
+    return CORRECT if abs(found.value - wanted.value) <= place else verdict
 
 
 def _half_a_place(gold: str, value: Fraction) -> Fraction:

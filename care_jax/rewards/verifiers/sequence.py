@@ -6,13 +6,12 @@ import re
 
 from care_jax.errors import InputError
 from care_jax.rewards.verifiers import number, text
-from care_jax.rewards.verifiers.reading.quantity import without_name
+from care_jax.rewards.verifiers.reading.quantity import agree, without_name
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import CORRECT, UNPARSED, WRONG, Verdict, refusal
 
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _COMMAND = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\(?=[{}])")
-_TUPLE_NAME = re.compile(r"\(\s*[A-Za-z]\s*(?:,\s*[A-Za-z]\s*)+\)\s*=")
 _AND = re.compile(r",?\s+(?:and|&)\s+", re.IGNORECASE)
 _AND_OR = re.compile(r",?\s+(?:and|or|&)\s+", re.IGNORECASE)
 
@@ -58,8 +57,7 @@ def _read_gold(gold: str) -> tuple[list[str], bool]:
 
 
 def _bare(answer: str) -> str:
-    bare = _COMMAND.sub("", without_name(unwrap(answer))).strip()
-    return _TUPLE_NAME.sub("", bare, count=1).strip() if _TUPLE_NAME.match(bare) else bare
+    return _COMMAND.sub("", without_name(unwrap(answer))).strip()
 
 
 def _entries(answer: str, conjunction: re.Pattern[str]) -> list[str] | None:
@@ -79,4 +77,4 @@ def _equals(given: str, gold: str, tolerance: float) -> bool:
         return text.plain(given) == text.plain(gold)
     if found is None or (found.unit and wanted.unit and found.unit != wanted.unit):
         return False
-    return number.is_close(found.value, wanted.value, 0.0 if wanted.value.denominator == 1 else tolerance)
+    return agree(found, wanted, 0.0 if wanted.value.denominator == 1 else tolerance)

@@ -9,9 +9,11 @@ import re
 import unicodedata
 from fractions import Fraction
 
-PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+# Groups of three may stand apart too: "1 234 567" and "10 000", but "100 200" may be two numbers.
+_GROUPED = r"[0-9]{1,3}(?:(?:,[0-9]{3})+| 000| [0-9]{3}(?: [0-9]{3})+)(?![0-9])"
+PLAIN = rf"(?:{_GROUPED}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMERAL = re.compile(PLAIN)
-_POWER_OF_TEN = r"10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<braced>[-+]?[0-9]{1,3})\s*\}|(?P<bare>[-+]?[0-9]{1,3})(?![0-9]))"
+_POWER_OF_TEN = r"10\s*(?:\^|\*\*)\s*(?:[{(]\s*(?P<braced>[-+]?[0-9]{1,3})\s*[})]|(?P<bare>[-+]?[0-9]{1,3})(?![0-9]))"
 _BARE_POWER = re.compile(_POWER_OF_TEN)
 _EXPONENT = re.compile(
     rf"[eE](?P<e>[-+]?[0-9]{{1,3}})(?![0-9])|\s*(?:\\times|\\cdot|[×·*x])\s*{_POWER_OF_TEN}"  # noqa: RUF001
@@ -19,7 +21,7 @@ _EXPONENT = re.compile(
 _DENOMINATOR = re.compile(rf"\s*/\s*(?P<below>{PLAIN})")
 _MIXED = re.compile(r"(?P<whole>[0-9]+)\s+(?P<above>[0-9]+)\s*/\s*(?P<below>[0-9]+)")
 _FRAC = re.compile(
-    rf"\\[dt]?frac\s*(?:\{{\s*(?P<above>-?(?:{PLAIN}))\s*\}}|(?P<digit_above>[0-9]))"
+    rf"\\[dtc]?frac\s*(?:\{{\s*(?P<above>-?(?:{PLAIN}))\s*\}}|(?P<digit_above>[0-9]))"
     rf"\s*(?:\{{\s*(?P<below>{PLAIN})\s*\}}|(?P<digit_below>[0-9]))"
 )
 _RAISED = re.compile("(?<=10)[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
@@ -47,7 +49,7 @@ def read_rational(text: str, start: int, *, fractions_allowed: bool) -> tuple[Fr
 
 def to_fraction(numeral: str) -> Fraction:
     """Return the value of a text that PLAIN matches."""
-    return Fraction(numeral.replace(",", ""))
+    return Fraction(numeral.replace(",", "").replace(" ", ""))
 
 
 def count_numbers(text: str) -> int:

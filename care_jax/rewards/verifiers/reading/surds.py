@@ -2,7 +2,7 @@ r"""Reads numbers with roots and pi, such as 5\sqrt{3}/2, \frac{\pi}{6} or 3 + 2
 
     sum      = product (+- product)*            at most one product is rational
     product  = factor (times? factor)* (/ factor)?    at most one factor is rational
-    factor   = numeral | root | pi | \frac{sum}{sum} | (sum) | {sum}
+    factor   = (numeral | root | pi | \frac{sum}{sum} | (sum) | {sum}) (^{1/n})?
 
 The limits on rationals refuse answers that only repeat the question: "17 * 23" and "3 + 4" are not read. Values are
 fractions of whole numbers, so nothing overflows; brackets are at most MAX_DEPTH deep.
@@ -20,10 +20,13 @@ from care_jax.rewards.verifiers.reading.numerals import NUMERAL, to_fraction
 MAX_DEPTH = 6
 _SCALE = 10**50  # irrational numbers are known to its digits
 _PI = Fraction("3.14159265358979323846264338327950288419716939937511")
-_MARKS = re.compile(r"\\sqrt|√|(?<![A-Za-z])sqrt(?=\s*\()|\\pi(?![A-Za-z])|π|(?<![A-Za-z\\])pi(?![A-Za-z])")
+_MARKS = re.compile(
+    r"\\sqrt|√|(?<![A-Za-z])sqrt(?=\s*\()|\\pi(?![A-Za-z])|π|(?<![A-Za-z\\])pi(?![A-Za-z])|\^\s*[{(]\s*1\s*/"
+)
 _ROOT = re.compile(r"\\sqrt\s*(?:\[\s*(?P<index>[234])\s*\]\s*)?|√\s*|sqrt\s*")
 _SYMBOL = re.compile(r"\\pi(?![A-Za-z])|π|pi(?![A-Za-z])")
-_FRAC = re.compile(r"\\[dt]?frac\s*")
+_FRAC = re.compile(r"\\[dtc]?frac\s*")
+_ROOT_POWER = re.compile(r"\s*\^\s*(?:\{\s*1\s*/\s*([234])\s*\}|\(\s*1\s*/\s*([234])\s*\))")
 _DIGIT = re.compile(r"[0-9]")
 _LONE_DIGIT = re.compile(r"[0-9](?![0-9])")  # \sqrt12 is \sqrt{1}2 in LaTeX, but \sqrt{12} to its writer
 _TIMES = re.compile(r"\s*(?:\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|[*·×])\s*")  # noqa: RUF001
@@ -47,9 +50,16 @@ def holds_surd(text: str) -> bool:
     return _MARKS.search(text) is not None
 
 
-def read_surd(text: str, start: int, *, negative: bool) -> tuple[Fraction, int] | None:
-    """Return the number that begins at `start` and the index behind it; `negative` says that a minus precedes it."""
-    reader = _Reader(text, start)
+def read_surd(text: str, start: int, *, negative: bool, computes: bool = False) -> tuple[Fraction, int] | None:
+    """Return the number that begins at `start` and the index behind it.
+
+    Args:
+        text: the text that holds the number.
+        start: the index of its first character.
+        negative: a minus precedes it.
+        computes: read arithmetic such as "17 * 23" and "3 + 4" too.
+    """
+    reader = _Reader(text, start, computes=computes)
     try:
         return reader.read_sum(negative).number, reader.position
     except _UnreadableError:
@@ -59,9 +69,9 @@ def read_surd(text: str, start: int, *, negative: bool) -> tuple[Fraction, int] 
 class _Reader:
     """A recursive-descent reader of one text."""
 
-    def __init__(self, text: str, start: int) -> None:
-        """Begin reading at `start`."""
-        self._text, self.position, self._depth = text, start, 0
+    def __init__(self, text: str, start: int, *, computes: bool) -> None:
+        """Begin reading at `start`; `computes` lifts the limits on rationals."""
+        self._text, self.position, self._depth, self._computes = text, start, 0, computes
 
     def read_sum(self, negative: bool) -> _Value:
         """Read products and signs as far as they go; `negative` is the sign of the first one."""
@@ -73,7 +83,7 @@ class _Reader:
             if not sign:
                 break
             negative = sign[1] == "-"
-        if sum(product.rational for product in products) > 1:
+        if sum(product.rational for product in products) > 1 and not self._computes:
             raise _UnreadableError
         return _Value(sum((p.number for p in products), Fraction(0)), len(products) == 1 and products[0].rational)
 
@@ -81,7 +91,7 @@ class _Reader:
         value = self._read_factor()
         while self._take(_TIMES) or self._at_symbol():
             factor = self._read_factor()
-            if value.rational and factor.rational:
+            if value.rational and factor.rational and not self._computes:
                 raise _UnreadableError
             value = _Value(value.number * factor.number, False)
         if self._take(_OVER):
@@ -97,6 +107,11 @@ class _Reader:
         return rest in _CLOSING or any(p.match(self._text, self.position) for p in (_ROOT, _SYMBOL, _FRAC))
 
     def _read_factor(self) -> _Value:
+        value = self._read_base()
+        power = self._take(_ROOT_POWER)
+        return _root(value, int(power[1] or power[2])) if power else value
+
+    def _read_base(self) -> _Value:
         if numeral := self._take(NUMERAL):
             return _Value(to_fraction(numeral[0]), True)
         if self._take(_SYMBOL):

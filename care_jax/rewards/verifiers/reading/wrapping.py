@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
-_COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textrm|mathrm|mathbf|mathsf|mbox)\s*\{")
-_LEAD = re.compile(r"(?:the )?(?:final |correct )?answer ?(?:is ?:?|:|=) ?", re.IGNORECASE)
-_LATEX_SPACE = re.compile(r"\\[,;: ]|\\q?quad(?![A-Za-z])|~")
+_COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox)\s*\{")
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct |right |best )?(?:answer|option|choice)"
+    r" ?(?:(?:is|must be|should be) ?:?|:|=) ?",
+    re.IGNORECASE,
+)
+_LATEX_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
+_FULL_WIDTH = str.maketrans("（）：，；。．", "():,;..")  # noqa: RUF001
 _MAX_LAYERS = 8
 
 
@@ -16,7 +21,7 @@ def unwrap(text: str) -> str:
 
     A wrapper is stripped only if it holds the whole text, so r"\boxed{5} or \boxed{6}" stays as it is.
     """
-    text = _LATEX_SPACE.sub(" ", text.replace(r"\!", ""))
+    text = _LATEX_SPACE.sub(" ", text.translate(_FULL_WIDTH).replace(r"\!", ""))
     for _ in range(_MAX_LAYERS):
         inner = _without_outer_layer(text.strip())
         if inner == text:

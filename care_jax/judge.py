@@ -1,0 +1,175 @@
+r"""Judges pairs of gold and response, to test a reward before a run is paid for.
+
+    python -m care_jax.judge --file=pairs.jsonl [--format=answer_tags|boxed|any|bare] [--allow=module:function ...]
+
+A line of the file is one JSON object:
+
+    {"gold": "3/4", "response": "So it is \\boxed{0.75}.", "kind": "latex", "choices": null, "expected": true}
+
+`kind` is an answer_kind (README, "Your own data"), `choices` the option texts of a choice. "expected", or "theirs" as
+published verdicts have it, is the verdict to compare with. Both may be left out. `--format` says how the answer is
+found in the response (rewards/response_format.py); with "bare" the whole response is the answer.
+
+One line is printed for each pair, with tabs between: its number; right, wrong, unparsed, or bad for a line that cannot
+be judged; the reason; the answer that was found; what was expected, if that is something else. The last line is JSON:
+n, right, unparsed (those without a readable answer), bad, and the same by kind; with expected verdicts also how many
+were compared, agree, refused_right (right by theirs alone) and accepted_wrong (right by ours alone).
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from care_jax import cli
+from care_jax.config import base
+from care_jax.data.file_formats import line_rows
+from care_jax.data.validation import BadRowError, check_gold_of
+from care_jax.errors import InputError, shown
+from care_jax.rewards.judge import JudgedText, Verifier, judge_texts
+from care_jax.rewards.response_format import READABLE, ResponseFormat
+from care_jax.structs import Record
+
+_AT_ONCE = 2048  # pairs that are in memory
+_EXPECTED = ("expected", "theirs")
+
+
+class Pair(NamedTuple):
+    """One line of the file."""
+
+    number: int  # of the line, from 1
+    record: Record
+    response: str
+    expected: bool | None
+
+
+class Tally:
+    """The counts that the last line shows."""
+
+    def __init__(self) -> None:
+        """Starts at zero."""
+        self._all: collections.Counter[str] = collections.Counter(n=0, right=0, unparsed=0)
+        self._by_kind: dict[str, collections.Counter[str]] = {}
+        self.bad = 0
+
+    def add(self, pair: Pair, judged: JudgedText) -> None:
+        """Counts a judged pair."""
+        correct = judged.verdict.correct
+        one = collections.Counter(n=1, right=correct, unparsed=not judged.verdict.parsed)
+        if pair.expected is not None:
+            one.update(
+                compared=1,
+                agree=correct == pair.expected,
+                refused_right=pair.expected and not correct,
+                accepted_wrong=correct and not pair.expected,
+            )
+        kind = self._by_kind.setdefault(pair.record.answer_kind, collections.Counter())
+        for counts in (self._all, kind):
+            counts.update(one)
+
+    def figures(self) -> dict[str, Any]:
+        """The counts as JSON shows them."""
+        per_kind = {kind: dict(counts) for kind, counts in sorted(self._by_kind.items())}
+        return {**self._all, "bad": self.bad, "per_kind": per_kind}
+
+
+def run(path: Path, response_format: ResponseFormat, allow: Collection[str]) -> Iterator[str]:
+    """Judges the pairs of a file.
+
+    Args:
+        path: JSON lines, as the module says.
+        response_format: how the answer is found in a response.
+        allow: the functions "module:function" that a pair may name as its kind.
+
+    Yields:
+        The lines to print.
+
+    Raises:
+        InputError: no such file, or no line of it can be judged.
+    """
+    if not path.is_file():
+        raise InputError(f"--file={path}: no such file; give one with a JSON object a line")
+    tally, config = Tally(), base()
+    config.verify.allow = tuple(allow)
+    with Verifier.from_config(config) as verifier:
+        pairs = (_read(number, raw, allow) for number, raw in line_rows(path))
+        while some := list(itertools.islice(pairs, _AT_ONCE)):
+            yield from _judge(verifier, some, response_format, tally)
+    if not tally.figures()["n"]:
+        raise InputError(f"--file={path}: none of its {tally.bad} lines can be judged")
+    yield json.dumps(tally.figures())
+
+
+def _judge(
+    verifier: Verifier, pairs: Sequence[Pair | tuple[int, str]], response_format: ResponseFormat, tally: Tally
+) -> Iterator[str]:
+    """The lines of some pairs, and of the bad lines between them."""
+    asked = [(pair.record, pair.response) for pair in pairs if isinstance(pair, Pair)]
+    verdicts = iter(judge_texts(verifier, asked, response_format))
+    for pair in pairs:
+        if not isinstance(pair, Pair):
+            number, problem = pair
+            tally.bad += 1
+            yield f"{number}\tbad\t{problem}"
+            continue
+        judged = next(verdicts)
+        tally.add(pair, judged)
+        correct, parsed, reason = judged.verdict
+        word = "right" if correct else "wrong" if parsed else "unparsed"
+        found = "" if judged.extracted is None else shown(judged.extracted)
+        differs = pair.expected is not None and pair.expected != correct
+        expected = f"\texpected {'right' if pair.expected else 'wrong'}" if differs else ""
+        yield f"{pair.number}\t{word}\t{reason}\t{found}{expected}"
+
+
+def _read(number: int, raw: dict[str, Any] | BadRowError, allow: Collection[str]) -> Pair | tuple[int, str]:
+    """The pair of a line, or its number and what is wrong with it."""
+    try:
+        if isinstance(raw, BadRowError):
+            raise raw
+        if missing := [key for key in ("gold", "response", "kind") if key not in raw]:
+            raise BadRowError(f"no {', '.join(missing)}")
+        gold, response, kind = (_text(key, raw[key]) for key in ("gold", "response", "kind"))
+        record = Record(str(number), "", "", (), gold, kind, _choices(raw.get("choices")))
+        check_gold_of(record, allow)
+        expected = next((raw[key] for key in _EXPECTED if raw.get(key) is not None), None)
+        if not isinstance(expected, bool | None):
+            raise BadRowError(f"expected must be true or false, not {shown(expected)}")
+    except BadRowError as error:
+        return number, str(error)
+    return Pair(number, record, response, expected)
+
+
+def _text(key: str, value: Any) -> str:
+    """A text, or a number as one."""
+    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return str(value)
+    raise BadRowError(f"{key} must be a text or a number, not {shown(value)}")
+
+
+def _choices(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
+        raise BadRowError(f"choices must be a list of texts, not {shown(value)}")
+    return tuple(value) or None
+
+
+def main() -> None:
+    """Prints what the flags ask for."""
+    args = flags.FLAGS
+    for line in run(Path(args.file), READABLE[args.format], args.allow):
+        print(line)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("file", None, "Pairs to judge, one JSON object a line.", required=True)
+    flags.DEFINE_enum("format", "any", list(READABLE), "How the answer is found in a response.")
+    flags.DEFINE_multi_string("allow", [], "module:function, a verifier of yours that pairs may name as their kind.")
+    cli.run_flags(main)

@@ -1,0 +1,174 @@
+r"""Finds the answer in a response that keeps to no layout: the statement that stands last.
+
+A statement is a box, a line such as "**Answer:** B", "#### 7" or 故选B, or words such as "the correct option is (D)".
+Without any, the last sentence counts, or the first one of a last paragraph that begins with yes or no. Questions and
+closing phrases ("I hope this helps") are passed over. Every pattern looks at one line and is linear in it.
+"""
+
+from __future__ import annotations
+
+import re
+
+Span = tuple[int, int]  # end excluded
+
+_END_TOKEN = re.compile(r"</s>|<\|[a-z_]{1,20}\|>|<eos>|<end_of_turn>")
+_LINE = re.compile(r"[^\r\n]+")
+_MARKS = r"[\s*#>\\\[({$_-]{0,40}(?:\\?text(?:bf)?\{)?\s{0,9}"
+_LABEL = re.compile(
+    rf"{_MARKS}(?:(?:the )?(?:final |correct |right |best )?(?:answer|option|choice)(?: is)?[\s*_]{{0,20}}[:：]"  # noqa: RUF001
+    r"|(?:(?:所以|因此|综上)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)(?:应该)?[是为]?[:：]?)[\s*_]{0,20}",  # noqa: RUF001
+    re.IGNORECASE,
+)
+_HEADING = re.compile(
+    rf"{_MARKS}(?:the )?(?:final |correct |right |best )?answer(?: is)?[\s*_:]{{0,20}}", re.IGNORECASE
+)
+_SUITABLE = "correct|right|best|closest|nearest|accurate|appropriate|suitable|final|likely"
+_PHRASE = re.compile(
+    rf"\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice))\b[^.:!?\r\n]{{0,80}}?"
+    r"(?:\s(?:is|(?:should|would|must|will|could) be)\b|:)[\s:*]{0,20}"
+    r"|(?:答案|故选|应选|选择|选项)[^。\r\n]{0,20}?[是为选：:]\s{0,9}|故选\s{0,9}",  # noqa: RUF001
+    re.IGNORECASE,
+)
+_CORRECT = re.compile(
+    rf"(?:option|choice|选项)\s?\(?([A-L])\)?\s?(?:is|是)\s?(?:the |most )?(?:{_SUITABLE}|正确)"
+    rf"|(?:^|[\s,，])(\([A-L]\)) is (?:the |most )?(?:{_SUITABLE})\b",  # noqa: RUF001
+)
+_EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
+_THREE_WORDS = re.compile(r"(?:[^\n]{0,40}?\b[^\W\d_]{2,20}\b){3}")
+_CONDITION = re.compile(r"\b(?:when|if|where|with|for|given|let|since|because)\b", re.IGNORECASE)
+_ADVERB = re.compile(
+    r"(?:(?:therefore|thus|hence|likely|most likely|probably|simply|clearly|indeed)\b[\s,:]{1,9})+", re.IGNORECASE
+)
+_GSM = re.compile(r"####[ \t]*(?=[^#\s])")
+# The end of a sentence: no initial ("B. red"), no abbreviation ("U.S. dollars"), no bracket or command behind it.
+_SENTENCE_END = re.compile(
+    r"(?<=[^\s.(][^\s.])[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
+)
+_TAKEN_BACK = re.compile(
+    r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
+)
+_CLOSING = re.compile(
+    r"[^.]{0,200}\?[\s*]{0,9}$|\s*(?:i hope|let me know|please|note|feel free|i'm happy|hope this|```|---)",
+    re.IGNORECASE,
+)
+# A paragraph that begins like this gives its answer first and its reasons behind.
+_ANSWER_FIRST = re.compile(r"[\s*]{0,9}(?:(?i:yes|no)\b[*,.:;]|\([A-L]\)|[A-L][.):]{1,2}\s)")
+_CONCLUSION = re.compile(
+    r"(?:^|[.,;:]\s+)(?:so|therefore|thus|hence|consequently|overall|in total|in conclusion|as a result)\b[\s,:]{0,9}"
+    r"|\b(?:so|therefore|thus|hence)\s{1,9}(?:the|there|it|he|she|we|they)\b",
+    re.IGNORECASE,
+)
+_OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
+_LONGEST = 500  # characters; nothing longer is an answer, or a line to look for marks in
+_IDLE = " \t\r\n\u200b\ufeff"
+
+
+def last_statement(text: str, box: Span | None) -> Span | None:
+    """Return the span of the answer in the text of a response, or None if it ends in nothing that could be one.
+
+    Args:
+        text: the response, without its rationale.
+        box: the inside of the last box, None without one.
+    """
+    end = _content_end(text)
+    lines = [match.span() for match in _LINE.finditer(text, 0, end) if match[0].strip(_IDLE + "*`")]
+    explicit = _explicit(text, lines)
+    if box and (explicit is None or box[0] >= explicit[0]):
+        return _trimmed(text, box)
+    if explicit:
+        return _trimmed(text, _without_afterthought(text, explicit))
+    sentence = _sentence(text, lines) if lines else None
+    return sentence and _trimmed(text, sentence)
+
+
+def _content_end(text: str) -> int:
+    """Return the index behind the last character that is no white space and of no end token."""
+    end = len(text)
+    while True:
+        while end and text[end - 1] in _IDLE:
+            end -= 1
+        start = text.rfind("<", max(0, end - 25), end)
+        if start < 0 or not _END_TOKEN.fullmatch(text, start, end):
+            return end
+        end = start
+
+
+def _explicit(text: str, lines: list[Span]) -> Span | None:
+    """Return the last statement that calls itself an answer."""
+    following: Span | None = None
+    for start, end in reversed(lines):
+        if following is None and (mark := _GSM.match(text, start, end)):
+            return mark.end(), end
+        label = _LABEL.match(text, start, end) or _HEADING.fullmatch(text, start, end)
+        if (correct := _last(_CORRECT, text, start, end)) and not _PHRASE.search(text, correct.end(), end):
+            return correct.span(correct.lastindex or 1)
+        phrase = _last(_PHRASE, text, start, end)
+        if (phrase or label) and (behind := max(mark.end() for mark in (phrase, label) if mark)) < end:
+            return behind, end
+        if (phrase or label) and following:
+            return following
+        following = start, end
+    return None
+
+
+def _last(pattern: re.Pattern[str], text: str, start: int, end: int) -> re.Match[str] | None:
+    return max(pattern.finditer(text, start, end), key=re.Match.end, default=None)
+
+
+def _without_afterthought(text: str, span: Span) -> Span:
+    """Cut a statement behind its first sentence, unless what follows takes it back."""
+    start, end = span
+    if adverb := _ADVERB.match(text, start, end):
+        start = adverb.end()
+    stop = _SENTENCE_END.search(text, start, end)
+    return (start, end) if not stop or _TAKEN_BACK.match(text, stop.end(), end) else (start, stop.start())
+
+
+def _sentence(text: str, lines: list[Span]) -> Span | None:
+    """Return the last sentence, from its conclusion on ("so there are 4"); None if it takes back what was said."""
+    start, end = next((line for line in reversed(lines) if not _CLOSING.match(text, *line)), lines[-1])
+    if _ANSWER_FIRST.match(text, start, end):
+        return _without_afterthought(text, (start, end))
+    for stop in _SENTENCE_END.finditer(text, start, end):
+        if stop.end() == end:
+            break
+        if not _CLOSING.match(text, stop.end(), end):
+            start = stop.end()
+        else:
+            end = stop.start()
+            break
+    if conclusion := _last(_CONCLUSION, text, start, end):
+        start = conclusion.start()
+    if (equals := _last(_EQUALS, text, start, end)) and _introduces(text, start, equals.start()):
+        start = equals.end()
+    return None if _TAKEN_BACK.match(text, start, end) else (start, end)
+
+
+def _introduces(text: str, start: int, end: int) -> bool:
+    """Return whether the words before an equals sign lead to the result behind it, and to nothing else."""
+    return _THREE_WORDS.match(text, start, end) is not None and not _CONDITION.search(text, start, end)
+
+
+def _trimmed(text: str, span: Span) -> Span:
+    r"""Shrink a span by white space, and by marks that stand around it or have their partner before it: ** " $ } \] \)."""
+    start, end = span
+    while start < end and text[start] in _IDLE:
+        start += 1
+    while start < end and text[end - 1] in _IDLE + ".。":
+        end -= 1
+    if end - start > _LONGEST:
+        return start, end
+    inside, before = text[start:end], text[max(0, start - _LONGEST) : start].rpartition("\n")[2]
+    if (box := _OPEN_BOX.match(inside)) and inside.count("}") < inside.count("{"):
+        return _trimmed(text, (start + box.end(), end))
+    for mark in ("**", "*", "$", '"', "'"):
+        length, count = len(mark), inside.count(mark)
+        if inside.startswith(mark) and inside.endswith(mark) and count == 2 and len(inside) > 2 * length:
+            return _trimmed(text, (start + length, end - length))
+        if inside.endswith(mark) and count % 2 and before.count(mark) % 2:
+            return _trimmed(text, (start, end - length))
+    for opening, closing in _PAIRS:
+        if inside.endswith(closing) and inside.count(closing) > inside.count(opening):
+            return _trimmed(text, (start, end - len(closing)))
+    return start, end

@@ -1,0 +1,206 @@
+"""Finds the options of a multiple-choice question that an answer names: by letter, by text or value, in a sentence.
+
+Whatever else an answer holds, an option that it mentions beside the one it names makes it name two.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity
+from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, without_reason
+from care_jax.rewards.verifiers.reading.spelling import canonical
+from care_jax.rewards.verifiers.reading.wrapping import unwrap
+
+LETTERS = "ABCDEFGHIJKL"
+_COMMANDS = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathsf|bf|mbox|boxed|fbox)"
+# A capital alone in a wrapper is marked: \text{D}, **B**.
+_WRAPPED_LETTER = re.compile(
+    rf"{_COMMANDS}\s*\{{\s*\(?([A-L])\)?[.:]?\s*\}}|\*\*\(?([A-L])[).:]{{0,2}}\*\*|(?<!\w)([A-L])\*\*"
+)
+_WRAPPED = re.compile(rf"{_COMMANDS}\s*\{{([^{{}}]*)\}}")
+_DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
+_NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
+_BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
+_LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(
+    rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> ))) ?(?P<text>.+)",
+    re.IGNORECASE,
+)
+# Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
+_MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
+_ARTICLE = re.compile(r"A(?= [a-z])")
+_OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
+_IN_PARENTHESES = re.compile(r"\(([A-L])\)")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_FORMULA = re.compile(r"[\\{}_=<>`\[\]]")
+_YES_OR_NO = re.compile(r"(?:yes|no|true|false)")
+_RATIO = re.compile(r"([^:]+):([^:]+)")
+
+
+def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first: bool = False) -> set[int]:
+    """Return the indices of every option that the answer can be read as; two or more if it contradicts itself.
+
+    Args:
+        answer: the text to read.
+        options: the texts of the options, None if they are unknown.
+        letters_first: a lone letter is the option's letter, even if an option's text is a letter.
+    """
+    texts = () if options is None else without_letters(options)
+    num_options = len(LETTERS) if options is None else len(texts)
+    bare = _strip_marks(answer)
+    by_text = _with_text(answer, texts)
+    letter = _LETTER.fullmatch(bare)
+    if letter and (_index(letter) < num_options or not by_text):
+        named = {_index(letter)} | (set() if letters_first else by_text)
+    elif by_text:
+        named = by_text
+    elif letter := _LETTER_AND_TEXT.fullmatch(bare):
+        named = _letter_with_text(letter, texts)
+    else:
+        named = _with_value(answer, texts) or _in_sentence(bare, texts)
+    return named if all(index < num_options for index in named) else set()
+
+
+@functools.lru_cache(maxsize=1024)
+def without_letters(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the texts of the options, without their letters if each carries its own: "A. 12 cm"."""
+    heads = [_OWN_LETTER.match(option) for option in options]
+    if all(head and LETTERS.index(head[1]) == index for index, head in enumerate(heads)):
+        return tuple(option[head.end() :] for option, head in zip(options, heads, strict=True) if head)
+    return options
+
+
+def same_options(named: set[int], options: tuple[str, ...] | None) -> bool:
+    """Return whether the named options have one text, so that an answer in words can't tell them apart."""
+    return options is not None and len({_key(options[index]) for index in named}) == 1
+
+
+def _strip_marks(answer: str) -> str:
+    r"""Return the answer without LaTeX's and Markdown's wrappers; a wrapped letter keeps a mark: \text{D} is (D)."""
+    text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", unwrap(answer))
+    for _ in range(3):
+        text = _WRAPPED.sub(r" \1 ", text)
+        text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", text)
+    text = _DELIMITER.sub(" ", text)
+    return " ".join(unwrap(text).split())
+
+
+def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int]:
+    """Return the option of a letter that text follows; several if the text names another, none if it is in doubt."""
+    index, words = _index(match), match["text"]
+    if options and index >= len(options):
+        return set()
+    own = options[index] if options else ""
+    said = without_reason(words)
+    same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
+    if index in same:
+        return {index}  # the letter decides between options of one text
+    others = same | {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", words))}
+    others -= {LETTERS.index(letter) for letter in _MENTION.findall(own)}
+    others |= {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
+    if others - {index}:
+        return others | {index}
+    # A colon is no mark beside known options: "A: No" says "Answer: No".
+    is_marked = not match["unmarked"] and (match["mark"] != ":" or not options)
+    is_capital = _letter_of(match).isupper() or not options
+    doubts = _hedges(said) - _hedges(own)
+    return {index} if is_marked and is_capital and not doubts else set()
+
+
+def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
+    """Return the options that a sentence names: "So it is (B).", "No, it is round.", "The red car is faster."."""
+    if not options or len(_WORD.findall(bare)) < 3:
+        return set()
+    letters = {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", bare))}
+    mentioned = _mentioned(bare, options)
+    head = without_reason(bare.split(",")[0])
+    named = _with_text(head, options)
+    if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
+        return named
+    if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
+        return named if mentioned <= named else set()
+    if HEDGE.search(bare) or _FORMULA.search(bare):
+        return set()
+    marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
+    if marked:
+        return marked | mentioned if len(marked) > 1 or not mentioned <= marked else marked
+    words = {i for i in mentioned if not _YES_OR_NO.fullmatch(_key(options[i]))}
+    return words if mentioned == words and not letters else set()
+
+
+def _as_predicate(says: str, options: tuple[str, ...]) -> set[int]:
+    if letter := _LETTER.fullmatch(says):
+        return {_index(letter)} if _letter_of(letter).isupper() else set()
+    if letter := _LETTER_AND_TEXT.fullmatch(says):
+        return _letter_with_text(letter, options)
+    return _with_text(says, options) or _with_value(says, options)
+
+
+def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
+    """Return the options whose text the words of `text` contain, without those inside a longer one."""
+    words = f" {_key(text)} "
+    found = {i for i, option in enumerate(options) if _key(option) and _bordered(_key(option)).search(words)}
+    return {i for i in found if not any(_key(options[i]) in _key(options[j]) != _key(options[i]) for j in found)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _bordered(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)")
+
+
+def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:
+    """Return the options that have the answer's text; those in its case if there are any: R is not r."""
+    exact, key = _spelling(answer), _key(answer)
+    same = {i for i, option in enumerate(options) if key and _key(option) == key}
+    return {i for i in same if _spelling(options[i]) == exact} or same
+
+
+def _with_value(answer: str, options: tuple[str, ...]) -> set[int]:
+    """Return the options that have the answer's value, in whatever spelling; an option without a unit fits any unit."""
+    found = _value(_strip_parentheses(answer)) if options else None
+    return {i for i, option in enumerate(options) if found and _agrees(found, _value(option))}
+
+
+def _key(text: str) -> str:
+    return _spelling(text).casefold()
+
+
+def _spelling(text: str) -> str:
+    return canonical(_strip_parentheses(text))
+
+
+@functools.lru_cache(maxsize=4096)
+def _value(text: str) -> Quantity | None:
+    """Return a number, or a ratio a:b as the fraction a/b; None without."""
+    ratio = _RATIO.fullmatch(unwrap(text))
+    sides = [read_quantity(side, fractions_allowed=True) for side in ratio.groups()] if ratio else []
+    if len(sides) == 2 and sides[0] and sides[1] and sides[1].value:
+        return Quantity(sides[0].value / sides[1].value, "")
+    return read_quantity(text, fractions_allowed=True)
+
+
+def _agrees(found: Quantity, wanted: Quantity | None) -> bool:
+    return (
+        wanted is not None
+        and not (found.unit and wanted.unit and found.unit != wanted.unit)
+        and agree(found, wanted, 0)
+    )
+
+
+def _strip_parentheses(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if text.startswith("(") and text.find(")") == len(text) - 1 and "," not in text else text
+
+
+def _hedges(text: str) -> set[str]:
+    return {word.casefold() for word in HEDGE.findall(text)}
+
+
+def _letter_of(match: re.Match[str]) -> str:
+    return match["round"] or match["square"] or match["bare"]
+
+
+def _index(match: re.Match[str]) -> int:
+    return LETTERS.index(_letter_of(match).upper())

@@ -1,0 +1,97 @@
+"""Reads what one sentence states: "The bars add up to 9 in 2012." states 9. A sentence that hedges states nothing."""
+
+from __future__ import annotations
+
+import re
+
+from care_jax.rewards.verifiers.reading.numerals import NUMERAL, PLAIN
+from care_jax.rewards.verifiers.reading.units import read_unit
+from care_jax.rewards.verifiers.reading.wrapping import unwrap
+
+# Words with which a text takes back, leaves open or doubts what it says.
+HEDGE = re.compile(
+    r"\b(?:or|not|no|nor|neither|either|both|cannot|can't|isn't|aren't|wasn't|don't|doesn't|didn't|without|never|maybe"
+    r"|perhaps|possibly|might|could|unless|aka|vs|versus|wrong|incorrect|except|rather|instead|actually|wait|unclear"
+    r"|unknown|impossible|answer|option|choice|another|would|needed|unable|insufficient)\b|\S if\b|__|[?|]|->|→|≠|\\",
+    re.IGNORECASE,
+)
+_BOUNDARY = re.compile(r"(?<=[^\s.][^\s.])[.!?;]\s+(?=\S)|\n")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_STATES = re.compile(
+    r"\b(?:is|are|was|were|equals|becomes|be)\b:?\s*(?:(?:approximately|about|around|roughly|only|exactly|also|therefore"
+    r"|thus|simply|just|equal to|a total of|option|choice|the)\s+)*",
+    re.IGNORECASE,
+)
+_EXISTS = re.compile(
+    r"\bthere\s+(?:is|are|was|were|will be)\s+(?:(?:a total of|only|about|exactly)\s+)?", re.IGNORECASE
+)
+_REASON = re.compile(r",?\s+(?:because|since|as|which)\b")
+_SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
+_SCALE = r"(?:\s+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b)?"
+_NUMBER = re.compile(rf"(?<![\w.,/^*+=-])[-−]?\$?(?:{PLAIN})(?:\s*(?:%|°)|{_SCALE})(?![\w/^*+=]|-\w|[.,:]\d)")  # noqa: RUF001
+_DATE = re.compile(
+    r"\b(?:in|of|from|to|between|and|since|by|until|through|for|during|over|year|january|february|march|april|may|june"
+    r"|july|august|september|october|november|december|\d{1,2},)\s+(?:1[5-9]|20)\d\d\b(?!\s*%)|\(\s*(?:1[5-9]|20)\d\d\s*\)",
+    re.IGNORECASE,
+)
+# A number behind these measures something else than the sentence is about.
+_APART = re.compile(
+    r"\b(?:into|by|with|per|than|from|for|every|each|between|among|under|above|below|over|within|after|before|least"
+    r"|most|step|figure|number|question|part|point|line|row|column)\s+$",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(r"\s+(?:[a-z]{3,}\s+)?[a-z]{2,}s(?:\s+[a-z]+){0,6}")
+_ARITHMETIC = re.compile(
+    r"\b(?:plus|minus|times|less|over|modulo|squares?|cubes?|halves|thirds|quarters)\b|thousands|illions"
+)
+
+
+def stated_number(text: str) -> str | None:
+    """Return the number that one sentence states, with its percent sign, scale ("187 million") or unit, or None.
+
+    It is the only number of the sentence besides years in phrases such as "in 2012"; else the one that ends the sentence
+    behind its only verb of being, or follows "there are", where zero to twelve may be words. "9 dots in each group"
+    states 9 too.
+    """
+    text = unwrap(text).replace("**", "")
+    if HEDGE.search(text) or _BOUNDARY.search(text):
+        return None
+    if (count := _NUMBER.match(text)) and _COUNTED.fullmatch(text, count.end()):
+        return _with_unit(count, text) if not _ARITHMETIC.search(text) and not _SPELLED_OUT.search(text) else None
+    if not _is_sentence(text):
+        return None
+    undated = _DATE.sub("", text)
+    numbers = list(_NUMBER.finditer(undated))
+    if len(numbers) == 1 and len(NUMERAL.findall(undated)) == 1 and not _APART.search(undated, 0, numbers[0].start()):
+        return _with_unit(numbers[0], undated)
+    text = _SPELLED_OUT.sub(lambda word: str(_SPELLED.index(word[0].lower())), text)
+    for verb in (_EXISTS, _STATES):
+        verbs = list(verb.finditer(text))
+        if len(verbs) == 1 and (number := _NUMBER.match(text, verbs[0].end())):
+            if verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :])):
+                return _with_unit(number, text)
+    return None
+
+
+def predicate(text: str) -> str | None:
+    """Return what one sentence says of its subject: "(0, 0)" of "The centre of the circle is (0, 0)."; None without."""
+    verbs = list(_STATES.finditer(text))
+    if len(verbs) != 1 or HEDGE.search(text[: verbs[0].start()]) or not _is_sentence(text[: verbs[0].end()]):
+        return None
+    return without_reason(text[verbs[0].end() :])
+
+
+def without_reason(text: str) -> str:
+    """Return the text up to "because ..", ", as ..", "which .."."""
+    reason = _REASON.search(text)
+    return text[: reason.start()] if reason else text
+
+
+def _is_sentence(text: str) -> bool:
+    return text[:1].isalpha() and len(_WORD.findall(text)) > 2 and not _BOUNDARY.search(text)
+
+
+def _with_unit(number: re.Match[str], text: str) -> str:
+    word = re.match(r"\s*[^\s,;]+", text[number.end() :])
+    return number[0] + (word[0] if word and read_unit(word[0]) else "")
