@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -212,8 +212,10 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, *, unused: Collection[str] = ()) -> None:
     """Checks what can be checked without data or devices; comes before anything else reads the config.
+
+    The command does not need the keys in `unused`: they may keep an empty default.
 
     Raises:
         InputError: listing every problem, each with the value, what is allowed and how to mend it.
@@ -231,7 +233,7 @@ def validate(config: ConfigDict) -> None:
         problems += [
             f"{key}={shown(values[key])}: {wanted}"
             for key, rule in RULES.items()
-            if key not in mistyped and (wanted := rule(values[key]))
+            if key not in mistyped and (values[key] or key not in unused) and (wanted := rule(values[key]))
         ]
         if not mistyped:
             problems += [problem for check in CHECKS if (problem := check(config))]

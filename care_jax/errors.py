@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _SHOWN = 80  # characters of a foreign text in a message
-_LISTED = 20  # problems in a message
+_LISTED, _LONGEST = 20, 200  # problems in a message, and characters of each
 
 
 class InputError(ValueError):
@@ -15,6 +15,15 @@ class InputError(ValueError):
     this line and ends with exit code 2, which tells a supervisor that starting it again would not help. Errors of the
     program itself are plain ValueErrors, errors of the machine OSErrors; both end with exit code 1.
     """
+
+
+class BadRowError(InputError):
+    """A row of data that cannot be used: readers drop it, or refuse the file if the user asks for that."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        """Takes what was found; rows are counted by `reason`, one of few phrases, which is the message if left out."""
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def shown(text: object, limit: int = _SHOWN) -> str:
@@ -35,6 +44,10 @@ def printable(text: str) -> str:
 
 
 def listed(problems: Sequence[str], most: int = _LISTED) -> str:
-    """The problems in one line, the first `most` of them and the number of the others."""
+    """The problems in one line, control characters escaped: the first `most` of them and the number of the others."""
     others = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + others
+    return "; ".join(_printable(each[:_LONGEST]) for each in problems[:most]) + others
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

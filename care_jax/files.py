@@ -117,7 +117,7 @@ def parse_object(text: bytes, where: str, *, remedy: str) -> dict[str, Any]:
         InputError: as `read_object`.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode())  # json itself would take UTF-16 too
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if b"\n" in text else ""
         raise InputError(f"{where}{line}: not JSON ({error.msg}); {remedy}") from error

@@ -245,6 +245,20 @@ def test_a_config_of_ones_own_is_compared_with_the_defaults() -> None:
         config.validate(c)
 
 
+def test_a_command_need_not_name_what_it_does_not_use() -> None:
+    """Catches a file of responses that cannot be scored without a model, and a misspelt key that passes there."""
+    c, unused = config.base(), ("model.folder", "data.train")
+    config.validate(c, unused=unused)
+    with pytest.raises(InputError, match=r"model\.folder='': name a folder .*data\.train='': name the training data"):
+        config.validate(c)
+    c.model.folder = "gs://bucket/model"
+    with pytest.raises(InputError, match=r"model\.folder='gs://bucket/model': must be on a local disk"):
+        config.validate(c, unused=unused)
+    c.model.folder, c.verify.tolerence = "", 0.1
+    with pytest.raises(InputError, match=r"verify\.tolerence: no such key; did you mean verify\.tolerance"):
+        config.validate(c, unused=unused)
+
+
 @pytest.mark.parametrize("preset", ["grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care"])
 def test_presets_are_valid(preset: str) -> None:
     """Catches a preset that a check refuses."""

@@ -20,7 +20,6 @@ ROOMS = (
     "structs",
     "options",
     "files",
-    "model_folder",
     "parallel",
     "models",
     "rewards",

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from care_jax import files
 from care_jax.data.file_formats import line_rows
-from care_jax.data.validation import BadRowError
-from care_jax.errors import InputError, shown
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.structs import Record
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.errors import InputError, shown
-from care_jax.model_folder import Fields, read_fields
 from care_jax.models.layers import ACTIVATIONS
+from care_jax.models.model_folder import Fields, read_fields
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
 _MOST_LAYERS, _MOST_PATCH = 1024, 1024  # bounds that keep a broken file from being built

@@ -30,7 +30,7 @@ _PHRASE = re.compile(
     re.IGNORECASE,
 )
 _CORRECT = re.compile(
-    rf"(?:option|choice|选项)\s?\(?([A-L])\)?\s?(?:is|是)\s?(?:the |most )?(?:{_SUITABLE}|正确)"
+    rf"(?:[Oo]ption|[Cc]hoice|选项)\s?\(?([A-L])\)?\s?(?:is|是)?\s?(?:the |most )?(?:{_SUITABLE}|正确)"
     rf"|(?:^|[\s,，])(\([A-L]\)) is (?:the |most )?(?:{_SUITABLE})\b",  # noqa: RUF001
 )
 _EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
@@ -42,7 +42,7 @@ _ADVERB = re.compile(
 _GSM = re.compile(r"####[ \t]*(?=[^#\s])")
 # The end of a sentence: no initial ("B. red"), no abbreviation ("U.S. dollars"), no bracket or command behind it.
 _SENTENCE_END = re.compile(
-    r"(?<=[^\s.(][^\s.])[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
+    r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*]))[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
 )
 _TAKEN_BACK = re.compile(
     r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
@@ -58,6 +58,10 @@ _CONCLUSION = re.compile(
     r"|\b(?:so|therefore|thus|hence)\s{1,9}(?:the|there|it|he|she|we|they)\b",
     re.IGNORECASE,
 )
+_REASONS = re.compile(
+    r"[\s*#]{0,9}(?:explanation|reason|reasoning|rationale|justification)\b[\s*]{0,9}:", re.IGNORECASE
+)
+_FRAMED = re.compile(r"\\fbox\s{0,9}\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
 _LONGEST = 500  # characters; nothing longer is an answer, or a line to look for marks in
@@ -101,6 +105,8 @@ def _explicit(text: str, lines: list[Span]) -> Span | None:
         if following is None and (mark := _GSM.match(text, start, end)):
             return mark.end(), end
         label = _LABEL.match(text, start, end) or _HEADING.fullmatch(text, start, end)
+        if framed := _last(_FRAMED, text, start, end):
+            return framed.span(1)
         if (correct := _last(_CORRECT, text, start, end)) and not _PHRASE.search(text, correct.end(), end):
             return correct.span(correct.lastindex or 1)
         phrase = _last(_PHRASE, text, start, end)
@@ -127,7 +133,8 @@ def _without_afterthought(text: str, span: Span) -> Span:
 
 def _sentence(text: str, lines: list[Span]) -> Span | None:
     """Return the last sentence, from its conclusion on ("so there are 4"); None if it takes back what was said."""
-    start, end = next((line for line in reversed(lines) if not _CLOSING.match(text, *line)), lines[-1])
+    reasons = next((i for i, line in enumerate(lines) if i and _REASONS.match(text, *line)), len(lines))
+    start, end = next((line for line in reversed(lines[:reasons]) if not _CLOSING.match(text, *line)), lines[-1])
     if _ANSWER_FIRST.match(text, start, end):
         return _without_afterthought(text, (start, end))
     for stop in _SENTENCE_END.finditer(text, start, end):
@@ -151,7 +158,7 @@ def _introduces(text: str, start: int, end: int) -> bool:
 
 
 def _trimmed(text: str, span: Span) -> Span:
-    r"""Shrink a span by white space, and by marks that stand around it or have their partner before it: ** " $ } \] \)."""
+    r"""Shrink a span by white space, and by marks around it or with their partner before it: ** " $ } \] \)."""
     start, end = span
     while start < end and text[start] in _IDLE:
         start += 1
@@ -168,6 +175,8 @@ def _trimmed(text: str, span: Span) -> Span:
             return _trimmed(text, (start + length, end - length))
         if inside.endswith(mark) and count % 2 and before.count(mark) % 2:
             return _trimmed(text, (start, end - length))
+    if inside.startswith('"') and inside.count('"') == 1:
+        return _trimmed(text, (start + 1, end))
     for opening, closing in _PAIRS:
         if inside.endswith(closing) and inside.count(closing) > inside.count(opening):
             return _trimmed(text, (start, end - len(closing)))

@@ -1,8 +1,8 @@
 r"""Equality of two expressions of LaTeX: by their values at a few points, and where they have none, by math-verify.
 
-math-verify takes words for products of letters ("listen" is "silent"), folds case (A is a), picks an expression out of a
-sentence ("B. 35" is 35), takes the last side of "4 = 5", and computes expressions of any size, in 15 to 60 ms. So it is
-asked only about two short texts that are one expression from end to end, with the same letters and equally many
+math-verify takes words for products of letters ("listen" is "silent"), folds case (A is a), picks an expression out of
+a sentence ("B. 35" is 35), takes the last side of "4 = 5", and computes expressions of any size, in 15 to 60 ms. So it
+is asked only about two short texts that are one expression from end to end, with the same letters and equally many
 relations and commas, if their values don't decide; and about a pair only once.
 """
 
