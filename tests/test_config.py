@@ -68,6 +68,7 @@ BAD = [
     ("objective.max_draws", 0, "objective.max_draws=0: must be at least 1"),
     ("objective.overlong_penalty", -1.0, "objective.overlong_penalty=-1.0: must be at least 0"),
     ("objective.rescue.delta", -0.1, "objective.rescue.delta=-0.1: must be above 0"),
+    ("model.remat", "some", "model.remat='some': choose one of full, dots, none"),
     ("model.logits_chunk", 0, "model.logits_chunk=0: must be at least 1"),
     ("verify.workers", 0, "verify.workers=0: must be at least 1"),
     ("verify.deadline", 0.0, "verify.deadline=0.0: must be above 0"),

@@ -161,7 +161,7 @@ class ModelConfig:
     vision: VisionConfig
     text: TextConfig
     compute_dtype: str = "float32"
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = "none"  # what of a layer is recomputed in the backward pass, one of options.REMAT
     attention: str = "xla"  # of full sequences, one of attention.IMPLEMENTATIONS
     freeze_vision: bool = False  # no gradient into the vision tower
     scan_decoding: bool = True  # over all layers as one stack; else each large one is a stack alone (QwenVL.in_stacks)

@@ -217,7 +217,8 @@ def shared_update(case: Case, *, microbatches: int, **computed) -> tuple[dict[st
 
 VARIANTS = {
     "whole": {"microbatches": 1},
-    "micro-batches, recomputed, frozen vision": {"microbatches": 3, "remat": True, "freeze_vision": True},
+    "micro-batches, recomputed, frozen vision": {"microbatches": 3, "remat": "full", "freeze_vision": True},
+    "products kept": {"microbatches": 1, "remat": "dots"},
 }
 
 
