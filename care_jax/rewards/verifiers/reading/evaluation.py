@@ -23,7 +23,7 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     r"\exp": cmath.exp, r"\arcsin": cmath.asin, r"\arccos": cmath.acos, r"\arctan": cmath.atan,
     r"\cot": lambda x: 1 / cmath.tan(x), r"\sec": lambda x: 1 / cmath.cos(x), r"\csc": lambda x: 1 / cmath.sin(x),
 }  # fmt: skip
-_GREEK = frozenset(rf"\{name}" for name in "alpha beta gamma delta theta lambda mu phi omega".split())
+_GREEK = (r"\alpha", r"\beta", r"\gamma", r"\delta", r"\theta", r"\lambda", r"\mu", r"\phi", r"\omega")
 _CONSTANTS = {"e": cmath.e, "i": 1j, r"\pi": cmath.pi, r"\infty": 9.87654321e30}
 _TIMES = ("*", r"\cdot", r"\times")
 _OVER = ("/", r"\div")

@@ -69,9 +69,9 @@ def stated_number(text: str) -> str | None:
     text = _SPELLED_OUT.sub(lambda word: str(_SPELLED.index(word[0].lower())), text)
     for verb in (_EXISTS, _STATES):
         verbs = list(verb.finditer(text))
-        if len(verbs) == 1 and (number := _NUMBER.match(text, verbs[0].end())):
-            if verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :])):
-                return _with_unit(number, text)
+        number = _NUMBER.match(text, verbs[0].end()) if len(verbs) == 1 else None
+        if number and (verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :]))):
+            return _with_unit(number, text)
     return None
 
 
