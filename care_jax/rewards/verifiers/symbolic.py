@@ -109,7 +109,10 @@ def _are_equal(one: Values, other: Values) -> bool:
 
 def _are_proportional(found: list[Values], wanted: list[Values]) -> bool:
     """Return whether the differences of two sides keep one ratio at all points."""
-    assert found[0] and found[1] and wanted[0] and wanted[1]  # the caller has looked
+    assert found[0]  # the caller has looked
+    assert found[1]
+    assert wanted[0]
+    assert wanted[1]
     above = [left - right for left, right in zip(found[0], found[1], strict=True)]
     below = [left - right for left, right in zip(wanted[0], wanted[1], strict=True)]
     return all(are_close(above[0] * other, one * below[0]) for one, other in zip(above, below, strict=True))
