@@ -371,7 +371,8 @@ GROUPS = [
         ("The difference between the highest (53%) and the lowest (32%) is 21 percentage points.", "21%", "20.5"),
         ("53%", "The highest (21%) minus the lowest (3%) is 18."), ("53% - 32% is 21, or 22", "21 and 53")),
     Group("integer", "12", None, (
-        "There are 12 apples left.", "There are a total of 12 dots.", "The number of people is 12.",
+        "There are 12 apples left.", "The total would be 12 apples.", "There are a total of 12 dots.",
+        "The number of people is 12.",
         "The highest number shown is 12.",
         "There are twelve apples left.", "12 apples", "12 apples left", "12 dots in each group",
         "So the total is 12 apples.",
@@ -388,7 +389,7 @@ GROUPS = [
         "The dots are divided into 12 equal groups.", "at least 12 people came", "one in 12 people", "12 minus six",
         "The number of people is 12 and the number of cars is 5.", "It is 5. It is 12.",
         "The image does not show 12 cars.",
-        "Without the picture it is 12.", "The total would be 12 apples.", "12 dozens", "12 halves",
+        "Without the picture it is 12.", "12 dozens", "12 halves",
         "figure 12 shows it",
     )),
     Group("number", "0.8", None, ("The value of the sine is 0.8.", "0.8", "The probability is 80%.",

@@ -21,7 +21,8 @@ _LEAD = re.compile(
     rf"(?:(?:the )?(?:(?:{_SUITABLE}) )?(?:(?:answer|option|choice)(?: is)?[\s*_]{{0,20}}[:：]|answer[\s*_]{{0,20}}$)"  # noqa: RUF001
     r"|(?:(?:所以|因此|综上)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)(?:应该)?[是为]?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
     # in a line: "the correct option letter is", "the answer should be", 答案是
-    rf"|\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice))\b[^.:!?\r\n]{{0,80}}?"
+    rf"|\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice)|(?:option|choice) (?:that|which))\b"
+    r"[^.:!?\r\n]{0,80}?"
     r"(?:\s(?:is|(?:should|would|must|will|could) be)\b|:)[\s:*]{0,20}"
     r"|(?:答案|故选|应选|选择|选项)[^。\r\n]{0,20}?[是为选：:]\s{0,9}|故选\s{0,9}",  # noqa: RUF001
     re.IGNORECASE | re.MULTILINE,
@@ -37,7 +38,9 @@ _EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
 _THREE_WORDS = re.compile(r"(?:[^\n]{0,40}?\b[^\W\d_]{2,20}\b){3}")
 _CONDITION = re.compile(r"\b(?:when|if|where|with|for|given|let|since|because)\b", re.IGNORECASE)
 _ADVERB = re.compile(
-    r"(?:(?:therefore|thus|hence|likely|most likely|probably|simply|clearly|indeed)\b[\s,:]{1,9})+", re.IGNORECASE
+    r"[\s,;:]{0,9}"
+    r"(?:(?:therefore|thus|hence|so|likely|most likely|probably|definitely|simply|clearly|indeed)\b[\s,:]{1,9})*",
+    re.IGNORECASE,
 )
 # The end of a sentence: no initial ("B. red"), no abbreviation ("U.S. dollars"), no bracket or command behind it.
 _SENTENCE_END = re.compile(
@@ -121,9 +124,7 @@ def _last(pattern: re.Pattern[str], text: str, start: int, end: int) -> re.Match
 
 def _without_afterthought(text: str, span: Span) -> Span:
     """Cut a statement behind its first sentence, unless what follows takes it back."""
-    start, end = span
-    if adverb := _ADVERB.match(text, start, end):
-        start = adverb.end()
+    start, end = span[0] + len(_ADVERB.match(text, *span)[0]), span[1]  # type: ignore[index]  # it may be empty
     stop = _SENTENCE_END.search(text, start, end)
     return (start, end) if not stop or _TAKEN_BACK.match(text, stop.end(), end) else (start, stop.start())
 
@@ -146,6 +147,7 @@ def _sentence(text: str, lines: list[Span]) -> Span | None:
         start = conclusion.start()
     if (equals := _last(_EQUALS, text, start, end)) and _introduces(text, start, equals.start()):
         start = equals.end()
+    start += len(_ADVERB.match(text, start, end)[0])  # type: ignore[index]  # it may be empty
     return None if _TAKEN_BACK.match(text, start, end) else (start, end)
 
 
