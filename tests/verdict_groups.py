@@ -318,8 +318,12 @@ GROUPS = [
         (r"\{1,2x\}", r"\{1\}", r"\{1,x,2\}", "[1,x]"), ("1 or x",)),
     Group("latex", r"(2x, \sqrt{y})", None, (r"(2x,\sqrt y)", r"(x+x, \sqrt{y})", r"(2x, y^{1/2})"),
         (r"(\sqrt{y},2x)", r"(2x,y)", r"(x,\sqrt{y})"), (r"2x or \sqrt{y}",)),
-    Group("latex", "y=2x+1", None, ("y-1=2x", "2x-y+1=0", "y=1+2x"), ("f(x)=2x+1", "y=2x-1", "y=3x+1", "y=2x",
+    Group("latex", "y=2x+1", None, ("y-1=2x", "2x-y+1=0", "y=1+2x"), ("f(x)=2x+1", "x+y=y+x", "y-y=x-x", "y=2x-1",
+        "y=3x+1", "y=2x",
         "2x-y-1=0"), ("y is 2x+1",)),
+    Group("latex", "2x+y", None, ("y+2x", "x+x+y", "2(x+y)-y"), (
+        r"2x+y+\frac{x}{10^{12}}", r"2x+y+\frac{x}{999999999999}", "2x+1.00000001y", "2x-y", "2xy",
+    ), ("2x+y or 2x", "2x plus y")),
     Group("latex", r"\sin 2x", None, (r"\sin(2x)", r"2\sin x\cos x", r"2 \cos x \sin x"), (r"2\sin x", r"\sin x",
         r"\cos 2x", r"\sin^2 x"), ("sine of 2x",)),
     Group("latex", r"e^{2x}", None, (r"(e^x)^2", r"e^{x+x}", r"e^{2 x}", r"e^x \cdot e^x"), (r"e^{x}", r"2e^x",

@@ -47,7 +47,7 @@ def values(text: str) -> tuple[complex, ...] | None:
 
 def are_close(one: complex, other: complex) -> bool:
     """Return whether two values are equal up to rounding."""
-    return abs(one - other) <= 1e-9 * max(abs(one), abs(other), 1e-3)
+    return abs(one - other) <= 1e-11 * max(abs(one), abs(other), 1e-3)
 
 
 def _letter(name: str, point: int) -> complex:
