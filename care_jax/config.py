@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,10 +23,10 @@ def base() -> ConfigDict:
     c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config
     c.model.weights = "random"  # random | the run folder or checkpoint folder to start from, local or gs://
     c.model.compute_dtype = "bfloat16"  # float32 | bfloat16; parameters and softmax stay float32
-    c.model.attention = "auto"  # auto | xla; auto takes the splash kernel on a TPU
+    c.model.attention = "auto"  # auto | xla; auto takes splash on a TPU, and cuDNN on a GPU in bfloat16
     c.model.freeze_vision = False  # no gradient into the vision tower
-    c.model.remat = True  # recompute each layer in the backward pass
-    c.model.logits_chunk = 256  # tokens of one chunk of the LM head; [tokens, V] is never materialised
+    c.model.remat = "full"  # what the backward pass recomputes: full (each layer) | dots (all but its products) | none
+    c.model.logits_chunk = 256  # tokens of one chunk of the LM head, on GPUs rather 2048; [tokens, V] never exists
 
     # Devices along each axis of the mesh; one may be -1, which takes all that the others leave. sharding.py says what
     # each axis divides.
@@ -212,8 +212,10 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, *, unused: Collection[str] = ()) -> None:
     """Checks what can be checked without data or devices; comes before anything else reads the config.
+
+    The command does not need the keys in `unused`: they may keep an empty default.
 
     Raises:
         InputError: listing every problem, each with the value, what is allowed and how to mend it.
@@ -231,7 +233,7 @@ def validate(config: ConfigDict) -> None:
         problems += [
             f"{key}={shown(values[key])}: {wanted}"
             for key, rule in RULES.items()
-            if key not in mistyped and (wanted := rule(values[key]))
+            if key not in mistyped and (values[key] or key not in unused) and (wanted := rule(values[key]))
         ]
         if not mistyped:
             problems += [problem for check in CHECKS if (problem := check(config))]

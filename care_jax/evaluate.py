@@ -146,6 +146,7 @@ def score_responses(
     Raises:
         InputError: as `run_benchmarks`; the file cannot be read, or `workdir` holds a model's own answers.
     """
+    config_lib.validate(config, unused=("model.folder", "data.train"))
     folder = workdir / "benchmarks"
     source = test_sets.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
     ids = [source[index].id for index in range(len(source))]

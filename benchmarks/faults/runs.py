@@ -149,7 +149,7 @@ def _same_lines(path: Path, sound: Path, damaged: bytes | None, step: int) -> bo
 
 def _read(line: bytes) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError, RecursionError):
-        row = json.loads(line)
+        row = json.loads(line.decode())
         if isinstance(row, dict) and type(row.get("step")) is int:
             return row
     return None

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from care_jax import files
 from care_jax.data.file_formats import line_rows
-from care_jax.data.validation import BadRowError
-from care_jax.errors import InputError
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -130,13 +129,24 @@ def _texts(value: Any) -> list[str]:
 
 
 def _read_answered(path: Path) -> Responses:
-    """The answers so far; a line that a kill left torn is cut off."""
+    """The answers so far; a line that a kill left torn is cut off.
+
+    Raises:
+        InputError: another line is not one of answers; names it.
+    """
     if not path.is_file():
         return {}
     whole = path.read_bytes().rpartition(b"\n")[0]
     os.truncate(path, len(whole) + 1 if whole else 0)
-    rows = map(json.loads, whole.splitlines())
-    return {row["id"]: row["responses"] for row in rows}
+    answered: Responses = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        where, remedy = f"{path}, line {number}", "delete the line, and its question is asked again"
+        row = files.parse_object(line, where, remedy=remedy)
+        texts = row.get("responses")
+        if not isinstance(row.get("id"), str) or not isinstance(texts, list) or _texts(texts) != texts:
+            raise InputError(f'{where}: needs an "id" and "responses", a list of texts; {remedy}')
+        answered[row["id"]] = texts
+    return answered
 
 
 def _append(file: Any, answered: Responses) -> None:
@@ -148,7 +158,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Keeps the settings that answers are given with, or compares them with those of the answers already there.
 
     Raises:
-        InputError: they differ; names the settings that do.
+        InputError: they differ, or cannot be read; names the settings that do.
     """
     path = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
@@ -156,7 +166,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(settings, indent=1) + "\n")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = files.read_object(path, remedy=f"move {folder} away to ask anew")
     if differing := [key for key in settings if before.get(key) != settings[key]]:
-        found = ", ".join(f"{key} {before.get(key)!r} (now {settings[key]!r})" for key in differing)
+        found = ", ".join(f"{key} {shown(before.get(key))} (now {shown(settings[key])})" for key in differing)
         raise InputError(f"{folder} holds answers given with {found}; move that folder away to ask anew")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from care_jax.data.array_records import StoredRecords
 from care_jax.data.prepare import Settings, prepare
+from care_jax.errors import InputError
 from care_jax.evals import test_sets
 from care_jax.evals.responses import Responses, answer_all, check_settings, read_responses
 from care_jax.rewards.judge import Verifier
@@ -84,6 +86,46 @@ def test_nothing_is_asked_twice(prepared: Path, tmp_path: Path) -> None:
     assert not third.numbers
     with pytest.raises(ValueError, match=r"given with answers 'of checkpoint 7' \(now 'of checkpoint 8'\); move"):
         answer_all(tmp_path / "killed", source, third, SETTINGS | {"answers": "of checkpoint 8"})
+
+
+OTHER_LINES = [b"{", b"", b"null", b"[]", b"7", b"{}", b'{"id": 1, "responses": []}', b'{"id": "a", "responses": "b"}']
+OTHER_LINES += [b'{"id": "a", "responses": [1]}', b"\xff", b"[" * 100_000, b"9" * 5000, b'{"responses": ["a"]}']
+
+
+@pytest.mark.parametrize("line", OTHER_LINES)
+def test_a_damaged_answer_is_named_by_file_and_line(tmp_path: Path, line: bytes) -> None:
+    """Catches a traceback for one damaged line, or answers that are taken for others and overwritten."""
+    path = tmp_path / "responses.jsonl"
+    good = b'{"id": "a", "responses": ["b"]}'
+    check_settings(tmp_path, SETTINGS)
+    path.write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=re.escape(f"{path}, line 2: ")) as error:
+        answer_all(tmp_path, [], lambda *_: [], SETTINGS)  # type: ignore[arg-type]
+    assert str(error.value).isprintable()
+    assert path.read_bytes() == before
+
+
+OTHER_FILES = [b"", b"{", b"null", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"answers": "of\x1b[2J"}']
+
+
+@pytest.mark.parametrize("data", OTHER_FILES)
+def test_damaged_settings_are_named(tmp_path: Path, data: bytes) -> None:
+    """Catches a traceback for a damaged settings.json, and answers that go on under other settings."""
+    (tmp_path / "settings.json").write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))) as error:
+        check_settings(tmp_path, SETTINGS)
+    assert str(error.value).isprintable()
+    assert (tmp_path / "settings.json").read_bytes() == data
+
+
+@pytest.mark.parametrize("data", [*OTHER_FILES, b'{"benchmarks": []}', b'{"benchmarks": {"mmmu": {"items": "9"}}}'])
+def test_damaged_results_are_named(tmp_path: Path, data: bytes) -> None:
+    """Catches a traceback for a damaged results.json, and the figures of other benchmarks that are lost with it."""
+    check_settings(tmp_path, SETTINGS)
+    (tmp_path / "results.json").write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "results.json"))):
+        test_sets.write_results(tmp_path, {})
 
 
 def test_a_killed_process_leaves_whole_lines(prepared: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.made_model import FACTOR
 from care_jax import models
 from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
@@ -28,7 +29,7 @@ from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
-from tests.families import FACTOR, FAMILIES, make_folder
+from tests.families import FAMILIES, make_folder
 from tests.pictures import encode, picture, question
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -216,7 +217,8 @@ def shared_update(case: Case, *, microbatches: int, **computed) -> tuple[dict[st
 
 VARIANTS = {
     "whole": {"microbatches": 1},
-    "micro-batches, recomputed, frozen vision": {"microbatches": 3, "remat": True, "freeze_vision": True},
+    "micro-batches, recomputed, frozen vision": {"microbatches": 3, "remat": "full", "freeze_vision": True},
+    "products kept": {"microbatches": 1, "remat": "dots"},
 }
 
 
