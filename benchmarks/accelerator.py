@@ -1,6 +1,6 @@
 """Speed of one accelerator: an update, a scoring pass, a prefill, a decode and a whole CARE step of published shapes.
 
-    python -m benchmarks.accelerator          # a GPU with 80 GB: about six minutes, half of them compiling
+    python -m benchmarks.accelerator          # a GPU with 80 GB: minutes, most of them compiling
     python -m benchmarks.accelerator --tiny   # the same on a CPU, with models of two layers
 
 For each of --models: random weights, computed in bfloat16, prompts with an image and responses that all have their full
@@ -38,6 +38,7 @@ import numpy as np
 
 from benchmarks.device_step import DeviceStep, make_prompts
 from care_jax import config as config_lib
+from care_jax import options
 from care_jax.models import ModelConfig, QwenVL, init_model
 from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
@@ -69,6 +70,7 @@ class Run(NamedTuple):
     name: str  # one of PUBLISHED
     prompts: int
     microbatches: int
+    remat: str  # one of options.REMAT
 
 
 def make_config(args: argparse.Namespace, run: Run, patches: int) -> ml_collections.ConfigDict:
@@ -78,6 +80,7 @@ def make_config(args: argparse.Namespace, run: Run, patches: int) -> ml_collecti
     config.rollout.num_rollouts, config.rollout.response_len = args.rollouts, args.response_len
     config.rollout.compact_shares = ()  # for a tail of long responses, which there is not
     config.objective.num_negatives, config.objective.kl_coef = args.negatives, 0.0
+    config.model.remat, config.model.logits_chunk = run.remat, args.logits_chunk
     config.data.prompt_buckets, config.data.patch_buckets = (args.prompt_len,), (patches,)
     return config
 
@@ -116,6 +119,7 @@ def measure(args: argparse.Namespace, run: Run, device: jax.Device) -> dict[str,
         "parameters": of_run.num_params,
         "prompts": run.prompts,
         "microbatches": run.microbatches,
+        "remat": run.remat,
         "compile_s": round(stepper.compile_seconds, 1),
         "stages_ms": {stage: round(1e3 * each, 2) for stage, each in seconds.items()},
         "step_ms": round(1e3 * statistics.median(sum(step.values()) for step in steps), 1),
@@ -217,8 +221,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models",
-        default="Qwen3-VL-2B:32:4,Qwen2.5-VL-3B:8:1",
-        help="NAME:prompts of a step:micro-batches of its update, ... (%(default)s, which fits 80 GB)",
+        default="Qwen3-VL-2B:32:8:dots,Qwen2.5-VL-3B:8:1:full",
+        help="NAME:prompts of a step:micro-batches of its update:model.remat, ... (%(default)s, which fits 80 GB)",
     )
     parser.add_argument("--tiny", action="store_true", help="two layers of each family, and small sizes by default")
     sizes = {
@@ -227,6 +231,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "prompt_len": (1024, 48, "P, tokens with the image's"),
         "image_side": (16, 4, "tokens a side of the image"),
         "response_len": (512, 12, "R, tokens"),
+        "logits_chunk": (2048, 16, "tokens of a chunk of the head"),
         "forced_len": (128, 4, "tokens of a repair that are forced"),
         "repeats": (2, 1, "timed steps of each model"),
     }
@@ -249,9 +254,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_run(parser: argparse.ArgumentParser, word: str) -> Run:
     """One of --models, or the parser's error."""
     name, *counts = word.split(":")
-    if name not in PUBLISHED or len(counts) != 2 or not all(count.isdigit() and int(count) for count in counts):
-        parser.error(f"--models {word!r}: give NAME:prompts:microbatches, NAME one of {', '.join(PUBLISHED)}")
-    run = Run(name, *map(int, counts))
+    numbers, remat = counts[:2], counts[2:]
+    is_known = name in PUBLISHED and len(remat) == 1 and remat[0] in options.REMAT
+    if not is_known or not all(number.isdigit() and int(number) for number in numbers):
+        parser.error(
+            f"--models {word!r}: give NAME:prompts:microbatches:remat, NAME one of {', '.join(PUBLISHED)}, "
+            f"remat one of {', '.join(options.REMAT)}"
+        )
+    run = Run(name, int(numbers[0]), int(numbers[1]), remat[0])
     if run.prompts % run.microbatches:
         parser.error(f"--models {word!r}: the micro-batches must divide the prompts")
     return run
@@ -286,7 +296,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def report(run: Run, figures: dict[str, Any]) -> None:
     """Prints the figures of one model as a table."""
-    print(f"{run.name}: {run.prompts} prompts, {run.microbatches} micro-batches, step {figures['step_ms']:.0f} ms")
+    print(
+        f"{run.name}: {run.prompts} prompts, {run.microbatches} micro-batches, remat {run.remat}, "
+        f"step {figures['step_ms']:.0f} ms"
+    )
     for stage, milliseconds in figures["stages_ms"].items():
         print(f"  {stage:<24}{milliseconds:>12.2f} ms")
     for stage in ("update", "score", "prefill"):

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of any size with the proportions of Qwen2.5-VL-3B and random weights, and prompts with an image."""
+"""Model folders without weights: a Qwen2.5-VL of any size, both families at a tiny one; and prompts for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,55 @@ from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Prompts, Record
 
 _TOKENIZER_FOLDER = Path(care_jax.__file__).parent / "models" / "tiny_qwen2_5_vl"
-IMAGE_UNIT = 28  # pixels a side of one image token
+FACTOR = {"qwen2_5_vl": 28, "qwen3_vl": 32}  # pixels a side of one image token
+IMAGE_UNIT = FACTOR["qwen2_5_vl"]
+# Heads wider than the stream, more layers than deepstack features, a position grid smaller and larger than pictures.
+_QWEN3 = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "image_token_id": 278,
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": "float32",
+        "eos_token_id": 274,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "hidden_size": 96,
+        "initializer_range": 0.02,
+        "intermediate_size": 192,
+        "max_position_embeddings": 2048,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"},
+        "rope_theta": 2.0,
+        "use_cache": True,
+        "vocab_size": 288,
+    },
+    "tie_word_embeddings": True,
+    "video_token_id": 279,
+    "vision_config": {
+        "deepstack_visual_indexes": [0, 2],
+        "depth": 4,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 64,
+        "in_channels": 3,
+        "initializer_range": 0.02,
+        "intermediate_size": 112,
+        "model_type": "qwen3_vl",
+        "num_heads": 4,
+        "num_position_embeddings": 25,
+        "out_hidden_size": 96,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "vision_end_token_id": 276,
+    "vision_start_token_id": 275,
+}
 
 
 def write_folder(folder: Path, *, num_layers: int, width: int, vocab_size: int) -> Path:
@@ -55,6 +103,23 @@ def write_folder(folder: Path, *, num_layers: int, width: int, vocab_size: int) 
         window_size=112,
     )
     path.write_text(json.dumps(config))
+    return folder
+
+
+def write_tiny(folder: Path, model_type: str, *, source: Path = _TOKENIZER_FOLDER) -> Path:
+    """Writes a Hugging Face folder of either family without weights; images have from 1 to 4096 tokens."""
+    folder = Path(shutil.copytree(source, folder))
+    path, factor = folder / "preprocessor_config.json", FACTOR[model_type]
+    image = {
+        **json.loads(path.read_text()),
+        "size": {"shortest_edge": factor**2, "longest_edge": 4096 * factor**2},
+    }
+    if model_type == "qwen3_vl":
+        (folder / "config.json").write_text(json.dumps(_QWEN3))
+        image |= {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        video = {**image, "size": {"shortest_edge": 4096, "longest_edge": 25165824}}
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+    path.write_text(json.dumps(image))
     return folder
 
 

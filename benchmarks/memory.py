@@ -64,7 +64,7 @@ def make_case(args: argparse.Namespace, *, vocab_size: int, num_rows: int) -> Ca
     num_patches, num_values = prompts.patches.shape[1:]
     sizes = {"P": prompts.token_ids.shape[1], "I": num_patches, "F": num_values, "X": prompts.grid_index.shape[-1]}
     batch = abstract(TrainBatch, B=1, S=num_rows, R=args.response_len, **sizes)
-    model = models.abstract_model(dataclasses.replace(config, remat=True))
+    model = models.abstract_model(dataclasses.replace(config, remat="full"))
     return Case(model, jax.ShapeDtypeStruct((vocab_size,), bool), batch, args.chunk)
 
 

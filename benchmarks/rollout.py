@@ -66,7 +66,7 @@ def make_sides(folder: Path) -> Sides:
     saved, converted = (folder.parent / f"{folder.name}-{kind}" for kind in ("hub", "jax"))
     theirs.save_pretrained(saved)
     hf_to_jax.convert(saved, converted)
-    config = dataclasses.replace(load_model_config(saved), scan_decoding=jax.default_backend() != "cpu")  # as in a run
+    config = dataclasses.replace(load_model_config(saved), scan_decoding=jax.default_backend() == "tpu")  # as in a run
     ours = params_from_dict(config, jax.device_put(load_params(converted)))
     return Sides(ours, theirs)
 

@@ -299,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         made = write_folder(Path(folder), num_layers=args.layers, width=args.width, vocab_size=args.vocabulary)
-        config = dataclasses.replace(models.load_model_config(made), compute_dtype=args.dtype, remat=True)
+        config = dataclasses.replace(models.load_model_config(made), compute_dtype=args.dtype, remat="full")
         processor, prompts = make_prompts(
             made, num_prompts=args.prompts, prompt_len=args.prompt_len, image_side=args.image_side
         )

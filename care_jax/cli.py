@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from care_jax import config, files
-from care_jax.errors import InputError
+from care_jax.errors import InputError, printable
 
 _LONGEST = 1000  # characters of an error's line
 
@@ -82,7 +82,7 @@ def run_flags(main: Callable[[], None], *, on_host: bool = False) -> None:
     try:
         app.run(without_arguments, flags_parser=_parse_flags)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

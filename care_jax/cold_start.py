@@ -181,7 +181,7 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     seconds = time.perf_counter() - started
     scalars |= session.supervisor.timer.take() | {"lr": session.last_lr, "time/step": seconds}
     scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
-    scalars["data/num_dropped"] = session.data.num_dropped
+    scalars |= session.data.counts()
     scalars |= padding_shares([example.prompt for example in examples], bucket_of(batch.prompts))
     scalars["padding/update_tokens"] = padding_share(packing, sizes)
     session.writer.scalars(session.step, scalars)

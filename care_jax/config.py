@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from care_jax import options
 from care_jax.config_rules import RULES, key_problems, type_problem
 from care_jax.errors import InputError, shown
 from care_jax.method import objectives
+from care_jax.rewards import functions
 
 
 def base() -> ConfigDict:
@@ -23,10 +24,10 @@ def base() -> ConfigDict:
     c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config
     c.model.weights = "random"  # random | the run folder or checkpoint folder to start from, local or gs://
     c.model.compute_dtype = "bfloat16"  # float32 | bfloat16; parameters and softmax stay float32
-    c.model.attention = "auto"  # auto | xla; auto takes the splash kernel on a TPU
+    c.model.attention = "auto"  # auto | xla; auto takes splash on a TPU, and cuDNN on a GPU in bfloat16
     c.model.freeze_vision = False  # no gradient into the vision tower
-    c.model.remat = True  # recompute each layer in the backward pass
-    c.model.logits_chunk = 256  # tokens of one chunk of the LM head; [tokens, V] is never materialised
+    c.model.remat = "full"  # what the backward pass recomputes: full (each layer) | dots (all but its products) | none
+    c.model.logits_chunk = 256  # tokens of one chunk of the LM head, on GPUs rather 2048; [tokens, V] never exists
 
     # Devices along each axis of the mesh; one may be -1, which takes all that the others leave. sharding.py says what
     # each axis divides.
@@ -80,6 +81,10 @@ def base() -> ConfigDict:
     c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
     # Functions "module:function" that the data may name as answer_kind; no other module is imported.
     c.verify.allow = ()
+    # More parts of the reward, "NAME=WEIGHT" each: iou, repetition, length, or a "module:function" of yours; see
+    # rewards/functions.py. Each has a curve.
+    c.verify.rewards = ()
+    c.verify.correct_when = ""  # "NAME>=NUMBER": a part that says which responses are correct; "": the verifiers
     c.verify.correct_weight = 0.9  # reward of a correct answer
     c.verify.format_weight = 0.1  # reward of a well-formed response
 
@@ -210,7 +215,16 @@ def _images_have_sizes(c: ConfigDict) -> str:
     )
 
 
+def _rewards_are_known(c: ConfigDict) -> str:
+    try:
+        functions.read_threshold(c.verify.correct_when, functions.read_terms(c.verify.rewards))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 CHECKS: tuple[Check, ...] = (
+    _rewards_are_known,
     functools.partial(_is_path_or_mixture, split="train"),
     functools.partial(_is_path_or_mixture, split="eval"),
     _images_have_sizes,
@@ -224,8 +238,10 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, *, unused: Collection[str] = ()) -> None:
     """Checks what can be checked without data or devices; comes before anything else reads the config.
+
+    The command does not need the keys in `unused`: they may keep an empty default.
 
     Raises:
         InputError: listing every problem, each with the value, what is allowed and how to mend it.
@@ -243,7 +259,7 @@ def validate(config: ConfigDict) -> None:
         problems += [
             f"{key}={shown(values[key])}: {wanted}"
             for key, rule in RULES.items()
-            if key not in mistyped and (wanted := rule(values[key]))
+            if key not in mistyped and (values[key] or key not in unused) and (wanted := rule(values[key]))
         ]
         if not mistyped:
             problems += [problem for check in CHECKS if (problem := check(config))]

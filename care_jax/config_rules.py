@@ -79,6 +79,7 @@ RULES: Mapping[str, Rule] = {
     "model.weights": _holds(bool, "give random, or the folder of a run or a checkpoint"),
     "model.compute_dtype": _one_of(options.COMPUTE_DTYPES),
     "model.attention": _one_of(options.ATTENTION),
+    "model.remat": _one_of(options.REMAT),
     "model.logits_chunk": _count,
     "mesh.data": _axis,
     "mesh.fsdp": _axis,

@@ -1,11 +1,11 @@
-"""Errors that are the input's, and foreign text inside a message."""
+"""Errors that are the input's, and foreign text in messages and on pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 _SHOWN = 80  # characters of a foreign text in a message
-_LISTED = 20  # problems in a message
+_LISTED, _LONGEST = 20, 200  # problems in a message, and characters of each
 
 
 class InputError(ValueError):
@@ -17,13 +17,37 @@ class InputError(ValueError):
     """
 
 
+class BadRowError(InputError):
+    """A row of data that cannot be used: readers drop it, or refuse the file if the user asks for that."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        """Takes what was found; rows are counted by `reason`, one of few phrases, which is the message if left out."""
+        super().__init__(message)
+        self.reason = reason or message
+
+
 def shown(text: object, limit: int = _SHOWN) -> str:
     """`text` as Python writes it, control characters escaped and cut to `limit` characters, for a message."""
     written = repr(text if not isinstance(text, str) else text[: limit + 1])
     return written if len(written) <= limit + 2 else f"{written[:limit]}..."
 
 
+def printable(text: str) -> str:
+    """`text` with everything that a terminal or a page would act on or hide written as Python escapes it.
+
+    These are control and format characters (ESC, right-to-left marks), lone surrogates, and white space other than
+    spaces, line breaks and tabs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def listed(problems: Sequence[str], most: int = _LISTED) -> str:
-    """The problems in one line, the first `most` of them and the number of the others."""
+    """The problems in one line, control characters escaped: the first `most` of them and the number of the others."""
     others = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + others
+    return "; ".join(_printable(each[:_LONGEST]) for each in problems[:most]) + others
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

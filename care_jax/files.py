@@ -7,10 +7,11 @@ memory maps, so those are local.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import filelock
 import fsspec
@@ -98,3 +99,30 @@ def locked(path: Path, message: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def read_object(path: Path | epath.Path, *, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: the file holds something else; names it, the line if there is one to name, and the remedy.
+    """
+    return parse_object(path.read_bytes(), str(path), remedy=remedy)
+
+
+def parse_object(text: bytes, where: str, *, remedy: str) -> dict[str, Any]:
+    """The JSON object in a text that lies at `where`.
+
+    Raises:
+        InputError: as `read_object`.
+    """
+    try:
+        value = json.loads(text.decode())  # json itself would take UTF-16 too
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if b"\n" in text else ""
+        raise InputError(f"{where}{line}: not JSON ({error.msg}); {remedy}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, deep brackets
+        raise InputError(f"{where}: not JSON ({type(error).__name__}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: not a JSON object; {remedy}")
+    return value

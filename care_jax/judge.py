@@ -31,7 +31,7 @@ from care_jax import cli
 from care_jax.config import base
 from care_jax.data.file_formats import line_rows
 from care_jax.data.validation import BadRowError, check_gold_of
-from care_jax.errors import InputError, shown
+from care_jax.errors import InputError, printable, shown
 from care_jax.rewards.judge import JudgedText, Verifier, judge_texts
 from care_jax.rewards.response_format import READABLE, ResponseFormat
 from care_jax.structs import Record
@@ -125,7 +125,7 @@ def _judge(
         found = "" if judged.extracted is None else shown(judged.extracted)
         differs = pair.expected is not None and pair.expected != correct
         expected = f"\texpected {'right' if pair.expected else 'wrong'}" if differs else ""
-        yield f"{pair.number}\t{word}\t{reason}\t{found}{expected}"
+        yield f"{pair.number}\t{word}\t{printable(reason)}\t{found}{expected}"
 
 
 def _read(number: int, raw: dict[str, Any] | BadRowError, allow: Collection[str]) -> Pair | tuple[int, str]:

@@ -26,6 +26,7 @@ RESPONSE_FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")  # model.compute_dtype
 ATTENTION = ("auto", "xla")  # model.attention
+REMAT = ("full", "dots", "none")  # model.remat
 DATA_FORMATS = ("jsonl", "mini_vqa", "prepared")  # data.format
 OVERLONG = ("drop", "shrink", "error")  # data.overlong
 SKILLS = ("digits", "chart", "geometry")  # data.mini_vqa.skills

@@ -32,6 +32,7 @@ import ml_collections
 from absl import flags
 
 from care_jax import cli
+from care_jax import config as config_lib
 from care_jax.errors import InputError
 from care_jax.planning import flops, hlo
 from care_jax.planning.advice import changes, sweep
@@ -82,6 +83,7 @@ def table(plan: Plan) -> str:
 def main(config: ml_collections.ConfigDict) -> None:
     """Prints the plan and exits with its code."""
     jax.config.update("jax_platforms", "cpu")  # a plan takes no device, even where there is one
+    config_lib.validate(config)
     topology, path = flags.FLAGS.topology, flags.FLAGS.json
     if topology is None:
         raise InputError("--topology=NAME is needed, as v5p:2x2x2 or v6e:8x8")

@@ -20,15 +20,15 @@ from absl import flags
 from etils import epath
 
 from care_jax import cli, files
-from care_jax.errors import InputError
+from care_jax.errors import InputError, printable
 from care_jax.page.charts import sections
-from care_jax.page.run_data import OUTCOMES, Run, load_run
+from care_jax.page.run_data import OUTCOMES, STAGES, Run, load_run
+from care_jax.page.run_files import is_run
 
 _PAGE = Path(__file__).parent / "page" / "assets"
 _SCRIPTS = ("charts.js", "samples.js")
 EVAL_PREFIX = "eval/accuracy/"
 _NO_VALUE = "&ndash;"
-STAGE_WORDS = {"cold_start": "cold start", "train": "training"}
 
 
 def write_report(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> None:
@@ -39,27 +39,48 @@ def write_report(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> Non
         out: the HTML file to write.
 
     Raises:
-        InputError: no workdir, or one that is not a folder; nothing is written.
+        InputError: no workdir, one that is no run folder, or `out` cannot be written; nothing is written.
     """
     if not workdirs:
         raise InputError("no run folder given; name at least one: --workdir=DIR (it holds metrics.jsonl)")
     folders, out = [files.anywhere(workdir) for workdir in workdirs], files.anywhere(out)
     for workdir, folder in zip(workdirs, folders, strict=True):
-        if not folder.is_dir():
-            raise InputError(f"--workdir={workdir} is not a folder; give a run folder, which holds metrics.jsonl")
+        _require_run(printable(str(workdir)), folder)
     runs = [load_run(folder, name) for folder, name in zip(folders, _run_names(folders), strict=True)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(out, _render(runs))
+    page = _render(runs)
+    if out.is_dir():
+        raise InputError(f"--out={printable(str(out))} is a folder; name the HTML file to write")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out={printable(str(out))}: a file lies where its folder should be") from error
+    files.write_text(out, page)
+
+
+def _require_run(given: str, folder: epath.Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"--workdir={given} is not a folder; give a run folder, which holds metrics.jsonl")
+    try:
+        if is_run(folder):
+            return
+    except OSError as error:
+        raise InputError(f"--workdir={given} cannot be read: {error.strerror}") from error
+    raise InputError(f"--workdir={given} is no run folder, which holds metrics.jsonl; none of a run's files is in it")
 
 
 def _run_names(workdirs: Sequence[epath.Path]) -> list[str]:
     """Folder names, with as many parents as tell them apart; numbered if one folder comes twice."""
-    folders = [workdir.parts for workdir in workdirs]
+    folders = [tuple(map(printable, workdir.parts)) for workdir in workdirs]
     for depth in range(1, max(map(len, folders))):
         names = ["/".join(parts[-depth:]) for parts in folders]
         if len(set(names)) == len(names):
             return names
-    return [f"{workdir.name} ({number})" for number, workdir in enumerate(workdirs, 1)]
+    return [f"{parts[-1]} ({number})" for number, parts in enumerate(folders, 1)]
+
+
+def _escape(text: str) -> str:
+    """Text for the page, in which nothing acts as markup or is hidden."""
+    return html.escape(printable(text))
 
 
 # The page.
@@ -78,10 +99,10 @@ def _render(runs: Sequence[Run]) -> str:
         "policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src "
         + " ".join(f"'sha256-{digest}'" for digest in hashes),
         "style": (_PAGE / "style.css").read_text(encoding="utf-8"),
-        "title": html.escape(" · ".join(run.name for run in runs)),
-        "summary": html.escape(summary(runs)),
+        "title": _escape(" · ".join(run.name for run in runs)),
+        "summary": _escape(summary(runs)),
         "notices": "".join(
-            f"<li><b>{html.escape(run.name)}</b> {html.escape(notice)}</li>" for run in runs for notice in run.notices
+            f"<li><b>{_escape(run.name)}</b> {_escape(notice)}</li>" for run in runs for notice in run.notices
         ),
         "accuracy": _accuracy_table(accuracy_columns(runs)),
         "runs": "".join(map(_run_details, runs)) + _differences(runs),
@@ -152,7 +173,7 @@ def accuracy_columns(runs: Sequence[Run]) -> list[AccuracyColumn]:
         for step in dict.fromkeys((*steps[:1], *steps[-1:])):
             if (step == 0 and not keeps_start and len(steps) > 1) or step not in (0, steps[-1]):
                 continue
-            word = STAGE_WORDS[run.stage]
+            word = STAGES[run.stage]
             when = "at the start" if step == 0 else f"after {word}, step {step}"
             accuracy = {
                 name.removeprefix(EVAL_PREFIX): value
@@ -167,28 +188,29 @@ def _accuracy_table(columns: Sequence[AccuracyColumn]) -> str:
     if not columns:
         return '<p class="empty">No held-out evaluation yet: metrics.jsonl holds no eval/accuracy line.</p>'
     skills = sorted({skill for column in columns for skill in column.accuracy} - {"mean"})
-    head = "".join(f"<th>{html.escape(column.when)}<small>{html.escape(column.run)}</small></th>" for column in columns)
+    head = "".join(f"<th>{_escape(column.when)}<small>{_escape(column.run)}</small></th>" for column in columns)
     body = []
     for skill in (*skills, "mean"):
         cells = "".join(
             _accuracy_cell(column.accuracy[skill]) if skill in column.accuracy else f"<td>{_NO_VALUE}</td>"
             for column in columns
         )
-        name = "mean over skills" if skill == "mean" else html.escape(skill)
+        name = "mean over skills" if skill == "mean" else _escape(skill)
         body.append(f'<tr class="{"mean" if skill == "mean" else "skill"}"><th>{name}</th>{cells}</tr>')
     return f'<div class="scroll"><table class="accuracy"><tr><th>skill</th>{head}</tr>{"".join(body)}</table></div>'
 
 
 def _accuracy_cell(value: float) -> str:
-    return f'<td>{value:.1%}<div class="bar"><i style="width:{value:.1%}"></i></div></td>'
+    width = min(max(value, 0.0), 1.0)
+    return f'<td>{value:.1%}<div class="bar"><i style="width:{width:.1%}"></i></div></td>'
 
 
 def _run_details(run: Run) -> str:
     rows = "".join(
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>" for key, value in run.manifest.items()
+        f"<tr><th>{_escape(key)}</th><td>{_escape(str(value))}</td></tr>" for key, value in run.manifest.items()
     )
-    config = html.escape(json.dumps(run.config, indent=1))
-    head = f"{html.escape(run.name)} <small>{STAGE_WORDS[run.stage]}, {run.last_step} steps</small>"
+    config = _escape(json.dumps(run.config, indent=1))
+    head = f"{_escape(run.name)} <small>{STAGES[run.stage]}, {run.last_step} steps</small>"
     return (
         f'<details><summary>{head}</summary><div class="scroll"><table class="plain">{rows}</table></div>'
         f"<pre>{config}</pre></details>"
@@ -201,10 +223,10 @@ def _differences(runs: Sequence[Run]) -> str:
     if len(flat) < 2:
         return ""
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
-    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs if run.config)
+    head = "".join(f"<th>{_escape(run.name)}</th>" for run in runs if run.config)
     rows = "".join(
-        f"<tr><th>{html.escape(key)}</th>"
-        + "".join(f"<td>{html.escape(one[key]) if key in one else _NO_VALUE}</td>" for one in flat)
+        f"<tr><th>{_escape(key)}</th>"
+        + "".join(f"<td>{_escape(one[key]) if key in one else _NO_VALUE}</td>" for one in flat)
         + "</tr>"
         for key in keys
     )
@@ -225,7 +247,7 @@ def main() -> None:
     """Writes the page that the flags ask for."""
     out = flags.FLAGS.out
     write_report(flags.FLAGS.workdir, out)
-    print(f"{out} ({epath.Path(out).stat().length / 1e6:.1f} MB)")
+    print(f"{printable(out)} ({epath.Path(out).stat().length / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

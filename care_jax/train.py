@@ -253,7 +253,7 @@ class Trainer:
         session, config, anchored = self.session, self.config, self.objective.anchored
         times = session.supervisor.timer.take()
         metrics = update_metrics | step_summary.metrics(done, anchored=anchored) | times
-        metrics |= {"lr": session.last_lr, "time/step": seconds, "data/num_dropped": session.data.num_dropped}
+        metrics |= {"lr": session.last_lr, "time/step": seconds} | session.data.counts()
         if "logprob_gap/mean" not in metrics:  # the sampler's scores are used, and the update is what they differ from
             metrics["logprob_gap/mean"] = metrics["abs_log_ratio"]
         metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
@@ -288,7 +288,8 @@ def _stack(rows: Sequence[Rollouts]) -> Rollouts:
 
 def _judged_row(judged: Judged, b: int) -> Judged:
     verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
-    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1])
+    parts = {name: values[b : b + 1] for name, values in judged.parts.items()}
+    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1], parts)
 
 
 def _interesting(done: step_summary.Step) -> int:

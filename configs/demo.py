@@ -49,7 +49,7 @@ def cold_start() -> ml_collections.ConfigDict:
     c = config.base()
     c.model.folder = TINY_MODEL
     c.model.compute_dtype = "float32"
-    c.model.remat = False
+    c.model.remat = "none"
     c.model.logits_chunk = 4096
 
     c.data.format = "mini_vqa"

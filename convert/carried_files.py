@@ -12,8 +12,8 @@ from pathlib import Path
 from care_jax import files
 from care_jax.errors import listed, shown
 from care_jax.inputs import tokenizer as tokenizer_lib
-from care_jax.model_folder import read_fields
 from care_jax.models import load_model_config
+from care_jax.models.model_folder import read_fields
 
 
 def copy_files(folder: Path, new: Path, *, left_out: Sequence[str]) -> None:

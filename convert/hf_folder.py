@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from care_jax.errors import InputError, listed, shown
-from care_jax.model_folder import read_fields
 from care_jax.models import ModelConfig, load_model_config
+from care_jax.models.model_folder import read_fields
 from convert import safetensors_io
 from convert.other_forms import no_weights, refuse_other_forms
 from convert.safetensors_io import StoredShard, Tensor
@@ -53,9 +53,7 @@ def read_shards(folder: Path) -> dict[str, StoredShard]:
     shards = {file: safetensors_io.read_header(folder / file) for file in files}
     found = {(name, file) for file, shard in shards.items() for name in shard.tensors}
     if differing := sorted(found ^ set(weight_map.items())):
-        problems = [
-            f"{shown(name)}: {'not ' if (name, file) not in found else ''}in {file}" for name, file in differing
-        ]
+        problems = [f"{name}: {'not ' if (name, file) not in found else ''}in {file}" for name, file in differing]
         raise InputError(f"{index} contradicts the files; download both again: {listed(problems)}")
     return shards
 

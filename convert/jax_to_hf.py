@@ -21,8 +21,8 @@ from care_jax.checkpoints.array_store import Index, StoredParam
 from care_jax.checkpoints.checksums import PartialSum, require_equal
 from care_jax.checkpoints.load import find_params, one_line, open_params, read_sums
 from care_jax.errors import InputError, shown
-from care_jax.model_folder import read_fields
 from care_jax.models import ModelConfig
+from care_jax.models.model_folder import read_fields
 from convert import hf_folder, mapping, safetensors_io, staging
 from convert.carried_files import add_end_of_turn, copy_files
 from convert.extra_tensors import without_extras

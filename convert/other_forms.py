@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.errors import InputError, shown
-from care_jax.model_folder import read_fields
+from care_jax.models.model_folder import read_fields
 
 _ADAPTER_FILE = "adapter_config.json"
 _OTHER_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.msgpack", "*.h5")

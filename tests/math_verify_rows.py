@@ -38,9 +38,6 @@ DISAGREEMENTS = {
     "It takes the last side of any equation.": [
         ("integer", "5", "2x = 5"), ("integer", "5", "4 = 5"), ("integer", "5", "x = 4 = 5"), ("latex", "5", "4 = 5"),
     ],
-    "A percent sign is nothing to it.": [
-        ("number", "50", "50%"), ("number", "50%", "50"), ("latex", "50", r"50\%"), ("latex", "12", r"12\%"),
-    ],
     "A number may be within the tolerance.": [
         ("number", "100", "101"), ("number", "100", "99"), ("number", "-100", "-101"), ("number", "8.66", r"5\sqrt{3}"),
         ("number", r"5\sqrt{3}", "8.66"), ("number", "0.866", r"\frac{\sqrt{3}}{2}"),
@@ -48,6 +45,7 @@ DISAGREEMENTS = {
         ("number", "1.472", r"-3+2\sqrt{5}"), ("number", "7.472", r"3+2\sqrt{5}"), ("number", "7.472", r"2\sqrt{5}+3"),
         ("number", "0.382", r"\frac{3-\sqrt{5}}{2}"), ("number", "12.944", r"2(3+2\sqrt{5})-2"),
         ("number", r"5\pi", "15.7"), ("number", r"\frac{\pi}{3}", "1.047 rad"),
+        ("number", "0.3333", "1/3 ≈ 0.333"),
     ],
     "A number may be given with more decimals than were asked for.": [
         ("rounded", "1.2", "1.23"), ("rounded", "1.2", "1.15"), ("rounded", "1.2", "1.25"),
@@ -90,7 +88,8 @@ DISAGREEMENTS = {
         ("list", "[0, 2, 0, 2]", "0, 2, 0, 2"), ("chart_relaxed", "[2014, 2016]", "2014, 2016"),
     ],
     "Numbers read off a chart may be 5 % off.": [
-        ("chart_relaxed", "14", "14.5"), ("chart_relaxed", "14", "14.7"), ("chart_relaxed", "14", "13.3"),
+        ("chart_relaxed", "14", "14.5"), ("chart_relaxed", "3", "3.1"), ("chart_relaxed", "14", "14.7"),
+        ("chart_relaxed", "14", "13.3"),
         ("chart_relaxed", "0.57", "0.58"), ("chart_relaxed", "2017.0", "2016"), ("chart_relaxed", "2500", "2450"),
         ("chart_relaxed", "3.0", "3.1"), ("chart_relaxed", "1234567", "1.23e6"), ("chart_relaxed", "14\n15.5", "15.4"),
     ],

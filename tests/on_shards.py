@@ -68,7 +68,7 @@ class Model:
                 config.text, num_attention_heads=8, num_key_value_heads=8, head_dim=16, mrope_section=(2, 3, 3)
             ),
             vision=dataclasses.replace(config.vision, num_heads=8),
-            remat=True,
+            remat="full",
         )
         self.processor = load_processor(
             path,

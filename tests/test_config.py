@@ -68,6 +68,7 @@ BAD = [
     ("objective.max_draws", 0, "objective.max_draws=0: must be at least 1"),
     ("objective.overlong_penalty", -1.0, "objective.overlong_penalty=-1.0: must be at least 0"),
     ("objective.rescue.delta", -0.1, "objective.rescue.delta=-0.1: must be above 0"),
+    ("model.remat", "some", "model.remat='some': choose one of full, dots, none"),
     ("model.logits_chunk", 0, "model.logits_chunk=0: must be at least 1"),
     ("verify.workers", 0, "verify.workers=0: must be at least 1"),
     ("verify.deadline", 0.0, "verify.deadline=0.0: must be above 0"),
@@ -158,7 +159,9 @@ BAD_VALUES: list[tuple[str, Any]] = [
         [True, "1e-3", None, math.nan, math.inf, -math.inf, -1.0, 1e300, (0.1,), 10**400],
     ),
     *itertools.product(["optimizer.b1", "optimizer.b2", "verify.tolerance"], [1.5, 1.0, -0.5, math.nan, "0.9"]),
-    *itertools.product(["model.remat", "data.strict", "objective.region.enabled"], [1, 0, "True", None, 1.0, ()]),
+    *itertools.product(
+        ["model.freeze_vision", "data.strict", "objective.region.enabled"], [1, 0, "True", None, 1.0, ()]
+    ),
     *itertools.product(["model.folder", "model.weights", "eval.benchmarks"], [3, None, (), "a\0b", "\ud800", "", b"x"]),
     *itertools.product(
         ["data.prompt_buckets", "data.patch_buckets"],
@@ -243,6 +246,20 @@ def test_a_config_of_ones_own_is_compared_with_the_defaults() -> None:
         c.train.steps = ml_collections.config_dict.required_placeholder(int)
     with pytest.raises(InputError, match=r"train\.steps: needs a value"):
         config.validate(c)
+
+
+def test_a_command_need_not_name_what_it_does_not_use() -> None:
+    """Catches a file of responses that cannot be scored without a model, and a misspelt key that passes there."""
+    c, unused = config.base(), ("model.folder", "data.train")
+    config.validate(c, unused=unused)
+    with pytest.raises(InputError, match=r"model\.folder='': name a folder .*data\.train='': name the training data"):
+        config.validate(c)
+    c.model.folder = "gs://bucket/model"
+    with pytest.raises(InputError, match=r"model\.folder='gs://bucket/model': must be on a local disk"):
+        config.validate(c, unused=unused)
+    c.model.folder, c.verify.tolerence = "", 0.1
+    with pytest.raises(InputError, match=r"verify\.tolerence: no such key; did you mean verify\.tolerance"):
+        config.validate(c, unused=unused)
 
 
 @pytest.mark.parametrize("preset", ["grpo", "dapo", "gspo", "dr_grpo", "care_no_rgr", "care"])

@@ -20,7 +20,6 @@ ROOMS = (
     "structs",
     "options",
     "files",
-    "model_folder",
     "parallel",
     "models",
     "rewards",
@@ -40,7 +39,7 @@ ROOMS = (
 )
 COMMANDS = ("train", "cold_start", "evaluate", "judge", "plan", "report", "demo", "data.prepare")
 NOT_THE_LIBRARY = ("benchmarks", "configs", "convert", "tests", "tpu_scripts")
-MOST_FILES, MOST_PACKAGES, MOST_LINES = 15, 12, 350
+MOST_FILES, MOST_PACKAGES, MOST_LINES = 16, 12, 350
 
 
 def module_name(path: Path) -> str:

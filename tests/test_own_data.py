@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.end_to_end import (
     REPO,
     SmallTask,
+    finish,
     flags,
     metrics,
     readme_lines,
@@ -16,6 +20,7 @@ from tests.end_to_end import (
     run_lines,
     saved_steps,
     small,
+    start,
     write_small_model,
     write_squares,
 )
@@ -73,3 +78,32 @@ def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path
         assert "row 2: missing answer" in text
         assert re.search(r"row 3: no image .*images/absent\.png", text)
         assert "row 4: not JSON" in text
+
+
+@pytest.mark.parametrize(("num_lost", "code"), [(2, 0), (48, 1)])
+def test_images_that_vanish_in_mid_run(small_task: SmallTask, tmp_path: Path, num_lost: int, code: int) -> None:
+    """Catches a run that one lost file ends, one that goes on without its data, and exit code 2 for a lost disk."""
+    model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")
+    overrides = small(model, data, model__weights="random", train__steps=32)
+    workdir = tmp_path / "run"
+    process = start(
+        "care_jax.train",
+        "--config=configs/own_data.py",
+        *flags(overrides),
+        f"--workdir={workdir}",
+        cache=small_task.cache,
+    )
+    while process.poll() is None and not ((workdir / "metrics.jsonl").exists() and metrics(workdir)):
+        time.sleep(0.05)
+    for number in range(num_lost):
+        (data / f"images/train_{number}.png").unlink()
+    done = finish(process)
+    assert done.returncode == code, done.stderr
+    if code == 0:
+        rows = [row for row in metrics(workdir) if "loss" in row]
+        assert rows[-1]["data/num_unreadable"] == num_lost
+        assert done.stderr.count("can no longer be read: no image") == num_lost
+    else:
+        assert re.search(r"\d+ records of JsonlSource.* can no longer be read; the last: no image", done.stderr), (
+            done.stderr
+        )

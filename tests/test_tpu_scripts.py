@@ -404,6 +404,16 @@ def test_run_restarts_all_workers_when_one_fails_and_gives_up_in_the_end(world: 
     assert "out of memory" in (world.folder / "bucket" / "logs" / NAME / "worker1.log").read_text()
 
 
+@pytest.mark.parametrize("code", [1, 3, 134])
+def test_run_restarts_after_every_code_but_that_of_bad_input(world: World, code: int) -> None:
+    """Catches a run that hung (3) or that JAX ended (134) and that is given up with restarts left."""
+    world.train(f"exit {code}")
+    result = world.call("run.sh", *RUN, "--restarts=1", "--", *TRAIN)
+    assert result.returncode == 1
+    assert len(world.seen(0)) == 2
+    assert f"worker0 exit {code}" in result.stderr
+
+
 def test_run_does_not_repeat_bad_input(world: World) -> None:
     """Catches a wrong flag that is retried until the restarts are used up."""
     world.train("echo 'error: no such key'; exit 2")

@@ -18,14 +18,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.faults.models import models
 from benchmarks.faults.outcomes import Case, Outcome, run_cases
+from benchmarks.faults.pictures import pictures
+from benchmarks.faults.reports import reports
+from benchmarks.faults.rows import rows
 from benchmarks.faults.runs import runs
 
 # A section takes an empty folder, the number of cases and a seed.
 Section = Callable[[Path, int, int], Iterator[Case]]
+# With the number of cases that are run when none is given.
 SECTIONS: dict[str, tuple[Section, int]] = {
-    "runs": (runs, 1_000)
-}  # with the number of cases that are run when none is given
+    "pictures": (pictures, 10_000),
+    "rows": (rows, 2_000),
+    "models": (models, 600),
+    "runs": (runs, 1_000),
+    "reports": (reports, 2_000),
+}
 _MOST_LISTED = 20
 
 

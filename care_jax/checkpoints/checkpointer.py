@@ -40,7 +40,11 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_last: int, best_metric: str) -> None:
-        """Opens the folder, or makes it; removes what a kill left half written."""
+        """Opens the folder, or makes it; removes what a kill left half written.
+
+        Raises:
+            InputError: the description of a step is JSON of another form.
+        """
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
         )
@@ -61,7 +65,13 @@ class Checkpointer:
             "checksums": ocp.JsonCheckpointHandler(),
         }
         folder = files.anywhere(workdir) / "checkpoints"
-        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        try:
+            self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # Orbax reads each step's
+            raise InputError(
+                f"the _CHECKPOINT_METADATA of a step in {folder} cannot be read ({one_line(error)}); put back a copy, "
+                "or move that step elsewhere"
+            ) from error
         self._checksums: Callable[[NamedArrays], Sums] = checksums
 
     def warm_up(self, state: TrainState) -> None:
@@ -183,7 +193,8 @@ class Checkpointer:
 
         Call it every step: nothing else tells of it before the next save.
         """
-        self._manager.check_for_errors()
+        if not self._manager.is_saving_in_progress():
+            self._manager.wait_until_finished()  # for nothing but the error
 
     def wait(self) -> None:
         """Blocks until everything that was started is on disk."""

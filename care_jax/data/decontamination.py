@@ -29,7 +29,7 @@ SIDE = 32  # pixels
 NEAR = 3.0
 # Text that benchmarks put around a question: a hint before "Question:", and everything from the first option on.
 _HINT = re.compile(r"\A.*?^Question:", re.DOTALL | re.MULTILINE)
-_OPTIONS = re.compile(r"^\s*(?:Choices?:\s*$|\(?A[).:]).*", re.DOTALL | re.MULTILINE)
+_OPTIONS = re.compile(r"^[^\S\n]*(?:Choices?:\s*$|\(?A[).:]).*", re.DOTALL | re.MULTILINE)
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|mathrm|text|quad|[,;:! ])")
 _IDLE = re.compile(r"[\s$.,;:?!'\"{}]+")
 

@@ -18,12 +18,13 @@ from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa.questions import Difficulty
 from care_jax.data.own_data import listing, read_jsonl
-from care_jax.errors import InputError
+from care_jax.errors import BadRowError, InputError
 from care_jax.options import DATA_FORMATS, choose_one
 from care_jax.rewards.verifiers import require_allowed
 from care_jax.structs import Record
 
 NUM_THREADS = 4  # threads that encode ahead, a process
+_FEW_LOST, _MOST_LOST = 8, 0.05  # records of a source, share of it, that may become unreadable while a run goes on
 
 Example = TypeVar("Example")
 
@@ -101,6 +102,38 @@ class DropCounter(Generic[Example]):
         return len(self._dropped_ids)
 
 
+class LostRecords:
+    """Counts the records that could be read when a run started and cannot be any more. Thread-safe.
+
+    A warning names each of the first ones. More than 8 of a source, and more than 5 % of it, end the run. One alone
+    does if `is_alone` is False: the processes of a run read the same stream, and would draw different batches.
+    """
+
+    def __init__(self, *, is_alone: bool = True) -> None:
+        """Starts without any; `is_alone` says that no other process reads the stream."""
+        self._is_alone = is_alone
+        self._lock = threading.Lock()
+        self._lost: dict[int, set[int]] = {}  # id of a source -> indices
+
+    def add(self, source: RecordSource, index: int, error: BadRowError) -> None:
+        """Counts one record.
+
+        Raises:
+            OSError: too many are lost.
+        """
+        with self._lock:
+            lost = self._lost.setdefault(id(source), set())
+            if index not in lost and len(lost) < _FEW_LOST:
+                logging.warning("%r: a record is left out, which can no longer be read: %s", source, error)
+            lost.add(index)
+            if len(lost) > max(_FEW_LOST, _MOST_LOST * len(source)) * self._is_alone:
+                raise OSError(f"{len(lost)} records of {source!r} can no longer be read; the last: {error}")
+
+    def __len__(self) -> int:
+        """Returns the number of different records lost so far."""
+        return sum(map(len, self._lost.values()))
+
+
 def open_source(config: ml_collections.ConfigDict, split: str) -> DataSource:
     """Opens the records that a config names; mini_vqa is built on first use, in seconds.
 
@@ -161,6 +194,7 @@ def make_train_iterator(
     *,
     batch_size: int,
     seed: int,
+    lost: LostRecords | None = None,
 ) -> grain.DatasetIterator[list[Example]]:
     """Makes an endless stream of batches, shuffled anew each epoch.
 
@@ -169,13 +203,15 @@ def make_train_iterator(
 
     Every process of a run reads the whole stream and takes its rows of each batch, so batches do not depend on the
     number of processes. `get_state` and `set_state` resume with exactly the batch that would have come next, as do
-    grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops are skipped.
+    grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops or that cannot be read are
+    skipped.
 
     Args:
         source: the records.
         encode: record -> example, or None to drop it; called from several threads.
         batch_size: examples of a batch.
         seed: determines the order.
+        lost: counts the records that cannot be read.
 
     Returns:
         Iterator over lists of `batch_size` examples.
@@ -183,7 +219,9 @@ def make_train_iterator(
     Raises:
         InputError: the source is too small for a batch; from the iterator, when the encoder dropped so many records
             that it is.
+        OSError: from the iterator, when too many records can no longer be read.
     """
+    lost = LostRecords() if lost is None else lost
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: must be at least 1")
     parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
@@ -191,9 +229,9 @@ def make_train_iterator(
     streams = []
     for number, (part, weight) in enumerate(parts):
         needed = math.ceil(batch_size * weight / total)
-        shuffled = grain.MapDataset.source(part).seed(seed + number).shuffle()
+        shuffled = grain.MapDataset.range(len(part)).seed(seed + number).shuffle()
         epochs = shuffled.repeat(reseed_each_epoch=True)
-        streams.append(epochs.map(_encode_or_refuse(part, encode, needed)))
+        streams.append(epochs.map(_example_or_refuse(part, encode, needed, lost)))
     mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [weight for _, weight in parts])
     examples = mixed.to_iter_dataset(  # grain skips None
         grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
@@ -203,28 +241,47 @@ def make_train_iterator(
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 
 
-def _encode_or_refuse(
-    source: RecordSource, encode: Callable[[Record], Example | None], needed: int
-) -> Callable[[Record], Example | None]:
-    """Wraps `encode`: raises InputError once it has left fewer records than the `needed` ones of a step."""
+def _reader(
+    source: RecordSource, encode: Callable[[Record], Example | None], lost: LostRecords
+) -> Callable[[int], Example | None]:
+    """Makes a function from index to example; None for a record that `encode` drops or that cannot be read."""
+
+    def example(index: int) -> Example | None:
+        try:
+            return encode(source[index])
+        except BadRowError as error:
+            lost.add(source, index, error)
+            return None
+
+    return example
+
+
+def _example_or_refuse(
+    source: RecordSource, encode: Callable[[Record], Example | None], needed: int, lost: LostRecords
+) -> Callable[[int], Example | None]:
+    """Makes a function as `_reader` does that raises once fewer records are left than the `needed` ones of a step."""
     spare = len(source) - needed
     wanted = f"a step needs {needed} different examples, more than the "
     if spare < 0:
         raise InputError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
-    dropped_ids: set[str] = set()
+    dropped: set[int] = set()
+    read = _reader(source, encode, lost)
 
-    def encode_or_refuse(record: Record) -> Example | None:
-        example = encode(record)
+    def example_or_refuse(index: int) -> Example | None:
+        example = read(index)
         if example is None:
-            dropped_ids.add(record.id)
-            if len(dropped_ids) > spare:
+            dropped.add(index)
+            if len(dropped) > spare:
+                message = wanted + f"usable ones in {source!r}: "
+                if len(lost):
+                    raise OSError(message + f"{len(lost)} can no longer be read, {len(dropped)} are left out in all")
                 raise InputError(
-                    wanted + f"usable ones in {source!r}: the encoder dropped {len(dropped_ids)} of {len(source)}; "
-                    "lower the batch size or raise the length limits"
+                    message + f"the encoder dropped {len(dropped)} of {len(source)}; lower the batch size or raise the "
+                    "length limits"
                 )
         return example
 
-    return encode_or_refuse
+    return example_or_refuse
 
 
 def make_eval_batches(
@@ -233,6 +290,7 @@ def make_eval_batches(
     *,
     batch_size: int,
     limit: int,
+    lost: LostRecords | None = None,
 ) -> Iterator[tuple[list[Example], int]]:
     """Yields batches in file order, none if every record is dropped; the last is filled up with its last example.
 
@@ -241,26 +299,26 @@ def make_eval_batches(
         encode: record -> example, or None to drop it.
         batch_size: examples of a batch.
         limit: records to take, evenly spread over the source; 0 takes all.
+        lost: counts the records that cannot be read, which are left out.
 
     Yields:
         (examples, num_real): `batch_size` examples, of which the first `num_real` count.
 
     Raises:
         InputError: batch_size below 1 or limit below 0.
+        OSError: too many records can no longer be read.
     """
     if batch_size < 1 or limit < 0:
         raise InputError(f"batch_size={batch_size}, limit={limit}: give at least 1, and 0 (all) or more")
     total = len(source)
     count = min(limit, total) or total
-    return _eval_batches(source, encode, [i * total // count for i in range(count)], batch_size)
+    example = _reader(source, encode, LostRecords() if lost is None else lost)
+    return _eval_batches(map(example, [i * total // count for i in range(count)]), batch_size)
 
 
-def _eval_batches(
-    source: RecordSource, encode: Callable[[Record], Example | None], indices: list[int], batch_size: int
-) -> Iterator[tuple[list[Example], int]]:
+def _eval_batches(examples: Iterator[Example | None], batch_size: int) -> Iterator[tuple[list[Example], int]]:
     batch: list[Example] = []
-    for index in indices:
-        example = encode(source[index])
+    for example in examples:
         if example is None:
             continue
         batch.append(example)

@@ -1,4 +1,4 @@
-"""Your own data: a file with one JSON object a line, and its images beside it (data.format "jsonl")."""
+"""Your own data (data.format "jsonl"): JSON lines, a JSON array or a parquet file, with images beside it or in it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from care_jax.data.file_formats import Numbered, line_rows, split_files
-from care_jax.data.parsing import Row, image_bytes, place_marks
-from care_jax.data.validation import BadRowError, check_gold_of, check_texts, decode_picture
-from care_jax.errors import InputError
+from care_jax.data.conversations import read_turns, split_response
+from care_jax.data.file_formats import Numbered, file_rows, split_files
+from care_jax.data.image_column import image_bytes, images_of
+from care_jax.data.parsing import Row, is_blank, place_marks
+from care_jax.data.validation import check_gold_of, check_texts, decode_picture, one_row
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.structs import Record
 
-REQUIRED = ("id", "images", "prompt", "answer", "answer_kind")
-OPTIONAL = ("choices", "rationale", "source")
+REQUIRED = ("id", "prompt", "answer", "answer_kind")
+OPTIONAL = ("images", "choices", "rationale", "source")
 MAX_LISTED = 20  # problems spelled out in an error
+# Other columns of a row that is a conversation: those that are read, and those that change what is asked.
+_TURNS, _BESIDE_TURNS = ("messages", "conversations"), ("completion", "system", "image")
+_NOT_READ = ("videos", "audios", "tools", "history")
+_THREADS = 8  # that decode images
+_MOST_EMBEDDED = 2 << 30  # bytes of images inside a file, which stay in memory
 
 
 class JsonlSource:
@@ -59,13 +66,16 @@ class JsonlSource:
 def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> JsonlSource:
     """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
-    A row is {"id", "images": [paths relative to the file's folder], "prompt", "answer", "answer_kind"}, all strings.
-    Optional keys are "choices" (strings; required for the kind "choice", whose answer is a letter or one of their
-    texts), "rationale" and "source" (by default the file's name without its ending). The prompt has one "<image>" for
-    each image; if it has none, they are put first. The file is UTF-8; empty lines are skipped.
+    A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null or empty, are
+    "images" (a list, each as `image_column.image_of` reads it, paths relative to the file's folder), "choices"
+    (strings; required for the kind "choice", whose answer is a letter or one of their texts), "rationale" and "source"
+    (by default the file's name without its ending). The prompt has one "<image>" for each image; if it has none, they
+    are put first. Instead of a prompt, a row may have a list of turns (`_from_turns`). The file is UTF-8; empty lines
+    are skipped.
 
     Args:
-        path: the file.
+        path: the file: a JSON array if it ends in .json and starts with a bracket, parquet if it ends so, else JSON
+            lines.
         strict: refuse a file with broken rows instead of dropping them.
         allow: the functions "module:function" that a row may name as its answer_kind, the config's verify.allow.
 
@@ -73,15 +83,15 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
         The usable rows.
 
     Raises:
-        InputError: the file does not exist, no row is usable, or with `strict` any row is broken; the message lists up
-            to 20 broken rows.
+        InputError: the file does not exist, no row is usable, with `strict` any row is broken, or the images in the
+            file take more than 2 GiB; the message lists up to 20 broken rows.
     """
     if not path.is_file():
         raise InputError(f"no data file {path}; give a file with one JSON object a line")
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
-    read = [(number, _read_row(raw, path.parent, allow)) for number, raw in rows(path)]
+    read = _read_rows(path, allow)
     unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
     for number, row in read:
         try:
@@ -90,7 +100,7 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
             for image in unusable.keys() & row.images:
                 raise unusable[image]
             if row.record.id in first_lines:
-                raise BadRowError(f"id {row.record.id!r} was used in row {first_lines[row.record.id]}")
+                raise BadRowError(f"id {shown(row.record.id)} was used in row {first_lines[row.record.id]}")
         except BadRowError as error:
             problems.append((number, str(error)))
             continue
@@ -112,14 +122,20 @@ def listing(problems: list[tuple[int, str]]) -> str:
 
 
 def files(root: Path, split: str) -> list[Path]:
-    """Lists <split>.jsonl, or `root` itself if it is a file."""
-    return [root] if root.is_file() else split_files(root, split, "jsonl")
+    """Lists the split's files, or `root` itself if it is a file."""
+    return [root] if root.is_file() else split_files(root, split, "jsonl", "json", "parquet")
 
 
 def rows(path: Path) -> Numbered:
-    """Yields the rows, with the file's name as the source of those that name none."""
-    for number, raw in line_rows(path):
-        yield number, raw if isinstance(raw, BadRowError) else {"source": path.stem} | raw
+    """Yields the rows without their missing cells, with the file's name as the source of those that name none."""
+    for number, raw in file_rows(path, optional=(*REQUIRED, *OPTIONAL, *_TURNS, *_BESIDE_TURNS, *_NOT_READ)):
+        if isinstance(raw, dict):
+            raw = {"source": path.stem} | {key: cell for key, cell in raw.items() if not _is_missing(key, cell)}
+        yield number, raw
+
+
+def _is_missing(key: str, cell: Any) -> bool:
+    return cell is None or (key in OPTIONAL and isinstance(cell, str) and is_blank(cell))
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
@@ -128,33 +144,69 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     Raises:
         BadRowError: the row cannot be used; the message says why.
     """
+    if any(key in raw for key in _TURNS) or isinstance(raw.get("prompt"), list):
+        raw = _from_turns(where, raw)
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
     if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
-        raise BadRowError(
-            f"unknown key {', '.join(unknown)}; allowed: {', '.join((*REQUIRED, *OPTIONAL))}", "unknown key"
-        )
-    for key in ("id", "prompt", "answer", "answer_kind", "rationale", "source"):
-        if key in raw and (not isinstance(raw[key], str) or not raw[key].strip()):
+        allowed = ", ".join((*REQUIRED, *OPTIONAL))
+        raise BadRowError(f"unknown key {shown(', '.join(unknown))[1:-1]}; allowed: {allowed}", "unknown key")
+    for key in (*REQUIRED, "rationale", "source"):
+        if key in raw and (not isinstance(raw[key], str) or is_blank(raw[key])):
             wanted = f"{key} must be a string that is not empty"
-            raise BadRowError(f"{wanted}, not {raw[key]!r}", wanted)
-    for key in ("images", "choices"):
-        if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, str) and x for x in raw[key])):
+            raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
+    for key, types in (("images", str | dict | bytes), ("choices", str)):
+        if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, types) and x for x in raw[key])):
             wanted = f"{key} must be a list of strings that are not empty"
-            raise BadRowError(f"{wanted}, not {raw[key]!r}", wanted)
+            raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
     if raw["answer_kind"] == "choice" and "choices" not in raw:
         raise BadRowError("answer_kind 'choice' needs choices, a list of texts")
+    images = images_of(raw.get("images"), folder)
     record = Record(
         id=raw["id"],
         source=raw["source"],
-        prompt=place_marks(raw["prompt"], len(raw["images"]), mend_up_to=len(raw["images"])),
+        prompt=place_marks(raw["prompt"], len(images), mend_up_to=len(images)),
         images=(),
         answer=raw["answer"].strip(),
         answer_kind=raw["answer_kind"],
         choices=tuple(raw["choices"]) if "choices" in raw else None,
         rationale=raw.get("rationale"),
     )
-    return Row(where, record, tuple(folder / name for name in raw["images"]))
+    return Row(where, record, images)
+
+
+def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """Makes a row with a prompt from one with turns: "messages", "conversations", or "prompt" and "completion".
+
+    The response gives the answer, or what it has in <think> the rationale and the rest the answer. If the row has an
+    answer of its own, a response without <think> is the rationale. Images stand in the turns or in a column. Columns
+    that say nothing about the question are left out.
+    """
+    if given := [key for key in _NOT_READ if raw.get(key)]:
+        raise BadRowError(f"{', '.join(given)} cannot be read; texts and images are", "unreadable column")
+    turns = next((raw[key] for key in _TURNS if key in raw), None)
+    if turns is None:
+        completion = raw.get("completion", [])
+        turns = [*raw["prompt"], *(completion if isinstance(completion, list) else [_assistant(completion)])]
+    exchange = read_turns(turns, raw.get("system"))
+    column = raw.get("images", raw.get("image", []))
+    column = column if isinstance(column, list) else [column]
+    if column and exchange.images:
+        raise BadRowError("images stand both in the turns and in a column of their own; give them once")
+    row = {key: raw[key] for key in (*REQUIRED, *OPTIONAL) if key in raw}
+    row |= {"id": str(raw.get("id", where)), "prompt": exchange.question, "images": column or exchange.images}
+    if exchange.response is None:
+        return row
+    rationale, rest = split_response(exchange.response)
+    if "answer" not in row:
+        row["answer"] = " ".join(rest.splitlines())  # several lines would be several accepted answers
+    elif rationale is None and rest != row["answer"]:
+        rationale = rest
+    return ({} if rationale is None else {"rationale": rationale}) | row
+
+
+def _assistant(text: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
 
 
 def _name_and_size(image: bytes | Path, folder: Path) -> tuple[str, int]:
@@ -163,13 +215,31 @@ def _name_and_size(image: bytes | Path, folder: Path) -> tuple[str, int]:
     return os.path.relpath(image, folder), image.stat().st_size if image.exists() else -1
 
 
-def _read_row(raw: dict[str, Any] | BadRowError, folder: Path, allow: Collection[str]) -> Row | BadRowError:
+def _read_rows(path: Path, allow: Collection[str]) -> list[tuple[int, Row | BadRowError]]:
+    read: list[tuple[int, Row | BadRowError]] = []
+    embedded = 0
+    for number, raw in rows(path):
+        row = _read_row(f"{path.name}:{number}", raw, path.parent, allow)
+        read.append((number, row))
+        if isinstance(row, Row):
+            embedded += sum(len(image) for image in row.images if isinstance(image, bytes))
+        if embedded > _MOST_EMBEDDED:
+            raise InputError(
+                f"the images inside {path} take more than {_MOST_EMBEDDED >> 30} GiB of memory; prepare the file with "
+                f"python -m care_jax.data.prepare --source=jsonl --root={path} --out=FOLDER, and set data.format to "
+                "prepared"
+            )
+    return read
+
+
+def _read_row(where: str, raw: dict[str, Any] | BadRowError, folder: Path, allow: Collection[str]) -> Row | BadRowError:
+    if isinstance(raw, BadRowError):
+        return raw
     try:
-        if isinstance(raw, BadRowError):
-            return raw
-        row = parse("", raw, folder)
-        check_gold_of(row.record, allow)
-        check_texts(row.record)
+        with one_row():
+            row = parse(where, raw, folder)
+            check_gold_of(row.record, allow)
+            check_texts(row.record)
     except BadRowError as error:
         return error
     return row
@@ -179,12 +249,14 @@ def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, Bad
     """Decodes images in threads, and returns the errors of those that cannot be used."""
 
     def problem(image: bytes | Path) -> BadRowError | None:
+        name = "an image in the row" if isinstance(image, bytes) else shown(str(image))[1:-1]
         try:
-            decode_picture(image_bytes(image), str(image))
+            with one_row():
+                decode_picture(image_bytes(image), name)
         except BadRowError as error:
             return error
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         found = tqdm(pool.map(problem, images), desc="checking images", total=len(images), delay=5, mininterval=1.0)
         return {image: error for image, error in zip(images, found, strict=True) if error is not None}

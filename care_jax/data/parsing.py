@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.validation import BadRowError
+from care_jax.data.image_column import image_bytes
+from care_jax.errors import BadRowError, shown
 from care_jax.inputs.media import MARKS
-from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.rewards.verifiers.number import read_number
+from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.structs import Record
 
 PLACEHOLDER, _ = MARKS
 _LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
+_OPTION = re.compile(r"""'[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*\"""")
+_LIST = re.compile(rf"\s*[\[(]\s*(?:(?:{_OPTION.pattern})\s*(?:,\s*(?:{_OPTION.pattern})\s*)*(?:,\s*)?)?[\])]\s*")
 # A degree sign that was read in the wrong encoding: UTF-8 as GBK, or as Latin-1.
 _BROKEN_DEGREE = re.compile(r"(?<=[\d}]) ?(?:\u63b3|\u00c2\u00b0)")
 
@@ -34,14 +38,9 @@ class Row:
         return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)))
 
 
-def image_bytes(image: bytes | Path) -> bytes:
-    """Returns an image as it is stored; raises BadRowError if its file is missing."""
-    if isinstance(image, bytes):
-        return image
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise BadRowError(f"no image {image}: {error.strerror}", "no image file") from None
+def is_blank(text: str) -> bool:
+    """Returns True if a text has nothing to see: spaces, line ends, control and zero-width characters."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
 
 
 def text_field(raw: Mapping[str, Any], key: str) -> str:
@@ -51,10 +50,11 @@ def text_field(raw: Mapping[str, Any], key: str) -> str:
         BadRowError: the field is missing, empty or not a text.
     """
     value = raw.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)  # golds such as 0 are numbers in some files
-    if not isinstance(value, str) or not value.strip():
-        raise BadRowError(f"{key} must be a text that is not empty, not {value!r}", f"no {key}")
+    # Golds such as 0 are numbers in some files.
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        value = str(value)
+    if not isinstance(value, str) or is_blank(value):
+        raise BadRowError(f"{key} must be a text that is not empty, not {shown(value)}", f"no {key}")
     return _BROKEN_DEGREE.sub("°", value.replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 
@@ -70,15 +70,24 @@ def option_texts(value: Any) -> tuple[str, ...] | None:
         BadRowError: the value is something else.
     """
     if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise BadRowError(f"choices {value!r} do not spell a list", "unreadable choices") from None
+        value = _spelled_list(value)
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(option, str) for option in value):
-        raise BadRowError(f"choices must be a list of texts, not {value!r}", "unreadable choices")
+        raise BadRowError(f"choices must be a list of texts, not {shown(value)}", "unreadable choices")
     return tuple(value) or None
+
+
+def _spelled_list(text: str) -> list[str] | None:
+    """Reads a list of texts as Python writes it. Only the texts are given to Python's parser, one at a time."""
+    if text.strip() == "None":
+        return None
+    if not (_LIST.fullmatch(text)):
+        raise BadRowError(f"choices {shown(text)} do not spell a list of texts", "unreadable choices")
+    try:
+        return [ast.literal_eval(option) for option in _OPTION.findall(text)]
+    except (ValueError, SyntaxError):  # such as "\x1"
+        raise BadRowError(f"choices {shown(text)} do not spell a list of texts", "unreadable choices") from None
 
 
 def ask_for_letter(question: str, choices: Sequence[str]) -> str:
@@ -113,31 +122,15 @@ def option_gold(gold: str, choices: Sequence[str]) -> str:
     """
     right = [letter for letter, option in zip(LETTERS, choices, strict=False) if option.strip() == gold]
     if not right:
-        raise BadRowError(f"the gold {gold!r} names none of the options {list(choices)}", "gold names no option")
+        raise BadRowError(
+            f"the gold {shown(gold)} names none of the options {shown(list(choices))}", "gold names no option"
+        )
     return "\n".join(f"({letter})" for letter in right)
 
 
 def number_or(kind: str, gold: str) -> str:
     """Returns the kind of a free answer without a column for it: "rounded" if every line is one number, else `kind`."""
     return "rounded" if all(map(read_number, gold.splitlines())) else kind
-
-
-def image_of(value: Any, folder: Path) -> bytes | Path:
-    """Reads an entry of an image column: a struct of bytes and path, a path relative to `folder`, or bytes."""
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str) and value:
-        return folder / value
-    raise BadRowError(f"an image has neither bytes nor path, but {value!r}", "image without bytes and path")
-
-
-def images_of(value: Any, folder: Path) -> tuple[bytes | Path, ...]:
-    """Reads an image column: a list in the prompt's order, one image alone, or None for a text-only row."""
-    if value is None or value == "":
-        return ()
-    return tuple(image_of(image, folder) for image in (value if isinstance(value, list) else [value]))
 
 
 def place_marks(prompt: str, num_images: int, *, mend_up_to: int = 1) -> str:
@@ -177,10 +170,10 @@ def unbox(answer: str) -> str:
         depth += {"{": 1, "}": -1}.get(answer[end], 0) if answer[end - 1] != "\\" else 0
         end += 1
     if depth:
-        raise BadRowError(f"the box in {answer[:80]!r} does not close", r"unbalanced \boxed")
+        raise BadRowError(f"the box in {shown(answer)} does not close", r"unbalanced \boxed")
     if r"\boxed{" in answer[end:]:
-        raise BadRowError(f"{answer[:80]!r} holds several boxes", r"several \boxed")
+        raise BadRowError(f"{shown(answer)} holds several boxes", r"several \boxed")
     inside = answer[first : end - 1].strip()
     if not inside:
-        raise BadRowError(f"the box in {answer[:80]!r} is empty", r"empty \boxed")
+        raise BadRowError(f"the box in {shown(answer)} is empty", r"empty \boxed")
     return inside

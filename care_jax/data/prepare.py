@@ -29,8 +29,8 @@ from care_jax.data.array_records import ShardWriter, open_folder, write_metadata
 from care_jax.data.decontamination import Benchmarks, Thumbnail, thumbnail
 from care_jax.data.parsing import Row
 from care_jax.data.sources import READERS, ColumnRange, read, split_files
-from care_jax.data.validation import BadRowError, Dropped, decode_picture
-from care_jax.errors import InputError
+from care_jax.data.validation import Dropped, decode_picture, one_row
+from care_jax.errors import BadRowError, InputError
 from care_jax.files import locked, write_text
 from care_jax.inputs import images
 from care_jax.inputs.prompts import encode_prompt
@@ -84,7 +84,7 @@ def prepare(settings: Settings, *, shard_records: int = SHARD_RECORDS) -> dict[s
 
     Raises:
         InputError: the source or split does not exist, a file cannot be read, no row is usable, with `strict` a row is
-            broken, `out` holds something else, or another process is writing it. Nothing is left behind.
+            broken, `out` holds something else, or another process is writing it. Only whole shards are left behind.
     """
     root, out = settings.root.absolute(), settings.out.absolute()
     files = split_files(settings.source, root, settings.split)
@@ -118,7 +118,7 @@ def map_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator
 def _build(
     settings: Settings, files: list[Path], root: Path, folder: Path, wanted: dict[str, Any], shard_records: int
 ) -> None:
-    """Writes the missing shards and the metadata of `folder`; removes the folder on bad input."""
+    """Writes the missing shards and the metadata of `folder`; on bad input, removes the folder if no shard is whole."""
     report = _read_report(folder)
     if report is None or report["settings"] != wanted:
         for path in folder.iterdir():
@@ -144,8 +144,9 @@ def _build(
         if not report["shards"]:
             raise InputError(f"{root} has no usable row:\n{statistics.table(report)}")
         write_metadata(folder, {settings.split: report["shards"]})
-    except ValueError:
-        shutil.rmtree(folder)
+    except InputError:
+        if not report["shards"]:
+            shutil.rmtree(folder)
         raise
 
 
@@ -172,9 +173,10 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
     if isinstance(row, Dropped):
         return row
     try:
-        record = row.load()
-        pictures = [decode_picture(encoded) for encoded in record.images]
-        num_tokens = _count_tokens(record, processor) if processor else None
+        with one_row():
+            record = row.load()
+            pictures = [decode_picture(encoded) for encoded in record.images]
+            num_tokens = _count_tokens(record, processor) if processor else None
     except BadRowError as error:
         return Dropped(row.where, error.reason, str(error))
     if len(benchmarks) and (match := benchmarks.match(record.prompt, [thumbnail(picture) for picture in pictures])):
@@ -186,7 +188,7 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
 def _count_tokens(record: Record, processor: Processor) -> int:
     try:
         example = encode_prompt(processor, record)
-    except ValueError as error:
+    except InputError as error:
         raise BadRowError(str(error), "the model's processor refuses it") from None
     assert example is not None  # the buckets are larger than any prompt
     return len(example.token_ids)
@@ -248,8 +250,12 @@ def _comparable(settings: Settings, files: list[Path], root: Path, shard_records
 
 
 def _read_report(folder: Path) -> dict[str, Any] | None:
-    path = folder / statistics.REPORT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """Reads the report of a folder; None if there is none, or it is damaged."""
+    try:
+        report = json.loads((folder / statistics.REPORT_FILE).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return report if isinstance(report, dict) and report.keys() == statistics.new({}).keys() else None
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:

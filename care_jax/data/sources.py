@@ -24,8 +24,8 @@ from care_jax.data.readers import (
     virl39k,
     vision_r1,
 )
-from care_jax.data.validation import BadRowError, Dropped, check_gold_of, check_texts
-from care_jax.errors import InputError
+from care_jax.data.validation import Dropped, check_gold_of, check_texts, one_row
+from care_jax.errors import BadRowError, InputError, shown
 
 
 class Reader(NamedTuple):
@@ -116,14 +116,15 @@ def read(
             try:
                 if isinstance(raw, BadRowError):
                     raise raw
-                if outside := next(filter(None, (_outside(raw, r, path) for r in ranges)), None):
+                if outside := next(filter(None, (_outside(raw, r, path, number) for r in ranges)), None):
                     yield Dropped(where, outside, "", broken=False)
                     continue
-                row = reader.parse(where, raw, images)
-                check_gold_of(row.record, allow)
-                check_texts(row.record)
+                with one_row():
+                    row = reader.parse(where, raw, images)
+                    check_gold_of(row.record, allow)
+                    check_texts(row.record)
                 if (record_id := row.record.id) in first:
-                    raise BadRowError(f"id {record_id!r} was used in {first[record_id]}", "id used before")
+                    raise BadRowError(f"id {shown(record_id)} was used in {first[record_id]}", "id used before")
                 first[record_id] = where
             except BadRowError as error:
                 yield Dropped(where, error.reason, str(error))
@@ -131,13 +132,13 @@ def read(
                 yield row
 
 
-def _outside(raw: Mapping[str, Any], wanted: ColumnRange, path: Path) -> str | None:
-    """Returns the reason to leave a row out, if there is one."""
-    if wanted.column not in raw:
+def _outside(raw: Mapping[str, Any], wanted: ColumnRange, path: Path, number: int) -> str | None:
+    """Returns the reason to leave a row out, if there is one; a first row without the column ends the reading."""
+    if wanted.column not in raw and number == 1:
         numbers = [name for name, value in raw.items() if isinstance(value, int | float)]
         raise InputError(
             f"{path} has no column {wanted.column!r} to filter by; columns of numbers: {', '.join(numbers) or 'none'}"
         )
-    value = raw[wanted.column]
+    value = raw.get(wanted.column)
     inside = isinstance(value, int | float) and wanted.low <= value <= wanted.high
     return None if inside else f"{wanted.column} outside {wanted.low:g} .. {wanted.high:g}"

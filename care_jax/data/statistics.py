@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from care_jax.data.validation import Dropped
 from care_jax.errors import InputError
+from care_jax.files import read_object
 from care_jax.structs import Record
 
 REPORT_FILE = "report.json"  # in the prepared folder
@@ -106,7 +106,8 @@ def kinds_in(folder: Path) -> list[str]:
     path = folder / REPORT_FILE
     if not path.is_file():
         return []
-    try:
-        return list(json.loads(path.read_bytes())["kinds"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise InputError(f"{path} is damaged; prepare the folder again") from None
+    remedy = "prepare the folder again"
+    kinds = read_object(path, remedy=remedy).get("kinds")
+    if not isinstance(kinds, dict):
+        raise InputError(f"{path} counts no kinds of answers; {remedy}")
+    return list(kinds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from PIL import Image
 
-from care_jax.errors import InputError
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images
 from care_jax.inputs.media import MARKS
 from care_jax.rewards.response_format import ANSWER_TAGS
@@ -16,16 +17,8 @@ from care_jax.rewards.verifiers import check_gold, require_allowed
 from care_jax.structs import Record
 
 _, _VIDEO = MARKS
+_MISSING = ("nan", "NaN", "NaT", "<NA>")  # cells that pandas wrote as texts
 _CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly
-
-
-class BadRowError(InputError):
-    """A row that cannot be used. Rows are counted by `reason`; the message says what was found."""
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        """`reason` is one of few phrases; the message itself if it is left out."""
-        super().__init__(message)
-        self.reason = reason or message
 
 
 class Dropped(NamedTuple):
@@ -38,6 +31,21 @@ class Dropped(NamedTuple):
     repeats: str = ""  # id of the benchmark question that it repeats
 
 
+@contextlib.contextmanager
+def one_row(name: str = "") -> Iterator[None]:
+    """Makes any failure in the block a BadRowError, so that a row which nobody foresaw costs itself alone.
+
+    The message begins with `name`.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__} {shown(str(error))}"
+        raise BadRowError(f"{name}: {message}" if name else message, "unreadable row") from error
+
+
 def decode_picture(encoded: bytes, name: str = "image") -> Image.Image:
     """Decodes an image as `images.decode_image` does.
 
@@ -48,7 +56,7 @@ def decode_picture(encoded: bytes, name: str = "image") -> Image.Image:
         picture = images.decode_image(encoded)
         # Only for its check: an image whose sides differ too much cannot be resized by any model's processor.
         images.smart_resize(picture.height, picture.width, factor=28, min_pixels=1, max_pixels=1 << 30)
-    except ValueError as error:
+    except InputError as error:
         raise BadRowError(f"{name}: {error}", "unusable image") from None
     return picture
 
@@ -61,16 +69,18 @@ def check_gold_of(record: Record, allow: Collection[str]) -> None:
         allow: the functions "module:function" that it may name as its kind; no other is imported.
 
     Raises:
-        BadRowError: it is not, or the kind is not allowed.
+        BadRowError: it is not, the kind is not allowed, or the gold is a missing cell that was written as a text.
     """
+    if record.answer_kind != "choice" and record.answer in _MISSING:
+        raise BadRowError(f"answer is {record.answer!r}, which is how a missing cell is written", "no answer")
     try:
         require_allowed(record.answer_kind, allow)
     except InputError as error:
         raise BadRowError(str(error), "kind is not in verify.allow") from None
     try:
         check_gold(record.answer_kind, record.answer, record.choices)
-    except ValueError as error:
-        raise BadRowError(str(error), f"gold is no {record.answer_kind}") from None
+    except InputError as error:
+        raise BadRowError(str(error), f"gold is no {shown(record.answer_kind)[1:-1]}") from None
 
 
 def check_texts(record: Record) -> None:

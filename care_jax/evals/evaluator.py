@@ -20,6 +20,7 @@ from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.parallel import sharding
+from care_jax.parallel.processes import is_alone
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.keys import stage_key
@@ -67,7 +68,8 @@ class Evaluator:
     ) -> dict[str, float]:
         """Accuracy per source and their mean, unparsed and format rates.
 
-        A record whose prompt is too long has no response and counts as wrong; `eval/num_dropped` counts them.
+        A record whose prompt is too long has no response and counts as wrong; `eval/num_dropped` counts them. One that
+        can no longer be read is left out; `eval/num_unreadable` counts these.
         With eval.num_samples k > 1 accuracy is the mean over the samples, and pass@k is added.
 
         Args:
@@ -81,7 +83,8 @@ class Evaluator:
         """
         items: list[JudgedItem] = []
         dropped: list[Record] = []
-        for records, texts in self.responses(model, self._source, limit=limit, dropped=dropped, wait=wait):
+        lost = loader.LostRecords(is_alone=is_alone())
+        for records, texts in self.responses(model, self._source, limit=limit, dropped=dropped, lost=lost, wait=wait):
             answered = list(zip(records, texts, strict=True))
             items += judge_items(self._verifier, answered, self._processor.response_format)
         if not items:
@@ -99,7 +102,8 @@ class Evaluator:
         if write is not None:
             for item in items:
                 write(item)
-        return _summarise(items) | {"eval/num_dropped": float(len(dropped))}
+        left_out = {"eval/num_dropped": float(len(dropped)), "eval/num_unreadable": float(len(lost))}
+        return _summarise(items) | left_out
 
     def responses(
         self,
@@ -109,6 +113,7 @@ class Evaluator:
         limit: int = 0,
         first_batch: int = 0,
         dropped: list[Record] | None = None,
+        lost: loader.LostRecords | None = None,
         wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
     ) -> Iterator[tuple[list[Record], list[list[str]]]]:
         """Asks the model the records of a source.
@@ -119,6 +124,7 @@ class Evaluator:
             limit: how many of them to ask, evenly spread over the source; 0 for all.
             first_batch: number of the first batch; each number has random keys of its own.
             dropped: gets the records whose prompts are too long, which are left out.
+            lost: counts the records that can no longer be read, which are left out too.
             wait: as in `run`.
 
         Yields:
@@ -132,7 +138,9 @@ class Evaluator:
                 dropped.append(record)
             return example
 
-        batches = loader.make_eval_batches(source, encode, batch_size=self._decoder.batch_size, limit=limit)
+        lost = loader.LostRecords(is_alone=is_alone()) if lost is None else lost
+        size = self._decoder.batch_size
+        batches = loader.make_eval_batches(source, encode, batch_size=size, limit=limit, lost=lost)
         for number, (examples, num_real) in enumerate(batches, start=first_batch):
             prompts = sharding.put(self._mesh, collate(self._processor, examples))
             key = stage_key(number, _EVAL_STAGE, seed=self._config.seed, mesh=self._mesh)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from care_jax import files
 from care_jax.data.array_records import StoredRecords, open_folder
 from care_jax.data.statistics import REPORT_FILE
-from care_jax.errors import InputError
+from care_jax.errors import InputError, printable
 from care_jax.evals import lmms_eval
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses
@@ -148,20 +148,39 @@ def write_results(folder: Path, figures: Mapping[str, dict[str, Any]]) -> dict[s
     `folder` has the settings that all its answers were given with (`responses.check_settings`).
     """
     path = folder / RESULTS_FILE
-    before = json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if path.is_file() else {}
-    known = {**before, **figures}
+    known = {**_read_figures(path), **figures}
     ordered = {name: known[name] for name in BENCHMARKS if name in known}
-    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    settings = files.read_object(folder / SETTINGS_FILE, remedy=f"move {folder} away to ask anew")
     results = {"settings": settings, "benchmarks": ordered, "macro_average": _macro_average(ordered)}
     files.write_text(folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
     files.write_text(folder / TABLE_FILE, table(results))
     return results
 
 
+def _read_figures(path: Path) -> dict[str, dict[str, Any]]:
+    """The figures of the benchmarks that are in results.json already.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    remedy = "remove it, and score its benchmarks again"
+    found = files.read_object(path, remedy=remedy).get("benchmarks")
+    if not isinstance(found, dict) or not all(map(_are_figures, found.values())):
+        raise InputError(f"{path} does not hold the figures of benchmarks; {remedy}")
+    return found
+
+
+def _are_figures(found: Any) -> bool:
+    numbers = {"items", "published_items", "unanswered", *_RATES} - {"pass_at_k"}
+    return isinstance(found, dict) and all(isinstance(found.get(name), int | float) for name in numbers)
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The figures as a Markdown table, in per cent."""
     rows = [
-        f"| {BENCHMARKS[name].title} | {_count(figures)} | {_percentages(figures)} |"
+        f"| {_title(name, figures)} | {_count(figures)} | {_percentages(figures)} |"
         for name, figures in results["benchmarks"].items()
     ]
     average = results["macro_average"]
@@ -169,7 +188,7 @@ def table(results: Mapping[str, Any]) -> str:
     missing = f" (missing: {', '.join(average['missing'])})" if average["missing"] else ""
     return "\n".join(
         [
-            f"Answers {results['settings']['answers']}.",
+            f"Answers {printable(str(results['settings'].get('answers')))}.",
             "",
             "| benchmark | items | accuracy | pass@k | unparsed | lmms-eval rules |",
             "|---|---:|---:|---:|---:|---:|",
@@ -178,6 +197,12 @@ def table(results: Mapping[str, Any]) -> str:
             _NOTES,
         ]
     )
+
+
+def _title(name: str, figures: Mapping[str, Any]) -> str:
+    """The benchmark, and the file that its responses came from: rows of two models are to be told apart."""
+    file = printable(Path(str(figures["responses"])).name.replace("|", "/")) if "responses" in figures else ""
+    return BENCHMARKS[name].title + (f" ({file})" if file else "")
 
 
 def _macro_average(figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -213,4 +238,9 @@ def _problem(folder: Path, name: str) -> str | None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))["settings"]
+    """What a folder was prepared from. Raises InputError if its report does not say."""
+    path, remedy = folder / REPORT_FILE, "prepare the folder again"
+    found = files.read_object(path, remedy=remedy).get("settings")
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("source", "split", "crc32")):
+        raise InputError(f"{path} does not say what the folder was prepared from; {remedy}")
+    return found

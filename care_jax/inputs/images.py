@@ -10,16 +10,28 @@ import dataclasses
 import functools
 import io
 import math
-import struct
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
+from care_jax.inputs import image_samples
 from care_jax.inputs.positions import GridTHW, PatchLayout, patch_tables
 
+# Formats that are decoded, by Pillow's names: no EPS or PDF, which other programs draw. Some builds have no AVIF.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
+MAX_PIXELS = 1 << 26  # of an image as it is stored; 8192 x 8192, which takes up to 0.6 GB while it is decoded
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what undoes it
 _MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
 RESCALE_FACTOR = 1 / 255  # of a byte
 
@@ -102,29 +114,43 @@ def smart_resize(
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Decodes an image (PNG, JPEG, ...) to upright 8-bit RGB.
+    """Decodes the bytes of an image file to upright 8-bit RGB; of several frames or pages, the first.
 
-    EXIF orientation is applied, as transformers 5 does to a file; transparency is laid over white, as it does to a
-    PIL image; samples deeper than 8 bits are converted as Pillow converts them (16-bit grey saturates at 255).
+    EXIF orientation is applied, as transformers 5 does to a file; transparency is laid over white, as it does to a PIL
+    image; 12-bit and 16-bit samples keep their high byte (`image_samples`).
 
     Raises:
-        InputError: the bytes cannot be read as an image.
+        InputError: the bytes have another format than FORMATS, more than MAX_PIXELS pixels, samples that cannot be
+            scaled, or damage of any kind.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        bits = image_samples.sample_bits(image)
         image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
+        image = image_samples.to_8_bits(_upright(image), bits)
         # Dropping the alpha channel instead would turn the black-on-transparent drawings of geometry sets all black.
         if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
+            drawn = image.convert("RGBA")
+            image = Image.new("RGB", image.size, "white")
+            image.paste(drawn, mask=drawn)
         return image if image.mode == "RGB" else image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise InputError(f"{len(encoded)} bytes are not a readable image (unknown format); give PNG or JPEG") from error
-    except (OSError, SyntaxError, EOFError, struct.error, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{len(encoded)} bytes are not a readable image ({error}); give PNG or JPEG") from error
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{len(encoded)} bytes are not a readable image; give one of {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"the image has more than {MAX_PIXELS:,} pixels; scale it down") from None
+    except Exception as error:  # decoders raise RuntimeError, SyntaxError, MemoryError and more for damaged files
+        reason = f"{type(error).__name__} {shown(str(error))}"
+        raise InputError(f"{len(encoded)} bytes are not a readable image ({reason}); save it anew") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF orientation says."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def image_grid(height: int, width: int, spec: ImageSpec, max_pixels: int) -> GridTHW:

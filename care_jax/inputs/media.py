@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from care_jax.errors import InputError
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs.images import ImageSpec, decode_image, image_grid, smart_resize
 from care_jax.inputs.positions import GridTHW, count_tokens
 from care_jax.structs import Record, Video
@@ -45,15 +45,15 @@ def decode_items(record: Record, spec: ImageSpec) -> list[VisionItem]:
     """Decodes the record's images and videos, in the order of their marks.
 
     Raises:
-        InputError: the marks do not agree with the images and videos, or one of these cannot be read; the message names
-            the record.
+        BadRowError: the marks do not agree with the images and videos, or one of these cannot be read; the message
+            names the record.
     """
     marks = MARK_PATTERN.findall(record.prompt)
     for mark, name, count in (("<image>", "images", len(record.images)), ("<video>", "videos", len(record.videos))):
         if marks.count(mark) != count:
-            raise InputError(
-                f"record {record.id!r} has {marks.count(mark)} {mark} marks in its prompt and {count} {name}; give one "
-                f"mark for each of its {name}"
+            raise BadRowError(
+                f"record {shown(record.id)} has {marks.count(mark)} {mark} marks in its prompt and {count} {name}; "
+                f"give one mark for each of its {name}"
             )
     encoded, videos = iter(record.images), iter(record.videos)
     try:
@@ -61,8 +61,8 @@ def decode_items(record: Record, spec: ImageSpec) -> list[VisionItem]:
             VisionItem((decode_image(next(encoded)),)) if mark == "<image>" else _decode_video(next(videos), spec)
             for mark in marks
         ]
-    except ValueError as error:
-        raise InputError(f"record {record.id!r}: {error}") from error
+    except InputError as error:
+        raise BadRowError(f"record {shown(record.id)}: {error}", "unusable image") from error
 
 
 def _decode_video(video: Video, spec: ImageSpec) -> VisionItem:

@@ -10,7 +10,7 @@ from PIL import Image
 from care_jax.errors import InputError, shown
 from care_jax.inputs.images import RESCALE_FACTOR, ImageSpec
 from care_jax.inputs.positions import PatchLayout
-from care_jax.model_folder import Fields, read_fields
+from care_jax.models.model_folder import Fields, read_fields
 
 if TYPE_CHECKING:
     from care_jax.models.model_config import VisionConfig

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from care_jax.errors import InputError
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images, media
 from care_jax.inputs import tokenizer as tokenizer_lib
 from care_jax.inputs.preprocessor import read_image_spec
-from care_jax.model_folder import read_fields
 from care_jax.models.model_config import load_model_config
+from care_jax.models.model_folder import read_fields
 from care_jax.options import OVERLONG, choose_one
 from care_jax.rewards.response_format import FORMATS, ResponseFormat
 from care_jax.structs import Record
@@ -58,12 +58,12 @@ class Processor:
         return self.text_tokenizer.encode(text, add_special_tokens=False).ids
 
     def refuse_special_texts(self, record: Record, field: str, text: str | None) -> None:
-        """Raises InputError if a text of a record spells a special token."""
+        """Raises BadRowError if a text of a record spells a special token."""
         found = [mark for mark in self.special_texts if text is not None and mark in text]
         if found:
-            raise InputError(
-                f"record {record.id!r} spells {', '.join(found)} in its {field}, which would become control tokens; "
-                "remove it from the data"
+            raise BadRowError(
+                f"record {shown(record.id)} spells {', '.join(found)} in its {field}, which would become control "
+                "tokens; remove it from the data"
             )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from care_jax.errors import InputError
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images, media, positions
 from care_jax.inputs.batch import Example
 from care_jax.inputs.media import VisionItem
@@ -31,9 +31,9 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
         "shrink" if the text alone leaves no room for the smallest images.
 
     Raises:
-        InputError: the text spells a special token, the <image> or <video> marks differ in number from the images or
-            videos, an image cannot be read, or the prompt is too long and `overlong` is "error". The message names the
-            record.
+        BadRowError: the text spells a special token, the <image> or <video> marks differ in number from the images or
+            videos, or an image cannot be read. The message names the record.
+        InputError: the prompt is too long and `overlong` is "error", or the chat template has no place for images.
     """
     spec = processor.image_spec
     items = media.decode_items(record, spec)
@@ -110,8 +110,8 @@ def _fit_grids(
     spec, unit = processor.image_spec, processor.image_spec.layout.merge**2
     try:
         grids = [media.item_grid(item, spec, spec.max_pixels) for item in items]
-    except ValueError as error:
-        raise InputError(f"record {record.id!r}: {error}") from error
+    except InputError as error:
+        raise BadRowError(f"record {shown(record.id)}: {error}", "unusable image") from error
     needed = positions.count_tokens(grids, spec.layout.merge)
     largest_prompt, largest_patches = processor.prompt_buckets[-1], processor.patch_buckets[-1]
     room = min(largest_prompt - text_len, largest_patches // unit)
@@ -119,7 +119,7 @@ def _fit_grids(
         return grids
     if processor.overlong == "error":
         raise InputError(
-            f"record {record.id!r} needs {text_len + needed} tokens and {needed * unit} patches, the largest "
+            f"record {shown(record.id)} needs {text_len + needed} tokens and {needed * unit} patches, the largest "
             f"buckets hold {largest_prompt} and {largest_patches}; raise data.prompt_buckets or "
             "data.patch_buckets, lower data.max_image_tokens, or set data.overlong to drop or shrink"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,10 +13,23 @@ import numpy.typing as npt
 
 from care_jax.errors import InputError, shown
 from care_jax.inputs import tokenizer_files
-from care_jax.model_folder import read_fields, require_file
+from care_jax.models.model_folder import read_bytes, read_fields, require_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 
 
 def load_tokenizer(folder: Path, vocab_size: int, image_token_id: int) -> Any:
@@ -36,7 +50,7 @@ def load_tokenizer(folder: Path, vocab_size: int, image_token_id: int) -> Any:
     require_file(folder / "tokenizer.json")
     if (folder / "chat_template.json").exists():
         read_fields(folder / "chat_template.json", "chat_template")
-    contents = tokenizer_files.read_contents(folder)
+    contents = tuple((name, read_bytes(folder / name)) for name in _FILES if os.path.lexists(folder / name))
     if fault := tokenizer_files.try_apart(contents):
         raise InputError(f"{folder} has {fault}; copy them from the source checkpoint")
     with tokenizer_files.written(contents) as copies:

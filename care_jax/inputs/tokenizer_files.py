@@ -24,34 +24,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from care_jax.errors import shown
-from care_jax.model_folder import read_bytes, read_fields
 
-_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 _CPU_SECONDS, _MEMORY = 6, 4 * 2**30  # of the trial; the files of a published model take 1 s and 300 MB
 _WALL_SECONDS = 120  # starting Python included
 _ANSWER = "care-jax answer"  # an assistant's turn
 _QUESTION = [{"role": "user", "content": [{"type": "image"}]}]
 
 Contents = tuple[tuple[str, bytes], ...]  # name and bytes of each file
-
-
-def read_contents(folder: Path) -> Contents:
-    """The files of `folder` that a tokenizer is made of.
-
-    Raises:
-        InputError: one that is there is not a regular file, is too large or cannot be read.
-    """
-    return tuple((name, read_bytes(folder / name)) for name in _FILES if os.path.lexists(folder / name))
 
 
 @contextlib.contextmanager
@@ -80,7 +59,7 @@ def open_tokenizer(folder: Path) -> Any:
     tokenizer: Any = _auto_tokenizer().from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     own = folder / "chat_template.json"
     if own.is_file():
-        tokenizer.chat_template = read_fields(own, "chat_template")["chat_template"]
+        tokenizer.chat_template = json.loads(own.read_bytes())["chat_template"]
     return tokenizer
 
 

@@ -1,8 +1,8 @@
 """Attention in its three forms: segments (images), a prompt and its branches at once, new tokens of branches.
 
-Full sequences have two implementations: XLA's matrix products, which hold the scores of _CHUNK queries in memory at a
-time, and on a TPU the kernel of splash.py. Scores and softmax are float32. A fully masked row gives a finite average
-instead of NaN, in value and in gradient; such rows are padding and nobody reads them.
+Full sequences have three implementations: XLA's matrix products, which hold the scores of _CHUNK queries in memory at a
+time, on a TPU the kernel of splash.py, and on a GPU the calls of cudnn.py. Scores and softmax are float32. A fully
+masked row gives a finite value instead of NaN, and a finite gradient; such rows are padding and nobody reads them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Bool, Float, Int32
 
-from care_jax.models import splash
+from care_jax.models import cudnn, splash
 from care_jax.structs import Array
 
 # For full sequences. "splash_interpret" is the TPU kernel run by Pallas's interpreter: slow, but on any device.
-IMPLEMENTATIONS = ("xla", "splash", "splash_interpret")
+IMPLEMENTATIONS = ("xla", "cudnn", "splash", "splash_interpret")
 
 _CHUNK = 512  # queries whose scores exist at once
 
@@ -131,11 +131,19 @@ def segment_attention(
                      1 1 0
                      0 0 1
 
-    A segment's patches lie side by side. `segment_len` is the most patches of a segment, if that is known.
+    A segment's patches lie side by side; padding has id 0. `segment_len` is the most patches of a segment, if that is
+    known. cuDNN computes batches with one image a row, XLA's products the others.
     """
-    if implementation != "xla":
+    if implementation.startswith("splash"):
         interpret = implementation == "splash_interpret"
         return splash.segment_attention(q, k, v, segment_ids, segment_len=segment_len, interpret=interpret)
+
+    if implementation == "cudnn":
+        num_real = jnp.sum(segment_ids > 0, axis=-1, dtype=jnp.int32)
+        in_front = jnp.arange(q.shape[1])[None] < num_real[:, None]
+        is_one = jnp.all(segment_ids == jnp.where(in_front, segment_ids[:, :1], 0))
+        several = functools.partial(segment_attention, segment_ids=segment_ids, implementation="xla")
+        return jax.lax.cond(is_one, functools.partial(cudnn.prefix_attention, num_real=num_real), several, q, k, v)
 
     def attend(q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array) -> Array:
         scores = jnp.einsum("bihc,bzhc->bhiz", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
@@ -146,6 +154,27 @@ def segment_attention(
     ids = jnp.asarray(segment_ids)
     end = ids.shape[1] - jnp.flip(_starts(jnp.flip(ids, axis=1)), axis=1)
     return _in_windows(attend, q, k, v, ids, _starts(ids), end)
+
+
+def _in_blocks(q: Array, k: Array, v: Array, *, segment_ids: Array, block: int) -> Array:
+    """`segment_attention` of segments of at most `block` tokens: a block of tokens sees its neighbours and itself."""
+    num_tokens = q.shape[1]
+
+    def cut(x: Array, before: int, after: int) -> Array:
+        padding = [(0, 0), (before, -num_tokens % block + after)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding, constant_values=-1 if x.ndim == 2 else 0)
+        return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+
+    def around(x: Array) -> Array:
+        blocks = cut(x, block, block)
+        return jnp.concatenate([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], axis=2)
+
+    scores = jnp.einsum("bnihc,bnzhc->bnhiz", cut(q, 0, 0), around(k), preferred_element_type=jnp.float32)
+    visible = cut(segment_ids, 0, 0)[..., :, None] == around(segment_ids)[..., None, :]
+    scores = jnp.where(visible[:, :, None], scores * q.shape[-1] ** -0.5, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bnhiz,bnzhc->bnihc", weights, around(v))
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :num_tokens]
 
 
 def windowed_attention(
@@ -164,7 +193,10 @@ def windowed_attention(
     if implementation == "xla":
         return attend(q, k, v, jnp.where(is_full, image_ids, window_ids))
     in_images = functools.partial(attend, segment_ids=image_ids)
-    in_windows = functools.partial(attend, segment_ids=window_ids, segment_len=window_len)
+    if implementation == "cudnn":
+        in_windows = functools.partial(_in_blocks, segment_ids=window_ids, block=window_len)
+    else:
+        in_windows = functools.partial(attend, segment_ids=window_ids, segment_len=window_len)
     return jax.lax.cond(is_full, in_images, in_windows, q, k, v)
 
 
@@ -177,6 +209,8 @@ def causal_attention(
     1 1 0
     1 1 1
     """
+    if implementation == "cudnn":
+        return cudnn.causal_attention(q, k, v)
     if implementation != "xla":
         return splash.causal_attention(q, k, v, interpret=implementation == "splash_interpret")
 
@@ -209,7 +243,7 @@ def packed_attention(
                                 0 0 0 0 0 1 0
                                 0 0 0 0 0 1 1
     """
-    if implementation != "xla":
+    if implementation.startswith("splash"):
         interpret = implementation == "splash_interpret"
         return splash.packed_attention(
             q, k, v, mask.group, mask.branch, num_branches=mask.num_branches, interpret=interpret

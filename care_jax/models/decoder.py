@@ -21,13 +21,9 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Bool, Float, Int, Int32
 
-from care_jax.models.attention import (
-    PackedMask,
-    branch_attention,
-    causal_attention,
-    packed_attention,
-)
-from care_jax.models.layers import GatedMLP, Linear, RMSNorm, residual_init_scale, rotate
+from care_jax.models import cudnn
+from care_jax.models.attention import PackedMask, branch_attention, causal_attention, packed_attention
+from care_jax.models.layers import GatedMLP, Linear, RMSNorm, recompute, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
 from care_jax.parallel.collectives import gather, to_parts
 from care_jax.structs import Array
@@ -190,7 +186,7 @@ def forward_stream(
     deepstack: Float[Array, "E B T D"],
     mask: PackedMask,
     *,
-    remat: bool,
+    remat: str,
     attention: str,
 ) -> Float[Array, "B T D"]:
     """Runs prompts and branches that lie behind each other; `deepstack` is added after each of the first E layers.
@@ -205,7 +201,7 @@ def forward_stream(
         x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
         return _add_deepstack(x, deepstack, index), None
 
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, _indexed(layers))[0]
+    return jax.lax.scan(recompute(step, remat), x, _indexed(layers))[0]
 
 
 def extend(
@@ -218,6 +214,7 @@ def extend(
     prompt_len: Int32[Array, "B"],
     slot: Int32[Array, ""],
     own_visible: Bool[Array, "#B #J #new #slots"],
+    attention: str,
 ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B J N slots C"], Float[Array, "L B J N slots C"]]]:
     """Runs new tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
 
@@ -233,6 +230,7 @@ def extend(
         prompt_len: tokens.
         slot: the slot of the first new token.
         own_visible: the slots that each new token sees.
+        attention: one of attention.IMPLEMENTATIONS.
 
     Returns:
         The hidden states, and `own_kv` with the new tokens.
@@ -255,13 +253,13 @@ def extend(
             grown_k, grown_v = write(cache_k, k), write(cache_v, v)
 
             # Slices are taken in here, each in one step, so that the products read them in place.
-            def attend_to(used: int) -> Array:
+            def attend_to(used: int, attend: Callable[..., Array]) -> Array:
                 def of_layer(stored: Array, shape: tuple[int, ...]) -> Array:
                     return jax.lax.dynamic_slice(stored, (index, *[0] * len(shape)), (1, *shape))[0]
 
                 own = (batch, num_branches, num_heads, used, channels)
                 prompt_k, prompt_v = (of_layer(stored, stored.shape[1:]) for stored in prompt_kv)
-                return branch_attention(
+                return attend(
                     einops.rearrange(q, "b (j new) h c -> b j new h c", j=num_branches),
                     (prompt_k, prompt_v),
                     (of_layer(grown_k, own), of_layer(grown_v, own)),
@@ -269,7 +267,11 @@ def extend(
                     own_visible=own_visible[..., :used],
                 )
 
-            out = jax.lax.switch(shortest, [functools.partial(attend_to, used) for used in lengths])
+            if attention == "cudnn":  # is given all slots, and reads those that are filled
+                out = attend_to(num_slots, functools.partial(cudnn.branch_attention, own_len=slot + num_new))
+            else:
+                choices = [functools.partial(attend_to, used, branch_attention) for used in lengths]
+                out = jax.lax.switch(shortest, choices)
             return out.reshape(q.shape), (grown_k, grown_v)
 
         x, (cache_k, cache_v) = layer(x, rope, attend)

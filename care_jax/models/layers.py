@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +195,44 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Applies the layer."""
         return self.down_proj(ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
+
+
+def recompute(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """`layer` with what its backward pass recomputes: one of options.REMAT.
+
+    "full" keeps the layer's input alone, "dots" also the results of its products with parameters.
+    """
+    if remat == "none":
+        return layer
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(layer, policy=keep)
+
+
+def to_float32(x: Array, kernel: Array, spec: str) -> Array:
+    """einsum(spec, x, kernel) with a float32 result.
+
+    Its gradient is rounded to x's type before the two products of the backward pass. Unrounded, a GPU would compute
+    them in float32, which takes several times as long.
+    """
+    return (_einsum if x.dtype == jnp.float32 else _einsum_of_rounded)(x, kernel, spec)
+
+
+def _einsum(x: Array, kernel: Array, spec: str) -> Array:
+    return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
+
+
+_einsum_of_rounded = jax.custom_vjp(_einsum, nondiff_argnums=(2,))
+
+
+def _backward_of_rounded(spec: str, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    (of_x,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, kernel), x)(gradient)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: jnp.einsum(spec, x, kernel), kernel)(gradient)
+    return of_x, of_kernel
+
+
+_einsum_of_rounded.defvjp(lambda x, kernel, spec: (_einsum(x, kernel, spec), (x, kernel)), _backward_of_rounded)
 
 
 def residual_init_scale(num_layers: int) -> float:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.errors import InputError, shown
-from care_jax.model_folder import Fields, read_fields
 from care_jax.models.layers import ACTIVATIONS
+from care_jax.models.model_folder import Fields, read_fields
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
 _MOST_LAYERS, _MOST_PATCH = 1024, 1024  # bounds that keep a broken file from being built
@@ -161,7 +161,7 @@ class ModelConfig:
     vision: VisionConfig
     text: TextConfig
     compute_dtype: str = "float32"
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = "none"  # what of a layer is recomputed in the backward pass, one of options.REMAT
     attention: str = "xla"  # of full sequences, one of attention.IMPLEMENTATIONS
     freeze_vision: bool = False  # no gradient into the vision tower
     scan_decoding: bool = True  # over all layers as one stack; else each large one is a stack alone (QwenVL.in_stacks)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import decoder
 from care_jax.models.attention import PackedMask
 from care_jax.models.cache import BranchCache, Prefix
-from care_jax.models.layers import Embedding, Linear, RMSNorm, stack
+from care_jax.models.layers import Embedding, Linear, RMSNorm, stack, to_float32
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.parallel.collectives import gather
 from care_jax.structs import Array, Prompts, VisionFeatures
@@ -27,7 +27,7 @@ _CACHED = 4 << 20  # bytes that surely fit a CPU's cache
 class Tower(Protocol):
     """A vision tower."""
 
-    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, remat: str, attention: str, rngs: nnx.Rngs):
         """Makes the parameters with `rngs`."""
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
@@ -130,14 +130,15 @@ class QwenVL(nnx.Module):
                 prompt_len=prefix.prompt_len,
                 slot=slot,
                 own_visible=own_visible,
+                attention=self.config.attention,
             )
         return self.norm(x).reshape(*token_ids.shape, -1), BranchCache(k=tuple(k), v=tuple(v))
 
     def in_stacks(self, prefix: Prefix) -> tuple[list[decoder.DecoderLayer], Prefix]:
         """The layers and a prefix as stacks that `extend` scans: one of all layers, or one for each.
 
-        XLA for CPUs copies a layer out of its stack for every token. If it does not fit a CPU's cache, that takes a
-        third of the token's time.
+        XLA for CPUs and GPUs copies a layer and its keys out of their stacks for every token. On a CPU, if a layer does
+        not fit the cache, that takes a third of the token's time; on a GPU, half.
         """
         layer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers)) / self.config.text.num_hidden_layers
         if self.config.scan_decoding or layer_bytes < _CACHED:
@@ -169,10 +170,8 @@ class QwenVL(nnx.Module):
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
         """The logits of hidden states; on shards this device's part of V, and the head must be whole along fsdp."""
         if self.lm_head is None:
-            table = self.embed_tokens.weight[...].astype(hidden.dtype)
-            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
-        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
-        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+            return to_float32(hidden, self.embed_tokens.weight[...].astype(hidden.dtype), "...d,vd->...v")
+        return to_float32(hidden, self.lm_head.kernel[...].astype(hidden.dtype), "...d,dv->...v")
 
     @property
     def _dtype(self) -> jnp.dtype:

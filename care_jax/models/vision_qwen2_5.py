@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Float, Float32
 
 from care_jax.models.attention import windowed_attention
-from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, residual_init_scale, stack
+from care_jax.models.layers import ACTIVATIONS, GatedMLP, Linear, RMSNorm, recompute, residual_init_scale, stack
 from care_jax.models.model_config import VisionConfig
 from care_jax.models.vision import NORM_EPS, Attend, PatchEmbed, VisionAttention, own_patches, rotary_tables
 from care_jax.parallel.collectives import gather, join_parts
@@ -71,7 +71,7 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches to merged features in the decoder's width."""
 
-    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, remat: str, attention: str, rngs: nnx.Rngs):
         """Makes the parameters with `rngs`."""
         self.config = config
         self.remat = remat
@@ -102,7 +102,7 @@ class VisionTower(nnx.Module):
             )
             return gather(module, dtype)(x, cos, sin, attend), None
 
-        block = jax.checkpoint(block) if self.remat else block
+        block = recompute(block, self.remat)
         x = gather(self.patch_embed, dtype)(own.patches.astype(dtype))
         x, _ = jax.lax.scan(block, x, (self.blocks, is_full))
         merged = join_parts(gather(self.merger, dtype)(x), axis=1)

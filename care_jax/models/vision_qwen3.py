@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Float, Float32
 
 from care_jax.models.attention import segment_attention
-from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, residual_init_scale, stack
+from care_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, recompute, residual_init_scale, stack
 from care_jax.models.model_config import VisionConfig
 from care_jax.models.vision import (
     NORM_EPS,
@@ -103,7 +103,7 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches to merged features in the decoder's width, of the last block and of the deepstack blocks."""
 
-    def __init__(self, config: VisionConfig, *, remat: bool, attention: str, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, remat: str, attention: str, rngs: nnx.Rngs):
         """Makes the parameters with `rngs`."""
         self.config = config
         self.remat = remat
@@ -135,7 +135,7 @@ class VisionTower(nnx.Module):
         def block(x: Array, module: VisionBlock) -> Array:
             return gather(module, dtype)(x, cos, sin, attend)
 
-        block = jax.checkpoint(block) if self.remat else block
+        block = recompute(block, self.remat)
 
         # The tapped states are carried, outside of what is recomputed, and not stacked for every block.
         def step(carry: tuple[Array, Array], layer: tuple[VisionBlock, Array]) -> tuple[Any, None]:

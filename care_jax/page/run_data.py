@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,34 @@ from typing import Any, TypedDict
 
 from etils import epath
 
-from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, MANIFEST_FILE, METRICS_FILE, SAMPLES_FILE, EventLine, Sample
+from care_jax.page.run_files import read_lines, read_object
+from care_jax.run.folder import (
+    CONFIG_FILE,
+    EVENTS_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    SampleLine,
+)
 
 OUTCOMES = {"ALL_WRONG": "all wrong", "MIXED": "mixed", "ALL_CORRECT": "all correct"}
+STAGES = {"cold_start": "cold start", "train": "training"}
+_LARGEST_STEP = 2**53
 MAX_SAMPLES = 400  # sample groups of one run on the page; their images are most of its size
 MAX_BUBBLES = 60  # different advantages drawn at one K'
 _IMAGE_PREFIXES = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "webp", "gif"))
+
+
+class Group(TypedDict):
+    """The part of an `EventLine` that the page reads."""
+
+    step: int
+    outcome: str
+    anchor: int | None
+    num_negatives: int
+    advantages_raw: list[float | None]  # None for one that is not finite
+    reflected: int | None
+    reflection_correct: bool | None
 
 
 class MechanismPoint(TypedDict):
@@ -44,7 +65,7 @@ class Run:
     num_groups: Mapping[str, int]  # by outcome
     num_reflected: int  # groups in which a reflection was tried
     num_repaired: int  # of those, came out correct
-    samples: Sequence[Sample]
+    samples: Sequence[SampleLine]
     notices: Sequence[str]  # one line each: what is missing or short
 
     @property
@@ -54,23 +75,26 @@ class Run:
 
 
 def load_run(workdir: epath.Path, name: str) -> Run:
-    """Reads a run folder. A missing file or a torn line becomes a notice."""
+    """Reads a run folder. Missing and damaged files, torn lines and lines of another shape become notices."""
     notices: list[str] = []
-    config = _read_json(workdir / CONFIG_FILE, notices)
-    manifest = _read_json(workdir / MANIFEST_FILE, notices)
-    rows = _read_jsonl(workdir / METRICS_FILE, notices)
+    config = read_object(workdir / CONFIG_FILE, notices)
+    manifest = read_object(workdir / MANIFEST_FILE, notices)
     metrics: dict[int, dict[str, float]] = {}
-    for row in rows:
-        finite = {key: value for key, value in row.items() if key != "step" and value is not None}
-        metrics.setdefault(row["step"], {}).update(finite)
-    stage = manifest["stage"] if "stage" in manifest else _guess_stage(metrics)
-    events: list[EventLine] = _read_jsonl(workdir / EVENTS_FILE, notices if stage == "train" else [])
-    samples: list[Sample] = _read_jsonl(workdir / SAMPLES_FILE, notices if stage == "train" else [])
+    for row in read_lines(workdir / METRICS_FILE, dict[str, float | None], notices, is_sound=_has_step):
+        step = int(row.pop("step") or 0)
+        metrics.setdefault(step, {}).update({key: value for key, value in row.items() if value is not None})
+    stage = str(manifest.get("stage"))
+    if stage not in STAGES:
+        stage = _guess_stage(metrics)
+    told = notices if stage == "train" else []
+    events = read_lines(workdir / EVENTS_FILE, Group, told, is_sound=_is_sound)
+    samples = read_lines(workdir / SAMPLES_FILE, SampleLine, told, is_sound=lambda sample: sample["step"] >= 0)
     stride = -(-len(samples) // MAX_SAMPLES) or 1
     if stride > 1:
         notices.append(f"1 in {stride} of {len(samples)} sample groups is shown; all are in {SAMPLES_FILE}")
-    if config and metrics and max(metrics) < config["train"]["steps"]:
-        notices.append(f"in progress or stopped early: step {max(metrics)} of {config['train']['steps']}")
+    planned = config["train"].get("steps") if isinstance(config.get("train"), dict) else None
+    if metrics and isinstance(planned, int) and max(metrics) < planned:
+        notices.append(f"in progress or stopped early: step {max(metrics)} of {planned}")
     reflected = [event for event in events if event["reflected"] is not None]
     outcomes = [event["outcome"] for event in events]
     return Run(
@@ -88,47 +112,26 @@ def load_run(workdir: epath.Path, name: str) -> Run:
     )
 
 
+def _has_step(row: Mapping[str, float | None]) -> bool:
+    step = row.get("step")
+    return step is not None and step.is_integer() and 0 <= step <= _LARGEST_STEP
+
+
+def _is_sound(event: Group) -> bool:
+    return event["outcome"] in OUTCOMES and event["step"] >= 0 and event["num_negatives"] >= 0
+
+
 def _guess_stage(metrics: Mapping[int, Mapping[str, float]]) -> str:
     names = set().union(*metrics.values())
     return "cold_start" if "loss" in names and "reward/mean" not in names else "train"
 
 
-def _read_json(path: epath.Path, notices: list[str]) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        notices.append(f"no {path.name}")
-    except ValueError:
-        notices.append(f"{path.name} is not whole JSON")
-    return {}
-
-
-def _read_jsonl(path: epath.Path, notices: list[str]) -> list[Any]:
-    """The whole lines of a file that may be growing; a torn one is counted in a notice."""
-    rows: list[Any] = []
-    num_torn = 0
-    if not path.exists():
-        notices.append(f"no {path.name} yet")
-        return rows
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                num_torn += 1
-    if num_torn:
-        notices.append(f"{path.name}: {num_torn} line(s) not whole, left out")
-    if not rows:
-        notices.append(f"{path.name} is empty so far")
-    return rows
-
-
-def _safe_sample(sample: Sample) -> Sample:
+def _safe_sample(sample: SampleLine) -> SampleLine:
     """The sample with embedded bitmaps as its only images: the page would load an address when it is opened."""
     return {**sample, "images": [image for image in sample["images"] if image.startswith(_IMAGE_PREFIXES)]}
 
 
-def mechanism(events: Sequence[EventLine]) -> list[MechanismPoint]:
+def mechanism(events: Sequence[Group]) -> list[MechanismPoint]:
     """The signature of the method: raw advantages by K', from MIXED groups without a repaired failure.
 
     For rewards that differ only by `correct`, an anchor has sqrt(K') and a negative -1/sqrt(K') (docs/method.md
@@ -139,11 +142,12 @@ def mechanism(events: Sequence[EventLine]) -> list[MechanismPoint]:
     num_subgroups: collections.Counter[int] = collections.Counter()
     for event in events:
         has_subgroup = event["outcome"] == "MIXED" and event["anchor"] is not None and event["num_negatives"] > 0
-        # A null is an advantage that was not finite.
-        if not has_subgroup or event["reflection_correct"] is True or None in event["advantages_raw"]:
+        finite = [value for value in event["advantages_raw"] if value is not None]
+        is_whole = len(finite) == len(event["advantages_raw"]) == event["num_negatives"] + 1
+        if not has_subgroup or event["reflection_correct"] is True or not is_whole:
             continue
         num_subgroups[event["num_negatives"]] += 1
-        anchor, *negatives = event["advantages_raw"]
+        anchor, *negatives = finite
         advantages["anchor", event["num_negatives"]].append(anchor)
         advantages["negative", event["num_negatives"]] += negatives
     points: list[MechanismPoint] = []

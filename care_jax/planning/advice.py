@@ -47,8 +47,8 @@ def changes(plan: Plan) -> list[Change]:
         shorter = config.train.stream_len // 2
         if shorter >= sizes.bucket[0] + sizes.response_len:
             found.append(Change(f"train.stream_len={shorter}", kept // 2, "half as many tokens at a time"))
-        if not config.model.remat:
-            found.append(Change("model.remat=True", kept // 2, "each layer computed again in the backward pass"))
+        if config.model.remat != "full":
+            found.append(Change("model.remat=full", kept // 2, "each layer computed again in the backward pass"))
     elif sizes.prompts % (2 * sizes.minibatches * shards) == 0:
         per_prompt = sum(parts[part] for part in ("prompt_kv", "branch_kv", "batch", "temporaries"))
         found.append(Change(f"train.prompts={sizes.prompts // 2}", per_prompt // 2, "half as many prompts a step"))

@@ -186,7 +186,7 @@ class Sizes:
         once.
         """
         once = self.gathered_bytes(*self.gathered_modules)
-        again = self.gathered_bytes(self.params.layers, self.params.visual) if self.model.remat else 0
+        again = self.gathered_bytes(self.params.layers, self.params.visual) if self.model.remat != "none" else 0
         return self.micro_batches * ((1 + 4 / self.weight_bytes) * once + again)
 
     def summed_bytes(self, tokens: float, sums: int) -> float:
@@ -233,12 +233,12 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
         trained = forward.flops - (vision if sizes.model.freeze_vision else 0)
         head = prompts * rows * sizes.head_flops()
         # Forward and backward two a layer; of a layer that is computed again the MLP's sum is not needed.
-        num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat else 4
+        num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat != "none" else 4
         of_gradients = 4 * sizes.num_params / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
         return Work(
             tokens=forward.tokens,
             flops=forward.flops + 2 * trained,
-            recomputed=trained if sizes.model.remat else head,  # chunks of the head are recomputed in any case
+            recomputed=trained if sizes.model.remat == "full" else head,  # chunks of the head are in any case
             parameter_bytes=2 * sizes.micro_batches * whole,
             # Parameter, gradient and Adam's two moments are read, all but the gradient written.
             state_bytes=sizes.minibatches * 7 * 4 * sizes.num_params,

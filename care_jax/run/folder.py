@@ -5,19 +5,18 @@
     manifest.json   versions, commit, devices, seed
     metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; TensorBoard gets the same
     events.jsonl    {"step": 12, "id": "q17", "outcome": "MIXED", ...}  an `EventLine` a line: one group of a step
-    samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   a `Sample` a line: one group in full
+    samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   a `SampleLine` a line: one group in full
 
 step_summary.py makes the lines, metrics_writer.py writes them; the report and the study read them.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypedDict
 
 from etils import epath
 
-from care_jax.errors import InputError
+from care_jax import files
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"
@@ -33,16 +32,7 @@ def read_object(path: epath.Path) -> dict[str, Any]:
     Raises:
         InputError: the file holds something else; names it, and the line if there is one to name.
     """
-    remedy = "put back a copy, or name another --workdir"
-    try:
-        value = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); {remedy}") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, deep brackets
-        raise InputError(f"{path}: not JSON ({type(error).__name__}); {remedy}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; {remedy}")
-    return value
+    return files.read_object(path, remedy="put back a copy, or name another --workdir")
 
 
 class Event(TypedDict):
@@ -75,7 +65,7 @@ class RolloutSample(TypedDict):
     format_ok: bool
     parsed: bool
     role: str  # anchor | negative | reflected | updated | unselected
-    advantage: float
+    advantage: float | None  # None if it is not finite
     response_len: int  # tokens
 
 
@@ -100,3 +90,9 @@ class Sample(TypedDict):
     outcome: str
     rollouts: list[RolloutSample]
     reflection: ReflectionSample | None
+
+
+class SampleLine(Sample):
+    """A sample as samples.jsonl has it."""
+
+    step: int

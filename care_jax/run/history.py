@@ -153,6 +153,8 @@ def _is_among(key: str, groups: tuple[str, ...]) -> bool:
 
 
 def _tell(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if not key.isprintable():
+        return f"the key {shown(key)} is no setting"
     if key.startswith(_CONTENT):
         return f"the {key} has changed"
     return f"{key} was {shown(before.get(key))} and is {shown(now.get(key))}"

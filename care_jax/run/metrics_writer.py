@@ -218,7 +218,7 @@ def cut_after(path: Path, step: int) -> None:
 def _step_of(line: bytes) -> int | None:
     """The step of a JSON line; None for anything else. No proper prefix of a JSON object is valid JSON."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())  # json itself would take UTF-16 too
     except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None

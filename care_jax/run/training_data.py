@@ -8,6 +8,7 @@ from typing import Any
 import grain
 
 from care_jax.data import loader
+from care_jax.parallel.processes import is_alone
 from care_jax.structs import Record
 
 Encoder = Callable[[Record], Any]  # makes an example of a record, or None to drop it
@@ -22,9 +23,9 @@ class TrainingData:
 
     def __init__(self, source: loader.RecordSource, encode: Encoder, *, batch_size: int, seed: int) -> None:
         """Opens the stream at its start; `loader.make_train_iterator` says what the arguments mean."""
-        self._encoder = loader.DropCounter(encode)
+        self._encoder, self._lost = loader.DropCounter(encode), loader.LostRecords(is_alone=is_alone())
         self.iterator: grain.DatasetIterator[list[Any]] = loader.make_train_iterator(
-            source, self._encoder, batch_size=batch_size, seed=seed
+            source, self._encoder, batch_size=batch_size, seed=seed, lost=self._lost
         )
         self._marked: Any = None
 
@@ -32,10 +33,9 @@ class TrainingData:
         """The examples of the next step."""
         return next(self.iterator)
 
-    @property
-    def num_dropped(self) -> int:
-        """Records that the encoder dropped so far."""
-        return self._encoder.num_dropped
+    def counts(self) -> dict[str, float]:
+        """The different records left out so far: dropped by the encoder, and those that can no longer be read."""
+        return {"data/num_dropped": self._encoder.num_dropped, "data/num_unreadable": len(self._lost)}
 
     def mark(self) -> None:
         """Remembers the current position; `rewind` returns to it."""

@@ -27,10 +27,17 @@ def make_model_config(
         architecture or load_model_config(Path(config.model.folder)),
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
-        attention="splash" if platform == "tpu" and config.model.attention == "auto" else "xla",
+        attention=_attention(config, platform),
         freeze_vision=config.model.freeze_vision,
-        scan_decoding=platform != "cpu",
+        scan_decoding=platform == "tpu",
     )
+
+
+def _attention(config: ml_collections.ConfigDict, platform: str) -> str:
+    """The attention that a config chooses on a platform; cuDNN's takes no float32."""
+    on_gpu = "cudnn" if config.model.compute_dtype == "bfloat16" else "xla"
+    own = {"tpu": "splash", "gpu": on_gpu}.get(platform, "xla")
+    return own if config.model.attention == "auto" else config.model.attention
 
 
 def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:

@@ -46,7 +46,7 @@ def test_figures_of_a_tiny_step(name: str, capsys: pytest.CaptureFixture[str], m
 
     monkeypatch.setattr(CompiledStages, "run", recorded)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam
-        figures = accelerator.main(["--tiny", f"--models={name}:2:1"])
+        figures = accelerator.main(["--tiny", f"--models={name}:2:1:dots"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     of_model = figures["models"][name]
     assert list(of_model["stages_ms"]) == STAGES
@@ -96,8 +96,10 @@ def test_shares_of_the_peak() -> None:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--models=Qwen3-VL-2B:4:3", "the micro-batches must divide the prompts"),
-        ("--models=Qwen9:4:2", "NAME one of Qwen2.5-VL-3B"),
+        ("--models=Qwen3-VL-2B:4:3:full", "the micro-batches must divide the prompts"),
+        ("--models=Qwen9:4:2:full", "NAME one of Qwen2.5-VL-3B"),
+        ("--models=Qwen3-VL-2B:4:2:some", "remat one of full, dots, none"),
+        ("--models=Qwen3-VL-2B:4:2", "give NAME:prompts:microbatches:remat"),
         ("--image_side=32", "has no room for 1024 image tokens"),
         ("--negatives=8", "--negatives must be below --rollouts"),
     ],

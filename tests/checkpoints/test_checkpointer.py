@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from care_jax.checkpoints.checkpointer import Checkpointer, named_arrays
 from care_jax.checkpoints.checksums import checksums
 from care_jax.checkpoints.load import find_params, load_params
 from care_jax.data import loader
+from care_jax.errors import InputError
 from care_jax.models import params_to_dict
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Record
@@ -339,3 +344,103 @@ def test_params_load_on_another_number_of_devices(tmp_path):
         env=os.environ | {"XLA_FLAGS": ""},
     )
     assert json.loads(told.stdout.splitlines()[-1]) == [1, {"b": [1, 2, 3], "w": [0, 1, 2, 3, 4, 5, 6, 7]}]
+
+
+def rewrite_position(step: Path, position: object) -> None:
+    """Another data position, with the checksum that belongs to it."""
+    (step / POSITION).write_text(json.dumps(position))
+    sums = json.loads((step / "checksums" / "metadata").read_text())
+    sums["data"] = zlib.crc32(json.dumps(position, sort_keys=True).encode())
+    (step / "checksums" / "metadata").write_text(json.dumps(sums))
+
+
+def rewrite_sums(step: Path, change: Callable[[dict], object]) -> None:
+    """Other checksums."""
+    sums = json.loads((step / "checksums" / "metadata").read_text())
+    change(sums)
+    (step / "checksums" / "metadata").write_text(json.dumps(sums))
+
+
+OTHER_SHAPES: dict[str, Callable[[Path], object]] = {
+    **{
+        f"the position is {position!r}": lambda step, position=position: rewrite_position(step, position)
+        for position in (None, [], {}, 7, "text", {"next_index": "4"}, {"next_index": -1}, {"next_index": None})
+    },
+    **{
+        f"the sums of the parameters are {value!r}": lambda step, value=value: rewrite_sums(
+            step, lambda sums: sums.update(params=value)
+        )
+        for value in (None, [], 7, "text", {}, {"norm.weight": None})
+    },
+    "the checksums are null": lambda step: (step / "checksums" / "metadata").write_text("null"),
+    "the checksums are deep": lambda step: (step / "checksums" / "metadata").write_text("[" * 100_000),
+    "the checksums are a long number": lambda step: (step / "checksums" / "metadata").write_text("9" * 5_000),
+    "the checksums are binary": lambda step: (step / "checksums" / "metadata").write_bytes(b"\xff\xfe\x00"),
+}
+
+
+def test_files_of_another_form_are_damage_too(tiny_model, tmp_path, capfd):
+    """Catches a traceback at a position or a checksum that is JSON, and of another type than what is expected there."""
+    save(tmp_path / "whole", tiny_model, {1: None, 2: None}).close()
+    for number, (damage, apply) in enumerate(OTHER_SHAPES.items()):
+        run = shutil.copytree(tmp_path / "whole", tmp_path / str(number))
+        apply(run / "checkpoints" / "2")
+        capfd.readouterr()
+        assert_at(restored(run, tiny_model), tiny_model, 1)
+        told = capfd.readouterr().err
+        assert told.count("\n") == 1, (damage, told)
+        assert "step 2 is damaged (" in told, (damage, told)
+
+
+def test_another_model_is_not_called_damaged(tiny_model, tiny_folder, tmp_path):
+    """Catches a sound checkpoint that is set aside since model.folder has changed, and a message that says so."""
+    save(tmp_path, tiny_model, {1: None, 2: None}).close()
+    before = contents(tmp_path)
+    folder = Path(shutil.copytree(tiny_folder, tmp_path.with_name("wider")))
+    fields = json.loads((folder / "config.json").read_text())
+    for changes in (
+        {"intermediate_size": 2 * fields["intermediate_size"]},
+        {"num_hidden_layers": fields["num_hidden_layers"] + 1},
+    ):
+        (folder / "config.json").write_text(json.dumps(fields | changes))
+        other = models.init_model(models.load_model_config(folder), jax.random.key(0))
+        with pytest.raises(
+            InputError, match=r"holds another model: .* parameters differ, .* give the model.folder that"
+        ):
+            restored(tmp_path, other)
+    assert contents(tmp_path) == before
+
+
+def test_a_save_that_fails_in_the_background_is_told_at_the_next_step(tiny_model, tmp_path):
+    """Catches a run that goes on for many steps after a full disk, and then says that its last checkpoint is old."""
+
+    def rename(original, path, target):  # the last thing that Orbax does for each part
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpointer, iterator = Checkpointer(tmp_path, keep_last=3, best_metric=METRIC), make_iterator()
+    next(iterator)
+    checkpointer.require_written()
+    with testing.mock_epath(rename=rename):
+        checkpointer.save(state_at(tiny_model, 1), iterator, None)
+        error = None
+        for _ in range(200):  # steps of a twentieth of a second
+            try:
+                checkpointer.require_written()
+            except OSError as found:
+                error = found
+                break
+            time.sleep(0.05)
+    assert error is not None
+    assert error.errno == errno.ENOSPC
+    with contextlib.suppress(OSError):
+        checkpointer.close()
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["7", "1.5", "true", '"text"', "[]", "[null]", "[" * 100_000])
+def test_a_step_whose_description_is_another_thing_is_refused(tmp_path, text):
+    """Catches a traceback of the library at a file of JSON that is no object."""
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text(text)
+    with pytest.raises(InputError, match=r"_CHECKPOINT_METADATA of a step in .* cannot be read"):
+        Checkpointer(tmp_path, keep_last=2, best_metric=METRIC)

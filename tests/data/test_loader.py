@@ -17,7 +17,7 @@ import pytest
 from care_jax import config as config_lib
 from care_jax.data import array_records, loader
 from care_jax.data.prepare import Settings, prepare
-from care_jax.errors import InputError
+from care_jax.errors import BadRowError, InputError
 from care_jax.structs import Record
 from configs import data_care_49k
 
@@ -165,6 +165,77 @@ def test_dropped_records_are_counted_once(caplog: pytest.LogCaptureFixture) -> N
     _take(_iterator(Numbers(21), counter), 20)
     assert counter.num_dropped == 7
     assert caplog.text.count("is left out") == 1
+
+
+@dataclasses.dataclass
+class Breaking(Numbers):
+    """Records of which some, by index, can no longer be read."""
+
+    broken: set[int] = dataclasses.field(default_factory=set)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record, if it can be read."""
+        if index in self.broken:
+            raise BadRowError(f"no image {index}.png")
+        return super().__getitem__(index)
+
+
+def test_a_record_that_breaks_in_mid_run_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a run that ends because one file vanished, a silent loss, and one that is counted every epoch."""
+    source, lost = Breaking(20), loader.LostRecords()
+    iterator = loader.make_train_iterator(source, _number, batch_size=4, seed=0, lost=lost)
+    _take(iterator, 2)
+    source.broken = {3, 11}
+    later = set(itertools.chain(*_take(iterator, 20)[5:]))
+    assert later == set(range(20)) - {3, 11}
+    assert len(lost) == 2
+    assert caplog.text.count("can no longer be read: no image") == 2
+    assert list(loader.make_eval_batches(source, _number, batch_size=18, limit=0)) == [(sorted(later), 18)]
+
+
+def test_an_encoder_that_cannot_read_a_picture_loses_it_too() -> None:
+    """Catches a picture that breaks on the disk, which only its decoder finds."""
+
+    def encode(record: Record) -> int:
+        if record.id == "7":
+            raise BadRowError("record '7': not a readable image")
+        return int(record.id)
+
+    lost = loader.LostRecords()
+    batches = _take(loader.make_train_iterator(Numbers(20), encode, batch_size=4, seed=0, lost=lost), 20)
+    assert set(itertools.chain(*batches)) == set(range(20)) - {7}
+    assert len(lost) == 1
+
+
+@pytest.mark.parametrize(("size", "most"), [(20, 8), (400, 20)])
+def test_too_many_lost_records_end_a_run(size: int, most: int) -> None:
+    """Catches a run that goes on without its data, and a supervisor told that the user's input was bad."""
+    source, lost = Breaking(size), loader.LostRecords()
+    iterator = loader.make_train_iterator(source, _number, batch_size=4, seed=0, lost=lost)
+    source.broken = set(range(most))
+    _take(iterator, size)
+    source.broken = set(range(most + 1))
+    with pytest.raises(OSError, match=rf"{most + 1} records of .* can no longer be read; the last: no image"):
+        _take(iterator, size)
+    with pytest.raises(OSError, match="can no longer be read"):
+        list(loader.make_eval_batches(source, _number, batch_size=4, limit=0))
+
+
+def test_a_lost_record_ends_a_run_of_several_processes() -> None:
+    """Catches processes that draw different batches because the disk of one of them lost a file."""
+    source, lost = Breaking(20), loader.LostRecords(is_alone=False)
+    source.broken = {3}
+    with pytest.raises(OSError, match=r"1 records of .* can no longer be read"):
+        _take(loader.make_train_iterator(source, _number, batch_size=4, seed=0, lost=lost), 20)
+
+
+def test_too_few_readable_records_for_a_step_end_a_run() -> None:
+    """Catches lost files reported as a batch size that is too large."""
+    source = Breaking(9)
+    iterator = loader.make_train_iterator(source, _number, batch_size=8, seed=0)
+    source.broken = {1, 2}
+    with pytest.raises(OSError, match=r"a step needs 8 different examples.*2 can no longer be read"):
+        _take(iterator, 9)
 
 
 def test_eval_keeps_the_order_and_pads_the_end() -> None:

@@ -18,6 +18,7 @@ from care_jax.data import statistics
 from care_jax.data.array_records import StoredRecords, open_folder
 from care_jax.data.prepare import Settings, prepare
 from care_jax.data.sources import ColumnRange, read, split_files
+from care_jax.errors import InputError
 from tests import benchmark_sets, data_sets
 from tests.data_sets import picture
 from tests.end_to_end import TINY, write_squares
@@ -69,6 +70,40 @@ def test_vision_r1_cold_with_images_from_elsewhere(tmp_path: Path) -> None:
     root = data_sets.write_vision_r1(tmp_path / "text", tmp_path / "pictures")
     prepare(Settings("vision_r1_cold", root, tmp_path / "out", images=tmp_path / "pictures"))
     assert [record.rationale for record in open_folder(tmp_path / "out")] == ["It is red.", "It is 2."]
+
+
+def test_finished_shards_stay_when_a_later_row_is_refused(tmp_path: Path) -> None:
+    """Catches hours of work deleted because of one row; what is there already is not made again."""
+    rows = [
+        {"id": str(n), "images": [f"{n}.png"], "prompt": "?", "answer": "1", "answer_kind": "integer"} for n in range(6)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    settings = Settings("jsonl", tmp_path / "mine.jsonl", tmp_path / "out", strict=True)
+    with pytest.raises(ValueError, match=r"row mine.jsonl:6: no image"):
+        prepare(settings, shard_records=2)
+    partial = tmp_path / "out.partial"
+    first = partial / "train-00000.array_record"
+    assert sorted(path.name for path in partial.iterdir()) == ["report.json", first.name, "train-00001.array_record"]
+    made = first.stat().st_mtime_ns
+    (tmp_path / "5.png").write_bytes(picture(5))
+    assert prepare(settings, shard_records=2)["shards"] == [2, 2, 2]
+    assert (tmp_path / "out" / first.name).stat().st_mtime_ns == made
+    assert [record.id for record in open_folder(tmp_path / "out")] == list("012345")
+
+
+@pytest.mark.parametrize("damage", ["", "null", "[]", "{}", '{"settings": 1}', "[" * 100_000])
+def test_a_damaged_report_is_no_report(tmp_path: Path, damage: str) -> None:
+    """Catches a preparation that can neither go on nor begin anew."""
+    root = data_sets.write_easyr1_parquet(tmp_path / "root")
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "report.json").write_text(damage)
+    assert prepare(Settings("easyr1", root, tmp_path / "out"))["shards"] == [2]
+    (tmp_path / "out" / "report.json").write_text(damage)
+    with pytest.raises(InputError, match="out holds other data"):
+        prepare(Settings("easyr1", root, tmp_path / "out"))
 
 
 def test_strict_refuses_the_first_broken_row(tmp_path: Path) -> None:

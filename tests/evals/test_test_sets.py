@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from care_jax.data.array_records import StoredRecords
 from care_jax.data.prepare import Settings, prepare
+from care_jax.errors import InputError
 from care_jax.evals import test_sets
 from care_jax.evals.responses import Responses, answer_all, check_settings, read_responses
 from care_jax.rewards.judge import Verifier
@@ -84,6 +86,46 @@ def test_nothing_is_asked_twice(prepared: Path, tmp_path: Path) -> None:
     assert not third.numbers
     with pytest.raises(ValueError, match=r"given with answers 'of checkpoint 7' \(now 'of checkpoint 8'\); move"):
         answer_all(tmp_path / "killed", source, third, SETTINGS | {"answers": "of checkpoint 8"})
+
+
+OTHER_LINES = [b"{", b"", b"null", b"[]", b"7", b"{}", b'{"id": 1, "responses": []}', b'{"id": "a", "responses": "b"}']
+OTHER_LINES += [b'{"id": "a", "responses": [1]}', b"\xff", b"[" * 100_000, b"9" * 5000, b'{"responses": ["a"]}']
+
+
+@pytest.mark.parametrize("line", OTHER_LINES)
+def test_a_damaged_answer_is_named_by_file_and_line(tmp_path: Path, line: bytes) -> None:
+    """Catches a traceback for one damaged line, or answers that are taken for others and overwritten."""
+    path = tmp_path / "responses.jsonl"
+    good = b'{"id": "a", "responses": ["b"]}'
+    check_settings(tmp_path, SETTINGS)
+    path.write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=re.escape(f"{path}, line 2: ")) as error:
+        answer_all(tmp_path, [], lambda *_: [], SETTINGS)  # type: ignore[arg-type]
+    assert str(error.value).isprintable()
+    assert path.read_bytes() == before
+
+
+OTHER_FILES = [b"", b"{", b"null", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"answers": "of\x1b[2J"}']
+
+
+@pytest.mark.parametrize("data", OTHER_FILES)
+def test_damaged_settings_are_named(tmp_path: Path, data: bytes) -> None:
+    """Catches a traceback for a damaged settings.json, and answers that go on under other settings."""
+    (tmp_path / "settings.json").write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))) as error:
+        check_settings(tmp_path, SETTINGS)
+    assert str(error.value).isprintable()
+    assert (tmp_path / "settings.json").read_bytes() == data
+
+
+@pytest.mark.parametrize("data", [*OTHER_FILES, b'{"benchmarks": []}', b'{"benchmarks": {"mmmu": {"items": "9"}}}'])
+def test_damaged_results_are_named(tmp_path: Path, data: bytes) -> None:
+    """Catches a traceback for a damaged results.json, and the figures of other benchmarks that are lost with it."""
+    check_settings(tmp_path, SETTINGS)
+    (tmp_path / "results.json").write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "results.json"))):
+        test_sets.write_results(tmp_path, {})
 
 
 def test_a_killed_process_leaves_whole_lines(prepared: Path, tmp_path: Path) -> None:
@@ -248,6 +290,48 @@ def test_published_responses(prepared: Path, tmp_path: Path, verifier: Verifier,
     assert "left out 1 ids that the benchmark does not have, as test_Music_43" in caplog.text
     figures = _score(prepared, tmp_path / "scored", "mmmu_pro_standard", responses, verifier)
     assert (figures["accuracy"], figures["unanswered"]) == (pytest.approx(1 / 3), 2)
+
+
+BY_ID = {"1": {"pid": "1", "query": "?", "response": "A"}, "2": {"pid": "2", "response": 7, "extraction": "7"}}
+FORMS = [
+    (BY_ID, "pid"),
+    (BY_ID, "id"),
+    (list(BY_ID.values()), "pid"),
+    ({"1": "A", "2": 7}, "id"),
+    ({"1": ["A"], "2": [7]}, "id"),
+]
+
+
+@pytest.mark.parametrize(("published", "id_field"), FORMS)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_published_forms(tmp_path: Path, published: Any, id_field: str, indent: int | None) -> None:
+    """Catches the files of MathVista, MMMU and ChartQA that must be rewritten first, and numbers taken for silence."""
+    path = tmp_path / "output.json"
+    path.write_text(json.dumps(published, indent=indent))
+    responses = read_responses(path, ["b/1", "b/2", "b/3"], id_field=id_field, response_field="response")
+    assert responses == {"b/1": ["A"], "b/2": ["7"]}
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"1": {"response": "A"}', '[{"id": "1"}, 7]', '[{"id": "1", "response": "A"}, null]']
+)
+def test_damaged_published_forms(tmp_path: Path, damage: str) -> None:
+    """Catches half a file that is scored as a whole one."""
+    path = tmp_path / "output.json"
+    path.write_text(damage)
+    with pytest.raises(InputError, match=re.escape(f"{path}:")):
+        read_responses(path, ["b/1"], id_field="id", response_field="response")
+
+
+def test_the_table_names_the_files_that_were_scored(tmp_path: Path) -> None:
+    """Catches two models' responses in one table that nobody can tell apart."""
+    check_settings(tmp_path, {"answers": "from files"})
+    numbers = {"items": 1, "published_items": 1, "unanswered": 0}
+    numbers |= {"accuracy": 0.5, "unparsed_rate": 0.0, "lmms_eval_accuracy": 0.5}
+    for name, file in (("mathvista", "runs/model_a.json"), ("mmmu", "model_b\x1b|.json")):
+        results = test_sets.write_results(tmp_path, {name: {"responses": file, **numbers}})
+    titles = [line.split(" | ")[0] for line in test_sets.table(results).splitlines() if "model_" in line]
+    assert titles == ["| MathVista testmini (model_a.json)", "| MMMU val (model_b\\x1b/.json)"]
 
 
 def test_own_responses_are_such_a_file(prepared: Path, tmp_path: Path) -> None:

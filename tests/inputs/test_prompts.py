@@ -18,12 +18,13 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 from transformers.video_utils import VideoMetadata
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_window_index
 
+from benchmarks.made_model import FACTOR
 from care_jax.inputs import images, media
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Video
-from tests.families import CHAT_TEMPLATE, FACTOR, FAMILIES, SYSTEM, make_folder
+from tests.families import CHAT_TEMPLATE, FAMILIES, SYSTEM, make_folder
 from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question, segments
 
 SETTINGS = {

@@ -226,10 +226,18 @@ def test_scores_in_memory_are_found():
 
 
 @pytest.mark.parametrize(
-    ("platform", "wanted", "chosen"), [("tpu", "auto", "splash"), ("tpu", "xla", "xla"), ("cpu", "auto", "xla")]
+    ("platform", "dtype", "wanted", "chosen"),
+    [
+        ("tpu", "bfloat16", "auto", "splash"),
+        ("tpu", "bfloat16", "xla", "xla"),
+        ("gpu", "bfloat16", "auto", "cudnn"),
+        ("gpu", "bfloat16", "xla", "xla"),
+        ("gpu", "float32", "auto", "xla"),
+        ("cpu", "bfloat16", "auto", "xla"),
+    ],
 )
-def test_chosen_by_platform(tiny_folder, platform, wanted, chosen):
-    """Catches a kernel that no run takes, or one that cannot be turned off."""
+def test_chosen_by_platform(tiny_folder, platform, dtype, wanted, chosen):
+    """Catches a kernel that no run takes, one that cannot be turned off, and cuDNN's with float32, which it refuses."""
     config = base()
-    config.model.folder, config.model.attention = str(tiny_folder), wanted
+    config.model.folder, config.model.attention, config.model.compute_dtype = str(tiny_folder), wanted, dtype
     assert make_model_config(config, platform).attention == chosen

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from care_jax import report
+from care_jax.errors import InputError
 from care_jax.page import run_data
 from care_jax.page.charts import sections
 
@@ -295,13 +298,112 @@ def test_a_long_run_is_thinned_and_says_so(tmp_path, monkeypatch):
     assert math.isclose(line["y"][-1], 4000 / 4001, rel_tol=1e-4)
 
 
-@pytest.mark.parametrize("workdirs", [[], ["missing"], ["a_file"]])
+SHAPES = [
+    (
+        "metrics.jsonl",
+        [None, [], 7, "x", {}, {"loss": 1.0}, {"step": None}, {"step": "1"}, {"step": 1.5}, {"step": -1}],
+    ),
+    (
+        "metrics.jsonl",
+        [{"step": True}, {"step": 1, "loss": "0.5"}, {"step": 1, "loss": True}, {"step": 1, "loss": [1]}],
+    ),
+    ("metrics.jsonl", [{"step": 1, "loss": math.inf}, {"step": 1, "loss": 10**400}, {"step": 2**60, "loss": 1.0}]),
+    ("events.jsonl", [None, [event()], {}, event(outcome="MIX"), event(outcome=None), event(num_negatives="2")]),
+    ("events.jsonl", [event(advantages_raw=None), event(advantages_raw=["1"]), event(anchor=[0]), event(step=-1)]),
+    (
+        "events.jsonl",
+        [event(num_negatives=-1), event(reflected="1"), event(reflection_correct=1), event(anchor=math.nan)],
+    ),
+    ("samples.jsonl", [None, "x", {}, sample(images=[1]), sample(images=PIXEL), sample(rollouts={}), sample(prompt=7)]),
+    ("samples.jsonl", [sample(rollouts=[None]), sample(reflection=[]), sample(reflection={}), sample(step="1")]),
+]
+
+
+@pytest.mark.parametrize(("name", "lines"), SHAPES)
+def test_lines_of_another_shape_are_left_out_and_counted_in_one_line(tmp_path, name, lines):
+    """Catches a traceback for a line that is JSON and yet no line of a run, or one that is drawn as something else."""
+    folder = train_run(tmp_path / "rl")
+    sound = Page([folder], tmp_path / "report.html").data
+    with (folder / name).open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines) + "{\n" + "[" * 100_000 + "\n\xff\n")
+    page = Page([folder], tmp_path / "report.html")
+    assert page.data == sound
+    wanted = f"{name}: 3 line(s) not whole and {len(lines)} line(s) of another shape than a run's, left out"
+    assert page.text.count("left out") == page.text.count(wanted) == 1
+
+
+OTHER_FILES = [
+    b"",
+    b"null",
+    b"[]",
+    b"7",
+    b'"x"',
+    b"true",
+    b"NaN",
+    b"{",
+    b"\0" * 9,
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"9" * 5000,
+]
+OTHER_FILES += [b'{"train": null}', b'{"train": {"steps": "9"}, "stage": []}', b'{"a":' * 500 + b"1" + b"}" * 500]
+
+
+@pytest.mark.parametrize("data", OTHER_FILES)
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_files_of_another_shape_are_left_out_with_a_word(tmp_path, name, data):
+    """Catches a traceback for a config or a manifest that is not an object, or whose values have other types."""
+    folder = train_run(tmp_path / "rl")
+    (folder / name).write_bytes(data)
+    page = Page([folder], tmp_path / "report.html")
+    assert chart_titles(page.data, "train").count("Policy loss") == 1
+    (run,) = [run_data.load_run(folder, "rl")]
+    assert run.stage == "train"
+    assert [notice for notice in run.notices if name in notice] or data.startswith(b'{"train"')
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "metrics.jsonl", "events.jsonl", "samples.jsonl"])
+def test_what_is_no_file_is_not_opened(tmp_path, name):
+    """Catches a page that waits for a pipe to be written, and a traceback for a folder in a file's place."""
+    folder = train_run(tmp_path / "rl")
+    for make in (os.mkfifo, os.mkdir):
+        (folder / name).unlink() if (folder / name).is_file() else None
+        make(folder / name)
+        assert f"rl {name} is not a file" in Page([folder], tmp_path / "report.html").text
+        os.rename(folder / name, tmp_path / make.__name__)
+
+
+def test_what_is_invisible_is_shown(tmp_path):
+    """Catches control characters, marks that turn text round and lone surrogates on the page, or in place of one."""
+    hidden = "\x1b[2J\u202e\0\ud800\u200b"
+    folder = train_run(tmp_path / f"rl{hidden[:-3]}")
+    write_lines(folder / "samples.jsonl", [sample(prompt=f"a\tb\n{hidden}", source=hidden)])
+    write_lines(folder / "metrics.jsonl", [{"step": 1, f"eval/accuracy/{hidden}": 0.5, "eval/accuracy/mean": 0.5}])
+    (folder / "manifest.json").write_text(json.dumps({"stage": "train", "device": hidden, hidden: 1}))
+    (folder / "config.json").write_text(json.dumps({"train": {"steps": 9}, hidden: hidden}))
+    page = Page([folder], tmp_path / "report.html")
+    assert not [c for c in page.html if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs")]
+    assert page.data["samples"][0]["prompt"] == "a\tb\n\\x1b[2J\\u202e\\x00\\ud800\\u200b"
+    assert page.text.count("\\x1b[2J\\u202e") >= 5
+
+
+@pytest.mark.parametrize("workdirs", [[], ["missing"], ["a_file"], ["no_run"]])
 def test_bad_folders_leave_no_page(tmp_path, workdirs):
     """Catches a traceback or an empty page for a mistyped folder."""
     (tmp_path / "a_file").write_text("")
+    (tmp_path / "no_run").mkdir()
+    (tmp_path / "no_run" / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"--workdir=.*(holds metrics.jsonl)"):
         report.write_report([tmp_path / name for name in workdirs], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused(tmp_path):
+    """Catches a traceback for an --out that is a folder, or lies below a file."""
+    folder = train_run(tmp_path / "rl")
+    for out in (tmp_path, folder / "config.json" / "report.html"):
+        with pytest.raises(InputError, match="--out="):
+            report.write_report([folder], out)
 
 
 def test_command_line_writes_the_page_and_names_a_bad_folder(tmp_path):

@@ -25,7 +25,7 @@ def sizes_of(name: str, mesh: dict[str, int] = ONE, **changes: object) -> flops.
     model = parse_model_config(published_config(name), name)
     config = config_lib.base()
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    model = dataclasses.replace(model, compute_dtype="bfloat16", remat=True)
+    model = dataclasses.replace(model, compute_dtype="bfloat16", remat="full")
     return flops.Sizes.of(config, model, (2048, 4096), mesh)
 
 

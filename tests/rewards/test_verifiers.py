@@ -10,24 +10,27 @@ import pytest
 
 from care_jax.rewards.verifiers import ANSWER_KINDS, check_gold, verify_answer
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
+from tests.verdict_groups import ROWS
 from tests.verdict_table import TABLE
+
+PAIRS = [*TABLE, *ROWS]
 
 
 def test_table_is_large_and_its_rows_differ():
     """Catches rows lost, or the same pair with two verdicts."""
-    assert len(TABLE) >= 400
-    assert len({row[:4] for row in TABLE}) == len(TABLE)
+    assert len(PAIRS) >= 1_800
+    assert len({row[:4] for row in PAIRS}) == len(PAIRS)
     assert {row[0] for row in TABLE} == set(ANSWER_KINDS)
 
 
-@pytest.mark.parametrize(("kind", "gold", "response", "options", "expected"), TABLE)
+@pytest.mark.parametrize(("kind", "gold", "response", "options", "expected"), PAIRS)
 def test_golden_table(kind, gold, response, options, expected):
     """Catches a reading that became too strict (reward lost) or too loose (reward hacked)."""
     verdict = verify_answer(kind, response, gold, options, 0.01)
     assert (verdict.correct, verdict.parsed) == expected, verdict.reason
 
 
-@pytest.mark.parametrize(("kind", "gold", "options"), sorted({(k, g, o) for k, g, _, o, _ in TABLE}, key=str))
+@pytest.mark.parametrize(("kind", "gold", "options"), sorted({(k, g, o) for k, g, _, o, _ in PAIRS}, key=str))
 def test_every_gold_accepts_itself(kind, gold, options):
     """Catches a gold that no response could ever match."""
     check_gold(kind, gold, options)

@@ -169,6 +169,10 @@ def test_a_run_from_before_histories_is_compared_with_its_config(run: epath.Path
         ('{"started": {}, "changes": []}', "no history of a run"),
         ('{"started": {"seed": 0, "content of data.train": ""}, "changes": [3]}', "no history of a run"),
         ('{"started": [], "changes": {}}', "no history of a run"),
+        (
+            '{"started": {"seed": 0, "content of a\\u001b[2J": ""}, "changes": []}',
+            r"'content of a\x1b[2J' is no setting",
+        ),
         ("\x00\x01", "history.json, line 1: not JSON"),
         ("[" * 100_000, "not JSON (RecursionError)"),
         ("9" * 5_000, "not JSON (ValueError)"),

@@ -132,6 +132,7 @@ def test_a_process_that_is_not_the_first_leaves_no_trace(tmp_path):
 BROKEN_LINES = [
     *(b"null", b"[]", b"7", b'"step"', b"true", b"{}", b"NaN", b""),
     *(b'{"step": %s}' % value for value in (b"null", b'"2"', b"[2]", b"true", b"1.5", b"NaN")),
+    '{"step": 1}'.encode("utf-16-le"),
     *(b"\xff\xfe\x00", b"\x00" * 20, b"[" * 100_000, b"9" * 5_000, b'{"step": 1'),
 ]
 

@@ -200,7 +200,7 @@ def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception)
         ('{"stage": 3}', "names no stage"),
         ('{"stage": "cold\\u001b[2J"}', r"a run of stage 'cold\x1b[2J', this is 'train'"),
         ("[" * 100_000, "not JSON (RecursionError)"),
-        ("\ufeff{}", "names no stage"),
+        ("\ufeff{}", "not JSON"),
     ],
 )
 def test_a_broken_manifest_is_named(tmp_path: Path, text: str, told: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.made_model import FACTOR
 from care_jax import models
 from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import load_processor
@@ -28,7 +29,7 @@ from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
-from tests.families import FACTOR, FAMILIES, make_folder
+from tests.families import FAMILIES, make_folder
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
@@ -220,8 +221,8 @@ def shared_update(case: Case, *, stream_len: int, **computed) -> tuple[dict[str,
 
 VARIANTS = {
     "one stream": {"stream_len": 512},
-    "several streams, recomputed, frozen vision": {"stream_len": 100, "remat": True, "freeze_vision": True},
-    "groups cut in two": {"stream_len": STREAM},
+    "several streams, recomputed, frozen vision": {"stream_len": 100, "remat": "full", "freeze_vision": True},
+    "groups cut in two, products kept": {"stream_len": STREAM, "remat": "dots"},
 }
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.data.file_formats import Numbered, array_rows, parquet_rows, split_files
-from care_jax.data.parsing import Row, gold_field, image_of, place_marks, text_field
-from care_jax.data.validation import BadRowError
-from care_jax.errors import InputError
+from care_jax.data.image_column import image_of
+from care_jax.data.parsing import Row, gold_field, place_marks, text_field
+from care_jax.errors import BadRowError, InputError
 from care_jax.structs import Record
 
 WRITERS = ("human", "machine")  # the order of the hub's class label human_or_machine
@@ -35,7 +35,7 @@ def files(root: Path, split: str, writers: Sequence[str] = WRITERS) -> list[Path
 def rows(path: Path, writers: Sequence[str] = WRITERS) -> Numbered:
     """Yields the rows of either layout under the hub's names, without those of other writers."""
     if path.suffix == ".parquet":
-        for number, raw in parquet_rows(path, "image"):
+        for number, raw in parquet_rows(path, "image", optional=(*_NAMES, *_NAMES.values())):
             raw = _under_one_name(path, raw) if isinstance(raw, dict) else raw
             if isinstance(raw, BadRowError) or _writer(raw) in writers:
                 yield number, raw

@@ -9,13 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.file_formats import Numbered, array_rows, line_rows, parquet_rows, split_files
-from care_jax.data.parsing import Row, gold_field, images_of, option_texts, place_marks, text_field, unbox
-from care_jax.data.validation import BadRowError
-from care_jax.errors import InputError
+from care_jax.data.file_formats import Numbered, file_rows, split_files
+from care_jax.data.image_column import images_of
+from care_jax.data.parsing import Row, gold_field, option_texts, place_marks, text_field, unbox
+from care_jax.errors import BadRowError, InputError
 from care_jax.structs import Record
 
 _QUESTION_KEYS = ("problem", "prompt", "question")
+_OPTIONAL = ("id", "images", "videos", "source", "answer_kind", "choices")
+_ENDINGS = (".parquet", ".jsonl", ".json")
 
 
 def files(root: Path, split: str) -> list[Path]:
@@ -25,10 +27,9 @@ def files(root: Path, split: str) -> list[Path]:
 
 def rows(path: Path) -> Numbered:
     """Yields the rows; the file's ending names its format."""
-    readers = {".parquet": lambda path: parquet_rows(path, "answer"), ".jsonl": line_rows, ".json": array_rows}
-    if path.suffix not in readers:
-        raise InputError(f"{path} ends in {path.suffix!r}; give a file that ends in {', '.join(readers)}")
-    return readers[path.suffix](path)
+    if path.suffix not in _ENDINGS:
+        raise InputError(f"{path} ends in {path.suffix!r}; give a file that ends in {', '.join(_ENDINGS)}")
+    return file_rows(path, "answer", optional=(*_QUESTION_KEYS, *_OPTIONAL))
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:

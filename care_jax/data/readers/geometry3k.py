@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.data.file_formats import Numbered, parquet_rows, split_files
-from care_jax.data.parsing import PLACEHOLDER, Row, gold_field, images_of, place_marks, text_field
-from care_jax.data.validation import BadRowError
+from care_jax.data.image_column import images_of
+from care_jax.data.parsing import PLACEHOLDER, Row, gold_field, place_marks, text_field
+from care_jax.errors import BadRowError, shown
 from care_jax.structs import Record
 
 _LETTERS = ("A", "B", "C", "D")
@@ -28,7 +29,7 @@ def files(root: Path, split: str) -> list[Path]:
 def rows(path: Path) -> Numbered:
     """Yields the rows of either layout, under the hub's names."""
     if path.suffix == ".parquet":
-        return parquet_rows(path, "images", "problem", "answer")
+        return parquet_rows(path, "images", "problem", "answer", optional=("id",))
     return iter([(1, _from_folder(path))])
 
 
@@ -54,7 +55,7 @@ def _from_folder(path: Path) -> dict[str, Any] | BadRowError:
         answer = data["choices"][_LETTERS.index(data["answer"])]
         problem = PLACEHOLDER + data["annotat_text"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        return BadRowError(f"{path} has no question, choices and answer letter: {error!r}", "unreadable data.json")
+        return BadRowError(f"{path} has no question, choices and answer letter: {shown(error)}", "unreadable data.json")
     return {
         "id": path.parent.name,
         "problem": problem,

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.data.file_formats import Numbered, parquet_rows, split_files
-from care_jax.data.parsing import Row, gold_field, images_of, letter_gold, number_or, place_marks, text_field
-from care_jax.data.validation import BadRowError
+from care_jax.data.image_column import images_of
+from care_jax.data.parsing import Row, gold_field, letter_gold, number_or, place_marks, text_field
+from care_jax.errors import BadRowError, shown
 from care_jax.structs import Record
 
 SPLIT = "testmini"
 VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")
 _LEFT_OUT = "Text Only"
-_OPTION = re.compile(r"^([A-H])\s?[.:]\s*(.*?)\s*$", re.MULTILINE)
+_OPTION = re.compile(r"^([A-H])\s?[.:]\s*(.*)$", re.MULTILINE)
 _OPTIONS_HEAD = re.compile(r"^Choices?:\s*$", re.MULTILINE)
-_NAME = re.compile(r"^[A-Za-z][A-Za-z. ]*[A-Za-z.]\s*\$?\s*=\s*")
+_NAME = re.compile(r"^[A-Za-z][A-Za-z. ]*[A-Za-z.]\s*(?:\$\s*)?=\s*")
 
 
 def slug(version: str) -> str:
@@ -42,7 +43,7 @@ def files(root: Path, split: str) -> list[Path]:
 def rows(path: Path) -> Numbered:
     """Yields the rows of the five versions."""
     columns = ("sample_index", "problem_version", "question_type", "query_cot", "image", "answer")
-    for number, raw in parquet_rows(path, *columns):
+    for number, raw in parquet_rows(path, *columns, optional=("question", "question_for_eval")):
         if isinstance(raw, BadRowError) or raw["problem_version"] != _LEFT_OUT:
             yield number, raw
 
@@ -51,7 +52,9 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     """Parses one question in one version."""
     version = raw["problem_version"]
     if version not in VERSIONS:
-        raise BadRowError(f"problem_version is {version!r}, none of {', '.join(VERSIONS)}", "unknown problem_version")
+        raise BadRowError(
+            f"problem_version is {shown(version)}, none of {', '.join(VERSIONS)}", "unknown problem_version"
+        )
     images = images_of(raw["image"], folder)
     if len(images) != 1:
         raise BadRowError(f"{len(images)} images; a question has one", "not one image")
@@ -79,7 +82,7 @@ def _options(question: str) -> tuple[str, ...] | None:
     head = _OPTIONS_HEAD.search(question)
     found = _OPTION.findall(question, head.end()) if head else []
     in_order = [letter for letter, _ in found] == list("ABCDEFGH"[: len(found)])
-    return tuple(text for _, text in found) if len(found) > 1 and in_order else None
+    return tuple(text.strip() for _, text in found) if len(found) > 1 and in_order else None
 
 
 def _choice_gold(raw: dict[str, Any], choices: tuple[str, ...] | None) -> str:

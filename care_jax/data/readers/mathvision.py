@@ -11,23 +11,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from care_jax.data.file_formats import Numbered, line_rows, parquet_rows, split_files
+from care_jax.data.file_formats import Numbered, file_rows, split_files
+from care_jax.data.image_column import images_of
 from care_jax.data.parsing import (
     PLACEHOLDER,
     Row,
     ask_for_letter,
     gold_field,
-    images_of,
     letter_gold,
     number_or,
     option_texts,
     text_field,
 )
-from care_jax.data.validation import BadRowError
+from care_jax.errors import BadRowError
 from care_jax.structs import Record
 
 SPLIT = "test"
-_MARK = re.compile(r"\s*<image[0-9]*>\s*")
+_MARK = re.compile(r"<image[0-9]*>")
 
 
 def files(root: Path, split: str) -> list[Path]:
@@ -37,7 +37,7 @@ def files(root: Path, split: str) -> list[Path]:
 
 def rows(path: Path) -> Numbered:
     """Yields the rows of either layout."""
-    return line_rows(path) if path.suffix == ".jsonl" else parquet_rows(path, "id", "question", "options", "answer")
+    return file_rows(path, "id", "question", "options", "answer", optional=("decoded_image", "image"))
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
@@ -46,8 +46,8 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if len(images) != 1:
         raise BadRowError(f"{len(images)} images; a question has one", "not one image")
     question, choices = text_field(raw, "question"), option_texts(raw.get("options"))
-    if len(_MARK.findall(question)) == 1:
-        question = _MARK.sub(" ", question).strip()
+    if len(around := _MARK.split(question)) == 2:
+        question = f"{around[0].rstrip()} {around[1].lstrip()}".strip()
     answer = raw.get("answer")
     if isinstance(answer, str):
         answer = answer.replace("\f", "\\f")  # of one "\frac", read as a form feed

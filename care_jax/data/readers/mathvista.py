@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.data.file_formats import Numbered, parquet_rows, split_files
-from care_jax.data.parsing import Row, gold_field, images_of, option_gold, option_texts, place_marks, text_field
-from care_jax.data.validation import BadRowError
+from care_jax.data.image_column import images_of
+from care_jax.data.parsing import Row, gold_field, option_gold, option_texts, place_marks, text_field
+from care_jax.errors import BadRowError, shown
 from care_jax.structs import Record
 
 SPLIT = "testmini"
@@ -35,7 +36,9 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if raw["question_type"] == "multi_choice":
         kind, gold = "choice", option_gold(gold, choices or ())
     if kind is None:
-        raise BadRowError(f"answer_type is {raw['answer_type']!r}, none of {', '.join(_KINDS)}", "unknown answer_type")
+        raise BadRowError(
+            f"answer_type is {shown(raw['answer_type'])}, none of {', '.join(_KINDS)}", "unknown answer_type"
+        )
     images = images_of(raw["decoded_image"], folder)
     record = Record(
         id=f"mathvista/{text_field(raw, 'pid')}",

@@ -14,23 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.data.file_formats import Numbered, parquet_rows, split_files
+from care_jax.data.image_column import image_of
 from care_jax.data.parsing import (
     PLACEHOLDER,
     Row,
     ask_for_letter,
     gold_field,
-    image_of,
     letter_gold,
     number_or,
     option_texts,
     text_field,
 )
-from care_jax.data.validation import BadRowError
+from care_jax.errors import BadRowError, shown
 from care_jax.structs import Record
 
 SPLIT, PRO_SPLIT = "validation", "test"
 STANDARD, VISION = "standard (10 options)", "vision"  # folders of MMMU-Pro
-NUM_IMAGES = 7  # columns image_1 ..
+NUM_IMAGES = 7
+_IMAGES = tuple(f"image_{number}" for number in range(1, NUM_IMAGES + 1))
+_COLUMNS = ("id", "question", "options", "image_1", "answer")
 _MARK = re.compile(r"<image (\d)>")
 _OPEN = "\nAnswer with one number, word or phrase."
 _LOOK = "Answer the multiple-choice question in the picture with the letter of the right option."
@@ -46,7 +48,7 @@ def files(root: Path, split: str) -> list[Path]:
 
 def rows(path: Path) -> Numbered:
     """Yields the rows of MMMU."""
-    return parquet_rows(path, "id", "question", "options", "image_1", "answer", "question_type")
+    return parquet_rows(path, *_COLUMNS, "question_type", optional=_IMAGES)
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
@@ -66,7 +68,7 @@ def standard_files(root: Path, split: str) -> list[Path]:
 
 def standard_rows(path: Path) -> Numbered:
     """Yields the rows of MMMU-Pro's questions as text."""
-    return parquet_rows(path, "id", "question", "options", "image_1", "answer")
+    return parquet_rows(path, *_COLUMNS, optional=_IMAGES)
 
 
 def parse_standard(where: str, raw: dict[str, Any], folder: Path) -> Row:
@@ -105,7 +107,7 @@ def _options(raw: dict[str, Any]) -> tuple[str, ...]:
     value = raw["options"]
     choices = option_texts(value[1:-1] if isinstance(value, str) and value.startswith("[[") else value)
     if choices is None:
-        raise BadRowError(f"options are {value!r}", "no options")
+        raise BadRowError(f"options are {shown(value)}", "no options")
     return choices
 
 
@@ -122,7 +124,7 @@ def _place_images(prompt: str, raw: dict[str, Any], folder: Path) -> tuple[str, 
     """
     mentions = _MARK.findall(prompt)
     if not mentions:
-        present = [raw[name] for n in range(NUM_IMAGES) if raw.get(name := f"image_{n + 1}") is not None]
+        present = [raw[name] for name in _IMAGES if raw.get(name) is not None]
         return PLACEHOLDER * len(present) + prompt, tuple(image_of(image, folder) for image in present)
     placed: list[str] = []
 

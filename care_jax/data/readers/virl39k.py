@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from care_jax.data.file_formats import Numbered, parquet_rows
-from care_jax.data.parsing import Row, gold_field, images_of, place_marks, text_field, unbox
-from care_jax.data.validation import BadRowError
-from care_jax.errors import InputError
+from care_jax.data.image_column import images_of
+from care_jax.data.parsing import Row, gold_field, place_marks, text_field, unbox
+from care_jax.errors import BadRowError, InputError, shown
 from care_jax.structs import Record
 
 _FILE = "39Krelease.parquet"
@@ -45,7 +45,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     question = place_marks(text_field(raw, "question"), len(images), mend_up_to=1)
     answer = gold_field(raw, "answer")
     if r"\boxed" not in answer:
-        raise BadRowError(f"the answer {answer[:80]!r} is not boxed", r"no \boxed")
+        raise BadRowError(f"the answer {shown(answer)} is not boxed", r"no \boxed")
     gold, kind = _gold(unbox(answer), question)
     record = Record(
         id=f"virl39k/{text_field(raw, 'qid')}",

@@ -10,17 +10,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from care_jax.data.conversations import read_turns, split_response
 from care_jax.data.file_formats import Numbered, array_rows
-from care_jax.data.parsing import Row, gold_field, images_of, place_marks, text_field
-from care_jax.data.validation import BadRowError
+from care_jax.data.image_column import images_of
+from care_jax.data.parsing import Row, gold_field, place_marks, text_field
+from care_jax.errors import BadRowError, shown
 from care_jax.structs import Record
 
 _FILES = {"vision_r1_llava_cot_full.json": "llava_cot", "vision_r1_mulberry_sft_full.json": "mulberry"}
-_ROLES = (("human", "gpt"), ("user", "assistant"))
-_RESPONSE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 # Questions ask for this form and answers begin with it; care_jax asks for its own form, so both are stripped.
 _ANSWER_PREFIX = re.compile(r"\s*final answer\s*:\s*", re.IGNORECASE)
-_HINT = re.compile(r"\s*return the final answer as [\"“']?final answer:\s?option[\"”']?\.?\s*$", re.IGNORECASE)
+_HINT = re.compile(r"(?<!\s)\s*return the final answer as [\"“']?final answer:\s?option[\"”']?\.?\s*$", re.IGNORECASE)
 
 
 def files(root: Path, split: str) -> list[Path]:
@@ -36,31 +36,23 @@ def rows(path: Path) -> Numbered:
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     """Parses one trace. `images` holds one path, as `image` does in the other array."""
-    question, response = _turns(raw.get("conversations"))
-    parts = _RESPONSE.fullmatch(response)
-    if not parts:
+    exchange = read_turns(raw.get("conversations"))
+    if exchange.response is None:
+        raise BadRowError("the question has no response", "several turns")
+    rationale, answer = split_response(exchange.response)
+    if rationale is None or not exchange.response.rstrip().endswith("</answer>"):
         raise BadRowError(
-            f"{response[:80]!r}... is not <think>...</think><answer>...</answer>", "response of another form"
+            f"{shown(exchange.response)} is not <think>...</think><answer>...</answer>", "response of another form"
         )
-    texts = {"rationale": parts[1], "answer": _ANSWER_PREFIX.sub("", parts[2], count=1)}
+    texts = {"rationale": rationale, "answer": _ANSWER_PREFIX.sub("", answer, count=1)}
     images = images_of(raw.get("image", raw.get("images")), folder)
     record = Record(
         id=f"vision_r1/{where}",
         source=f"vision_r1_{raw['part']}",
-        prompt=place_marks(_HINT.sub("", question), len(images)),
+        prompt=place_marks(_HINT.sub("", exchange.question), len(images)),
         images=(),
         answer=gold_field(texts, "answer"),
         answer_kind="text",
         rationale=text_field(texts, "rationale"),
     )
     return Row(where, record, images)
-
-
-def _turns(conversations: Any) -> tuple[str, str]:
-    """Returns question and response of a conversation with one turn each."""
-    if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
-        raise BadRowError(f"conversations must be a list of turns, not {conversations!r:.80}", "no conversations")
-    roles = tuple(turn.get("from") for turn in conversations)
-    if roles not in _ROLES:
-        raise BadRowError(f"the roles are {roles}; one question and one response are needed", "several turns")
-    return text_field(conversations[0], "value"), text_field(conversations[1], "value")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from care_jax.errors import InputError
-from care_jax.rewards.verifiers.reading.options import LETTERS, named_options, same_options
+from care_jax.rewards.verifiers.reading.options import LETTERS, mentions_letters, named_options, same_options
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, CORRECT, UNPARSED, WRONG, Verdict, refusal
 
@@ -46,7 +46,7 @@ def verify(given: str, golds: Sequence[str], *, choices: tuple[str, ...] | None)
     if named in wanted:
         return CORRECT
     if len(named) > 1 and not several_wanted:
-        all_golds = named <= set().union(*wanted) and same_options(named, choices)
+        all_golds = named <= set().union(*wanted) and same_options(named, choices) and not mentions_letters(given)
         return CORRECT if all_golds else AMBIGUOUS
     return WRONG if named else UNPARSED
 

@@ -11,13 +11,13 @@ import re
 
 from care_jax.errors import InputError
 from care_jax.rewards.verifiers import number, symbolic
-from care_jax.rewards.verifiers.reading.quantity import without_name
+from care_jax.rewards.verifiers.reading.quantity import agree, read_quantity, read_ratio, without_name
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, UNPARSED, WRONG, Verdict, refusal
 
 _AND = re.compile(r",?\s*\band\b\s*", re.IGNORECASE)
-_BETWEEN = re.compile(r"([^<>\\]+)(<|\\leq)([A-Za-z])(<|\\leq)([^<>\\]+)")
-_BOUND = re.compile(r"[A-Za-z](<|>|\\leq|\\geq)([^<>=,]+)")
+_BETWEEN = re.compile(r"([^<>\\]+)(<|\\leq) ?([A-Za-z]) ?(<|\\leq) ?([^<>\\]+)")
+_BOUND = re.compile(r"[A-Za-z] ?(<|>|\\leq|\\geq) ?([^<>=,]+)")
 _LONE_CAPITAL = re.compile(r"[A-Z]|\([A-Z]\)")
 _WORDS = re.compile(r"(?:yes|no|[a-z]{3,}(?: [a-z]+){0,5})", re.IGNORECASE)
 
@@ -46,6 +46,8 @@ def verify(given: str, gold: str) -> Verdict:
         found, wanted = without_name(found), without_name(wanted)
     if found == wanted or _same_word(found, wanted):
         return CORRECT
+    if (ratio := read_ratio(gold)) and (value := read_quantity(given, fractions_allowed=True)):
+        return CORRECT if agree(value, ratio, 0.0) else WRONG
     if wanted[:1] in "[(" and found[:1] not in "[(":
         found = as_interval(found)
     elif found[:1] in "[(" and wanted[:1] not in "[(":

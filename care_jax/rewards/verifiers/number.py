@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from care_jax.errors import InputError
-from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_stated, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio, read_stated, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 
@@ -11,7 +11,7 @@ def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     """Compare an answer with the gold: correct if |given - gold| <= tolerance * |gold|.
 
     A percent sign on one side alone may be left out or mean hundredths: "50%" equals "50", "0.5" and "1/2". A gold of
-    zero needs zero. Units are compared only if both sides have one.
+    zero needs zero, and "3:4" is 3/4. Units are compared only if both sides have one.
 
     Raises:
         InputError: the gold is not a number.
@@ -25,7 +25,7 @@ def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     refused = refusal(given)
     if refused:
         return refused
-    found = read_stated(given, fractions_allowed=True)
+    found = read_stated(given, fractions_allowed=True) or read_ratio(given)
     if found is None:
         return unread(given)
     if found.unit and wanted.unit and found.unit != wanted.unit:

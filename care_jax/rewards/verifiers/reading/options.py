@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import re
 
-from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity
-from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, without_reason
+from care_jax.rewards.verifiers.reading.evaluation import are_close, values
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
+from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, stated_number, without_reason
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -21,12 +22,13 @@ _WRAPPED_LETTER = re.compile(
 )
 _WRAPPED = re.compile(rf"{_COMMANDS}\s*\{{([^{{}}]*)\}}")
 _DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
+_DOLLAR = re.compile(r" \$(?!\s?[0-9])")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
+_MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
 _LETTER_AND_TEXT = re.compile(
-    rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> ))) ?(?P<text>.+)",
-    re.IGNORECASE,
+    rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:{_MARK})) ?(?P<text>.+)", re.IGNORECASE
 )
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
@@ -35,8 +37,10 @@ _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FORMULA = re.compile(r"[\\{}_=<>`\[\]]")
+_VERB = re.compile(r"^(?:is|was|equals|=|≈|\\approx)\s*")
+_RELATION = re.compile(r"=|≈|\\approx")
 _YES_OR_NO = re.compile(r"(?:yes|no|true|false)")
-_RATIO = re.compile(r"([^:]+):([^:]+)")
+_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 
 
 def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first: bool = False) -> set[int]:
@@ -59,7 +63,10 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
     elif letter := _LETTER_AND_TEXT.fullmatch(bare):
         named = _letter_with_text(letter, texts)
     else:
-        named = _with_value(answer, texts) or _in_sentence(bare, texts)
+        named = _with_value(answer, texts)
+        if named and (relation := _RELATION.search(answer)):
+            named |= named_options(answer[: relation.start()], options)  # "B = 40" names two, if 40 is C
+        named = named or _in_sentence(bare, texts)
     return named if all(index < num_options for index in named) else set()
 
 
@@ -77,13 +84,19 @@ def same_options(named: set[int], options: tuple[str, ...] | None) -> bool:
     return options is not None and len({_key(options[index]) for index in named}) == 1
 
 
+def mentions_letters(answer: str) -> bool:
+    """Return whether an answer names options by letters."""
+    return _MENTION.search(_ARTICLE.sub("", _strip_marks(answer))) is not None
+
+
 def _strip_marks(answer: str) -> str:
     r"""Return the answer without LaTeX's and Markdown's wrappers; a wrapped letter keeps a mark: \text{D} is (D)."""
     text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", unwrap(answer))
     for _ in range(3):
         text = _WRAPPED.sub(r" \1 ", text)
         text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", text)
-    text = _DELIMITER.sub(" ", text)
+    text = _DELIMITER.sub(" ", text).replace("$", " $")
+    text = _DOLLAR.sub("", text)
     return " ".join(unwrap(text).split())
 
 
@@ -93,7 +106,7 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
     if options and index >= len(options):
         return set()
     own = options[index] if options else ""
-    said = without_reason(words)
+    said = _VERB.sub("", without_reason(words))
     same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
     if index in same:
         return {index}  # the letter decides between options of one text
@@ -102,10 +115,12 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
     others |= {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
     if others - {index}:
         return others | {index}
+    if index in _with_text(said.partition(",")[0], options):
+        return {index}  # reasons may follow
     # A colon is no mark beside known options: "A: No" says "Answer: No".
     is_marked = not match["unmarked"] and (match["mark"] != ":" or not options)
     is_capital = _letter_of(match).isupper() or not options
-    doubts = _hedges(said) - _hedges(own)
+    doubts = set() if _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
     return {index} if is_marked and is_capital and not doubts else set()
 
 
@@ -118,6 +133,8 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     head = without_reason(bare.split(",")[0])
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
+        return named
+    if (number := stated_number(bare)) and len(named := _with_value(number, options)) == 1:
         return named
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned <= named else set()
@@ -147,7 +164,8 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 
 @functools.lru_cache(maxsize=4096)
 def _bordered(words: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)")
+    before = r"(?<![\w.])" if words[0].isalnum() else ""
+    return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d)")
 
 
 def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:
@@ -158,9 +176,16 @@ def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:
 
 
 def _with_value(answer: str, options: tuple[str, ...]) -> set[int]:
-    """Return the options that have the answer's value, in whatever spelling; an option without a unit fits any unit."""
+    r"""Return the options that have the answer's value, in whatever spelling; an option without a unit fits any unit.
+
+    An option may be arithmetic, "3 \cdot 2^5", whose result is the answer; the answer itself may not.
+    """
     found = _value(_strip_parentheses(answer)) if options else None
-    return {i for i, option in enumerate(options) if found and _agrees(found, _value(option))}
+    if found is None:
+        return set()
+    same = {i for i, option in enumerate(options) if _agrees(found, _value(option))}
+    results = [None if _LETTERS.search(option) or _value(option) else values(canonical(option)) for option in options]
+    return same or {i for i, result in enumerate(results) if result and are_close(result[0], float(found.value))}
 
 
 def _key(text: str) -> str:
@@ -173,12 +198,7 @@ def _spelling(text: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _value(text: str) -> Quantity | None:
-    """Return a number, or a ratio a:b as the fraction a/b; None without."""
-    ratio = _RATIO.fullmatch(unwrap(text))
-    sides = [read_quantity(side, fractions_allowed=True) for side in ratio.groups()] if ratio else []
-    if len(sides) == 2 and sides[0] and sides[1] and sides[1].value:
-        return Quantity(sides[0].value / sides[1].value, "")
-    return read_quantity(text, fractions_allowed=True)
+    return read_ratio(text) or read_quantity(text, fractions_allowed=True)
 
 
 def _agrees(found: Quantity, wanted: Quantity | None) -> bool:

@@ -7,7 +7,13 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from care_jax.rewards.verifiers.reading.numerals import count_numbers, flatten_fractions, read_rational, spell_out
+from care_jax.rewards.verifiers.reading.numerals import (
+    NUMERAL,
+    count_numbers,
+    flatten_fractions,
+    read_rational,
+    spell_out,
+)
 from care_jax.rewards.verifiers.reading.sentences import stated_number
 from care_jax.rewards.verifiers.reading.surds import holds_surd, read_surd
 from care_jax.rewards.verifiers.reading.units import read_unit
@@ -41,6 +47,8 @@ _PREFIX = re.compile(rf"(?P<before>{_CURRENCY})?\s*(?P<sign>[-+])?\s*(?P<after>{
 _MINUS = str.maketrans("−–﹣－", "----")  # noqa: RUF001
 _BRACKET_COMMAND = re.compile(r"\\(?:left|right)\s*(?=[()])")
 _LOST_FRAC = re.compile(r"^(?=\{[0-9]{1,9}\}\{[0-9]{1,9}\})")
+_DECIMALS = re.compile(r"\.([0-9]{2,9})(?![0-9])")
+_GROUP_MARK = re.compile(r"\{,\}|(?<=[0-9])(?:\\[,;:! ]|[\u2009\u202f\u00a0])(?=[0-9]{3}(?![0-9]))")
 _LONG_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]{11,}")
 
 
@@ -48,13 +56,15 @@ _LONG_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]{11,}")
 def read_quantity(text: str, *, fractions_allowed: bool) -> Quantity | None:
     r"""Return the one quantity that the whole text states, or None.
 
-    It reads signs, thousands separators, decimals, 1.5e3, 1.5 \times 10^3, a name before ("x = 5"), a working that leads
-    to its result ("24*24 = 576"), wrappers (unwrap) and units; with `fractions_allowed` also a/b, \frac{a}{b}, 4 1/2,
-    10^3, roots and pi. The result is None for everything else: no number, several, other words, a zero denominator.
+    It reads signs, thousands separators, decimals, 1.5e3, 1.5 \times 10^3, a name before ("x = 5"), a working that
+    leads to its result ("24*24 = 576"), wrappers (unwrap) and units; with `fractions_allowed` also a/b, \frac{a}{b},
+    4 1/2, 10^3, roots and pi. The result is None for everything else: no number, several, other words, a zero
+    denominator.
     """
     if _SIMPLE.fullmatch(text):
         return Quantity(Fraction(int(text)), "")
-    plain = without_name(unwrap(spell_out(text.translate(_MINUS)).replace("{,}", ",")))
+    plain = _GROUP_MARK.sub(",", spell_out(text.translate(_MINUS)))
+    plain = without_name(unwrap(plain))
     plain = _LOST_FRAC.sub(r"\\frac", _BRACKET_COMMAND.sub("", unwrap_head(plain)))
     quantity = _read_plain(plain, fractions_allowed=fractions_allowed)
     if quantity is None and plain.startswith("(") and plain.find(")") == len(plain) - 1:
@@ -77,7 +87,7 @@ def _read_plain(text: str, *, fractions_allowed: bool) -> Quantity | None:
         return None
     # Eleven decimals are a computer's print of another number, 4/3 as 1.33333333333.
     is_print = _LONG_DECIMAL.fullmatch(text[:end].strip())
-    slack = Fraction(1, 10 ** (len(is_print[0].partition(".")[2]) - 1)) if is_print else Fraction(0)
+    slack = Fraction(2, 10 ** len(is_print[0].partition(".")[2])) if is_print else Fraction(0)
     return Quantity(value, next(filter(None, units), ""), slack)
 
 
@@ -96,20 +106,19 @@ def _read_working(text: str, *, fractions_allowed: bool) -> Quantity | None:
     sides = _RELATION.split(text)
     if len(sides) != 2:
         return None
-    working, result = (
-        unwrap(sides[0]).strip(),
-        _read_plain(unwrap(sides[1]).strip(), fractions_allowed=fractions_allowed),
-    )
+    working, rounded = (unwrap(side).strip() for side in sides)
     negative = working.startswith("-")
     computed = read_surd(working, int(negative), negative=negative, computes=True)
+    result = _read_plain(rounded, fractions_allowed=fractions_allowed)
     if result is None or computed is None or working[computed[1] :].strip():
         return None
     apart = abs(computed[0] - result.value)
     if "=" in text:
         return result if apart <= result.slack + abs(result.value) * _ROUNDING else None
-    decimals = sides[1].partition(".")[2]
-    place = Fraction(1, 10 ** len(re.match("[0-9]*", decimals)[0]))  # type: ignore[index]  # it matches anything
-    return Quantity(computed[0], result.unit, apart) if apart <= place / 2 else None
+    decimals = _DECIMALS.search(rounded)
+    if NUMERAL.fullmatch(working) or not decimals or apart > Fraction(1, 2 * 10 ** len(decimals[1])):
+        return None  # another number, not the same one rounded
+    return Quantity(computed[0], result.unit, apart)
 
 
 def without_name(text: str) -> str:
@@ -142,11 +151,19 @@ def _share(tolerance: float) -> Fraction:
 
 
 def read_stated(text: str, *, fractions_allowed: bool) -> Quantity | None:
-    """Return the quantity that the text is, as `read_quantity` does, or that it states in one sentence; None without."""
+    """Return the quantity that the text is (`read_quantity`), or states in one sentence; None without."""
     quantity = read_quantity(text, fractions_allowed=fractions_allowed)
     if quantity is None and (stated := stated_number(text)):
         return read_quantity(stated, fractions_allowed=fractions_allowed)
     return quantity
+
+
+def read_ratio(text: str) -> Quantity | None:
+    """Return a ratio a:b of two numbers as the number a/b, or None."""
+    sides = [read_quantity(side, fractions_allowed=True) for side in unwrap(text).split(":")]
+    if len(sides) == 2 and sides[0] and sides[1] and sides[1].value:
+        return Quantity(sides[0].value / sides[1].value, "")
+    return None
 
 
 def unread(text: str) -> Verdict:

@@ -10,15 +10,17 @@ from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
 # Words with which a text takes back, leaves open or doubts what it says.
 HEDGE = re.compile(
-    r"\b(?:or|not|no|nor|neither|either|both|cannot|can't|isn't|aren't|wasn't|don't|doesn't|didn't|without|never|maybe"
+    r"\b(?:or|not|no|nor|neither|either|cannot|can't|isn't|aren't|wasn't|don't|doesn't|didn't|without|never|maybe"
     r"|perhaps|possibly|might|could|unless|aka|vs|versus|wrong|incorrect|except|rather|instead|actually|wait|unclear"
-    r"|unknown|impossible|answer|option|choice|another|would|needed|unable|insufficient)\b|\S if\b|__|[?|]|->|→|≠|\\",
+    r"|unknown|impossible|answer|option|choice|another|would need|need more|unable|insufficient)\b"
+    r"|\S if\b|__|[?|]|->|→|≠",
     re.IGNORECASE,
 )
 _BOUNDARY = re.compile(r"(?<=[^\s.][^\s.])[.!?;]\s+(?=\S)|\n")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _STATES = re.compile(
-    r"\b(?:is|are|was|were|equals|becomes|be)\b:?\s*(?:(?:approximately|about|around|roughly|only|exactly|also|therefore"
+    r"\b(?:is|are|was|were|be|equals|becomes|to get|gives|yields|chooses?|selects?|picks?)\b"
+    r":?\s*(?:(?:approximately|about|around|roughly|only|exactly|also|therefore"
     r"|thus|simply|just|equal to|a total of|option|choice|the)\s+)*",
     re.IGNORECASE,
 )
@@ -37,40 +39,41 @@ _DATE = re.compile(
 )
 # A number behind these measures something else than the sentence is about.
 _APART = re.compile(
-    r"\b(?:into|by|with|per|than|from|for|every|each|between|among|under|above|below|over|within|after|before|least"
+    r"\b(?:into|by|with|per|than|in|from|for|every|each|between|among|under|above|below|over|within|after|before|least"
     r"|most|step|figure|number|question|part|point|line|row|column)\s+$",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(r"\s+(?:[a-z]{3,}\s+)?[a-z]{2,}s(?:\s+[a-z]+){0,6}")
 _ARITHMETIC = re.compile(
-    r"\b(?:plus|minus|times|less|over|modulo|squares?|cubes?|halves|thirds|quarters)\b|thousands|illions"
+    r"\b(?:plus|minus|times|less|over|modulo|squares?|cubes?|halves|thirds|quarters)\b|\band\b|thousands|illions|dozens|hundreds"
 )
 
 
 def stated_number(text: str) -> str | None:
     """Return the number that one sentence states, with its percent sign, scale ("187 million") or unit, or None.
 
-    It is the only number of the sentence besides years in phrases such as "in 2012"; else the one that ends the sentence
-    behind its only verb of being, or follows "there are", where zero to twelve may be words. "9 dots in each group"
-    states 9 too.
+    It is the only number of the sentence besides years in phrases such as "in 2012"; else the one that ends the
+    sentence behind its only verb of being, or follows "there are", where zero to twelve may be words. "9 dots in each
+    group" states 9 too.
     """
     text = unwrap(text).replace("**", "")
-    if HEDGE.search(text) or _BOUNDARY.search(text):
+    if HEDGE.search(text) or _BOUNDARY.search(text) or "\\" in text:
         return None
     if (count := _NUMBER.match(text)) and _COUNTED.fullmatch(text, count.end()):
         return _with_unit(count, text) if not _ARITHMETIC.search(text) and not _SPELLED_OUT.search(text) else None
     if not _is_sentence(text):
         return None
     undated = _DATE.sub("", text)
+    undated = undated if NUMERAL.search(undated) else text  # the year is what it states
     numbers = list(_NUMBER.finditer(undated))
     if len(numbers) == 1 and len(NUMERAL.findall(undated)) == 1 and not _APART.search(undated, 0, numbers[0].start()):
         return _with_unit(numbers[0], undated)
     text = _SPELLED_OUT.sub(lambda word: str(_SPELLED.index(word[0].lower())), text)
     for verb in (_EXISTS, _STATES):
         verbs = list(verb.finditer(text))
-        if len(verbs) == 1 and (number := _NUMBER.match(text, verbs[0].end())):
-            if verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :])):
-                return _with_unit(number, text)
+        number = _NUMBER.match(text, verbs[0].end()) if len(verbs) == 1 else None
+        if number and (verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :]))):
+            return _with_unit(number, text)
     return None
 
 
@@ -89,7 +92,8 @@ def without_reason(text: str) -> str:
 
 
 def _is_sentence(text: str) -> bool:
-    return text[:1].isalpha() and len(_WORD.findall(text)) > 2 and not _BOUNDARY.search(text)
+    least = 2 if text[:1].isupper() else 3  # words
+    return text[:1].isalpha() and len(_WORD.findall(text)) >= least and not _BOUNDARY.search(text)
 
 
 def _with_unit(number: re.Match[str], text: str) -> str:

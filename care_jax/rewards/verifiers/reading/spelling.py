@@ -29,8 +29,8 @@ _SPELLINGS = (
     (re.compile(r"\\sqrt\s*([0-9A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"([_^])\s*\{\s*(\w)\s*\}"), r"\1\2"),
     # White space carries no meaning, but "5 6" is not 56, and "a b" in words is not "ab".
-    (re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])"), ""),
     (re.compile(r"\s+"), " "),
+    (re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])"), ""),
 )  # fmt: skip
 
 

@@ -53,17 +53,14 @@ def without_command(text: str) -> str:
 
 
 def unwrap_head(text: str) -> str:
-    r"""Return the text with the wrapper at its beginning stripped: r"$5$ cm" and r"\boxed{5} cm" give "5 cm"."""
-    if text.startswith("$") and text.count("$") == 2 and r"\$" not in text:
-        end = text.index("$", 1)
-        head = text[1:end]
-    elif command := _COMMAND.match(text):
+    r"""Return the text with the wrapper of a part stripped: r"$5$ cm" and r"\boxed{5} cm" give "5 cm"."""
+    if text.count("$") == 2 and r"\$" not in text:
+        return " ".join(text.replace("$", " ").split())  # the space keeps "$5$6" from becoming 56
+    if command := _COMMAND.match(text):
         end = _closing_brace(text, command.end() - 1) or 0
         head = text[command.end() : end]
-    else:
-        return text
-    # The space keeps "$5$6" from becoming 56.
-    return f"{head.strip()} {text[end + 1 :].strip()}".strip() if end else text
+        return f"{head.strip()} {text[end + 1 :].strip()}".strip() if end else text
+    return text
 
 
 def _closing_brace(text: str, opening: int) -> int | None:

@@ -1,0 +1,124 @@
+"""The statement that stands last, in responses of models that were asked for no layout."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from care_jax.rewards.response_format import ANY
+from care_jax.rewards.verifiers import verify_answer
+
+OPTIONS = ("red", "blue", "dark green", "white")
+
+
+def answer(text: str) -> str | None:
+    """The answer that is found."""
+    encoded = text.encode()
+    span = ANY.parse(encoded).answer
+    return None if span is None else encoded[slice(*span)].decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Words that call something the answer; the last ones count, and boxes with them.
+        ("So it is small.\nThe correct option letter is (D).", "(D)"),
+        ("The answer should be (D).", "(D)"),
+        ("The answer to the question is (B) Yes.", "(B) Yes"),
+        ("The answer is therefore (B), no.", "(B), no"),
+        ("The answer is 8 years.", "8 years"),
+        ("\\boxed{58} square cm. The answer is B.", "B"),
+        ("The answer is B.\n\\boxed{A}", "A"),
+        ("The answer is B. No, the answer is C.", "C"),
+        ("The answer is B. Or C.", "B. Or C"),
+        ("The answer is (B) 18. The centroid is a point.", "(B) 18"),
+        ("The answer is 3.5. It is large.", "3.5"),
+        ('The answer is "soup." Soup is warm.', "soup"),
+        ("Option B is correct.", "B"),
+        ("I think (C) is the correct answer.", "(C)"),
+        ("Option A is wrong.\nOption B is the best one.", "B"),
+        ("The answer is B.\n\nExplanation: it is red.", "B"),
+        ("The other choices are:\n\n* (B) blue", "* (B) blue"),
+        ("The answer is not given.", "not given"),
+        # Lines.
+        ("So\n#### 7", "7"),
+        ("### Final Answer\n**B**", "B"),
+        ("Because of this.\n**B**", "B"),
+        ("Because of this.\n\n**H. W360*39**", "H. W360*39"),
+        ("So\n- **Answer:** E", "E"),
+        (r"\( \text{Answer: C} \)", "C"),
+        (r"Answer: C} \)", "C"),
+        ("**Answer: I** (fibula)", "I** (fibula)"),
+        ("故选B", "B"),
+        ("所以选B。", "B"),
+        ("答案：B", "B"),  # noqa: RUF001
+        ("综上，答案是B。", "B"),  # noqa: RUF001
+        ("因此，选项(B)正确。", "B"),  # noqa: RUF001
+        # End tokens and marks; what has no partner stays.
+        ("Answer: B</s>", "B"),
+        ("Answer: B<|im_end|>\n", "B"),
+        ("\u200bB", "B"),
+        ("Answer: LAAP*", "LAAP*"),
+        ("Rabbit**", "Rabbit**"),
+        ("71°27'48.68\"", "71°27'48.68\""),
+        ('"soup"', "soup"),
+        # The last sentence.
+        ("There are ten.\nThe sum of the bars is 5. I hope this helps!", "The sum of the bars is 5"),
+        ("The sum of the bars is 5.\n\nIs there anything else?", "The sum of the bars is 5"),
+        ("Four and three, so the perimeter is 3 cm + 4 cm = **7 cm**.", "7 cm"),
+        ("10 - 3 - 2 = 5\n\nSo, there are 5 objects left.", "there are 5 objects left"),
+        ("Yes, it is. It moves.", "Yes, it is"),
+        ("(A) Red. If it were blue, it would be cold.", "(A) Red"),
+        ("It is red.\nOr blue.", None),
+        ("", None),
+        ("\u200b \n", None),
+    ],
+)  # fmt: skip
+def test_the_last_statement_is_the_answer(text, expected):
+    """Catches an earlier statement, a heading, an explanation or a closing phrase taken for the answer."""
+    assert answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "response", "correct"),
+    [
+        ("choice", "(A)", "The car is small.\n\nTherefore, the correct option letter is (A) red.", True),
+        ("choice", "(A)", "The correct answer is not (A).", False),
+        ("choice", "(A)", "The correct answer is (A). Wait, (B) fits too.", False),
+        ("choice", "(A)", "The answer is (A).\nActually, the answer is (B).", False),
+        ("choice", "(B)", "The answer is (A).\nActually, the answer is (B).", True),
+        ("choice", "(B)", "I compared the cars. The largest one is blue.", True),
+        ("choice", "(B)", "I compared the cars. The largest one is blue or red.", False),
+        ("choice", "(B)", "I cannot see whether the largest one is blue.", False),
+        ("choice", "(C)", "The leaves are dark green because of the season.", True),
+        ("integer", "5", "10 - 3 - 2 = 5\n\nSo, there are 5 objects left.", True),
+        ("integer", "5", "There are 10. So, there are 5 or 6 objects left.", False),
+        ("integer", "5", "There are 5 of them.\nThere are 6 of the others.", False),
+        ("chart_relaxed", "187", "The value of the team in 2012 was 187 million U.S. dollars.", True),
+        ("chart_relaxed", "2012", "The value of the team in 2012 was 187 million U.S. dollars.", False),
+        ("latex", "42", r"Thus \fbox{42}", True),
+        ("rounded", "12.5", "The cost of one apple is $12.50.\n\nIs there anything else I can help you with?", True),
+    ],
+)
+def test_whole_responses_are_judged(kind, gold, response, correct):
+    """Catches a statement that is found and not read, and one that is taken back and still counts."""
+    given = answer(response)
+    options = OPTIONS if kind == "choice" else None
+    assert (given is not None and verify_answer(kind, given, gold, options, 0.01).correct) is correct
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "answer ", "the best option ", "答案", "= 5 ", "so the ", "is 5. I hope. ", "#### 1\n", "? ", "(A) is ",
+        "$", '"', "**",        "\\(", "\\boxed{", "</s>", "<|", "because ", "\u200b", "Explanation:\n", "选项", "Ab. ",
+        "yes. ", "。",
+    ],
+)  # fmt: skip
+def test_time_is_linear(piece):
+    """Catches a pattern that takes minutes over half a megabyte of what it looks for."""
+    start = time.process_time()
+    for text in (piece * (500_000 // len(piece)), "The answer is " + piece * (250_000 // len(piece)) + "5"):
+        answer(text)
+    assert time.process_time() - start < 5.0
