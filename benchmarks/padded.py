@@ -16,6 +16,7 @@ import optax
 
 from care_jax.method.loss import count_denominators
 from care_jax.models import QwenVL, attention, decoder
+from care_jax.models.layers import recompute
 from care_jax.stages.score import pooled_tokens, token_scores
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import LossFn
@@ -47,7 +48,7 @@ def forward_branches(model: QwenVL, prompts: Prompts, token_ids: Array) -> Branc
         of_prompt = decoder._add_deepstack(out[:, :num_prompt], deepstack, index)
         return jnp.concatenate([of_prompt, out[:, num_prompt:]], axis=1), None
 
-    run: Any = jax.checkpoint(step) if model.config.remat else step
+    run: Any = recompute(step, model.config.remat)
     hidden = model.norm(jax.lax.scan(run, x, decoder._indexed(model.layers))[0])
     own = einops.rearrange(hidden[:, num_prompt:], "b (j r) d -> b j r d", j=num_branches)
     last = jnp.take_along_axis(hidden, prompts.prompt_len[:, None, None] - 1, axis=1)[:, None]

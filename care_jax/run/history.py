@@ -61,7 +61,7 @@ _IN_DOUBT = (
     "rollout.compact_shares",
     "score",
     "verify",
-    "train.microbatches",
+    "train.stream_len",
     "optimizer",
     "eval",
 )
