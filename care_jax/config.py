@@ -12,6 +12,7 @@ from care_jax import options
 from care_jax.config_rules import RULES, key_problems, type_problem
 from care_jax.errors import InputError, shown
 from care_jax.method import objectives
+from care_jax.rewards import functions
 
 
 def base() -> ConfigDict:
@@ -80,6 +81,10 @@ def base() -> ConfigDict:
     c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
     # Functions "module:function" that the data may name as answer_kind; no other module is imported.
     c.verify.allow = ()
+    # More parts of the reward, "NAME=WEIGHT" each: iou, repetition, length, or a "module:function" of yours; see
+    # rewards/functions.py. Each has a curve.
+    c.verify.rewards = ()
+    c.verify.correct_when = ""  # "NAME>=NUMBER": a part that says which responses are correct; "": the verifiers
     c.verify.correct_weight = 0.9  # reward of a correct answer
     c.verify.format_weight = 0.1  # reward of a well-formed response
 
@@ -199,7 +204,16 @@ def _images_have_sizes(c: ConfigDict) -> str:
     )
 
 
+def _rewards_are_known(c: ConfigDict) -> str:
+    try:
+        functions.read_threshold(c.verify.correct_when, functions.read_terms(c.verify.rewards))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 CHECKS: tuple[Check, ...] = (
+    _rewards_are_known,
     functools.partial(_is_path_or_mixture, split="train"),
     functools.partial(_is_path_or_mixture, split="eval"),
     _images_have_sizes,

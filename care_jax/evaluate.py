@@ -201,7 +201,7 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
-    flags.DEFINE_string("responses", None, "A file with one JSON object a line to score in place of a model.")
+    flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
     flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
     flags.DEFINE_string("id_field", "id", "Where its objects have the question's id.")
     cli.run(main)

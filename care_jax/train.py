@@ -284,7 +284,8 @@ def _stack(rows: Sequence[Rollouts]) -> Rollouts:
 
 def _judged_row(judged: Judged, b: int) -> Judged:
     verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
-    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1])
+    parts = {name: values[b : b + 1] for name, values in judged.parts.items()}
+    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1], parts)
 
 
 def _interesting(done: step_summary.Step) -> int:

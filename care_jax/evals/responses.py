@@ -18,7 +18,7 @@ from absl import logging
 from tqdm import tqdm
 
 from care_jax import files
-from care_jax.data.file_formats import line_rows
+from care_jax.data.file_formats import Numbered, line_rows
 from care_jax.errors import BadRowError, InputError, shown
 from care_jax.structs import Record
 
@@ -79,24 +79,26 @@ def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str,
 
 
 def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_field: str) -> Responses:
-    """Responses from a file with one JSON object a line, as models' makers publish them.
+    """Responses from a file as models' makers publish them.
 
     Args:
-        path: the file.
+        path: the file: an object a line (MMMU-Pro), one array of objects (MMMU, ChartQA), or one object that has the
+            objects, or the responses themselves, by id (MathVista).
         ids: the ids of the benchmark's questions, "benchmark/id"; the file may leave out "benchmark/".
         id_field: the key of the id.
-        response_field: the key of the response, a text or a list of texts; anything else counts as no response.
+        response_field: the key of the response, a text, a number or a list of them; anything else counts as no
+            response.
 
     Raises:
-        InputError: no such file, a line that is not a JSON object, a missing key, an id that comes twice, or none of
-            the benchmark's ids.
+        InputError: no such file, a line or an entry that is not a JSON object, a missing key, an id that comes twice,
+            or none of the benchmark's ids.
     """
     if not path.is_file():
-        raise InputError(f"no file {path}; give one with a JSON object a line")
+        raise InputError(f"no file {path}; give one with JSON objects, a line each, in an array, or by id")
     known = {short: record_id for record_id in ids for short in (record_id, record_id.partition("/")[2])}
     responses: Responses = {}
     strangers: list[str] = []
-    for number, row in line_rows(path):
+    for number, row in _published_rows(path, id_field, response_field):
         if isinstance(row, BadRowError):
             raise InputError(f"{path}:{number} cannot be read: {row}")
         if missing := [key for key in (id_field, response_field) if key not in row]:
@@ -123,9 +125,31 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
     return responses
 
 
+def _published_rows(path: Path, id_field: str, response_field: str) -> Numbered:
+    """The rows of a file in any form that `read_responses` takes, numbered from 1."""
+    try:
+        whole = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError):  # several lines, or damaged, which is then said of its line
+        yield from line_rows(path)
+        return
+    if isinstance(whole, dict) and id_field not in whole:
+        rows = [
+            {id_field: key, **value} if isinstance(value, dict) else {id_field: key, response_field: value}
+            for key, value in whole.items()
+        ]
+    elif isinstance(whole, list) and whole:
+        rows = whole
+    else:
+        rows = [whole]
+    for number, row in enumerate(rows, start=1):
+        kind = type(row).__name__
+        yield number, row if isinstance(row, dict) else BadRowError(f"a JSON object is needed, not {kind}")
+
+
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str)]
+    numbers_too = (str(one) if isinstance(one, int | float) and not isinstance(one, bool) else one for one in values)
+    return [text for text in numbers_too if isinstance(text, str)]
 
 
 def _read_answered(path: Path) -> Responses:

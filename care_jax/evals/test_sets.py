@@ -180,7 +180,7 @@ def _are_figures(found: Any) -> bool:
 def table(results: Mapping[str, Any]) -> str:
     """The figures as a Markdown table, in per cent."""
     rows = [
-        f"| {BENCHMARKS[name].title} | {_count(figures)} | {_percentages(figures)} |"
+        f"| {_title(name, figures)} | {_count(figures)} | {_percentages(figures)} |"
         for name, figures in results["benchmarks"].items()
     ]
     average = results["macro_average"]
@@ -197,6 +197,12 @@ def table(results: Mapping[str, Any]) -> str:
             _NOTES,
         ]
     )
+
+
+def _title(name: str, figures: Mapping[str, Any]) -> str:
+    """The benchmark, and the file that its responses came from: rows of two models are to be told apart."""
+    file = printable(Path(str(figures["responses"])).name.replace("|", "/")) if "responses" in figures else ""
+    return BENCHMARKS[name].title + (f" ({file})" if file else "")
 
 
 def _macro_average(figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

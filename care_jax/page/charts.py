@@ -28,6 +28,8 @@ class Chart:
 
 TRAIN_CHARTS = (
     Chart("Reward", "mean per rollout", {"reward/mean": "reward"}, low=0.0, high=1.0),
+    Chart("Parts of the reward", "mean per rollout", prefix="rewards/"),
+    Chart("Parts of the reward that failed", "share of rollouts", prefix="rewards_failed/", low=0.0),
     Chart("Training accuracy", "share of rollouts correct", {"accuracy/train": "accuracy"}, low=0.0, high=1.0),
     Chart("Training accuracy by skill", "share of rollouts correct", prefix="accuracy/train/", low=0.0, high=1.0),
     Chart(

@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from care_jax.errors import InputError
 from care_jax.parallel.processes import share
 from care_jax.rewards import spans
+from care_jax.rewards.functions import Term, Threshold
 from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
 from care_jax.rewards.reward import RewardConfig, total_reward
@@ -35,6 +38,7 @@ class Judged(NamedTuple):
     texts: list[list[str]]  # decoded responses, special tokens left out
     extracted: list[list[str | None]]  # content of the answer span, None without one
     reasons: list[list[str]]  # why each verdict is what it is
+    parts: Mapping[str, np.ndarray] = MappingProxyType({})  # [B, G] by verify.rewards' name; NaN where there is none
 
 
 class JudgedText(NamedTuple):
@@ -92,22 +96,30 @@ def judge(
     token_ids, response_len = np.asarray(rollouts.token_ids), np.asarray(rollouts.response_len)
     _check_shapes(len(records), token_ids, response_len)
     read = _read_responses(token_ids, response_len, token_bytes, config.response_format)
+    sampled_len = np.asarray(rollouts.sampled_mask).sum(-1)
     asked = [record for record in records for _ in range(response_len.shape[1])]
     verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.settled.ravel().tolist())
+    texts = read.texts.ravel().tolist()
+    parts = _reward_parts(verifier, verifier.terms, asked, texts, read.extracted.ravel().tolist())
+    verdicts = _split(verdicts, verifier.correct_when, parts)
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
-    sampled_len = np.asarray(rollouts.sampled_mask).sum(-1)
+    rewards = total_reward(correct, read.format_ok, sampled_len, token_ids.shape[-1], config)
+    for term in verifier.terms:
+        parts[term.name] = parts[term.name].reshape(response_len.shape)
+        rewards += np.float32(term.weight) * np.nan_to_num(parts[term.name])
     return Judged(
         Verdicts(
             correct=correct,
             parsed=np.array([verdict.parsed for verdict in verdicts], bool).reshape(response_len.shape),
             format_ok=read.format_ok,
-            rewards=total_reward(correct, read.format_ok, sampled_len, token_ids.shape[-1], config),
+            rewards=rewards,
             think_mask=read.think_mask,
             answer_mask=read.answer_mask,
         ),
         texts=read.texts.tolist(),
         extracted=read.extracted.tolist(),
         reasons=np.array([verdict.reason for verdict in verdicts], object).reshape(response_len.shape).tolist(),
+        parts=parts,
     )
 
 
@@ -128,9 +140,12 @@ def judge_texts(
         InputError: a gold is not of its kind.
     """
     read = [_read(text.encode(errors="replace"), response_format) for _, text in responses]
-    verdicts = _check_answers(
-        verifier, [record for record, _ in responses], [one.extracted for one in read], [one.settled for one in read]
-    )
+    records, extracted = [record for record, _ in responses], [one.extracted for one in read]
+    verdicts = _check_answers(verifier, records, extracted, [one.settled for one in read])
+    if verifier.correct_when is not None:
+        terms = [term for term in verifier.terms if term.name == verifier.correct_when.name]
+        parts = _reward_parts(verifier, terms, records, [text for _, text in responses], extracted)
+        verdicts = _split(verdicts, verifier.correct_when, parts)
     return [
         JudgedText(one.extracted, one.parsed.format_ok, verdict) for one, verdict in zip(read, verdicts, strict=True)
     ]
@@ -205,3 +220,50 @@ def _check_answers(
     # Verdicts of other processes come as lists.
     verified = (Verdict(*verdict) for verdict in share(verifier.check, items))
     return [next(verified) if verdict is None else verdict for verdict in settled]
+
+
+def _reward_parts(
+    verifier: Verifier,
+    terms: Sequence[Term],
+    records: Sequence[Record],
+    texts: Sequence[str],
+    extracted: Sequence[str | None],
+) -> dict[str, np.ndarray]:
+    """The value of each term for n responses, [n] float32 by name; NaN where its function failed twice."""
+    functions = list(dict.fromkeys(term.function for term in terms))
+    described = [_describe(record, answer) for record, answer in zip(records, extracted, strict=True)]
+    items = [
+        Item(function, text[:MAX_RESPONSE_LEN], "", None, record)
+        for function in functions
+        for record, text in zip(described, texts, strict=True)
+    ]
+    found = [Verdict(*verdict) for verdict in share(verifier.check, items)]
+    failed = [row for row, verdict in enumerate(found) if not verdict.parsed]
+    for row, verdict in zip(failed, share(verifier.check, [items[row] for row in failed]), strict=True):
+        found[row] = Verdict(*verdict)
+    parts: dict[str, np.ndarray] = {}
+    for term in terms:
+        start = functions.index(term.function) * len(records)
+        values = [json.loads(one.reason) if one.parsed else {} for one in found[start : start + len(records)]]
+        parts[term.name] = np.array([value.get(term.part, np.nan) for value in values], np.float32)
+    return parts
+
+
+def _describe(record: Record, answer: str | None) -> dict[str, Any]:
+    """A record as reward functions take it."""
+    names = ("id", "source", "prompt", "images", "answer", "answer_kind", "choices")
+    return {name: getattr(record, name) for name in names} | {"extracted": answer}
+
+
+def _split(
+    verdicts: Sequence[Verdict], correct_when: Threshold | None, parts: Mapping[str, np.ndarray]
+) -> list[Verdict]:
+    """The verdicts, or those of the part of the reward that says which responses are correct."""
+    if correct_when is None:
+        return list(verdicts)
+    name, least = correct_when
+    values = parts[name].tolist()
+    return [
+        Verdict(value >= least, verdict.parsed or value >= least, f"{name} {value:.3g}")
+        for verdict, value in zip(verdicts, values, strict=True)
+    ]

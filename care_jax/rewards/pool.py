@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import json
 import os
@@ -10,13 +11,14 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import logging
 
 from care_jax.errors import InputError, shown
+from care_jax.rewards.functions import Term, Threshold, read_terms, read_threshold
 from care_jax.rewards.verifiers.own import require_allowed
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
 
@@ -33,12 +35,13 @@ _MOST_LOST_STARTS = 3  # for each worker of the pool, in one call of `check`
 
 
 class Item(NamedTuple):
-    """One answer to check."""
+    """One answer to check; or, with a record, one response to give a reward."""
 
-    kind: str  # a Record's answer_kind
-    given: str  # the answer as the model wrote it
+    kind: str  # a Record's answer_kind; or the name of a reward function (functions.py)
+    given: str  # the answer as the model wrote it; or the whole response
     gold: str
     choices: tuple[str, ...] | None
+    record: Mapping[str, Any] | None = None  # as functions.py says; the verdict's reason is then the numbers as JSON
 
 
 class _Worker:
@@ -130,6 +133,8 @@ class Verifier:
         tolerance: float,
         allow: Collection[str] | None = None,
         on_progress: Callable[[], None] = lambda: None,
+        terms: Sequence[Term] = (),
+        correct_when: Threshold | None = None,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         """Start the workers.
@@ -142,6 +147,8 @@ class Verifier:
                 come from data.
             on_progress: called at the start of every `check` and for each verdict: whoever watches for a hang is to
                 know that there is progress, however slow.
+            terms: parts of the reward beside answer and format.
+            correct_when: the part that says which responses are correct, in place of the verifiers.
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
 
         Raises:
@@ -154,6 +161,7 @@ class Verifier:
             )
         self._deadline, self._tolerance, self._command = deadline, tolerance, command
         self._allow, self._on_progress, self._has_warned = allow, on_progress, False
+        self.terms, self.correct_when = tuple(terms), correct_when
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(command, self._selector) for _ in range(workers)]
 
@@ -163,12 +171,15 @@ class Verifier:
     ) -> Verifier:
         """The pool that `config.verify` describes; `own_kinds` are functions that this package names as kinds."""
         verify = config.verify
+        terms = read_terms(verify.rewards)
         return cls(
             workers=verify.workers,
             deadline=verify.deadline,
             tolerance=verify.tolerance,
             allow=(*verify.allow, *own_kinds),
             on_progress=on_progress,
+            terms=terms,
+            correct_when=read_threshold(verify.correct_when, terms),
         )
 
     def __enter__(self) -> Verifier:
@@ -198,7 +209,7 @@ class Verifier:
         if not self._workers:
             raise ValueError("this Verifier is closed; make a new one")
         if self._allow is not None:
-            for kind in {item.kind for item in items}:
+            for kind in {item.kind for item in items if item.record is None}:
                 require_allowed(kind, self._allow)
         self._on_progress()
         batch = _Batch(items, self._tolerance, self._on_progress)
@@ -327,6 +338,15 @@ class _Batch:
 
     def _line(self, number: int) -> bytes:
         item = self._items[number]
+        if item.record is not None:
+            images = [base64.b64encode(image).decode() for image in item.record["images"]]
+            reward = {
+                "id": number,
+                "kind": item.kind,
+                "response": item.given,
+                "record": {**item.record, "images": images},
+            }
+            return json.dumps(reward).encode() + b"\n"
         request = {
             "id": number,
             "kind": item.kind,

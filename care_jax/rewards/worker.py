@@ -1,11 +1,17 @@
-"""One verifier process: JSON lines in, JSON lines out, in order. `pool.Verifier` starts it.
+r"""One verifier process: JSON lines in, JSON lines out, in order. `pool.Verifier` starts it.
 
 It says "ready" once, then answers each request line with one line:
 
     {"id": 7, "kind": "integer", "given": "x = 5", "gold": "5", "choices": null, "tolerance": 0.01}
     [7, true, true, "correct"]
 
-or [7, null, null, message] for a gold that is not of its kind. Before the first request of a kind it says "loading",
+or [7, null, null, message] for a gold that is not of its kind. A request with a record is one for a reward
+function, whose numbers are the reason, as JSON:
+
+    {"id": 8, "kind": "iou", "response": "...", "record": {"answer": "[1, 2, 3, 4]", "extracted": "[1, 2, 3, 5]", ...}}
+    [8, true, true, "{\"\": 0.667}"]
+
+ Before the first request of a kind it says "loading",
 and "ready" again when the verifier and its imports are loaded (for LaTeX a second or more), so that this time does not
 count against an item's deadline. The process ends when its input ends, and with its parent.
 
@@ -24,7 +30,9 @@ import time
 from typing import Any, BinaryIO
 
 from care_jax.errors import InputError
+from care_jax.rewards import functions
 from care_jax.rewards.verifiers import load_kind, verify_answer
+from care_jax.rewards.verifiers.verdict import Verdict
 
 
 def main() -> None:
@@ -41,7 +49,7 @@ def main() -> None:
             if request["kind"] not in loaded:
                 os.write(output, b'"loading"\n')
                 with contextlib.suppress(InputError):  # an unknown kind; `respond` says so
-                    load_kind(request["kind"])
+                    functions.load(request["kind"]) if "record" in request else load_kind(request["kind"])
                 loaded.add(request["kind"])
                 os.write(output, b'"ready"\n')
             # One write an answer: a kill would lose answers in a buffer, and the wrong item would be blamed.
@@ -69,6 +77,8 @@ def _end_with(parent: int) -> None:
 
 def respond(request: dict[str, Any]) -> bytes:
     """Return the answer line to one request."""
+    if "record" in request:
+        return _reward(request)
     choices = request["choices"]
     try:
         verdict = verify_answer(
@@ -80,6 +90,20 @@ def respond(request: dict[str, Any]) -> bytes:
         )
     except InputError as error:
         return json.dumps([request["id"], None, None, str(error)]).encode() + b"\n"
+    return json.dumps([request["id"], *verdict]).encode() + b"\n"
+
+
+def _reward(request: dict[str, Any]) -> bytes:
+    """Return the answer line to a request for a reward; a function that fails costs this item alone."""
+    name = request["kind"]
+    try:
+        functions.load(name)
+    except InputError as error:
+        return json.dumps([request["id"], None, None, str(error)]).encode() + b"\n"
+    try:
+        verdict = Verdict(True, True, json.dumps(functions.compute(name, request["record"], request["response"])))
+    except (Exception, SystemExit) as error:
+        verdict = Verdict(False, False, f"{name} raised {type(error).__name__}")
     return json.dumps([request["id"], *verdict]).encode() + b"\n"
 
 

@@ -65,6 +65,7 @@ def join_judged(parts: Sequence[Judged]) -> Judged:
         texts=[row for part in parts for row in part.texts],
         extracted=[row for part in parts for row in part.extracted],
         reasons=[row for part in parts for row in part.reasons],
+        parts={name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
     )
 
 
@@ -115,6 +116,9 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
     for source in sorted({record.source for record in step.drawn.records}):
         rows = np.array([record.source == source for record in step.drawn.records])
         values[f"accuracy/train/{source}"] = float(np.mean(verdicts.correct[rows]))
+    for name, part in step.drawn.judged.parts.items():
+        values |= {f"rewards/{name}": _mean(np.nan_to_num(part), np.isfinite(part))}
+        values |= {f"rewards_failed/{name}": float(np.mean(np.isnan(part)))}
     if anchored:
         values |= _subgroup_metrics(step)
     return values

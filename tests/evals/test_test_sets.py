@@ -292,6 +292,48 @@ def test_published_responses(prepared: Path, tmp_path: Path, verifier: Verifier,
     assert (figures["accuracy"], figures["unanswered"]) == (pytest.approx(1 / 3), 2)
 
 
+BY_ID = {"1": {"pid": "1", "query": "?", "response": "A"}, "2": {"pid": "2", "response": 7, "extraction": "7"}}
+FORMS = [
+    (BY_ID, "pid"),
+    (BY_ID, "id"),
+    (list(BY_ID.values()), "pid"),
+    ({"1": "A", "2": 7}, "id"),
+    ({"1": ["A"], "2": [7]}, "id"),
+]
+
+
+@pytest.mark.parametrize(("published", "id_field"), FORMS)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_published_forms(tmp_path: Path, published: Any, id_field: str, indent: int | None) -> None:
+    """Catches the files of MathVista, MMMU and ChartQA that must be rewritten first, and numbers taken for silence."""
+    path = tmp_path / "output.json"
+    path.write_text(json.dumps(published, indent=indent))
+    responses = read_responses(path, ["b/1", "b/2", "b/3"], id_field=id_field, response_field="response")
+    assert responses == {"b/1": ["A"], "b/2": ["7"]}
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"1": {"response": "A"}', '[{"id": "1"}, 7]', '[{"id": "1", "response": "A"}, null]']
+)
+def test_damaged_published_forms(tmp_path: Path, damage: str) -> None:
+    """Catches half a file that is scored as a whole one."""
+    path = tmp_path / "output.json"
+    path.write_text(damage)
+    with pytest.raises(InputError, match=re.escape(f"{path}:")):
+        read_responses(path, ["b/1"], id_field="id", response_field="response")
+
+
+def test_the_table_names_the_files_that_were_scored(tmp_path: Path) -> None:
+    """Catches two models' responses in one table that nobody can tell apart."""
+    check_settings(tmp_path, {"answers": "from files"})
+    numbers = {"items": 1, "published_items": 1, "unanswered": 0}
+    numbers |= {"accuracy": 0.5, "unparsed_rate": 0.0, "lmms_eval_accuracy": 0.5}
+    for name, file in (("mathvista", "runs/model_a.json"), ("mmmu", "model_b\x1b|.json")):
+        results = test_sets.write_results(tmp_path, {name: {"responses": file, **numbers}})
+    titles = [line.split(" | ")[0] for line in test_sets.table(results).splitlines() if "model_" in line]
+    assert titles == ["| MathVista testmini (model_a.json)", "| MMMU val (model_b\\x1b/.json)"]
+
+
 def test_own_responses_are_such_a_file(prepared: Path, tmp_path: Path) -> None:
     """Catches answers that were asked for and cannot be scored again."""
     source = test_sets.open_benchmarks(prepared, ["mathvista"])["mathvista"]

@@ -152,6 +152,17 @@ def test_metrics_by_hand(step):
     )
 
 
+def test_each_part_of_the_reward_has_its_curve(step):
+    """Catches a mean over responses whose function failed, and failures that nobody sees."""
+    part = np.array([[0.5, np.nan, 1.0, 0.0], [0.0] * 4, [np.nan] * 4], np.float32)
+    drawn = step.drawn._replace(judged=step.drawn.judged._replace(parts={"iou": part}))
+    values = step_summary.metrics(step._replace(drawn=drawn), anchored=True)
+    assert values["rewards/iou"] == pytest.approx(1.5 / 7)
+    assert values["rewards_failed/iou"] == pytest.approx(5 / 12)
+    joined = step_summary.join_judged([drawn.judged, drawn.judged])
+    np.testing.assert_array_equal(joined.parts["iou"], np.concatenate([part, part]))
+
+
 def test_a_failed_repair_stays_a_negative(step):
     """Catches a repaired row that is left out of the negatives whatever became of it, and a rate over all groups."""
     failed = step._replace(reflection=step.reflection.replace(correct=np.array([False, True, True])))

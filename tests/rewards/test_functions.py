@@ -1,0 +1,209 @@
+"""Rewards beyond right and wrong: built-in ones by hand, a user's own in the pool, and the split that they make."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from care_jax.config import base, validate
+from care_jax.errors import InputError
+from care_jax.rewards import functions
+from care_jax.rewards.judge import RewardConfig, Verifier, judge, judge_texts
+from care_jax.rewards.response_format import ANSWER_TAGS
+from care_jax.structs import Record
+from tests.made_rollouts import rollouts_of
+
+TAGGED = RewardConfig(ANSWER_TAGS, correct_weight=0.9, format_weight=0.1)
+OWN = "tests.own_rewards:"
+
+
+def boxes(gold: str, given: str | None) -> float:
+    """The IoU of an answer."""
+    return functions.iou({"answer": gold, "extracted": given}, "")
+
+
+@pytest.mark.parametrize(
+    ("gold", "given", "value"),
+    [
+        ("[0, 0, 10, 10]", "[0, 0, 10, 10]", 1.0),
+        ("[0, 0, 10, 10]", "0 0 10 5", 0.5),
+        ("[0, 0, 10, 10]", "(5, 0, 15, 10)", 1 / 3),
+        ("[0, 0, 10, 10]", '{"bbox_2d": [5, 5, 15, 15], "label": "a 1"}', 25 / 175),
+        ("[0, 0, 10, 10]", "[10, 0, 20, 10]", 0.0),
+        ("[0, 0, 10, 10]\n[20, 20, 30, 30]", "[20, 20, 30, 30]", 1.0),
+        ("[0, 0, 10, 10]", "[3, 4]", 1.0),
+        ("[0, 0, 10, 10]", "30, 4", 0.0),
+        ("[0, 0, 10, 10]", "[10, 10, 0, 0]", 0.0),
+        ("[0, 0, 10, 10]", "[0, 0, 10, 10] or [20, 20, 30, 30]", 0.0),
+        ("[0, 0, 10, 10]", "[[0, 0, 10, 10], [1, 1, 2, 2]]", 0.0),
+        ("[0, 0, 10, 10]", "[0, 0, 10]", 0.0),
+        ("[0, 0, 10, 10]", "[0, 0, nan, 10]", 0.0),
+        ("[0, 0, 10, 10]", "[-1e308, -1e308, 1e308, 1e308]", 0.0),
+        ("[0, 0, 10, 10]", "[0, 0, 10, 10]" + " " * 300, 0.0),
+        ("[0, 0, 10, 10]", "a box", 0.0),
+        ("[0, 0, 10, 10]", "", 0.0),
+        ("[0, 0, 10, 10]", None, 0.0),
+    ],
+)
+def test_iou_by_hand(gold: str, given: str | None, value: float) -> None:
+    """Catches areas counted twice, boxes turned round, and a reward for an answer that gives several."""
+    assert boxes(gold, given) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("gold", ["", "a box", "[1, 2]", "[3, 3, 1, 1]", "[0, 0, 1, 1]\n7"])
+def test_iou_needs_a_box(gold: str) -> None:
+    """Catches data without boxes that train in silence on zeros."""
+    with pytest.raises(ValueError, match="is no box; iou needs"):
+        boxes(gold, "[0, 0, 1, 1]")
+
+
+def test_penalties_by_hand() -> None:
+    """Catches a penalty on a text that repeats nothing, and one that grows without end."""
+    assert (
+        functions.repetition({}, "a b c d e")
+        == functions.repetition({}, "")
+        == functions.repetition({}, "a a a")
+        == 0.0
+    )
+    assert functions.repetition({}, "a b c d a b c d") == pytest.approx(4 / 5 - 1)  # abcd comes twice among five runs
+    assert functions.repetition({}, "a " * 1003) == pytest.approx(1 / 1000 - 1)
+    assert functions.length({}, "a " * 250) == -0.25
+    assert functions.length({}, "a " * 9_000) == -1.0
+
+
+BAD = [
+    ({"rewards": ("iou",)}, "'iou' is not NAME=WEIGHT"),
+    ({"rewards": ("iou=much",)}, "is not NAME=WEIGHT"),
+    ({"rewards": ("iou=nan",)}, "is not NAME=WEIGHT"),
+    ({"rewards": ("iou=1", "iou=2")}, "each name once"),
+    ({"rewards": ("iuo=1",)}, "one of iou, repetition, length, or module:function"),
+    ({"rewards": ("os:=1",)}, "is not NAME=WEIGHT"),
+    ({"correct_when": "iou>=0.5"}, "with a name of verify.rewards (which is empty)"),
+    ({"rewards": ("iou=1",), "correct_when": "iou>0.5"}, "give NAME>=NUMBER"),
+    ({"rewards": ("iou=1",), "correct_when": "iou>=half"}, "give NAME>=NUMBER"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_a_config_is_refused_before_anything_runs(changes: dict, message: str) -> None:
+    """Catches a misspelt reward that is left out in silence."""
+    config = base()
+    config.model.folder = config.data.train = "x"
+    config.verify.update(changes)
+    with pytest.raises(InputError, match="bad config") as error:
+        validate(config)
+    assert message in str(error.value)
+
+
+def pool(*rewards: str, correct_when: str = "", deadline: float = 30.0) -> Verifier:
+    """The pool of a config with these rewards."""
+    config = base()
+    config.verify.update(rewards=rewards, correct_when=correct_when, deadline=deadline)
+    return Verifier.from_config(config)
+
+
+TOKENS = [
+    b"",
+    b"<answer>",
+    b"</answer>",
+    b"[0,0,10,10]",
+    b"[0,0,10,5]",
+    b"[0,0,10,2]",
+    b"<think></think>",
+    b"hang",
+    b"raise",
+]
+END, BEGIN, FINISH, WHOLE, HALF, FIFTH, THINK, HANG, RAISE = range(len(TOKENS))
+GROUNDED = Record("a", "s", "where?", (b"123", b"45678"), "[0, 0, 10, 10]", "list")
+
+
+def test_a_box_is_rewarded_and_split_by_its_overlap() -> None:
+    """Catches a reward of another rollout, the exact list as the only right answer, and a split by another rule."""
+    rows = [[THINK, BEGIN, box, FINISH, END] for box in (WHOLE, HALF, FIFTH)]
+    rollouts = rollouts_of(np.array([rows], np.int32), np.full((1, 3), 5, np.int32))
+    with pool("iou=0.5", f"{OWN}sees.pixels=0.01", correct_when="iou>=0.5") as verifier:
+        judged = judge(verifier, [GROUNDED], rollouts, TOKENS, TAGGED)
+    np.testing.assert_allclose(judged.parts["iou"], [[1.0, 0.5, 0.2]], rtol=1e-6)
+    np.testing.assert_allclose(judged.parts[f"{OWN}sees.pixels"], [[8.0] * 3])
+    assert judged.verdicts.correct.tolist() == [[True, True, False]]
+    assert judged.reasons == [["iou 1", "iou 0.5", "iou 0.2"]]
+    right, formed, pixels = np.array([1, 1, 0]), 0.1, 0.08
+    expected = [0.9 * right + formed + 0.5 * np.array([1.0, 0.5, 0.2]) + pixels]
+    np.testing.assert_allclose(judged.verdicts.rewards, expected, rtol=1e-6)
+    assert judged.verdicts.rewards.dtype == np.float32
+
+
+def test_an_evaluation_splits_as_training_does() -> None:
+    """Catches held-out accuracy by another rule than the one that is trained."""
+    texts = [(GROUNDED, f"<answer>{box}</answer>") for box in ("[0, 0, 10, 9]", "[0, 0, 10, 1]", "none")]
+    with pool("iou=0.5", correct_when="iou>=0.5") as verifier:
+        judged = judge_texts(verifier, texts, ANSWER_TAGS)
+    assert [one.verdict.correct for one in judged] == [True, False, False]
+    assert [one.verdict.reason for one in judged] == ["iou 0.9", "iou 0.1", "iou 0"]
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan", "huge", "text", "hang"])
+def test_a_function_that_fails_costs_its_response_alone(fault: str) -> None:
+    """Catches a run that ends, or trains on infinity, because a user's function failed on one response."""
+    words = [b"", fault.encode(), b"fine"]
+    rollouts = rollouts_of(np.array([[[1, 0], [2, 0]]], np.int32), np.full((1, 2), 2, np.int32))
+    with pool(f"{OWN}fragile=1", deadline=1.0) as verifier:
+        judged = judge(verifier, [GROUNDED], rollouts, words, TAGGED)
+    np.testing.assert_array_equal(judged.parts[f"{OWN}fragile"], np.float32([[np.nan, 0.5]]))
+    np.testing.assert_allclose(judged.verdicts.rewards, [[0.0, 0.5]])
+
+
+@pytest.mark.parametrize("name", ["no_such_module:f", f"{OWN}unmarked", f"{OWN}absent", "os:system"])
+def test_a_function_that_is_none_is_an_error(name: str) -> None:
+    """Catches a misspelt function whose reward is zero for ever."""
+    with pool(f"{name}=1") as verifier, pytest.raises(InputError, match=r"cannot be imported|is not marked"):
+        judge(
+            verifier, [GROUNDED], rollouts_of(np.zeros((1, 2, 1), np.int32), np.ones((1, 2), np.int32)), [b""], TAGGED
+        )
+
+
+class Judge(BaseHTTPRequestHandler):
+    """A judge that hangs, fails, answers late, and answers at the second try."""
+
+    asked: dict[str, int] = {}  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        """Answers."""
+        self.asked[self.path] = self.asked.get(self.path, 0) + 1
+        if self.path == "/hangs":
+            time.sleep(20)
+        if self.path == "/late":
+            time.sleep(0.3)
+        fails = self.path == "/fails" or (self.path == "/recovers" and self.asked[self.path] == 1)
+        self.send_response(500 if fails else 200)
+        self.end_headers()
+        self.wfile.write(b"0.75")
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """The judge's."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+
+
+def test_a_judge_over_http_that_hangs_fails_and_is_late(address: str) -> None:
+    """Catches a run that waits for a judge, loses its neighbours' rewards, or asks only once."""
+    words = [b"", b"hangs", b"fails", b"late", b"recovers", b"fine"]
+    record = Record("a", "s", address, (), "5", "integer")
+    ids = np.array([[[word, 0] for word in range(1, 6)]], np.int32)
+    with pool(f"{OWN}asks=1", deadline=2.0) as verifier:
+        judged = judge(verifier, [record], rollouts_of(ids, np.full((1, 5), 2, np.int32)), words, TAGGED)
+    np.testing.assert_array_equal(judged.parts[f"{OWN}asks"], np.float32([[np.nan, np.nan, 0.75, 0.75, 0.75]]))
+    assert (Judge.asked["/recovers"], Judge.asked["/fails"], Judge.asked["/fine"]) == (2, 2, 1)
