@@ -159,7 +159,9 @@ BAD_VALUES: list[tuple[str, Any]] = [
         [True, "1e-3", None, math.nan, math.inf, -math.inf, -1.0, 1e300, (0.1,), 10**400],
     ),
     *itertools.product(["optimizer.b1", "optimizer.b2", "verify.tolerance"], [1.5, 1.0, -0.5, math.nan, "0.9"]),
-    *itertools.product(["model.remat", "data.strict", "objective.region.enabled"], [1, 0, "True", None, 1.0, ()]),
+    *itertools.product(
+        ["model.freeze_vision", "data.strict", "objective.region.enabled"], [1, 0, "True", None, 1.0, ()]
+    ),
     *itertools.product(["model.folder", "model.weights", "eval.benchmarks"], [3, None, (), "a\0b", "\ud800", "", b"x"]),
     *itertools.product(
         ["data.prompt_buckets", "data.patch_buckets"],

@@ -66,6 +66,9 @@ def runs(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
     states = _states(folder / "model")
     sound = _write_run(folder / "sound", states)
     contents = {str(path.relative_to(sound)): path.read_bytes() for path in sorted(sound.rglob("*")) if path.is_file()}
+    # This compiles what the cases use, which have a time limit.
+    if not _resume(folder / "run", sound, MANIFEST_FILE, contents[MANIFEST_FILE], states):
+        raise RuntimeError("a run that nothing has damaged is not resumed rightly")
     for name, file, data in damaged_files(contents, num_cases, seed):
         yield Case(name, functools.partial(_resume, folder / "run", sound, file, data, states))
 

@@ -67,7 +67,7 @@ class Checkpointer:
         folder = files.anywhere(workdir) / "checkpoints"
         try:
             self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # Orbax reads a file of each step
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # Orbax reads each step's
             raise InputError(
                 f"the _CHECKPOINT_METADATA of a step in {folder} cannot be read ({one_line(error)}); put back a copy, "
                 "or move that step elsewhere"

@@ -66,7 +66,7 @@ def read_turns(turns: Any, system: Any = None) -> Exchange:
 def split_response(response: str) -> tuple[str | None, str]:
     """Splits a response into rationale and answer: <think>...</think>, and the rest or what <answer> holds of it.
 
-    A response that does not begin with <think> has no rationale, and is the answer.
+    A response that does not begin with <think> has no rationale, and is the answer; an empty <think> is no rationale.
     """
     text = response.strip()
     if not text.startswith(_THINK) or _END_THINK not in text:
@@ -75,7 +75,7 @@ def split_response(response: str) -> tuple[str | None, str]:
     answer = answer.strip()
     if answer.startswith(_ANSWER) and answer.endswith(_END_ANSWER):
         answer = answer[len(_ANSWER) : -len(_END_ANSWER)]
-    return rationale.strip(), answer.strip()
+    return rationale.strip() or None, answer.strip()
 
 
 def _content(content: Any) -> tuple[str, list[Any]]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,9 +87,7 @@ def array_rows(path: Path) -> Numbered:
     """
     buffer, at, number = "", 0, 1
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        while (first := file.read(1)).isspace():
-            pass
-        if first != "[":
+        if _first_visible(file) != "[":
             raise InputError(f"{path} is not a JSON array; it must start with [")
         while True:
             at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # it matches anything
@@ -151,16 +149,18 @@ def file_rows(path: Path, *required: str, optional: Collection[str] = ()) -> Num
     """Yields the rows of a parquet file, of a JSON array (.json) or, whatever its name, of JSON lines."""
     if path.suffix == ".parquet":
         return parquet_rows(path, *required, optional=optional)
-    if path.suffix == ".json" and _starts_with_bracket(path):
-        return array_rows(path)
+    if path.suffix == ".json":
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            is_array = _first_visible(file) == "["
+        return array_rows(path) if is_array else line_rows(path)
     return line_rows(path)
 
 
-def _starts_with_bracket(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        while (first := file.read(1)).isspace():
-            pass
-    return first == "["
+def _first_visible(file: TextIO) -> str:
+    """Reads up to the first character that is no white space, and returns it; empty at the end."""
+    while (first := file.read(1)).isspace():
+        pass
+    return first
 
 
 def _not_json(error: ValueError | RecursionError) -> BadRowError:

@@ -105,11 +105,13 @@ class DropCounter(Generic[Example]):
 class LostRecords:
     """Counts the records that could be read when a run started and cannot be any more. Thread-safe.
 
-    A warning names each of the first ones. More than 8 of a source, and more than 5 % of it, end the run.
+    A warning names each of the first ones. More than 8 of a source, and more than 5 % of it, end the run. One alone
+    does if `is_alone` is False: the processes of a run read the same stream, and would draw different batches.
     """
 
-    def __init__(self) -> None:
-        """Starts without any."""
+    def __init__(self, *, is_alone: bool = True) -> None:
+        """Starts without any; `is_alone` says that no other process reads the stream."""
+        self._is_alone = is_alone
         self._lock = threading.Lock()
         self._lost: dict[int, set[int]] = {}  # id of a source -> indices
 
@@ -124,7 +126,7 @@ class LostRecords:
             if index not in lost and len(lost) < _FEW_LOST:
                 logging.warning("%r: a record is left out, which can no longer be read: %s", source, error)
             lost.add(index)
-            if len(lost) > max(_FEW_LOST, _MOST_LOST * len(source)):
+            if len(lost) > max(_FEW_LOST, _MOST_LOST * len(source)) * self._is_alone:
                 raise OSError(f"{len(lost)} records of {source!r} can no longer be read; the last: {error}")
 
     def __len__(self) -> int:

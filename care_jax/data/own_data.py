@@ -66,11 +66,12 @@ class JsonlSource:
 def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> JsonlSource:
     """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
-    A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null, are "images" (a
-    list, each as `image_column.image_of` reads it, paths relative to the file's folder), "choices" (strings; required
-    for the kind "choice", whose answer is a letter or one of their texts), "rationale" and "source" (by default the
-    file's name without its ending). The prompt has one "<image>" for each image; if it has none, they are put first.
-    Instead of a prompt, a row may have a list of turns (`_from_turns`). The file is UTF-8; empty lines are skipped.
+    A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null or empty, are
+    "images" (a list, each as `image_column.image_of` reads it, paths relative to the file's folder), "choices"
+    (strings; required for the kind "choice", whose answer is a letter or one of their texts), "rationale" and "source"
+    (by default the file's name without its ending). The prompt has one "<image>" for each image; if it has none, they
+    are put first. Instead of a prompt, a row may have a list of turns (`_from_turns`). The file is UTF-8; empty lines
+    are skipped.
 
     Args:
         path: the file: a JSON array if it ends in .json and starts with a bracket, parquet if it ends so, else JSON
@@ -126,11 +127,15 @@ def files(root: Path, split: str) -> list[Path]:
 
 
 def rows(path: Path) -> Numbered:
-    """Yields the rows, with the file's name as the source of those that name none; null is as if left out."""
+    """Yields the rows without their missing cells, with the file's name as the source of those that name none."""
     for number, raw in file_rows(path, optional=(*REQUIRED, *OPTIONAL, *_TURNS, *_BESIDE_TURNS, *_NOT_READ)):
         if isinstance(raw, dict):
-            raw = {"source": path.stem} | {key: value for key, value in raw.items() if value is not None}
+            raw = {"source": path.stem} | {key: cell for key, cell in raw.items() if not _is_missing(key, cell)}
         yield number, raw
+
+
+def _is_missing(key: str, cell: Any) -> bool:
+    return cell is None or (key in OPTIONAL and isinstance(cell, str) and is_blank(cell))
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
@@ -192,12 +197,11 @@ def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:
     row |= {"id": str(raw.get("id", where)), "prompt": exchange.question, "images": column or exchange.images}
     if exchange.response is None:
         return row
-    rationale, answer = split_response(exchange.response)
-    answer = " ".join(answer.splitlines())  # several lines would be several accepted answers
+    rationale, rest = split_response(exchange.response)
     if "answer" not in row:
-        row["answer"] = answer
-    elif rationale is None and answer != row["answer"]:
-        rationale = exchange.response.strip()
+        row["answer"] = " ".join(rest.splitlines())  # several lines would be several accepted answers
+    elif rationale is None and rest != row["answer"]:
+        rationale = rest
     return ({} if rationale is None else {"rationale": rationale}) | row
 
 

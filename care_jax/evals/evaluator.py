@@ -20,6 +20,7 @@ from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.parallel import sharding
+from care_jax.parallel.processes import is_alone
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.keys import stage_key
@@ -82,7 +83,7 @@ class Evaluator:
         """
         items: list[JudgedItem] = []
         dropped: list[Record] = []
-        lost = loader.LostRecords()
+        lost = loader.LostRecords(is_alone=is_alone())
         for records, texts in self.responses(model, self._source, limit=limit, dropped=dropped, lost=lost, wait=wait):
             answered = list(zip(records, texts, strict=True))
             items += judge_items(self._verifier, answered, self._processor.response_format)
@@ -137,6 +138,7 @@ class Evaluator:
                 dropped.append(record)
             return example
 
+        lost = loader.LostRecords(is_alone=is_alone()) if lost is None else lost
         size = self._decoder.batch_size
         batches = loader.make_eval_batches(source, encode, batch_size=size, limit=limit, lost=lost)
         for number, (examples, num_real) in enumerate(batches, start=first_batch):

@@ -13,33 +13,35 @@ Span = tuple[int, int]  # end excluded
 
 _END_TOKEN = re.compile(r"</s>|<\|[a-z_]{1,20}\|>|<eos>|<end_of_turn>")
 _LINE = re.compile(r"[^\r\n]+")
-_MARKS = r"[\s*#>\\\[({$_-]{0,40}(?:\\?text(?:bf)?\{)?\s{0,9}"
-_LABEL = re.compile(
-    rf"{_MARKS}(?:(?:the )?(?:final |correct |right |best )?(?:answer|option|choice)(?: is)?[\s*_]{{0,20}}[:：]"  # noqa: RUF001
-    r"|(?:(?:所以|因此|综上)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)(?:应该)?[是为]?[:：]?)[\s*_]{0,20}",  # noqa: RUF001
-    re.IGNORECASE,
-)
-_HEADING = re.compile(
-    rf"{_MARKS}(?:the )?(?:final |correct |right |best )?answer(?: is)?[\s*_:]{{0,20}}", re.IGNORECASE
-)
 _SUITABLE = "correct|right|best|closest|nearest|accurate|appropriate|suitable|final|likely"
-_PHRASE = re.compile(
-    rf"\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice))\b[^.:!?\r\n]{{0,80}}?"
+# What leads to an answer, which is the rest of the line, or the next line if nothing is left.
+_LEAD = re.compile(
+    # at the head of a line: "**Final Answer:**", "### The answer", r"\( \text{Answer: ", 故选
+    r"^[\s*#>\\\[({$_-]{0,40}(?:\\?text(?:bf)?\{)?\s{0,9}"
+    rf"(?:(?:the )?(?:(?:{_SUITABLE}) )?(?:(?:answer|option|choice)(?: is)?[\s*_]{{0,20}}[:：]|answer[\s*_]{{0,20}}$)"  # noqa: RUF001
+    r"|(?:(?:所以|因此|综上)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)(?:应该)?[是为]?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
+    # in a line: "the correct option letter is", "the answer should be", 答案是
+    rf"|\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice)|(?:option|choice) (?:that|which))\b"
+    r"[^.:!?\r\n]{0,80}?"
     r"(?:\s(?:is|(?:should|would|must|will|could) be)\b|:)[\s:*]{0,20}"
     r"|(?:答案|故选|应选|选择|选项)[^。\r\n]{0,20}?[是为选：:]\s{0,9}|故选\s{0,9}",  # noqa: RUF001
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
-_CORRECT = re.compile(
-    rf"(?:[Oo]ption|[Cc]hoice|选项)\s?\(?([A-L])\)?\s?(?:is|是)?\s?(?:the |most )?(?:{_SUITABLE}|正确)"
-    rf"|(?:^|[\s,，])(\([A-L]\)) is (?:the |most )?(?:{_SUITABLE})\b",  # noqa: RUF001
+# What holds an answer: \fbox{42}, "option B is correct", "(B) is the best", 选项B正确.
+_HOLDER = re.compile(
+    r"\\fbox\s{0,9}\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
+    rf"|(?:[Oo]ption|[Cc]hoice|选项)\s?\(?([A-L])\)?\s?(?:is|是)?\s?(?:the |most )?(?:{_SUITABLE}|正确)"
+    rf"|(?<![^\s,，])(\([A-L]\)) is (?:the |most )?(?:{_SUITABLE})\b"  # noqa: RUF001
 )
+_LAST_LINE = re.compile(r"####[ \t]*(?=[^#\s])")  # as in GSM8K
 _EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
 _THREE_WORDS = re.compile(r"(?:[^\n]{0,40}?\b[^\W\d_]{2,20}\b){3}")
 _CONDITION = re.compile(r"\b(?:when|if|where|with|for|given|let|since|because)\b", re.IGNORECASE)
 _ADVERB = re.compile(
-    r"(?:(?:therefore|thus|hence|likely|most likely|probably|simply|clearly|indeed)\b[\s,:]{1,9})+", re.IGNORECASE
+    r"[\s,;:]{0,9}"
+    r"(?:(?:therefore|thus|hence|so|likely|most likely|probably|definitely|simply|clearly|indeed)\b[\s,:]{1,9})*",
+    re.IGNORECASE,
 )
-_GSM = re.compile(r"####[ \t]*(?=[^#\s])")
 # The end of a sentence: no initial ("B. red"), no abbreviation ("U.S. dollars"), no bracket or command behind it.
 _SENTENCE_END = re.compile(
     r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*]))[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
@@ -61,9 +63,9 @@ _CONCLUSION = re.compile(
 _REASONS = re.compile(
     r"[\s*#]{0,9}(?:explanation|reason|reasoning|rationale|justification)\b[\s*]{0,9}:", re.IGNORECASE
 )
-_FRAMED = re.compile(r"\\fbox\s{0,9}\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
+_TAIL = 20_000  # characters; an answer stands at the end
 _LONGEST = 500  # characters; nothing longer is an answer, or a line to look for marks in
 _IDLE = " \t\r\n\u200b\ufeff"
 
@@ -76,7 +78,8 @@ def last_statement(text: str, box: Span | None) -> Span | None:
         box: the inside of the last box, None without one.
     """
     end = _content_end(text)
-    lines = [match.span() for match in _LINE.finditer(text, 0, end) if match[0].strip(_IDLE + "*`")]
+    tail = max(0, end - _TAIL)
+    lines = [match.span() for match in _LINE.finditer(text, tail, end) if match[0].strip(_IDLE + "*`")]
     explicit = _explicit(text, lines)
     if box and (explicit is None or box[0] >= explicit[0]):
         return _trimmed(text, box)
@@ -102,17 +105,14 @@ def _explicit(text: str, lines: list[Span]) -> Span | None:
     """Return the last statement that calls itself an answer."""
     following: Span | None = None
     for start, end in reversed(lines):
-        if following is None and (mark := _GSM.match(text, start, end)):
+        if following is None and (mark := _LAST_LINE.match(text, start, end)):
             return mark.end(), end
-        label = _LABEL.match(text, start, end) or _HEADING.fullmatch(text, start, end)
-        if framed := _last(_FRAMED, text, start, end):
-            return framed.span(1)
-        if (correct := _last(_CORRECT, text, start, end)) and not _PHRASE.search(text, correct.end(), end):
-            return correct.span(correct.lastindex or 1)
-        phrase = _last(_PHRASE, text, start, end)
-        if (phrase or label) and (behind := max(mark.end() for mark in (phrase, label) if mark)) < end:
-            return behind, end
-        if (phrase or label) and following:
+        holder, lead = _last(_HOLDER, text, start, end), _last(_LEAD, text, start, end)
+        if holder and (lead is None or lead.start() <= holder.start()):
+            return holder.span(holder.lastindex or 0)
+        if lead and lead.end() < end:
+            return lead.end(), end
+        if lead and following:
             return following
         following = start, end
     return None
@@ -124,9 +124,7 @@ def _last(pattern: re.Pattern[str], text: str, start: int, end: int) -> re.Match
 
 def _without_afterthought(text: str, span: Span) -> Span:
     """Cut a statement behind its first sentence, unless what follows takes it back."""
-    start, end = span
-    if adverb := _ADVERB.match(text, start, end):
-        start = adverb.end()
+    start, end = span[0] + len(_ADVERB.match(text, *span)[0]), span[1]  # type: ignore[index]  # it may be empty
     stop = _SENTENCE_END.search(text, start, end)
     return (start, end) if not stop or _TAKEN_BACK.match(text, stop.end(), end) else (start, stop.start())
 
@@ -149,6 +147,7 @@ def _sentence(text: str, lines: list[Span]) -> Span | None:
         start = conclusion.start()
     if (equals := _last(_EQUALS, text, start, end)) and _introduces(text, start, equals.start()):
         start = equals.end()
+    start += len(_ADVERB.match(text, start, end)[0])  # type: ignore[index]  # it may be empty
     return None if _TAKEN_BACK.match(text, start, end) else (start, end)
 
 

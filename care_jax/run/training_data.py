@@ -8,6 +8,7 @@ from typing import Any
 import grain
 
 from care_jax.data import loader
+from care_jax.parallel.processes import is_alone
 from care_jax.structs import Record
 
 Encoder = Callable[[Record], Any]  # makes an example of a record, or None to drop it
@@ -22,7 +23,7 @@ class TrainingData:
 
     def __init__(self, source: loader.RecordSource, encode: Encoder, *, batch_size: int, seed: int) -> None:
         """Opens the stream at its start; `loader.make_train_iterator` says what the arguments mean."""
-        self._encoder, self._lost = loader.DropCounter(encode), loader.LostRecords()
+        self._encoder, self._lost = loader.DropCounter(encode), loader.LostRecords(is_alone=is_alone())
         self.iterator: grain.DatasetIterator[list[Any]] = loader.make_train_iterator(
             source, self._encoder, batch_size=batch_size, seed=seed, lost=self._lost
         )

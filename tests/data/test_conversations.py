@@ -179,6 +179,7 @@ def test_several_lines_of_a_response_are_one_answer(tmp_path: Path) -> None:
         ("<think>a</think><answer>b</answer>", ("a", "b")),
         (" <think>\na\n</think>\n\nb ", ("a", "b")),
         ("b", (None, "b")),
+        ("<think>\n\n</think>\n\nb", (None, "b")),
         ("<think>a", (None, "<think>a")),
         ("x <think>a</think>b", (None, "x <think>a</think>b")),
     ],

@@ -109,7 +109,7 @@ def test_a_hostile_entry_of_an_array_costs_itself_alone(folder: Path, name: str)
     assert [number for number, _ in source.problems] == [2]
 
 
-@pytest.mark.parametrize("missing", [None, math.nan])
+@pytest.mark.parametrize("missing", [None, math.nan, "", " \n"])
 @pytest.mark.parametrize("key", ["images", "choices", "rationale", "source"])
 def test_a_missing_optional_cell_is_as_if_left_out(folder: Path, key: str, missing: object) -> None:
     """Catches null, or NaN as pandas writes it, dropping a sound row."""

@@ -221,6 +221,14 @@ def test_too_many_lost_records_end_a_run(size: int, most: int) -> None:
         list(loader.make_eval_batches(source, _number, batch_size=4, limit=0))
 
 
+def test_a_lost_record_ends_a_run_of_several_processes() -> None:
+    """Catches processes that draw different batches because the disk of one of them lost a file."""
+    source, lost = Breaking(20), loader.LostRecords(is_alone=False)
+    source.broken = {3}
+    with pytest.raises(OSError, match=r"1 records of .* can no longer be read"):
+        _take(loader.make_train_iterator(source, _number, batch_size=4, seed=0, lost=lost), 20)
+
+
 def test_too_few_readable_records_for_a_step_end_a_run() -> None:
     """Catches lost files reported as a batch size that is too large."""
     source = Breaking(9)

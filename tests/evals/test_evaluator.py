@@ -92,8 +92,12 @@ class _SaysThree:
 def test_a_prompt_that_is_too_long_counts_as_wrong(
     tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Catches a record that leaves the denominator in silence: two of three answered right would be 100 %."""
+    """Catches a record that leaves the denominator in silence: two of three answered right would be 100 %.
+
+    A picture that can no longer be read is another matter: nothing could be asked, so it is left out and counted.
+    """
     records = [question("1+2?", id="a"), question("1+2?" * 40, id="long"), question("2+1?", id="b")]
+    records.append(question("<image>1+2?", b"no picture", id="lost"))
     processor, says = dataclasses.replace(tiny_processor, overlong="drop"), _SaysThree(tiny_processor)
     monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
     config = base()
@@ -110,7 +114,7 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
         )
         summary = evaluator.run(None, limit=0, write=items.append)
     assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
-    assert summary["eval/num_dropped"] == 1
+    assert (summary["eval/num_dropped"], summary["eval/num_unreadable"]) == (1, 1)
     assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
     assert "1 of 3 held-out prompts" in caplog.text
 

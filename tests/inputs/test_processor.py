@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -541,3 +543,22 @@ def refusal(folder: Path) -> tuple[str, Processor | None]:
         return "", load_processor(folder, **DEFAULTS)
     except InputError as error:
         return str(error), None
+
+
+WITHOUT_TORCH = """
+import importlib.util, sys
+from pathlib import Path
+
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+from care_jax.inputs import tokenizer_files
+
+tokenizer_files.open_tokenizer(Path(sys.argv[1]))
+"""
+
+
+def test_a_command_does_not_open_with_a_word_about_pytorch(tiny_folder):
+    """Catches "[transformers] PyTorch was not found" on every start: the program is made to run without it."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(tiny_folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch" not in done.stderr

@@ -67,7 +67,7 @@ def answer(text: str) -> str | None:
         ("There are ten.\nThe sum of the bars is 5. I hope this helps!", "The sum of the bars is 5"),
         ("The sum of the bars is 5.\n\nIs there anything else?", "The sum of the bars is 5"),
         ("Four and three, so the perimeter is 3 cm + 4 cm = **7 cm**.", "7 cm"),
-        ("10 - 3 - 2 = 5\n\nSo, there are 5 objects left.", "So, there are 5 objects left"),
+        ("10 - 3 - 2 = 5\n\nSo, there are 5 objects left.", "there are 5 objects left"),
         ("Yes, it is. It moves.", "Yes, it is"),
         ("(A) Red. If it were blue, it would be cold.", "(A) Red"),
         ("It is red.\nOr blue.", None),

@@ -23,7 +23,7 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     r"\exp": cmath.exp, r"\arcsin": cmath.asin, r"\arccos": cmath.acos, r"\arctan": cmath.atan,
     r"\cot": lambda x: 1 / cmath.tan(x), r"\sec": lambda x: 1 / cmath.cos(x), r"\csc": lambda x: 1 / cmath.sin(x),
 }  # fmt: skip
-_GREEK = frozenset(rf"\{name}" for name in "alpha beta gamma delta theta lambda mu phi omega".split())
+_GREEK = (r"\alpha", r"\beta", r"\gamma", r"\delta", r"\theta", r"\lambda", r"\mu", r"\phi", r"\omega")
 _CONSTANTS = {"e": cmath.e, "i": 1j, r"\pi": cmath.pi, r"\infty": 9.87654321e30}
 _TIMES = ("*", r"\cdot", r"\times")
 _OVER = ("/", r"\div")
@@ -47,7 +47,7 @@ def values(text: str) -> tuple[complex, ...] | None:
 
 def are_close(one: complex, other: complex) -> bool:
     """Return whether two values are equal up to rounding."""
-    return abs(one - other) <= 1e-9 * max(abs(one), abs(other), 1e-3)
+    return abs(one - other) <= 1e-11 * max(abs(one), abs(other), 1e-3)
 
 
 def _letter(name: str, point: int) -> complex:

@@ -26,7 +26,7 @@ _DOLLAR = re.compile(r" \$(?!\s?[0-9])")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
-_MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> )"
+_MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
 _LETTER_AND_TEXT = re.compile(
     rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:{_MARK})) ?(?P<text>.+)", re.IGNORECASE
 )
@@ -115,6 +115,8 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
     others |= {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
     if others - {index}:
         return others | {index}
+    if index in _with_text(said.partition(",")[0], options):
+        return {index}  # reasons may follow
     # A colon is no mark beside known options: "A: No" says "Answer: No".
     is_marked = not match["unmarked"] and (match["mark"] != ":" or not options)
     is_capital = _letter_of(match).isupper() or not options

@@ -12,13 +12,15 @@ from care_jax.rewards.verifiers.reading.wrapping import unwrap
 HEDGE = re.compile(
     r"\b(?:or|not|no|nor|neither|either|cannot|can't|isn't|aren't|wasn't|don't|doesn't|didn't|without|never|maybe"
     r"|perhaps|possibly|might|could|unless|aka|vs|versus|wrong|incorrect|except|rather|instead|actually|wait|unclear"
-    r"|unknown|impossible|answer|option|choice|another|would|needed|unable|insufficient)\b|\S if\b|__|[?|]|->|→|≠",
+    r"|unknown|impossible|answer|option|choice|another|would need|need more|unable|insufficient)\b"
+    r"|\S if\b|__|[?|]|->|→|≠",
     re.IGNORECASE,
 )
 _BOUNDARY = re.compile(r"(?<=[^\s.][^\s.])[.!?;]\s+(?=\S)|\n")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _STATES = re.compile(
-    r"\b(?:is|are|was|were|be|equals|becomes|gets?|gives|yields|chooses?|selects?|picks?)\b:?\s*(?:(?:approximately|about|around|roughly|only|exactly|also|therefore"
+    r"\b(?:is|are|was|were|be|equals|becomes|to get|gives|yields|chooses?|selects?|picks?)\b"
+    r":?\s*(?:(?:approximately|about|around|roughly|only|exactly|also|therefore"
     r"|thus|simply|just|equal to|a total of|option|choice|the)\s+)*",
     re.IGNORECASE,
 )
@@ -69,9 +71,9 @@ def stated_number(text: str) -> str | None:
     text = _SPELLED_OUT.sub(lambda word: str(_SPELLED.index(word[0].lower())), text)
     for verb in (_EXISTS, _STATES):
         verbs = list(verb.finditer(text))
-        if len(verbs) == 1 and (number := _NUMBER.match(text, verbs[0].end())):
-            if verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :])):
-                return _with_unit(number, text)
+        number = _NUMBER.match(text, verbs[0].end()) if len(verbs) == 1 else None
+        if number and (verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :]))):
+            return _with_unit(number, text)
     return None
 
 

@@ -61,7 +61,7 @@ _SYNONYMS = {
     "Pa": "pascal pascals",
     "kPa": "kilopascal kilopascals",
     "MPa": "megapascal megapascals",
-    "Ω": r"ohm ohms \Omega",  # noqa: RUF001
+    "Ω": r"ohm ohms \Omega",
     "mol": "mole moles",
 }
 _UNITS = {spelling: unit for unit, spellings in _SYNONYMS.items() for spelling in (unit, *spellings.split())}
