@@ -16,10 +16,10 @@ import numpy as np
 from care_jax.errors import InputError
 from care_jax.parallel.processes import share
 from care_jax.rewards import spans
-from care_jax.rewards.functions import Term, Threshold
 from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
 from care_jax.rewards.reward import RewardConfig, total_reward
+from care_jax.rewards.terms import Term, Threshold
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, TOO_LONG, Verdict
 from care_jax.structs import Record, Rollouts, Verdicts
 

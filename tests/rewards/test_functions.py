@@ -196,6 +196,7 @@ def address() -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
     server.shutdown()
+    server.server_close()
 
 
 def test_a_judge_over_http_that_hangs_fails_and_is_late(address: str) -> None:
