@@ -76,9 +76,12 @@ def written_whole(path: AnyPath) -> Iterator[AnyPath]:
 
 
 def write_text(path: Path | epath.Path, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, which never holds a part of it."""
+    """Writes `text` as UTF-8 to `path`, which never holds a part of it, not even if the machine goes down."""
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+        if not in_bucket(path):
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())  # or the new name may be on the disk before the text is
 
 
 @contextlib.contextmanager

@@ -191,7 +191,7 @@ def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "manifest.json, line 1: not JSON"),
+        ("", "manifest.json: not JSON"),
         ('{\n "stage": "train",\n', "manifest.json, line 3: not JSON"),
         ("null", "not a JSON object"),
         ('["stage"]', "not a JSON object"),
