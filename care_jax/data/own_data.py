@@ -155,9 +155,9 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         if key in raw and (not isinstance(raw[key], str) or is_blank(raw[key])):
             wanted = f"{key} must be a string that is not empty"
             raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
-    for key, types in (("images", str | dict | bytes), ("choices", str)):
+    for key, types, named in (("images", str | dict | bytes, "images"), ("choices", str, "strings")):
         if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, types) and x for x in raw[key])):
-            wanted = f"{key} must be a list of strings that are not empty"
+            wanted = f"{key} must be a list of {named} that are not empty"
             raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
     if raw["answer_kind"] == "choice" and "choices" not in raw:
         raise BadRowError("answer_kind 'choice' needs choices, a list of texts")

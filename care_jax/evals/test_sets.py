@@ -238,7 +238,7 @@ def _problem(folder: Path, name: str) -> str | None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What a folder was prepared from. Raises InputError if its report does not say."""
+    """The settings that a folder was prepared with. Raises InputError if its report does not say."""
     path, remedy = folder / REPORT_FILE, "prepare the folder again"
     found = files.read_object(path, remedy=remedy).get("settings")
     if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("source", "split", "crc32")):
