@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,6 @@ from care_jax.stages.model import make_mesh
 from care_jax.stages.optimizer import make_optimizer, schedule_table
 from care_jax.stages.train_state import TrainState
 
-# A full or broken disk: the same command may succeed later.
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 BEST_METRIC = "eval/accuracy/mean"
 
 
@@ -309,6 +306,6 @@ def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
             message = f"--workdir={workdir}: another process trains in it; wait for its end"
             held.enter_context(files.locked(Path(workdir) / ".lock", message))
     except OSError as error:
-        if error.errno in _OF_THE_MACHINE:
+        if files.is_of_the_machine(error):
             raise
         raise InputError(f"--workdir={workdir} cannot be written: {error.strerror or error}; name another") from error
