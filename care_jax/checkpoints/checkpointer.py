@@ -194,7 +194,7 @@ class Checkpointer:
         Call it every step: nothing else tells of it before the next save.
         """
         if not self._manager.is_saving_in_progress():
-            self._manager.wait_until_finished()  # for nothing but the error
+            self._manager.wait_until_finished()  # returns at once, or raises the error
 
     def wait(self) -> None:
         """Blocks until everything that was started is on disk."""

@@ -34,7 +34,7 @@ class Dropped(NamedTuple):
 
 @contextlib.contextmanager
 def one_row(name: str = "") -> Iterator[None]:
-    """Makes any failure in the block a BadRowError, so that a row which nobody foresaw costs itself alone.
+    """Turns any failure in the block into a BadRowError, so that an unforeseen row costs itself alone.
 
     The message begins with `name`. An error of the machine stays what it is: rows that one start drops and the next one
     does not would be other data.

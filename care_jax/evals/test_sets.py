@@ -200,7 +200,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _title(name: str, figures: Mapping[str, Any]) -> str:
-    """The benchmark, and the file that its responses came from: rows of two models are to be told apart."""
+    """The benchmark, and the file that its responses came from, which tells the rows of two models apart."""
     file = printable(Path(str(figures["responses"])).name.replace("|", "/")) if "responses" in figures else ""
     return BENCHMARKS[name].title + (f" ({file})" if file else "")
 

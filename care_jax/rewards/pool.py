@@ -64,8 +64,8 @@ class Verifier:
             tolerance: relative error allowed for answer kind "number", in [0, 1).
             allow: the functions "module:function" that an item may name as its kind; None: any, for items that do not
                 come from data.
-            on_progress: called at the start of every `check` and for each verdict: whoever watches for a hang is to
-                know that there is progress, however slow.
+            on_progress: called at the start of every `check` and for each verdict, so that slow verifiers are not
+                taken for a hang.
             terms: parts of the reward beside answer and format.
             correct_when: the part that says which responses are correct, in place of the verifiers.
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.

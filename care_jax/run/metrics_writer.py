@@ -140,7 +140,7 @@ class _TensorBoard:
     """Writes scalars for TensorBoard, each when it is added.
 
     tensorboardX's own SummaryWriter does so in a thread that reads the clock: it waits for a month if that is set back
-    by one, and dies on a full disk, and then whoever adds a scalar waits for ever.
+    by one. On a full disk it dies, and the next scalar waits for ever.
     """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
