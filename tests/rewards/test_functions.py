@@ -177,6 +177,14 @@ def test_a_function_that_is_none_is_an_error(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", [f"{OWN}sees.pixles", f"{OWN}sees", "iou.area"])
+def test_a_part_that_no_function_gives_is_an_error(name: str) -> None:
+    """Catches a misspelt part, whose reward is missing for ever and by which no response is ever correct."""
+    rollouts = rollouts_of(np.ones((1, 2, 1), np.int32), np.ones((1, 2), np.int32))
+    with pool(f"{name}=1", correct_when=f"{name}>=1") as verifier, pytest.raises(InputError, match="none of what"):
+        judge(verifier, [GROUNDED], rollouts, TOKENS, TAGGED)
+
+
 class Judge(BaseHTTPRequestHandler):
     """A judge that hangs, fails, answers late, and answers at the second try."""
 
