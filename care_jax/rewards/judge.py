@@ -251,9 +251,8 @@ def _reward_parts(
         values = [json.loads(one.reason) if one.parsed else {} for one in found[start : start + len(records)]]
         given = {part for value in values for part in value}
         if given and term.part not in given:
-            raise InputError(
-                f"verify.rewards: {term.name} is none of what {term.function} returns, {listed(sorted(part or 'one number' for part in given))}"
-            )
+            known = listed(sorted(part or "one number without a name" for part in given))
+            raise InputError(f"verify.rewards: {term.name} is none of what {term.function} returns: {known}")
         parts[term.name] = np.array([value.get(term.part, np.nan) for value in values], np.float32)
     return parts
 
