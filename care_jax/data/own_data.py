@@ -148,7 +148,8 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         raw = _from_turns(where, raw)
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
-    if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
+    unknown = sorted(key for key in set(raw) - {*REQUIRED, *OPTIONAL} if not _is_number(raw[key]))
+    if unknown:
         allowed = ", ".join((*REQUIRED, *OPTIONAL))
         raise BadRowError(f"unknown key {shown(', '.join(unknown))[1:-1]}; allowed: {allowed}", "unknown key")
     for key in (*REQUIRED, "rationale", "source"):
@@ -173,6 +174,11 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         rationale=raw.get("rationale"),
     )
     return Row(where, record, images)
+
+
+def _is_number(cell: Any) -> bool:
+    """True for a number, such as the index of a table, or a pass rate that rows were chosen by."""
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:
