@@ -17,6 +17,7 @@ from care_jax.data.image_column import image_bytes, images_of
 from care_jax.data.parsing import Row, is_blank, place_marks
 from care_jax.data.validation import check_gold_of, check_texts, decode_picture, one_row
 from care_jax.errors import BadRowError, InputError, shown
+from care_jax.files import require_readable
 from care_jax.structs import Record
 
 REQUIRED = ("id", "prompt", "answer", "answer_kind")
@@ -86,8 +87,7 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
         InputError: the file does not exist, no row is usable, with `strict` any row is broken, or the images in the
             file take more than 2 GiB; the message lists up to 20 broken rows.
     """
-    if not path.is_file():
-        raise InputError(f"no data file {path}; give a file with one JSON object a line")
+    require_readable(path, f"no data file {path}; give a file with one JSON object a line")
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line

@@ -93,8 +93,7 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
         InputError: no such file, a line or an entry that is not a JSON object, a missing key, an id that comes twice,
             or none of the benchmark's ids.
     """
-    if not path.is_file():
-        raise InputError(f"no file {path}; give one with JSON objects, a line each, in an array, or by id")
+    files.require_readable(path, f"no file {path}; give one with JSON objects, a line each, in an array, or by id")
     known = {short: record_id for record_id in ids for short in (record_id, record_id.partition("/")[2])}
     responses: Responses = {}
     strangers: list[str] = []
