@@ -62,7 +62,7 @@ HOSTILE = {
     "lone surrogate in the prompt": row(prompt="how many \udfff?"),
     "lone surrogate in the id": row(id="\ud83d"),
     "escape codes in the id": row(id="\x1b[2J\x07", answer="x"),
-    "escape codes in a key": row(**{"\x1b[2J": 1}),
+    "escape codes in a key": row(**{"\x1b[2J": "1"}),
     "4 MB of base64": row(images=["iVBOR" + "A" * (4 << 20)]),
     "broken base64": row(images=["data:image/png;base64,!!!"]),
     "4 MB that are no picture": row(images=["data:image/png;base64," + "A" * (4 << 20)]),
