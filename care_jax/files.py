@@ -7,6 +7,7 @@ memory maps, so those are local.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -21,8 +22,19 @@ from care_jax.errors import InputError, shown
 
 MUST_BE_LOCAL = "must be on a local disk; copy it there, as with gcloud storage rsync --recursive"
 _BUCKET = "gs://"
+# Of a full or broken disk, a server that does not answer, a machine without memory: the same command may succeed later.
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """True for an OSError that the file or folder itself is not to blame for."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -94,9 +106,12 @@ def written_whole(path: AnyPath) -> Iterator[AnyPath]:
 
 
 def write_text(path: Path | epath.Path, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, which never holds a part of it."""
+    """Writes `text` as UTF-8 to `path`, which never holds a part of it, not even if the machine goes down."""
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+        if not in_bucket(path):
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())  # or the new name may be on the disk before the text is
 
 
 @contextlib.contextmanager

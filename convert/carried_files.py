@@ -47,7 +47,7 @@ def _copy(folder: Path, new: Path, roots: Sequence[Path], left_out: Sequence[str
         elif path.is_file() and any(path.resolve().is_relative_to(root) for root in roots):
             shutil.copy2(path, new / path.name)
         else:
-            skipped.append(shown(str(path)))
+            skipped.append(shown(str(path.relative_to(roots[0]))))
 
 
 def add_end_of_turn(folder: Path) -> None:

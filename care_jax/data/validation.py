@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from care_jax import files
 from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images
 from care_jax.inputs.media import MARKS
@@ -33,15 +34,18 @@ class Dropped(NamedTuple):
 
 @contextlib.contextmanager
 def one_row(name: str = "") -> Iterator[None]:
-    """Makes any failure in the block a BadRowError, so that a row which nobody foresaw costs itself alone.
+    """Turns any failure in the block into a BadRowError, so that an unforeseen row costs itself alone.
 
-    The message begins with `name`.
+    The message begins with `name`. An error of the machine stays what it is: rows that one start drops and the next one
+    does not would be other data.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        if files.is_of_the_machine(error):
+            raise
         message = f"{type(error).__name__} {shown(str(error))}"
         raise BadRowError(f"{name}: {message}" if name else message, "unreadable row") from error
 

@@ -15,6 +15,7 @@ import ml_collections
 from absl import logging
 
 from care_jax.errors import InputError, shown
+from care_jax.options import REWARDS
 from care_jax.rewards.terms import Term, Threshold, read_terms, read_threshold
 from care_jax.rewards.verifiers.own import require_allowed
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
@@ -63,8 +64,8 @@ class Verifier:
             tolerance: relative error allowed for answer kind "number", in [0, 1).
             allow: the functions "module:function" that an item may name as its kind; None: any, for items that do not
                 come from data.
-            on_progress: called at the start of every `check` and for each verdict: whoever watches for a hang is to
-                know that there is progress, however slow.
+            on_progress: called at the start of every `check` and for each verdict, so that slow verifiers are not
+                taken for a hang.
             terms: parts of the reward beside answer and format.
             correct_when: the part that says which responses are correct, in place of the verifiers.
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
@@ -257,12 +258,12 @@ class _Batch:
     def _line(self, number: int) -> bytes:
         item = self._items[number]
         if item.record is not None:
-            images = [base64.b64encode(image).decode() for image in item.record["images"]]
+            images = () if item.kind in REWARDS else item.record["images"]  # the built-in ones look at none
             reward = {
                 "id": number,
                 "kind": item.kind,
                 "response": item.given,
-                "record": {**item.record, "images": images},
+                "record": {**item.record, "images": [base64.b64encode(image).decode() for image in images]},
             }
             return json.dumps(reward).encode() + b"\n"
         request = {

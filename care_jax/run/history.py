@@ -1,4 +1,4 @@
-"""What a run was started with, and each change since: history.json in its folder.
+"""The history of a run, history.json in its folder: the settings that it was started with, and each change since.
 
     {"started": {"seed": 0, ..., "content of data.train": "9f.."},
      "changes": [{"step": 40, "from": {"optimizer.lr": 1e-6}, "to": {"optimizer.lr": 1e-7}}]}
@@ -171,7 +171,8 @@ def _current(workdir: epath.Path) -> dict[str, Any]:
         history = _read(workdir / HISTORY_FILE)
         values = dict(history["started"])
         for change in history["changes"]:
-            values |= change["to"]
+            gone = change["from"].keys() - change["to"].keys()
+            values = {key: value for key, value in values.items() if key not in gone} | change["to"]
         return values
     if (workdir / CONFIG_FILE).is_file():
         config = ml_collections.ConfigDict(read_object(workdir / CONFIG_FILE))
@@ -186,7 +187,8 @@ def _read(path: epath.Path) -> dict[str, Any]:
     started, changes = history.get("started"), history.get("changes")
     is_one = isinstance(started, dict) and _content(started) and "seed" in started and isinstance(changes, list)
     if not is_one or not all(
-        isinstance(change, dict) and isinstance(change.get("to"), dict) for change in changes or ()
+        isinstance(change, dict) and all(isinstance(change.get(side), dict) for side in ("from", "to"))
+        for change in changes or ()
     ):
         raise InputError(f"{path} is no history of a run; put back a copy, or name another --workdir")
     return history

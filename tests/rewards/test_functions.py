@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from care_jax.config import base, validate
 from care_jax.errors import InputError
 from care_jax.rewards import functions
 from care_jax.rewards.judge import RewardConfig, Verifier, judge, judge_texts
+from care_jax.rewards.pool import Item, _Batch
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Record
 from tests.made_rollouts import rollouts_of
@@ -156,6 +158,14 @@ def test_a_function_that_fails_costs_its_response_alone(fault: str) -> None:
         judged = judge(verifier, [GROUNDED], rollouts, words, TAGGED)
     np.testing.assert_array_equal(judged.parts[f"{OWN}fragile"], np.float32([[np.nan, 0.5]]))
     np.testing.assert_allclose(judged.verdicts.rewards, [[0.0, 0.5]])
+
+
+@pytest.mark.parametrize(("name", "num_images"), [*((name, 0) for name in functions.BUILT_IN), (f"{OWN}sees", 1)])
+def test_images_travel_to_those_that_look_at_them(name: str, num_images: int) -> None:
+    """Catches gigabytes a step that are encoded and sent to functions that read texts alone."""
+    record = {"id": "a", "images": (b"picture",), "answer": "5", "extracted": "5"}
+    batch = _Batch([Item(name, "five", "", None, record)], 0.0, lambda: None)
+    assert len(json.loads(batch.take(1)[1])["record"]["images"]) == num_images
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", f"{OWN}unmarked", f"{OWN}absent", "os:system"])
