@@ -18,7 +18,7 @@ import filelock
 import fsspec
 from etils import epath
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 
 MUST_BE_LOCAL = "must be on a local disk; copy it there, as with gcloud storage rsync --recursive"
 _BUCKET = "gs://"
@@ -46,8 +46,11 @@ def anywhere(path: epath.PathLike) -> epath.Path:
     """`path`, absolute, with pathlib's methods.
 
     Raises:
-        InputError: `path` lies in a bucket that cannot be read, because gcsfs is missing or it is not gs://.
+        InputError: `path` is empty, or lies in a bucket that cannot be read, because gcsfs is missing or it is not
+            gs://.
     """
+    if not os.fspath(path):  # as --workdir=$UNSET gives it; the current folder has a name, "."
+        raise InputError(f"a path is empty; give a local path or {_BUCKET}BUCKET/FOLDER")
     if not in_bucket(path):
         return epath.Path(path).absolute()
     if not os.fspath(path).startswith(_BUCKET):
@@ -68,6 +71,21 @@ def on_disk(path: epath.PathLike, name: str) -> Path:
     if in_bucket(path):
         raise InputError(f"{name}={path}: {MUST_BE_LOCAL}")
     return Path(path)
+
+
+def require_readable(path: Path, missing: str) -> None:
+    """Opens the local file at `path` once, before anything else is done.
+
+    Raises:
+        InputError: `missing` if there is no file; or the system's reason why it cannot be opened, such as permissions.
+    """
+    try:
+        if path.is_file():
+            with path.open("rb"):
+                return
+    except OSError as error:
+        raise InputError(f"{shown(str(path))} cannot be read: {error.strerror}") from error
+    raise InputError(missing)
 
 
 @contextlib.contextmanager

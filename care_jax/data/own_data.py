@@ -17,6 +17,7 @@ from care_jax.data.image_column import image_bytes, images_of
 from care_jax.data.parsing import Row, is_blank, place_marks
 from care_jax.data.validation import check_gold_of, check_texts, decode_picture, one_row
 from care_jax.errors import BadRowError, InputError, shown
+from care_jax.files import require_readable
 from care_jax.structs import Record
 
 REQUIRED = ("id", "prompt", "answer", "answer_kind")
@@ -87,8 +88,7 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
         InputError: the file does not exist, no row is usable, with `strict` any row is broken, or the images in the
             file take more than 2 GiB; the message lists up to 20 broken rows.
     """
-    if not path.is_file():
-        raise InputError(f"no data file {path}; give a file with one JSON object a line")
+    require_readable(path, f"no data file {path}; give a file with one JSON object a line")
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
@@ -151,7 +151,8 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         raw = _from_turns(where, raw)
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
-    if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
+    unknown = sorted(key for key in set(raw) - {*REQUIRED, *OPTIONAL} if not _is_number(raw[key]))
+    if unknown:
         allowed = ", ".join((*REQUIRED, *OPTIONAL))
         raise BadRowError(f"unknown key {shown(', '.join(unknown))[1:-1]}; allowed: {allowed}", "unknown key")
     for key in (*REQUIRED, "rationale", "source"):
@@ -176,6 +177,11 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         rationale=raw.get("rationale"),
     )
     return Row(where, record, images)
+
+
+def _is_number(cell: Any) -> bool:
+    """True for a number, such as the index of a table, or a pass rate that rows were chosen by."""
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:

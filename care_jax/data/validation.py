@@ -17,7 +17,7 @@ from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.rewards.verifiers import check_gold, require_allowed
 from care_jax.structs import Record
 
-_, _VIDEO = MARKS
+_IMAGE, _VIDEO = MARKS
 _MISSING = ("nan", "NaN", "NaT", "<NA>")  # cells that pandas wrote as texts
 _CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly
 
@@ -91,7 +91,7 @@ def check_texts(record: Record) -> None:
     """Checks that every run can encode the texts of a record.
 
     Raises:
-        BadRowError: a text is not UTF-8, or it spells a tag or a control token.
+        BadRowError: a text is not UTF-8, spells a tag or a control token, or is a missing cell that was written as one.
     """
     if record.prompt.count(_VIDEO) != len(record.videos):
         raise BadRowError(f"prompt spells {_VIDEO}, and the row has no such video", f"prompt spells {_VIDEO}")
@@ -102,6 +102,9 @@ def check_texts(record: Record) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadRowError(f"{field} is not UTF-8: {error.reason}", f"{field} is not UTF-8") from None
+    for field, text in {"prompt": record.prompt.replace(_IMAGE, ""), "rationale": fields["rationale"]}.items():
+        if text.strip() in _MISSING:
+            raise BadRowError(f"{field} is {shown(text)}, which is how a missing cell is written", f"no {field}")
     for field, text in fields.items():
         tags = [tag for tag in ANSWER_TAGS.marks if tag in text] if field != "prompt" else []
         if found := [*tags, *_CONTROL.findall(text)]:

@@ -92,7 +92,7 @@ def require_same_run(workdir: epath.Path, now: Mapping[str, Any], *, allow_chang
 
     Raises:
         InputError: one line with each changed setting that may not change, or not without `allow_change`; train.steps
-            below the newest checkpoint; or a history that cannot be read.
+            below the newest checkpoint; a history that cannot be read; or, without `allow_change`, none to compare.
     """
     step = newest_step(workdir)
     if step is None:
@@ -103,6 +103,11 @@ def require_same_run(workdir: epath.Path, now: Mapping[str, Any], *, allow_chang
             "raise it, or name another folder"
         )
     before = _current(workdir)
+    if not before and not allow_change:
+        raise InputError(
+            f"--workdir={workdir} has checkpoints and neither {HISTORY_FILE} nor {CONFIG_FILE}, so nothing says what "
+            "its run was: put them back, name another folder, or pass --allow_change"
+        )
     changes = _changes(before, now)
     never = [key for key in changes if not _is_among(key, (*_FREE, *_IN_DOUBT))]
     in_doubt = [key for key in changes if key not in never and not _is_among(key, _FREE)]
@@ -126,7 +131,7 @@ def write(workdir: epath.Path, now: Mapping[str, Any], *, step: int) -> None:
     history: dict[str, Any] = {"started": dict(now), "changes": []}
     if step > 0:
         before = _current(workdir)
-        history = _read(path) if path.is_file() else {"started": before | _content(now), "changes": []}
+        history = _read(path) if path.is_file() else {"started": {**(before or now), **_content(now)}, "changes": []}
     changes = _changes(before, now)
     for key in changes:
         print(f"changed from step {step} on: {_tell(key, before, now)}", file=sys.stderr)

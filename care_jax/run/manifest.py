@@ -41,7 +41,7 @@ def _commit() -> str:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent, timeout=_GIT_SECONDS
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return UNKNOWN
     return done.stdout.strip() or UNKNOWN
 

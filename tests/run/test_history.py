@@ -173,6 +173,17 @@ def test_a_run_from_before_histories_is_compared_with_its_config(run: epath.Path
         history.require_same_run(run, settings(**{"content of data__train": "ff"}), allow_change=False)
 
 
+def test_checkpoints_without_any_record_are_not_taken_for_any_run(run: epath.Path) -> None:
+    """Catches another seed that goes on without a word because a copy has the checkpoints alone."""
+    (run / "history.json").unlink()
+    with pytest.raises(InputError, match=r"neither history\.json nor config\.json") as error:
+        history.require_same_run(run, settings(seed=1), allow_change=False)
+    assert str(error.value).isprintable()
+    history.require_same_run(run, settings(seed=1), allow_change=True)
+    history.write(run, settings(seed=1), step=STEP)
+    assert json.loads((run / "history.json").read_text())["started"]["seed"] == 1
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

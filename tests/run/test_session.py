@@ -184,6 +184,7 @@ def test_a_folder_that_cannot_be_locked_is_refused(
         PermissionError("git"),
         subprocess.TimeoutExpired("git", 30),
         OSError(errno.ENOEXEC, "git"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
     ],
 )
 def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
