@@ -16,7 +16,6 @@ from care_jax.inputs import tokenizer as tokenizer_lib
 from care_jax.models import load_model_config
 from care_jax.models.model_folder import read_fields
 
-
 # Without these, where the source has them, the export would be no model.
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
