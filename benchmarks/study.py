@@ -42,7 +42,7 @@ from benchmarks import child, study_page, study_record
 from benchmarks.study_record import Record
 from care_jax import cli
 from care_jax.config import flat
-from care_jax.errors import InputError
+from care_jax.errors import InputError, one_line
 
 RUNS_FILE = "runs.jsonl"
 WORK = "runs/study"  # the default of --work, the folder of the run folders
@@ -144,9 +144,17 @@ class Runner:
         Returns:
             Its config by dotted key, its cold start's under "cold_start.", and a probe's flags.
         """
-        ours, cold = (_portable(self._study.get_config(f"{run.task}/{name}")) for name in (run.arm, "cold_start"))
+        ours, cold = (_portable(self._config(f"{run.task}/{name}")) for name in (run.arm, "cold_start"))
         cold = {f"cold_start.{key}": value for key, value in cold.items()}
         return ours | cold | ({"flags": list(PROBE_FLAGS)} if run.kind == "probe" else {})
+
+    def _config(self, name: str) -> ml_collections.ConfigDict:
+        try:
+            config: ml_collections.ConfigDict = self._study.get_config(name)
+        except Exception as error:  # of the study's own code
+            told = f"{type(error).__name__}: {error}"
+            raise InputError(f"--config={self._config_file}, get_config({name!r}): {one_line(told)}") from error
+        return config
 
     def difference(self, record: Record) -> str | None:
         """The first setting with another value in a record than in the study, if there is one.

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from care_jax import config, files
-from care_jax.errors import InputError, printable
+from care_jax.errors import InputError, one_line, printable
 
 _LONGEST = 1000  # characters of an error's line
 
@@ -57,7 +57,7 @@ def run_config(main: Callable[[ml_collections.ConfigDict], None]) -> None:
             name = config_flags.get_config_filename(flags.FLAGS["config"])
             # What ml_collections puts in place of a file that it could not open has the error.
             error = getattr(config_flag.value, "__dict__", {}).get("_error")
-            why = "get_config() returns no ConfigDict" if error is None else _one_line(_describe(error))
+            why = "get_config() returns no ConfigDict" if error is None else one_line(_describe(error), _LONGEST)
             raise InputError(f"--config={name} cannot be loaded: {why}; give a file of configs/ or one like them")
         main(config_flag.value)
 
@@ -93,13 +93,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except Exception as error:  # a config file is a program, and may raise anything
         given = next((word for word in argv if word.lstrip("-").startswith("config=")), "--config")
-        raise InputError(_one_line(_message(error, given))) from error
+        raise InputError(one_line(_message(error, given), _LONGEST)) from error
     finally:
         logging.set_verbosity(logging.WARNING)
 
 
 def _message(error: Exception, given: str) -> str:
-    """What parsing the flags raised, without what the libraries wrapped around it; `given` is --config=FILE."""
+    """The error of parsing the flags, without what the libraries wrapped around it; `given` is --config=FILE."""
     inner: BaseException = error
     while not _line_in_config_file(inner) and inner.__context__ is not None:
         inner = inner.__context__  # ml_collections raises errors of its own while it handles that of the config file
@@ -132,9 +132,3 @@ def _line_in_config_file(error: BaseException) -> str:
     # ml_collections makes this name of the flag's.
     lines = [(frame, line) for frame, line in frames if frame.f_globals.get("__name__") == "config_config"]
     return f"{lines[-1][0].f_code.co_filename}, line {lines[-1][1]}" if lines else ""
-
-
-def _one_line(text: str) -> str:
-    """`text` in one line that a terminal can show."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[:_LONGEST])

@@ -12,7 +12,7 @@ from care_jax import options
 from care_jax.config_rules import RULES, key_problems, type_problem
 from care_jax.errors import InputError, shown
 from care_jax.method import objectives
-from care_jax.rewards import functions
+from care_jax.rewards import terms
 
 
 def base() -> ConfigDict:
@@ -217,7 +217,7 @@ def _images_have_sizes(c: ConfigDict) -> str:
 
 def _rewards_are_known(c: ConfigDict) -> str:
     try:
-        functions.read_threshold(c.verify.correct_when, functions.read_terms(c.verify.rewards))
+        terms.read_threshold(c.verify.correct_when, terms.read_terms(c.verify.rewards))
     except InputError as error:
         return str(error)
     return ""

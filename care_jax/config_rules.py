@@ -1,4 +1,4 @@
-"""What each key of a config may hold: its type, which is that of its default, and its range.
+"""The type and the range of each key of a config. The type is that of its default.
 
 A rule looks at one value. What one key asks of another is in config.py.
 """
@@ -193,7 +193,7 @@ def _advice(key: str, known: ConfigDict, prefix: str) -> str:
 
 
 def type_problem(value: Any, default: Any) -> str:
-    """What a value of the type of `default` is, or "" if `value` is one."""
+    """Says what a value of the type of `default` is, or "" if `value` is one."""
     if isinstance(default, tuple):
         if not isinstance(value, tuple):
             return f"must be a tuple, as {default!r}"

@@ -46,8 +46,10 @@ def printable(text: str) -> str:
 def listed(problems: Sequence[str], most: int = _LISTED) -> str:
     """The problems in one line, control characters escaped: the first `most` of them and the number of the others."""
     others = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(_printable(each[:_LONGEST]) for each in problems[:most]) + others
+    return "; ".join(map(one_line, problems[:most])) + others
 
 
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+def one_line(text: object, limit: int = _LONGEST) -> str:
+    """`text` in one line of at most `limit` characters, before its control characters are escaped."""
+    line = " ".join(str(text).split())[:limit]
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)

@@ -7,6 +7,7 @@ memory maps, so those are local.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -17,12 +18,23 @@ import filelock
 import fsspec
 from etils import epath
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 
 MUST_BE_LOCAL = "must be on a local disk; copy it there, as with gcloud storage rsync --recursive"
 _BUCKET = "gs://"
+# Of a full or broken disk, a server that does not answer, a machine without memory: the same command may succeed later.
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """True for an OSError that the file or folder itself is not to blame for."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -34,8 +46,11 @@ def anywhere(path: epath.PathLike) -> epath.Path:
     """`path`, absolute, with pathlib's methods.
 
     Raises:
-        InputError: `path` lies in a bucket that cannot be read, because gcsfs is missing or it is not gs://.
+        InputError: `path` is empty, or lies in a bucket that cannot be read, because gcsfs is missing or it is not
+            gs://.
     """
+    if not os.fspath(path):  # as --workdir=$UNSET gives it; the current folder has a name, "."
+        raise InputError(f"a path is empty; give a local path or {_BUCKET}BUCKET/FOLDER")
     if not in_bucket(path):
         return epath.Path(path).absolute()
     if not os.fspath(path).startswith(_BUCKET):
@@ -58,6 +73,21 @@ def on_disk(path: epath.PathLike, name: str) -> Path:
     return Path(path)
 
 
+def require_readable(path: Path, missing: str) -> None:
+    """Opens the local file at `path` once, before anything else is done.
+
+    Raises:
+        InputError: `missing` if there is no file; or the system's reason why it cannot be opened, such as permissions.
+    """
+    try:
+        if path.is_file():
+            with path.open("rb"):
+                return
+    except OSError as error:
+        raise InputError(f"{shown(str(path))} cannot be read: {error.strerror}") from error
+    raise InputError(missing)
+
+
 @contextlib.contextmanager
 def written_whole(path: AnyPath) -> Iterator[AnyPath]:
     """A temporary path beside `path`, renamed to `path` when the block ends.
@@ -76,9 +106,12 @@ def written_whole(path: AnyPath) -> Iterator[AnyPath]:
 
 
 def write_text(path: Path | epath.Path, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, which never holds a part of it."""
+    """Writes `text` as UTF-8 to `path`, which never holds a part of it, not even if the machine goes down."""
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+        if not in_bucket(path):
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())  # or the new name may be on the disk before the text is
 
 
 @contextlib.contextmanager

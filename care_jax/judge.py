@@ -32,6 +32,7 @@ from care_jax.config import base
 from care_jax.data.file_formats import line_rows
 from care_jax.data.validation import BadRowError, check_gold_of
 from care_jax.errors import InputError, printable, shown
+from care_jax.files import require_readable
 from care_jax.rewards.judge import JudgedText, Verifier, judge_texts
 from care_jax.rewards.response_format import READABLE, ResponseFormat
 from care_jax.structs import Record
@@ -93,8 +94,7 @@ def run(path: Path, response_format: ResponseFormat, allow: Collection[str]) -> 
     Raises:
         InputError: no such file, or no line of it can be judged.
     """
-    if not path.is_file():
-        raise InputError(f"--file={path}: no such file; give one with a JSON object a line")
+    require_readable(path, f"--file={path}: no such file; give one with a JSON object a line")
     tally, config = Tally(), base()
     config.verify.allow = tuple(allow)
     with Verifier.from_config(config) as verifier:

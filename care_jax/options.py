@@ -31,6 +31,7 @@ DATA_FORMATS = ("jsonl", "mini_vqa", "prepared")  # data.format
 OVERLONG = ("drop", "shrink", "error")  # data.overlong
 SKILLS = ("digits", "chart", "geometry")  # data.mini_vqa.skills
 OLD_FROM = ("pass", "sampler")  # score.old_from
+REWARDS = ("iou", "repetition", "length")  # verify.rewards, beside functions of one's own
 SCHEDULES = ("constant", "cosine", "linear")  # optimizer.schedule
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from care_jax import files
-from care_jax.errors import listed, shown
+from care_jax.errors import InputError, listed, shown
 from care_jax.inputs import tokenizer as tokenizer_lib
 from care_jax.models import load_model_config
 from care_jax.models.model_folder import read_fields
+
+# Without these, where the source has them, the export would be no model.
+_NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
 
 def copy_files(folder: Path, new: Path, *, left_out: Sequence[str]) -> None:
@@ -27,12 +31,17 @@ def copy_files(folder: Path, new: Path, *, left_out: Sequence[str]) -> None:
         folder: the source, without links in its path.
         new: a folder that exists.
         left_out: patterns of names.
+
+    Raises:
+        InputError: one of _NEEDED is among those that are left out.
     """
     roots = [folder]
     if folder.parent.name == "snapshots":
         roots.append(folder.parent.parent / "blobs")
     skipped: list[str] = []
     _copy(folder, new, roots, left_out, skipped)
+    if lost := [name for name in _NEEDED if os.path.lexists(folder / name) and not (new / name).is_file()]:
+        raise InputError(f"{listed(lost)} of {folder} lie outside of it or are no files; put copies of them there")
     if skipped:
         print(f"note: not copied, since they lie outside {folder} or are no files: {listed(skipped)}", file=sys.stderr)
 
@@ -47,7 +56,7 @@ def _copy(folder: Path, new: Path, roots: Sequence[Path], left_out: Sequence[str
         elif path.is_file() and any(path.resolve().is_relative_to(root) for root in roots):
             shutil.copy2(path, new / path.name)
         else:
-            skipped.append(shown(str(path)))
+            skipped.append(shown(str(path.relative_to(roots[0]))))
 
 
 def add_end_of_turn(folder: Path) -> None:

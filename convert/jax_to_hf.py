@@ -19,8 +19,8 @@ from etils import epath
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index, StoredParam
 from care_jax.checkpoints.checksums import PartialSum, require_equal
-from care_jax.checkpoints.load import find_params, one_line, open_params, read_sums
-from care_jax.errors import InputError, shown
+from care_jax.checkpoints.load import find_params, open_params, read_sums
+from care_jax.errors import InputError, one_line, shown
 from care_jax.models import ModelConfig
 from care_jax.models.model_folder import read_fields
 from convert import hf_folder, mapping, safetensors_io, staging
@@ -77,6 +77,7 @@ def convert(
     num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
     with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
         copy_files(folder.resolve(), new, left_out=_NOT_CARRIED)
+        add_end_of_turn(new)  # before the weights: it may refuse the folder, and these take long
         found = _write_weights(new, shards, weights, params)
         if sums is not None:
             try:
@@ -87,7 +88,6 @@ def convert(
             shutil.copy(folder / INDEX_FILE, new)
         elif shards.keys() != {SINGLE_FILE}:
             write_index(new / INDEX_FILE, shards, num_bytes)
-        add_end_of_turn(new)
         mapping.check_tensors(hf_folder.all_tensors(hf_folder.read_shards(new)), weights)
     return sum(np.prod(param.shape, dtype=int) for param in params.values())
 

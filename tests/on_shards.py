@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.made_model import FACTOR
 from care_jax import config as config_lib
 from care_jax import models
 from care_jax.checkpoints.checkpointer import Checkpointer
@@ -85,7 +86,7 @@ class Model:
             spread = leaf.shape[-2] ** -0.5 if name.endswith("kernel") else 0.1
             mean = 0.0 if name.endswith(("kernel", "bias")) or name == "embed_tokens.weight" else 1.0
             self.params[name] = rng.normal(mean, spread, leaf.shape).astype(np.float32)
-        side = families.FACTOR[family]
+        side = FACTOR[family]
         records = [question(f"{i}+{i}=?") for i in range(B // 2)]
         for i in range(B // 2, B):  # some with more than half of the bucket's patches, some with fewer
             records.append(question(f"<image>{i}", encode(picture(side * (2 + i % 3), 3 * side))))

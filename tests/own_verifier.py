@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -29,6 +30,16 @@ def fragile(given: str, gold: str) -> tuple[bool, bool, str]:
             raise SystemExit(0)
         case "doubtful":
             return np.zeros(2), True, "neither true nor false"  # type: ignore[return-value]
+        case "words":
+            return "no", "yes", "texts for booleans"  # type: ignore[return-value]
+        case "one word":
+            return "yes"  # type: ignore[return-value]
+        case "missing":
+            return math.nan, True, "no number"  # type: ignore[return-value]
+        case "numpy":
+            return np.True_, np.True_, "as numpy has it"  # type: ignore[return-value]
+        case "lines":
+            return False, True, "2\tright\ncorrect"
         case "long":
             return False, True, "x" * 10_000
         case "hang":

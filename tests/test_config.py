@@ -22,7 +22,7 @@ from care_jax.config_rules import type_problem
 from care_jax.errors import InputError
 from care_jax.method import objectives
 from care_jax.models import published
-from care_jax.rewards import response_format
+from care_jax.rewards import functions, response_format
 from care_jax.stages.optimizer import learning_rate
 from configs import demo, qwen2_5_vl, qwen3_vl
 
@@ -273,6 +273,7 @@ def test_presets_are_valid(preset: str) -> None:
 def test_words_of_a_rule_are_those_of_its_room() -> None:
     """Catches a word that a config may say and nothing understands, or one that is understood and may not be said."""
     assert tuple(response_format.FORMATS) == options.RESPONSE_FORMATS
+    assert tuple(functions.BUILT_IN) == options.REWARDS
     assert set(options.SKILLS) == set(config.base().data.mini_vqa.skills)
     for schedule in options.SCHEDULES:
         c = good()
@@ -305,6 +306,8 @@ def test_a_config_loads_only_words_and_defaults() -> None:
         "care_jax.method",
         "care_jax.method.objectives",
         "care_jax.options",
+        "care_jax.rewards",
+        "care_jax.rewards.terms",
     }
     assert not loaded & {"flax", "grain", "jax", "numpy", "tensorflow_datasets", "transformers"}
 

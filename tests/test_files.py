@@ -9,8 +9,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from care_jax import config, files, train
+from care_jax import config, files, judge, train
+from care_jax.data.own_data import read_jsonl
+from care_jax.data.sources import split_files
+from care_jax.errors import InputError
+from care_jax.evals.responses import read_responses
 from care_jax.report import write_report
+from care_jax.rewards.response_format import READABLE
 from configs import demo
 from tests.bucket import buckets
 from tests.end_to_end import SmallTask, apply, assert_same_params, metrics, saved_steps, small
@@ -97,3 +102,40 @@ def test_a_lock_keeps_others_out_until_its_block_ends(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with files.locked(path, "busy"):
         pass
+
+
+READERS = {
+    "data": lambda path: read_jsonl(path, strict=False),
+    "pairs": lambda path: list(judge.run(path, READABLE["any"], ())),
+    "responses": lambda path: read_responses(path, ["a"], id_field="id", response_field="response"),
+    "a folder": lambda path: split_files("jsonl", path, "train"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000, "nothing", "loop"])
+def test_a_file_that_cannot_be_opened_is_told_in_one_line(tmp_path: Path, reader: str, name: str) -> None:
+    """Catches a traceback for a name that is too long, or a file that only others may read."""
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError) as error:
+        READERS[reader](tmp_path / name)
+    assert str(error.value).isprintable()
+
+
+def test_a_file_of_others_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches exit code 1, after which a supervisor starts the run again, for a file without the right to read it."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        files.require_readable(tmp_path / "file", "")
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    """Catches a run that --workdir=$UNSET writes into the folder that the user happens to be in."""
+    with pytest.raises(InputError, match="a path is empty"):
+        files.anywhere("")
+    assert files.anywhere(".") == Path.cwd()

@@ -155,6 +155,9 @@ GROUPS = [
         "4/5", r"\frac{4}{5}", r"\dfrac{4}{5}", r"\tfrac45", r"\cfrac{4}{5}", "0.8", "8/10", "A. 4/5", r"\frac45",
         "80%", "⅘",
     ), ("3/4", "0.75", "50%", r"\dfrac12"), ("5/4", "45", "4/5 or 3/4", "A. 0.75", "4,5", "3/4 = 4/5")),
+    Group("choice", "(B)", (r"$\pi \mathrm{cm}^2$", r"$2\pi \mathrm{cm}^2$", r"$3\pi \mathrm{cm}^2$"),
+        (r"(B)~10 \pi \mathrm{cm}^2", r"2\pi", "B. 2π cm²"), (r"3\pi", r"\pi", "π cm^2"),
+        (r"(B) \pi \mathrm{cm}^2", r"(B) 3\pi", r"2\pi or 3\pi", r"(B) is \pi \mathrm{cm}^2")),
     # Options of one text.
     Group("choice", "(C)\n(D)", SAME, ("18", "C", "D", "(D) 18", "C. 18", "18.0", "(C) 18", "The segment is 18."),
           ("9", "12", "A", "(B) 12"), ("18 or 12", "C or D", "C, D", "19", "A. 18", "(C) (D)", "C. 12")),

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.faults.models import models
+from benchmarks.faults.models import model_folders
 from benchmarks.faults.outcomes import Case, Outcome, run_cases
 from benchmarks.faults.pictures import pictures
 from benchmarks.faults.reports import reports
@@ -31,7 +31,7 @@ Section = Callable[[Path, int, int], Iterator[Case]]
 SECTIONS: dict[str, tuple[Section, int]] = {
     "pictures": (pictures, 10_000),
     "rows": (rows, 2_000),
-    "models": (models, 600),
+    "models": (model_folders, 600),
     "runs": (runs, 1_000),
     "reports": (reports, 2_000),
 }

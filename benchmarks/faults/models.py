@@ -39,7 +39,7 @@ _SPELLED_OTHERWISE = {"rope_theta", "mrope_section", "mrope_interleaved", "qkv_b
 _SPELLED_OTHERWISE |= {"tie_word_embeddings", "num_key_value_heads"}
 
 
-def models(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
+def model_folders(folder: Path, num_cases: int, seed: int) -> Iterator[Case]:
     """Yields folders of either family with one damaged file, which are written to `folder`."""
     sound = {}
     for model_type in MODEL_TYPES:

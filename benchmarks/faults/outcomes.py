@@ -1,4 +1,4 @@
-"""One hostile input, and what came of it."""
+"""One hostile input and its outcome."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 20.0  # that one input may take
 
 
 class Outcome(enum.StrEnum):
-    """What became of an input."""
+    """How the use of an input ended."""
 
     RIGHT = "right"  # read, and what was read is what an independent reading says
     REFUSED = "refused"  # one clear line

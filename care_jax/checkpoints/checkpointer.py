@@ -23,8 +23,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from care_jax import files
 from care_jax.checkpoints.array_store import open_arrays, read_arrays, save_args
 from care_jax.checkpoints.checksums import NamedArrays, Sums, checksums, require_equal, require_finite
-from care_jax.checkpoints.load import one_line, read_json
-from care_jax.errors import InputError, shown
+from care_jax.checkpoints.load import read_json
+from care_jax.errors import InputError, one_line, shown
 from care_jax.models import params_to_dict
 from care_jax.parallel.processes import exchange
 from care_jax.stages.train_state import TrainState
@@ -194,7 +194,7 @@ class Checkpointer:
         Call it every step: nothing else tells of it before the next save.
         """
         if not self._manager.is_saving_in_progress():
-            self._manager.wait_until_finished()  # for nothing but the error
+            self._manager.wait_until_finished()  # returns at once, or raises the error
 
     def wait(self) -> None:
         """Blocks until everything that was started is on disk."""

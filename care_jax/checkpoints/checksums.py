@@ -57,7 +57,7 @@ class PartialSum:
         bits = bits[tuple(np.newaxis if isinstance(at, int) else slice(None) for at in whole)]
         total = int(bits.sum(dtype=np.uint32))
         stride = 1
-        for axis in reversed(range(bits.ndim)):  # the sum over i of 2 i x is one over the axes, of which i is made up
+        for axis in reversed(range(bits.ndim)):  # i is the sum of stride * place over the axes, so 2 i x is too
             at = whole[axis]
             start = at if isinstance(at, int) else at.indices(self._shape[axis])[0]
             others = tuple(other for other in range(bits.ndim) if other != axis)

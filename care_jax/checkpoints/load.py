@@ -14,7 +14,7 @@ from etils import epath
 from care_jax import files
 from care_jax.checkpoints.array_store import StoredParam, open_arrays, read_arrays
 from care_jax.checkpoints.checksums import checksums, require_equal, require_finite, sums_file
-from care_jax.errors import InputError
+from care_jax.errors import InputError, one_line
 
 
 def find_params(path: epath.PathLike) -> epath.Path:
@@ -110,8 +110,3 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path.parent.name}/{path.name} is not a JSON object")
     return values
-
-
-def one_line(error: Exception) -> str:
-    """The head of a message; tensorstore's go on for pages."""
-    return " ".join(str(error).split())[:200]

@@ -61,7 +61,7 @@ def parquet_rows(path: Path, *required: str, optional: Collection[str] = ()) -> 
                 for row in range(batch.num_rows):
                     number += 1
                     yield number, _parquet_row(batch, row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a column's name
         raise InputError(f"{path} is not a readable parquet file: {shown(str(error))}") from None
 
 
@@ -83,7 +83,7 @@ def array_rows(path: Path) -> Numbered:
     """Yields the objects of a file that holds one JSON array, or the error of an entry that is none.
 
     Raises:
-        InputError: the file does not hold an array, or ends too early.
+        InputError: the file does not hold an array, ends too early, or goes on behind the array.
     """
     buffer, at, number = "", 0, 1
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -92,6 +92,8 @@ def array_rows(path: Path) -> Numbered:
         while True:
             at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # it matches anything
             if buffer.startswith("]", at):
+                if buffer[at + 1 :].strip() or _first_visible(file):  # such as a second array, whose rows would be lost
+                    raise InputError(f"{path} goes on behind its JSON array, after row {number - 1}; make it one array")
                 return
             row: dict[str, Any] | BadRowError | None
             try:
@@ -111,10 +113,15 @@ def array_rows(path: Path) -> Numbered:
 
 
 def _end_of_entry(buffer: str, at: int) -> int:
-    """Finds where an entry of an array ends that is not JSON, by its brackets alone; the buffer's end if it goes on."""
+    """Finds where an entry of an array ends that is not JSON, by its brackets alone; the buffer's end if it goes on.
+
+    A bracket that closes nothing is an entry by itself.
+    """
     depth = 0
     for token in _TOKEN.finditer(buffer, at):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth < 0 and token.start() == at:
+            return token.end()
         if depth < 0 or (depth == 0 and token[0] == ","):
             return token.start()
         if depth == 0 and token[0] in ("]", "}"):

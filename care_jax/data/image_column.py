@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from care_jax import files
 from care_jax.errors import BadRowError, shown
 
 MAX_BYTES = 1 << 28  # of an image file
@@ -65,6 +66,7 @@ def image_bytes(image: bytes | Path) -> bytes:
 
     Raises:
         BadRowError: its file is missing, is no regular file, or is larger than MAX_BYTES.
+        OSError: the machine is at fault, so that another try may succeed.
     """
     if isinstance(image, bytes):
         return image
@@ -85,6 +87,8 @@ def image_bytes(image: bytes | Path) -> bytes:
     except BadRowError:
         raise
     except (OSError, ValueError) as error:  # ValueError: NUL, or characters that no file name has
+        if files.is_of_the_machine(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadRowError(f"no image {name}: {reason}", "no image file") from None
 

@@ -115,7 +115,7 @@ class LostRecords:
         self._lock = threading.Lock()
         self._lost: dict[int, set[int]] = {}  # id of a source -> indices
 
-    def add(self, source: RecordSource, index: int, error: BadRowError) -> None:
+    def add(self, source: RecordSource, index: int, error: BadRowError | OSError) -> None:
         """Counts one record.
 
         Raises:
@@ -249,7 +249,7 @@ def _reader(
     def example(index: int) -> Example | None:
         try:
             return encode(source[index])
-        except BadRowError as error:
+        except (BadRowError, OSError) as error:
             lost.add(source, index, error)
             return None
 

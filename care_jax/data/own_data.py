@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from care_jax.data.image_column import image_bytes, images_of
 from care_jax.data.parsing import Row, is_blank, place_marks
 from care_jax.data.validation import check_gold_of, check_texts, decode_picture, one_row
 from care_jax.errors import BadRowError, InputError, shown
+from care_jax.files import require_readable
 from care_jax.structs import Record
 
 REQUIRED = ("id", "prompt", "answer", "answer_kind")
@@ -35,11 +36,13 @@ class JsonlSource:
     `problems` lists the rows that were dropped: (line number from 1, reason).
     """
 
-    def __init__(self, path: Path, rows: list[Row], problems: list[tuple[int, str]]) -> None:
-        """Takes the rows that `read_jsonl` has checked."""
+    def __init__(
+        self, path: Path, rows: list[Row], problems: list[tuple[int, str]], sizes: Mapping[bytes | Path, int]
+    ) -> None:
+        """Takes the rows that `read_jsonl` has checked, and the bytes of each of their images."""
         self.path = path
         self.problems = problems
-        self._rows = rows
+        self._rows, self._sizes = rows, sizes
 
     def __len__(self) -> int:
         """Returns the number of usable rows."""
@@ -53,9 +56,8 @@ class JsonlSource:
         """A digest of all texts of the rows, with the name and size of each image: other golds are other data."""
         digest = hashlib.blake2b(digest_size=16)
         for row in self._rows:
-            digest.update(
-                repr((row.record, [_name_and_size(image, self.path.parent) for image in row.images])).encode()
-            )
+            images = [(_name(image, self.path.parent), self._sizes[image]) for image in row.images]
+            digest.update(repr((row.record, images)).encode())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -86,13 +88,14 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
         InputError: the file does not exist, no row is usable, with `strict` any row is broken, or the images in the
             file take more than 2 GiB; the message lists up to 20 broken rows.
     """
-    if not path.is_file():
-        raise InputError(f"no data file {path}; give a file with one JSON object a line")
+    require_readable(path, f"no data file {path}; give a file with one JSON object a line")
     usable: list[Row] = []
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
     read = _read_rows(path, allow)
-    unusable = _unusable_images({image for _, row in read if isinstance(row, Row) for image in row.images})
+    found = _decode_all({image for _, row in read if isinstance(row, Row) for image in row.images})
+    sizes = {image: size for image, size in found.items() if isinstance(size, int)}
+    unusable = {image: error for image, error in found.items() if isinstance(error, BadRowError)}
     for number, row in read:
         try:
             if isinstance(row, BadRowError):
@@ -110,7 +113,7 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
         raise InputError(f"{path}: {listing(problems)}\nmend them, or set data.strict to False to drop them")
     if not usable:
         raise InputError(f"{path}: no usable row. {listing(problems)}")
-    return JsonlSource(path, usable, problems)
+    return JsonlSource(path, usable, problems, sizes)
 
 
 def listing(problems: list[tuple[int, str]]) -> str:
@@ -148,16 +151,17 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         raw = _from_turns(where, raw)
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
-    if unknown := sorted(set(raw) - {*REQUIRED, *OPTIONAL}):
+    unknown = sorted(key for key in set(raw) - {*REQUIRED, *OPTIONAL} if not _is_number(raw[key]))
+    if unknown:
         allowed = ", ".join((*REQUIRED, *OPTIONAL))
         raise BadRowError(f"unknown key {shown(', '.join(unknown))[1:-1]}; allowed: {allowed}", "unknown key")
     for key in (*REQUIRED, "rationale", "source"):
         if key in raw and (not isinstance(raw[key], str) or is_blank(raw[key])):
             wanted = f"{key} must be a string that is not empty"
             raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
-    for key, types in (("images", str | dict | bytes), ("choices", str)):
+    for key, types, named in (("images", str | dict | bytes, "images"), ("choices", str, "strings")):
         if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, types) and x for x in raw[key])):
-            wanted = f"{key} must be a list of strings that are not empty"
+            wanted = f"{key} must be a list of {named} that are not empty"
             raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
     if raw["answer_kind"] == "choice" and "choices" not in raw:
         raise BadRowError("answer_kind 'choice' needs choices, a list of texts")
@@ -173,6 +177,11 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         rationale=raw.get("rationale"),
     )
     return Row(where, record, images)
+
+
+def _is_number(cell: Any) -> bool:
+    """True for a number, such as the index of a table, or a pass rate that rows were chosen by."""
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:
@@ -209,10 +218,11 @@ def _assistant(text: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def _name_and_size(image: bytes | Path, folder: Path) -> tuple[str, int]:
+def _name(image: bytes | Path, folder: Path) -> str:
+    """An image's path from `folder`, or the digest of one that lies in its row."""
     if isinstance(image, bytes):
-        return hashlib.blake2b(image, digest_size=16).hexdigest(), len(image)
-    return os.path.relpath(image, folder), image.stat().st_size if image.exists() else -1
+        return hashlib.blake2b(image, digest_size=16).hexdigest()
+    return os.path.relpath(image, folder)
 
 
 def _read_rows(path: Path, allow: Collection[str]) -> list[tuple[int, Row | BadRowError]]:
@@ -245,18 +255,22 @@ def _read_row(where: str, raw: dict[str, Any] | BadRowError, folder: Path, allow
     return row
 
 
-def _unusable_images(images: Collection[bytes | Path]) -> dict[bytes | Path, BadRowError]:
-    """Decodes images in threads, and returns the errors of those that cannot be used."""
+def _decode_all(images: Collection[bytes | Path]) -> dict[bytes | Path, int | BadRowError]:
+    """Decodes images in threads, and returns the bytes of each, or the error of one that cannot be used.
 
-    def problem(image: bytes | Path) -> BadRowError | None:
+    Each file is read once: in a mounted bucket, asking for its size as well would take as long again.
+    """
+
+    def decode(image: bytes | Path) -> int | BadRowError:
         name = "an image in the row" if isinstance(image, bytes) else shown(str(image))[1:-1]
         try:
             with one_row():
-                decode_picture(image_bytes(image), name)
+                encoded = image_bytes(image)
+                decode_picture(encoded, name)
         except BadRowError as error:
             return error
-        return None
+        return len(encoded)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = tqdm(pool.map(problem, images), desc="checking images", total=len(images), delay=5, mininterval=1.0)
-        return {image: error for image, error in zip(images, found, strict=True) if error is not None}
+        found = tqdm(pool.map(decode, images), desc="checking images", total=len(images), delay=5, mininterval=1.0)
+        return dict(zip(images, found, strict=True))

@@ -34,7 +34,7 @@ class Row:
     images: tuple[bytes | Path, ...]
 
     def load(self) -> Record:
-        """Reads the images and returns the whole record; raises BadRowError if a file is missing."""
+        """Reads the images and returns the whole record; raises what `image_bytes` raises."""
         return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)))
 
 

@@ -26,6 +26,7 @@ from care_jax.data.readers import (
 )
 from care_jax.data.validation import Dropped, check_gold_of, check_texts, one_row
 from care_jax.errors import BadRowError, InputError, shown
+from care_jax.files import require_readable
 
 
 class Reader(NamedTuple):
@@ -75,13 +76,19 @@ def split_files(source: str, root: Path, split: str) -> list[Path]:
     """Lists the files that hold the rows of a split.
 
     Raises:
-        InputError: the source, the folder or the split does not exist.
+        InputError: the source, the folder or the split does not exist, or cannot be read.
     """
     if source not in READERS:
         raise InputError(f"no source {source!r}; choose one of {', '.join(READERS)}")
-    if not root.exists():
-        raise InputError(f"no {root}; give the folder that {source} was downloaded to")
-    if not (files := READERS[source].files(root, split)):
+    try:
+        if not root.exists():
+            raise InputError(f"no {root}; give the folder that {source} was downloaded to")
+        files = READERS[source].files(root, split)
+    except OSError as error:
+        raise InputError(f"{shown(str(root))} cannot be read: {error.strerror}") from error
+    for path in files:
+        require_readable(path, f"no file {path}; download it again")
+    if not files:
         raise InputError(f"{root} holds no split {split!r} of {source}; the layouts are in care_jax/data/readers/")
     return files
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from care_jax import files
 from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images
 from care_jax.inputs.media import MARKS
@@ -16,7 +17,7 @@ from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.rewards.verifiers import check_gold, require_allowed
 from care_jax.structs import Record
 
-_, _VIDEO = MARKS
+_IMAGE, _VIDEO = MARKS
 _MISSING = ("nan", "NaN", "NaT", "<NA>")  # cells that pandas wrote as texts
 _CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens; the processor knows those of a model exactly
 
@@ -33,15 +34,18 @@ class Dropped(NamedTuple):
 
 @contextlib.contextmanager
 def one_row(name: str = "") -> Iterator[None]:
-    """Makes any failure in the block a BadRowError, so that a row which nobody foresaw costs itself alone.
+    """Turns any failure in the block into a BadRowError, so that an unforeseen row costs itself alone.
 
-    The message begins with `name`.
+    The message begins with `name`. An error of the machine stays what it is: rows that one start drops and the next one
+    does not would be other data.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        if files.is_of_the_machine(error):
+            raise
         message = f"{type(error).__name__} {shown(str(error))}"
         raise BadRowError(f"{name}: {message}" if name else message, "unreadable row") from error
 
@@ -87,7 +91,7 @@ def check_texts(record: Record) -> None:
     """Checks that every run can encode the texts of a record.
 
     Raises:
-        BadRowError: a text is not UTF-8, or it spells a tag or a control token.
+        BadRowError: a text is not UTF-8, spells a tag or a control token, or is a missing cell that was written as one.
     """
     if record.prompt.count(_VIDEO) != len(record.videos):
         raise BadRowError(f"prompt spells {_VIDEO}, and the row has no such video", f"prompt spells {_VIDEO}")
@@ -98,6 +102,9 @@ def check_texts(record: Record) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadRowError(f"{field} is not UTF-8: {error.reason}", f"{field} is not UTF-8") from None
+    for field, text in {"prompt": record.prompt.replace(_IMAGE, ""), "rationale": fields["rationale"]}.items():
+        if text.strip() in _MISSING:
+            raise BadRowError(f"{field} is {shown(text)}, which is how a missing cell is written", f"no {field}")
     for field, text in fields.items():
         tags = [tag for tag in ANSWER_TAGS.marks if tag in text] if field != "prompt" else []
         if found := [*tags, *_CONTROL.findall(text)]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -93,8 +94,7 @@ def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_fi
         InputError: no such file, a line or an entry that is not a JSON object, a missing key, an id that comes twice,
             or none of the benchmark's ids.
     """
-    if not path.is_file():
-        raise InputError(f"no file {path}; give one with JSON objects, a line each, in an array, or by id")
+    files.require_readable(path, f"no file {path}; give one with JSON objects, a line each, in an array, or by id")
     known = {short: record_id for record_id in ids for short in (record_id, record_id.partition("/")[2])}
     responses: Responses = {}
     strangers: list[str] = []
@@ -148,8 +148,13 @@ def _published_rows(path: Path, id_field: str, response_field: str) -> Numbered:
 
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    numbers_too = (str(one) if isinstance(one, int | float) and not isinstance(one, bool) else one for one in values)
+    numbers_too = (str(one) if _is_number(one) else one for one in values)
     return [text for text in numbers_too if isinstance(text, str)]
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number; NaN is how a missing cell is written."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read_answered(path: Path) -> Responses:

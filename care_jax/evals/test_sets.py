@@ -200,7 +200,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _title(name: str, figures: Mapping[str, Any]) -> str:
-    """The benchmark, and the file that its responses came from: rows of two models are to be told apart."""
+    """The benchmark, and the file that its responses came from, which tells the rows of two models apart."""
     file = printable(Path(str(figures["responses"])).name.replace("|", "/")) if "responses" in figures else ""
     return BENCHMARKS[name].title + (f" ({file})" if file else "")
 
@@ -238,7 +238,7 @@ def _problem(folder: Path, name: str) -> str | None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What a folder was prepared from. Raises InputError if its report does not say."""
+    """The settings that a folder was prepared with. Raises InputError if its report does not say."""
     path, remedy = folder / REPORT_FILE, "prepare the folder again"
     found = files.read_object(path, remedy=remedy).get("settings")
     if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("source", "split", "crc32")):

@@ -47,16 +47,22 @@ def to_8_bits(image: Image.Image, bits: int) -> Image.Image:
     """Scales the samples of a loaded image: their high 8 of `bits`, as Pillow already does with colour.
 
     Raises:
-        InputError: the picture would be all but black, since its samples use only the lowest of 16 bits.
+        InputError: the picture would be black or all but black, since its samples use only the lowest of 16 bits.
     """
     if bits <= 8:
         return image
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
-    brightest = max(np.asarray(image.getchannel(band)).max() for band in image.getbands() if band != "A")
-    if bits == 16 and 0 < brightest < _DARKEST:
+        samples = np.asarray(image)
+        is_dark = 0 < samples.max() < _DARKEST << 8
+        image = Image.fromarray((samples >> (bits - 8)).astype(np.uint8))
+    else:
+        # Pillow has dropped the low bytes, so black may be 8 bits in 16. Behind transparency it is what is drawn.
+        bands = image.getbands()
+        brightest = max(np.asarray(image.getchannel(band)).max() for band in bands if band != "A")
+        is_dark = brightest < _DARKEST and (brightest > 0 or "A" not in bands)
+    if bits == 16 and is_dark:
         raise InputError(
-            f"the image has 16-bit samples that are all below {_DARKEST << 8} of 65535, as 12-bit ones are; scale them "
-            f"to the whole range, or {_REMEDY}"
+            f"the image has 16-bit samples that are all below {_DARKEST << 8} of 65535, as 8-bit or 12-bit ones are; "
+            f"scale them to the whole range, or {_REMEDY}"
         )
     return image

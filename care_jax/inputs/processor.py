@@ -103,6 +103,12 @@ def load_processor(
     tokenizer_lib.check_ids(
         [*vision_ids, *(eos if isinstance(eos, list) else [eos]), generation["pad_token_id"]], vocab_size
     )
+    stops_and_padding = {*(eos if isinstance(eos, list) else [eos]), generation["pad_token_id"]}
+    if taken := sorted(stops_and_padding & set(vision_ids)):
+        raise InputError(
+            f"{folder / 'generation_config.json'} ends or pads texts with {shown(taken)}, which config.json gives to "
+            "images and videos; take both from the same checkpoint"
+        )
     image_spec = read_image_spec(folder, model.vision, min_image_tokens, max_image_tokens)
     if overlong not in OVERLONG:
         raise InputError(f"data.overlong={overlong!r}: {choose_one(OVERLONG)}")

@@ -44,8 +44,8 @@ def load_tokenizer(folder: Path, vocab_size: int, image_token_id: int) -> Any:
         transformers' tokenizer.
 
     Raises:
-        InputError: files are missing, unreadable or take too long, the template has no image token, or a token lies
-            outside the vocabulary.
+        InputError: files are missing or unreadable, take too much time or memory, the template has no image token, or
+            a token lies outside the vocabulary.
     """
     require_file(folder / "tokenizer.json")
     if (folder / "chat_template.json").exists():

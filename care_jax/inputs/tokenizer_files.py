@@ -81,7 +81,11 @@ def render_end(tokenizer: Any) -> str:
 
 @functools.lru_cache(maxsize=8)
 def try_apart(contents: Contents) -> str:
-    """Loads and renders the files in a process of their own, and returns what is wrong with them, "" if nothing is."""
+    """Loads and renders the files in a process of their own, and returns what is wrong with them, "" if nothing is.
+
+    Raises:
+        TimeoutError: the process has not ended in 120 s. Its own work is bounded, so that the machine is what is slow.
+    """
     path = os.pathsep.join(entry for entry in sys.path if entry)
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (
@@ -98,7 +102,10 @@ def try_apart(contents: Contents) -> str:
             _auto_tokenizer()  # is needed next, and is imported meanwhile
             output, _ = trial.communicate(timeout=_WALL_SECONDS)
         except subprocess.TimeoutExpired:
-            return f"tokenizer files or a chat template that take more than {_WALL_SECONDS} s"
+            raise TimeoutError(
+                f"loading the tokenizer of a model folder has not ended in {_WALL_SECONDS} s; the machine or its disk "
+                "is slow"
+            ) from None
         finally:
             trial.kill()
     if trial.returncode in {-signal.SIGXCPU, -signal.SIGKILL}:
@@ -113,10 +120,18 @@ def _main() -> None:
     """The trial: prints the fault as a JSON string."""
     _auto_tokenizer()  # before the clock starts
     used = int(time.process_time()) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (used + _CPU_SECONDS, used + _CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_CPU, used + _CPU_SECONDS, used + _CPU_SECONDS + 1)
+    _limit(resource.RLIMIT_DATA, _MEMORY, _MEMORY)
+    _limit(resource.RLIMIT_CORE, 0, 0)
     print(json.dumps(_fault(Path(sys.argv[1]))))
+
+
+def _limit(what: int, soft: int, hard: int) -> None:
+    """Limits this process; a lower limit that it was started with stays, since raising one is not allowed."""
+    _, most = resource.getrlimit(what)
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(what, (soft, hard))
 
 
 def _fault(folder: Path) -> str:

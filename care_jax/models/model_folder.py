@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from care_jax import files
 from care_jax.errors import InputError, shown
 
 _COPY = "copy the file from the source checkpoint"
@@ -60,13 +60,7 @@ def read_fields(path: Path, *names: str) -> dict[str, Any]:
     Raises:
         InputError: the file or one of the fields is missing, or the file does not hold a JSON object.
     """
-    encoded = read_bytes(path)
-    try:
-        fields = json.loads(encoded.decode())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({shown(str(error))}); {_COPY}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{path} holds {shown(fields)} instead of a JSON object; {_COPY}")
+    fields = files.parse_object(read_bytes(path), str(path), remedy=_COPY)
     for name in names:
         if name not in fields:
             raise InputError(f"{path} has no field {name!r}; {_COPY}")

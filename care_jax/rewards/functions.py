@@ -22,9 +22,10 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from care_jax.errors import InputError, shown
+from care_jax.rewards.terms import is_finite
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
 
 RewardFunction = Callable[[dict[str, Any], str], float | dict[str, float]]
@@ -34,71 +35,10 @@ _NGRAM = 4  # words
 _LARGEST = 1e6  # of a reward
 
 
-class Term(NamedTuple):
-    """One part of a reward."""
-
-    name: str  # as the config lists it, without the weight
-    function: str  # a name of BUILT_IN, or module:function
-    part: str  # the named number that the function returns; "" for its only one
-    weight: float
-
-
-class Threshold(NamedTuple):
-    """The part of a reward that says whether a response is correct: from `least` on."""
-
-    name: str
-    least: float
-
-
 def reward_function(function: RewardFunction) -> RewardFunction:
     """Mark a function (record, response) -> number or named numbers as one that a config may list."""
     _marked.append(function)
     return function
-
-
-def read_terms(listed: Sequence[str]) -> tuple[Term, ...]:
-    """Parse verify.rewards.
-
-    Raises:
-        InputError: an entry is not NAME=WEIGHT, or a name comes twice.
-    """
-    terms: list[Term] = []
-    for text in listed:
-        name, _, weight = text.partition("=")
-        module, colon, rest = name.partition(":")
-        function, _, part = rest.partition(".")
-        known = bool(module and function) if colon else name in BUILT_IN
-        if not known or not _is_finite(weight) or any(term.name == name for term in terms):
-            raise InputError(
-                f"verify.rewards: {shown(text)} is not NAME=WEIGHT, each name once; a name is one of "
-                f"{', '.join(BUILT_IN)}, or module:function, or module:function.number for a named number"
-            )
-        terms.append(Term(name, f"{module}:{function}" if colon else name, part, float(weight)))
-    return tuple(terms)
-
-
-def read_threshold(text: str, terms: Sequence[Term]) -> Threshold | None:
-    """Parse verify.correct_when; None if it is empty.
-
-    Raises:
-        InputError: it is not NAME>=NUMBER with a name of verify.rewards.
-    """
-    if not text:
-        return None
-    name, _, least = text.partition(">=")
-    if name not in [term.name for term in terms] or not _is_finite(least):
-        listed = ", ".join(term.name for term in terms) or "which is empty"
-        raise InputError(
-            f"verify.correct_when={shown(text)}: give NAME>=NUMBER with a name of verify.rewards ({listed})"
-        )
-    return Threshold(name, float(least))
-
-
-def _is_finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 @functools.cache
@@ -166,7 +106,7 @@ def _read_numbers(text: str) -> tuple[float, ...]:
     if len(lists) > 1 or len(text) > MAX_ANSWER_LEN:
         return ()
     words = re.split(r"[\s,;]+", (lists[0] if lists else text).strip(" \t\n()"))
-    return tuple(map(float, words)) if all(map(_is_finite, words)) else ()
+    return tuple(map(float, words)) if all(map(is_finite, words)) else ()
 
 
 def _is_box(numbers: Sequence[float]) -> bool:

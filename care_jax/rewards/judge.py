@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, listed
 from care_jax.parallel.processes import share
 from care_jax.rewards import spans
-from care_jax.rewards.functions import Term, Threshold
 from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
 from care_jax.rewards.reward import RewardConfig, total_reward
+from care_jax.rewards.terms import Term, Threshold
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, TOO_LONG, Verdict
 from care_jax.structs import Record, Rollouts, Verdicts
 
@@ -229,7 +229,11 @@ def _reward_parts(
     texts: Sequence[str],
     extracted: Sequence[str | None],
 ) -> dict[str, np.ndarray]:
-    """The value of each term for n responses, [n] float32 by name; NaN where its function failed twice."""
+    """The value of each term for n responses, [n] float32 by name; NaN where its function failed twice.
+
+    Raises:
+        InputError: a function answered, and never with the part that a term names.
+    """
     functions = list(dict.fromkeys(term.function for term in terms))
     described = [_describe(record, answer) for record, answer in zip(records, extracted, strict=True)]
     items = [
@@ -245,6 +249,10 @@ def _reward_parts(
     for term in terms:
         start = functions.index(term.function) * len(records)
         values = [json.loads(one.reason) if one.parsed else {} for one in found[start : start + len(records)]]
+        given = {part for value in values for part in value}
+        if given and term.part not in given:
+            known = listed(sorted(part or "one number without a name" for part in given))
+            raise InputError(f"verify.rewards: {term.name} is none of what {term.function} returns: {known}")
         parts[term.name] = np.array([value.get(term.part, np.nan) for value in values], np.float32)
     return parts
 

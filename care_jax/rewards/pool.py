@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import collections
 import json
-import os
-import pathlib
 import selectors
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,17 +15,17 @@ import ml_collections
 from absl import logging
 
 from care_jax.errors import InputError, shown
-from care_jax.rewards.functions import Term, Threshold, read_terms, read_threshold
+from care_jax.options import REWARDS
+from care_jax.rewards.terms import Term, Threshold, read_terms, read_threshold
 from care_jax.rewards.verifiers.own import require_allowed
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN, Verdict
+from care_jax.rewards.worker_process import WorkerProcess
 
 WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.worker")
 DEADLINE = Verdict(False, False, "deadline")
 WORKER_DIED = Verdict(False, False, "worker died")
 
-_IMPORT_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
-_READ_SIZE = 1 << 16  # bytes
 _START_LIMIT = 120.0  # seconds that a worker may take to start or to load a kind
 _MOST_LOST = 0.01  # share of answers that may be lost before it is said
 _MOST_LOST_STARTS = 3  # for each worker of the pool, in one call of `check`
@@ -42,84 +39,6 @@ class Item(NamedTuple):
     gold: str
     choices: tuple[str, ...] | None
     record: Mapping[str, Any] | None = None  # as functions.py says; the verdict's reason is then the numbers as JSON
-
-
-class _Worker:
-    """One process, the requests that it holds, and the bytes in flight in both directions."""
-
-    def __init__(self, command: Sequence[str], selector: selectors.BaseSelector) -> None:
-        """Start the process and register its output with the selector."""
-        # Workers import this care_jax, and a user's verifier, from any folder.
-        path = os.pathsep.join(filter(None, [_IMPORT_ROOT, *sys.path]))
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        # Neither end may block: a parent waiting to write to a worker that waits to write is a deadlock.
-        os.set_blocking(self._stdin.fileno(), False)
-        os.set_blocking(self._stdout.fileno(), False)
-        self._selector = selector
-        selector.register(self._stdout, selectors.EVENT_READ, self)
-        self._writing = False
-        self._unsent = bytearray()
-        self._unread = bytearray()
-        self.requests: collections.deque[int] = collections.deque()  # request numbers, the one in work first
-        self.has_started = self.ready = False
-        self.last_progress = time.monotonic()
-
-    def send(self, numbers: Sequence[int], lines: bytes) -> None:
-        """Hand over requests; bytes that the pipe does not take now are sent when it has room."""
-        if not self.requests:
-            self.last_progress = time.monotonic()
-        self.requests.extend(numbers)
-        self._unsent += lines
-        self.flush()
-
-    def flush(self) -> None:
-        """Write as much as the pipe takes, and watch the pipe for room if something is left."""
-        try:
-            while self._unsent:
-                del self._unsent[: os.write(self._stdin.fileno(), self._unsent)]
-        except BlockingIOError:
-            pass  # the pipe is full
-        except BrokenPipeError:
-            self._unsent.clear()  # the worker died; `receive` will see the end of its output
-        if bool(self._unsent) != self._writing:
-            self._writing = bool(self._unsent)
-            if self._writing:
-                self._selector.register(self._stdin, selectors.EVENT_WRITE, self)
-            else:
-                self._selector.unregister(self._stdin)
-
-    def receive(self) -> tuple[list[bytes], bool]:
-        """Return the complete lines that have come, and whether the process still lives."""
-        data = os.read(self._stdout.fileno(), _READ_SIZE)
-        self._unread += data
-        *lines, rest = self._unread.split(b"\n")
-        self._unread = bytearray(rest)
-        if lines:
-            self.last_progress = time.monotonic()
-        return [bytes(line) for line in lines], bool(data)
-
-    def has_ended(self) -> bool:
-        """Return whether the process is gone."""
-        return self._process.poll() is not None
-
-    def kill(self) -> None:
-        """End the process and wait for it."""
-        self._selector.unregister(self._stdout)
-        if self._writing:
-            self._selector.unregister(self._stdin)
-        self._process.kill()
-        self._process.wait()
-        self._stdin.close()
-        self._stdout.close()
 
 
 class Verifier:
@@ -145,8 +64,8 @@ class Verifier:
             tolerance: relative error allowed for answer kind "number", in [0, 1).
             allow: the functions "module:function" that an item may name as its kind; None: any, for items that do not
                 come from data.
-            on_progress: called at the start of every `check` and for each verdict: whoever watches for a hang is to
-                know that there is progress, however slow.
+            on_progress: called at the start of every `check` and for each verdict, so that slow verifiers are not
+                taken for a hang.
             terms: parts of the reward beside answer and format.
             correct_when: the part that says which responses are correct, in place of the verifiers.
             command: the worker's command line; it speaks the protocol of care_jax/rewards/worker.py.
@@ -163,7 +82,7 @@ class Verifier:
         self._allow, self._on_progress, self._has_warned = allow, on_progress, False
         self.terms, self.correct_when = tuple(terms), correct_when
         self._selector = selectors.DefaultSelector()
-        self._workers = [_Worker(command, self._selector) for _ in range(workers)]
+        self._workers = [WorkerProcess(command, self._selector) for _ in range(workers)]
 
     @classmethod
     def from_config(
@@ -265,7 +184,7 @@ class Verifier:
             if now >= worker.last_progress + self._patience(worker):
                 self._replace(worker, DEADLINE, batch)
 
-    def _take_reply(self, worker: _Worker, line: bytes, batch: _Batch) -> None:
+    def _take_reply(self, worker: WorkerProcess, line: bytes, batch: _Batch) -> None:
         if not worker.has_started:
             # What Python's own start prints (a sitecustomize) comes before the worker can take its output over.
             worker.has_started = worker.ready = line.endswith(b'"ready"')
@@ -280,7 +199,7 @@ class Verifier:
         else:
             raise RuntimeError(f"a verifier worker ({' '.join(self._command)}) sent an unexpected reply: {reply!r}")
 
-    def _replace(self, worker: _Worker, verdict: Verdict, batch: _Batch) -> None:
+    def _replace(self, worker: WorkerProcess, verdict: Verdict, batch: _Batch) -> None:
         """Replace a lost worker with a new one; only the item it was working on is lost with it.
 
         Raises:
@@ -294,13 +213,13 @@ class Verifier:
                     f"a verifier worker did not start or load, {batch.num_lost_starts} times{kind}: "
                     f"{' '.join(self._command)}; see its message above"
                 )
-        self._workers[self._workers.index(worker)] = _Worker(self._command, self._selector)
+        self._workers[self._workers.index(worker)] = WorkerProcess(self._command, self._selector)
         worker.kill()
         if worker.ready and worker.requests:
             batch.close(worker.requests.popleft(), list(verdict))
         batch.waiting.extendleft(reversed(worker.requests))
 
-    def _patience(self, worker: _Worker) -> float:
+    def _patience(self, worker: WorkerProcess) -> float:
         """Return the seconds that a worker may stay silent; infinite for an idle one."""
         if not worker.ready:
             return _START_LIMIT
@@ -339,12 +258,12 @@ class _Batch:
     def _line(self, number: int) -> bytes:
         item = self._items[number]
         if item.record is not None:
-            images = [base64.b64encode(image).decode() for image in item.record["images"]]
+            images = () if item.kind in REWARDS else item.record["images"]  # the built-in ones look at none
             reward = {
                 "id": number,
                 "kind": item.kind,
                 "response": item.given,
-                "record": {**item.record, "images": images},
+                "record": {**item.record, "images": [base64.b64encode(image).decode() for image in images]},
             }
             return json.dumps(reward).encode() + b"\n"
         request = {

@@ -5,15 +5,15 @@ It says "ready" once, then answers each request line with one line:
     {"id": 7, "kind": "integer", "given": "x = 5", "gold": "5", "choices": null, "tolerance": 0.01}
     [7, true, true, "correct"]
 
-or [7, null, null, message] for a gold that is not of its kind. A request with a record is one for a reward
-function, whose numbers are the reason, as JSON:
+or [7, null, null, message] for a gold that is not of its kind. A request with a record is one for a reward function,
+whose numbers are the reason, as JSON:
 
     {"id": 8, "kind": "iou", "response": "...", "record": {"answer": "[1, 2, 3, 4]", "extracted": "[1, 2, 3, 5]", ...}}
     [8, true, true, "{\"\": 0.667}"]
 
- Before the first request of a kind it says "loading",
-and "ready" again when the verifier and its imports are loaded (for LaTeX a second or more), so that this time does not
-count against an item's deadline. The process ends when its input ends, and with its parent.
+Before the first request of a kind it says "loading", and "ready" again when the verifier and its imports are loaded
+(for LaTeX a second or more), so that this time does not count against an item's deadline. The process ends when its
+input ends, and with its parent.
 
 The lines travel on descriptors of their own. A user's verifier may print, write to descriptor 1 from C, or read its
 input: it has the parent's stderr for the one and an empty input for the other.

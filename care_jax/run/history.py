@@ -1,4 +1,4 @@
-"""What a run was started with, and each change since: history.json in its folder.
+"""The history of a run, history.json in its folder: the settings that it was started with, and each change since.
 
     {"started": {"seed": 0, ..., "content of data.train": "9f.."},
      "changes": [{"step": 40, "from": {"optimizer.lr": 1e-6}, "to": {"optimizer.lr": 1e-7}}]}
@@ -92,7 +92,7 @@ def require_same_run(workdir: epath.Path, now: Mapping[str, Any], *, allow_chang
 
     Raises:
         InputError: one line with each changed setting that may not change, or not without `allow_change`; train.steps
-            below the newest checkpoint; or a history that cannot be read.
+            below the newest checkpoint; a history that cannot be read; or, without `allow_change`, none to compare.
     """
     step = newest_step(workdir)
     if step is None:
@@ -103,6 +103,11 @@ def require_same_run(workdir: epath.Path, now: Mapping[str, Any], *, allow_chang
             "raise it, or name another folder"
         )
     before = _current(workdir)
+    if not before and not allow_change:
+        raise InputError(
+            f"--workdir={workdir} has checkpoints and neither {HISTORY_FILE} nor {CONFIG_FILE}, so nothing says what "
+            "its run was: put them back, name another folder, or pass --allow_change"
+        )
     changes = _changes(before, now)
     never = [key for key in changes if not _is_among(key, (*_FREE, *_IN_DOUBT))]
     in_doubt = [key for key in changes if key not in never and not _is_among(key, _FREE)]
@@ -126,7 +131,7 @@ def write(workdir: epath.Path, now: Mapping[str, Any], *, step: int) -> None:
     history: dict[str, Any] = {"started": dict(now), "changes": []}
     if step > 0:
         before = _current(workdir)
-        history = _read(path) if path.is_file() else {"started": before | _content(now), "changes": []}
+        history = _read(path) if path.is_file() else {"started": {**(before or now), **_content(now)}, "changes": []}
     changes = _changes(before, now)
     for key in changes:
         print(f"changed from step {step} on: {_tell(key, before, now)}", file=sys.stderr)
@@ -166,7 +171,8 @@ def _current(workdir: epath.Path) -> dict[str, Any]:
         history = _read(workdir / HISTORY_FILE)
         values = dict(history["started"])
         for change in history["changes"]:
-            values |= change["to"]
+            gone = change["from"].keys() - change["to"].keys()
+            values = {key: value for key, value in values.items() if key not in gone} | change["to"]
         return values
     if (workdir / CONFIG_FILE).is_file():
         config = ml_collections.ConfigDict(read_object(workdir / CONFIG_FILE))
@@ -181,7 +187,8 @@ def _read(path: epath.Path) -> dict[str, Any]:
     started, changes = history.get("started"), history.get("changes")
     is_one = isinstance(started, dict) and _content(started) and "seed" in started and isinstance(changes, list)
     if not is_one or not all(
-        isinstance(change, dict) and isinstance(change.get("to"), dict) for change in changes or ()
+        isinstance(change, dict) and all(isinstance(change.get(side), dict) for side in ("from", "to"))
+        for change in changes or ()
     ):
         raise InputError(f"{path} is no history of a run; put back a copy, or name another --workdir")
     return history

@@ -18,6 +18,7 @@ from care_jax.run.folder import CONFIG_FILE, MANIFEST_FILE, read_object
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
+UNKNOWN = "unknown"  # a commit
 _GIT_SECONDS = 30.0  # a repository on a slow disk may take some
 
 
@@ -40,9 +41,9 @@ def _commit() -> str:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent, timeout=_GIT_SECONDS
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return UNKNOWN
+    return done.stdout.strip() or UNKNOWN
 
 
 def write(workdir: epath.Path, config: ml_collections.ConfigDict, manifest: dict[str, Any]) -> None:

@@ -33,9 +33,7 @@ class MetricsWriter:
         workdir: the run folder; made if it is missing.
         resume_step: the last step whose lines stay: the step of the restored checkpoint, or -1 for a run that starts
             from nothing. Lines past it, and a line that a kill left torn, are cut off: they will come again.
-        enabled: False on every process but the first: nothing is written, but `scalars` still raises, so that all
-            processes stop together.
-        must_be_finite: metrics whose non-finite value stops the run.
+        enabled: False on every process but the first: nothing is written.
     """
 
     def __init__(
@@ -44,12 +42,10 @@ class MetricsWriter:
         *,
         resume_step: int,
         enabled: bool = True,
-        must_be_finite: Sequence[str] = ("loss", "grad_norm"),
     ) -> None:
         """Cuts the files back to `resume_step` and opens them."""
         self.evaluated_steps: set[int] = set()  # steps whose evaluation is in metrics.jsonl
         self._enabled = enabled
-        self._must_be_finite = frozenset(must_be_finite)
         if not enabled:
             return
         self._workdir = files.anywhere(workdir)
@@ -75,20 +71,10 @@ class MetricsWriter:
             step: the step the values belong to.
             values: Python floats and ints by name ("time/rollout"). A non-finite one becomes null in the file and is
                 left out of TensorBoard.
-
-        Raises:
-            FloatingPointError: a value named in `must_be_finite` is not finite; the line is written first.
         """
-        bad = sorted(name for name in self._must_be_finite & values.keys() if not math.isfinite(values[name]))
         if self._enabled:
             self._write(METRICS_FILE, step, values)
             self._tensorboard.add({name: x for name, x in values.items() if math.isfinite(x)}, step)
-        if bad:
-            shown = ", ".join(f"{name} = {values[name]}" for name in bad)
-            raise FloatingPointError(
-                f"step {step}: {shown}, must be finite; the last checkpoint is from before this step: "
-                "start from it with a lower learning rate or a smaller optimizer.clip_norm"
-            )
 
     def events(self, step: int, events: Sequence[Event]) -> None:
         """Appends one line of events.jsonl for each group's outcome."""
@@ -154,7 +140,7 @@ class _TensorBoard:
     """Writes scalars for TensorBoard, each when it is added.
 
     tensorboardX's own SummaryWriter does so in a thread that reads the clock: it waits for a month if that is set back
-    by one, and dies on a full disk, and then whoever adds a scalar waits for ever.
+    by one. On a full disk it dies, and the next scalar waits for ever.
     """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:

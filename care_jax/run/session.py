@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from care_jax.evals.evaluator import Evaluator
 from care_jax.inputs.processor import Processor, make_processor
 from care_jax.parallel import sharding
 from care_jax.parallel.processes import exchange, is_first, require_same, together
+from care_jax.rewards import functions, terms
 from care_jax.rewards.judge import Verifier
 from care_jax.run import history
 from care_jax.run import manifest as manifest_lib
@@ -43,8 +43,6 @@ from care_jax.stages.model import make_mesh
 from care_jax.stages.optimizer import make_optimizer, schedule_table
 from care_jax.stages.train_state import TrainState
 
-# A full or broken disk: the same command may succeed later.
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 BEST_METRIC = "eval/accuracy/mean"
 
 
@@ -224,7 +222,10 @@ def _open(
     allow_change: bool,
 ) -> Session:
     manifest = manifest_lib.make_manifest(config, stage)
-    require_same({"--workdir": str(workdir), "--allow_change": allow_change} | manifest | config_lib.flat(config))
+    same = {"--workdir": str(workdir), "--allow_change": allow_change} | manifest | config_lib.flat(config)
+    if manifest_lib.UNKNOWN in exchange(manifest["commit"]):  # git was too slow somewhere
+        del same["commit"]
+    require_same(same)
     inputs = together(lambda: _open_inputs(config, workdir, stage, make_encoder, allow_change=allow_change))
     processor, data, mesh = inputs.processor, inputs.data, inputs.mesh
     optimizer = make_optimizer(config)
@@ -277,6 +278,8 @@ def _open_inputs(
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; name a folder")
     manifest_lib.require_stage(workdir, stage)
+    for term in terms.read_terms(config.verify.rewards):
+        functions.load(term.function)
     processor = make_processor(config)
     train, held_out = loader.open_source(config, "train"), loader.open_source(config, "eval")
     settings: dict[str, Any] = {}
@@ -303,6 +306,6 @@ def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
             message = f"--workdir={workdir}: another process trains in it; wait for its end"
             held.enter_context(files.locked(Path(workdir) / ".lock", message))
     except OSError as error:
-        if error.errno in _OF_THE_MACHINE:
+        if files.is_of_the_machine(error):
             raise
         raise InputError(f"--workdir={workdir} cannot be written: {error.strerror or error}; name another") from error

@@ -177,7 +177,7 @@ class CompiledStages:
         given = {name for stage in self.table.stages for name in stage.gives}
         self.taken_by_host = self.table.taken_by_host() | {name for name in given if value_of(name).must_be_finite}
         self.read_by_host = self.taken_by_host | {*self.table.logged}
-        self.step = 0  # the step under way, for messages; whoever runs the stages sets it
+        self.step = 0  # the step under way, for messages; the loop sets it
         self._given_by: dict[str, str] = {}  # value -> the stage that gave it last
         self._objective = setup.objective
         self._programs = make_programs(self.table, setup)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks.faults.models import models
+from benchmarks.faults import models
 from benchmarks.faults.outcomes import Case, Outcome, run_case
 from care_jax.checkpoints.load import load_params
 
@@ -46,6 +46,6 @@ def test_a_wrong_reading_is_seen(sound, tmp_path, monkeypatch):
 
 def test_damaged_files_are_right_or_refused(tmp_path):
     """Catches a traceback of a reader; a few of the cases, the benchmark runs all."""
-    results = [run_case(case) for case in models(tmp_path, 12, seed=3)]
+    results = [run_case(case) for case in models.model_folders(tmp_path, 12, seed=3)]
     assert len(results) >= 12
     assert not [result for result in results if result.outcome in {Outcome.TRACEBACK, Outcome.WRONG}]

@@ -481,3 +481,9 @@ def test_runs_of_another_study_are_not_mixed_in(made: dict[str, Any], message: s
     study_main.require_one_study([ours, other], study_main.plan(small_study), runner)
     with pytest.raises(ValueError, match=message):
         study_main.require_one_study([ours, other | made], study_main.plan(small_study), runner)
+
+
+def test_the_published_runs_are_those_of_the_study(tmp_path: Path) -> None:
+    """Catches a setting that is spelled anew, after which --page_only refuses the runs that the README names."""
+    runner = study_main.Runner(study, "configs/study.py", tmp_path)
+    study_main.require_one_study(study_main.read_records(REPO / "docs/study"), study_main.plan(study), runner)

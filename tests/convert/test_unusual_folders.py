@@ -310,6 +310,16 @@ def test_links_that_leave_the_folder_are_not_followed(good, source, tmp_path, ca
     assert not any(path.read_bytes() == b"key" for path in (tmp_path / "out").rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "tokenizer_config.json"])
+def test_an_export_without_a_needed_file_is_refused(good, source, tmp_path, name):
+    """Catches an export without a tokenizer that ends well, since the source's is a link out of its folder."""
+    (source / name).rename(tmp_path / name)
+    (source / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} of .* lie outside"):
+        jax_to_hf.convert(good / "params", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_blobs_of_a_hub_cache_are_carried_over(good, source, tmp_path):
     """Catches an export without config and tokenizer: in a cache, all files of a snapshot are links."""
     blobs, snapshot = tmp_path / "models--q" / "blobs", tmp_path / "models--q" / "snapshots" / "abc"

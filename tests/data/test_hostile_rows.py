@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from care_jax.data.image_column import image_bytes, image_of
 from care_jax.data.own_data import read_jsonl
 from care_jax.data.parsing import gold_field, option_texts
 from care_jax.data.sources import ColumnRange, Dropped, read, split_files
-from care_jax.errors import BadRowError
+from care_jax.errors import BadRowError, InputError
 from tests.pictures import encode, picture
 
 PNG = encode(picture(6, 8))
@@ -61,7 +62,7 @@ HOSTILE = {
     "lone surrogate in the prompt": row(prompt="how many \udfff?"),
     "lone surrogate in the id": row(id="\ud83d"),
     "escape codes in the id": row(id="\x1b[2J\x07", answer="x"),
-    "escape codes in a key": row(**{"\x1b[2J": 1}),
+    "escape codes in a key": row(**{"\x1b[2J": "1"}),
     "4 MB of base64": row(images=["iVBOR" + "A" * (4 << 20)]),
     "broken base64": row(images=["data:image/png;base64,!!!"]),
     "4 MB that are no picture": row(images=["data:image/png;base64," + "A" * (4 << 20)]),
@@ -268,3 +269,65 @@ def test_a_row_without_a_column_to_filter_by_is_outside(tmp_path: Path) -> None:
     files = split_files("easyr1", tmp_path, "train")
     kept, dropped = read("easyr1", files, root=tmp_path, images=tmp_path, ranges=[ColumnRange("rate", 0, 1)])
     assert (kept.record.answer, dropped.reason) == ("1", "rate outside 0 .. 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "bad"),
+    [
+        ('[{"n": 1}}, {"n": 2}]', [1, 2], [2]),
+        ('[}, {"n": 1}]', [1], [1]),
+        ('[{"n": 1}, {"n": ]}, {"n": 2}]', [1, 2], [2, 3]),
+    ],
+    ids=["one too many", "first", "crossed"],
+)
+def test_a_bracket_that_closes_nothing_is_one_broken_entry(
+    tmp_path: Path, text: str, good: list[int], bad: list[int]
+) -> None:
+    """Catches an array whose reading stands still at a stray bracket, for ever."""
+    (tmp_path / "a.json").write_text(text)
+    found = list(itertools.islice(array_rows(tmp_path / "a.json"), 9))
+    assert [row["n"] for _, row in found if isinstance(row, dict)] == good
+    assert [number for number, row in found if not isinstance(row, dict)] == bad
+
+
+@pytest.mark.parametrize("behind", ['[{"n": 2}]', ', {"n": 2}]', "\n\n x", " " * (2 << 20) + "{}"])
+def test_what_stands_behind_an_array_is_not_passed_over(tmp_path: Path, behind: str) -> None:
+    """Catches the rows of a second array, as `cat a.json b.json` writes them, lost without a word."""
+    (tmp_path / "a.json").write_text('[{"n": 1}]' + behind)
+    with pytest.raises(InputError, match="goes on behind its JSON array, after row 1"):
+        list(array_rows(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text('[{"n": 1}]\n \n')
+    assert list(array_rows(tmp_path / "a.json")) == [(1, {"n": 1})]
+
+
+def test_a_column_whose_name_is_not_utf8_is_told_in_one_line(tmp_path: Path) -> None:
+    """Catches a traceback for a flipped bit in the name of a column."""
+    path = _parquet(tmp_path / "a.parquet", problem=pa.array(["1+2?"]), answer=pa.array(["3"]), strange=pa.array([1]))
+    path.write_bytes(path.read_bytes().replace(b"strange", b"str\xffnge"))
+    with pytest.raises(InputError, match="is not a readable parquet file"):
+        list(parquet_rows(path))
+
+
+@pytest.mark.parametrize("text", ["nan", "<image>nan", "<image> NaN\n", "NaT", "<NA>"])
+@pytest.mark.parametrize("key", ["prompt", "rationale"])
+def test_a_missing_cell_that_became_a_text_is_no_question(folder: Path, key: str, text: str) -> None:
+    """Catches a table that went through str(): a question, or a rationale to learn, that reads "nan"."""
+    (folder / "mine.jsonl").write_text("\n".join([json.dumps(SOUND), row(**{key: text})]))
+    source = read_jsonl(folder / "mine.jsonl", strict=False)
+    assert len(source) == 1 + (key == "rationale" and "image" in text)
+    assert all(f"{key} is" in problem and "missing cell" in problem for _, problem in source.problems)
+
+
+def test_columns_of_numbers_may_stand_beside_a_row(tmp_path: Path) -> None:
+    """Catches the index that pandas writes, or a pass rate to filter by, that drops every row."""
+    table = pa.table(
+        {name: [text, text] for name, text in SOUND.items() if name not in ("id", "images")}
+        | {"id": ["1", "2"], "rate": [0.5, 0.9], "__index_level_0__": [3, 7]}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert len(read_jsonl(tmp_path / "train.parquet", strict=True)) == 2
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, table.to_pylist())))
+    ranges = [ColumnRange("rate", 0.8, 1)]
+    for name in ("train.parquet", "train.jsonl"):
+        rows = list(read("jsonl", [tmp_path / name], root=tmp_path, images=tmp_path, ranges=ranges))
+        assert [getattr(found, "reason", "kept") for found in rows] == ["rate outside 0.8 .. 1", "kept"]

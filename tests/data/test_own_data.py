@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from care_jax.data import loader
 from care_jax.data.own_data import read_jsonl
 from tests.pictures import encode, picture
 
@@ -162,3 +165,26 @@ def test_images_are_read_on_access(tmp_path: Path) -> None:
     source = read_jsonl(_write(tmp_path, _row()), strict=True)
     (tmp_path / "a.png").write_bytes(_png(9))
     assert source[0].images == (_png(9),)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EMFILE])
+def test_a_disk_that_fails_for_a_moment_drops_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Catches a resumed run that is refused for good, as one with other data, since a server was away at its start."""
+    path = _write(tmp_path, _row(id="1", images=["1.png"]), _row(id="2", images=["2.png"]))
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(_png(9))
+    source, opened = read_jsonl(path, strict=False), os.open
+
+    def fail(name: str, *given: int) -> int:
+        if str(name).endswith("2.png"):
+            raise OSError(number, os.strerror(number), name)
+        return opened(name, *given)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match=r"2\.png"):
+        read_jsonl(path, strict=False)
+    lost = loader.LostRecords()
+    batches = loader.make_eval_batches(source, lambda record: record.id, batch_size=1, limit=0, lost=lost)
+    assert (list(batches), len(lost)) == ([(["1"], 1)], 1)  # in mid-run it costs the record alone

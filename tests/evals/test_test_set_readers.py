@@ -60,7 +60,7 @@ def test_mathverse(tmp_path: Path, write: Callable[[Path], Path]) -> None:
             "choice",
             ("40°", "60°", "120°", "140°"),
         ),
-        Record("mathverse/2", "mathverse_text_lite", ask + "Find the bearing.", (picture(2),), "118°T", "latex"),
+        Record("mathverse/2", "mathverse_text_lite", ask + "Find the bearing.", (picture(2),), "118°T", "rounded"),
         Record(
             "mathverse/3",
             "mathverse_vision_intensive",

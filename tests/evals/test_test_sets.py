@@ -368,3 +368,11 @@ def test_files_that_cannot_be_scored(prepared: Path, tmp_path: Path, text: str, 
 
 def _ids(source: StoredRecords) -> list[str]:
     return [source[i].id for i in range(len(source))]
+
+
+@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "null", "[NaN]", "true"])
+@pytest.mark.parametrize("form", ['{{"id": "1", "response": {0}}}', '[{{"id": "1", "response": {0}}}]', '{{"1": {0}}}'])
+def test_a_missing_response_is_none(tmp_path: Path, form: str, missing: str) -> None:
+    """Catches a missing cell of somebody's table judged as the answer "nan"."""
+    (tmp_path / "file").write_text(form.format(missing))
+    assert read_responses(tmp_path / "file", ["b/1"], id_field="id", response_field="response") == {"b/1": []}

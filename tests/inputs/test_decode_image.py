@@ -44,6 +44,19 @@ def twelve_bits(values: np.ndarray) -> bytes:
     return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()
 
 
+def deep_png(colour_type: int, samples: np.ndarray) -> bytes:
+    """A hand-made PNG of 16 x 16 pixels with 16-bit samples, [16, samples of a row]."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 16, 16, 16, colour_type, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + line.astype(">u2").tobytes() for line in samples)),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+
+
 DEEP = RAMP.astype(np.uint16) * 256 + 99
 DEEP_FILES = {
     "png": encode(Image.fromarray(DEEP)),
@@ -84,8 +97,14 @@ _FLOATS = RAMP.astype(np.float32) / 255
         (encode(Image.fromarray(DEEP), transparency=99), "16-bit samples and a transparent colour"),
         (encode(Image.fromarray(DEEP >> 4)), "all below 4096 of 65535"),
         (tiff(16, (DEEP >> 4).tobytes()), "all below 4096 of 65535"),
+        (encode(Image.fromarray(DEEP >> 8)), "all below 4096 of 65535"),
+        (b"P5 16 16 65535\n" + (DEEP >> 8).astype(">u2").tobytes(), "all below 4096 of 65535"),
+        (deep_png(2, np.repeat(DEEP >> 8, 3, axis=1)), "all below 4096 of 65535"),
     ],
-    ids=["float", "signed 32", "signed 8", "signed 16", "inverted", "pfm", "transparent", "12 in 16", "12 in 16, tiff"],
+    ids=[
+        *("float", "signed 32", "signed 8", "signed 16", "inverted", "pfm", "transparent"),
+        *("12 in 16", "12 in 16, tiff", "8 in 16", "8 in 16, pgm", "8 in 16, colour"),
+    ],
 )
 def test_samples_whose_white_is_unknown_are_refused(encoded: bytes, reason: str) -> None:
     """Catches pictures that turn white, black or inside out without a word."""
@@ -97,6 +116,9 @@ def test_samples_whose_white_is_unknown_are_refused(encoded: bytes, reason: str)
 def test_black_stays_black() -> None:
     """Catches a picture without any light taken for one with too few bits."""
     assert decoded(encode(Image.new("I;16", (4, 4)))).max() == 0
+    # Black strokes on nothing, which are all that many a drawing has.
+    strokes = np.stack([np.zeros_like(DEEP), DEEP], axis=2).reshape(16, 32)
+    assert decoded(deep_png(4, strokes))[0, 0, 0] == 255 - (DEEP[0, 0] >> 8)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, TypeError, MemoryError, struct.error, EOFError])

@@ -287,6 +287,9 @@ def edited(folder: Path, target: Path, name: str, **changes) -> Path:
         ("generation_config.json", {"eos_token_id": None}, "generation_config.json has no field 'eos_token_id'"),
         ("generation_config.json", {"eos_token_id": [274, -1]}, r"token ids \[-1\] lie outside vocab_size 288"),
         ("generation_config.json", {"pad_token_id": 288}, r"token ids \[288\] lie outside vocab_size 288"),
+        ("generation_config.json", {"pad_token_id": 278}, r"ends or pads texts with \[278\], which config.json gives"),
+        ("generation_config.json", {"eos_token_id": [274, 279]}, r"ends or pads texts with \[279\]"),
+        ("generation_config.json", {"eos_token_id": 275, "pad_token_id": 276}, r"pads texts with \[275, 276\]"),
     ],
 )
 def test_incomplete_or_contradicting_folders_are_refused(tiny_folder, tmp_path, name, changes, message):

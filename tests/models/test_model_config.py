@@ -207,5 +207,5 @@ def test_files_that_are_no_config(tmp_path):
     with pytest.raises(ValueError, match=r"has no config.json"):
         models.load_model_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json: not JSON"):
         models.load_model_config(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from care_jax.config import base, validate
 from care_jax.errors import InputError
 from care_jax.rewards import functions
 from care_jax.rewards.judge import RewardConfig, Verifier, judge, judge_texts
+from care_jax.rewards.pool import Item, _Batch
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Record
 from tests.made_rollouts import rollouts_of
@@ -158,6 +160,14 @@ def test_a_function_that_fails_costs_its_response_alone(fault: str) -> None:
     np.testing.assert_allclose(judged.verdicts.rewards, [[0.0, 0.5]])
 
 
+@pytest.mark.parametrize(("name", "num_images"), [*((name, 0) for name in functions.BUILT_IN), (f"{OWN}sees", 1)])
+def test_images_travel_to_those_that_look_at_them(name: str, num_images: int) -> None:
+    """Catches gigabytes a step that are encoded and sent to functions that read texts alone."""
+    record = {"id": "a", "images": (b"picture",), "answer": "5", "extracted": "5"}
+    batch = _Batch([Item(name, "five", "", None, record)], 0.0, lambda: None)
+    assert len(json.loads(batch.take(1)[1])["record"]["images"]) == num_images
+
+
 @pytest.mark.parametrize("name", ["no_such_module:f", f"{OWN}unmarked", f"{OWN}absent", "os:system"])
 def test_a_function_that_is_none_is_an_error(name: str) -> None:
     """Catches a misspelt function whose reward is zero for ever."""
@@ -165,6 +175,14 @@ def test_a_function_that_is_none_is_an_error(name: str) -> None:
         judge(
             verifier, [GROUNDED], rollouts_of(np.zeros((1, 2, 1), np.int32), np.ones((1, 2), np.int32)), [b""], TAGGED
         )
+
+
+@pytest.mark.parametrize("name", [f"{OWN}sees.pixles", f"{OWN}sees", f"{OWN}fragile.one"])
+def test_a_part_that_no_function_gives_is_an_error(name: str) -> None:
+    """Catches a misspelt part, whose reward is missing for ever and by which no response is ever correct."""
+    rollouts = rollouts_of(np.ones((1, 2, 1), np.int32), np.ones((1, 2), np.int32))
+    with pool(f"{name}=1", correct_when=f"{name}>=1") as verifier, pytest.raises(InputError, match="none of what"):
+        judge(verifier, [GROUNDED], rollouts, TOKENS, TAGGED)
 
 
 class Judge(BaseHTTPRequestHandler):
@@ -196,6 +214,7 @@ def address() -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
     server.shutdown()
+    server.server_close()
 
 
 def test_a_judge_over_http_that_hangs_fails_and_is_late(address: str) -> None:

@@ -180,6 +180,11 @@ OWN = "tests.own_verifier:"
         ("fragile", "shape", (False, False, "tests.own_verifier:fragile raised TypeError")),
         ("fragile", "exit", (False, False, "tests.own_verifier:fragile raised SystemExit")),
         ("fragile", "doubtful", (False, False, "tests.own_verifier:fragile raised ValueError")),
+        ("fragile", "words", (False, False, "tests.own_verifier:fragile raised TypeError")),
+        ("fragile", "one word", (False, False, "tests.own_verifier:fragile raised TypeError")),
+        ("fragile", "missing", (False, False, "tests.own_verifier:fragile raised TypeError")),
+        ("fragile", "numpy", (True, True, "as numpy has it")),
+        ("fragile", "lines", (False, True, "2 right correct")),
         ("fragile", "long", (False, True, "x" * 80)),
     ],
 )

@@ -122,6 +122,21 @@ def test_what_may_change_is_printed_and_recorded(
     assert capsys.readouterr().err == ""
 
 
+def test_a_file_that_went_away_is_told_once(run: epath.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a run whose same command is refused at every resume since a file of the model folder is gone."""
+    now = settings()
+    del now["content of model.folder/config.json"]
+    with pytest.raises(InputError, match="pass --allow_change"):
+        history.require_same_run(run, now, allow_change=False)
+    history.write(run, now, step=STEP)
+    assert "the content of model.folder/config.json has changed" in capsys.readouterr().err
+    history.require_same_run(run, now, allow_change=False)
+    history.write(run, now, step=STEP + 5)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="pass --allow_change"):  # it has come back
+        history.require_same_run(run, settings(), allow_change=False)
+
+
 def test_every_change_is_told_at_once(run: epath.Path) -> None:
     """Catches a user who mends one setting after the other."""
     with pytest.raises(InputError, match=r"objective\.ratio was 'token' and is 'sequence'; seed was 0 and is 7"):
@@ -158,22 +173,34 @@ def test_a_run_from_before_histories_is_compared_with_its_config(run: epath.Path
         history.require_same_run(run, settings(**{"content of data__train": "ff"}), allow_change=False)
 
 
+def test_checkpoints_without_any_record_are_not_taken_for_any_run(run: epath.Path) -> None:
+    """Catches another seed that goes on without a word because a copy has the checkpoints alone."""
+    (run / "history.json").unlink()
+    with pytest.raises(InputError, match=r"neither history\.json nor config\.json") as error:
+        history.require_same_run(run, settings(seed=1), allow_change=False)
+    assert str(error.value).isprintable()
+    history.require_same_run(run, settings(seed=1), allow_change=True)
+    history.write(run, settings(seed=1), step=STEP)
+    assert json.loads((run / "history.json").read_text())["started"]["seed"] == 1
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "history.json, line 1: not JSON"),
+        ("", "history.json: not JSON"),
         ('{"started": {\n "seed": 0,\n', "history.json, line 3: not JSON"),
         ("null", "not a JSON object"),
         ("[]", "not a JSON object"),
         ("{}", "no history of a run"),
         ('{"started": {}, "changes": []}', "no history of a run"),
         ('{"started": {"seed": 0, "content of data.train": ""}, "changes": [3]}', "no history of a run"),
+        ('{"started": {"seed": 0, "content of data.train": ""}, "changes": [{"to": {}}]}', "no history of a run"),
         ('{"started": [], "changes": {}}', "no history of a run"),
         (
             '{"started": {"seed": 0, "content of a\\u001b[2J": ""}, "changes": []}',
             r"'content of a\x1b[2J' is no setting",
         ),
-        ("\x00\x01", "history.json, line 1: not JSON"),
+        ("\x00\x01", "history.json: not JSON"),
         ("[" * 100_000, "not JSON (RecursionError)"),
         ("9" * 5_000, "not JSON (ValueError)"),
     ],

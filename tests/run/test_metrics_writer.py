@@ -99,17 +99,7 @@ def test_tensorboard_gets_the_scalars_and_forgets_past_the_checkpoint(tmp_path):
     assert scalars == [(5, "reward/mean", 0.25)]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("enabled", [True, False])
-def test_non_finite_loss_stops_the_run_on_every_process(tmp_path, value, enabled):
-    """Catches a run that trains on after NaN, and other processes that hang because only the first one raised."""
-    writer = open_writer(tmp_path, enabled=enabled)
-    with pytest.raises(FloatingPointError, match=r"step 7: grad_norm = (nan|inf), must be finite"):
-        writer.scalars(7, {"loss": 0.5, "grad_norm": value})
-    writer.close()
-
-
-def test_other_non_finite_values_become_null(tmp_path):
+def test_values_that_are_not_finite_become_null(tmp_path):
     """Catches `NaN` in the file, which is not JSON and which a browser refuses."""
     writer = open_writer(tmp_path)
     writer.scalars(1, {"loss": 0.5, "entropy": math.nan})

@@ -136,6 +136,14 @@ def test_every_part_is_closed_whatever_fails() -> None:
     assert closed == list(names)
 
 
+def test_a_reward_that_is_no_function_is_refused_at_the_start(tmp_path: Path) -> None:
+    """Catches a misspelt name that ends the run at its first step, as a fault that a supervisor tries again."""
+    config = base()
+    config.verify.rewards = ("no_such_module:f=1",)
+    with pytest.raises(InputError, match="reward 'no_such_module:f' cannot be imported"):
+        session_lib._open_inputs(config, epath.Path(tmp_path), "train", lambda processor: None, allow_change=False)
+
+
 @pytest.mark.parametrize("below", ["file", "file/run"])
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, below: str) -> None:
     """Catches a traceback where one line says what to do."""
@@ -176,6 +184,7 @@ def test_a_folder_that_cannot_be_locked_is_refused(
         PermissionError("git"),
         subprocess.TimeoutExpired("git", 30),
         OSError(errno.ENOEXEC, "git"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
     ],
 )
 def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
@@ -191,7 +200,7 @@ def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "manifest.json, line 1: not JSON"),
+        ("", "manifest.json: not JSON"),
         ('{\n "stage": "train",\n', "manifest.json, line 3: not JSON"),
         ("null", "not a JSON object"),
         ('["stage"]', "not a JSON object"),

@@ -56,7 +56,10 @@ def verify(kind: str, given: str, gold: str) -> Verdict:
         return refused
     try:
         correct, parsed, reason = function(given, gold)
-        return Verdict(bool(correct), bool(parsed), str(reason)[:_LONGEST_REASON])
+        # bool() would take "no" for true, and a text of three letters for a verdict.
+        if correct not in (True, False) or parsed not in (True, False):
+            raise TypeError
+        return Verdict(bool(correct), bool(parsed), " ".join(str(reason)[:_LONGEST_REASON].split()))
     except (Exception, SystemExit) as error:  # any failure of the user's code costs this item alone
         return Verdict(False, False, f"{kind} raised {type(error).__name__}")
 

@@ -164,7 +164,7 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 
 @functools.lru_cache(maxsize=4096)
 def _bordered(words: str) -> re.Pattern[str]:
-    before = r"(?<![\w.])" if words[0].isalnum() else ""
+    before = r"(?<![\w.])" if words[0].isalnum() else r"(?<![0-9.])"
     return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d)")
 
 
