@@ -69,14 +69,14 @@ class Run(NamedTuple):
 
     name: str  # one of PUBLISHED
     prompts: int
-    microbatches: int
+    stream_len: int
     remat: str  # one of options.REMAT
 
 
 def make_config(args: argparse.Namespace, run: Run, patches: int) -> ml_collections.ConfigDict:
     """Full CARE without a KL term, with the sizes of the command."""
     config = config_lib.base()
-    config.train.prompts, config.train.minibatches, config.train.microbatches = run.prompts, 1, run.microbatches
+    config.train.prompts, config.train.minibatches, config.train.stream_len = run.prompts, 1, run.stream_len
     config.rollout.num_rollouts, config.rollout.response_len = args.rollouts, args.response_len
     config.rollout.compact_shares = ()  # for a tail of long responses, which there is not
     config.objective.num_negatives, config.objective.kl_coef = args.negatives, 0.0
@@ -118,7 +118,7 @@ def measure(args: argparse.Namespace, run: Run, device: jax.Device) -> dict[str,
     figures: dict[str, Any] = {
         "parameters": of_run.num_params,
         "prompts": run.prompts,
-        "microbatches": run.microbatches,
+        "stream_len": run.stream_len,
         "remat": run.remat,
         "compile_s": round(stepper.compile_seconds, 1),
         "stages_ms": {stage: round(1e3 * each, 2) for stage, each in seconds.items()},
@@ -221,8 +221,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models",
-        default="Qwen3-VL-2B:32:8:dots,Qwen2.5-VL-3B:8:1:full",
-        help="NAME:prompts of a step:micro-batches of its update:model.remat, ... (%(default)s, which fits 80 GB)",
+        default="Qwen3-VL-2B:32:14336:dots,Qwen2.5-VL-3B:8:28672:full",
+        help="NAME:prompts of a step:tokens of a stream:model.remat, ... (%(default)s, which fits 80 GB)",
     )
     parser.add_argument("--tiny", action="store_true", help="two layers of each family, and small sizes by default")
     sizes = {
@@ -248,6 +248,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.image_side**2 + 8 > args.prompt_len:
         parser.error(f"--prompt_len {args.prompt_len} has no room for {args.image_side**2} image tokens and a text")
     args.models = [read_run(parser, word) for word in args.models.split(",")]
+    if (shortest := min(run.stream_len for run in args.models)) < args.prompt_len + args.response_len:
+        parser.error(f"streams of {shortest} tokens have no room for a prompt and a response")
     return args
 
 
@@ -258,13 +260,10 @@ def read_run(parser: argparse.ArgumentParser, word: str) -> Run:
     is_known = name in PUBLISHED and len(remat) == 1 and remat[0] in options.REMAT
     if not is_known or not all(number.isdigit() and int(number) for number in numbers):
         parser.error(
-            f"--models {word!r}: give NAME:prompts:microbatches:remat, NAME one of {', '.join(PUBLISHED)}, "
+            f"--models {word!r}: give NAME:prompts:stream_len:remat, NAME one of {', '.join(PUBLISHED)}, "
             f"remat one of {', '.join(options.REMAT)}"
         )
-    run = Run(name, int(numbers[0]), int(numbers[1]), remat[0])
-    if run.prompts % run.microbatches:
-        parser.error(f"--models {word!r}: the micro-batches must divide the prompts")
-    return run
+    return Run(name, int(numbers[0]), int(numbers[1]), remat[0])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -297,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def report(run: Run, figures: dict[str, Any]) -> None:
     """Prints the figures of one model as a table."""
     print(
-        f"{run.name}: {run.prompts} prompts, {run.microbatches} micro-batches, remat {run.remat}, "
+        f"{run.name}: {run.prompts} prompts, streams of {run.stream_len} tokens, remat {run.remat}, "
         f"step {figures['step_ms']:.0f} ms"
     )
     for stage, milliseconds in figures["stages_ms"].items():

@@ -27,10 +27,11 @@ from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning.estimate import planned_setup
 from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.keys import stage_key
+from care_jax.stages.packing import PromptLengths, pack
 from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.table import DeviceStage, HostStage, Setup
 from care_jax.stages.train_state import TrainState
-from care_jax.structs import Forced, Prompts
+from care_jax.structs import Array, Forced, Packing, Prompts
 
 _BEFORE_IMAGE = 4  # text tokens
 
@@ -156,10 +157,21 @@ class DeviceStep:
                 return values["repaired"]
             case "repair_verdicts":
                 return make_verdicts(*values["repaired"].token_ids.shape)
+            case "rollout_packing":
+                return self._packing(values["rollouts"].response_len)
+            case "repair_packing":
+                return self._packing(values["responses"].response_len)
+            case "batch_packing":
+                return self._packing(values["taught_len"], parts=self.setup.config.train.minibatches)
             case "reflection":
                 verdicts = make_verdicts(*values["responses"].token_ids.shape)
                 return make_reflection(values["responses"], verdicts, values["repair_scores"])
         raise ValueError(f"no made-up value for {name!r}, which a host stage of step.py gives; add one")
+
+    def _packing(self, row_len: Array, *, parts: int = 1) -> Packing:
+        """Streams of the rows whose length is not 0."""
+        sizes = step.stream_sizes(self.setup, self.bucket, row_len.shape[1], parts=parts)
+        return pack(sizes, PromptLengths.of(self._prompts), np.asarray(row_len))
 
 
 def _make_state(setup: Setup, model: ModelConfig) -> TrainState:

@@ -46,7 +46,7 @@ def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denomin
 def start_of_cold_start(setup: Setup, bucket: Bucket) -> dict[str, Any]:
     """The values that are there before the update, as shapes with shardings."""
     dims = step.prompt_dims(setup, bucket) | {"S": 1, "R": setup.config.rollout.response_len}
-    packing = step.abstract_packing(setup, bucket, 1, parts=setup.config.train.minibatches)
+    packing = step.stream_sizes(setup, bucket, 1, parts=setup.config.train.minibatches).abstract()
     values = {"batch": abstract(TrainBatch, **dims), "batch_packing": packing}
     return step.start_of_step(setup, bucket) | place(setup.mesh, values, ROWS)
 

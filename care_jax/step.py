@@ -25,7 +25,7 @@ from care_jax.stages import host, rollout, score
 from care_jax.stages.packing import StreamSizes
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
 from care_jax.stages.update import LossFn, make_update, update_shardings
-from care_jax.structs import Forced, Packing, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
+from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
 
 # Folded into the key of a step, one number for each stage that draws. Redraws of dynamic sampling count on from
 # ROLLOUT, so a further stage takes a number far above it; those that are here keep their draws.
@@ -118,9 +118,9 @@ def response_dims(setup: Setup, num_responses: int) -> dict[str, int]:
     return {"B": setup.num_prompts, "G": num_responses, "R": setup.config.rollout.response_len}
 
 
-def abstract_packing(setup: Setup, bucket: Bucket, num_rows: int, *, parts: int = 1) -> Packing:
-    """Shapes of a packing of so many rows a prompt."""
-    sizes = StreamSizes.make(
+def stream_sizes(setup: Setup, bucket: Bucket, num_rows: int, *, parts: int = 1) -> StreamSizes:
+    """The shape of a packing of so many rows a prompt."""
+    return StreamSizes.make(
         num_prompts=setup.num_prompts,
         num_rows=num_rows,
         bucket=bucket,
@@ -129,7 +129,6 @@ def abstract_packing(setup: Setup, bucket: Bucket, num_rows: int, *, parts: int 
         shards=num_shards(setup.mesh),
         parts=parts,
     )
-    return sizes.abstract()
 
 
 def abstract_reflection(setup: Setup) -> Reflection:
@@ -240,7 +239,7 @@ _STAGES: tuple[Stage, ...] = (
         gives=("rollout_packing", "score_padding"),
         function=host.pack_rollouts,
         puts=("rollout_packing",),
-        shapes=lambda setup, bucket: (abstract_packing(setup, bucket, setup.num_rollouts),),
+        shapes=lambda setup, bucket: (stream_sizes(setup, bucket, setup.num_rollouts).abstract(),),
         is_on=lambda config: not _scored_by_sampler(config),
     ),
     DeviceStage(
@@ -299,7 +298,7 @@ _STAGES: tuple[Stage, ...] = (
         shapes=lambda setup, bucket: (
             abstract(Rollouts, **response_dims(setup, 1)),
             abstract(Verdicts, **response_dims(setup, 1)),
-            abstract_packing(setup, bucket, 1),
+            stream_sizes(setup, bucket, 1).abstract(),
         ),
         is_on=_with_reflection,
     ),
@@ -343,7 +342,7 @@ _STAGES: tuple[Stage, ...] = (
         function=host.pack_batch,
         puts=("batch_packing",),
         shapes=lambda setup, bucket: (
-            abstract_packing(setup, bucket, num_updated(setup.config), parts=setup.config.train.minibatches),
+            stream_sizes(setup, bucket, num_updated(setup.config), parts=setup.config.train.minibatches).abstract(),
         ),
     ),
     DeviceStage(

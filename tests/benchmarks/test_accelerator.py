@@ -99,7 +99,7 @@ def test_shares_of_the_peak() -> None:
         ("--models=Qwen3-VL-2B:4:3:full", "the micro-batches must divide the prompts"),
         ("--models=Qwen9:4:2:full", "NAME one of Qwen2.5-VL-3B"),
         ("--models=Qwen3-VL-2B:4:2:some", "remat one of full, dots, none"),
-        ("--models=Qwen3-VL-2B:4:2", "give NAME:prompts:microbatches:remat"),
+        ("--models=Qwen3-VL-2B:4:2", "give NAME:prompts:stream_len:remat"),
         ("--image_side=32", "has no room for 1024 image tokens"),
         ("--negatives=8", "--negatives must be below --rollouts"),
     ],

@@ -32,7 +32,7 @@ def tiny(**changes: Any) -> ml_collections.ConfigDict:
     config.data.prompt_buckets, config.data.patch_buckets = (128,), (64,)
     config.rollout.update(num_rollouts=4, response_len=128, compact_shares=())
     config.objective.reflect.max_rationale_len = 32
-    config.train.update(prompts=8, minibatches=1, microbatches=2, steps=2)
+    config.train.update(prompts=8, minibatches=1, stream_len=1024, steps=2)
     config.mesh.update(MESH)
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
@@ -143,11 +143,11 @@ def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int],
 def test_changes_name_a_setting_and_what_it_saves():
     """Catches advice that does not touch the stage that is too large, or that the run cannot follow."""
     config = qwen2_5_vl.size_7b()
-    config.train.update(prompts=256, microbatches=2)
+    config.train.update(prompts=256)
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     update = fake(config, "v5p:2x2x2", mesh, "update", params=8, optimizer=16, reference=8, gradients=8, activations=60)
     found = {change.setting: change.saves / GIB for change in advice.changes(update)}
-    assert found["train.microbatches=4"] == 30
+    assert found["train.stream_len=8192"] == 30
     assert found["mesh.data=1, mesh.fsdp=8"] == 20
     assert found["objective.kl_coef=0"] == 8
     assert not any("compact" in setting for setting in found)
@@ -159,7 +159,7 @@ def test_changes_name_a_setting_and_what_it_saves():
     assert found["train.prompts=128"] == 57
     assert found["rollout.compact_shares=()"] == 40
     assert found["mesh.data=1, mesh.fsdp=4, mesh.tensor=2"] == 7
-    assert "train.microbatches" not in " ".join(found)
+    assert "train.stream_len" not in " ".join(found)
 
 
 def test_candidates_of_a_sweep():
@@ -173,7 +173,8 @@ def test_candidates_of_a_sweep():
         shards = c.mesh.data * c.mesh.fsdp
         assert shards * c.mesh.tensor == 256
         assert c.train.prompts <= config.train.prompts
-        assert c.train.prompts % (c.train.minibatches * c.train.microbatches * shards) == 0
+        assert c.train.prompts % (c.train.minibatches * shards) == 0
+        assert config.train.stream_len >= c.train.stream_len >= 2048 + 2048
     assert tried[0].train.prompts == 512
     assert config.mesh.tensor == 1, "the config itself stays as it was"
     chip, model = parse_topology("v5e:16x16")[0], estimate.planned_model(config)
@@ -218,7 +219,7 @@ def test_command_line(tmp_path: Path):
     assert "Traceback" not in stderr
     assert "does not fit" in stdout
     assert "no room" in stdout
-    assert "train.microbatches=2" in stdout
+    assert "train.stream_len=512" in stdout
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert not figures["fits"]
     assert figures["peak_gib"] > figures["limit_gib"]
@@ -236,7 +237,7 @@ def test_the_7b_on_eight_chips():
     Also parameters of all layers gathered at once, logits of all tokens, and sums that send twice what they must.
     """
     config = qwen2_5_vl.size_7b()
-    config.train.update(prompts=256, microbatches=4)
+    config.train.update(prompts=256, stream_len=16384)
     planned = estimate.make_plan(config, "v5p:2x2x2")
     figures = planned.to_json()
     assert figures["fits"], plan.table(planned)

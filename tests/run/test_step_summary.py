@@ -146,7 +146,6 @@ def test_metrics_by_hand(step):
             "reflect/tried": 1.0,
             "reflect/success_rate": 1.0,
             "rescue/rate": 1 / 3,
-            "padding/update_tokens": 1 - (4 + 2 + 1 + 1 + 1) / (9 * R),
         },
         abs=1e-6,
     )
