@@ -46,7 +46,7 @@ def test_figures_of_a_tiny_step(name: str, capsys: pytest.CaptureFixture[str], m
 
     monkeypatch.setattr(CompiledStages, "run", recorded)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam
-        figures = accelerator.main(["--tiny", f"--models={name}:2:1:dots"])
+        figures = accelerator.main(["--tiny", f"--models={name}:2:200:dots"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     of_model = figures["models"][name]
     assert list(of_model["stages_ms"]) == STAGES
@@ -96,7 +96,7 @@ def test_shares_of_the_peak() -> None:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--models=Qwen3-VL-2B:4:3:full", "the micro-batches must divide the prompts"),
+        ("--models=Qwen3-VL-2B:4:3:full", "streams of 3 tokens have no room"),
         ("--models=Qwen9:4:2:full", "NAME one of Qwen2.5-VL-3B"),
         ("--models=Qwen3-VL-2B:4:2:some", "remat one of full, dots, none"),
         ("--models=Qwen3-VL-2B:4:2", "give NAME:prompts:stream_len:remat"),
