@@ -62,13 +62,13 @@ class Tally:
     def add(self, pair: Pair, judged: JudgedText) -> None:
         """Counts a judged pair."""
         correct = judged.verdict.correct
-        one = collections.Counter(n=1, right=correct, unparsed=not judged.verdict.parsed)
+        one = collections.Counter(n=1, right=int(correct), unparsed=int(not judged.verdict.parsed))
         if pair.expected is not None:
             one.update(
                 compared=1,
-                agree=correct == pair.expected,
-                refused_right=pair.expected and not correct,
-                accepted_wrong=correct and not pair.expected,
+                agree=int(correct == pair.expected),
+                refused_right=int(pair.expected and not correct),
+                accepted_wrong=int(correct and not pair.expected),
             )
         kind = self._by_kind.setdefault(pair.record.answer_kind, collections.Counter())
         for counts in (self._all, kind):

@@ -15,7 +15,7 @@ SECONDS = 20.0  # that one input may take
 
 
 class Outcome(enum.StrEnum):
-    """How the use of an input ended."""
+    """The end of an attempt to use an input."""
 
     RIGHT = "right"  # read, and what was read is what an independent reading says
     REFUSED = "refused"  # one clear line

@@ -70,7 +70,7 @@ def image_bytes(image: bytes | Path) -> bytes:
     """
     if isinstance(image, bytes):
         return image
-    name = shown(str(image))
+    name = shown(str(image), 300)  # its end tells most
     try:
         # Without waiting: a pipe without a writer would block. The file is asked, not its name, which may change hands.
         descriptor = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -99,12 +99,10 @@ def load_processor(
     config = read_fields(folder / "config.json", *_VISION_TOKENS)
     generation = read_fields(folder / "generation_config.json", "eos_token_id", "pad_token_id")
     eos, vocab_size = generation["eos_token_id"], model.text.vocab_size
+    stops_and_padding = [*(eos if isinstance(eos, list) else [eos]), generation["pad_token_id"]]
     vision_ids = [config[name] for name in _VISION_TOKENS]
-    tokenizer_lib.check_ids(
-        [*vision_ids, *(eos if isinstance(eos, list) else [eos]), generation["pad_token_id"]], vocab_size
-    )
-    stops_and_padding = {*(eos if isinstance(eos, list) else [eos]), generation["pad_token_id"]}
-    if taken := sorted(stops_and_padding & set(vision_ids)):
+    tokenizer_lib.check_ids([*vision_ids, *stops_and_padding], vocab_size)
+    if taken := sorted({*stops_and_padding} & {*vision_ids}):
         raise InputError(
             f"{folder / 'generation_config.json'} ends or pads texts with {shown(taken)}, which config.json gives to "
             "images and videos; take both from the same checkpoint"

@@ -80,6 +80,7 @@ class Verifier:
             )
         self._deadline, self._tolerance, self._command = deadline, tolerance, command
         self._allow, self._on_progress, self._has_warned = allow, on_progress, False
+        self._warned_of: set[str] = set()  # reward functions
         self.terms, self.correct_when = tuple(terms), correct_when
         self._selector = selectors.DefaultSelector()
         self._workers = [WorkerProcess(command, self._selector) for _ in range(workers)]
@@ -145,7 +146,24 @@ class Verifier:
             raise InputError(batch.errors[0])
         verdicts = [verdict for verdict in batch.verdicts if verdict is not None]
         self._warn_of_lost(verdicts)
+        for function in {item.kind for item in items if item.record is not None} - self._warned_of:
+            self._warn_of_failed(
+                function, [v for item, v in zip(items, verdicts, strict=True) if item.kind == function]
+            )
         return verdicts
+
+    def _warn_of_failed(self, function: str, verdicts: Sequence[Verdict]) -> None:
+        """Say once for each reward function that it often fails, and how: its curve would show a 0 like any other."""
+        failed = [verdict.reason for verdict in verdicts if not verdict.parsed]
+        if len(failed) > _MOST_LOST * len(verdicts):
+            self._warned_of.add(function)
+            logging.warning(
+                "the reward %s is missing for %d of %d responses, which counts as 0: %s",
+                function,
+                len(failed),
+                len(verdicts),
+                failed[0],
+            )
 
     def _warn_of_lost(self, verdicts: Sequence[Verdict]) -> None:
         """Say once that many answers go unverified: they count as wrong, and each costs a deadline or a start."""

@@ -29,7 +29,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from care_jax.errors import InputError
+from care_jax.errors import InputError, shown
 from care_jax.rewards import functions
 from care_jax.rewards.verifiers import load_kind, verify_answer
 from care_jax.rewards.verifiers.verdict import Verdict
@@ -103,7 +103,7 @@ def _reward(request: dict[str, Any]) -> bytes:
     try:
         verdict = Verdict(True, True, json.dumps(functions.compute(name, request["record"], request["response"])))
     except (Exception, SystemExit) as error:
-        verdict = Verdict(False, False, f"{name} raised {type(error).__name__}")
+        verdict = Verdict(False, False, f"{name} raised {type(error).__name__}: {shown(str(error))}")
     return json.dumps([request["id"], *verdict]).encode() + b"\n"
 
 

@@ -20,7 +20,7 @@ def sound(request, tmp_path) -> dict[str, bytes]:
 
 
 def outcome(folder: Path, files: dict[str, bytes], reader) -> str:
-    """What becomes of a folder with these files."""
+    """Writes a folder with these files and returns the outcome of using it."""
     return run_case(Case("made", lambda: models.is_used_rightly(folder, files, reader))).outcome
 
 

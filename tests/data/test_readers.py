@@ -167,6 +167,18 @@ def test_vision_r1_cold(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("end", ["5</answer>", "5 <answer>6</answer>", "<answer>5</answer> 6", "5"])
+def test_vision_r1_response_of_another_form(tmp_path: Path, end: str) -> None:
+    """Catches a tag left in a target, or text beside the answer taken for it."""
+    root = data_sets.write_vision_r1(tmp_path / "text", tmp_path / "pictures")
+    path = root / "vision_r1_mulberry_sft_full.json"
+    rows = json.loads(path.read_text())
+    rows[0]["conversations"][1]["value"] = f"<think>It is</think> {end}"
+    path.write_text(json.dumps(rows))
+    _, dropped = _read("vision_r1_cold", root, images=tmp_path / "pictures")
+    assert dropped[f"{path.name}:1"] == "response of another form"
+
+
 def test_easyr1_parquet(tmp_path: Path) -> None:
     """Catches options that stay a string, and a gold that must be a letter."""
     records, dropped = _read("easyr1", data_sets.write_easyr1_parquet(tmp_path))

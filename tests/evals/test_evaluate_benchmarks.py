@@ -112,7 +112,7 @@ def test_responses_of_elsewhere_need_no_device(prepared: Path, tmp_path: Path) -
     figures = results["benchmarks"]["mmmu_pro_vision"]
     assert figures["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert figures["unanswered"] == 1
-    assert "| MMMU-Pro vision | 3 of 1730, 1 unanswered | 50.00 | 66.67 |" in ended.stdout
+    assert "| MMMU-Pro vision (file.jsonl) | 3 of 1730, 1 unanswered | 50.00 | 66.67 |" in ended.stdout
     assert [item["correct"] for item in _items(tmp_path / "run", "mmmu_pro_vision")] == [[True], [False, True], []]
 
 
@@ -131,7 +131,7 @@ REFUSED = {
     ),
     "no file": (
         ["--benchmark=mathvista", "--responses=nowhere"],
-        "no file nowhere; give one with a JSON object a line",
+        "no file nowhere; give one with JSON objects, a line each, in an array, or by id",
     ),
     "no checkpoint": (["--benchmark=mathvista"], "no finished checkpoint"),
 }

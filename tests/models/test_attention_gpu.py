@@ -210,7 +210,7 @@ def with_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def calls(program: str) -> dict[str, int]:
-    """How often each function of cuDNN is called."""
+    """Counts the calls of each cuDNN function."""
     return dict(Counter(re.findall(r"__cudnn\$(\w+)\(", program)))
 
 

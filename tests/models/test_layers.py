@@ -1,4 +1,4 @@
-"""What the backward pass of a layer keeps and in which type it computes."""
+"""The backward pass of a layer: the tensors that it keeps and the types that it computes in."""
 
 from __future__ import annotations
 

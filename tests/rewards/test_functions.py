@@ -160,6 +160,17 @@ def test_a_function_that_fails_costs_its_response_alone(fault: str) -> None:
     np.testing.assert_allclose(judged.verdicts.rewards, [[0.0, 0.5]])
 
 
+def test_a_function_that_always_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a reward that is missing for every response and whose curve shows a 0 like any other."""
+    rollouts = rollouts_of(np.array([[[1, 0], [1, 0]]], np.int32), np.full((1, 2), 2, np.int32))
+    with pool(f"{OWN}fragile=1") as verifier:
+        for _ in range(2):
+            judge(verifier, [GROUNDED], rollouts, [b"", b"raise"], TAGGED)
+    (told,) = [record.getMessage() for record in caplog.records if "is missing for" in record.getMessage()]
+    assert f"{OWN}fragile is missing for 2 of 2 responses" in told
+    assert "KeyError" in told
+
+
 @pytest.mark.parametrize(("name", "num_images"), [*((name, 0) for name in functions.BUILT_IN), (f"{OWN}sees", 1)])
 def test_images_travel_to_those_that_look_at_them(name: str, num_images: int) -> None:
     """Catches gigabytes a step that are encoded and sent to functions that read texts alone."""

@@ -1,4 +1,4 @@
-"""What holds for every answer: its format never matters, and a second answer always does."""
+"""Judging ignores the format of an answer, and always sees a second answer."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def other_golds(task: SmallTask, folder: Path) -> dict[str, Any]:
-    """The same rows with one other gold in the training data."""
+    """Writes the training data again, with the gold of one row changed."""
     data = shutil.copytree(task.data, folder / "data")
     text = (data / "train.jsonl").read_text()
     (data / "train.jsonl").write_text(text.replace('"answer": "1"', '"answer": "7"', 1))

@@ -1,4 +1,4 @@
-"""What a run was started with is kept, and a resumed run is compared with it."""
+"""The record of a run's first start, and the comparison of a resumed run with it."""
 
 from __future__ import annotations
 

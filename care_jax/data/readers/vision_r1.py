@@ -40,7 +40,8 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if exchange.response is None:
         raise BadRowError("the question has no response", "several turns")
     rationale, answer = split_response(exchange.response)
-    if rationale is None or not exchange.response.rstrip().endswith("</answer>"):
+    rest = exchange.response.partition("</think>")[2].strip()
+    if rationale is None or not (rest.startswith("<answer>") and rest.endswith("</answer>")):
         raise BadRowError(
             f"{shown(exchange.response)} is not <think>...</think><answer>...</answer>", "response of another form"
         )
