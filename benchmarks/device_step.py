@@ -170,7 +170,7 @@ class DeviceStep:
 
     def _packing(self, row_len: Array, *, parts: int = 1) -> Packing:
         """Streams of the rows whose length is not 0."""
-        sizes = step.stream_sizes(self.setup, self.bucket, row_len.shape[1], parts=parts)
+        sizes = self.setup.stream_sizes(self.bucket, row_len.shape[1], parts=parts)
         return pack(sizes, PromptLengths.of(self._prompts), np.asarray(row_len))
 
 

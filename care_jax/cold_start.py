@@ -45,8 +45,8 @@ def supervised_loss(logprobs: Array, batch: TrainBatch, *, denominators: Denomin
 
 def start_of_cold_start(setup: Setup, bucket: Bucket) -> dict[str, Any]:
     """The values that are there before the update, as shapes with shardings."""
-    dims = step.prompt_dims(setup, bucket) | {"S": 1, "R": setup.config.rollout.response_len}
-    packing = step.stream_sizes(setup, bucket, 1, parts=setup.config.train.minibatches).abstract()
+    dims = setup.prompt_dims(bucket) | {"S": 1, "R": setup.config.rollout.response_len}
+    packing = setup.stream_sizes(bucket, 1, parts=setup.config.train.minibatches).abstract()
     values = {"batch": abstract(TrainBatch, **dims), "batch_packing": packing}
     return step.start_of_step(setup, bucket) | place(setup.mesh, values, ROWS)
 
@@ -157,12 +157,11 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     with session.supervisor.timer("data"):
         examples, length = next(session.data), session.config.rollout.response_len
         batch = trace_batch(session.processor, examples, response_len=length)
-        sizes = StreamSizes.make(
+        sizes = StreamSizes.of(
+            session.config,
             num_prompts=len(examples),
             num_rows=1,
             bucket=bucket_of(batch.prompts),
-            row_len=length,
-            stream_len=session.config.train.stream_len,
             shards=num_shards(session.mesh),
             parts=session.config.train.minibatches,
         )

@@ -138,7 +138,7 @@ def _batches_divide(c: ConfigDict) -> str:
 
 
 def _streams_hold_a_row(c: ConfigDict) -> str:
-    needed = max(c.data.prompt_buckets) + c.rollout.response_len
+    needed = max(c.data.prompt_buckets, default=0) + c.rollout.response_len
     if c.train.stream_len >= needed:
         return ""
     return (

@@ -138,7 +138,7 @@ RULES: Mapping[str, Rule] = {
     "train.steps": _all_of(_count, _at_most(_MOST_STEPS)),
     "train.prompts": _count,
     "train.minibatches": _count,
-    "train.stream_len": _count,
+    "train.stream_len": _all_of(_count, _holds(lambda tokens: tokens % 2 == 0, "must be even")),
     "train.eval_every": _at_least(0, " steps"),
     "train.eval_examples": _at_least(0),
     "train.checkpoint_every": _at_least(1, " step"),

@@ -20,9 +20,8 @@ from care_jax.method.objectives import keeps_forced
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
-from care_jax.parallel.sharding import ROWS, WHOLE, num_shards, place
+from care_jax.parallel.sharding import ROWS, WHOLE, place
 from care_jax.stages import host, rollout, score
-from care_jax.stages.packing import StreamSizes
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
 from care_jax.stages.update import LossFn, make_update, update_shardings
 from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
@@ -107,30 +106,6 @@ def num_updated(config: ml_collections.ConfigDict) -> int:
     return objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts
 
 
-def prompt_dims(setup: Setup, bucket: Bucket) -> dict[str, int]:
-    """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
-    spec = setup.image_spec
-    return {"B": setup.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
-
-
-def response_dims(setup: Setup, num_responses: int) -> dict[str, int]:
-    """The dimensions of `Rollouts` and `Verdicts` with so many responses a prompt."""
-    return {"B": setup.num_prompts, "G": num_responses, "R": setup.config.rollout.response_len}
-
-
-def stream_sizes(setup: Setup, bucket: Bucket, num_rows: int, *, parts: int = 1) -> StreamSizes:
-    """The shape of a packing of so many rows a prompt."""
-    return StreamSizes.make(
-        num_prompts=setup.num_prompts,
-        num_rows=num_rows,
-        bucket=bucket,
-        row_len=setup.config.rollout.response_len,
-        stream_len=setup.config.train.stream_len,
-        shards=num_shards(setup.mesh),
-        parts=parts,
-    )
-
-
 def abstract_reflection(setup: Setup) -> Reflection:
     """Shapes of one repair a group."""
     return abstract(Reflection, B=setup.num_prompts, R=setup.config.rollout.response_len)
@@ -208,7 +183,7 @@ _STAGES: tuple[Stage, ...] = (
         gives=("examples", "records", "padding", "prompts", "bucket", "lengths"),
         function=host.next_batch,
         puts=("prompts",),
-        shapes=lambda setup, bucket: (abstract(Prompts, **prompt_dims(setup, bucket)),),
+        shapes=lambda setup, bucket: (abstract(Prompts, **setup.prompt_dims(bucket)),),
         is_drawing=True,
     ),
     PREFILL,
@@ -229,7 +204,7 @@ _STAGES: tuple[Stage, ...] = (
         gives=("judged", "verdicts"),
         function=host.verify,
         puts=("verdicts",),
-        shapes=lambda setup, bucket: (abstract(Verdicts, **response_dims(setup, setup.num_rollouts)),),
+        shapes=lambda setup, bucket: (abstract(Verdicts, **setup.response_dims(setup.num_rollouts)),),
         is_drawing=True,
     ),
     HostStage(
@@ -239,7 +214,7 @@ _STAGES: tuple[Stage, ...] = (
         gives=("rollout_packing", "score_padding"),
         function=host.pack_rollouts,
         puts=("rollout_packing",),
-        shapes=lambda setup, bucket: (stream_sizes(setup, bucket, setup.num_rollouts).abstract(),),
+        shapes=lambda setup, bucket: (setup.stream_sizes(bucket, setup.num_rollouts).abstract(),),
         is_on=lambda config: not _scored_by_sampler(config),
     ),
     DeviceStage(
@@ -296,9 +271,9 @@ _STAGES: tuple[Stage, ...] = (
         function=host.verify_repairs,
         puts=("responses", "repair_verdicts", "repair_packing"),
         shapes=lambda setup, bucket: (
-            abstract(Rollouts, **response_dims(setup, 1)),
-            abstract(Verdicts, **response_dims(setup, 1)),
-            stream_sizes(setup, bucket, 1).abstract(),
+            abstract(Rollouts, **setup.response_dims(1)),
+            abstract(Verdicts, **setup.response_dims(1)),
+            setup.stream_sizes(bucket, 1).abstract(),
         ),
         is_on=_with_reflection,
     ),
@@ -342,7 +317,7 @@ _STAGES: tuple[Stage, ...] = (
         function=host.pack_batch,
         puts=("batch_packing",),
         shapes=lambda setup, bucket: (
-            stream_sizes(setup, bucket, num_updated(setup.config), parts=setup.config.train.minibatches).abstract(),
+            setup.stream_sizes(bucket, num_updated(setup.config), parts=setup.config.train.minibatches).abstract(),
         ),
     ),
     DeviceStage(

@@ -34,7 +34,7 @@ DECODE = DeviceStage(
 
 def start_of_evaluation(setup: Setup, bucket: Bucket) -> dict[str, Any]:
     """The values that are there before EVALUATION, as shapes with shardings."""
-    prompts = place(setup.mesh, abstract(Prompts, **step.prompt_dims(setup, bucket)), ROWS)
+    prompts = place(setup.mesh, abstract(Prompts, **setup.prompt_dims(bucket)), ROWS)
     return step.start_of_step(setup, bucket) | {"prompts": prompts}
 
 

@@ -132,7 +132,7 @@ def segment_attention(
                      0 0 1
 
     A segment's patches lie side by side; padding has id 0. `segment_len` is the most patches of a segment, if that is
-    known. cuDNN computes batches with one image a row, XLA's products the others.
+    known. cuDNN needs a mask of all pairs for batches with several images in a row.
     """
     if implementation.startswith("splash"):
         interpret = implementation == "splash_interpret"
@@ -142,7 +142,10 @@ def segment_attention(
         num_real = jnp.sum(segment_ids > 0, axis=-1, dtype=jnp.int32)
         in_front = jnp.arange(q.shape[1])[None] < num_real[:, None]
         is_one = jnp.all(segment_ids == jnp.where(in_front, segment_ids[:, :1], 0))
-        several = functools.partial(segment_attention, segment_ids=segment_ids, implementation="xla")
+
+        def several(q: Array, k: Array, v: Array) -> Array:
+            return cudnn.masked_attention(q, k, v, segment_ids[:, :, None] == segment_ids[:, None], False)
+
         return jax.lax.cond(is_one, functools.partial(cudnn.prefix_attention, num_real=num_real), several, q, k, v)
 
     def attend(q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array) -> Array:
@@ -249,18 +252,24 @@ def packed_attention(
             q, k, v, mask.group, mask.branch, num_branches=mask.num_branches, interpret=interpret
         )
 
-    def attend(q: Array, k: Array, v: Array, of_q: Array, of_k: Array) -> Array:
+    def visible(of_q: Array, of_k: Array) -> Array:
+        """Who sees whom [B, queries, keys], from group, branch and place of each token."""
         (q_group, q_branch, q_place), (k_group, k_branch, k_place) = (
             jnp.moveaxis(x, -1, 0) for x in (of_q[:, :, None], of_k[:, None])
         )
-        visible = (q_group == k_group) & ((k_branch == 0) | (k_branch == q_branch)) & (k_place <= q_place)
+        return (q_group == k_group) & ((k_branch == 0) | (k_branch == q_branch)) & (k_place <= q_place)
+
+    def attend(q: Array, k: Array, v: Array, of_q: Array, of_k: Array) -> Array:
         grouped = einops.rearrange(q, "b t (n q) c -> b t n q c", n=k.shape[2])
         scores = jnp.einsum("btnqc,bznc->bnqtz", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(v.dtype)
+        shown = visible(of_q, of_k)[:, None, None]
+        weights = jax.nn.softmax(jnp.where(shown, scores, _MASKED), axis=-1).astype(v.dtype)
         return einops.rearrange(jnp.einsum("bnqtz,bznc->btnqc", weights, v), "b t n q c -> b t (n q) c")
 
     place = jnp.broadcast_to(jnp.arange(q.shape[1], dtype=jnp.int32), mask.group.shape)
     tokens = jnp.stack([mask.group, mask.branch, place], axis=-1)
+    if implementation == "cudnn":
+        return cudnn.masked_attention(q, k, v, visible(tokens, tokens), True)
     return _in_windows(attend, q, k, v, tokens, mask.first, place + 1)
 
 

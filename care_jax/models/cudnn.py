@@ -1,15 +1,10 @@
 """cuDNN's attention for GPUs, whose scores never leave the chip; q, k and v are bfloat16 or float16.
 
-Two calls serve a branch, so that its prompt's keys and values exist once:
+A new token of a branch looks at its prompt and at itself, and the softmax runs over the keys of both. XLA's products
+serve the prompt, cuDNN the branch, which also gives the logarithm of the sum of its exponentials, by which the two
+outputs are weighted.
 
-    branch -> prompt     the first `prompt_len` keys
-    branch -> itself     causal, or the slots that are filled
-
-The softmax of a token runs over the keys of both. Each call also gives the logarithm of the sum of its exponentials, by
-which the two outputs are weighted. The gradient of a call needs that number and the output for all keys alone: a weight
-is exp(score - number), whichever call its key is in (FlashAttention-2, arXiv 2307.08691, section 3.1).
-
-jax.nn.dot_product_attention rounds the number to bfloat16 and takes none for the gradient, so the functions behind it
+jax.nn.dot_product_attention rounds that number to bfloat16 and computes a gradient of masks, so the functions behind it
 are called, which are not public; tests/models/test_attention_gpu.py lowers every call for a GPU.
 """
 
@@ -26,7 +21,6 @@ from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.structs import Array
 
-_KV = tuple[Array, Array]
 # Since jax 0.12 a call may change its scores; ours do not.
 _SCORES: dict[str, Any] = {"score_mod": None} if jax.__version_info__ >= (0, 12) else {}
 
@@ -54,42 +48,31 @@ def prefix_attention(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def full_branch_attention(
-    q: Float[Array, "B own H C"],
-    prompt_kv: tuple[Float[Array, "B P N C"], Float[Array, "B P N C"]],
-    own_kv: tuple[Float[Array, "B own N C"], Float[Array, "B own N C"]],
-    prompt_len: Int32[Array, "B"],
-    num_branches: int,
-) -> Float[Array, "B own H C"]:
-    """Attention of full branches, one behind the other, to their prompt and to themselves."""
-    return _full_forward(q, prompt_kv, own_kv, prompt_len, num_branches)[0]
+def masked_attention(
+    q: Float[Array, "B T H C"],
+    k: Float[Array, "B T N C"],
+    v: Float[Array, "B T N C"],
+    mask: Bool[Array, "B T T"],
+    is_causal: bool,
+) -> Float[Array, "B T H C"]:
+    """Attention of each token to the keys of its row of `mask`, with `is_causal` to none behind itself.
+
+    Every token sees itself. jax.nn.dot_product_attention would also compute a gradient of the mask.
+    """
+    return _masked_forward(q, k, v, mask, is_causal)[0]
 
 
-def _full_forward(q: Array, prompt_kv: _KV, own_kv: _KV, prompt_len: Array, num_branches: int) -> tuple[Array, Any]:
-    apart = functools.partial(_apart, num_branches=num_branches)
-    on_prompt, of_prompt = _call(q, *prompt_kv, kv_len=prompt_len)
-    on_self, of_self = _call(apart(q), apart(own_kv[0]), apart(own_kv[1]))
-    of_self = einops.rearrange(of_self, "(b j) h r -> b h (j r)", j=num_branches)
-    of_both = jnp.logaddexp(of_prompt, of_self)
-    shares = (jnp.swapaxes(jnp.exp(part - of_both), 1, 2)[..., None] for part in (of_prompt, of_self))
-    out = _sum_parts((on_prompt, _together(on_self, num_branches)), shares, q.dtype)
-    return out, (q, prompt_kv, own_kv, prompt_len, of_both, out)
+def _masked_forward(q: Array, k: Array, v: Array, mask: Array, is_causal: bool) -> tuple[Array, Any]:
+    out, stats = _call(q, k, v, mask=mask[:, None], is_causal=is_causal)
+    return out, (q, (k, v), mask, stats, out)
 
 
-def _full_backward(num_branches: int, saved: Any, gradient: Array) -> tuple[Array, _KV, _KV, None]:
-    apart = functools.partial(_apart, num_branches=num_branches)
-    q, prompt_kv, own_kv, prompt_len, of_both, out = saved
-    of_each = einops.rearrange(of_both, "b h (j r) -> (b j) h r", j=num_branches)
-    of_prompt = _call_backward(q, prompt_kv, of_both, out, gradient, kv_len=prompt_len)
-    of_self = _call_backward(apart(q), (apart(own_kv[0]), apart(own_kv[1])), of_each, apart(out), apart(gradient))
-    q_of_self, *own = (_together(x, num_branches) for x in of_self)
-    q_of_both = (of_prompt[0].astype(jnp.float32) + q_of_self.astype(jnp.float32)).astype(q.dtype)
-    is_real = (jnp.arange(prompt_kv[0].shape[1])[None] < prompt_len[:, None])[..., None, None]
-    prompt_k, prompt_v = (jnp.where(is_real, x, jnp.zeros_like(x)) for x in of_prompt[1:])
-    return q_of_both, (prompt_k, prompt_v), (own[0], own[1]), None
+def _masked_backward(is_causal: bool, saved: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
+    q, kv, mask, stats, out = saved
+    return *_call_backward(q, kv, stats, out, gradient, mask=mask[:, None], is_causal=is_causal), None
 
 
-full_branch_attention.defvjp(_full_forward, _full_backward)
+masked_attention.defvjp(_masked_forward, _masked_backward)
 
 
 def branch_attention(
@@ -133,62 +116,55 @@ def branch_attention(
     return einops.rearrange(out, "b j n q t c -> b j t (n q) c")
 
 
-def _apart(x: Array, num_branches: int) -> Array:
-    return einops.rearrange(x, "b (j r) h c -> (b j) r h c", j=num_branches)
-
-
-def _together(x: Array, num_branches: int) -> Array:
-    return einops.rearrange(x, "(b j) r h c -> b (j r) h c", j=num_branches)
-
-
 def _sum_parts(outputs: Any, shares: Any, dtype: jnp.dtype) -> Array:
     """Adds up the outputs for two sets of keys by their shares of the softmax, in float32."""
     first, second = (out.astype(jnp.float32) * share for out, share in zip(outputs, shares, strict=True))
     return (first + second).astype(dtype)
 
 
-def _lengths(q: Array, kv_len: Array | None, layout: str) -> tuple[Any, Any, fused.MaskType]:
-    """Query and key lengths, and the kind of mask: causal without lengths."""
-    if kv_len is None:
-        return None, None, fused.MaskType.CAUSAL
-    num_queries = q.shape[layout.index("T")]
-    return jnp.full(q.shape[:1], num_queries, jnp.int32), kv_len, fused.MaskType.PADDING
-
-
 def _call(
-    q: Array, k: Array, v: Array, *, kv_len: Array | None = None, mask: Array | None = None, layout: str = "BTNH"
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array,
+    kv_len: Array | None = None,
+    is_causal: bool = False,
+    layout: str = "BTNH",
 ) -> tuple[Array, Float32[Array, "rows H T"]]:
-    """Output and log(sum(exp(scores))) of one call: with the first kv_len [rows] keys, else causal."""
-    q_len, kv_len, kind = _lengths(q, kv_len, layout)
-    given: dict[str, Any] = {"q_seqlen": q_len, "kv_seqlen": kv_len, "mask": mask, "qkv_layout": layout}
+    """Output and log(sum(exp(scores))) of one call for the keys that `mask` shows, the first kv_len [rows] alone."""
+    q_len = None if kv_len is None else jnp.full(q.shape[:1], q.shape[layout.index("T")], jnp.int32)
+    given: dict[str, Any] = {"mask": mask, "q_seqlen": q_len, "kv_seqlen": kv_len, "qkv_layout": layout}
+    kind = _kind(is_causal) if kv_len is None else fused.MaskType.PADDING
     scale = float(q.shape[-1] ** -0.5)
     call: Any = fused.dot_product_attention
     return call(q, k, v, **given, scale=scale, mask_type=kind, return_residual=True)
 
 
 def _call_backward(
-    q: Array, kv: _KV, stats: Array, out: Array, gradient: Array, *, kv_len: Array | None = None
+    q: Array, kv: tuple[Array, Array], stats: Array, out: Array, gradient: Array, *, mask: Array, is_causal: bool
 ) -> tuple[Array, Array, Array]:
-    """Gradients of q, k and v of one call; `stats` and `out` are those of all keys, this call's and the other's."""
+    """Gradients of q, k and v of `_call` with `stats` and `out`."""
     none = jnp.zeros(0, q.dtype)
-    *lengths, kind = _lengths(q, kv_len, "BTNH")
-    lengths = [none if length is None else length for length in lengths]
     of_q, of_k, of_v = fused._dot_product_attention_bwd_p_wrapper.bind(
         q,
         *kv,
-        none,  # bias
-        *lengths,
-        *[none] * 4,  # offsets and page tables
+        fused.combine_bias_and_mask(None, mask, q.dtype),
+        *[none] * 6,  # lengths, offsets and page tables
         stats,
         out,
         gradient,
         scale=float(q.shape[-1] ** -0.5),
         seed=0,
         dropout_rate=0.0,
-        variadic_args=(False, False),  # no bias, no gradient of it
-        mask_type=kind,
+        variadic_args=(True, False),  # a mask, no gradient of it
+        mask_type=_kind(is_causal),
         layout=fused.AttentionLayout.BTNH.value,
         sliding_window_length=None,
         **_SCORES,
     )
     return of_q, of_k, of_v
+
+
+def _kind(is_causal: bool) -> fused.MaskType:
+    return fused.MaskType.CAUSAL if is_causal else fused.MaskType.NO_MASK

@@ -67,14 +67,9 @@ class Services:
         self, bucket: Bucket, lengths: PromptLengths, row_len: Int32[Array, "B J"], *, parts: int = 1
     ) -> tuple[Packing, float]:
         """Streams of the rows whose length is not 0, and the share of padding in them."""
-        sizes = StreamSizes.make(
-            num_prompts=len(row_len),
-            num_rows=row_len.shape[1],
-            bucket=bucket,
-            row_len=self.config.rollout.response_len,
-            stream_len=self.config.train.stream_len,
-            shards=self.shards,
-            parts=parts,
+        num_prompts, num_rows = row_len.shape
+        sizes = StreamSizes.of(
+            self.config, num_prompts=num_prompts, num_rows=num_rows, bucket=bucket, shards=self.shards, parts=parts
         )
         packing = pack(sizes, lengths, row_len)
         return packing, padding_share(packing, sizes)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import numpy.typing as npt
 from flax import struct
@@ -23,8 +24,10 @@ from jaxtyping import Float32, Int32
 
 from care_jax.structs import Array, Packing, Prompts, abstract, zeros
 
+Bucket = tuple[int, int]  # prompt tokens, patches
 
-def stream_patches(stream_len: int, bucket: tuple[int, int], row_len: int) -> int:
+
+def stream_patches(stream_len: int, bucket: Bucket, row_len: int) -> int:
     """Patches of a stream: as many as the prompts of a bucket have that fit with one whole row each."""
     return max(stream_len // (bucket[0] + row_len), 1) * bucket[1]
 
@@ -33,7 +36,7 @@ def stream_patches(stream_len: int, bucket: tuple[int, int], row_len: int) -> in
 class StreamSizes:
     """The shape of a packing; every step of a run has the same for a bucket of prompts."""
 
-    bucket: tuple[int, int]  # tokens and patches of a padded prompt, P and I
+    bucket: Bucket  # tokens and patches of a padded prompt, P and I
     row_len: int  # tokens of a padded row, R
     shards: int  # of the batch
     parts: int  # minibatches of an update, which take turns of a shard's prompts; else 1
@@ -42,12 +45,34 @@ class StreamSizes:
     num_patches: int  # of a stream
 
     @classmethod
+    def of(
+        cls,
+        config: ml_collections.ConfigDict,
+        *,
+        num_prompts: int,
+        num_rows: int,
+        bucket: Bucket,
+        shards: int,
+        parts: int = 1,
+    ) -> StreamSizes:
+        """The shape for a batch of a run with this config."""
+        return cls.make(
+            num_prompts=num_prompts,
+            num_rows=num_rows,
+            bucket=bucket,
+            row_len=config.rollout.response_len,
+            stream_len=config.train.stream_len,
+            shards=shards,
+            parts=parts,
+        )
+
+    @classmethod
     def make(
         cls,
         *,
         num_prompts: int,
         num_rows: int,
-        bucket: tuple[int, int],
+        bucket: Bucket,
         row_len: int,
         stream_len: int,
         shards: int,

@@ -17,11 +17,10 @@ from jax.sharding import Mesh
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.models.cache import PREFIX_SPECS
-from care_jax.parallel.sharding import ROWS, WHOLE, gathered, param_specs
+from care_jax.parallel.sharding import ROWS, WHOLE, gathered, num_shards, param_specs
+from care_jax.stages.packing import Bucket, StreamSizes
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState, state_specs
-
-Bucket = tuple[int, int]  # prompt tokens, patches
 
 
 @runtime_checkable
@@ -68,6 +67,20 @@ class Setup:
             stop_ids=self.stop_ids,
             compact_shares=tuple(rollout.compact_shares),
         )
+
+    def prompt_dims(self, bucket: Bucket) -> dict[str, int]:
+        """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
+        spec = self.image_spec
+        return {"B": self.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
+
+    def response_dims(self, num_responses: int) -> dict[str, int]:
+        """The dimensions of `Rollouts` and `Verdicts` with so many responses a prompt."""
+        return {"B": self.num_prompts, "G": num_responses, "R": self.config.rollout.response_len}
+
+    def stream_sizes(self, bucket: Bucket, num_rows: int, *, parts: int = 1) -> StreamSizes:
+        """The shape of a packing of so many rows a prompt."""
+        dims: dict[str, Any] = {"num_prompts": self.num_prompts, "num_rows": num_rows, "bucket": bucket}
+        return StreamSizes.of(self.config, **dims, shards=num_shards(self.mesh), parts=parts)
 
 
 @dataclasses.dataclass(frozen=True)

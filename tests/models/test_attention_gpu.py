@@ -27,16 +27,19 @@ from care_jax.stages.rollout import Sampling, generate, nothing_forced
 B, J, H, N, C = 2, 3, 4, 2, 16
 
 
-def scores_of(q: jax.Array, k: jax.Array, kv_len: jax.Array | None, mask: jax.Array | None, layout: str) -> jax.Array:
+def scores_of(
+    q: jax.Array, k: jax.Array, kv_len: jax.Array | None, mask: jax.Array | None, is_causal: bool, layout: str
+) -> jax.Array:
     """Scores [rows, H, T, Z] of a call, -inf where a key is not seen."""
     letters = ("bthc", "bzhc") if layout == "BTNH" else ("bhtc", "bhzc")
     k = jnp.repeat(k, q.shape[layout.index("N")] // k.shape[layout.index("N")], axis=layout.index("N"))
     scores = jnp.einsum(f"{letters[0]},{letters[1]}->bhtz", q, k) * q.shape[-1] ** -0.5
-    if kv_len is None:
-        visible = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
-    else:
-        visible = (jnp.arange(scores.shape[-1])[None] < kv_len[:, None])[:, None, None]
-    return jnp.where(visible if mask is None else visible & mask, scores, -jnp.inf)
+    visible = jnp.ones((1, 1, *scores.shape[-2:]), bool) if mask is None else mask
+    if kv_len is not None:
+        visible &= (jnp.arange(scores.shape[-1])[None] < kv_len[:, None])[:, None, None]
+    if is_causal:
+        visible &= jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
+    return jnp.where(visible, scores, -jnp.inf)
 
 
 def call(
@@ -44,12 +47,13 @@ def call(
     k: jax.Array,
     v: jax.Array,
     *,
-    kv_len: jax.Array | None = None,
     mask: jax.Array | None = None,
+    kv_len: jax.Array | None = None,
+    is_causal: bool = False,
     layout: str = "BTNH",
 ) -> tuple[jax.Array, jax.Array]:
     """cudnn._call by plain products."""
-    scores = scores_of(q, k, kv_len, mask, layout)
+    scores = scores_of(q, k, kv_len, mask, is_causal, layout)
     axis = layout.index("N")
     v = jnp.repeat(v, q.shape[axis] // v.shape[axis], axis=axis)
     spec = "bhtz,bzhc->bthc" if layout == "BTNH" else "bhtz,bhzc->bhtc"
@@ -63,22 +67,21 @@ def call_backward(
     out: jax.Array,
     gradient: jax.Array,
     *,
-    kv_len: jax.Array | None = None,
+    mask: jax.Array,
+    is_causal: bool,
 ) -> tuple[jax.Array, ...]:
-    """cudnn._call_backward by the formulas of FlashAttention-2 (arXiv 2307.08691, algorithm 2); NaN where unread."""
+    """cudnn._call_backward by the formulas of FlashAttention-2 (arXiv 2307.08691, algorithm 2)."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in kv)
-    weights = jnp.exp(scores_of(q, k, kv_len, None, "BTNH") - stats[..., None])
+    weights = jnp.exp(scores_of(q, k, None, mask, is_causal, "BTNH") - stats[..., None])
     of_weights = jnp.einsum("bthc,bzhc->bhtz", gradient, v) - jnp.einsum("bthc,bthc->bht", gradient, out)[..., None]
     of_scores = weights * of_weights * q.shape[-1] ** -0.5
-    of_k = jnp.einsum("bhtz,bthc->bzhc", of_scores, q)
-    of_v = jnp.einsum("bhtz,bthc->bzhc", weights, gradient)
 
     def by_key_head(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], kv[0].shape[2], -1, x.shape[-1]).sum(axis=3)
 
-    read = jnp.arange(k.shape[1])[None] < (k.shape[1] if kv_len is None else kv_len[:, None])
-    of_k, of_v = (jnp.where(read[..., None, None], by_key_head(x), jnp.nan) for x in (of_k, of_v))
-    return jnp.einsum("bhtz,bzhc->bthc", of_scores, k), of_k, of_v
+    of_q = jnp.einsum("bhtz,bzhc->bthc", of_scores, k)
+    of_k = by_key_head(jnp.einsum("bhtz,bthc->bzhc", of_scores, q))
+    return of_q, of_k, by_key_head(jnp.einsum("bhtz,bthc->bzhc", weights, gradient))
 
 
 def public_call(
@@ -95,7 +98,7 @@ def public_call(
     assert implementation == "cudnn"
     assert is_causal == (key_value_seq_lengths is None)
     if query_seq_lengths is None:
-        return call(q, k, v)[0]
+        return call(q, k, v, is_causal=True)[0]
     past = (jnp.arange(q.shape[1])[None] >= query_seq_lengths[:, None])[..., None, None]
     return jnp.where(past, jnp.nan * jnp.where(past, q, 0.0), call(q, k, v, kv_len=key_value_seq_lengths)[0])
 
@@ -129,22 +132,16 @@ def compare(attend: Callable[..., jax.Array], real: np.ndarray, *qkv: jax.Array)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), run("cudnn"), run("xla"))
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["prompt and branches", "branches alone"])
 @pytest.mark.usefixtures("by_products")
-def test_prompt_and_branches(alone):
-    """Catches outputs of two calls that are weighted wrongly, and gradients of one call that forget the other's keys.
-
-    Also a branch that sees another one or a prompt's padding.
-    """
-    num_prompt, num_response = 10, 6
-    total = num_prompt + J * num_response
-    prompt_len = np.array([num_prompt, 3], np.int32)
-    real = (np.arange(total)[None] >= num_prompt) | (np.arange(total)[None] < prompt_len[:, None])
-    first = num_prompt if alone else 0
-    attend = functools.partial(
-        attention.stream_attention, prompt_len=jnp.asarray(prompt_len), num_prompt=num_prompt, num_branches=J
-    )
-    compare(attend, real[:, first:], *draw((B, total - first, H, C), (B, total, N, C), (B, total, N, C)))
+def test_streams():
+    """Catches a branch that sees another one or another group, and a gradient that forgets some of its keys."""
+    group = np.array([[1] * 9 + [2] * 5 + [0] * 2, [1] * 12 + [0] * 4], np.int32)
+    branch = np.zeros((2, 16), np.int32)
+    branch[0, 4:14] = [1, 1, 1, 2, 2, 0, 0, 1, 1, 1]
+    branch[1, 3:12] = [1, 1, 1, 2, 2, 3, 3, 3, 3]
+    mask = attention.PackedMask.make(jnp.asarray(group), jnp.asarray(branch), 3)
+    attend = functools.partial(attention.packed_attention, mask=mask)
+    compare(attend, group > 0, *draw((B, 16, H, C), (B, 16, N, C), (B, 16, N, C)))
 
 
 @pytest.mark.parametrize(
@@ -215,33 +212,31 @@ def calls(program: str) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("with_cudnn")
-def test_lowered_prompt_and_branches():
-    """Catches a call that this version of JAX does not know, and scores that go through the memory.
+def test_lowered_streams():
+    """Catches a call that this version of JAX does not know, scores of every head in memory, a gradient of the mask."""
+    length = 216
 
-    A prompt has one call forward and one backward, its branches two.
-    """
-    num_prompt, num_response = 96, 40
-    total = num_prompt + J * num_response
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, group: jax.Array, branch: jax.Array) -> jax.Array:
+        mask = attention.PackedMask.make(group, branch, J)
+        return attention.packed_attention(q, k, v, mask, implementation="cudnn").astype(jnp.float32).sum()
 
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array, prompt_len: jax.Array) -> jax.Array:
-        sizes: dict[str, Any] = {"prompt_len": prompt_len, "num_prompt": num_prompt, "num_branches": J}
-        return attention.stream_attention(q, k, v, **sizes, implementation="cudnn").astype(jnp.float32).sum()
-
-    qkv = shape(B, total, H, C), shape(B, total, N, C), shape(B, total, N, C)
-    program = lowered(jax.grad(loss, argnums=(0, 1, 2)), *qkv, shape(B, dtype=jnp.int32))
-    assert calls(program) == {"fmhaSoftmax": 3, "fmhaSoftmaxBackward": 3}
-    assert not re.findall(rf"x(?:{num_prompt}|{num_response})x(?:{num_prompt}|{num_response})x", program)
+    qkv = shape(B, length, H, C), shape(B, length, N, C), shape(B, length, N, C)
+    ids = [shape(B, length, dtype=jnp.int32)] * 2
+    program = lowered(jax.grad(loss, argnums=(0, 1, 2)), *qkv, *ids)
+    assert calls(program) == {"fmhaScaleBiasSoftmax": 1, "fmhaScaleBiasSoftmaxBackward": 1}
+    assert not re.findall(rf"{H}x{length}x{length}x", program)
 
 
 @pytest.mark.usefixtures("with_cudnn")
 def test_lowered_images():
-    """Catches a tower whose batches of one image a row are not cuDNN's."""
+    """Catches a tower whose images are not cuDNN's."""
 
     def loss(q: jax.Array, ids: jax.Array) -> jax.Array:
         return attention.segment_attention(q, q, q, ids, implementation="cudnn").astype(jnp.float32).sum()
 
     program = lowered(jax.grad(loss), shape(B, 64, H, 80), shape(B, 64, dtype=jnp.int32))
-    assert calls(program) == {"fmhaSoftmax": 1, "fmhaSoftmaxBackward": 1}
+    with_mask = {"fmhaScaleBiasSoftmax": 1, "fmhaScaleBiasSoftmaxBackward": 1}  # for rows with several images
+    assert calls(program) == {"fmhaSoftmax": 1, "fmhaSoftmaxBackward": 1} | with_mask
 
 
 @pytest.mark.usefixtures("with_cudnn")

@@ -219,7 +219,7 @@ def test_command_line(tmp_path: Path):
     assert "Traceback" not in stderr
     assert "does not fit" in stdout
     assert "no room" in stdout
-    assert "train.stream_len=512" in stdout
+    assert "train.prompts=262144" in stdout
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert not figures["fits"]
     assert figures["peak_gib"] > figures["limit_gib"]
