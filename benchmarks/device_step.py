@@ -160,7 +160,7 @@ class DeviceStep:
             case "rollout_packing":
                 return self._packing(values["rollouts"].response_len)
             case "repair_packing":
-                return self._packing(values["responses"].response_len)
+                return self._packing(values["repaired"].response_len)  # the responses
             case "batch_packing":
                 return self._packing(values["taught_len"], parts=self.setup.config.train.minibatches)
             case "reflection":
