@@ -14,7 +14,7 @@ from tqdm import tqdm
 from care_jax.data.conversations import read_turns, split_response
 from care_jax.data.file_formats import Numbered, file_rows, split_files
 from care_jax.data.image_column import image_bytes, images_of
-from care_jax.data.parsing import Row, is_blank, place_marks
+from care_jax.data.parsing import Row, is_blank, is_number, place_marks
 from care_jax.data.validation import check_gold_of, check_texts, decode_picture, one_row
 from care_jax.errors import BadRowError, InputError, shown
 from care_jax.files import require_readable
@@ -151,7 +151,8 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         raw = _from_turns(where, raw)
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
-    unknown = sorted(key for key in set(raw) - {*REQUIRED, *OPTIONAL} if not _is_number(raw[key]))
+    # Numbers may be there: the index of a table, or a pass rate that rows were chosen by.
+    unknown = sorted(key for key in set(raw) - {*REQUIRED, *OPTIONAL} if not is_number(raw[key]))
     if unknown:
         allowed = ", ".join((*REQUIRED, *OPTIONAL))
         raise BadRowError(f"unknown key {shown(', '.join(unknown))[1:-1]}; allowed: {allowed}", "unknown key")
@@ -177,11 +178,6 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         rationale=raw.get("rationale"),
     )
     return Row(where, record, images)
-
-
-def _is_number(cell: Any) -> bool:
-    """True for a number, such as the index of a table, or a pass rate that rows were chosen by."""
-    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from care_jax.data.image_column import image_bytes
 from care_jax.errors import BadRowError, shown
@@ -18,6 +18,7 @@ from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.structs import Record
 
 PLACEHOLDER, _ = MARKS
+OPEN_REQUEST = "\nAnswer with one number, word or phrase."  # behind a question without options
 _LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
 _OPTION = re.compile(r"""'[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*\"""")
 _LIST = re.compile(rf"\s*[\[(]\s*(?:(?:{_OPTION.pattern})\s*(?:,\s*(?:{_OPTION.pattern})\s*)*(?:,\s*)?)?[\])]\s*")
@@ -38,6 +39,11 @@ class Row:
         return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)))
 
 
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Returns True for a number, which True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def is_blank(text: str) -> bool:
     """Returns True if a text has nothing to see: spaces, line ends, control and zero-width characters."""
     return not any(character.isprintable() and not character.isspace() for character in text)
@@ -51,7 +57,7 @@ def text_field(raw: Mapping[str, Any], key: str) -> str:
     """
     value = raw.get(key)
     # Golds such as 0 are numbers in some files.
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if is_number(value) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str) or is_blank(value):
         raise BadRowError(f"{key} must be a text that is not empty, not {shown(value)}", f"no {key}")
