@@ -30,6 +30,7 @@ NEAR = 3.0
 # Text that benchmarks put around a question: a hint before "Question:", and everything from the first option on.
 _HINT = re.compile(r"\A.*?^Question:", re.DOTALL | re.MULTILINE)
 _OPTIONS = re.compile(r"^[^\S\n]*(?:Choices?:\s*$|\(?A[).:]).*", re.DOTALL | re.MULTILINE)
+_UNIT = re.compile(r"\s\(Unit: [^()\n]*\)\s*\Z")  # MathVista
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|mathrm|text|quad|[,;:! ])")
 _IDLE = re.compile(r"[\s$.,;:?!'\"{}]+")
 
@@ -47,8 +48,8 @@ def thumbnail(image: Image.Image) -> Thumbnail:
 
 
 def bare_question(prompt: str) -> str:
-    """Strips a question of the hint before it and of the options, or the request for a form, behind it."""
-    return _OPTIONS.sub("", _HINT.sub("", prompt)).removesuffix(OPEN_REQUEST) or prompt
+    """Strips a question of the hint before it and of the unit, options or request for a form behind it."""
+    return _UNIT.sub("", _OPTIONS.sub("", _HINT.sub("", prompt)).removesuffix(OPEN_REQUEST)) or prompt
 
 
 def normalise_question(prompt: str) -> str:

@@ -75,8 +75,9 @@ class Questions:
     def match(self, path: Path, rows: Sequence[Row], id_field: str) -> list[Found]:
         """The question of each row.
 
-        An id counts if the row's text is not that of another question. It is enough that one of two texts is in the
-        other, since prompts are wrapped in all ways; rows without a text have only their id.
+        An id counts if the row's text is not that of another question, and if most ids of the file come with the text
+        of their question: numbers may begin elsewhere. For that it is enough that one text is in the other, since
+        prompts are wrapped in all ways; rows without a text have only their id.
 
         Args:
             path: the file; image paths count from its folder.
@@ -89,19 +90,26 @@ class Questions:
         by_id = [self._ids.get(str(row[id_field])) if id_field in row else None for _, row in rows]
         agreed = [self._agrees(row, one) if one else None for (_, row), one in zip(rows, by_id, strict=True)]
         same_text = [self._with_text(row) for _, row in rows]
-        alone = [same is False and not others for same, others in zip(agreed, same_text, strict=True)]
-        if 2 * sum(alone) > len(agreed) - agreed.count(None):
-            number, row = rows[alone.index(True)]
+        strange = [same is False and not ids for same, ids in zip(agreed, same_text, strict=True)]
+        num_told = len(agreed) - agreed.count(None)
+        if 2 * sum(strange) > num_told:
+            number, row = rows[strange.index(True)]
             raise InputError(
                 f"{path} has ids of this benchmark with other questions: row {number}, {shown(str(row[id_field]))}, "
                 f"asks {shown(_texts(row)[0][0])}; check --benchmark"
             )
-        unsure = [not one or (same is False and not lone) for one, same, lone in zip(by_id, agreed, alone, strict=True)]
-        num_rows = collections.Counter(one for ids, look in zip(same_text, unsure, strict=True) if look for one in ids)
+        ids_are_sound = 2 * agreed.count(True) >= num_told
+        sure = [
+            one if ids_are_sound and (same is not False or odd) else None
+            for one, same, odd in zip(by_id, agreed, strange, strict=True)
+        ]
+        num_rows = collections.Counter(
+            one for ids, known in zip(same_text, sure, strict=True) if not known for one in ids
+        )
         found = []
-        for (_, row), one, ids, lone, look in zip(rows, by_id, same_text, alone, unsure, strict=True):
-            if not look:
-                found.append(Found(one, BY_ID_ALONE if lone else BY_ID))
+        for (_, row), known, ids, odd in zip(rows, sure, same_text, strange, strict=True):
+            if known:
+                found.append(Found(known, BY_ID_ALONE if odd else BY_ID))
             elif ids:
                 found.append(self._by_text_and_picture(row, path.parent, ids, num_rows))
             else:

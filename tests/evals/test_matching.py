@@ -31,6 +31,7 @@ RECORDS = [
     _record("8", "<image>Hint: Answer.\nQuestion: Find x.\nChoices:\n(A) 3\n(B) 4", 3),
     _record("9", "Which of <image> and <image>?" + OPTIONS, 4, 5),
     _record("10", "<image>Where?\nAnswer with one number, word or phrase.", 6),
+    _record("11", "<image>Hint: Answer.\nQuestion: How old? (Unit: years)", 6),
 ]
 HUMAN = ["b/human/41.png:1", "b/human/42.png:2", "b/human/41.png:3"]
 
@@ -69,9 +70,10 @@ ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"question": "Which of <image 1> and <image 2>?", "images": ["five.bin", "four.bin"]}, "b/9", "by image"),
     ({"question": "Which of <image 1> and <image 2>?", "images": ["five.bin", "one.bin"]}, None, "another picture"),
     ({"doc": {"question": "Where?"}, "doc_id": 3}, "b/10", "by question alone"),
+    ({"question": "How old?"}, "b/11", "by question alone"),
     ({"id": "8", "query": "Find x."}, "b/8", "by id"),
     ({"id": "8", "prompt": "You are careful. Find x. Think first."}, "b/8", "by id"),
-    ({"id": "8", "question": "Where?"}, "b/10", "by question alone"),  # numbered from another beginning
+    ({"id": "8", "question": "Where?"}, "b/10", "by question alone"),  # of a file with sound ids
     ({"id": "8", "question": "How many bars?"}, None, "with several pictures"),
     ({"id": "8", "question": ""}, "b/8", "by id"),
     ({"id": "8", "question": None, "image": 7}, "b/8", "by id"),
@@ -83,7 +85,7 @@ def test_a_row(tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict, reco
     """Catches a question taken for one of the same words, and one that is not found although it is there once."""
     for name, number in (("one", 1), ("four", 4), ("five", 5)):
         (tmp_path / f"{name}.bin").write_bytes(PICTURES[number])
-    sound = {"id": "7", "response": "sound"}
+    sound = {"id": "7", "question": "Find x.", "response": "sound"}
     found = _read(tmp_path, [{**row, "response": "A"}, sound])
     assert found == ({record_id: ["A"]} if record_id else {}) | {"b/7": ["sound"]}
     (line,) = caplog.messages
@@ -143,6 +145,17 @@ def test_ids_of_another_benchmark(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         _read(tmp_path, rows + agreeing)
     assert list(_read(tmp_path, rows[:1] + agreeing)) == ["b/7", "b/10"]
     assert "1 by id, 1 by id though worded otherwise" in caplog.text
+
+
+def test_numbers_that_begin_elsewhere(tmp_path: Path) -> None:
+    """Catches a file numbered from 0 of which a row is taken by its number, since its neighbour asks the same."""
+    records = [_record(str(n), f"<image>{text}", n) for n, text in enumerate("xxyz", start=1)]
+    rows = [{"id": n, "question": text, "response": f"{n}"} for n, text in enumerate("xxyz")]
+    assert _read(tmp_path, rows, records) == {"b/3": ["2"], "b/4": ["3"]}
+    pictured = [{**row, "image": f"{n + 1}.bin"} for n, row in enumerate(rows)]
+    for n in range(1, 5):
+        (tmp_path / f"{n}.bin").write_bytes(PICTURES[n])
+    assert _read(tmp_path, pictured, records) == {f"b/{n}": [f"{n - 1}"] for n in range(1, 5)}
 
 
 def test_ids_count_where_all_prompts_are_one(tmp_path: Path) -> None:
