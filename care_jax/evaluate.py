@@ -208,5 +208,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
     flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
     flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
-    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id.")
+    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
     cli.run(main)
