@@ -18,7 +18,8 @@ Where its rules leave the score to chance or to a model, or lose whole kinds of 
 * A choice of MMMU without an option is answered at random there; here it counts one over the number of options.
 * The plain tasks of MathVista and MathVerse ask a model, that of MATH-Vision runs the response through Python's eval.
 * Since June 2025 mmmu_val compares open answers letter by letter, so that none is right; here they have its rule of
-  before. mmmu_pro_vision compares the whole response with the letter; here it is as mmmu_pro_standard.
+  before. It takes a list of golds for one text; here each counts.
+* mmmu_pro_vision compares the whole response with the letter; here it is as mmmu_pro_standard.
 * *_reasoning take any gold with a capital from A to H for an option; here only that of a choice is one.
 """
 

@@ -69,8 +69,9 @@ def _answers(text: str) -> list[str]:
     for number, line in enumerate(lines, start=1):
         shortest = ""
         for indicator in (*_INDICATORS, "=") if number == len(lines) else _INDICATORS:
-            tail = line.rpartition(indicator)[2].strip() if indicator in line else shortest
-            shortest = tail if not shortest or len(tail) < len(shortest) else shortest
+            tail = line.rpartition(indicator)[2].strip()
+            if indicator in line and (not shortest or len(tail) < len(shortest)):
+                shortest = tail
         if shortest and shortest not in _TRIVIAL:
             answers.append(shortest)
     return answers or [text]

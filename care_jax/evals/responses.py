@@ -22,6 +22,7 @@ from tqdm import tqdm
 from care_jax import files
 from care_jax.data.file_formats import Numbered, line_rows
 from care_jax.data.parsing import is_number
+from care_jax.data.readers.mathverse import TEXT_ONLY
 from care_jax.errors import BadRowError, InputError, printable, shown
 from care_jax.evals.matching import LEFT_OUT, WAYS, Questions, has_question
 from care_jax.structs import Record
@@ -36,7 +37,6 @@ Ask = Callable[["RecordSource", int], Iterable[tuple[Sequence[Record], Sequence[
 
 RESPONSES_FILE = "responses.jsonl"
 SETTINGS_FILE = "settings.json"
-_TEXT_ONLY = "Text Only"  # a version of MathVerse without pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +103,10 @@ def read_responses(
             question, none of the benchmark's questions, or as `Questions.match`.
     """
     numbered = _checked_rows(path, id_field, response_field)
-    rows = [one for one in numbered if one[1].get("problem_version") != _TEXT_ONLY]
+    rows = [one for one in numbered if one[1].get("problem_version") != TEXT_ONLY]
     if numbered and not rows:
         raise InputError(
-            f"{path} answers MathVerse's version {_TEXT_ONLY}, which is not of the benchmark; give the file that "
+            f"{path} answers MathVerse's version {TEXT_ONLY}, which is not of the benchmark; give the file that "
             "answers its five versions with a picture"
         )
     questions = questions or Questions(Record(one, "", "", (), "", "") for one in ids)
@@ -128,7 +128,7 @@ def read_responses(
     ways = [f"{counts[how]} {how}" for how in WAYS if how in counts]
     left_out = [f"left out {counts[how]} {how}, as {first[how]}" for how in LEFT_OUT if how in counts]
     if text_only := len(numbered) - len(rows):
-        left_out.append(f"left out {text_only} of MathVerse's version {_TEXT_ONLY}")
+        left_out.append(f"left out {text_only} of MathVerse's version {TEXT_ONLY}")
     logging.warning("%s", printable(f"{path}: responses found {'; '.join([', '.join(ways), *left_out])}"))
     return responses
 

@@ -24,7 +24,7 @@ from care_jax.structs import Record
 
 SPLIT = "testmini"
 VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")
-_TEXT_ONLY = "Text Only"
+TEXT_ONLY = "Text Only"
 _OPTION = re.compile(r"^([A-H])\s?[.:]\s*(.*)$", re.MULTILINE)
 _OPTIONS_HEAD = re.compile(r"^Choices?:\s*$", re.MULTILINE)
 _NAME = re.compile(r"^[A-Za-z][A-Za-z. ]*[A-Za-z.]\s*(?:\$\s*)?=\s*")
@@ -54,7 +54,7 @@ def files(root: Path, split: str) -> list[Path]:
 
 def _text_only(path: Path) -> InputError:
     return InputError(
-        f"{path} holds MathVerse's version {_TEXT_ONLY}, whose questions have no picture; the benchmark is the five "
+        f"{path} holds MathVerse's version {TEXT_ONLY}, whose questions have no picture; the benchmark is the five "
         f"others ({', '.join(VERSIONS)}); give the file that holds those, testmini.parquet or testmini.json"
     )
 
@@ -70,7 +70,7 @@ def rows(path: Path) -> Numbered:
     left_out = kept = 0
     for number, raw in file_rows(path, *columns, optional=("problem_index", "question", "question_for_eval")):
         if not isinstance(raw, BadRowError):
-            if raw.get("problem_version") == _TEXT_ONLY:
+            if raw.get("problem_version") == TEXT_ONLY:
                 left_out += 1
                 continue
             problem, question = str(raw.get("problem_index")), raw.get("question_for_eval") or raw.get("question")
