@@ -81,7 +81,8 @@ def fragile_batch(records: list[dict[str, Any]], responses: list[str]) -> Any:
                 return set(values)
             case "one number":
                 return 1.0
-    wrong = {"none": None, "nan": math.nan, "huge": -1e7, "text": "1", "list": [1.0], "object": object(), "part": {"": "1"}}
+    wrong: dict[str, Any] = {"none": None, "nan": math.nan, "huge": -1e7}
+    wrong |= {"text": "1", "list": [1.0], "object": object(), "part": {"": "1"}}
     return [wrong.get(word, len(word)) for word in responses]
 
 

@@ -9,9 +9,9 @@
     c.verify.rewards = ("iou=0.9", "my_rewards:polite=0.1")      # "my_rewards:judge.tone=0.1" for a named number
     c.verify.correct_when = "iou>=0.5"                           # CARE's split; "": what the answer's verifier says
 
-`record` has id, source, prompt, images (encoded bytes), answer, answer_kind, choices, meta (the row's own JSON object, {}
-without one), and extracted, the answer in the response or None. The functions run in the worker processes, so nothing
-here imports JAX or NumPy, and a call may take up to verify.deadline seconds: to ask a judge over HTTP, say.
+`record` has id, source, prompt, images (encoded bytes), answer, answer_kind, choices, meta (the row's own JSON object;
+{} without one), and extracted, the answer in the response or None. The functions run in the worker processes, so
+nothing here imports JAX or NumPy, and a call may take up to verify.deadline seconds: to ask a judge over HTTP, say.
 
 A function that is faster for many responses at once takes lists of them, up to the size that it is marked with:
 
@@ -61,8 +61,8 @@ def reward_function(function: RewardFunction) -> RewardFunction:
 
 def batch_reward_function(*, size: int) -> Callable[[BatchRewardFunction], BatchRewardFunction]:
     """Mark a function (records, responses) -> a value for each, which takes up to `size` responses at once."""
-    if size < 1:
-        raise ValueError(f"size={size}: a batch_reward_function takes 1 response or more at once")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size={size}: a batch_reward_function takes 1 response or more at once, a whole number")
 
     def mark(function: BatchRewardFunction) -> BatchRewardFunction:
         _marked.append(function)
@@ -91,9 +91,7 @@ def _one_at_once(function: RewardFunction) -> Loaded:
     return Loaded(lambda records, responses: map(function, records, responses), 1)
 
 
-def compute(
-    name: str, records: Sequence[Mapping[str, Any]], responses: Sequence[str]
-) -> list[dict[str, float] | str]:
+def compute(name: str, records: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[dict[str, float] | str]:
     """Call a function.
 
     Args:

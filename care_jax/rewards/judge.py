@@ -270,7 +270,7 @@ def _reward_parts(
 
 
 def _call_all(verifier: Verifier, calls: Sequence[Call]) -> list[dict[str, float] | str]:
-    """The value of each response, as `functions.compute` says; the processes of a run make a share of the calls each."""
+    """The value of each response, as `functions.compute` says; each process of a run makes a share of the calls."""
     return [value for values in share(verifier.call, list(calls)) for value in values]
 
 

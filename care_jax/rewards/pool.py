@@ -154,7 +154,7 @@ class Verifier:
             InputError: a function cannot be loaded.
             RuntimeError: as `check` does.
         """
-        values = [
+        values: list[list[dict[str, float] | str]] = [
             json.loads(verdict.reason) if verdict.parsed else [verdict.reason] * len(call.responses)
             for call, verdict in zip(calls, self._run(calls), strict=True)
         ]

@@ -29,7 +29,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from care_jax.errors import InputError, shown
+from care_jax.errors import InputError
 from care_jax.rewards import functions
 from care_jax.rewards.verifiers import load_kind, verify_answer
 from care_jax.rewards.verifiers.verdict import Verdict

@@ -69,7 +69,7 @@ def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
 
 
 META = {"points": 2.5, "sizes": [1, 2], "inside": {"é": ["x", None]}, "kind": "a\tb", "done": True}
-LONG = 'meta has 65537 bytes as JSON; at most 65536 are allowed'
+LONG = "meta has 65537 bytes as JSON; at most 65536 are allowed"
 
 
 def _meta(source: object) -> list[object]:
@@ -99,7 +99,16 @@ def test_meta_arrives_from_every_format(tmp_path: Path, ending: str, form: str) 
 
 @pytest.mark.parametrize(
     "meta",
-    [b"bytes", [1], 3.5, "free words", datetime.date(2020, 1, 1), {"a": b"x"}, {"a": math.nan}, {"a": datetime.date(2020, 1, 1)}],
+    [
+        b"bytes",
+        [1],
+        3.5,
+        "free words",
+        datetime.date(2020, 1, 1),
+        {"a": b"x"},
+        {"a": math.nan},
+        {"a": datetime.date(2020, 1, 1)},
+    ],
 )
 def test_a_cell_of_parquet_that_is_no_json_is_a_broken_row(tmp_path: Path, meta: object) -> None:
     """Catches a date or bytes that end the reading, or reach a reward function as something else."""

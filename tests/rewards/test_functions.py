@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,7 +288,14 @@ def test_named_numbers_of_a_batch() -> None:
 
 @pytest.mark.parametrize(
     ("count", "workers", "expected"),
-    [(1, 2, [1]), (2, 2, [1] * 2), (5, 2, [3, 3, 3, 2, 2]), (9, 2, [4] * 8 + [1]), (9, 1, [4] * 8 + [1]), (3, 1, [3] * 3)],
+    [
+        (1, 2, [1]),
+        (2, 2, [1] * 2),
+        (5, 2, [3, 3, 3, 2, 2]),
+        (9, 2, [4] * 8 + [1]),
+        (9, 1, [4] * 8 + [1]),
+        (3, 1, [3] * 3),
+    ],
 )
 def test_batches_are_full_and_keep_the_workers_busy(count: int, workers: int, expected: list[int]) -> None:
     """Catches a batch above the size that the function takes, and one worker that is asked everything."""
@@ -307,10 +315,11 @@ def test_many_batches_beside_other_functions() -> None:
     np.testing.assert_allclose([[one.parts[name] for name in names] for one in described], expected, rtol=1e-6)
 
 
-def test_a_size_below_one_is_refused() -> None:
+@pytest.mark.parametrize("size", [0, -1, 2.5, None])
+def test_a_size_that_is_none_is_refused(size: Any) -> None:
     """Catches a function that is asked nothing at once, for ever."""
-    with pytest.raises(ValueError, match="size=0"):
-        functions.batch_reward_function(size=0)
+    with pytest.raises(ValueError, match=f"size={size}"):
+        functions.batch_reward_function(size=size)
 
 
 def test_a_batch_of_a_judge_that_hangs_fails_and_is_late(address: str) -> None:
