@@ -51,6 +51,14 @@ def reads_meta(record: dict[str, Any], response: str) -> float:
     return float(record["meta"].get("points", -1.0))
 
 
+class Silent:
+    """Cannot even be shown."""
+
+    def __repr__(self) -> str:
+        """Fails."""
+        raise RuntimeError
+
+
 @batch_reward_function(size=4)
 def fragile_batch(records: list[dict[str, Any]], responses: list[str]) -> Any:
     """Gives each response its number of characters, and breaks in the way that any of them asks for."""
@@ -82,7 +90,14 @@ def fragile_batch(records: list[dict[str, Any]], responses: list[str]) -> Any:
             case "one number":
                 return 1.0
     wrong: dict[str, Any] = {"none": None, "nan": math.nan, "huge": -1e7}
-    wrong |= {"text": "1", "list": [1.0], "object": object(), "part": {"": "1"}}
+    wrong |= {
+        "text": "1",
+        "list": [1.0],
+        "object": object(),
+        "part": {"": "1"},
+        "octets": b"1",
+        "unprintable": Silent(),
+    }
     return [wrong.get(word, len(word)) for word in responses]
 
 

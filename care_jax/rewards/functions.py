@@ -44,6 +44,7 @@ _batched: list[tuple[BatchRewardFunction, int]] = []  # those of _marked that ta
 _LIST = re.compile(r"\[([^\[\]]*)\]")
 _NGRAM = 4  # words
 _LARGEST = 1e6  # of a reward
+_TEXTS = (str, bytes, bytearray)  # which float() would read
 
 
 class Loaded(NamedTuple):
@@ -108,14 +109,14 @@ def compute(name: str, records: Sequence[Mapping[str, Any]], responses: Sequence
     function, _ = load(name)
     try:
         returned = function([_decode(record) for record in records], list(responses))
-        if isinstance(returned, str | bytes | bytearray | Mapping | Set):  # list() would take them for one value each
+        if isinstance(returned, (*_TEXTS, Mapping, Set)):  # list() would take them apart, or in any order
             raise TypeError(f"{type(returned).__name__} is no list of rewards")
         values = list(returned)
         if len(values) != len(responses):
             raise ValueError(f"{len(values)} rewards for {len(responses)} responses")
+        return [_numbers(name, value) for value in values]
     except (Exception, SystemExit) as error:
         return [f"{name} raised {type(error).__name__}: {shown(str(error))}"] * len(responses)
-    return [_numbers(name, value) for value in values]
 
 
 def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _numbers(name: str, value: Any) -> dict[str, float] | str:
     """Return the value of one response as `compute` does."""
     named = value if isinstance(value, dict) else {"": value}
     try:
-        numbers = {str(key): math.nan if isinstance(x, str) else float(x) for key, x in named.items()}
+        numbers = {str(key): math.nan if isinstance(x, _TEXTS) else float(x) for key, x in named.items()}
     except Exception:  # `value` is of any class
         numbers = {"": math.nan}
     if all(abs(number) <= _LARGEST for number in numbers.values()):  # NaN is not

@@ -257,10 +257,12 @@ def _reward_parts(
     failed = [row for row, value in enumerate(found) if isinstance(value, str)]
     for row, value in zip(failed, _call_all(verifier, [asked[row] for row in failed]), strict=True):
         found[row] = value
+    by_function = {name: found[n * len(records) : (n + 1) * len(records)] for n, name in enumerate(names)}
+    for name, some in by_function.items():
+        verifier.warn_of_failed(name, some)
     parts: dict[str, np.ndarray] = {}
     for term in terms:
-        start = names.index(term.function) * len(records)
-        values = [{} if isinstance(value, str) else value for value in found[start : start + len(records)]]
+        values = [{} if isinstance(value, str) else value for value in by_function[term.function]]
         given = {part for value in values for part in value}
         if given and term.part not in given:
             known = listed(sorted(part or "one number without a name" for part in given))

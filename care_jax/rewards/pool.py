@@ -154,14 +154,10 @@ class Verifier:
             InputError: a function cannot be loaded.
             RuntimeError: as `check` does.
         """
-        values: list[list[dict[str, float] | str]] = [
+        return [
             json.loads(verdict.reason) if verdict.parsed else [verdict.reason] * len(call.responses)
             for call, verdict in zip(calls, self._run(calls), strict=True)
         ]
-        for function in {call.kind for call in calls} - self._warned_of:
-            given = [each for call, some in zip(calls, values, strict=True) if call.kind == function for each in some]
-            self._warn_of_failed(function, given)
-        return values
 
     def _run(self, items: Sequence[Item] | Sequence[Call]) -> list[Verdict]:
         """Have the workers answer all items; the reason of a call's verdict is what it gave, as JSON."""
@@ -182,10 +178,10 @@ class Verifier:
             raise InputError(batch.errors[0])
         return [verdict for verdict in batch.verdicts if verdict is not None]
 
-    def _warn_of_failed(self, function: str, values: Sequence[dict[str, float] | str]) -> None:
+    def warn_of_failed(self, function: str, values: Sequence[dict[str, float] | str]) -> None:
         """Say once for each reward function that it often fails, and how: its curve would show a 0 like any other."""
         failed = [value for value in values if isinstance(value, str)]
-        if len(failed) > _MOST_LOST * len(values):
+        if len(failed) > _MOST_LOST * len(values) and function not in self._warned_of:
             self._warned_of.add(function)
             logging.warning(
                 "the reward %s is missing for %d of %d responses, which counts as 0: %s",
