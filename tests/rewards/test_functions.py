@@ -174,7 +174,7 @@ def test_a_function_that_always_fails_is_told(caplog: pytest.LogCaptureFixture) 
 
 
 def test_neighbours_in_a_batch_are_not_told_as_missing(caplog: pytest.LogCaptureFixture) -> None:
-    """Catches an alarm about all responses of a batch that broke, though all but one had their reward a moment later."""
+    """Catches an alarm about a whole batch that broke, though all but one had their reward a moment later."""
     with pool(f"{OWN}fragile_batch=1") as verifier:
         values_of(verifier, ["a", "raise", "aa", "aaa", "aa"])
     (told,) = [record.getMessage() for record in caplog.records if "is missing for" in record.getMessage()]
