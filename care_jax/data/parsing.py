@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from care_jax.structs import Record
 
 PLACEHOLDER, _ = MARKS
 OPEN_REQUEST = "\nAnswer with one number, word or phrase."  # behind a question without options
+MAX_META_LEN = 1 << 16  # bytes; they travel with every response to every reward function
 _LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
 _OPTION = re.compile(r"""'[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*\"""")
 _LIST = re.compile(rf"\s*[\[(]\s*(?:(?:{_OPTION.pattern})\s*(?:,\s*(?:{_OPTION.pattern})\s*)*(?:,\s*)?)?[\])]\s*")
@@ -67,6 +69,29 @@ def text_field(raw: Mapping[str, Any], key: str) -> str:
 def gold_field(raw: Mapping[str, Any], key: str) -> str:
     """Returns a text as `text_field` does, on one line: several lines would be several accepted answers."""
     return " ".join(text_field(raw, key).splitlines())
+
+
+def meta_field(value: Any) -> str | None:
+    """Returns the JSON text of an object for reward functions, from the object or from a text that spells it.
+
+    None, and a text that spells null, say that there is none.
+
+    Raises:
+        BadRowError: something else, an object that holds more than JSON can, or one of more than MAX_META_LEN bytes.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        text = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:  # such as NaN, bytes or half a surrogate pair
+        raise BadRowError(f"meta is no JSON object: {shown(str(error))}", "meta is no JSON object") from None
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise BadRowError(f"meta must be a JSON object, not {shown(found)}", "meta is no JSON object")
+    if size > MAX_META_LEN:
+        raise BadRowError(f"meta has {size} bytes as JSON; at most {MAX_META_LEN} are allowed", "meta is too long")
+    return text
 
 
 def option_texts(value: Any) -> tuple[str, ...] | None:

@@ -42,7 +42,7 @@ NOTICEABLE = 0.03  # seconds; at this size a linear reading takes less, one that
 class Right:
     """A pool that takes every answer for right."""
 
-    correct_when = None
+    terms, correct_when = (), None
 
     def check(self, items: Sequence[object]) -> list[Verdict]:
         """One verdict an item."""
