@@ -159,8 +159,8 @@ class Subgroup:
 
 
 @struct.dataclass
-class Packing:
-    """Places of prompts and their rows in streams of T tokens: a prompt, its rows behind it, the next prompt.
+class Streams:
+    """Streams of T tokens: a prompt, its rows behind it, the next prompt.
 
     A shard's streams lie side by side, as its prompts do, and sources count in its own part of the batch. A group that
     no stream has room for lies in several, each with the prompt.
@@ -173,6 +173,15 @@ class Packing:
     predictor: Int32[Array, "A T"]  # the place whose state predicts each of them
     num_targets: Int32[Array, "A"]  # 0 in a stream that is not used; those that are come first
     patch_source: Int32[Array, "A patches"]  # of each patch in prompts [B * I]; -1 is padding
+
+
+@struct.dataclass
+class Packing:
+    """The shard that computes each group, and the places of its prompt and rows in that shard's streams."""
+
+    order: Int32[Array, "B"]  # the group of the batch that is computed at each place
+    home: Int32[Array, "B"]  # the place where each group of the batch is computed
+    streams: Streams
 
 
 @struct.dataclass

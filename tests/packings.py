@@ -30,9 +30,9 @@ def make_packing(
 
 def branch_logprobs(model: QwenVL, prompts: Prompts, token_ids: Array, packing: Packing) -> jax.Array:
     """Log-probs [B, J, R] of packed branches by the model alone: temperature 1, nothing forbidden."""
-    packed, nothing = Packed(prompts, token_ids, packing), jnp.zeros(model.config.text.vocab_size, bool)
+    packed, nothing = Packed(prompts, token_ids, packing.streams), jnp.zeros(model.config.text.vocab_size, bool)
     logprobs = jnp.zeros(token_ids.shape, jnp.float32)
-    for index in range(packing.num_targets.shape[0]):
+    for index in range(packing.streams.num_targets.shape[0]):
         scored = score_stream(model, packed, index, nothing, temperature=1.0, chunk=16)
         logprobs = scored.stream.put_in_rows(logprobs, scored.tokens.logprobs)
     return logprobs

@@ -55,6 +55,28 @@ def first_row(num_rows: int) -> Int32[Array, ""] | int:
     return jax.lax.axis_index(axes) * num_rows if axes else 0
 
 
+def rows_at(tree: Any, order: Int32[Array, "B"]) -> Any:
+    """Brings rows of the whole batch to this shard: at place i row order[i], whichever shard has it.
+
+    `tree` has arrays [B, ...], and `order` numbers of the whole batch. On one device it is the batch's own order. Each
+    shard hands out a row at a time to all, so only as many rows as there are shards exist besides the own ones.
+    """
+    axes = _divided("data", "fsdp")
+    if not axes:
+        return tree
+    shard, turn_of = jnp.divmod(jnp.asarray(order), order.shape[0])
+
+    def exchange(turn: Array, rows: Any) -> Any:
+        def take(mine: Array, row: Array) -> Array:
+            offered = jax.lax.all_gather(jax.lax.dynamic_index_in_dim(mine, turn, keepdims=False), axes)
+            is_here = (turn_of == turn).reshape(-1, *[1] * (mine.ndim - 1))
+            return jnp.where(is_here, offered[shard], row)
+
+        return jax.tree.map(take, tree, rows)
+
+    return jax.lax.fori_loop(0, order.shape[0], exchange, tree)
+
+
 def gather(module: M, dtype: jnp.dtype) -> M:
     """`module`, or a slice of a stack of them, with its parameters whole along fsdp.
 

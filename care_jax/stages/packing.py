@@ -11,6 +11,7 @@ decides the places from lengths alone (`pack`); the devices take tokens and patc
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from flax import struct
 from jaxtyping import Float32, Int32
 
-from care_jax.structs import Array, Packing, Prompts, abstract, zeros
+from care_jax.structs import Array, Packing, Prompts, Streams, abstract, zeros
 
 Bucket = tuple[int, int]  # prompt tokens, patches
 
@@ -36,6 +37,7 @@ def stream_patches(stream_len: int, bucket: Bucket, row_len: int) -> int:
 class StreamSizes:
     """The shape of a packing; every step of a run has the same for a bucket of prompts."""
 
+    num_prompts: int  # B
     bucket: Bucket  # tokens and patches of a padded prompt, P and I
     row_len: int  # tokens of a padded row, R
     shards: int  # of the batch
@@ -90,16 +92,16 @@ class StreamSizes:
         of_group = (copies * prompt_len + num_rows * row_len) / stream_len + copies * patch_len / num_patches
         groups = num_prompts // shards // parts
         num_streams = min(int(2 * groups * of_group) + 1, groups * copies)
-        return cls(bucket, row_len, shards, parts, num_streams, stream_len, num_patches)
+        return cls(num_prompts, bucket, row_len, shards, parts, num_streams, stream_len, num_patches)
 
     def abstract(self) -> Packing:
         """Shapes of the packing."""
-        return abstract(Packing, **self._dims)
+        return abstract(Packing, B=self.num_prompts, **self._dims)
 
-    def empty(self) -> Packing:
-        """A packing of NumPy arrays with nothing in it."""
-        packing = zeros(Packing, **self._dims)
-        return dataclasses.replace(packing, source=packing.source - 1, patch_source=packing.patch_source - 1)
+    def empty(self) -> Streams:
+        """Streams of NumPy arrays with nothing in them."""
+        streams = zeros(Streams, **self._dims)
+        return dataclasses.replace(streams, source=streams.source - 1, patch_source=streams.patch_source - 1)
 
     @property
     def _dims(self) -> dict[str, int]:
@@ -129,7 +131,7 @@ class PromptLengths(NamedTuple):
 
 
 def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"]) -> Packing:
-    """Places rows and their prompts in streams, the longest groups first, each where it first fits.
+    """Divides groups among the shards and places them in streams, the longest first, each where it first fits.
 
     Args:
         sizes: the shape of the packing.
@@ -139,11 +141,15 @@ def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"
     Returns:
         The packing, of NumPy arrays.
     """
-    packing, size, row_len = sizes.empty(), len(row_len) // sizes.shards, np.asarray(row_len)
+    streams, rows_of = sizes.empty(), np.asarray(row_len)
+    group_len = np.where(rows_of.any(axis=1), prompts.tokens + rows_of.sum(axis=1), 0)
+    order = _balanced(group_len, sizes)
+    prompts, rows_of = PromptLengths(prompts.tokens[order], prompts.patches[order]), rows_of[order]
+    size = sizes.num_prompts // sizes.shards
     for shard in range(sizes.shards):
         own = slice(shard * size, (shard + 1) * size)
-        lengths, rows = PromptLengths(prompts.tokens[own], prompts.patches[own]), row_len[own]
-        writer = _Writer(packing, sizes, lengths, rows)
+        lengths, rows = PromptLengths(prompts.tokens[own], prompts.patches[own]), rows_of[own]
+        writer = _Writer(streams, sizes, lengths, rows)
         for part in range(sizes.parts):
             pieces = [
                 piece
@@ -153,7 +159,25 @@ def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"
             first = (shard * sizes.parts + part) * sizes.num_streams
             for number, stream in enumerate(_first_fit(pieces, sizes)):
                 writer.write(first + number, stream)
-    return packing
+    return Packing(order, np.argsort(order).astype(np.int32), streams)
+
+
+def _balanced(group_len: npt.NDArray, sizes: StreamSizes) -> Int32[np.ndarray, "B"]:
+    """The group at each place: of every part the longest first, each to the shard with the fewest tokens and a place.
+
+    A shard keeps its number of groups, and a group its part.
+    """
+    numbers = np.arange(sizes.num_prompts, dtype=np.int32).reshape(sizes.shards, -1, sizes.parts)
+    order = np.empty_like(numbers)
+    for part in range(sizes.parts):
+        shards = [(0, 0, shard) for shard in range(sizes.shards)]  # tokens, groups: a heap
+        own = numbers[:, :, part].reshape(-1)
+        for group in own[np.argsort(-group_len[own], kind="stable")]:
+            num_tokens, num_groups, shard = heapq.heappop(shards)
+            order[shard, num_groups, part] = group
+            if num_groups + 1 < order.shape[1]:
+                heapq.heappush(shards, (num_tokens + int(group_len[group]), num_groups + 1, shard))
+    return order.reshape(-1)
 
 
 def padding_share(packing: Packing, sizes: StreamSizes) -> float:
@@ -161,9 +185,10 @@ def padding_share(packing: Packing, sizes: StreamSizes) -> float:
 
     1 if nothing is packed.
     """
-    used = (np.asarray(packing.num_targets) > 0).reshape(sizes.shards, sizes.parts, sizes.num_streams).sum(-1)
+    streams = packing.streams
+    used = (np.asarray(streams.num_targets) > 0).reshape(sizes.shards, sizes.parts, sizes.num_streams).sum(-1)
     computed = sizes.shards * int(used.max(axis=0).sum()) * sizes.num_tokens
-    return 1.0 - int((np.asarray(packing.source) >= 0).sum()) / max(computed, 1)
+    return 1.0 - int((np.asarray(streams.source) >= 0).sum()) / max(computed, 1)
 
 
 def _pieces(prompt: int, prompts: PromptLengths, row_len: npt.NDArray, sizes: StreamSizes) -> list[_Piece]:
@@ -199,36 +224,36 @@ def _first_fit(pieces: Sequence[_Piece], sizes: StreamSizes) -> list[list[_Piece
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """Writes streams of one shard into a packing."""
+    """Writes the streams of one shard."""
 
-    packing: Packing
+    streams: Streams
     sizes: StreamSizes
     prompts: PromptLengths
     row_len: npt.NDArray[np.int32]
 
     def write(self, stream: int, pieces: Sequence[_Piece]) -> None:
         """Fills stream number `stream`."""
-        packing, (padded_prompt, padded_patches) = self.packing, self.sizes.bucket
+        streams, (padded_prompt, padded_patches) = self.streams, self.sizes.bucket
         first_row = len(self.row_len) * padded_prompt  # source of the first row's first token
         place = target = patch = 0
         for group, piece in enumerate(pieces, start=1):
             length, patches = int(self.prompts.tokens[piece.prompt]), piece.num_patches
-            packing.group[stream, place : place + piece.num_tokens] = group
-            packing.source[stream, place : place + length] = piece.prompt * padded_prompt + np.arange(length)
-            packing.patch_source[stream, patch : patch + patches] = piece.prompt * padded_patches + np.arange(patches)
+            streams.group[stream, place : place + piece.num_tokens] = group
+            streams.source[stream, place : place + length] = piece.prompt * padded_prompt + np.arange(length)
+            streams.patch_source[stream, patch : patch + patches] = piece.prompt * padded_patches + np.arange(patches)
             place, patch = place + length, patch + patches
             last_of_prompt = place - 1
             for branch, row in enumerate(piece.rows, start=1):
                 length = int(self.row_len[piece.prompt, row])
                 source = first_row + (piece.prompt * self.row_len.shape[1] + row) * self.sizes.row_len
                 places = np.arange(place, place + length)
-                packing.source[stream, places] = source + np.arange(length)
-                packing.branch[stream, places] = branch
-                packing.target[stream, target : target + length] = places
-                packing.predictor[stream, target] = last_of_prompt
-                packing.predictor[stream, target + 1 : target + length] = places[:-1]
+                streams.source[stream, places] = source + np.arange(length)
+                streams.branch[stream, places] = branch
+                streams.target[stream, target : target + length] = places
+                streams.predictor[stream, target] = last_of_prompt
+                streams.predictor[stream, target + 1 : target + length] = places[:-1]
                 place, target = place + length, target + length
-        packing.num_targets[stream] = target
+        streams.num_targets[stream] = target
 
 
 @struct.dataclass
@@ -252,32 +277,32 @@ class Stream:
 
 @struct.dataclass
 class Packed:
-    """A batch and the places of its prompts and rows in streams; on shards a shard's own part."""
+    """The groups that a shard computes, and the places of their prompts and rows in its streams."""
 
     prompts: Prompts
     token_ids: Int32[Array, "B J R"]
-    packing: Packing
+    streams: Streams
 
     def num_used(self) -> Int32[Array, ""]:
         """Streams that hold something; they come first."""
-        return (jnp.asarray(self.packing.num_targets) > 0).sum(dtype=jnp.int32)
+        return (jnp.asarray(self.streams.num_targets) > 0).sum(dtype=jnp.int32)
 
     def stream(self, index: Int32[Array, ""] | int, *, merge_unit: int) -> Stream:
         """Takes stream `index` from the batch; `merge_unit` is the number of patches of a merged token."""
         prompts = self.prompts
         (batch, num_rows, row_len), prompt_len = self.token_ids.shape, prompts.token_ids.shape[1]
         patch_len, first_row = prompts.image_ids.shape[1], batch * prompt_len
-        packing = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(jnp.asarray(x), index, keepdims=False), self.packing
+        taken = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(jnp.asarray(x), index, keepdims=False), self.streams
         )
-        source = jnp.maximum(packing.source, 0)
+        source = jnp.maximum(taken.source, 0)
         is_row = source >= first_row
         row, offset = jnp.divmod(jnp.maximum(source - first_row, 0), row_len)
         of_prompt = jnp.minimum(source, first_row - 1)
         prompt = jnp.where(is_row, row // num_rows, of_prompt // prompt_len)
 
-        patch = jnp.maximum(packing.patch_source, 0)
-        owner, is_patch = patch // patch_len, packing.patch_source >= 0
+        patch = jnp.maximum(taken.patch_source, 0)
+        owner, is_patch = patch // patch_len, taken.patch_source >= 0
         # Images of different prompts have the same ids in the batch, but not in a stream.
         window_ids, image_ids = (
             jnp.where(is_patch, owner * (patch_len + 1) + ids.reshape(-1)[patch], 0)
@@ -286,7 +311,7 @@ class Packed:
         places = jnp.arange(len(patch), dtype=jnp.int32)
         first_patch = jnp.full(batch, len(patch), jnp.int32).at[owner].min(jnp.where(is_patch, places, len(patch)))
         vision_index = jnp.asarray(prompts.vision_index).reshape(-1)[of_prompt]
-        has_vision = ~is_row & (vision_index >= 0) & (packing.source >= 0)
+        has_vision = ~is_row & (vision_index >= 0) & (taken.source >= 0)
 
         def patches_of(table: Array) -> Array:
             return jnp.asarray(table).reshape(batch * patch_len, *table.shape[2:])[patch][None]
@@ -295,7 +320,7 @@ class Packed:
         in_row = (jnp.asarray(prompts.next_position)[prompt] + offset)[:, None]
         all_ids = [jnp.asarray(ids).reshape(-1) for ids in (prompts.token_ids, self.token_ids)]
         stream_ids = jnp.concatenate(all_ids)[source]
-        counts = jnp.arange(len(source), dtype=jnp.int32) < packing.num_targets
+        counts = jnp.arange(len(source), dtype=jnp.int32) < taken.num_targets
         return Stream(
             tokens=Prompts(
                 token_ids=stream_ids[None],
@@ -310,11 +335,11 @@ class Packed:
                 grid_index=patches_of(prompts.grid_index),
                 grid_weights=patches_of(prompts.grid_weights),
             ),
-            group=packing.group[None],
-            branch=packing.branch[None],
-            predictor=packing.predictor,
-            target=packing.target,
-            token_ids=stream_ids[packing.target],
-            row_place=jnp.where(counts, (source - first_row)[packing.target], batch * num_rows * row_len),
-            num_targets=packing.num_targets,
+            group=taken.group[None],
+            branch=taken.branch[None],
+            predictor=taken.predictor,
+            target=taken.target,
+            token_ids=stream_ids[taken.target],
+            row_place=jnp.where(counts, (source - first_row)[taken.target], batch * num_rows * row_len),
+            num_targets=taken.num_targets,
         )

@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
-from care_jax.parallel.collectives import log_softmax, most, own_part, pick, sum_parts, to_parts
+from care_jax.parallel.collectives import log_softmax, most, own_part, pick, rows_at, sum_parts, to_parts
 from care_jax.stages.packing import Packed, Stream
 from care_jax.structs import Array, Packing, Prompts, Rollouts, Scores, TrainBatch, Verdicts
 
@@ -170,8 +170,9 @@ def score(
     The others get zeros.
     """
     shape = batch, num_rows, row_len = rollouts.token_ids.shape
-    packed = Packed(prompts, rollouts.token_ids, packing)
-    pooled = pooled_tokens(rollouts, verdicts).reshape(-1)
+    groups = prompts, rollouts.token_ids, pooled_tokens(rollouts, verdicts)
+    prompts, token_ids, pooled = rows_at(groups, packing.order)
+    packed, pooled = Packed(prompts, token_ids, packing.streams), pooled.reshape(-1)
 
     def add(index: Array, total: Scores) -> Scores:
         stream, tokens, states = score_stream(
@@ -190,7 +191,7 @@ def score(
     zeros = jnp.zeros(shape, jnp.float32)
     states = jnp.zeros((batch, num_rows, model.config.text.hidden_size), jnp.float32)
     total = jax.lax.fori_loop(0, most(packed.num_used()), add, Scores(zeros, zeros, states))
-    return Scores(total.logprobs, total.entropy, _unit_length(total.think_states))
+    return rows_at(Scores(total.logprobs, total.entropy, _unit_length(total.think_states)), packing.home)
 
 
 def scores_of_sampler(rollouts: Rollouts, verdicts: Verdicts) -> Scores:
@@ -231,11 +232,12 @@ def batch_logprobs(
     chunk: int,
 ) -> Float32[Array, "B S R"]:
     """Log-probs of a batch's packed rows under `model`, the reference policy's; 0 in the others."""
-    packed = Packed(batch.prompts, batch.token_ids, packing)
+    prompts, token_ids = rows_at((batch.prompts, batch.token_ids), packing.order)
+    packed = Packed(prompts, token_ids, packing.streams)
 
     def add(index: Array, total: Array) -> Array:
         stream, tokens, _ = score_stream(model, packed, index, forbidden_mask, temperature=temperature, chunk=chunk)
         return stream.put_in_rows(total, tokens.logprobs)
 
     zeros = jnp.zeros(batch.token_ids.shape, jnp.float32)
-    return jax.lax.fori_loop(0, most(packed.num_used()), add, zeros)
+    return rows_at(jax.lax.fori_loop(0, most(packed.num_used()), add, zeros), packing.home)

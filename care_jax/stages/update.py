@@ -21,12 +21,12 @@ from jaxtyping import Float32
 
 from care_jax.method.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
-from care_jax.parallel.collectives import most, sum_gradients, sum_rows
+from care_jax.parallel.collectives import most, rows_at, sum_gradients, sum_rows
 from care_jax.parallel.sharding import ROWS, WHOLE, named, on_shards, param_specs
 from care_jax.stages.packing import Packed
 from care_jax.stages.score import score_stream
 from care_jax.stages.train_state import TrainState, state_specs
-from care_jax.structs import Array, Packing, TrainBatch
+from care_jax.structs import Array, Packing, Streams, TrainBatch
 
 
 @runtime_checkable
@@ -85,14 +85,14 @@ def make_update(
     def loss_of(
         params: QwenVL,
         batch: TrainBatch,
-        packing: Packing,
+        streams: Streams,
         index: Array,
         denominators: Denominators,
         forbidden_mask: Array,
     ) -> tuple[Array, dict[str, Array]]:
         stream, tokens, _ = score_stream(
             params,
-            Packed(batch.prompts, batch.token_ids, packing),
+            Packed(batch.prompts, batch.token_ids, streams),
             index,
             forbidden_mask,
             temperature=temperature,
@@ -106,15 +106,15 @@ def make_update(
         return output.loss, output.aux
 
     def gradient(
-        params: QwenVL, batch: TrainBatch, packing: Packing, minibatch: Array, forbidden_mask: Array
+        params: QwenVL, batch: TrainBatch, streams: Streams, minibatch: Array, forbidden_mask: Array
     ) -> tuple[QwenVL, dict[str, Array]]:
         turn = jnp.arange(batch.row_mask.shape[0], dtype=jnp.int32)[:, None] % minibatches
         mine = dataclasses.replace(batch, row_mask=jnp.asarray(batch.row_mask) & (turn == minibatch))
         denominators = sum_rows(count_denominators(mine))
-        packing = jax.tree.map(lambda x: jnp.asarray(x).reshape(minibatches, -1, *x.shape[1:])[minibatch], packing)
-        grad = functools.partial(jax.grad(loss_of, has_aux=True), params, batch, packing)
+        streams = jax.tree.map(lambda x: jnp.asarray(x).reshape(minibatches, -1, *x.shape[1:])[minibatch], streams)
+        grad = functools.partial(jax.grad(loss_of, has_aux=True), params, batch, streams)
 
-        num_used = Packed(batch.prompts, batch.token_ids, packing).num_used()
+        num_used = Packed(batch.prompts, batch.token_ids, streams).num_used()
 
         def add(index: Array, total: tuple) -> tuple:
             return jax.tree.map(jnp.add, total, grad(index, denominators, forbidden_mask))
@@ -128,11 +128,14 @@ def make_update(
         return (param_specs(params), ROWS, ROWS, WHOLE, WHOLE), (param_specs(params), WHOLE)
 
     gradient_of_all = on_shards(mesh, gradient, specs)
+    divide = on_shards(mesh, rows_at, lambda *_: ((ROWS, ROWS), ROWS))
 
     def update(state: TrainState, batch: TrainBatch, packing: Packing, forbidden_mask: Array) -> UpdateOutput:
+        groups = divide(batch, packing.order)
+
         def step(carry: tuple, minibatch: Array) -> tuple[tuple, dict[str, Array]]:
             params, opt_state = carry
-            grads, aux = gradient_of_all(params, batch, packing, minibatch, forbidden_mask)
+            grads, aux = gradient_of_all(params, groups, packing.streams, minibatch, forbidden_mask)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             return (params, opt_state), _metrics(aux) | {"grad_norm": optax.tree.norm(grads)}
