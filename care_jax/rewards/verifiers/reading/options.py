@@ -10,7 +10,7 @@ import re
 
 from care_jax.rewards.verifiers.reading.evaluation import are_close, values
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
-from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, stated_number, without_reason
+from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, stated_value, without_reason
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -134,7 +134,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
         return named
-    if (number := stated_number(bare)) and len(named := _with_value(number, options)) == 1:
+    if (number := stated_value(bare)) and len(named := _with_value(number, options)) == 1:
         return named
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned <= named else set()

@@ -49,14 +49,22 @@ _ARITHMETIC = re.compile(
 )
 
 
-def stated_number(text: str) -> str | None:
-    """Return the number that one sentence states, with its percent sign, scale ("187 million") or unit, or None.
+def stated_value(text: str) -> str | None:
+    r"""Return the number that one sentence states, or what it says of its subject, which may be one; None without.
+
+    "The bars add up to 9 in 2012." states 9, and "The slope is \frac{1}{2}." says \frac{1}{2}.
+    """
+    text = unwrap(text).replace("**", "")
+    return _stated_number(text) or predicate(text)
+
+
+def _stated_number(text: str) -> str | None:
+    """Return the number that a sentence states, with its percent sign, scale ("187 million") or unit, or None.
 
     It is the only number of the sentence besides years in phrases such as "in 2012"; else the one that ends the
     sentence behind its only verb of being, or follows "there are", where zero to twelve may be words. "9 dots in each
     group" states 9 too.
     """
-    text = unwrap(text).replace("**", "")
     if HEDGE.search(text) or _BOUNDARY.search(text) or "\\" in text:
         return None
     if (count := _NUMBER.match(text)) and _COUNTED.fullmatch(text, count.end()):
