@@ -12,7 +12,7 @@ import re
 from care_jax.errors import InputError
 from care_jax.rewards.verifiers import number, symbolic
 from care_jax.rewards.verifiers.reading.quantity import agree, read_quantity, read_ratio, without_name
-from care_jax.rewards.verifiers.reading.sentences import predicate
+from care_jax.rewards.verifiers.reading.sentences import stated_value
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, UNPARSED, WRONG, Verdict, refusal
 
@@ -40,7 +40,7 @@ def verify(given: str, gold: str) -> Verdict:
     if number.read_number(gold):
         return number.verify(given, gold, tolerance=0.0)
     verdict = _compare(given, gold)
-    said = predicate(given) if verdict is UNPARSED else None
+    said = stated_value(given) if verdict is UNPARSED else None
     is_value = said is not None and (symbolic.is_safe(canonical(said)) or read_ratio(said) is not None)
     return _compare(said, gold) if said and is_value else verdict
 

@@ -10,7 +10,7 @@ import re
 
 from care_jax.rewards.verifiers.reading.evaluation import are_close, values
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
-from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, stated_value, without_reason
+from care_jax.rewards.verifiers.reading.sentences import HEDGE, main_clause, predicate, stated_value, without_reason
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -23,13 +23,19 @@ _WRAPPED_LETTER = re.compile(
 _WRAPPED = re.compile(rf"{_COMMANDS}\s*\{{([^{{}}]*)\}}")
 _DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
 _DOLLAR = re.compile(r" \$(?!\s?[0-9])")
-_NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
+_NAMED = r"(?:(?:the )?(?:option|choice|answer|letter)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
 _MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
 _LETTER_AND_TEXT = re.compile(
     rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:{_MARK})) ?(?P<text>.+)", re.IGNORECASE
 )
+# "Tokyo (D)", "1.9, corresponding to option D"
+_TEXT_AND_LETTER = re.compile(
+    r"(?P<text>.+?),? \((?P<round>[A-L])\)"
+    r"|(?P<said>.+?),? (?:which is|corresponding to|matching|i\.e\.,?) (?:option|choice|letter) \(?(?P<bare>[A-L])\)?"
+)
+_QUOTED = re.compile(r"[\"“]([^\"“”]*)[\"”]")
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
 _ARTICLE = re.compile(r"A(?= [a-z])")
@@ -61,7 +67,10 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
     elif by_text:
         named = by_text
     elif letter := _LETTER_AND_TEXT.fullmatch(bare):
-        named = _letter_with_text(letter, texts)
+        named = _letter_with_text(_index(letter), letter["text"], texts, is_marked=_is_marked(letter, texts))
+    elif letter := _TEXT_AND_LETTER.fullmatch(bare):
+        index = LETTERS.index(letter["round"] or letter["bare"])
+        named = _letter_with_text(index, letter["text"] or letter["said"], texts, is_marked=True)
     else:
         named = _with_value(answer, texts)
         if named and (relation := _RELATION.search(answer)):
@@ -95,14 +104,13 @@ def _strip_marks(answer: str) -> str:
     for _ in range(3):
         text = _WRAPPED.sub(r" \1 ", text)
         text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", text)
-    text = _DELIMITER.sub(" ", text).replace("$", " $")
+    text = _QUOTED.sub(r"\1", _DELIMITER.sub(" ", text)).replace("$", " $")
     text = _DOLLAR.sub("", text)
     return " ".join(unwrap(text).split())
 
 
-def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int]:
-    """Return the option of a letter that text follows; several if the text names another, none if it is in doubt."""
-    index, words = _index(match), match["text"]
+def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_marked: bool) -> set[int]:
+    """Return the option of a letter with text beside it; several if the text names another, none if it is in doubt."""
     if options and index >= len(options):
         return set()
     own = options[index] if options else ""
@@ -117,11 +125,15 @@ def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int
         return others | {index}
     if index in _with_text(said.partition(",")[0], options):
         return {index}  # reasons may follow
-    # A colon is no mark beside known options: "A: No" says "Answer: No".
-    is_marked = not match["unmarked"] and (match["mark"] != ":" or not options)
-    is_capital = _letter_of(match).isupper() or not options
     doubts = set() if _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
-    return {index} if is_marked and is_capital and not doubts else set()
+    return {index} if is_marked and not doubts else set()
+
+
+def _is_marked(letter: re.Match[str], options: tuple[str, ...]) -> bool:
+    """Return whether a letter before a text is marked as one: "B. red", but not "B red" nor "b. red"."""
+    # A colon is no mark beside known options: "A: No" says "Answer: No".
+    has_mark = not letter["unmarked"] and (letter["mark"] != ":" or not options)
+    return has_mark and (_letter_of(letter).isupper() or not options)
 
 
 def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
@@ -138,7 +150,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return named
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned <= named else set()
-    if HEDGE.search(bare) or _FORMULA.search(bare):
+    if HEDGE.search(main_clause(bare)) or _FORMULA.search(bare):
         return set()
     marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     if marked:
@@ -151,7 +163,7 @@ def _as_predicate(says: str, options: tuple[str, ...]) -> set[int]:
     if letter := _LETTER.fullmatch(says):
         return {_index(letter)} if _letter_of(letter).isupper() else set()
     if letter := _LETTER_AND_TEXT.fullmatch(says):
-        return _letter_with_text(letter, options)
+        return _letter_with_text(_index(letter), letter["text"], options, is_marked=_is_marked(letter, options))
     return _with_text(says, options) or _with_value(says, options)
 
 
@@ -165,7 +177,7 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 @functools.lru_cache(maxsize=4096)
 def _bordered(words: str) -> re.Pattern[str]:
     before = r"(?<![\w.])" if words[0].isalnum() else r"(?<![0-9.])"
-    return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d)")
+    return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d|/\d)")  # a part of 5\pi/2 is not 5\pi
 
 
 def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:
