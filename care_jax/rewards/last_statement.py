@@ -2,9 +2,9 @@ r"""Finds the answer in a response that keeps to no layout: the statement that s
 
 A statement is a box, a line such as "**Answer:** B", "#### 7" or 故选B, words such as "the correct option is (D)", or
 a program that prints a literal (programs.py). Without any, the last sentence counts, or the first one of a last
-paragraph that begins with yes or no. Questions, explanations ("This is because ..") and closing phrases ("I hope this
-helps") are passed over, and so is all that follows when a response, once it has answered, asks itself another question.
-Every pattern looks at one line and is linear in it.
+paragraph that begins with yes or no. Questions and closing phrases ("I hope this helps") are passed over, and so is
+all that follows when a response, once it has answered, asks itself another question. Every pattern looks at one line
+and is linear in it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from care_jax.rewards.programs import printed_literal
+from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
 
 Span = tuple[int, int]  # end excluded
 
@@ -49,10 +50,11 @@ _ADVERB = re.compile(
     r"(?:(?:therefore|thus|hence|so|likely|most likely|probably|definitely|simply|clearly|indeed)\b[\s,:]{1,9})*",
     re.IGNORECASE,
 )
-# The end of a sentence: no initial ("B. red") but '"B." It', no abbreviation ("U.S. dollars"), no bracket or command
+# The end of a sentence: no initial ("B. red") unless quoted, no abbreviation ("U.S. dollars"), no bracket or command
 # behind it.
 _SENTENCE_END = re.compile(
-    r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*])|(?<=[\"“]\w)(?=.[\"”]))[.!?。](?:[*\"”')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
+    r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*])|(?<=[\"“]\w)(?=.[\"”]))[.!?。]"
+    r"(?:(?P<quote>[\"”])?[*\"”')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
 )
 _TAKEN_BACK = re.compile(
     r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
@@ -62,17 +64,22 @@ _CLOSING = re.compile(
     re.IGNORECASE,
 )
 # A paragraph that begins like this gives its answer first and its reasons behind.
-_ANSWER_FIRST = re.compile(r"[\s*]{0,9}(?:(?i:yes|no|true|false)\b[*,.:;]|\([A-L]\)|[A-L][.):]{1,2}\s)")
+_ANSWER_FIRST = re.compile(r"[\s*]{0,9}(?:((?i:yes|no|true|false))\b[*,.:;]|\([A-L]\)|[A-L][.):]{1,2}\s)")
+_ANSWER_WORD = re.compile(
+    r"(?:[.!?]|\b(?:is|be|answer))[\s*]{1,9}(yes|no|true|false)\b(?=[\s*]{0,9}(?:[,.:;!]|$))", re.IGNORECASE
+)
 _CONCLUSION = re.compile(
-    r"(?:^|(?<=[.,;:])\s+)(?:so|therefore|thus|hence|consequently|overall|in total|in conclusion|as a result)\b[\s,:]{0,9}"
+    r"(?:^|(?<=[.,;:])\s+)(?:so|therefore|thus|hence|consequently|overall|in total|in conclusion|as a result)\b"
+    r"[\s,:]{0,9}"
     r"|\b(?:so|therefore|thus|hence)\s{1,9}(?:the|there|it|he|she|we|they)\b",
     re.IGNORECASE,
 )
 _REASONS = re.compile(
     r"[\s*#]{0,9}(?:explanation|reason|reasoning|rationale|justification)\b[\s*]{0,9}:", re.IGNORECASE
 )
-# A sentence that only explains the one before it.
-_EXPLANATION = re.compile(r"\s*(?:(?:this|that) is (?:because|due to)|the reason (?:is|for)|because)\b", re.IGNORECASE)
+# A sentence that explains the one before it; the reader of the answer sees both.
+_EXPLANATION = re.compile(r"\s*(?:this|that) is (?:because|due to)\b", re.IGNORECASE)
+_LONE_LETTER = re.compile(r"[\s*]{0,9}\(?[A-L]\)?\.?[\s*]{0,9}")
 _ITEM = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+[^\d=.:!?\r\n]{1,40}")  # of a list; "3. So it is 5." is a sentence
 _NEXT_QUESTION = re.compile(r"^[\s*#>]{0,9}(?:question|human|user)\s?\d{0,3}\s?:", re.IGNORECASE | re.MULTILINE)
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -131,6 +138,8 @@ def _explicit(text: str, lines: list[Span]) -> Span | None:
     """Return the last statement that calls itself an answer."""
     following: Span | None = None
     for start, end in reversed(lines):
+        if following is None and _LONE_LETTER.fullmatch(text, start, end):
+            return start, end
         if following is None and (mark := _LAST_LINE.match(text, start, end)):
             return mark.end(), end
         holder, lead = _last(_HOLDER, text, start, end), _last(_LEAD, text, start, end)
@@ -154,23 +163,24 @@ def _without_afterthought(text: str, span: Span) -> Span:
     stop = _SENTENCE_END.search(text, start, end)
     if not stop or _TAKEN_BACK.match(text, stop.end(), end):
         return start, end
-    return start, stop.start() + (2 if text[stop.start() + 1 : stop.end()][:1] in ('"', "”") else 0)  # the quotes around B, "no."
+    return start, stop.end("quote") if stop["quote"] else stop.start()
 
 
 def _sentence(text: str, lines: list[Span]) -> Span | None:
     """Return the last sentence, from its conclusion on ("so there are 4"); None if it takes back what was said."""
     start, end = _last_paragraph(text, lines)
-    if _ANSWER_FIRST.match(text, start, end):
-        return _without_afterthought(text, (start, end))
+    if first := _ANSWER_FIRST.match(text, start, end):
+        given = {word.casefold() for word in [first[1] or "", *_ANSWER_WORD.findall(text, start, end)]}
+        return (start, end) if first[1] and len(given) > 1 else _without_afterthought(text, (start, end))
     for stop in _SENTENCE_END.finditer(text, start, end):
         if stop.end() == end:
             break
-        explains = _EXPLANATION.match(text, stop.end(), end) and not _CONCLUSION.search(text, stop.end(), end)
-        if not explains and not _CLOSING.match(text, stop.end(), end):
-            start = stop.end()
-        else:
+        if _CLOSING.match(text, stop.end(), end):
             end = stop.start()
             break
+        if end - start <= MAX_ANSWER_LEN and _EXPLANATION.match(text, stop.end(), end):
+            break
+        start = stop.end()
     if conclusion := _last(_CONCLUSION, text, start, end):
         start = conclusion.start()
     if (equals := _last(_EQUALS, text, start, end)) and _introduces(text, start, equals.start()):
@@ -180,7 +190,7 @@ def _sentence(text: str, lines: list[Span]) -> Span | None:
 
 
 def _last_paragraph(text: str, lines: list[Span]) -> Span:
-    """Return the last line that is no closing phrase, nor reasons under a heading, nor a list under a line with a colon."""
+    """Return the last line, passing over closing phrases, reasons under a heading, and a list under "There are 4:"."""
     reasons = next((i for i, line in enumerate(lines) if i and _REASONS.match(text, *line)), len(lines))
     kept = [line for line in lines[:reasons] if not _CLOSING.match(text, *line)]
     unlisted = next((i for i in range(len(kept), 0, -1) if not _ITEM.fullmatch(text, *kept[i - 1])), 0)

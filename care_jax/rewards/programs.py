@@ -35,7 +35,7 @@ def printed_literal(text: str, lines: list[Span]) -> Span | None:
     uses = [i for i, line in enumerate(before) if re.search(rf"\b{output['name']}\b", line)]
     if len(uses) != 1:
         return None
-    start, end = code[uses[0]]
+    start, _ = code[uses[0]]
     assigned = _ASSIGNMENT.fullmatch(text, start, start + len(before[uses[0]]))
     return _literal(assigned) if assigned and assigned["name"] == output["name"] else None
 

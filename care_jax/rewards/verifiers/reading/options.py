@@ -10,7 +10,14 @@ import re
 
 from care_jax.rewards.verifiers.reading.evaluation import are_close, values
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
-from care_jax.rewards.verifiers.reading.sentences import HEDGE, main_clause, predicate, stated_value, without_reason
+from care_jax.rewards.verifiers.reading.sentences import (
+    HEDGE,
+    main_clause,
+    predicate,
+    stated_value,
+    without_explanation,
+    without_reason,
+)
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -150,7 +157,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return named
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned <= named else set()
-    if HEDGE.search(main_clause(bare)) or _FORMULA.search(bare):
+    if HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
         return set()
     marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     if marked:
@@ -176,7 +183,7 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 
 @functools.lru_cache(maxsize=4096)
 def _bordered(words: str) -> re.Pattern[str]:
-    before = r"(?<![\w.])" if words[0].isalnum() else r"(?<![0-9.])"
+    before = r"(?<!\w)" if words[0].isalpha() else r"(?<![\w.])" if words[0].isalnum() else r"(?<![0-9.])"
     return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d|/\d)")  # a part of 5\pi/2 is not 5\pi
 
 

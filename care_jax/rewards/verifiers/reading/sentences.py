@@ -32,13 +32,14 @@ _EXISTS = re.compile(
 _REASON = re.compile(
     r",?\s+(?:because|since|as|which)\b|,\s+(?:with|where|when|based on|according to|meaning|indicating)\b"
 )
+_EXPLANATION = re.compile(r"[.。]\s+(?:this|that) is (?:because|due to)\b", re.IGNORECASE)
 # Words that leave nothing open in the subject of a sentence: "The pan or pot on the left is red."
 _HARMLESS_IN_SUBJECT = re.compile(r"\b(?:if|or|option|choice)\b", re.IGNORECASE)
-# What a sentence may begin with before it states anything: "In the web, since the left side is 5, the right side is 3.",
+# What a sentence may begin with before it states anything: "In the web, since the left side is 5, the right one is 3.",
 # but not "Since 10 appears most often, it is the mode.", which points back, nor "If it is not red, ..".
 _CLAUSES = re.compile(
-    r"(?:(?:since|as|because|given that)\b[^.;!?]*?,\s+(?=(?:the|there|he|she|we|you)\b)"
-    r"|(?:if|when)\b(?:(?!not?\b|n't\b|never|without)[^.;!?])*?,\s+(?=(?:the|there|he|she|we|you)\b)"
+    r"(?:(?:since|as|because|given that)\b(?:[^.;!?]|\.\d)*?,\s+(?=(?:the|there|he|she|we|you)\b)"
+    r"|(?:if|when)\b(?:(?!not?\b|n't\b|never|without)(?:[^.;!?]|\.\d))*?,\s+(?=(?:the|there|he|she|we|you)\b)"
     r"|(?:for|in|at|on|from|based on|according to)\b(?:\s+[^\s,]+){1,6},\s+(?=[A-Za-z]{2})){1,2}",
     re.IGNORECASE,
 )
@@ -70,8 +71,9 @@ def stated_value(text: str) -> str | None:
     "The bars add up to 9 in 2012." states 9, and "The slope is \frac{1}{2}." says \frac{1}{2}.
     """
     text = unwrap(text).replace("**", "")
-    if number := _stated_number(text):
-        return number
+    statement = without_explanation(text)
+    if number := _stated_number(statement):
+        return None if NUMERAL.search(text, len(statement)) else number
     said = predicate(text)
     names_more = said and NUMERAL.search(_DATE.sub("", text.rpartition(said)[2]))
     return None if names_more else said
@@ -108,7 +110,7 @@ def _stated_number(text: str) -> str | None:
 
 def predicate(text: str) -> str | None:
     """Return what one sentence says of its subject: "(0, 0)" of "The centre of the circle is (0, 0)."; None without."""
-    text = main_clause(text)
+    text = main_clause(without_explanation(text))
     verbs = list(_STATES.finditer(text))
     if len(verbs) != 1 or not _is_sentence(text[: verbs[0].end()]):
         return None
@@ -121,6 +123,12 @@ def main_clause(text: str) -> str:
     """Return the sentence without the clauses that only lead to it."""
     clauses = _CLAUSES.match(text)
     return text[clauses.end() :] if clauses else text
+
+
+def without_explanation(text: str) -> str:
+    """Return the sentence before one that begins with "This is because"; the text if there is none."""
+    explanation = _EXPLANATION.search(text)
+    return text[: explanation.start()] if explanation else text
 
 
 def without_reason(text: str) -> str:
