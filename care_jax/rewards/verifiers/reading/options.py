@@ -67,7 +67,7 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
     texts = () if options is None else without_letters(options)
     num_options = len(LETTERS) if options is None else len(texts)
     bare = _strip_marks(answer)
-    by_text = _with_text(answer, texts)
+    by_text = _with_text(answer, texts) or _with_text(_QUOTED.sub(r"\1", answer), texts)
     letter = _LETTER.fullmatch(bare)
     if letter and (_index(letter) < num_options or not by_text):
         named = {_index(letter)} | (set() if letters_first else by_text)
