@@ -39,7 +39,7 @@ _LETTER_AND_TEXT = re.compile(
 )
 # "Tokyo (D)", "1.9, corresponding to option D"
 _TEXT_AND_LETTER = re.compile(
-    r"(?P<text>.+?),? \((?P<round>[A-L])\)"
+    r"(?!\(?[A-La-l][.:)])(?P<text>.+?),? \((?P<round>[A-L])\)"
     r"|(?P<said>.+?),? (?:which is|corresponding to|matching|i\.e\.,?) (?:option|choice|letter) \(?(?P<bare>[A-L])\)?"
 )
 _QUOTED = re.compile(r"[\"“]([^\"“”]*)[\"”]")
@@ -73,11 +73,11 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
         named = {_index(letter)} | (set() if letters_first else by_text)
     elif by_text:
         named = by_text
-    elif letter := _LETTER_AND_TEXT.fullmatch(bare):
-        named = _letter_with_text(_index(letter), letter["text"], texts, is_marked=_is_marked(letter, texts))
     elif letter := _TEXT_AND_LETTER.fullmatch(bare):
         index = LETTERS.index(letter["round"] or letter["bare"])
         named = _letter_with_text(index, letter["text"] or letter["said"], texts, is_marked=True)
+    elif letter := _LETTER_AND_TEXT.fullmatch(bare):
+        named = _letter_with_text(_index(letter), letter["text"], texts, is_marked=_is_marked(letter, texts))
     else:
         named = _with_value(answer, texts)
         if named and (relation := _RELATION.search(answer)):
@@ -102,7 +102,12 @@ def same_options(named: set[int], options: tuple[str, ...] | None) -> bool:
 
 def mentions_letters(answer: str) -> bool:
     """Return whether an answer names options by letters."""
-    return _MENTION.search(_ARTICLE.sub("", _strip_marks(answer))) is not None
+    return bool(_mentioned_letters(_strip_marks(answer)))
+
+
+def _mentioned_letters(text: str) -> set[int]:
+    """Return the indices of the capitals that a text mentions, other than the article A."""
+    return {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", text))}
 
 
 def _strip_marks(answer: str) -> str:
@@ -121,16 +126,20 @@ def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_ma
     if options and index >= len(options):
         return set()
     own = options[index] if options else ""
-    said = _VERB.sub("", without_reason(words))
+    unreasoned = without_reason(words)
+    said = _VERB.sub("", unreasoned)
     same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
-    if index in same:
+    if index in same and unreasoned == words:
         return {index}  # the letter decides between options of one text
-    others = same | {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", words))}
-    others -= {LETTERS.index(letter) for letter in _MENTION.findall(own)}
+    in_reasons = {
+        letter for letter in _mentioned_letters(words[len(unreasoned) :]) if not options or letter < len(options)
+    }
+    others = (_mentioned_letters(unreasoned) | in_reasons) - _mentioned_letters(own)
     others |= {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
+    others |= set() if index in same else same
     if others - {index}:
         return others | {index}
-    if index in _with_text(said.partition(",")[0], options):
+    if index in same or index in _with_text(said.partition(",")[0], options):
         return {index}  # reasons may follow
     doubts = set() if _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
     return {index} if is_marked and not doubts else set()
@@ -147,7 +156,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     """Return the options that a sentence names: "So it is (B).", "No, it is round.", "The red car is faster."."""
     if not options or len(_WORD.findall(bare)) < 3:
         return set()
-    letters = {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", bare))}
+    letters = _mentioned_letters(bare)
     mentioned = _mentioned(bare, options)
     head = without_reason(bare.split(",")[0])
     named = _with_text(head, options)
@@ -161,7 +170,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return set()
     marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     if marked:
-        return marked | mentioned if len(marked) > 1 or not mentioned <= marked else marked
+        return marked | mentioned | letters
     words = {i for i in mentioned if not _YES_OR_NO.fullmatch(_key(options[i]))}
     return words if mentioned == words and not letters else set()
 
