@@ -45,6 +45,7 @@ _TEXT_AND_LETTER = re.compile(
 _QUOTED = re.compile(r"[\"“]([^\"“”]*)[\"”]")
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
+_LONE_CAPITAL = re.compile(r"(?<!\w)[A-L](?!\w)")
 _ARTICLE = re.compile(r"A(?= [a-z])")
 _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
@@ -74,8 +75,7 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
     elif by_text:
         named = by_text
     elif letter := _TEXT_AND_LETTER.fullmatch(bare):
-        index = LETTERS.index(letter["round"] or letter["bare"])
-        named = _letter_with_text(index, letter["text"] or letter["said"], texts, is_marked=True)
+        named = _letter_behind_text(letter, texts)
     elif letter := _LETTER_AND_TEXT.fullmatch(bare):
         named = _letter_with_text(_index(letter), letter["text"], texts, is_marked=_is_marked(letter, texts))
     else:
@@ -143,6 +143,15 @@ def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_ma
         return {index}  # reasons may follow
     doubts = set() if _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
     return {index} if is_marked and not doubts else set()
+
+
+def _letter_behind_text(match: re.Match[str], options: tuple[str, ...]) -> set[int]:
+    """Return the option of a letter behind a text, where letters of formulas are mentions too: "C / (A)" names two."""
+    index, words = LETTERS.index(match["round"] or match["bare"]), match["text"] or match["said"]
+    own = options[index] if index < len(options) else ""
+    others = {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(_ARTICLE.sub("", words))}
+    others -= {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(own)}
+    return others - {index} | _letter_with_text(index, words, options, is_marked=True)
 
 
 def _is_marked(letter: re.Match[str], options: tuple[str, ...]) -> bool:
