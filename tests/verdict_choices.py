@@ -222,7 +222,7 @@ CHOICES = [
         "The deer decrease, with an increase later",
         "The deer will decrease. They will increase.", "In the web, the deer do not decrease.", "decrease. Increase.",
         "The effect of decrease or increase is (A).",
-        "C / (A)", "B = (A)", "B - it falls (A)", "C + decrease (A)",
+        "C / (A)", "B = (A)", "A -> (B)", r"A -> \boxed{B}", "B - it falls (A)", "C + decrease (A)",
     )),
     Group("choice", "(B)", (r"\frac{3}{5}\pi", r"\frac{5}{3}\pi", r"5\pi", r"10\pi"), ("(B) 5 π/2", r"(B) 5\pi/3"),
         ("5π",), ("(B) 5π", "5π/2")),

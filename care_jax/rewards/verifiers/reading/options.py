@@ -151,7 +151,7 @@ def _letter_behind_text(match: re.Match[str], options: tuple[str, ...]) -> set[i
     own = options[index] if index < len(options) else ""
     others = {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(_ARTICLE.sub("", words))}
     others -= {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(own)}
-    return others - {index} | _letter_with_text(index, words, options, is_marked=True)
+    return others | {index} if others - {index} else _letter_with_text(index, words, options, is_marked=True)
 
 
 def _is_marked(letter: re.Match[str], options: tuple[str, ...]) -> bool:
