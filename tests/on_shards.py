@@ -37,14 +37,14 @@ from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
-from care_jax.parallel.sharding import WHOLE
+from care_jax.parallel.sharding import ROWS, WHOLE
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.stages import rollout
+from care_jax.stages import rollout, score
 from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
-from care_jax.structs import Record, TrainBatch
+from care_jax.structs import Record, Rollouts, TrainBatch, Verdicts
 from tests import families
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
@@ -143,6 +143,21 @@ class Shards:
         jitted = jax.jit(update, out_shardings=update_shardings(mesh, self.state))
         self.update = jitted.lower(self.state, self.batch, self.packing, self.forbidden).compile()
 
+    def scores(self) -> Any:
+        """Scores of the rows as if they were rollouts, of those that the update computes."""
+        batch = self.model.batch
+        spans, answered = np.arange(R)[None, None] < 2, np.ones((B, S), bool)
+        masks = [np.broadcast_to(mask, (B, S, R)) for mask in (spans, ~spans)]
+        rollouts = Rollouts(batch.token_ids, batch.response_len, batch.logprobs_old, batch.sampled_mask, answered)
+        verdicts = Verdicts(answered, answered, answered, answered.astype(np.float32), *masks)
+
+        def specs(params: Any, *_: Any) -> tuple[tuple, Any]:
+            return (sharding.param_specs(params), ROWS, ROWS, ROWS, ROWS, WHOLE), ROWS
+
+        run = sharding.on_shards(self.mesh, functools.partial(score.score, temperature=1.0, chunk=CHUNK), specs)
+        given = (sharding.put(self.mesh, value) for value in (rollouts, verdicts))
+        return jax.jit(run)(self.state.params, self.batch.prompts, *given, self.packing, self.forbidden)
+
     def step(self, state: TrainState) -> TrainState:
         """The state after one update."""
         return self.update(state, self.batch, self.packing, self.forbidden).state
@@ -209,13 +224,13 @@ def largest_with(compiled: jax.stages.Compiled, last: int) -> int:
     return max([int(np.prod(size[:-1])) for size in sizes if size[-1] == last], default=0)
 
 
-def difference(ours: TrainState, theirs: TrainState) -> float:
-    """Largest difference of any parameter and any moment."""
+def difference(ours: Any, theirs: Any) -> float:
+    """Largest difference of any number of two trees."""
     pairs = zip(jax.tree.leaves(jax.device_get(ours)), jax.tree.leaves(jax.device_get(theirs)), strict=True)
     return max(float(np.abs(x - y).max()) for x, y in pairs)
 
 
-def compare(model: Model, single: Shards, expected: tuple[TrainState, Any], shards: Shards) -> dict[str, Any]:
+def compare(model: Model, single: Shards, expected: tuple[TrainState, Any, Any], shards: Shards) -> dict[str, Any]:
     """The results of a mesh compared with those of one device."""
     updated, rollouts = shards.step(shards.state), shards.rollouts()
     host = jax.device_get(rollouts)
@@ -225,6 +240,7 @@ def compare(model: Model, single: Shards, expected: tuple[TrainState, Any], shar
         "moved": difference(updated, single.state.replace(step=updated.step)),
         "same_tokens": bool(np.array_equal(host.token_ids, expected[1].token_ids)),
         "logprobs": float(np.abs(host.logprobs - expected[1].logprobs).max()),
+        "scores": difference(shards.scores(), expected[2]),
         "groups_whole": all(
             shard.data.shape[1:] == leaf.shape[1:]
             for leaf in jax.tree.leaves((rollouts, shards.batch))
@@ -287,7 +303,7 @@ def main(folder: Path) -> dict[str, Any]:
     for family, meshes in (("qwen2_5_vl", MESHES), ("qwen3_vl", ("2x2x2",))):
         model = Model(family, folder)
         single = Shards(model, "1x1x1")
-        expected = single.step(single.state), jax.device_get(single.rollouts())
+        expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()
         made = {}
         for shape in meshes:
             made[shape] = Shards(model, shape)

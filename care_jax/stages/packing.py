@@ -165,7 +165,8 @@ def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"
 def _balanced(group_len: npt.NDArray, sizes: StreamSizes) -> Int32[np.ndarray, "B"]:
     """The group at each place: of every part the longest first, each to the shard with the fewest tokens and a place.
 
-    A shard keeps its number of groups, and a group its part.
+    A shard keeps its number of groups, and a group its part. A shard's groups lie as in the batch: one shard has the
+    batch's own order.
     """
     numbers = np.arange(sizes.num_prompts, dtype=np.int32).reshape(sizes.shards, -1, sizes.parts)
     order = np.empty_like(numbers)
@@ -177,7 +178,7 @@ def _balanced(group_len: npt.NDArray, sizes: StreamSizes) -> Int32[np.ndarray, "
             order[shard, num_groups, part] = group
             if num_groups + 1 < order.shape[1]:
                 heapq.heappush(shards, (num_tokens + int(group_len[group]), num_groups + 1, shard))
-    return order.reshape(-1)
+    return np.sort(order, axis=1).reshape(-1)
 
 
 def padding_share(packing: Packing, sizes: StreamSizes) -> float:

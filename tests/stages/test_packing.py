@@ -89,6 +89,7 @@ def test_every_wanted_row_lies_in_one_place(seed, groups, num_rows, shards, stre
     assert rows_found(packing, sizes, num_rows) == wanted
     assert sorted(packing.order.tolist()) == list(range(len(row_len)))
     assert np.array_equal(packing.order[packing.home], np.arange(len(row_len)))
+    assert shards > 1 or np.array_equal(packing.order, packing.home)
     if not wanted:
         assert padding_share(packing, sizes) == 1.0
 
