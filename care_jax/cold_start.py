@@ -29,7 +29,7 @@ from care_jax.method.objectives import Objective
 from care_jax.parallel.sharding import ROWS, abstract_arrays, place
 from care_jax.run import history
 from care_jax.run.session import Session, open_session
-from care_jax.stages.compiled import CompiledStages, all_buckets, bucket_of
+from care_jax.stages.compiled import CompiledStages, bucket_of
 from care_jax.stages.table import Bucket, Setup, Table
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Array, Record, TrainBatch, abstract
@@ -104,8 +104,8 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
     )
 
 
-def compile_update(session: Session) -> CompiledStages:
-    """The update, for every bucket."""
+def make_stages(session: Session) -> CompiledStages:
+    """The update, for every bucket; not compiled yet."""
     config, processor, state = session.config, session.processor, abstract_arrays(session.state)
     setup = Setup(
         config=config,
@@ -121,7 +121,7 @@ def compile_update(session: Session) -> CompiledStages:
         state=state,
         optimizer=session.optimizer,
     )
-    return CompiledStages(COLD_START, setup, all_buckets(config))
+    return CompiledStages(COLD_START, setup, processor.buckets)
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
@@ -137,10 +137,12 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_cha
         config, workdir, stage="cold_start", make_encoder=make_encoder, allow_change=allow_change
     ) as session:
         with session.until_stopped():
+            if not session.has_ended():
+                update = make_stages(session)
+                session.compile(update)
             session.evaluate_if_due()
             if session.has_ended():
                 return session.state
-            update = compile_update(session)
             session.end_warm_up()
             while not session.has_ended():
                 session.finish_step({"loss": _step(session, update)["loss"]})

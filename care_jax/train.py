@@ -34,7 +34,7 @@ from care_jax.rewards.spans import TokenBytes
 from care_jax.run import history, step_summary
 from care_jax.run.session import Session, open_session
 from care_jax.run.training_data import Encoder
-from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, all_buckets, bucket_of
+from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of
 from care_jax.stages.host import Services
 from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.table import HostStage, Setup, Stage
@@ -101,7 +101,7 @@ class Trainer:
     """Runs the table of a step over one session's programs."""
 
     def __init__(self, session: Session):
-        """Compiles every stage that the config switches on."""
+        """Makes every stage that the config switches on; compiles nothing yet."""
         config, processor = session.config, session.processor
         self.session, self.config = session, config
         self.objective = Objective.from_config(config.objective)
@@ -129,7 +129,7 @@ class Trainer:
             state=state,
             optimizer=session.optimizer,
         )
-        self.stages = CompiledStages(step.STEP, setup, all_buckets(config))
+        self.stages = CompiledStages(step.STEP, setup, processor.buckets)
         self.phases = self.stages.table.phases()
         if self.objective.dynamic_sampling:
             left = self.stages.table.given_anew() - {*REGROUPED}
@@ -307,10 +307,12 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_cha
 
     with open_session(config, workdir, stage="train", make_encoder=make_encoder, allow_change=allow_change) as session:
         with session.until_stopped():
+            if not session.has_ended():
+                trainer = Trainer(session)
+                session.compile(trainer.stages)
             session.evaluate_if_due()
             if session.has_ended():
                 return session.state
-            trainer = Trainer(session)
             session.end_warm_up()
             while not session.has_ended():
                 session.finish_step(_figures(trainer.step()))

@@ -34,6 +34,8 @@ _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is draw
 class Evaluator:
     """Asks a model questions and scores its answers; compiled once, used at every evaluation of a run.
 
+    `stages` are its programs: compiled at the first use, if `compile_all` has not been called with them before.
+
     Args:
         config: the run's config.
         source: the held-out records.
@@ -53,10 +55,11 @@ class Evaluator:
         model: QwenVL,
         mesh: Mesh,
     ) -> None:
-        """Compiles the programs of an evaluation for every bucket."""
+        """Compiles nothing yet."""
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
         self._decoder, self._mesh = Decoder(config, processor, model, mesh), mesh
+        self.stages = self._decoder.stages
 
     def run(
         self,

@@ -33,11 +33,13 @@ from care_jax.rewards import functions, terms
 from care_jax.rewards.judge import Verifier
 from care_jax.run import history
 from care_jax.run import manifest as manifest_lib
+from care_jax.run.compilation_cache import WarmUp, opened
 from care_jax.run.metrics_writer import MetricsWriter
 from care_jax.run.progress import Progress
 from care_jax.run.stop import Stopped
 from care_jax.run.supervisor import Supervisor, supervise
 from care_jax.run.training_data import Encoder, TrainingData
+from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.keys import stage_key
 from care_jax.stages.model import make_mesh
 from care_jax.stages.optimizer import make_optimizer, schedule_table
@@ -65,6 +67,7 @@ class Session:
     writer: MetricsWriter
     progress: Progress
     supervisor: Supervisor
+    warm_up: WarmUp
     held_out: str | None = None  # accuracy at the last evaluation, for the progress line
 
     @property
@@ -97,10 +100,17 @@ class Session:
         except Stopped:
             self.data.rewind()
 
+    def compile(self, stages: CompiledStages) -> None:
+        """Compiles the programs of the steps and those of the evaluations."""
+        self.warm_up.compile(self.evaluator.stages, stages)
+
     def end_warm_up(self) -> None:
-        """Forbids compilations from here on: `finish_step` raises if there was one."""
+        """Forbids compilations from here on: `finish_step` raises if there was one. Says what the start took."""
         stage_key(0, 0, seed=self.config.seed, mesh=self.mesh)
         self.supervisor.guard.arm()
+        self.writer.scalars(self.step, self.warm_up.figures())
+        if is_first():
+            self.warm_up.tell()
 
     def advance(self, state: TrainState) -> None:
         """Makes `state` the run's; its step is done and will not be given up."""
@@ -191,8 +201,12 @@ def open_session(
     """
     together(lambda: config_lib.validate(config))
     workdir = files.anywhere(workdir)
-    with contextlib.ExitStack() as held, supervise(workdir, hang_after=config.train.hang_after) as supervisor:
-        session = _open(config, workdir, held, supervisor, stage, make_encoder, allow_change=allow_change)
+    with (
+        contextlib.ExitStack() as held,
+        supervise(workdir, hang_after=config.train.hang_after) as supervisor,
+        opened(workdir, supervisor.guard) as warm_up,
+    ):
+        session = _open(config, workdir, held, supervisor, warm_up, stage, make_encoder, allow_change=allow_change)
         held.callback(session.close)
         try:
             yield session
@@ -216,6 +230,7 @@ def _open(
     workdir: epath.Path,
     held: contextlib.ExitStack,
     supervisor: Supervisor,
+    warm_up: WarmUp,
     stage: str,
     make_encoder: Callable[[Processor], Encoder],
     *,
@@ -233,6 +248,8 @@ def _open(
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: initial_state(config, optimizer, mesh))
     together(lambda: _lock(workdir, held))
+    if is_first():
+        warm_up.write_cache()
     verifier = Verifier.from_config(config, on_progress=supervisor.watchdog.beat)
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     if state is None:
@@ -264,6 +281,7 @@ def _open(
         writer=writer,
         progress=Progress(stage, config.train.steps, enabled=is_first()),
         supervisor=supervisor,
+        warm_up=warm_up,
     )
 
 
