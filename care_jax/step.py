@@ -170,6 +170,7 @@ UPDATE = DeviceStage(
 
 # What the log of a step reads when its last stage has run.
 LOGGED = (
+    "examples",
     "records",
     "padding",
     "rollouts",

@@ -17,8 +17,9 @@ DIGEST = "276746ddbe63aa53"
 
 
 def digest(rows: list[dict[str, Any]]) -> str:
-    """A digest of metrics to the last bit, without those that tell times, or what a start took."""
-    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s/", "start/"))} for row in rows]
+    """A digest of metrics to the last bit, without those that tell times, or of the machine."""
+    of_machine = ("time/", "tokens_per_s/", "start/", "speed/")
+    kept = [{k: v for k, v in row.items() if not k.startswith(of_machine)} for row in rows]
     return hashlib.sha256(json.dumps([row for row in kept if len(row) > 1], sort_keys=True).encode()).hexdigest()[:16]
 
 

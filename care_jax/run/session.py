@@ -35,6 +35,7 @@ from care_jax.run import history
 from care_jax.run import manifest as manifest_lib
 from care_jax.run.compilation_cache import WarmUp, opened
 from care_jax.run.metrics_writer import MetricsWriter
+from care_jax.run.profile import StepProfile
 from care_jax.run.progress import Progress
 from care_jax.run.stop import Stopped
 from care_jax.run.supervisor import Supervisor, supervise
@@ -68,6 +69,7 @@ class Session:
     progress: Progress
     supervisor: Supervisor
     warm_up: WarmUp
+    profile: StepProfile
     held_out: str | None = None  # accuracy at the last evaluation, for the progress line
 
     @property
@@ -172,7 +174,7 @@ class Session:
         """
         self.supervisor.watchdog.beat("finishing the last checkpoint")
         with contextlib.ExitStack() as closed:
-            for part in (self.verifier, self.progress, self.writer, self.checkpointer):  # the last one first
+            for part in (self.verifier, self.profile, self.progress, self.writer, self.checkpointer):  # the last first
                 closed.callback(part.close)
 
 
@@ -184,6 +186,7 @@ def open_session(
     stage: str,
     make_encoder: Callable[[Processor], Encoder],
     allow_change: bool = False,
+    profile_steps: str | None = None,
 ) -> Iterator[Session]:
     """Checks the config, then starts or resumes the run in `workdir`.
 
@@ -193,20 +196,25 @@ def open_session(
         stage: "cold_start" or "train".
         make_encoder: makes the function that turns records into the examples of the session's data.
         allow_change: resume even if settings have changed that history.py has its doubts about.
+        profile_steps: for StepProfile.
 
     Raises:
-        InputError: one clear line on a bad config, unusable data or weights, or a folder that cannot be written or
-            holds another stage's run, one with other settings or only damaged checkpoints, before anything is written.
+        InputError: one clear line on a bad config or `profile_steps`, unusable data or weights, or a folder that cannot
+            be written or holds another stage's run, one with other settings or only damaged checkpoints, before
+            anything is written.
         RuntimeError: input that was fine at the start can no longer be used: images are gone, data have run dry.
     """
     together(lambda: config_lib.validate(config))
     workdir = files.anywhere(workdir)
+    profile = together(lambda: StepProfile(profile_steps, workdir, config.train.steps))
     with (
         contextlib.ExitStack() as held,
         supervise(workdir, hang_after=config.train.hang_after) as supervisor,
         opened(workdir, supervisor.guard) as warm_up,
     ):
-        session = _open(config, workdir, held, supervisor, warm_up, stage, make_encoder, allow_change=allow_change)
+        session = _open(
+            config, workdir, held, supervisor, warm_up, profile, stage, make_encoder, allow_change=allow_change
+        )
         held.callback(session.close)
         try:
             yield session
@@ -231,6 +239,7 @@ def _open(
     held: contextlib.ExitStack,
     supervisor: Supervisor,
     warm_up: WarmUp,
+    profile: StepProfile,
     stage: str,
     make_encoder: Callable[[Processor], Encoder],
     *,
@@ -256,6 +265,7 @@ def _open(
         state = checkpointer.restore(abstract_state(config, optimizer, mesh), data.iterator)
     if state is None:  # killed before its first checkpoint
         state = together(lambda: initial_state(config, optimizer, mesh))
+    profile.warn_if_past(int(state.step))
     checkpointer.warm_up(state)
     data.mark()
     if is_first():
@@ -282,6 +292,7 @@ def _open(
         progress=Progress(stage, config.train.steps, enabled=is_first()),
         supervisor=supervisor,
         warm_up=warm_up,
+        profile=profile,
     )
 
 

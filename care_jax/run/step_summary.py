@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,6 +57,22 @@ class Step(NamedTuple):
     advantages: SubgroupAdvantages
 
 
+def read_step(read: Callable[[str], Any], drawn: Drawn, *, with_reflection: bool) -> Step:
+    """The values of a step as its summary wants them; `read` gives the host's copy of one by name."""
+    return Step(
+        records=read("records"),
+        rollouts=read("rollouts"),
+        judged=read("judged"),
+        drawn=drawn,
+        scores=read("scores"),
+        subgroup=read("subgroup"),
+        reflection=read("reflection"),
+        reflected=Reflected(read("forced"), read("repaired")) if with_reflection else None,
+        batch=read("batch"),
+        advantages=read("advantages"),
+    )
+
+
 def join_judged(parts: Sequence[Judged]) -> Judged:
     """One batch of several."""
     verdicts = jax.tree.map(lambda *xs: np.concatenate(xs), *[part.verdicts for part in parts])
@@ -67,6 +83,13 @@ def join_judged(parts: Sequence[Judged]) -> Judged:
         reasons=[row for part in parts for row in part.reasons],
         parts={name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
     )
+
+
+def judged_row(judged: Judged, b: int) -> Judged:
+    """Group b alone, as a batch of 1."""
+    verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
+    parts = {name: values[b : b + 1] for name, values in judged.parts.items()}
+    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1], parts)
 
 
 def join_drawn(draws: Sequence[Drawn]) -> Drawn:
@@ -175,6 +198,12 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
             }
         )
     return lines
+
+
+def most_telling(step: Step) -> int:
+    """The group to show in full: one with a successful reflection, else a MIXED one, else the first."""
+    mixed = step.subgroup.outcome == Outcome.MIXED
+    return int(np.argmax(2 * (step.reflection.tried & step.reflection.correct) + mixed))
 
 
 def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBytes) -> Sample:
