@@ -26,7 +26,8 @@ def digest(rows: list[dict[str, Any]]) -> str:
 def test_metrics_of_ten_steps(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a rebuild that draws other numbers, reorders a step, or loses or renames a metric.
 
-    Also programs from the compilation cache that compute something else than those that were compiled.
+    Also programs from the compilation cache that compute something else than those that were compiled, and a trace
+    that changes what is traced.
     """
     cold, care, again = tmp_path / "cold", tmp_path / "care", tmp_path / "again"
     cold_start = small(small_task.model, small_task.data, **COLD_START)
@@ -37,6 +38,7 @@ def test_metrics_of_ten_steps(small_task: SmallTask, tmp_path: Path) -> None:
         (again, "train", "demo.py", ten_steps),
     ):
         arguments = [f"--config=configs/{config}", f"--workdir={workdir}", *flags(overrides)]
+        arguments += ["--profile_steps=2:3"] if workdir == again else []
         ended = finish(start(f"care_jax.{command}", *arguments, cache=tmp_path / "cache", extra=ONE_ORDER))
         assert ended.returncode == 0, ended.stderr
     rows = metrics(care)
@@ -46,3 +48,5 @@ def test_metrics_of_ten_steps(small_task: SmallTask, tmp_path: Path) -> None:
     assert [row["start/num_compiled"] > 0 for row in starts] == [True, False]
     assert digest(rows) == DIGEST
     assert digest(metrics(again)) == DIGEST
+    assert f"profile of steps 2 to 3: {again / 'profile'}" in ended.stderr
+    assert len(list((again / "profile").rglob("*.xplane.pb"))) == 1

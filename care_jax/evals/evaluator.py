@@ -23,6 +23,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.processes import is_alone
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.spans import TokenBytes
+from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.keys import stage_key
 from care_jax.structs import Record
 
@@ -33,8 +34,6 @@ _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is draw
 
 class Evaluator:
     """Asks a model questions and scores its answers; compiled once, used at every evaluation of a run.
-
-    `stages` are its programs: compiled at the first use, if `compile_all` has not been called with them before.
 
     Args:
         config: the run's config.
@@ -59,7 +58,11 @@ class Evaluator:
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
         self._decoder, self._mesh = Decoder(config, processor, model, mesh), mesh
-        self.stages = self._decoder.stages
+
+    @property
+    def stages(self) -> CompiledStages:
+        """Its programs, for `compile_all`; they are compiled at the first use, if nothing has done so before."""
+        return self._decoder.stages
 
     def run(
         self,

@@ -116,7 +116,7 @@ class Speed:
         num_tokens, num_steps = lengths.sum(), lengths.max()
         figures = {
             "speed/rollout_tokens_per_s": num_tokens / seconds / self._num_devices,
-            "speed/rollout_useful_tokens": num_tokens / (num_steps * lengths.size),
+            "speed/rollout_useful_tokens": num_tokens / max(num_steps * lengths.size, 1),
         }
         if self._peak is not None:
             weights = sizes.decode_params * sizes.weight_bytes * num_steps / sizes.mesh["tensor"]
