@@ -1,10 +1,12 @@
-"""Programs are kept in the run folder, and nothing that is wrong with what is kept there ends a run or changes it."""
+"""Programs are kept in the run folder, and whatever is wrong with what is kept there, the run goes on.
+
+A whole run that is killed and starts again is in test_pinned_run.py.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,6 @@ from etils import epath
 
 from care_jax.run.compilation_cache import FOLDER, WarmUp, opened
 from care_jax.run.compile_guard import CompileGuard
-from tests.end_to_end import SmallTask, finish, flags, metrics, saved_steps, small, start
 
 
 def compile_three(workdir: Path, *, write: bool = True) -> WarmUp:
@@ -157,29 +158,3 @@ def test_what_a_kill_left_is_removed_after_a_day(tmp_path: Path) -> None:
     compile_three(tmp_path)
     assert not old.exists()
     assert new.exists()
-
-
-def test_a_killed_run_compiles_nothing_when_it_starts_again(small_task: SmallTask, tmp_path: Path) -> None:
-    """Catches a program that only a start from a checkpoint needs, and that its first start has not kept."""
-    workdir = tmp_path / "run"
-    config = small(
-        small_task.model,
-        small_task.data,
-        model__weights=str(small_task.cold_start),
-        train__steps=200,
-        train__checkpoint_every=1,
-    )
-    arguments = ["--config=configs/demo.py", f"--workdir={workdir}", *flags(config)]
-    own_cache = {"JAX_COMPILATION_CACHE_DIR": ""}
-    for last in (2, 4):
-        process = start("care_jax.train", *arguments, cache=small_task.cache, extra=own_cache)
-        patience = time.monotonic() + 240
-        while max(saved_steps(workdir), default=0) < last and process.poll() is None:
-            assert time.monotonic() < patience
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert finish(process).returncode == -signal.SIGKILL
-    first, second = (row for row in metrics(workdir) if "start/seconds" in row)
-    assert first["start/num_compiled"] > 10
-    assert second["step"] >= 2
-    assert (second["start/num_compiled"], second["start/num_cached"] > 10) == (0, True)
