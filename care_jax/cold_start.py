@@ -30,7 +30,7 @@ from care_jax.parallel.sharding import ROWS, abstract_arrays, place
 from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
 from care_jax.run import history, profile
 from care_jax.run.session import Session, open_session
-from care_jax.stages.compiled import CompiledStages, bucket_of
+from care_jax.stages.compiled import CompiledStages, bucket_of, compile_all
 from care_jax.stages.table import Bucket, Setup, Table
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Array, Record, TrainBatch, abstract
@@ -151,7 +151,8 @@ def run(
         with session.until_stopped():
             if not session.has_ended():
                 update = make_stages(session)
-                session.compile(update)
+                with session.warm_up.compiling():
+                    compile_all(session.evaluator.stages, update)
             session.evaluate_if_due()
             if session.has_ended():
                 return session.state

@@ -41,6 +41,7 @@ from care_jax.rewards.judge import Verifier
 from care_jax.rewards.response_format import ANY
 from care_jax.run.compilation_cache import WarmUp, opened
 from care_jax.run.compile_guard import CompileGuard
+from care_jax.stages.compiled import compile_all
 from care_jax.stages.model import make_mesh
 from care_jax.structs import Record
 
@@ -174,7 +175,8 @@ def _load(
         warm_up.write_cache()
     model = initial_model(config, mesh)
     evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model, mesh=mesh)
-    warm_up.compile(evaluator.stages)
+    with warm_up.compiling():
+        compile_all(evaluator.stages)
     if is_first():
         warm_up.tell()
     return model, evaluator

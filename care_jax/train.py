@@ -35,7 +35,7 @@ from care_jax.rewards.spans import TokenBytes
 from care_jax.run import history, profile, step_summary
 from care_jax.run.session import Session, open_session
 from care_jax.run.training_data import Encoder
-from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of
+from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
 from care_jax.stages.host import Services
 from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.table import HostStage, Setup, Stage
@@ -304,7 +304,8 @@ def run(
         with session.until_stopped():
             if not session.has_ended():
                 trainer = Trainer(session)
-                session.compile(trainer.stages)
+                with session.warm_up.compiling():
+                    compile_all(session.evaluator.stages, trainer.stages)
             session.evaluate_if_due()
             if session.has_ended():
                 return session.state

@@ -26,7 +26,6 @@ from jax._src.compilation_cache_interface import CacheInterface
 
 from care_jax import files
 from care_jax.run.compile_guard import CompileGuard
-from care_jax.stages.compiled import CompiledStages, compile_all
 
 FOLDER = "compilation_cache"  # of a run folder
 _DIGEST_BYTES = 32
@@ -112,10 +111,11 @@ class WarmUp:
     write_cache: Callable[[], None]  # nothing is written before it is called
     compile_seconds: float = 0.0
 
-    def compile(self, *tables: CompiledStages) -> None:
-        """Compiles the programs of tables, or reads them from the cache."""
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Counts the seconds of its block, in which programs are compiled or read from the cache."""
         started = time.perf_counter()
-        compile_all(*tables)
+        yield
         self.compile_seconds += time.perf_counter() - started
 
     def figures(self) -> dict[str, float]:

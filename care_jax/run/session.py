@@ -40,7 +40,6 @@ from care_jax.run.progress import Progress
 from care_jax.run.stop import Stopped
 from care_jax.run.supervisor import Supervisor, supervise
 from care_jax.run.training_data import Encoder, TrainingData
-from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.keys import stage_key
 from care_jax.stages.model import make_mesh
 from care_jax.stages.optimizer import make_optimizer, schedule_table
@@ -101,10 +100,6 @@ class Session:
             yield
         except Stopped:
             self.data.rewind()
-
-    def compile(self, stages: CompiledStages) -> None:
-        """Compiles the programs of the steps and those of the evaluations."""
-        self.warm_up.compile(self.evaluator.stages, stages)
 
     def end_warm_up(self) -> None:
         """Forbids compilations from here on: `finish_step` raises if there was one. Says what the start took."""
