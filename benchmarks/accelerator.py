@@ -43,24 +43,11 @@ from care_jax.models import ModelConfig, QwenVL, init_model
 from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
 from care_jax.planning import flops
-from care_jax.planning.chips import GIB
+from care_jax.planning.chips import GIB, PEAKS, Peak
 from care_jax.stages.model import make_model_config
 from care_jax.stages.rollout import Sampling, generate, nothing_forced
 from care_jax.structs import Prompts, Rollouts
 
-
-class Peak(NamedTuple):
-    """A chip's figures as its maker gives them."""
-
-    flops: float  # bfloat16 FLOP/s, dense
-    bytes_per_s: float  # of its memory
-
-
-# By JAX's device_kind. Source: nvidia.com/en-us/data-center/h100 (SXM) and /h200; the FLOP/s there are with sparsity.
-PEAKS = {
-    "NVIDIA H100 80GB HBM3": Peak(989e12, 3.35e12),
-    "NVIDIA H200": Peak(989e12, 4.8e12),
-}
 PARITY_TOKENS = 32
 
 

@@ -25,7 +25,7 @@ from care_jax.models import ModelConfig, init_model
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning.estimate import planned_setup
-from care_jax.stages.compiled import CompiledStages
+from care_jax.stages.compiled import CompiledStages, compile_all
 from care_jax.stages.keys import stage_key
 from care_jax.stages.packing import PromptLengths, pack
 from care_jax.stages.rollout import nothing_forced
@@ -101,6 +101,7 @@ class DeviceStep:
         self.bucket = prompts.token_ids.shape[1], prompts.patches.shape[1]
         started = time.perf_counter()
         self.stages = CompiledStages(step.STEP, self.setup, [self.bucket])
+        compile_all(self.stages)
         self.compile_seconds = time.perf_counter() - started
         self.state = _make_state(self.setup, model)
         self._prompts = prompts

@@ -27,9 +27,10 @@ from care_jax.inputs.responses import Trace, encode_trace
 from care_jax.method.loss import Denominators, LossOutput
 from care_jax.method.objectives import Objective
 from care_jax.parallel.sharding import ROWS, abstract_arrays, num_shards, place
-from care_jax.run import history
+from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
+from care_jax.run import history, profile
 from care_jax.run.session import Session, open_session
-from care_jax.stages.compiled import CompiledStages, all_buckets, bucket_of
+from care_jax.stages.compiled import CompiledStages, bucket_of, compile_all
 from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
 from care_jax.stages.table import Bucket, Setup, Table
 from care_jax.stages.train_state import TrainState
@@ -106,8 +107,8 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
     )
 
 
-def compile_update(session: Session) -> CompiledStages:
-    """The update, for every bucket."""
+def make_stages(session: Session) -> CompiledStages:
+    """The update, for every bucket; not compiled yet."""
     config, processor, state = session.config, session.processor, abstract_arrays(session.state)
     setup = Setup(
         config=config,
@@ -123,34 +124,51 @@ def compile_update(session: Session) -> CompiledStages:
         state=state,
         optimizer=session.optimizer,
     )
-    return CompiledStages(COLD_START, setup, all_buckets(config))
+    return CompiledStages(COLD_START, setup, processor.buckets)
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    *,
+    allow_change: bool = False,
+    profile_steps: str | None = None,
+) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state.
 
-    `allow_change` resumes with settings that differ more than history.py allows.
+    `allow_change` resumes with settings that differ more than history.py allows; `profile_steps` names steps to trace.
     """
 
     def make_encoder(processor: Processor) -> EncodeTraced:
         return EncodeTraced(processor, cue=config.objective.reflect.cue, response_len=config.rollout.response_len)
 
     with open_session(
-        config, workdir, stage="cold_start", make_encoder=make_encoder, allow_change=allow_change
+        config,
+        workdir,
+        stage="cold_start",
+        make_encoder=make_encoder,
+        allow_change=allow_change,
+        profile_steps=profile_steps,
     ) as session:
         with session.until_stopped():
+            if not session.has_ended():
+                update = make_stages(session)
+                with session.warm_up.compiling():
+                    compile_all(session.evaluator.stages, update)
             session.evaluate_if_due()
             if session.has_ended():
                 return session.state
-            update = compile_update(session)
             session.end_warm_up()
+            speed, shown = Speed(config, session.mesh), {"loss": "loss"} | SHOWN
             while not session.has_ended():
-                session.finish_step({"loss": _step(session, update)["loss"]})
+                with session.profile.around(session.step + 1):
+                    metrics = _step(session, update, speed)
+                session.finish_step({short: metrics[name] for name, short in shown.items() if name in metrics})
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
 
-def _step(session: Session, update: CompiledStages) -> dict[str, float]:
+def _step(session: Session, update: CompiledStages, speed: Speed) -> dict[str, float]:
     """One step; returns and writes its metrics."""
     started = time.perf_counter()
     update.step = session.step + 1
@@ -181,7 +199,9 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     scalars |= session.supervisor.timer.take() | {"lr": session.last_lr, "time/step": seconds}
     scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
     scalars |= session.data.counts()
-    scalars |= padding_shares([example.prompt for example in examples], bucket_of(batch.prompts))
+    prompts = [example.prompt for example in examples]
+    scalars |= padding_shares(prompts, bucket_of(batch.prompts)) | memory()
+    scalars |= speed.update(PromptSizes.of(prompts), batch.response_len, scalars["time/update"])
     scalars["padding/update_tokens"] = padding_share(packing, sizes)
     session.writer.scalars(session.step, scalars)
     return scalars
@@ -189,9 +209,10 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs the cold start."""
-    run(config, workdir, allow_change=flags.FLAGS.allow_change)
+    run(config, workdir, allow_change=flags.FLAGS.allow_change, profile_steps=flags.FLAGS.profile_steps)
 
 
 if __name__ == "__main__":
     flags.DEFINE_boolean("allow_change", False, history.ALLOW_CHANGE)
+    flags.DEFINE_string("profile_steps", None, profile.HELP)
     cli.run(main)

@@ -12,7 +12,6 @@ import json
 import time
 from pathlib import Path
 
-import jax
 import ml_collections
 from absl import flags
 
@@ -52,7 +51,6 @@ def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.Con
         The figures, whose "seconds" is the time of this call alone; None if a SIGTERM stopped a stage.
     """
     started = time.time()
-    jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
     with contextlib.closing(StopFlag()) as stop:  # a signal may come between the last step of a stage and the next
         for stage, config, name in ((cold_start, cold, "cold_start"), (train, care, "care")):
             _announce(f"{name.replace('_', ' ')}: {config.train.steps} steps in {workdir / name}")

@@ -39,6 +39,9 @@ from care_jax.models import QwenVL
 from care_jax.parallel.processes import is_alone, is_first, require_same, together
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.response_format import ANY
+from care_jax.run.compilation_cache import WarmUp, opened
+from care_jax.run.compile_guard import CompileGuard
+from care_jax.stages.compiled import compile_all
 from care_jax.stages.model import make_mesh
 from care_jax.structs import Record
 
@@ -71,10 +74,9 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
         return resolved, make_processor(resolved), loader.open_source(resolved, "eval"), mesh
 
     config, processor, source, mesh = together(open_inputs)
-    model = initial_model(config, mesh)
     items: list[JudgedItem] = []
-    with Verifier.from_config(config) as verifier:
-        evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model, mesh=mesh)
+    with CompileGuard() as guard, opened(workdir, guard) as warm_up, Verifier.from_config(config) as verifier:
+        model, evaluator = _load(config, source, processor, verifier, mesh, warm_up)
         summary = evaluator.run(model, limit=0, write=items.append)
     if is_first():
         files.write_text(workdir / "eval_samples.jsonl", "".join(json.dumps(item) + "\n" for item in items))
@@ -99,14 +101,12 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
     config = _with_weights_of(workdir, config)
     processor, mesh = make_processor(config), make_mesh(config, training=False)
     check_settings(folder, _settings(config, find_params(workdir)))
-    with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
+    equal = lmms_eval.EQUAL
+    with CompileGuard() as guard, opened(workdir, guard) as warm_up, Verifier.from_config(config, equal) as verifier:
 
         @functools.cache  # if every question has its answer, no model is loaded
         def load() -> tuple[QwenVL, Evaluator]:
-            model, any_source = initial_model(config, mesh), sources[names[0]]
-            return model, Evaluator(
-                config, source=any_source, processor=processor, verifier=verifier, model=model, mesh=mesh
-            )
+            return _load(config, sources[names[0]], processor, verifier, mesh, warm_up)
 
         def ask(name: str, missing: RecordSource, answered: int) -> Iterator[tuple[list[Record], list[list[str]]]]:
             model, evaluator = load()
@@ -160,6 +160,26 @@ def score_responses(
     with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
         figures = test_sets.score(folder / name, name, source, responses, verifier, ANY)
     return test_sets.write_results(folder, {name: {"responses": str(path)} | model | figures})
+
+
+def _load(
+    config: ml_collections.ConfigDict,
+    source: RecordSource,
+    processor: Processor,
+    verifier: Verifier,
+    mesh: Mesh,
+    warm_up: WarmUp,
+) -> tuple[QwenVL, Evaluator]:
+    """The model and what asks it, compiled; says what that took."""
+    if is_first():
+        warm_up.write_cache()
+    model = initial_model(config, mesh)
+    evaluator = Evaluator(config, source=source, processor=processor, verifier=verifier, model=model, mesh=mesh)
+    with warm_up.compiling():
+        compile_all(evaluator.stages)
+    if is_first():
+        warm_up.tell()
+    return model, evaluator
 
 
 def _with_weights_of(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

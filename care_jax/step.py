@@ -158,8 +158,10 @@ UPDATE = DeviceStage(
 
 # What the log of a step reads when its last stage has run.
 LOGGED = (
+    "examples",
     "records",
     "padding",
+    "scored",
     "score_padding",
     "update_padding",
     "rollouts",
@@ -211,7 +213,7 @@ _STAGES: tuple[Stage, ...] = (
         "pack rollouts",
         timer="score",
         takes=("bucket", "lengths", "rollouts", "verdicts"),
-        gives=("rollout_packing", "score_padding"),
+        gives=("rollout_packing", "scored", "score_padding"),
         function=host.pack_rollouts,
         puts=("rollout_packing",),
         shapes=lambda setup, bucket: (setup.stream_sizes(bucket, setup.num_rollouts).abstract(),),

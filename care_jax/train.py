@@ -29,20 +29,32 @@ from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.parallel.sharding import abstract_arrays, num_shards
+from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
-from care_jax.run import history, step_summary
+from care_jax.run import history, profile, step_summary
 from care_jax.run.session import Session, open_session
 from care_jax.run.training_data import Encoder
-from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, all_buckets, bucket_of
+from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
 from care_jax.stages.host import Services
 from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.table import HostStage, Setup, Stage
 from care_jax.stages.train_state import TrainState
-from care_jax.structs import Outcome, Rollouts, zeros
+from care_jax.structs import Rollouts, zeros
 
 # What dynamic sampling puts together of the mixed groups of several draws.
-REGROUPED = ("records", "padding", "bucket", "lengths", "prompts", "prefix", "rollouts", "judged", "verdicts")
+REGROUPED = (
+    "examples",
+    "records",
+    "padding",
+    "bucket",
+    "lengths",
+    "prompts",
+    "prefix",
+    "rollouts",
+    "judged",
+    "verdicts",
+)
 
 
 class Values:
@@ -101,7 +113,7 @@ class Trainer:
     """Runs the table of a step over one session's programs."""
 
     def __init__(self, session: Session):
-        """Compiles every stage that the config switches on."""
+        """Makes every stage that the config switches on; compiles nothing yet."""
         config, processor = session.config, session.processor
         self.session, self.config = session, config
         self.objective = Objective.from_config(config.objective)
@@ -130,12 +142,12 @@ class Trainer:
             state=state,
             optimizer=session.optimizer,
         )
-        self.stages = CompiledStages(step.STEP, setup, all_buckets(config))
+        self.stages = CompiledStages(step.STEP, setup, processor.buckets)
         self.phases = self.stages.table.phases()
         if self.objective.dynamic_sampling:
             left = self.stages.table.given_anew() - {*REGROUPED}
             assert not left, f"_draw_mixed_groups does not put {', '.join(left)} together"
-            self.stages.read_by_host.add("examples")
+        self.speed, self.idle_seconds = Speed(config, session.mesh), 0.0  # in which the devices wait for the host
         # What is there before every step, beside the state.
         no_reflection = zeros(Reflection, B=setup.num_prompts, R=config.rollout.response_len)
         self.start_on_host = {"reflection": no_reflection}
@@ -162,9 +174,17 @@ class Trainer:
         figures = {name: float(value) for name, value in values.on_host("update_metrics").items()}
         figures |= values.on_host("padding")
         figures["padding/update_tokens"] = values.on_host("update_padding")
-        if self.config.score.old_from == "pass":
+        with_pass = self.config.score.old_from == "pass"
+        if with_pass:
             figures["padding/score_tokens"] = values.on_host("score_padding")
-        return self._log(self._finished(values, drawn), figures, time.perf_counter() - started)
+        with_reflection = self.objective.reflect.enabled
+        done = step_summary.read_step(values.on_host, drawn, with_reflection=with_reflection, with_pass=with_pass)
+        seconds = time.perf_counter() - started
+        figures["speed/idle_seconds"] = self.idle_seconds
+        started = time.perf_counter()
+        metrics = self._log(done, PromptSizes.of(values.on_host("examples")), figures, seconds)
+        self.idle_seconds = time.perf_counter() - started  # the next step begins with them
+        return metrics
 
     def _run(self, stages: Sequence[Stage], values: Values, *, draw: int = 0, wait: bool = True) -> None:
         """Runs stages in order, neighbours with the same timer under one clock."""
@@ -179,8 +199,10 @@ class Trainer:
     def _run_stage(self, stage: Stage, values: Values, draw: int) -> dict[str, Any]:
         """Runs one stage; returns what it gives on the devices, perhaps not computed yet."""
         if isinstance(stage, HostStage):
-            given = stage.function(self.services, *(values.on_host(name) for name in stage.takes))
-            values.give_host(given, put=stage.puts)
+            taken = [values.on_host(name) for name in stage.takes]
+            started = time.perf_counter()
+            values.give_host(stage.function(self.services, *taken), put=stage.puts)
+            self.idle_seconds += time.perf_counter() - started
             return {}
         if stage.random is not None:
             values.on_devices["key"] = self.session.key(stage.random + draw)
@@ -218,7 +240,7 @@ class Trainer:
             correct = judged.verdicts.correct
             for b, example in enumerate(values.on_host("examples")):
                 is_mixed = 0 < correct[b].sum() < correct.shape[1]
-                (kept if is_mixed else spare).append((example, _row(rollouts, b), _judged_row(judged, b)))
+                (kept if is_mixed else spare).append((example, _row(rollouts, b), step_summary.judged_row(judged, b)))
             if len(kept) >= wanted:
                 break
         examples, rollouts, judged = zip(*(kept + spare)[:wanted], strict=True)
@@ -231,28 +253,12 @@ class Trainer:
             self._run([step.PREFILL], values)
         return step_summary.join_drawn(draws)
 
-    def _finished(self, values: Values, drawn: step_summary.Drawn) -> step_summary.Step:
-        """The values of a step as its summary wants them."""
-        read, reflected = values.on_host, None
-        if self.objective.reflect.enabled:
-            reflected = step_summary.Reflected(read("forced"), read("repaired"))
-        return step_summary.Step(
-            records=read("records"),
-            rollouts=read("rollouts"),
-            judged=read("judged"),
-            drawn=drawn,
-            scores=read("scores"),
-            subgroup=read("subgroup"),
-            reflection=read("reflection"),
-            reflected=reflected,
-            batch=read("batch"),
-            advantages=read("advantages"),
-        )
-
-    def _log(self, done: step_summary.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
+    def _log(
+        self, done: step_summary.Step, prompts: PromptSizes, figures: dict[str, float], seconds: float
+    ) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
         times = session.supervisor.timer.take()
-        metrics = update_metrics | step_summary.metrics(done, anchored=anchored) | times
+        metrics = figures | step_summary.metrics(done, anchored=anchored) | times
         metrics |= {"lr": session.last_lr, "time/step": seconds} | session.data.counts()
         if "logprob_gap/mean" not in metrics:  # the sampler's scores are used, and the update is what they differ from
             metrics["logprob_gap/mean"] = metrics["abs_log_ratio"]
@@ -260,10 +266,11 @@ class Trainer:
         if self.objective.dynamic_sampling:
             metrics["dynamic/draws"] = done.drawn.num_draws
         metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]
+        metrics |= self.speed.step(done, prompts, times) | memory()
         session.writer.scalars(session.step, metrics)
         session.writer.events(session.step, step_summary.events(done, anchored=anchored))
         if session.step % config.train.samples_every == 0:
-            row = _interesting(done)
+            row = step_summary.most_telling(done)
             cue = self.objective.reflect.cue
             session.writer.samples(
                 session.step,
@@ -286,22 +293,16 @@ def _stack(rows: Sequence[Rollouts]) -> Rollouts:
     return jax.tree.map(lambda *xs: np.stack(xs), *rows)
 
 
-def _judged_row(judged: Judged, b: int) -> Judged:
-    verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
-    parts = {name: values[b : b + 1] for name, values in judged.parts.items()}
-    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1], parts)
-
-
-def _interesting(done: step_summary.Step) -> int:
-    """The group to show: one with a successful reflection, else a MIXED one, else the first."""
-    mixed = done.subgroup.outcome == Outcome.MIXED
-    return int(np.argmax(2 * (done.reflection.tried & done.reflection.correct) + mixed))
-
-
-def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    *,
+    allow_change: bool = False,
+    profile_steps: str | None = None,
+) -> TrainState:
     """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state.
 
-    `allow_change` resumes with settings that differ more than history.py allows.
+    `allow_change` resumes with settings that differ more than history.py allows; `profile_steps` names steps to trace.
     """
 
     def make_encoder(processor: Processor) -> Encoder:
@@ -309,15 +310,27 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_cha
         reflect.require_room(processor, objective, response_len=config.rollout.response_len)
         return functools.partial(encode_prompt, processor)
 
-    with open_session(config, workdir, stage="train", make_encoder=make_encoder, allow_change=allow_change) as session:
+    with open_session(
+        config,
+        workdir,
+        stage="train",
+        make_encoder=make_encoder,
+        allow_change=allow_change,
+        profile_steps=profile_steps,
+    ) as session:
         with session.until_stopped():
+            if not session.has_ended():
+                trainer = Trainer(session)
+                with session.warm_up.compiling():
+                    compile_all(session.evaluator.stages, trainer.stages)
             session.evaluate_if_due()
             if session.has_ended():
                 return session.state
-            trainer = Trainer(session)
             session.end_warm_up()
             while not session.has_ended():
-                session.finish_step(_figures(trainer.step()))
+                with session.profile.around(session.step + 1):
+                    figures = _figures(trainer.step())
+                session.finish_step(figures)
         session.checkpoint_if_due(None)  # a SIGTERM may have come after the last save
         return session.state
 
@@ -325,14 +338,15 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_cha
 def _figures(metrics: dict[str, float]) -> dict[str, float]:
     """The figures of the progress line."""
     names = {"accuracy/train": "acc", "groups/mixed": "mixed", "reflect/success_rate": "repaired", "entropy": "entropy"}
-    return {short: metrics[name] for name, short in names.items() if name in metrics}
+    return {short: metrics[name] for name, short in (names | SHOWN).items() if name in metrics}
 
 
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs the training."""
-    run(config, workdir, allow_change=flags.FLAGS.allow_change)
+    run(config, workdir, allow_change=flags.FLAGS.allow_change, profile_steps=flags.FLAGS.profile_steps)
 
 
 if __name__ == "__main__":
     flags.DEFINE_boolean("allow_change", False, history.ALLOW_CHANGE)
+    flags.DEFINE_string("profile_steps", None, profile.HELP)
     cli.run(main)

@@ -16,10 +16,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.envir
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import filelock
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
 from tests import shape_checks
@@ -32,6 +32,8 @@ from care_jax.inputs.batch import collate  # noqa: E402
 from care_jax.inputs.processor import Processor, load_processor  # noqa: E402
 from care_jax.inputs.prompts import encode_prompt  # noqa: E402
 from care_jax.rewards.response_format import ANSWER_TAGS  # noqa: E402
+from care_jax.run.compilation_cache import opened  # noqa: E402
+from care_jax.run.compile_guard import CompileGuard  # noqa: E402
 from care_jax.structs import Prompts  # noqa: E402
 from tests.end_to_end import SmallTask, make_small_task  # noqa: E402
 from tests.pictures import encode, picture, question  # noqa: E402
@@ -95,9 +97,17 @@ def tiny_prompts(tiny_processor) -> Prompts:
 
 
 @pytest.fixture(scope="session")
-def small_task(tmp_path_factory: pytest.TempPathFactory) -> SmallTask:
-    """A small cold-started model and its data, made once."""
-    return make_small_task(tmp_path_factory.mktemp("small_task"))
+def small_task(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> SmallTask:
+    """A small cold-started model and its data, made once for all of xdist's workers, which share its compilations."""
+    folder = tmp_path_factory.getbasetemp() / "small_task"
+    if worker_id != "master":
+        folder = folder.parents[1] / "small_task"
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (made := folder.with_name("small_task.made")).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker in which it failed
+            make_small_task(folder)
+            made.touch()
+    return SmallTask(folder)
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +126,13 @@ def cached(small_task: SmallTask, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     only = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: only)
     handler = signal.getsignal(signal.SIGTERM)
-    jax.config.update("jax_compilation_cache_dir", str(small_task.cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    compilation_cache.reset_cache()  # it has noted that there is none
     jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam has b1**count with an integer count
+    with (
+        CompileGuard() as guard,
+        opened(small_task.folder, guard) as warm_up,
+        jax.numpy_dtype_promotion("standard"),  # optax's Adam has b1**count with an integer count
+    ):
+        warm_up.write_cache()
         yield small_task
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
     signal.signal(signal.SIGTERM, handler)

@@ -79,10 +79,27 @@ COLD_START: dict[str, Any] = {
 class SmallTask(NamedTuple):
     """A small model that has learned all there is to learn of the noisy task: the form of its answers."""
 
-    model: Path  # Hugging Face folder without weights
-    data: Path  # of `write_squares`
-    cold_start: Path  # run folder
-    cache: Path  # of compilations
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face folder, without weights."""
+        return self.folder / "model"
+
+    @property
+    def data(self) -> Path:
+        """The folder of `write_squares`."""
+        return self.folder / "data"
+
+    @property
+    def cold_start(self) -> Path:
+        """The run folder."""
+        return self.folder / "cold_start"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of compilations."""
+        return self.folder / "compilation_cache"
 
 
 def write_small_model(folder: Path) -> Path:
@@ -339,12 +356,9 @@ def saved_steps(workdir: Path) -> list[int]:
 
 def make_small_task(folder: Path) -> SmallTask:
     """Writes model and data, and runs the cold start, which takes some 20 seconds."""
-    task = SmallTask(
-        model=write_small_model(folder / "model"),
-        data=write_squares(folder / "data", noisy=True),
-        cold_start=folder / "cold_start",
-        cache=folder / "cache",
-    )
+    task = SmallTask(folder)
+    write_small_model(task.model)
+    write_squares(task.data, noisy=True)
     overrides = small(task.model, task.data, **COLD_START)
     arguments = ["--config=configs/demo.py:cold_start", f"--workdir={task.cold_start}", *flags(overrides)]
     ended = run("care_jax.cold_start", *arguments, cache=task.cache)

@@ -40,7 +40,7 @@ from care_jax.parallel.mesh import create_device_mesh
 from care_jax.parallel.sharding import ROWS, WHOLE
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
-from care_jax.stages.compiled import CompiledStages
+from care_jax.stages.compiled import CompiledStages, compile_all
 from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
@@ -179,6 +179,7 @@ class Shards:
             params=sharding.abstract_arrays(self.state.params),
         )
         stages = CompiledStages(decoding.EVALUATION, setup, [BUCKET])
+        compile_all(stages)
         values = {
             "params": self.state.params,
             "prompts": self.batch.prompts,

@@ -54,7 +54,6 @@ def test_a_stop_at_the_end_of_a_stage_ends_the_demo(tmp_path: Path, monkeypatch:
         stop.close()
         return SimpleNamespace(step=config.train.steps)
 
-    monkeypatch.setattr(demo.jax.config, "update", lambda *_: None)
     monkeypatch.setattr(demo.cold_start, "run", stopped_after_its_last_step)
     monkeypatch.setattr(demo.train, "run", lambda *_: pytest.fail("the next stage began"))
     assert demo.run(tmp_path, *demo.stage_configs(tmp_path, seed=3)) is None

@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from care_jax import files
 from care_jax.checkpoints.array_store import open_arrays, read_arrays, save_args
-from care_jax.checkpoints.checksums import NamedArrays, Sums, checksums, require_equal, require_finite
+from care_jax.checkpoints.checksums import NamedArrays, Sums, are_finite, checksums, require_equal, require_finite
 from care_jax.checkpoints.load import read_json
 from care_jax.errors import InputError, one_line, shown
 from care_jax.models import params_to_dict
@@ -75,8 +75,9 @@ class Checkpointer:
         self._checksums: Callable[[NamedArrays], Sums] = checksums
 
     def warm_up(self, state: TrainState) -> None:
-        """Compiles what `checksums` and `save` compute on the devices."""
+        """Compiles what `checksums` and `save` compute on the devices, and `restore` when the run starts again."""
         self._checksums = checksums.lower(named_arrays(state)).compile()
+        are_finite.lower(named_arrays(state)).compile()
         exchange(None)
 
     def checksums(self, state: TrainState) -> Sums:

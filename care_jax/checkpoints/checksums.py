@@ -73,7 +73,8 @@ class PartialSum:
 
 
 @jax.jit
-def _are_finite(arrays: NamedArrays) -> NamedArrays:
+def are_finite(arrays: NamedArrays) -> NamedArrays:
+    """True for each array without NaN or infinity."""
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), arrays)
 
 
@@ -83,7 +84,7 @@ def require_finite(arrays: NamedArrays) -> None:
     Raises:
         InputError: some are NaN or infinite; names those arrays.
     """
-    finite = jax.device_get(_are_finite(arrays))
+    finite = jax.device_get(are_finite(arrays))
     if broken := [name for named in finite.values() for name, is_finite in named.items() if not is_finite]:
         raise InputError(f"NaN or infinity in {listed(broken)}; use weights from before they broke")
 

@@ -16,7 +16,7 @@ from care_jax.inputs.processor import Processor
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.parallel.sharding import ROWS, WHOLE, abstract_arrays, place, put, round_up
-from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, all_buckets, bucket_of
+from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
 from care_jax.stages.rollout import generate, nothing_forced
 from care_jax.stages.table import Bucket, DeviceStage, Setup, Table
 from care_jax.structs import Array, Prompts, Rollouts, abstract
@@ -45,7 +45,7 @@ class Decoder:
     """Decodes the responses to batches of prompts: greedily, or eval.num_samples of them."""
 
     def __init__(self, config: ml_collections.ConfigDict, processor: Processor, model: QwenVL, mesh: Mesh):
-        """Compiles for every bucket; `model` gives shapes and shardings."""
+        """Compiles nothing yet; `model` gives shapes and shardings."""
         greedy = config.eval.num_samples == 1
         self.batch_size = round_up(config.eval.batch_size, mesh)  # prompts
         setup = Setup(
@@ -60,24 +60,29 @@ class Decoder:
             image_spec=processor.image_spec,
             params=abstract_arrays(model),
         )
-        self._stages = CompiledStages(EVALUATION, setup, all_buckets(config))
+        self.stages = CompiledStages(EVALUATION, setup, processor.buckets)
         self._start = {
             "unforced": put(mesh, jax.device_get(nothing_forced(self.batch_size, setup.num_rollouts))),
             "forbidden_mask": put(mesh, processor.forbidden_mask, WHOLE),
         }
 
     def open(self, model: QwenVL) -> Callable[[Prompts, Array], Any]:
-        """Makes the function that starts decoding a batch from its prompts, on the devices, and a random key."""
+        """Makes the function that starts decoding a batch from its prompts, on the devices, and a random key.
+
+        It compiles the programs if nothing has yet.
+        """
+        if not self.stages.is_compiled:
+            compile_all(self.stages)
         start = self._start | {"params": model}
-        start |= self._stages.run(SAMPLER, EVERY_BUCKET, start)
+        start |= self.stages.run(SAMPLER, EVERY_BUCKET, start)
 
         def decode(prompts: Prompts, key: Array) -> Any:
             bucket, values = bucket_of(prompts), start | {"prompts": prompts, "key": key}
-            values |= self._stages.run(PREFILL, bucket, values)
-            return self._stages.run(DECODE, bucket, values)["rollouts"]
+            values |= self.stages.run(PREFILL, bucket, values)
+            return self.stages.run(DECODE, bucket, values)["rollouts"]
 
         return decode
 
     def fetch(self, rollouts: Any) -> Rollouts:
         """Decoded responses as NumPy arrays, on every process."""
-        return self._stages.fetch("rollouts", rollouts)
+        return self.stages.fetch("rollouts", rollouts)

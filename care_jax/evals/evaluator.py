@@ -23,6 +23,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.processes import is_alone
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.spans import TokenBytes
+from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.keys import stage_key
 from care_jax.structs import Record
 
@@ -53,10 +54,15 @@ class Evaluator:
         model: QwenVL,
         mesh: Mesh,
     ) -> None:
-        """Compiles the programs of an evaluation for every bucket."""
+        """Compiles nothing yet."""
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
         self._decoder, self._mesh = Decoder(config, processor, model, mesh), mesh
+
+    @property
+    def stages(self) -> CompiledStages:
+        """Its programs, for `compile_all`; they are compiled at the first use, if nothing has done so before."""
+        return self._decoder.stages
 
     def run(
         self,

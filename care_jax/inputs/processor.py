@@ -8,6 +8,7 @@ and chat template); no token id, patch size or image limit is written in this co
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,18 @@ class Processor:
     prompt_buckets: tuple[int, ...]  # tokens, ascending
     patch_buckets: tuple[int, ...]  # patches, ascending
     overlong: str  # drop | shrink | error
+
+    @property
+    def buckets(self) -> list[tuple[int, int]]:
+        """The pairs of a prompt bucket and a patch bucket that a batch can need.
+
+        A batch is in a patch bucket because a prompt has more patches than the bucket below holds, and in the prompt
+        are then more tokens than that, each for the patches of one unit.
+        """
+        unit = self.image_spec.layout.merge**2
+        below = (0, *self.patch_buckets)
+        pairs = itertools.product(self.prompt_buckets, zip(self.patch_buckets, below, strict=False))
+        return [(tokens, patches) for tokens, (patches, fewer) in pairs if tokens > fewer // unit]
 
     def encode_text(self, text: str) -> list[int]:
         """Encodes a text; special tokens spelled in it stay plain characters."""

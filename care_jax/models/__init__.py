@@ -37,7 +37,7 @@ def init_model(config: ModelConfig, key: jax.Array) -> QwenVL:
 
 def abstract_model(config: ModelConfig) -> QwenVL:
     """The model with shapes in place of arrays; costs nothing at any size."""
-    return jax.eval_shape(lambda key: init_model(config, key), jax.random.key(0))
+    return jax.eval_shape(lambda: init_model(config, jax.random.key(0)))
 
 
 def params_to_dict(module: nnx.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TPU chips, each with its memory and speed, and slices of them to compile for on a machine without a TPU.
+"""TPU chips, each with its memory and speed, slices of them to compile for without a TPU, and the peaks of devices.
 
 Sources: docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x) and jax-ml.github.io/scaling-book for peaks and
 bandwidths. The HBM is what the compiler of libtpu 0.0.42.1 allows a program, which is less than the chip has.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -42,6 +42,30 @@ CHIPS = {
         Chip("tpu7x", 94.75, 2307e12 / 2, 7380e9 / 2, 6 * 100e9 / 2, axes=3, devices=2),
     )
 }
+
+
+class Peak(NamedTuple):
+    """The speed of one JAX device, as its maker gives it."""
+
+    flops: float  # bfloat16 FLOP/s, dense
+    bytes_per_s: float  # of its memory
+
+
+# By JAX's device_kind. TPU v2 and v3 are left out: there, a device is a core of a chip. Source of the GPUs:
+# nvidia.com/en-us/data-center/h100 (SXM) and /h200; the FLOP/s there are with sparsity.
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
+PEAKS = {kind: Peak(CHIPS[name].peak_flops, CHIPS[name].hbm_bytes_per_s) for kind, name in _KINDS.items()} | {
+    "NVIDIA H100 80GB HBM3": Peak(989e12, 3.35e12),
+    "NVIDIA H200": Peak(989e12, 4.8e12),
+}
+
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _ALLOWED = (

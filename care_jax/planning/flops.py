@@ -103,23 +103,29 @@ class Sizes:
 
     def vision_flops(self) -> float:
         """The vision tower over the patches of one prompt."""
-        vision, patches = self.model.vision, self.bucket[1]
+        patches = self.bucket[1]
+        return self.tower_flops(patches, patches**2, patches * min(patches, self.model.vision.window_len))
+
+    def tower_flops(self, patches: float, frame_pairs: float, window_pairs: float) -> float:
+        """The vision tower over patches, of which so many pairs lie in one image or frame, and in one window."""
+        vision = self.model.vision
         full = len(vision.fullatt_block_indexes) if vision.window_size else vision.depth
-        pairs = patches * (patches * full + min(patches, vision.window_len) * (vision.depth - full))
+        pairs = frame_pairs * full + window_pairs * (vision.depth - full)
         of_patches, of_tokens = (_count_in_matrices(modules) for modules in self.params.visual.parts())
         return 2 * patches * (of_patches + of_tokens / vision.merge_unit) + 4 * vision.hidden_size * pairs
 
     def prompt_flops(self) -> float:
         """The decoder over one prompt."""
         length = self.bucket[0]
-        return self._decoder_flops(length, length * (length + 1) / 2)
+        return self.decoder_flops(length, length * (length + 1) / 2)
 
     def branch_flops(self) -> float:
         """The decoder over one response, which sees its prompt."""
         prompt, length = self.bucket[0], self.response_len
-        return self._decoder_flops(length, length * prompt + length * (length + 1) / 2)
+        return self.decoder_flops(length, length * prompt + length * (length + 1) / 2)
 
-    def _decoder_flops(self, tokens: int, pairs: float) -> float:
+    def decoder_flops(self, tokens: float, pairs: float) -> float:
+        """The decoder over tokens, of which so many pairs of a query and a key meet; the LM head is not counted."""
         text = self.model.text
         attended = 4 * text.num_attention_heads * text.head_dim * text.num_hidden_layers * pairs
         return 2 * tokens * _count_in_matrices(self.params.layers) + attended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Callable
 from typing import Self
 
@@ -21,16 +22,28 @@ class CompileGuard:
 
     def __init__(self, on_compile: Callable[[str], None] = lambda name: None) -> None:
         """Listens from here on; `check` stays quiet until `arm`."""
-        self._on_compile = on_compile
+        self._on_compile, self.started = on_compile, time.perf_counter()
         self.compiled: list[str] = []  # names of the functions, in order, since the guard was made
+        self._cache_hits: list[str] = []
         self._num_allowed: int | None = None
         jax.monitoring.register_event_duration_secs_listener(self._listen)
+        jax.monitoring.register_event_listener(self._listen_for_hits)
+
+    @property
+    def num_cached(self) -> int:
+        """How many of `compiled` came from the persistent cache."""
+        return len(self._cache_hits)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         # jax/_src/dispatch.py, BACKEND_COMPILE_EVENT: recorded around compile_or_get_cached, so for a cache hit too.
         if event == "/jax/core/compile/backend_compile_duration":
-            self.compiled.append(str(kwargs["fun_name"]))
-            self._on_compile(self.compiled[-1])
+            name = str(kwargs["fun_name"])
+            self.compiled.append(name)
+            self._on_compile(name)
+
+    def _listen_for_hits(self, event: str, **kwargs: str | int) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            self._cache_hits.append(event)  # which several threads may do at once
 
     def arm(self) -> None:
         """Ends the warm-up. Arming again forgives what was compiled since (an evaluation's first run, say)."""
@@ -54,6 +67,7 @@ class CompileGuard:
     def close(self) -> None:
         """Stops listening; `compiled` stays readable. Closing twice is an error of the caller."""
         jax.monitoring.unregister_event_duration_listener(self._listen)
+        jax.monitoring.unregister_event_listener(self._listen_for_hits)
 
     def __enter__(self) -> Self:
         """Listens already."""

@@ -33,7 +33,9 @@ from care_jax.rewards import functions, terms
 from care_jax.rewards.judge import Verifier
 from care_jax.run import history
 from care_jax.run import manifest as manifest_lib
+from care_jax.run.compilation_cache import WarmUp, opened
 from care_jax.run.metrics_writer import MetricsWriter
+from care_jax.run.profile import StepProfile
 from care_jax.run.progress import Progress
 from care_jax.run.stop import Stopped
 from care_jax.run.supervisor import Supervisor, supervise
@@ -65,6 +67,8 @@ class Session:
     writer: MetricsWriter
     progress: Progress
     supervisor: Supervisor
+    warm_up: WarmUp
+    profile: StepProfile
     held_out: str | None = None  # accuracy at the last evaluation, for the progress line
 
     @property
@@ -98,9 +102,12 @@ class Session:
             self.data.rewind()
 
     def end_warm_up(self) -> None:
-        """Forbids compilations from here on: `finish_step` raises if there was one."""
+        """Forbids compilations from here on: `finish_step` raises if there was one. Says what the start took."""
         stage_key(0, 0, seed=self.config.seed, mesh=self.mesh)
         self.supervisor.guard.arm()
+        self.writer.scalars(self.step, self.warm_up.figures())
+        if is_first():
+            self.warm_up.tell()
 
     def advance(self, state: TrainState) -> None:
         """Makes `state` the run's; its step is done and will not be given up."""
@@ -162,7 +169,7 @@ class Session:
         """
         self.supervisor.watchdog.beat("finishing the last checkpoint")
         with contextlib.ExitStack() as closed:
-            for part in (self.verifier, self.progress, self.writer, self.checkpointer):  # the last one first
+            for part in (self.verifier, self.profile, self.progress, self.writer, self.checkpointer):  # the last first
                 closed.callback(part.close)
 
 
@@ -174,6 +181,7 @@ def open_session(
     stage: str,
     make_encoder: Callable[[Processor], Encoder],
     allow_change: bool = False,
+    profile_steps: str | None = None,
 ) -> Iterator[Session]:
     """Checks the config, then starts or resumes the run in `workdir`.
 
@@ -183,16 +191,25 @@ def open_session(
         stage: "cold_start" or "train".
         make_encoder: makes the function that turns records into the examples of the session's data.
         allow_change: resume even if settings have changed that history.py has its doubts about.
+        profile_steps: for StepProfile.
 
     Raises:
-        InputError: one clear line on a bad config, unusable data or weights, or a folder that cannot be written or
-            holds another stage's run, one with other settings or only damaged checkpoints, before anything is written.
+        InputError: one clear line on a bad config or `profile_steps`, unusable data or weights, or a folder that cannot
+            be written or holds another stage's run, one with other settings or only damaged checkpoints, before
+            anything is written.
         RuntimeError: input that was fine at the start can no longer be used: images are gone, data have run dry.
     """
     together(lambda: config_lib.validate(config))
     workdir = files.anywhere(workdir)
-    with contextlib.ExitStack() as held, supervise(workdir, hang_after=config.train.hang_after) as supervisor:
-        session = _open(config, workdir, held, supervisor, stage, make_encoder, allow_change=allow_change)
+    profile = together(lambda: StepProfile(profile_steps, workdir, config.train.steps))
+    with (
+        contextlib.ExitStack() as held,
+        supervise(workdir, hang_after=config.train.hang_after) as supervisor,
+        opened(workdir, supervisor.guard) as warm_up,
+    ):
+        session = _open(
+            config, workdir, held, supervisor, warm_up, profile, stage, make_encoder, allow_change=allow_change
+        )
         held.callback(session.close)
         try:
             yield session
@@ -216,6 +233,8 @@ def _open(
     workdir: epath.Path,
     held: contextlib.ExitStack,
     supervisor: Supervisor,
+    warm_up: WarmUp,
+    profile: StepProfile,
     stage: str,
     make_encoder: Callable[[Processor], Encoder],
     *,
@@ -233,12 +252,15 @@ def _open(
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: initial_state(config, optimizer, mesh))
     together(lambda: _lock(workdir, held))
+    if is_first():
+        warm_up.write_cache()
     verifier = Verifier.from_config(config, on_progress=supervisor.watchdog.beat)
     checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
     if state is None:
         state = checkpointer.restore(abstract_state(config, optimizer, mesh), data.iterator)
     if state is None:  # killed before its first checkpoint
         state = together(lambda: initial_state(config, optimizer, mesh))
+    profile.warn_if_past(int(state.step))
     checkpointer.warm_up(state)
     data.mark()
     if is_first():
@@ -264,6 +286,8 @@ def _open(
         writer=writer,
         progress=Progress(stage, config.train.steps, enabled=is_first()),
         supervisor=supervisor,
+        warm_up=warm_up,
+        profile=profile,
     )
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 
 from care_jax.inputs.images import decode_image
 from care_jax.method.advantage import SubgroupAdvantages
@@ -50,11 +51,30 @@ class Step(NamedTuple):
     judged: Judged
     drawn: Drawn
     scores: Scores
+    scored: Bool[np.ndarray, "B"]  # groups that have scores, those that may get a gradient
     subgroup: Subgroup
     reflection: Reflection
     reflected: Reflected | None  # None if the objective has no reflection
     batch: TrainBatch
     advantages: SubgroupAdvantages
+
+
+def read_step(read: Callable[[str], Any], drawn: Drawn, *, with_reflection: bool, with_pass: bool) -> Step:
+    """The values of a step as its summary wants them; `read` gives the host's copy of one by name."""
+    records = read("records")
+    return Step(
+        records=records,
+        rollouts=read("rollouts"),
+        judged=read("judged"),
+        drawn=drawn,
+        scores=read("scores"),
+        scored=read("scored") if with_pass else np.ones(len(records), bool),
+        subgroup=read("subgroup"),
+        reflection=read("reflection"),
+        reflected=Reflected(read("forced"), read("repaired")) if with_reflection else None,
+        batch=read("batch"),
+        advantages=read("advantages"),
+    )
 
 
 def join_judged(parts: Sequence[Judged]) -> Judged:
@@ -67,6 +87,13 @@ def join_judged(parts: Sequence[Judged]) -> Judged:
         reasons=[row for part in parts for row in part.reasons],
         parts={name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
     )
+
+
+def judged_row(judged: Judged, b: int) -> Judged:
+    """Group b alone, as a batch of 1."""
+    verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
+    parts = {name: values[b : b + 1] for name, values in judged.parts.items()}
+    return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1], parts)
 
 
 def join_drawn(draws: Sequence[Drawn]) -> Drawn:
@@ -87,7 +114,8 @@ def _mean(values: Array, where: Array) -> float:
 def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
     """The step's scalars. Shares are of groups or rollouts; a rescued group never counts as a success.
 
-    Rewards, accuracy, format and outcomes cover all groups that were drawn, the rest only those that are updated.
+    Rewards, accuracy, format and outcomes cover all groups that were drawn, the rest only those that are updated;
+    entropy and the gap to the sampler cover those that are scored, and are left out if none is.
     """
     verdicts, rollouts = step.drawn.judged.verdicts, step.rollouts
     sampled, some, every = rollouts.sampled_mask, verdicts.correct.any(axis=1), verdicts.correct.all(axis=1)
@@ -101,16 +129,18 @@ def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
         "groups/mixed": float(np.mean(some & ~every)),
         "groups/all_wrong": float(np.mean(~some)),
         "groups/all_correct": float(np.mean(every)),
-        "entropy": _mean(step.scores.entropy, sampled),
         "response_len/mean": float(np.mean(sampled.sum(-1))),
         "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
         "tokens/rollout": step.drawn.num_tokens,
         "tokens/reflect": int(step.reflected.sampled.sampled_mask.sum()) if step.reflected else 0,
         "advantage/failure_share": _failure_share(step),
     }
-    if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
-        gap = np.abs(rollouts.logprobs - step.scores.logprobs)
-        values |= {"logprob_gap/mean": _mean(gap, sampled), "logprob_gap/max": float(np.max(gap * sampled))}
+    scored = sampled & step.scored[:, None, None]
+    if scored.any():
+        values["entropy"] = _mean(step.scores.entropy, scored)
+        if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
+            gap = np.abs(rollouts.logprobs - step.scores.logprobs)
+            values |= {"logprob_gap/mean": _mean(gap, scored), "logprob_gap/max": float(np.max(gap * scored))}
     for source in sorted({record.source for record in step.drawn.records}):
         rows = np.array([record.source == source for record in step.drawn.records])
         values[f"accuracy/train/{source}"] = float(np.mean(verdicts.correct[rows]))
@@ -173,6 +203,12 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
             }
         )
     return lines
+
+
+def most_telling(step: Step) -> int:
+    """The group to show in full: one with a successful reflection, else a MIXED one, else the first."""
+    mixed = step.subgroup.outcome == Outcome.MIXED
+    return int(np.argmax(2 * (step.reflection.tried & step.reflection.correct) + mixed))
 
 
 def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBytes) -> Sample:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -23,6 +25,7 @@ from care_jax.stages.table import Bucket, DeviceStage, HostStage, Setup, Table, 
 from care_jax.structs import Prompts
 
 EVERY_BUCKET = (0, 0)  # of a program whose shapes do not depend on the prompts
+_MOST_AT_ONCE = 8  # compilations; each takes gigabytes of the host's memory for a large model
 
 
 def bucket_of(prompts: Prompts) -> Bucket:
@@ -59,22 +62,12 @@ class Program:
         donate: tuple[int, ...] = (),
     ):
         """See the class; nothing is compiled yet."""
-        self.name = name
+        self.name, self.function = name, function
         self._mesh, self._specs, self._out_shardings = mesh, specs, out_shardings
         if specs is not None:
             function = on_shards(mesh, function, specs)
         self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-        self._compiled: dict[Bucket, Any] = {}
-
-    def compile(self, bucket: Bucket, *args: Any) -> None:
-        """Compiles for the shapes and shardings of `args`, which are arrays or ShapeDtypeStructs."""
-        started = time.time()
-        self._compiled[bucket] = self.lower(*args).compile()
-        logging.info("compiled %s for %d tokens, %d patches in %.1f s", self.name, *bucket, time.time() - started)
-
-    def is_compiled(self, bucket: Bucket) -> bool:
-        """True once `compile` has run for the bucket."""
-        return bucket in self._compiled
+        self.compiled: dict[Bucket, Any] = {}  # by `compile_all`
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
         """The program for the shapes and shardings of `args`, traced and not yet compiled."""
@@ -93,8 +86,8 @@ class Program:
         )
 
     def __call__(self, bucket: Bucket, *args: Any) -> Any:
-        """The result for arguments of a compiled bucket."""
-        return self._compiled[bucket](*args)
+        """The result for arguments of a bucket that `compile_all` has compiled."""
+        return self.compiled[bucket](*args)
 
 
 def make_program(stage: DeviceStage, setup: Setup) -> Program:
@@ -136,6 +129,14 @@ class Call:
         """The arguments, in the program's order."""
         return tuple(self.values[name] for name in self.stage.takes)
 
+    @property
+    def identity(self) -> Any:
+        """Equal for two calls that are the same program, as those of a stage are that depends on no bucket."""
+        leaves, tree = jax.tree.flatten(self.args)
+        stage = self.stage
+        settings = (stage.takes, stage.gives, stage.on_shards, stage.out_shardings, stage.donates)
+        return self.program.function, settings, tree, tuple(leaves)
+
     @functools.cached_property
     def results(self) -> dict[str, Any]:
         """The values it gives."""
@@ -161,8 +162,18 @@ def trace(table: Table, programs: Mapping[str, Program], setup: Setup, bucket: B
                 values.pop(name, None)
 
 
+class _Job(NamedTuple):
+    """A program to compile for one bucket."""
+
+    name: str
+    identity: Any  # equal for two of which one is compiled in place of both
+    lower: Callable[[], jax.stages.Lowered]
+    compiled: dict[Any, Any]  # gets the result, under `key`
+    key: Any
+
+
 class CompiledStages:
-    """The stages of a table that a config switches on, compiled for every bucket.
+    """The stages of a table that a config switches on, to be compiled by `compile_all` for every bucket.
 
     Args:
         table: the table.
@@ -171,7 +182,7 @@ class CompiledStages:
     """
 
     def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket]):
-        """Compiles; takes minutes for a large model."""
+        """See the class; nothing is compiled yet."""
         self.table = table.when(setup.config)
         self.ends = self.table.ends()
         given = {name for stage in self.table.stages for name in stage.gives}
@@ -182,24 +193,30 @@ class CompiledStages:
         self._objective = setup.objective
         self._programs = make_programs(self.table, setup)
         self._copies_to_all: dict[str, Any] = {}
-        for bucket in buckets:
-            for call in trace(self.table, self._programs, setup, bucket):
-                size = _size(call.stage, bucket)
-                if not call.program.is_compiled(size):
-                    call.program.compile(size, *call.args)
-                if not is_addressable(setup.mesh):
-                    self._compile_copies(setup.mesh, call.results)
+        self._setup, self._buckets, self.is_compiled = setup, buckets, False
 
-    def _compile_copies(self, mesh: Mesh, values: Mapping[str, Any]) -> None:
-        """With several processes, compiles the gathering that precedes a host read, once for each value.
+    def jobs(self) -> Iterator[_Job]:
+        """The programs of all buckets, each to be lowered before the next is asked for."""
+        mesh = self._setup.mesh
+        for bucket in self._buckets:
+            for call in trace(self.table, self._programs, self._setup, bucket):
+                lower = functools.partial(call.program.lower, *call.args)
+                yield _Job(call.program.name, call.identity, lower, call.program.compiled, _size(call.stage, bucket))
+                if not is_addressable(mesh):
+                    yield from self._copies(call.results)
+
+    def _copies(self, values: Mapping[str, Any]) -> Iterator[_Job]:
+        """With several processes, the gathering that precedes a host read, once for each value.
 
         Its shapes are the same in every bucket.
         """
-        copy = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, WHOLE))
+        copy = jax.jit(lambda x: x, out_shardings=NamedSharding(self._setup.mesh, WHOLE))
         for name, value in values.items():  # in this order on every process
-            if name in self.read_by_host and name not in self._copies_to_all:
+            if name in self.read_by_host:
                 part = value_of(name).read(value, self._objective)
-                self._copies_to_all[name] = copy.lower(part).compile()
+                leaves, tree = jax.tree.flatten(part)
+                lower = functools.partial(copy.lower, part)
+                yield _Job(f"the copies of {name}", (tree, *leaves), lower, self._copies_to_all, name)
 
     def run(self, stage: DeviceStage, bucket: Bucket, values: Mapping[str, Any]) -> dict[str, Any]:
         """Starts a stage's program on the values it takes; returns the values it gives, perhaps not computed yet."""
@@ -221,6 +238,34 @@ class CompiledStages:
         if value_of(name).must_be_finite:
             _require_finite(fetched, f"step {self.step}, stage {self._given_by.get(name, 'unknown')}")
         return fetched
+
+
+def compile_all(*tables: CompiledStages) -> None:
+    """Compiles the programs of tables, in threads, since XLA works without Python's lock.
+
+    It takes minutes for a large model. Programs that are alike are compiled once.
+    """
+    compiling: dict[Any, Future] = {}
+    jobs: list[_Job] = []
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_AT_ONCE), thread_name_prefix="compile") as pool:
+        try:
+            for job in itertools.chain.from_iterable(table.jobs() for table in tables):
+                if job.identity not in compiling:
+                    compiling[job.identity] = pool.submit(_compile, job.name, job.lower())
+                jobs.append(job)
+            for job in jobs:
+                job.compiled[job.key] = compiling[job.identity].result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # of what is left after an error
+    for table in tables:
+        table.is_compiled = True
+
+
+def _compile(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    started = time.time()
+    compiled = lowered.compile()
+    logging.info("compiled %s in %.1f s", name, time.time() - started)
+    return compiled
 
 
 def _size(stage: DeviceStage, bucket: Bucket) -> Bucket:

@@ -92,7 +92,7 @@ def pack_rollouts(
     """Streams of the groups that may get a gradient."""
     teaches = may_teach(np.asarray(verdicts.correct), np.asarray(verdicts.rewards), services.objective)
     packing, padding = services.pack(bucket, lengths, rollouts.response_len * teaches[:, None])
-    return {"rollout_packing": packing, "score_padding": padding}
+    return {"rollout_packing": packing, "scored": teaches, "score_padding": padding}
 
 
 def force(services: Services, judged: Judged, subgroup: Subgroup) -> dict[str, Any]:

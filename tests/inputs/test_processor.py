@@ -565,3 +565,17 @@ def test_a_command_does_not_open_with_a_word_about_pytorch(tiny_folder):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(tiny_folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "PyTorch" not in done.stderr
+
+
+@pytest.mark.parametrize("tokens", [(16, 64, 256), (8, 9, 40), (300,)])
+@pytest.mark.parametrize("patches", [(64, 256, 1024), (4, 32, 36, 160)])
+def test_only_buckets_that_a_batch_can_need_are_compiled(processor, tokens, patches):
+    """Catches a pair of buckets that a batch needs and that is missing, and one that is compiled for nothing."""
+    processor = dataclasses.replace(processor, prompt_buckets=tokens, patch_buckets=patches)
+    needed = set()
+    for num_patches in range(0, patches[-1] + 1, 4):
+        for length in range(max(num_patches // 4, 1), tokens[-1] + 1):  # a token for each unit of patches
+            held = next(size for size in tokens if length <= size), next(x for x in patches if num_patches <= x)
+            needed.add(held)
+    assert len(processor.buckets) == len(needed)
+    assert set(processor.buckets) == needed

@@ -126,7 +126,7 @@ def test_every_part_is_closed_whatever_fails() -> None:
 
         return SimpleNamespace(close=close)
 
-    names = ("checkpointer", "writer", "progress", "verifier")
+    names = ("checkpointer", "writer", "progress", "profile", "verifier")
     watchdog = SimpleNamespace(beat=lambda doing: None)
     session: Any = SimpleNamespace(
         **{name: part(name) for name in names}, supervisor=SimpleNamespace(watchdog=watchdog)

@@ -58,6 +58,7 @@ def step() -> step_summary.Step:
     scored[0, 3, 3] = -9.0  # not sampled
     entropy = np.where(sampled, 0.5, 100.0)
     entropy[0, 0, 0] = 2.5
+    scored[2], entropy[2] = 0.0, 0.0  # not computed
     none = zeros(Reflection, B=B, R=R)
     records = [
         question("<image>a?", encode(picture(28, 28)), id="r0", source="digits"),
@@ -99,6 +100,7 @@ def step() -> step_summary.Step:
         judged=verdicts,
         drawn=step_summary.Drawn(records, verdicts, num_tokens=int(sampled.sum()), num_draws=1),
         scores=Scores(scored, entropy.astype(np.float32), np.zeros((B, G, 2), np.float32)),
+        scored=np.array([True, True, False]),
         subgroup=Subgroup(
             index=np.array([[1, 3, 0], [2, 0, 0], [0, 0, 0]], np.int32),
             valid=np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]], bool),
@@ -130,12 +132,12 @@ def test_metrics_by_hand(step):
             "groups/mixed": 1 / 3,
             "groups/all_wrong": 1 / 3,
             "groups/all_correct": 1 / 3,
-            "entropy": (0.5 * 15 + 2.5) / 16,
+            "entropy": (0.5 * 11 + 2.5) / 12,
             "response_len/mean": 16 / 12,
             "truncated_rate": 3 / 12,
             "tokens/rollout": 16,
             "tokens/reflect": 2,
-            "logprob_gap/mean": 0.8 / 16,
+            "logprob_gap/mean": 0.8 / 12,
             "logprob_gap/max": 0.5,
             "advantage/failure_share": 2.5 / 3.5,
             "subgroup/num_negatives_0": 1 / 3,
