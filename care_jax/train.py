@@ -172,13 +172,9 @@ class Trainer:
         self._run(self.phases.learning, values)
 
         figures = {name: float(value) for name, value in values.on_host("update_metrics").items()}
-        figures |= values.on_host("padding")
-        figures["padding/update_tokens"] = values.on_host("update_padding")
-        with_pass = self.config.score.old_from == "pass"
-        if with_pass:
-            figures["padding/score_tokens"] = values.on_host("score_padding")
-        with_reflection = self.objective.reflect.enabled
-        done = step_summary.read_step(values.on_host, drawn, with_reflection=with_reflection, with_pass=with_pass)
+        figures |= values.on_host("padding") | values.on_host("update_padding")
+        figures |= values.on_host("score_padding") if self.config.score.old_from == "pass" else {}
+        done = step_summary.read_step(values.on_host, drawn, self.config)
         seconds = time.perf_counter() - started
         figures["speed/idle_seconds"] = self.idle_seconds
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 from jaxtyping import Bool
 
@@ -59,7 +60,7 @@ class Step(NamedTuple):
     advantages: SubgroupAdvantages
 
 
-def read_step(read: Callable[[str], Any], drawn: Drawn, *, with_reflection: bool, with_pass: bool) -> Step:
+def read_step(read: Callable[[str], Any], drawn: Drawn, config: ml_collections.ConfigDict) -> Step:
     """The values of a step as its summary wants them; `read` gives the host's copy of one by name."""
     records = read("records")
     return Step(
@@ -68,10 +69,10 @@ def read_step(read: Callable[[str], Any], drawn: Drawn, *, with_reflection: bool
         judged=read("judged"),
         drawn=drawn,
         scores=read("scores"),
-        scored=read("scored") if with_pass else np.ones(len(records), bool),
+        scored=read("scored") if config.score.old_from == "pass" else np.ones(len(records), bool),
         subgroup=read("subgroup"),
         reflection=read("reflection"),
-        reflected=Reflected(read("forced"), read("repaired")) if with_reflection else None,
+        reflected=Reflected(read("forced"), read("repaired")) if config.objective.reflect.enabled else None,
         batch=read("batch"),
         advantages=read("advantages"),
     )

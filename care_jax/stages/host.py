@@ -92,7 +92,7 @@ def pack_rollouts(
     """Streams of the groups that may get a gradient."""
     teaches = may_teach(np.asarray(verdicts.correct), np.asarray(verdicts.rewards), services.objective)
     packing, padding = services.pack(bucket, lengths, rollouts.response_len * teaches[:, None])
-    return {"rollout_packing": packing, "scored": teaches, "score_padding": padding}
+    return {"rollout_packing": packing, "scored": teaches, "score_padding": {"padding/score_tokens": padding}}
 
 
 def force(services: Services, judged: Judged, subgroup: Subgroup) -> dict[str, Any]:
@@ -145,4 +145,4 @@ def pack_batch(
 ) -> dict[str, Any]:
     """Streams of the rows that the update computes."""
     packing, padding = services.pack(bucket, lengths, taught_len, parts=services.config.train.minibatches)
-    return {"batch_packing": packing, "update_padding": padding}
+    return {"batch_packing": packing, "update_padding": {"padding/update_tokens": padding}}
