@@ -129,14 +129,13 @@ def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_ma
     unreasoned = without_reason(words)
     said = _VERB.sub("", unreasoned)
     same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
-    if index in same and unreasoned == words:
-        return {index}  # the letter decides between options of one text
-    in_reasons = {
-        letter for letter in _mentioned_letters(words[len(unreasoned) :]) if not options or letter < len(options)
-    }
+    if index in same:
+        same = {index}  # the letter decides between options of one text
+        if unreasoned == words:
+            return same
+    in_reasons = _mentioned_letters(words[len(unreasoned) :]) & set(range(len(options) or len(LETTERS)))
     others = (_mentioned_letters(unreasoned) | in_reasons) - _mentioned_letters(own)
-    others |= {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
-    others |= set() if index in same else same
+    others |= same | {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
     if others - {index}:
         return others | {index}
     if index in same or index in _with_text(said.partition(",")[0], options):
@@ -171,7 +170,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
         return named
-    if (number := stated_value(bare)) and len(named := _with_value(number, options)) == 1:
+    if (stated := stated_value(bare)) and len(named := _with_value(stated, options)) == 1:
         return named
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned <= named else set()
