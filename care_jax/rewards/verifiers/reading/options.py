@@ -165,18 +165,19 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     if not options or len(_WORD.findall(bare)) < 3:
         return set()
     letters = _mentioned_letters(bare)
+    marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     mentioned = _mentioned(bare, options)
     head = without_reason(bare.split(",")[0])
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
         return named
     if (stated := stated_value(bare)) and len(named := _with_value(stated, options)) == 1:
-        return named
+        in_words = {i for i in mentioned if _value(options[i]) is None}  # other numbers may be years or workings
+        return named if in_words | marked <= named else set()
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
-        return named if mentioned <= named else set()
+        return named if mentioned | marked <= named else set()
     if HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
         return set()
-    marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     if marked:
         return marked | mentioned | letters
     words = {i for i in mentioned if not _YES_OR_NO.fullmatch(_key(options[i]))}
