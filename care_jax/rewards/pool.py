@@ -304,18 +304,16 @@ class _Batch:
         item = self._items[number]
         if isinstance(item, Call):
             records = [_sendable(record, with_images=item.kind not in REWARDS) for record in item.records]
-            call = {"id": number, "kind": item.kind, "responses": item.responses, "records": records}
-            return json.dumps(call).encode() + b"\n"
-        request = {
-            "id": number,
-            "kind": item.kind,
-            # One character over the limit is enough for the verifier to see that the answer is too long.
-            "given": item.given[: MAX_ANSWER_LEN + 1],
-            "gold": item.gold,
-            "choices": item.choices,
-            "tolerance": self._tolerance,
-        }
-        return json.dumps(request).encode() + b"\n"
+            asked: dict[str, Any] = {"responses": item.responses, "records": records}
+        else:
+            asked = {
+                # One character over the limit is enough for the verifier to see that the answer is too long.
+                "given": item.given[: MAX_ANSWER_LEN + 1],
+                "gold": item.gold,
+                "choices": item.choices,
+                "tolerance": self._tolerance,
+            }
+        return json.dumps({"id": number, "kind": item.kind, **asked}).encode() + b"\n"
 
     def close(self, number: int, verdict: list) -> None:
         """Record the verdict on an item, or the error message that the worker gave instead."""
