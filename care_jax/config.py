@@ -95,8 +95,9 @@ def base() -> ConfigDict:
     c.train.prompts = 512  # B, prompts of a step over all processes
     c.train.minibatches = 4  # optimizer updates a step
     # Tokens of a stream of prompts and rows that lie behind each other: what a device scores, or adds the gradients of,
-    # at a time. At least a prompt of the largest bucket and a whole response; a few times that leaves little padding.
-    c.train.stream_len = 16384
+    # at a time. At least a prompt of the largest bucket and a whole response. Longer ones leave less padding at their
+    # ends, until a shard has too few groups to fill one.
+    c.train.stream_len = 8192
     c.train.eval_every = 50  # steps; 0: only at the end
     c.train.eval_examples = 0  # held-out examples of a periodic evaluation; 0: all
     c.train.checkpoint_every = 50  # steps

@@ -93,6 +93,7 @@ def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.Confi
     c.rollout.num_rollouts = 8
     c.train.steps = 1200
     c.train.prompts = 16
+    c.train.stream_len = 512
     c.train.eval_every = 100
     c.train.eval_examples = 375
     c.train.checkpoint_every = 50

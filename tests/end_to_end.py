@@ -61,6 +61,7 @@ SMALL: dict[str, Any] = {
     "objective.reflect.max_rationale_len": 6,
     "objective.overlong_buffer_len": 0,
     "train.prompts": 4,
+    "train.stream_len": 128,
     "train.samples_every": 1,
     "train.eval_every": 0,
     "optimizer.warmup_steps": 1,

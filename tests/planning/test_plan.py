@@ -147,7 +147,7 @@ def test_changes_name_a_setting_and_what_it_saves():
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     update = fake(config, "v5p:2x2x2", mesh, "update", params=8, optimizer=16, reference=8, gradients=8, activations=60)
     found = {change.setting: change.saves / GIB for change in advice.changes(update)}
-    assert found["train.stream_len=8192"] == 30
+    assert found["train.stream_len=4096"] == 30
     assert found["mesh.data=1, mesh.fsdp=8"] == 20
     assert found["objective.kl_coef=0"] == 8
     assert not any("compact" in setting for setting in found)
