@@ -17,7 +17,7 @@ The peak is the compiler's own, with what lives beside the program added. Then t
 seconds that its arithmetic, its reads of HBM and its transfers take on that chip, and the bytes of each kind of
 collective. Exit code 0: the run fits; 1: it does not, and what would change that is listed; 2: bad input.
 
---sweep tries the meshes, the config's prompts and fewer, and all micro-batches, from the lowest floor up, until one
+--sweep tries the meshes, the config's prompts and fewer, and shorter streams, from the lowest floor up, until one
 fits.
 """
 
@@ -97,5 +97,5 @@ def main(config: ml_collections.ConfigDict) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("topology", None, "The slice: v4, v5e, v5p, v6e or tpu7x and its chips along each axis.")
     flags.DEFINE_string("json", None, "A file for the same figures.")
-    flags.DEFINE_boolean("sweep", False, "Try meshes, prompts and micro-batches; print the best that fits.")
+    flags.DEFINE_boolean("sweep", False, "Try meshes, prompts and streams; print the best that fits.")
     cli.run_config(main)
