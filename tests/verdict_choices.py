@@ -235,7 +235,7 @@ CHOICES = [
         "The deer fail to be on the decrease.", "Suppose the deer decrease.", "Let the deer decrease.",
         "Had the deer to decrease, we would see it.", "Nobody would say decrease.", "It is anything but decrease.",
         "It would have been decrease.", "The claim that the deer decrease is false.", "I doubt that the deer decrease.",
-        "The effect is more than decrease.", "(A) is false.", "(A) is a distractor.", "A. ❌", "(A) ✗", "A（错误）",
+        "The effect is more than decrease.", "(A) is false.", "(A) is a distractor.", "A. ❌", "(A) ✗", "A（错误）",  # noqa: RUF001
         "A (false)", "A. false", "~~A~~", "~~decrease~~", "decrease？", "A？",  # noqa: RUF001
         "A. Nope", "A. Oops, the other", "不是decrease", "A. 不对",
     )),
@@ -246,7 +246,9 @@ CHOICES = [
         "It is more than 40°.", "It is less than 40°.", "It is twice 40°.", "It is anything but 40°.",
         "The angle is half of 40°.", "The angle may be 40°.",
     )),
-    Group("choice", "(B)", None, ("B. False", "B (false)", "B: no"), (), ("B. ❌", "B: ✗", "B is false", "(B) is wrong")),
+    Group("choice", "(B)", None, ("B. False", "B (false)", "B: no"), (), (
+        "B. ❌", "B: ✗", "B is false", "(B) is wrong",
+    )),
     Group("choice", "(D)", ("15*\\degree", "30*\\degree", "45*\\degree", "60*\\degree"), (
         "60 degrees", "60", "60°", "(D) 60", "If AB = AO, the measure of angle ABO is 60 degrees.",
     ), ("45°",), ("60 cm", "(D) 45", "45 or 60 degrees")),

@@ -64,7 +64,8 @@ _WRONG = r"(?:not (?:right|correct)|(?:wrong|incorrect|false|rejected|extraneous
 _DENIED = re.compile(rf"[\s$*\\)\]}}]{{0,9}}(?:is|was) {_WRONG}", re.IGNORECASE)
 _RETRACTION = re.compile(
     r"(?:^|[.!?。])[\s$*\\)\]}(\"]{0,9}"
-    r"(?:(?:no[,.:]|nope|wait|oops|hmm+|hold on|correction|corrected|scratch that|my mistake|otherwise|sorry,|apologies,)"
+    r"(?:(?:no[,.:]|nope|wait|oops|hmm+|hold on|correction|corrected|scratch that|my mistake|otherwise|sorry,"
+    r"|apologies,)"
     r"|actually,? (?:no|it|the|that|i)\b|on (?:second thought|reflection)"
     r"|(?:but )?i (?:was wrong|made an? (?:mistake|error)|misread|take that)"
     rf"|(?:but |however,? )?(?:that|this|it)(?: is|'s| was) {_WRONG}"
@@ -73,7 +74,9 @@ _RETRACTION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _RECHECK = re.compile(r"\blet me (?:re-?|double[ -])", re.IGNORECASE)
-_CONFIRMED = re.compile(r"\b(?:yes|correct|right|confirm\w*|match\w*|indeed|consistent|holds|same)\b|[✓✅]", re.IGNORECASE)
+_CONFIRMED = re.compile(
+    r"\b(?:yes|correct|right|confirm\w*|match\w*|indeed|consistent|holds|same)\b|[✓✅]", re.IGNORECASE
+)
 # Words before a statement in its clause that doubt, deny or only suppose it.
 _DOUBT = re.compile(
     r"(?:\b(?:doubt|unlikely|unsure|tempting|whether|no evidence)\b"
@@ -190,7 +193,7 @@ def _is_doubted(text: str, start: int) -> bool:
 
 
 def _is_taken_back(text: str, start: int, end: int) -> bool:
-    """Return whether the text from `start` on, behind a statement, takes it back or begins anew without confirming it."""
+    """Return whether the text behind a statement, from `start` on, takes it back, or checks without confirming it."""
     if _DENIED.match(text, start, end) or _RETRACTION.search(text, start, end):
         return True
     recheck = _RECHECK.search(text, start, end)

@@ -206,7 +206,8 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 
 def _is_compared(text: str, option: str) -> bool:
     """Return whether the text measures something against the option: "It is more than 45°."."""
-    return re.search(rf"\b(?:than|twice|double|half(?: of)?|but) (?:the |an? )?{re.escape(_key(option))}", _key(text)) is not None
+    measure = r"\b(?:than|twice|double|half(?: of)?|but) (?:the |an? )?"
+    return re.search(measure + re.escape(_key(option)), _key(text)) is not None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,10 +13,10 @@ from care_jax.rewards.verifiers.reading.wrapping import unwrap
 HEDGE = re.compile(
     r"\b(?:or|not|no|nor|neither|either|cannot|can't|isn't|aren't|wasn't|don't|doesn't|didn't|without|never|maybe"
     r"|perhaps|possibly|might|could|unless|aka|vs|versus|wrong|incorrect|except|rather|instead|actually|wait|unclear"
-    r"|unknown|impossible|answer|option|choice|another|would need|need more|unable|insufficient|may (?:be|have)|would have been"
-    r"|used to be|fails? to be|lacks?|hardly|barely|scarcely|nobody|doubt|unlikely|unsure|false|supposed?|assume"
-    r"|(?:any|every)thing but|all but|far from|opposite of|distractor|rejected|extraneous|ruled out|eliminated"
-    r"|nope|oops|hmm+|let me)\b"
+    r"|unknown|impossible|answer|option|choice|another|would need|need more|unable|insufficient|may (?:be|have)"
+    r"|would have been|used to be|fails? to be|lacks?|hardly|barely|scarcely|nobody|doubt|unlikely|unsure|false"
+    r"|supposed?|assume|(?:any|every)thing but|all but|far from|opposite of|distractor|rejected|extraneous"
+    r"|ruled out|eliminated|nope|oops|hmm+|let me)\b"
     r"|^had\b|^let (?:the|it)\b|^up to\b|\S if\b|__|[?|❌✗✘✖]|->|→|≠"
     r"|不是|不对|不正确|并非|错|而不|除了?|排除|或|还是|可能|也许|不确定|等等",
     re.IGNORECASE,
