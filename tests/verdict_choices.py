@@ -239,6 +239,12 @@ CHOICES = [
         "A (false)", "A. false", "~~A~~", "~~decrease~~", "decrease？", "A？",  # noqa: RUF001
         "A. Nope", "A. Oops, the other", "不是decrease", "A. 不对",
     )),
+    Group("choice", "(B)", EFFECTS, (
+        "B because it rains", "B since it rains", "I choose B.", "I would choose B.", "I think it is increase.",
+    ), ("A because it rains", "I choose A."), (
+        "B because it is not B", "B because A falls", "I doubt it is increase.", "I would not choose B.",
+        "I choose B or A.", "I choose", "E red", "E increase", "E shows increase best", "B so C",
+    )),
     Group("choice", "(C)", EFFECTS, ("C. A drought does nothing", "C. A steady number"), (), (
         "C. A is also correct", "C. But A is possible too", "C. A and so on", "C. A fits too", "C. A would be right",
     )),

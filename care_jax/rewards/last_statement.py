@@ -22,9 +22,10 @@ _SUITABLE = "correct|right|best|closest|nearest|accurate|appropriate|suitable|fi
 # What leads to an answer, which is the rest of the line, or the next line if nothing is left.
 _LEAD = re.compile(
     # at the head of a line: "**Final Answer:**", "### The answer", r"\( \text{Answer: ", 故选
-    r"^[\s*#>\\\[({$_-]{0,40}(?:\\?text(?:bf)?\{)?\s{0,9}"
+    r"^[\s*#>\\\[({$_【-]{0,40}(?:\\?text(?:bf)?\{)?\s{0,9}"
     rf"(?:(?:the )?(?:(?:{_SUITABLE}) )?(?:(?:answer|option|choice)(?: is)?[\s*_]{{0,20}}[:：]|answer[\s*_]{{0,20}}$)"  # noqa: RUF001
-    r"|(?:(?:所以|因此|综上)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)(?:应该)?[是为]?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
+    r"|(?:(?:所以|因此|综上|故)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)】?"  # noqa: RUF001
+    r"(?:应该)?[是为选]?(?:选项)?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
     # in a line: "the correct option letter is", "the answer should be", 答案是
     rf"|\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice)|(?:option|choice) (?:that|which))\b"
     r"[^.:!?\r\n]{0,80}?"
@@ -113,7 +114,7 @@ _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
 _TAIL = 20_000  # characters; an answer stands at the end
 _LONGEST = 500  # characters; nothing longer is an answer, or a line to look for marks in
-_IDLE = " \t\r\n\u200b\ufeff"
+_IDLE = " \t\r\n\u200b\ufeff✅✓✔☑\ufe0f"
 
 
 def last_statement(text: str, box: Span | None) -> Span | None:
@@ -259,7 +260,7 @@ def _trimmed(text: str, span: Span) -> Span:
     inside, before = text[start:end], text[max(0, start - _LONGEST) : start].rpartition("\n")[2]
     if (box := _OPEN_BOX.match(inside)) and inside.count("}") < inside.count("{"):
         return _trimmed(text, (start + box.end(), end))
-    for mark in ("**", "*", "$", '"', "'"):
+    for mark in ("**", "*", "$", "`", '"', "'"):
         length, count = len(mark), inside.count(mark)
         if inside.startswith(mark) and inside.endswith(mark) and count == 2 and len(inside) > 2 * length:
             return _trimmed(text, (start + length, end - length))

@@ -151,6 +151,18 @@ def test_the_last_statement_is_the_answer(text, expected):
         ("choice", "(B)", "The answer is (A).\nQuestion: Which?\nThe answer is (B).", False),
         ("choice", "(B)", "The answer is (A).\nWait, the question: Which?\nThe answer is (B).", True),
         ("rounded", "12.5", "The cost of one apple is $12.50.\n\nIs there anything else I can help you with?", True),
+        ("choice", "(B)", "The answer is `B`.", True),
+        ("choice", "(B)", "`B`", True),
+        ("choice", "(B)", "The answer is B ✅", True),
+        ("choice", "(B)", "✔️ B", True),
+        ("choice", "(B)", "B ❌", False),
+        ("choice", "(B)", "A ❌ B ✅", False),
+        ("choice", "(B)", "答案选B", True),
+        ("choice", "(B)", "【答案】B", True),
+        ("choice", "(B)", "解：略\n故答案为：B", True),  # noqa: RUF001
+        ("choice", "(B)", "答案是选项B", True),
+        ("choice", "(B)", "答案选B或C", False),
+        ("choice", "(B)", "故答案不是B", False),
         # A statement that is doubted, denied or only supposed; a word of doubt about something else leaves it alone.
         ("choice", "(B)", "I doubt that the answer is B.", False),
         ("choice", "(B)", "I am not sure whether the answer is B.", False),

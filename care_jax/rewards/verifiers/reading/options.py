@@ -33,7 +33,9 @@ _DOLLAR = re.compile(r" \$(?!\s?[0-9])")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer|letter)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
-_MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
+_MARK = (
+    r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) )|(?= (?:since|because) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
+)
 _LETTER_AND_TEXT = re.compile(
     rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:{_MARK})) ?(?P<text>.+)", re.IGNORECASE
 )
@@ -80,7 +82,7 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
         named = by_text
     elif letter := _TEXT_AND_LETTER.fullmatch(bare):
         named = _letter_behind_text(letter, texts)
-    elif letter := _LETTER_AND_TEXT.fullmatch(bare):
+    elif (letter := _LETTER_AND_TEXT.fullmatch(bare)) and not (letter["unmarked"] and _index(letter) >= num_options):
         named = _letter_with_text(_index(letter), letter["text"], texts, is_marked=_is_marked(letter, texts))
     else:
         named = _with_value(answer, texts)
