@@ -240,9 +240,9 @@ CHOICES = [
         "A. Nope", "A. Oops, the other", "不是decrease", "A. 不对",
     )),
     Group("choice", "(B)", EFFECTS, (
-        "B because it rains", "B since it rains", "I choose B.", "I would choose B.", "I think it is increase.",
-    ), ("A because it rains", "I choose A."), (
-        "B because it is not B", "B because A falls", "I doubt it is increase.", "I would not choose B.",
+        "B because it rains", "B since it rains", "I would choose B.", "I think it is increase.",
+    ), ("A because it rains", "I would choose A."), (
+        "B because it is not B", "B because C falls", "I doubt it is increase.", "I would not choose B.",
         "I choose B or A.", "I choose", "E red", "E increase", "E shows increase best", "B so C",
     )),
     Group("choice", "(C)", EFFECTS, ("C. A drought does nothing", "C. A steady number"), (), (
