@@ -129,10 +129,12 @@ def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: 
     evaluated = [[row["step"] for row in metrics(run) if "eval/accuracy/mean" in row] for run in (workdir, alone)]
     assert evaluated[0] == evaluated[1] == [0, 2, 4]
     for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl"):
-        lines = [
-            [json.loads(line)["step"] for line in (run / name).read_text().splitlines()] for run in (workdir, alone)
-        ]
+        rows = [[json.loads(line) for line in (run / name).read_text().splitlines()] for run in (workdir, alone)]
+        # A start has a line of its own, and these runs started three times and once.
+        lines = [[row["step"] for row in of_run if "start/seconds" not in row] for of_run in rows]
         assert lines[0] == lines[1], name
+        if name == "metrics.jsonl":
+            assert [len(of_run) - len(left) for of_run, left in zip(rows, lines, strict=True)] == [3, 1]
     # Process 0 is the one that shows; Gloo's lines may come in pieces.
     shown = [line for text in ended[1][1:] for line in text.splitlines()]
     assert [line for line in shown if "[Gloo]" not in line and "connected peer ranks" not in line] == []
