@@ -112,7 +112,7 @@ def compile_naive_head(case: Case) -> jax.stages.Compiled:
     """Compiles the head as it is usually written, with its gradient: log-softmax over the logits of all tokens."""
 
     def loss(model: QwenVL, hidden: Array, token_ids: Array, forbidden_mask: Array) -> Array:
-        logits = masked_logits(model, hidden, forbidden_mask=forbidden_mask, temperature=1.0)
+        logits = masked_logits(model.head, hidden, forbidden_mask=forbidden_mask, temperature=1.0)
         return jnp.take_along_axis(jax.nn.log_softmax(logits), token_ids[..., None], axis=-1).sum()
 
     token_ids = case.batch.token_ids

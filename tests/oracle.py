@@ -17,6 +17,7 @@ import numpy as np
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.models import QwenVL, decoder
+from care_jax.models.qwen_vl import logits
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Verdicts
 from tests import reference
 
@@ -120,7 +121,7 @@ def row_logprobs(
         x, _ = layer(x, rope, causal_attention)
         if index < len(features.deepstack):
             x = x + jnp.where(is_vision, features.deepstack[index, 0][at_token], 0.0)[None]
-    logits = jnp.where(forbidden_mask[None], -jnp.inf, model.logits(model.norm(x))[0] / temperature)
+    logits = jnp.where(forbidden_mask[None], -jnp.inf, logits(model.head, model.norm(x))[0] / temperature)
     at_response = prompt_len + jnp.arange(num_response)
     return jax.nn.log_softmax(logits)[at_response - 1, token_ids[at_response]]
 

@@ -14,9 +14,9 @@ from tests.end_to_end import COLD_START, SmallTask, finish, flags, metrics, save
 
 # One instruction set and one thread, so that sums have one order on every x86 processor.
 ONE_ORDER = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2 --xla_cpu_multi_thread_eigen=false"}
-# Of packed streams. Sums have another order there than in the padded layout, and rollouts that are equal, whose distances
-# were equal bit by bit, are now apart by rounding, so that another one may be chosen. The padded layout's metrics were
-# those of commit 0694722, and gave 7bc60fb24ae38740.
+# Of packed streams. Sums have another order there than in the padded layout, and equal rollouts, whose distances were
+# equal bit by bit, are now apart by rounding, so that another one may be chosen. The padded layout's metrics were those
+# of commit 0694722, and gave 7bc60fb24ae38740.
 DIGEST = "2f85556752d3d8b9"
 
 

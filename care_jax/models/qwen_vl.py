@@ -23,6 +23,13 @@ from care_jax.structs import Array, Prompts, VisionFeatures
 _CACHED = 4 << 20  # bytes that surely fit a CPU's cache
 
 
+def logits(head: Embedding | Linear, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
+    """The logits of hidden states; on shards this device's part of V, and the head must be whole along fsdp."""
+    if isinstance(head, Embedding):
+        return to_float32(hidden, head.weight[...].astype(hidden.dtype), "...d,vd->...v")
+    return to_float32(hidden, head.kernel[...].astype(hidden.dtype), "...d,dv->...v")
+
+
 @runtime_checkable
 class Tower(Protocol):
     """A vision tower."""
@@ -158,20 +165,14 @@ class QwenVL(nnx.Module):
         model.visual = None  # type: ignore[assignment]
         return jax.tree.map(lambda x: x.astype(self._dtype), gather(model, self._dtype))
 
-    def with_whole_head(self) -> QwenVL:
-        """The model with the head whole along fsdp, for several calls of `logits`."""
-        model = jax.tree.map(lambda x: x, self)  # a copy that may be changed inside of a loop's body
-        if self.lm_head is None:
-            model.embed_tokens = gather(self.embed_tokens, self._dtype)
-        else:
-            model.lm_head = gather(self.lm_head, self._dtype)
-        return model
+    @property
+    def head(self) -> Embedding | Linear:
+        """The layer that makes logits: the embedding table, if they are tied."""
+        return self.embed_tokens if self.lm_head is None else self.lm_head
 
-    def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
-        """The logits of hidden states; on shards this device's part of V, and the head must be whole along fsdp."""
-        if self.lm_head is None:
-            return to_float32(hidden, self.embed_tokens.weight[...].astype(hidden.dtype), "...d,vd->...v")
-        return to_float32(hidden, self.lm_head.kernel[...].astype(hidden.dtype), "...d,dv->...v")
+    def whole_head(self) -> Embedding | Linear:
+        """The head whole along fsdp, for several calls of `logits`."""
+        return gather(self.head, self._dtype)
 
     @property
     def _dtype(self) -> jnp.dtype:

@@ -108,7 +108,7 @@ def generate(
 
     def decode_token(branches: _Branches, loop: _Loop) -> _Loop:
         logits = masked_logits(
-            model, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
+            model.head, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
         )
         logprobs = jax.nn.log_softmax(join_parts(logits, axis=-1))
         if sampling.temperature > 0:

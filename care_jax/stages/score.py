@@ -6,7 +6,8 @@ Sampler and trainer share `masked_logits`: the same temperature, the same forbid
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from flax import struct
 from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
+from care_jax.models.layers import Embedding, Linear
+from care_jax.models.qwen_vl import logits
 from care_jax.parallel.collectives import log_softmax, most, own_part, pick, rows_at, sum_parts, to_parts
 from care_jax.stages.packing import Packed, Stream
 from care_jax.structs import Array, Packing, Prompts, Rollouts, Scores, TrainBatch, Verdicts
@@ -30,17 +33,17 @@ class TokenScores:
 
 
 def masked_logits(
-    model: QwenVL, hidden: Float[Array, "*rows D"], *, forbidden_mask: Bool[Array, "V"], temperature: float
+    head: Embedding | Linear, hidden: Float[Array, "*rows D"], *, forbidden_mask: Bool[Array, "V"], temperature: float
 ) -> Float32[Array, "*rows part"]:
     """Logits / temperature, with forbidden ids out of reach; on shards this device's part of the vocabulary."""
-    logits = model.logits(hidden) / temperature
-    return jnp.where(_of_vocabulary(forbidden_mask, logits), _FORBIDDEN, logits)
+    values = logits(head, hidden) / temperature
+    return jnp.where(_of_vocabulary(forbidden_mask, values), _FORBIDDEN, values)
 
 
-def _of_vocabulary(forbidden_mask: Array, logits: Array) -> Array:
-    """The part of forbidden_mask [V] that belongs to logits [..., V or a part of it], with their rank."""
-    mask = forbidden_mask if logits.shape[-1] == forbidden_mask.size else own_part(forbidden_mask, axis=0)
-    return jnp.expand_dims(mask, tuple(range(logits.ndim - 1)))
+def _of_vocabulary(forbidden_mask: Array, values: Array) -> Array:
+    """The part of forbidden_mask [V] that belongs to values [..., V or a part of it], with their rank."""
+    mask = forbidden_mask if values.shape[-1] == forbidden_mask.size else own_part(forbidden_mask, axis=0)
+    return jnp.expand_dims(mask, tuple(range(values.ndim - 1)))
 
 
 def entropy_of(logprobs: Float32[Array, "*rows part"], forbidden_mask: Bool[Array, "V"]) -> Float32[Array, "*rows"]:
@@ -80,32 +83,70 @@ def token_scores(
     Returns:
         TokenScores.
     """
-    model, hidden = model.with_whole_head(), to_parts(hidden)
-    shape, width = token_ids.shape, hidden.shape[-1]
-    hidden, flat_ids = hidden.reshape(-1, width), token_ids.reshape(-1)
-    num_chunks = -(-flat_ids.size // chunk)
-    padding = num_chunks * chunk - flat_ids.size
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(num_chunks, chunk, width)
-    flat_ids = jnp.pad(flat_ids, (0, padding)).reshape(num_chunks, chunk)
+    head, hidden = model.whole_head(), to_parts(hidden)
+    shape, width, num_chunks = token_ids.shape, hidden.shape[-1], -(-token_ids.size // chunk)
+    padding = num_chunks * chunk - token_ids.size
+    hidden = jnp.pad(hidden.reshape(-1, width), ((0, padding), (0, 0))).reshape(num_chunks, chunk, width)
+    ids = jnp.pad(token_ids.reshape(-1), (0, padding)).reshape(num_chunks, chunk)
+    num_used = jnp.int32(num_chunks) if num_tokens is None else -(-num_tokens // chunk)
+    scores = _score_chunks(temperature, head, hidden, ids, num_used, jnp.asarray(forbidden_mask))
+    return jax.tree.map(lambda values: values.reshape(-1)[: token_ids.size].reshape(shape), scores)
 
-    @jax.checkpoint
-    def score_chunk(states: Array, ids: Array) -> tuple[Array, Array]:
-        logits = masked_logits(model, states, forbidden_mask=forbidden_mask, temperature=temperature)
-        logprobs = log_softmax(logits)
-        return pick(logprobs, ids), entropy_of(logprobs, forbidden_mask)
 
-    def step(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        states, ids, first = inputs
-        if num_tokens is None:
-            return None, score_chunk(states, ids)
-        nothing = jnp.zeros(ids.shape, jnp.float32), jnp.zeros(ids.shape, jnp.float32)
-        return None, jax.lax.cond(first < num_tokens, score_chunk, lambda *_: nothing, states, ids)
+def _score_chunk(temperature: float, head: Any, hidden: Array, ids: Array, forbidden_mask: Array) -> TokenScores:
+    values = masked_logits(head, hidden, forbidden_mask=forbidden_mask, temperature=temperature)
+    logprobs = log_softmax(values)
+    return TokenScores(pick(logprobs, ids), entropy_of(logprobs, forbidden_mask))
 
-    firsts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)
-    _, (logprobs, entropy) = jax.lax.scan(step, None, (hidden, flat_ids, firsts))
-    size = flat_ids.size - padding
-    return TokenScores(
-        logprobs=logprobs.reshape(-1)[:size].reshape(shape), entropy=entropy.reshape(-1)[:size].reshape(shape)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _score_chunks(
+    temperature: float, head: Any, hidden: Array, ids: Array, num_used: Array, forbidden_mask: Array
+) -> TokenScores:
+    """Scores the first `num_used` chunks of hidden [chunks, chunk, D] and ids [chunks, chunk]; 0 in the others.
+
+    The backward pass is written here, since that of a loop with a condition would keep the head once for each chunk.
+    """
+
+    def step(index: Array, scores: TokenScores) -> TokenScores:
+        return jax.tree.map(
+            lambda all_values, values: all_values.at[index].set(values),
+            scores,
+            _score_chunk(temperature, head, hidden[index], ids[index], forbidden_mask),
+        )
+
+    zeros = jnp.zeros(ids.shape, jnp.float32)
+    return _loop(step, len(ids), num_used, TokenScores(zeros, zeros))
+
+
+def _score_chunks_forward(temperature: float, *args: Any) -> tuple[TokenScores, tuple]:
+    return _score_chunks(temperature, *args), args
+
+
+def _score_chunks_backward(temperature: float, saved: tuple, gradient: TokenScores) -> tuple:
+    head, hidden, ids, num_used, forbidden_mask = saved
+
+    def step(index: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
+        def score(head: Any, states: Array) -> TokenScores:
+            return _score_chunk(temperature, head, states, ids[index], forbidden_mask)
+
+        of_head, of_states = jax.vjp(score, head, hidden[index])[1](jax.tree.map(lambda x: x[index], gradient))
+        return jax.tree.map(jnp.add, total[0], of_head), jnp.asarray(total[1]).at[index].set(of_states)
+
+    zeros = jax.tree.map(jnp.zeros_like, (head, hidden))
+    return *_loop(step, len(ids), num_used, zeros), None, None, None
+
+
+_score_chunks.defvjp(_score_chunks_forward, _score_chunks_backward)
+
+
+def _loop(step: Callable[[Array, Any], Any], length: int, num_used: Array, start: Any) -> Any:
+    """A loop of a known length whose steps from `num_used` on do nothing."""
+    return jax.lax.fori_loop(
+        0,
+        length,
+        lambda index, carried: jax.lax.cond(index < num_used, step, lambda _, same: same, index, carried),
+        start,
     )
 
 

@@ -21,6 +21,7 @@ from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import decoder
 from care_jax.models.attention import segment_attention
+from care_jax.models.qwen_vl import logits
 from care_jax.models.vision import own_patches, rotary_tables
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout
@@ -151,7 +152,7 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
         layer = jax.tree.map(lambda x, i=index: x[i : i + 1], model.layers)
         layers.append(decoder.prefill(layer, layers[-1], rope, deepstack[index : index + 1], attention="xla")[0])
     layers[-1] = model.norm(layers[-1])
-    return Stages(blocks, deepstack, layers, model.logits(layers[-1]))
+    return Stages(blocks, deepstack, layers, logits(model.head, layers[-1]))
 
 
 def run_oracle(oracle: transformers.PreTrainedModel, row: Row) -> dict[str, list[np.ndarray]]:
@@ -247,7 +248,7 @@ def test_bfloat16_stays_as_near_as_transformers(family):
     config = dataclasses.replace(model.config, compute_dtype="bfloat16")
     rough = models.params_from_dict(config, models.params_to_dict(model))
     exact, ours = (
-        np.asarray(jax.nn.log_softmax(each.logits(jax.jit(models.QwenVL.prefill)(each, prompts).last_hidden)))
+        np.asarray(jax.nn.log_softmax(logits(each.head, jax.jit(models.QwenVL.prefill)(each, prompts).last_hidden)))
         for each in (model, rough)
     )
     low = copy.deepcopy(oracle).to(torch.bfloat16)

@@ -17,6 +17,7 @@ from care_jax.models import QwenVL, decoder, qwen_vl
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Forced, Rollouts, Verdicts
+from tests.packings import make_packing
 
 R, J = 12, 4
 KEY = jax.random.key(1)
@@ -56,7 +57,7 @@ def run(tiny_model, tiny_prompts, tiny_processor):
 def teacher_forced(model, prompts, token_ids, forbidden, temperature):
     """Log-probs of given tokens, and the most likely ones, from one pass over the branches."""
     hidden = padded.forward_branches(model, prompts, token_ids).predicting
-    logits = score.masked_logits(model, hidden, forbidden_mask=forbidden, temperature=temperature)
+    logits = score.masked_logits(model.head, hidden, forbidden_mask=forbidden, temperature=temperature)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), token_ids[..., None], axis=-1)[..., 0]
     return logprobs, logits.argmax(-1)
 
@@ -263,9 +264,9 @@ def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_
     think = first_tokens & (jnp.arange(J) > 0)[None, :, None]  # branch 0 has no rationale and is pooled whole
     verdicts = Verdicts(row, row, row, row.astype(jnp.float32), think, think)
     ours = score.scores_of_sampler(rollouts, verdicts)
-    theirs = score.score(
-        tiny_model, tiny_prompts, rollouts, verdicts, forbidden, temperature=sampling.temperature, chunk=16
-    )
+    packing = make_packing(jax.device_get(tiny_prompts), rollouts.response_len, padded_len=R, stream_len=60)
+    given = (tiny_model, tiny_prompts, rollouts, verdicts, packing, forbidden)
+    theirs = score.score(*given, temperature=sampling.temperature, chunk=16)
     sampled = np.asarray(rollouts.sampled_mask)
     assert np.abs(np.where(sampled, ours.logprobs - theirs.logprobs, 0)).max() <= GAP
     assert np.abs(np.where(sampled, ours.entropy - theirs.entropy, 0)).max() <= GAP
