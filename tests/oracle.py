@@ -121,9 +121,9 @@ def row_logprobs(
         x, _ = layer(x, rope, causal_attention)
         if index < len(features.deepstack):
             x = x + jnp.where(is_vision, features.deepstack[index, 0][at_token], 0.0)[None]
-    logits = jnp.where(forbidden_mask[None], -jnp.inf, logits(model.head, model.norm(x))[0] / temperature)
+    values = jnp.where(forbidden_mask[None], -jnp.inf, logits(model.head, model.norm(x))[0] / temperature)
     at_response = prompt_len + jnp.arange(num_response)
-    return jax.nn.log_softmax(logits)[at_response - 1, token_ids[at_response]]
+    return jax.nn.log_softmax(values)[at_response - 1, token_ids[at_response]]
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:

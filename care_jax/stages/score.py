@@ -90,25 +90,27 @@ def token_scores(
     ids = jnp.pad(token_ids.reshape(-1), (0, padding)).reshape(num_chunks, chunk)
     num_used = jnp.int32(num_chunks) if num_tokens is None else -(-num_tokens // chunk)
     scores = _score_chunks(temperature, head, hidden, ids, num_used, jnp.asarray(forbidden_mask))
-    return jax.tree.map(lambda values: values.reshape(-1)[: token_ids.size].reshape(shape), scores)
+    return TokenScores(*(values.reshape(-1)[: token_ids.size].reshape(shape) for values in scores))
 
 
-def _score_chunk(temperature: float, head: Any, hidden: Array, ids: Array, forbidden_mask: Array) -> TokenScores:
+def _score_chunk(
+    temperature: float, head: Any, hidden: Array, ids: Array, forbidden_mask: Array
+) -> tuple[Array, Array]:
     values = masked_logits(head, hidden, forbidden_mask=forbidden_mask, temperature=temperature)
     logprobs = log_softmax(values)
-    return TokenScores(pick(logprobs, ids), entropy_of(logprobs, forbidden_mask))
+    return pick(logprobs, ids), entropy_of(logprobs, forbidden_mask)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _score_chunks(
     temperature: float, head: Any, hidden: Array, ids: Array, num_used: Array, forbidden_mask: Array
-) -> TokenScores:
-    """Scores the first `num_used` chunks of hidden [chunks, chunk, D] and ids [chunks, chunk]; 0 in the others.
+) -> tuple[Array, Array]:
+    """Log-probs and entropy of the first `num_used` chunks of hidden [chunks, chunk, D] and ids [chunks, chunk].
 
-    The backward pass is written here, since that of a loop with a condition would keep the head once for each chunk.
+    Those of the others are 0. The backward pass is written here, since that of a loop with a condition would keep the head once for each chunk.
     """
 
-    def step(index: Array, scores: TokenScores) -> TokenScores:
+    def step(index: Array, scores: tuple[Array, Array]) -> tuple[Array, Array]:
         return jax.tree.map(
             lambda all_values, values: all_values.at[index].set(values),
             scores,
@@ -116,18 +118,18 @@ def _score_chunks(
         )
 
     zeros = jnp.zeros(ids.shape, jnp.float32)
-    return _loop(step, len(ids), num_used, TokenScores(zeros, zeros))
+    return _loop(step, len(ids), num_used, (zeros, zeros))
 
 
-def _score_chunks_forward(temperature: float, *args: Any) -> tuple[TokenScores, tuple]:
+def _score_chunks_forward(temperature: float, *args: Any) -> tuple[tuple, tuple]:
     return _score_chunks(temperature, *args), args
 
 
-def _score_chunks_backward(temperature: float, saved: tuple, gradient: TokenScores) -> tuple:
+def _score_chunks_backward(temperature: float, saved: tuple, gradient: tuple) -> tuple:
     head, hidden, ids, num_used, forbidden_mask = saved
 
     def step(index: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
-        def score(head: Any, states: Array) -> TokenScores:
+        def score(head: Any, states: Array) -> tuple[Array, Array]:
             return _score_chunk(temperature, head, states, ids[index], forbidden_mask)
 
         of_head, of_states = jax.vjp(score, head, hidden[index])[1](jax.tree.map(lambda x: x[index], gradient))
