@@ -27,8 +27,8 @@ _LEAD = re.compile(
     r"(?:应该)?[是为选]?(?:选项)?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
     # at the head of a line or sentence, with only a letter or number behind: "Final answer C", "I choose B."
     r"|(?:^|(?<=[.!?] ))[\s*#>]{0,20}(?:(?:so|thus|hence|therefore),? )?"
-    rf"(?:(?:the )?(?:(?:(?:{_SUITABLE}) )?answer|(?:{_SUITABLE}) (?:option|choice))[\s*]{{0,9}}[-–=]?"  # noqa: RUF001
-    r"|(?:i|we)(?: would|'d|'ll| will)? (?:choose|chose|pick|select) (?:(?:option|choice|answer|letter) )?)\s{0,9}"
+    rf"(?:(?:(?:the|my) )?(?:(?:(?:{_SUITABLE}) )?answer|(?:{_SUITABLE}) (?:option|choice))[\s*]{{0,9}}[-–=]?"  # noqa: RUF001
+    r"|(?:i|we)(?: would|'d|'ll| will)? (?:choose|chose|pick|select))\s{0,9}(?:(?:option|choice|answer|letter) )?"
     r"(?=[\s$*\\(]{0,9}(?:(?-i:[A-L])|-?\$?\d{1,15}(?:[.,/]\d{1,15}){0,5}\s?%?)[\s$*\\)]{0,9}"
     r"(?:[.!]?[\s*]{0,9}$|[.!]\s))"
     # in a line: "the correct option letter is", "the answer should be", 答案是
@@ -121,14 +121,14 @@ def last_statement(text: str, box: Span | None) -> Span | None:
     lines = _lines(text, end)
     explicit = printed_literal(text, lines) or _explicit(text, lines)
     if box and (explicit is None or box[0] >= explicit[0]):
-        start, statement = box[0], box
+        statement: Span | None = box
     elif explicit:
-        start, statement = explicit[0], _without_afterthought(text, explicit)
+        statement = _without_afterthought(text, explicit)
     else:
-        sentence = _sentence(text, lines) if lines else None
-        return sentence and _trimmed(text, sentence)
-    taken_back = is_doubted(text, start) or is_taken_back(text, *statement, end)
-    return None if taken_back else _trimmed(text, statement)
+        statement = _sentence(text, lines) if lines else None
+    if statement is None or is_doubted(text, statement[0]) or is_taken_back(text, *statement, end):
+        return None
+    return _trimmed(text, statement)
 
 
 def _lines(text: str, end: int) -> list[Span]:

@@ -3,9 +3,8 @@ r"""Finds what doubts a statement or takes it back: "I doubt that", "That is wro
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
-from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_stated
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_stated
 from care_jax.rewards.verifiers.reading.sentences import SPELLED
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
 
@@ -42,21 +41,35 @@ _DOUBT = re.compile(
 # A sentence that only names something: "Then 8.", "The other one is 8.", "No, it is (C).", "I choose C.".
 _MARKS = r"[\s$*`_\\()\[\]{}\"“”]{0,9}"
 _ONE = r"(?:one|answer|result|option|choice|candidate|possibility|solution)"
-_ADDED = rf"(?:another(?: {_ONE})?|(?:the |an? )?(?:other|second|alternative)(?: {_ONE})?)"
-_BE = r"(?:\s(?:is|was|equals|(?:would|could|might|may|should|must|can|will)(?: also)? be)(?: also)?\b:?|\s?[:=])"
+_ADDED = (
+    rf"(?:another(?: {_ONE})?|(?:the |an? )?(?:others?|second|alternative)(?: {_ONE})?|(?:the )?(?:next|last) {_ONE})"
+)
+_MAY_BE = r"(?:would|could|might|may|should|must|can|will)(?: also)? be"
+_BE = rf"(?:(?:\s(?:is|are|was|equals|{_MAY_BE})|'s)(?: also)?\b:?|\s?[:=,])"
 _NAMING = re.compile(
-    rf"(?:^|[.!?。]){_MARKS}(?:[-•]\s)?{_MARKS}(?P<said>{_LABEL}"
+    rf"(?:^|[.!?。]){_MARKS}(?:[-•]\s)?{_MARKS}(?P<label>{_LABEL})(?P<said>"
     r"(?:(?:then|and|or|also|plus|but|so|no|now|maybe|perhaps|hence|thus|therefore|rather|instead)\b[,:]?\s){0,3}"
-    rf"(?:(?:it|{_ADDED}|(?:the )?(?:(?:real|true|correct|right|actual|new|final) )?{_ONE}){_BE}\s"
-    r"|i (?:mean|choose|pick|select|say|would say|think|guess|get|got)(?: it is)?\s"
+    rf"(?:(?:it|this one|{_ADDED}|(?:the )?(?:(?:real|true|correct|right|actual|new|final) )?{_ONE}){_BE}\s"
+    r"|(?:i|we) (?:mean|choose|pick|select|say|would say|think|guess|get|got|have)(?: it is)?\s|make (?:it|that)\s"
     rf"|(?:另一个|第二个|还有一个)(?:答案|选项)?[是为]|然后|还有|或者?)?){_MARKS}"
-    rf"(?P<named>[^\s.!?。](?:[^\s.!?。]|\.(?=\d)|[ ](?=\S)){{0,30}}?)(?:,? (?:too|as well|also|instead))?{_MARKS}"
+    rf"(?P<named>[^\s,;:.!?。](?:[^\s.!?。]|\.(?=\d)|[ ](?=\S)){{0,30}}?)(?:,? (?:too|as well|also|instead))?{_MARKS}"
     r"(?=(?P<line_end>[.!]?[\s*]{0,9}$)|[.!?。](?!\d))",
     re.IGNORECASE | re.MULTILINE,
 )
 _ADDS = re.compile(rf"\b(?:then|and|or|also|plus|{_ADDED})\b", re.IGNORECASE)
 _DIGIT_FIRST = re.compile(r"[-−]?\$?\d")  # noqa: RUF001
 _LETTER = re.compile(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-L])\)?")
+_LETTER_AND_TEXT = re.compile(
+    r"(?:[Oo]ption |[Cc]hoice )?(?:\(([A-L])\)|([A-L])[:)])(?: (?!is|are|was|has|does)\S{1,20}){1,3}"
+)
+# "C is also correct.", "C too"
+_LETTER_TOO = re.compile(
+    r"(?:^|[.!?。])[\s*(]{0,9}(?:[Oo]ption |[Cc]hoice )?([A-L])\)?\*{0,2}(?: (?:is|would be|could be|might be|may be))?"
+    r" (?:(?:also|equally|just as) (?:right|correct|possible|valid|good|fits|works)|another\b|(?:too|as well)[.!]?$"
+    r"|(?:fits|works) (?:too|as well))",
+    re.MULTILINE,
+)
+_JOINT = re.compile(r",?\s(?:or|and|then)\s|,\s(?:then\s)?", re.IGNORECASE)
 _LETTER_FIRST = re.compile(r"(?:[Oo]ption )?(?:\\text\{)?(?:\(([A-L])\)|([A-L])(?:[.:),*}]|$| \())")
 
 
@@ -86,6 +99,8 @@ def _names_another(text: str, start: int, stop: int, end: int) -> bool:
     key = (letter[1] or letter[2]) if letter else own
     value = None if letter else read_stated(own, fractions_allowed=True)
     others = [naming for naming in _NAMING.finditer(text, stop, end) if _is_another(naming, key, value, bool(letter))]
+    if letter and any(too[1] != key for too in _LETTER_TOO.finditer(text, stop, end)):
+        return True
     if not others:
         return False
     again = re.compile(rf"(?<![\w.,]){re.escape(key)}{_MARKS}(?:[.!?。](?!\d)|$)", re.MULTILINE)
@@ -94,20 +109,27 @@ def _names_another(text: str, start: int, stop: int, end: int) -> bool:
 
 def _is_another(naming: re.Match[str], key: str, value: Quantity | None, is_letter: bool) -> bool:
     """Return whether a sentence names another letter, number or word than the answer."""
-    said, named, ends_line = naming["said"], naming["named"], naming["line_end"] is not None
+    label, said, named = naming["label"], naming["said"], naming["named"]
+    parts = _JOINT.split(named) if label or said else [named]
+    ends_line = naming["line_end"] is not None
     if is_letter:
-        letter = _LETTER.fullmatch(named)
+        if said and (beside := _LETTER_AND_TEXT.fullmatch(named)):
+            return (beside[1] or beside[2]) != key
         is_alone = ends_line and naming[0][0] in ".!?。" and "\n" not in naming[0]  # "(B). C.", unlike a heading "C."
-        return letter is not None and letter[1] != key and (bool(said) or is_alone)
+        letters = [match[1] for part in parts if (match := _LETTER.fullmatch(part))]
+        return bool(label or said or is_alone) and any(letter != key for letter in letters)
     if value is None:  # of words, those that are joined to the first ones
         few = len(key.split()) <= 3 and len(named.split()) <= 2
         return few and _ADDS.search(said) is not None and named.casefold() != key.casefold()
+    is_alone = ends_line and _DIGIT_FIRST.match(named) is not None  # unlike the "1." of a list, or "x = 8"
+    return bool(said or is_alone) and any(_differs(part, value) for part in parts)
+
+
+def _differs(named: str, value: Quantity) -> bool:
+    """Return whether a text is a quantity other than `value`; one in another unit may be the same."""
     if named.casefold() in SPELLED:
-        found: Quantity | None = Quantity(Fraction(SPELLED.index(named.casefold())), "")
-    elif said:
-        found = read_stated(named, fractions_allowed=True)
-    else:  # alone in its line: "8", but not the "1." of a list, nor "x = 8"
-        found = read_quantity(named, fractions_allowed=True) if ends_line and _DIGIT_FIRST.match(named) else None
+        return value.value != SPELLED.index(named.casefold())
+    found = read_stated(named, fractions_allowed=True)
     if found is None or (found.unit and value.unit and found.unit != value.unit):
         return False
     return not agree(found, value, 0.0)
