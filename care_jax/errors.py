@@ -28,8 +28,20 @@ class BadRowError(InputError):
 
 def shown(text: object, limit: int = _SHOWN) -> str:
     """`text` as Python writes it, control characters escaped and cut to `limit` characters, for a message."""
-    written = repr(text if not isinstance(text, str) else text[: limit + 1])
+    try:
+        written = repr(text if not isinstance(text, str) else text[: limit + 1])
+    except Exception as error:  # of a user's class
+        written = f"a {type(text).__name__} whose repr raised {type(error).__name__}"
     return written if len(written) <= limit + 2 else f"{written[:limit]}..."
+
+
+def raised(error: BaseException) -> str:
+    """`error` as "raised TypeError: 'its text'", for a message; a user's exception may have no text that can be had."""
+    try:
+        text = shown(str(error))
+    except Exception as another:
+        text = f"its text raised {type(another).__name__}"
+    return f"raised {type(error).__name__}: {text}"
 
 
 def printable(text: str) -> str:

@@ -77,9 +77,13 @@ def require_readable(path: Path, missing: str) -> None:
     """Opens the local file at `path` once, before anything else is done.
 
     Raises:
-        InputError: `missing` if there is no file; or the system's reason why it cannot be opened, such as permissions.
+        InputError: `missing` if there is nothing; or why it cannot be read: it is a folder or a device, or the system's
+            reason, such as permissions.
     """
     try:
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            found = "a folder" if path.is_dir() else "a device or a pipe"
+            raise InputError(f"{shown(str(path))} is {found}; give a file")
         if path.is_file():
             with path.open("rb"):
                 return

@@ -63,6 +63,14 @@ class Silent:
         raise RuntimeError
 
 
+class MuteError(Exception):
+    """An exception without a text that can be had."""
+
+    def __str__(self) -> str:
+        """Fails."""
+        raise RuntimeError
+
+
 @batch_reward_function(size=4)
 def fragile_batch(records: list[dict[str, Any]], responses: list[str]) -> Any:
     """Gives each response its number of characters, and breaks in the way that any of them asks for."""
@@ -91,6 +99,8 @@ def fragile_batch(records: list[dict[str, Any]], responses: list[str]) -> Any:
                 return {str(n): value for n, value in enumerate(values)}
             case "set":
                 return set(values)
+            case "mute":
+                raise MuteError
             case "one number":
                 return 1.0
     wrong: dict[str, Any] = {"none": None, "nan": math.nan, "huge": -1e7}

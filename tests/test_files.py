@@ -123,6 +123,13 @@ def test_a_file_that_cannot_be_opened_is_told_in_one_line(tmp_path: Path, reader
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize(("path", "found"), [("/dev/null", "a device or a pipe"), ("/", "a folder")])
+def test_what_is_no_file_is_named(path: str, found: str) -> None:
+    """Catches "no such file" for a path that plainly exists."""
+    with pytest.raises(InputError, match=f"'{path}' is {found}; give a file"):
+        files.require_readable(Path(path), "no such file")
+
+
 def test_a_file_of_others_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Catches exit code 1, after which a supervisor starts the run again, for a file without the right to read it."""
 

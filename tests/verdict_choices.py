@@ -252,9 +252,16 @@ CHOICES = [
     Group("choice", "(C)", EFFECTS, ("C. A drought does nothing", "C. A steady number"), (), (
         "C. A is also correct", "C. But A is possible too", "C. A and so on", "C. A fits too", "C. A would be right",
     )),
-    Group("choice", "(B)", DEGREES, ("It is 40°.",), (), (
+    Group("choice", "(A)", ("blue", "red"), (
+        "It is blue", "The almost vertical line is blue.", "The line that is nearly flat is blue.",
+        "The sky is almost always blue.",
+    ), (), (
+        "It is almost blue", "It is very nearly blue.", "The sky is almost completely blue.",
+        "The colour is practically a blue.", "almost blue",
+    )),
+    Group("choice", "(B)", DEGREES, ("It is 40°.", "It is about 40°."), (), (
         "It is more than 40°.", "It is less than 40°.", "It is twice 40°.", "It is anything but 40°.",
-        "The angle is half of 40°.", "The angle may be 40°.",
+        "The angle is half of 40°.", "The angle may be 40°.", "It is almost 40°.", "The angle is nearly 40 degrees.",
     )),
     Group("choice", "(B)", None, ("B. False", "B (false)", "B: no"), (), (
         "B. ❌", "B: ✗", "B is false", "(B) is wrong",

@@ -266,11 +266,23 @@ VALUES = [
         "The year is 2014.", "The year with the peak is 2014.", "Between 2010 and 2016, the highest year is 2014.",
     ), (), (
         "Both 2014 and 2016.", "The years are 2014 and 2016.", "The years are 2014, 2016.",
-        "The peaks are 2014 or 2016.",
+        "The peaks are 2014 or 2016.", "It is 2014 of 2016.", "The year is 2014 out of 2016.", "Year 2014 of 2016",
+        "The year is 2014 to 2016.", "It was 2014 through 2016.", "It was 2014 until 2016.", "The year is 2014 (2016).",
+        "In 2014 of 2016",
+    )),
+    Group("chart_relaxed", "2016", None, ("The year is 2016.",), (), (
+        "Year 2014 of 2016", "In 2014 of 2016", "It is 2014 out of 2016.",
+    )),
+    Group("number", "12", None, (
+        "The rate is 12 per thousand.", "The rate is 12 in a million.", "The side is 12 cm.",
+    ), (), (
+        "It is 12 cm thousand.", "It is 12 dollars million.", "The value is 12% thousand.",
+        "It is 12 square cm thousand.", "The value is 12 thousand million.",
     )),
     Group("integer", "9", None, (
         "The bars add up to 9 from 2010 to 2012.", "The bars add up to 9 in 2010 and 2012.",
-    ), (), ("The bars are 9 and 2012.",)),
+        "The bars add up to 9 over 2010 to 2012.", "It was 9 from 2010 through 2012.", "There were 9 (2012).",
+    ), (), ("The bars are 9 and 2012.", "It is 9 of 2016.", "It is 9 to 2016.")),
     Group("text", "blue", None, ("blue", "Blue."), ("~~blue~~", "blue？", "not blue"), ()),  # noqa: RUF001
 ]
 # fmt: on

@@ -32,7 +32,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from care_jax.errors import shown
+from care_jax.errors import raised, shown
 from care_jax.rewards.terms import is_finite
 from care_jax.rewards.verifiers.own import import_marked
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
@@ -116,7 +116,7 @@ def compute(name: str, records: Sequence[Mapping[str, Any]], responses: Sequence
             raise ValueError(f"{len(values)} rewards for {len(responses)} responses")
         return [_numbers(name, value) for value in values]
     except (Exception, SystemExit) as error:
-        return [f"{name} raised {type(error).__name__}: {shown(str(error))}"] * len(responses)
+        return [f"{name} {raised(error)}"] * len(responses)
 
 
 def _decode(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 r"""Finds the answer in a response that keeps to no layout: the statement that stands last.
 
-A statement is a box, a line such as "**Answer:** B", "#### 7" or 故选B, words such as "the correct option is (D)", or
-a program that prints a literal (programs.py). Without any, the last sentence counts, or the first one of a last
-paragraph that begins with yes or no. Questions and closing phrases ("I hope this helps") are passed over, and so is
-all that follows when a response, once it has answered, asks itself another question. Every pattern is linear in the
-text that it looks at.
+A statement is a box, a line such as "**Answer:** B", "#### 7" or 故选B, words such as "the correct option is (D)" or
+"Final answer C", or a program that prints a literal (programs.py). It counts unless it is doubted or taken back
+(retractions.py). Without any, the last sentence counts, or the first one of a last paragraph that begins with yes or
+no. Questions and closing phrases ("I hope this helps") are passed over, and so is all that follows when a response,
+once it has answered, asks itself another question. Every pattern is linear in the text that it looks at.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from care_jax.rewards.programs import Span, printed_literal
+from care_jax.rewards.retractions import is_doubted, is_taken_back
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
 
 _END_TOKEN = re.compile(r"</s>|<\|[a-z_]{1,20}\|>|<eos>|<end_of_turn>")
@@ -24,21 +25,33 @@ _LEAD = re.compile(
     rf"(?:(?:the )?(?:(?:{_SUITABLE}) )?(?:(?:answer|option|choice)(?: is)?[\s*_]{{0,20}}[:：]|answer[\s*_]{{0,20}}$)"  # noqa: RUF001
     r"|(?:(?:所以|因此|综上|故)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)】?"  # noqa: RUF001
     r"(?:应该)?[是为选]?(?:选项)?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
+    # at the head of a line or sentence, with only a letter or number behind: "Final answer C", "I choose B."
+    r"|(?:^|(?<=[.!?] ))[\s*#>]{0,20}(?:(?:so|thus|hence|therefore),? )?"
+    rf"(?:(?:(?:the|my) )?(?:(?:(?:{_SUITABLE}) )?answer|(?:{_SUITABLE}) (?:option|choice))[\s*]{{0,9}}[-–=]?"  # noqa: RUF001
+    r"|(?:i|we)(?: would|'d|'ll| will)? (?:choose|chose|pick|select))\s{0,9}(?:(?:option|choice|answer|letter) )?"
+    r"(?=[\s$*\\(]{0,9}(?:(?-i:[A-L])|-?\$?\d{1,15}(?:[.,/]\d{1,15}){0,5}\s?%?)[\s$*\\)]{0,9}"
+    r"(?:[.!]?[\s*]{0,9}$|[.!]\s))"
     # in a line: "the correct option letter is", "the answer should be", 答案是
     rf"|\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice)|(?:option|choice) (?:that|which))\b"
     r"[^.:!?\r\n]{0,80}?"
     r"(?:\s(?:is|(?:should|would|must|will|could)(?: (?!not\b|never\b)\w{1,20})? be)\b|:)[\s:*]{0,20}"
     # "the capability is option (A) Rec", but not "it is red, which is option A"
     r"|(?<!\bwhich )\bis (?=(?:option|choice) \(?[A-L]\b)"
-    r"|(?:答案|故选|应选|选择|选项)[^。\r\n]{0,20}?[是为选：:]\s{0,9}|故选\s{0,9}",  # noqa: RUF001
+    r"|(?:答案|故选|应选|选择|选项)[^。\r\n]{0,20}?[是为选：:]\s{0,9}|故选\s{0,9}"  # noqa: RUF001
+    r"|(?<![^\s,，。:：;；以此故])(?:说法)?正确的(?:选项|答案|说法)?[是为]\s{0,9}(?=[（(]?[A-L])",  # noqa: RUF001
     re.IGNORECASE | re.MULTILINE,
 )
-# What holds an answer: \fbox{42}, "option B is correct", "option (B) red is the best", "(B) is the best", 选项B正确.
+# What holds an answer: \fbox{42}, "option B is correct", "option (B) red is the best", "(B) is the best", 选项B正确,
+# and alone in a line or sentence "B is the correct answer." or B选项正确.
 _HOLDER = re.compile(
     r"\\fbox\s{0,9}\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
     rf"|(?:[Oo]ption|[Cc]hoice|选项)\s?\(?([A-L])\)?\s?(?:is|是)?\s?(?:the |most )?(?:{_SUITABLE}|正确)"
     rf"|[Oo]ption (\([A-L]\) [^\r\n.,;:!?]{{1,60}}?) is (?:the |most )?(?:{_SUITABLE})\b"
     rf"|(?<![^\s,，])(\([A-L]\)) is (?:the |most )?(?:{_SUITABLE})\b"  # noqa: RUF001
+    r"|(?:^|(?<=[.!?] ))[\s*]{0,9}(?:(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )?([A-L])\*{0,2} is the "
+    rf"(?:{_SUITABLE}) (?:answer|option|choice)(?=[\s*]{{0,9}}(?:$|[.!](?:\s|$)|,? (?:because|since)\b))"
+    r"|^(?:(?:因此|所以|故)[,，]?)?([A-L])\s?选项(?:是)?正确的?(?=[。.!！]?$)",  # noqa: RUF001
+    re.MULTILINE,
 )
 _LAST_LINE = re.compile(r"####[ \t]*(?=[^#\s])")  # as in GSM8K
 _EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
@@ -55,35 +68,15 @@ _SENTENCE_END = re.compile(
     r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*])|(?<=[\"“]\w)(?=.[\"”]))[.!?。]"
     r"(?:(?P<quote>[\"”])?[*\"”')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
 )
+# A lone letter before "I hope this helps!" or "Options A and C are wrong"; neither names it, or another answer.
+_LETTER_END = re.compile(
+    r"[\s*]{0,9}(?P<letter>[A-L])\*{0,2}[.!]\s(?="
+    r"(?:I hope|Hope this|Let me know|Feel free|Please let|I'm happy)[^A-L\r\n]{0,200}$"
+    r"|(?:The )?(?:[Oo]ther )?[Oo]ptions? (?:(?!(?P=letter)\b)[^.]){1,80} (?:is|are) (?:wrong|incorrect|not right)\b)",
+    re.MULTILINE,
+)
 _TAKEN_BACK = re.compile(
     r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
-)
-# What takes a statement back: directly behind it, and at the head of a later sentence or line.
-_WRONG = r"(?:not (?:right|correct)|(?:wrong|incorrect|false|rejected|extraneous)\b)"
-_DENIED = re.compile(rf"[\s$*\\)\]}}]{{0,9}}(?:is|was) {_WRONG}", re.IGNORECASE)
-_RETRACTION = re.compile(
-    r"(?:^|[.!?。])[\s$*\\)\]}(\"]{0,9}"
-    r"(?:(?:no[,.:]|nope|wait|oops|hmm+|hold on|correction|corrected|scratch that|my mistake|otherwise|sorry,"
-    r"|apologies,)"
-    r"|actually,? (?:no|it|the|that|i)\b|on (?:second thought|reflection)"
-    r"|(?:but )?i (?:was wrong|made an? (?:mistake|error)|misread|take that)"
-    rf"|(?:but |however,? )?(?:that|this|it)(?: is|'s| was) {_WRONG}"
-    r"|but \(?[A-L]\)? |alternatively, \(?(?:[A-L]|-?\d+)\)?[\s.]"
-    r"|等等|等一下|不对|更正|错了|抱歉|应该?[是选为])",
-    re.IGNORECASE | re.MULTILINE,
-)
-_RECHECK = re.compile(r"\blet me (?:re-?|double[ -])", re.IGNORECASE)
-_CONFIRMED = re.compile(
-    r"\b(?:yes|correct|right|confirm\w*|match\w*|indeed|consistent|holds|same)\b|[✓✅]", re.IGNORECASE
-)
-# Words before a statement in its clause that doubt, deny or only suppose it.
-_DOUBT = re.compile(
-    r"(?:\b(?:doubt|unlikely|unsure|tempting|whether|no evidence)\b"
-    r"|(?:\bnot|n't|\bnever|\bcannot) (?:sure|certain|know|think|believe|say|tell|conclude)\b)[^,;:]{0,40}$"
-    r"|\bunless\b|\bif\b[^.]{0,200}\b(?:were|had)\b.{0,200}\bwould\b"
-    r"|(?:\bnot|n't|\bnever|\bcannot)(?: \w{1,20}){0,2}[\s$*\\(\[]{0,9}(?:(?:boxed|fbox)\s?\{)?$"
-    r"|(?:不确定|怀疑|不能说|是否)[^,，;；:：]{0,40}$",  # noqa: RUF001
-    re.IGNORECASE,
 )
 _CLOSING = re.compile(
     r"[^.]{0,200}\?[\s*]{0,9}$|\s*(?:i hope|let me know|please|note|feel free|i'm happy|hope this|```|---)",
@@ -128,13 +121,14 @@ def last_statement(text: str, box: Span | None) -> Span | None:
     lines = _lines(text, end)
     explicit = printed_literal(text, lines) or _explicit(text, lines)
     if box and (explicit is None or box[0] >= explicit[0]):
-        return None if _is_doubted(text, box[0]) or _is_taken_back(text, box[1], end) else _trimmed(text, box)
-    if explicit:
+        statement: Span | None = box
+    elif explicit:
         statement = _without_afterthought(text, explicit)
-        taken_back = _is_doubted(text, explicit[0]) or _is_taken_back(text, statement[1], end)
-        return None if taken_back else _trimmed(text, statement)
-    sentence = _sentence(text, lines) if lines else None
-    return sentence and _trimmed(text, sentence)
+    else:
+        statement = _sentence(text, lines) if lines else None
+    if statement is None or is_doubted(text, statement[0]) or is_taken_back(text, *statement, end):
+        return None
+    return _trimmed(text, statement)
 
 
 def _lines(text: str, end: int) -> list[Span]:
@@ -185,23 +179,11 @@ def _last(pattern: re.Pattern[str], text: str, start: int, end: int) -> re.Match
     return max(pattern.finditer(text, start, end), key=re.Match.end, default=None)
 
 
-def _is_doubted(text: str, start: int) -> bool:
-    """Return whether the sentence before `start` doubts or denies what follows."""
-    before = text[max(0, start - _LONGEST) : start].rpartition("\n")[2]
-    return _DOUBT.search(re.split(r"[.!?。]\s", before)[-1]) is not None
-
-
-def _is_taken_back(text: str, start: int, end: int) -> bool:
-    """Return whether the text behind a statement, from `start` on, takes it back, or checks without confirming it."""
-    if _DENIED.match(text, start, end) or _RETRACTION.search(text, start, end):
-        return True
-    recheck = _RECHECK.search(text, start, end)
-    return recheck is not None and not _CONFIRMED.search(text, recheck.end(), end)
-
-
 def _without_afterthought(text: str, span: Span) -> Span:
     """Cut a statement behind its first sentence, unless what follows takes it back."""
     start, end = span[0] + len(_ADVERB.match(text, *span)[0]), span[1]  # type: ignore[index]  # it may be empty
+    if letter := _LETTER_END.match(text, start, end):
+        return letter.span("letter")
     stop = _SENTENCE_END.search(text, start, end)
     if not stop or _TAKEN_BACK.match(text, stop.end(), end):
         return start, end

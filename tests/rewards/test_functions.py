@@ -174,6 +174,21 @@ def test_a_function_that_always_fails_is_told(caplog: pytest.LogCaptureFixture, 
     assert reason in told
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("raise", "raised KeyError: \"'raise'\""),
+        ("mute", "raised MuteError: its text raised RuntimeError"),
+        ("unprintable", "returned a Silent whose repr raised RuntimeError; a reward is a number"),
+    ],
+)
+def test_a_failed_function_says_what_it_raised(fault: str, told: str) -> None:
+    """Catches an exception or a value whose own text fails, which would end the worker and blame the machine."""
+    (reason,) = functions.compute(f"{OWN}fragile_batch", [{"images": [], "meta": None}], [fault])
+    assert isinstance(reason, str)
+    assert told in reason
+
+
 def test_a_function_that_forks_and_comes_back_twice_answers_once() -> None:
     """Catches a child of the worker that answers too: its reply was an unexpected one, which ended the run."""
     rollouts = rollouts_of(np.array([[[1, 0], [2, 0], [1, 0]]], np.int32), np.full((1, 3), 2, np.int32))
@@ -275,7 +290,7 @@ def values_of(verifier: Verifier, words: list[str], **fields: object) -> list[fl
     return [None if np.isnan(value) else value for value in part[0].tolist()]
 
 
-WHOLE_CALL = ["raise", "exit", "hang", "kill", "short", "long", "nothing", "digits", "bytes", "named", "set"]
+WHOLE_CALL = ["raise", "exit", "hang", "kill", "short", "long", "nothing", "digits", "bytes", "named", "set", "mute"]
 ONE_VALUE = ["none", "nan", "huge", "text", "list", "object", "part", "octets", "unprintable"]
 
 

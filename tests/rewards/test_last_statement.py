@@ -208,6 +208,69 @@ def test_the_last_statement_is_the_answer(text, expected):
         ("choice", "(B)", "The answer is B. Nope.", False),
         ("choice", "(B)", "The answer is B. Let me double check. It is C.", False),
         ("choice", "(C)", "The answer is C. A is also correct.", False),
+        # A later sentence that only names another number, letter or word, and sentences with numbers that explain.
+        ("integer", "7", "The answer is 7. Then 8.", False),
+        ("integer", "7", "The answer is 7. The other one is 8.", False),
+        ("integer", "7", "The answer is 7.\n- Also **8**.", False),
+        ("integer", "7", "The answer is 7.\n8", False),
+        ("integer", "7", "The answer is 7. Then eight.", False),
+        ("integer", "7", "The answer is 7. Then 7.5.", False),
+        ("integer", "7", "The answer is 7. Another answer is 8.", False),
+        ("integer", "8", "The answer is 7. Another answer is 8.", False),
+        ("integer", "7", "Answer: 7\nExplanation: no, 8.", False),
+        ("integer", "7", "$\\boxed{7}$. Then $8$.", False),
+        ("integer", "7", "\\boxed{7}\n\nThe result would be 8 cm.", False),
+        ("integer", "7", "答案是7。另一个是8。", False),
+        ("integer", "7", "The answer is 7. Then 8 or 9.", False),
+        ("integer", "7", "The answer is 7. It's 8.", False),
+        ("integer", "7", "The answer is 7. The other one, 8.", False),
+        ("integer", "7", "The answer is 7. Make that 8.", False),
+        ("number", "0.75", "The answer is 3/4. It is 0.75.", True),
+        ("integer", "7", "The answer is 7. It is 7.0.", True),
+        ("integer", "7", "The answer is 7. This follows from 3 + 4 = 7.", True),
+        ("integer", "7", "The answer is 7.\n\n1. Count them.\n2. Add 3 and 4.", True),
+        ("integer", "7", "Answer: 7\nWe start with 10. Then 8. So 7.", True),
+        ("integer", "7", "The answer is 7. The left side has 4.\nThe last bar is 8.", True),
+        ("integer", "7", "The answer is 7.\nx = 3\nSide AB: 4", True),
+        ("integer", "7", "The answer is 7. Then we are done. The other one is shorter.", True),
+        ("choice", "(B)", "The answer is (B). Then C.", False),
+        ("choice", "(B)", "The answer is (B). C.", False),
+        ("choice", "(B)", "Answer: B\nExplanation: no, C.", False),
+        ("choice", "(B)", "Answer: B\nExplanation: wait, C fits.", False),
+        ("choice", "(B)", "Answer: B\nThe other one is (C).", False),
+        ("choice", "(B)", "(B). Then C.", False),
+        ("choice", "(B)", "The answer is (B) blue. The other one is (C) dark green.", False),
+        ("choice", "(B)", "The answer is B.\nC is also correct.", False),
+        ("choice", "(B)", "Answer: B\nC too", False),
+        ("choice", "(B)", "Answer: B\nB is also the largest.", True),
+        ("choice", "(B)", "The answer is (B).\n\nHint: give the letter, e.g., A, B, C, D, at the end.", True),
+        ("choice", "(B)", "Answer: B\nMy final answer option C", False),
+        ("choice", "(B)", "Answer: B\nExplanation: C is too small.\nC.\nThis one is wrong.", True),
+        ("choice", "(B)", "The answer is (B). Options A and C are wrong because they are small.", True),
+        ("text", "blue", "The answer is blue. Then red.", False),
+        ("text", "blue", "The answer is blue. The other one is red.", False),
+        ("text", "blue", "The answer is blue. The other cars are red. It is warm.", True),
+        # Statements without a colon, and a letter alone.
+        ("choice", "(B)", "The answer is B.\nFinal answer C.", False),
+        ("choice", "(C)", "The answer is B.\nFinal answer C.", True),
+        ("choice", "(C)", "The answer is B. **Final Answer (C)**", True),
+        ("integer", "8", "The answer is 7.\nFinal answer 8", True),
+        ("choice", "(B)", "B is the correct answer.", True),
+        ("choice", "(B)", "So **B** is the best option because it is blue.", True),
+        ("choice", "(B)", "B is the correct answer for 5, C for 6.", False),
+        ("choice", "(B)", "B is not the correct answer.", False),
+        ("choice", "(B)", "I doubt that B is the correct answer.", False),
+        ("choice", "(B)", "I would not choose B.", False),
+        ("choice", "(B)", "If I choose B, I win.", False),
+        ("choice", "(B)", "I choose B or C.", False),
+        ("choice", "(B)", "The answer is B. I hope this helps!", True),
+        ("choice", "(B)", "The answer is B. I hope C is wrong too.", False),
+        ("choice", "(B)", "The answer is B. Options A and C are wrong because they are small.", True),
+        ("choice", "(B)", "The answer is B. Options A and B are wrong.", False),
+        ("choice", "(B)", "B选项正确。", True),
+        ("choice", "(B)", "B选项正确，A选项正确", False),  # noqa: RUF001
+        ("choice", "(B)", "因此，正确的是B。", True),  # noqa: RUF001
+        ("choice", "(B)", "不正确的是B", False),
     ],
 )
 def test_whole_responses_are_judged(kind, gold, response, correct):
@@ -222,7 +285,8 @@ def test_whole_responses_are_judged(kind, gold, response, correct):
     [
         "answer ", "the best option ", "答案", "= 5 ", "so the ", "is 5. I hope. ", "#### 1\n", "? ", "(A) is ",
         "$", '"', "**",        "\\(", "\\boxed{", "</s>", "<|", "because ", "\u200b", "Explanation:\n", "选项", "Ab. ",
-        "yes. ", "。",
+        "yes. ", "。", "Then 8. ", "8\n", "The other one is ", "(B). C. ", "I choose ", "Final answer ",
+        "B is the best ", "C too ", "Explanation: C is ", "8 or 9, then ", "Then C or ", "then or also ", "正确的是",
     ],
 )  # fmt: skip
 def test_time_is_linear(piece):
@@ -231,3 +295,9 @@ def test_time_is_linear(piece):
     for text in (piece * (500_000 // len(piece)), "The answer is " + piece * (250_000 // len(piece)) + "5"):
         answer(text)
     assert time.process_time() - start < 5.0
+
+
+@pytest.mark.parametrize("response", ["I choose B.", "So, we would pick option B", "B选项正确", "正确的是B"])
+def test_a_letter_is_read_without_the_options(response):
+    """Catches the pronoun I taken for a ninth option."""
+    assert verify_answer("choice", answer(response), "B", None, 0.0).correct

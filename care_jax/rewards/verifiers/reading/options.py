@@ -180,7 +180,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return named
     if (stated := stated_value(bare)) and len(named := _with_value(stated, options)) == 1:
         in_words = {i for i in mentioned if _value(options[i]) is None}  # other numbers may be years or workings
-        return named if in_words | marked <= named else set()
+        return named if in_words | marked <= named and not _is_compared(bare, stated) else set()
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned | marked <= named else set()
     if num_words < 3 or HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
@@ -207,8 +207,9 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 
 
 def _is_compared(text: str, option: str) -> bool:
-    """Return whether the text measures something against the option: "It is more than 45°."."""
-    measure = r"\b(?:than|twice|double|half(?: of)?|but) (?:the |an? )?"
+    """Return whether the text measures something against the option: "It is more than 45°.", "It is almost blue."."""
+    almost = r"(?:almost|nearly|virtually|practically)(?: (?:\w+ly|all|a bit))?"
+    measure = rf"\b(?:than|twice|double|half(?: of)?|but|{almost}) (?:the |an? )?"
     return re.search(measure + re.escape(_key(option)), _key(text)) is not None
 
 

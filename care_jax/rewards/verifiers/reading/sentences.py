@@ -49,18 +49,23 @@ _CLAUSES = re.compile(
     r"|(?:for|in|at|on|from|based on|according to)\b(?:\s+[^\s,]+){1,6},\s+(?=[A-Za-z]{2})){1,2}",
     re.IGNORECASE,
 )
-_SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
+SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(SPELLED)})\b", re.IGNORECASE)
 _SCALE = r"(?:\s+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b)?"
+_BETWEEN = "per|in|of|out|for|every|each|a|an|and|by|from"  # "12 per thousand" is 12, and "12 cm thousand" nothing
 _NUMBER = re.compile(
-    rf"(?<![\w.,/^*+=-])[-−]?\$?(?:{PLAIN})(?:\s*(?:%|°)|{_SCALE})(?![\w/^*+=]|-\w|[.,:]\d"  # noqa: RUF001
-    r"|\s+(?:[a-z]{1,12}\s+)?(?:plus|minus|squared|cubed)\b)"
+    rf"(?<![\w.,/^*+=-])[-−]?\$?(?:{PLAIN})(?:\s*(?:%|°)|{_SCALE})(?![\w/^*+=%°]|-\w|[.,:]\d"  # noqa: RUF001
+    r"|\s+(?:[a-z]{1,12}\s+)?(?:plus|minus|squared|cubed)\b|\s+(?:(?:out\s+)?of|to|through)\s+\$?\d"  # "2014 of 2016"
+    rf"|(?:\s+(?!(?:{_BETWEEN})\b)[^\s,;]{{1,12}}){{0,2}}\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)"
 )
 _YEAR = r"(?:1[5-9]|20)\d\d\b(?!\s*%)"
+_NO_YEAR = r"(?<!1[5-9]\d\d\s)(?<!20\d\d\s)"  # before it
 _DATE = re.compile(
-    r"\b(?:in|of|from|to|between|since|by|until|through|for|during|over|year|january|february|march|april|may|june"
-    rf"|july|august|september|october|november|december|\d{{1,2}},)\s+{_YEAR}(?:,?\s+(?:and|or|to)\s+{_YEAR})?"
-    rf"|\(\s*{_YEAR}\s*\)",
+    # not "9 of 2016" or "9 to 2016", nor "2014 until 2016" or "2014 (2016)"
+    rf"(?:(?<!\d\s)(?<!\bout\s)\b(?:of|to|through)|{_NO_YEAR}\b(?:from|between|since|by|until|for|during|over)"
+    r"|\b(?:in|year|january|february|march|april|may|june|july|august|september|october|november|december|\d{1,2},))"
+    rf"\s+{_YEAR}(?:,?\s+(?:and|or|to|through|until|of)\s+{_YEAR})?"
+    rf"|{_NO_YEAR}\(\s*{_YEAR}\s*\)",
     re.IGNORECASE,
 )
 # A number behind these measures something else than the sentence is about.
@@ -111,11 +116,12 @@ def _stated_number(text: str) -> str | None:
     numbers = list(_NUMBER.finditer(undated))
     if len(numbers) == 1 and len(NUMERAL.findall(undated)) == 1 and not _APART.search(undated, 0, numbers[0].start()):
         return _with_unit(numbers[0], undated)
-    text = _SPELLED_OUT.sub(lambda word: str(_SPELLED.index(word[0].lower())), text)
+    text = _SPELLED_OUT.sub(lambda word: str(SPELLED.index(word[0].lower())), text)
+    undated = _DATE.sub(lambda date: " " * len(date[0]), text)
     for verb in (_EXISTS, _STATES):
         verbs = list(verb.finditer(text))
         number = _NUMBER.match(text, verbs[0].end()) if len(verbs) == 1 else None
-        if number and (verb is _EXISTS or not NUMERAL.search(_DATE.sub("", text[number.end() :]))):
+        if number and (verb is _EXISTS or not NUMERAL.search(undated, number.end())):
             return _with_unit(number, text)
     return None
 
