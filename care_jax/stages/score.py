@@ -105,7 +105,7 @@ def _score_chunk(
 def _score_chunks(
     temperature: float, head: Any, hidden: Array, ids: Array, num_used: Array, forbidden_mask: Array
 ) -> tuple[Array, Array]:
-    """Log-probs and entropy of the first `num_used` chunks of hidden [chunks, chunk, D] and ids [chunks, chunk], else 0.
+    """Log-probs and entropy of the first `num_used` chunks of hidden [chunks, chunk, D] and ids [chunks, chunk].
 
     The backward pass is written here, since that of a loop with a condition would keep the head once for each chunk.
     """
