@@ -250,6 +250,7 @@ def compare(model: Model, single: Shards, expected: tuple[TrainState, Any, Any],
         "rows_of_a_shard": rollouts.token_ids.addressable_shards[0].data.shape[0],
         "kernel_part": sampler["layers.mlp.up_proj.kernel"].addressable_shards[0].data.size,
         "collectives": collectives(shards.update),
+        "row_shapes": [list(leaf.shape[1:]) for leaf in jax.tree.leaves(model.batch)],
         "whole_stacks": whole_stacks(shards),
         "vocabulary_rows": largest_with(shards.update, model.config.text.vocab_size // shards.mesh.shape["tensor"]),
     }

@@ -35,6 +35,7 @@ def test_the_readmes_five_lines(small_task: SmallTask, tmp_path: Path) -> None:
         data__ask_for_format=False,
         objective__reflect__cue="!",
         data__prompt_buckets=(128,),
+        train__stream_len=256,
         data__patch_buckets=(32,),
         model__weights="random",
         model__compute_dtype="float32",

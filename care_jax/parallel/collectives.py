@@ -61,20 +61,26 @@ def rows_at(tree: Any, order: Int32[Array, "B"]) -> Any:
     `tree` has arrays [B, ...], and `order` numbers of the whole batch. On one device it is the batch's own order. Each
     shard hands out a row at a time to all, so only as many rows as there are shards exist besides the own ones.
     """
-    axes = _divided("data", "fsdp")
-    if not axes:
+    if not _divided("data", "fsdp"):
         return tree
     shard, turn_of = jnp.divmod(jnp.asarray(order), order.shape[0])
 
     def exchange(turn: Array, rows: Any) -> Any:
         def take(mine: Array, row: Array) -> Array:
-            offered = jax.lax.all_gather(jax.lax.dynamic_index_in_dim(mine, turn, keepdims=False), axes)
+            offered = _of_all(jax.lax.dynamic_index_in_dim(mine, turn))
             is_here = (turn_of == turn).reshape(-1, *[1] * (mine.ndim - 1))
             return jnp.where(is_here, offered[shard], row)
 
         return jax.tree.map(take, tree, rows)
 
     return jax.lax.fori_loop(0, order.shape[0], exchange, tree)
+
+
+def _of_all(row: Array) -> Array:
+    """The rows [1, ...] of all shards, in the order of the batch [shards, ...]."""
+    for groups in _two_steps() if num_shards("fsdp") > 1 else []:
+        row = jax.lax.all_gather(row, "fsdp", axis_index_groups=groups, tiled=True)
+    return jax.lax.all_gather(row, "data", tiled=True) if num_shards("data") > 1 else row
 
 
 def gather(module: M, dtype: jnp.dtype) -> M:

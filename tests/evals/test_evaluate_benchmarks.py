@@ -47,6 +47,7 @@ def test_all_benchmarks_killed_and_gone_on_with(
         cached.model,
         cached.data,
         data__prompt_buckets=(128,),
+        train__stream_len=256,
         data__patch_buckets=(48,),
         eval__batch_size=4,  # there are four devices
         eval__benchmarks=str(prepared),
