@@ -1,4 +1,4 @@
-"""What a step says about its speed: the work that its tokens need, over the time it took and the peak of the devices.
+"""Speed of a step: the work that its tokens need, over the time it took and the peak of the devices.
 
 Useful work is counted from the true lengths of prompts, images and responses, in the groups from which the step learns.
 Padding, what the backward pass computes again, and groups without an advantage are time and no work. On a device whose
@@ -101,7 +101,7 @@ class Speed:
         return self._figures(name, prompts, row_len, tower + rest, seconds)
 
     def update(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float) -> dict[str, float]:
-        """As `forward`, with the backward pass, which is twice the work of the parts that it runs through."""
+        """Figures of `forward` with the backward pass too, which is twice the work of the parts that it runs through."""
         tower, rest = self._pass_flops(prompts, row_len)
         work = 3 * rest + (1 if self._sizes.model.freeze_vision else 3) * tower
         return self._figures("update", prompts, row_len, work, seconds)

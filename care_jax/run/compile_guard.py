@@ -31,7 +31,7 @@ class CompileGuard:
 
     @property
     def num_cached(self) -> int:
-        """How many of `compiled` came from the persistent cache."""
+        """The number of `compiled` that came from the persistent cache."""
         return len(self._cache_hits)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:

@@ -107,7 +107,8 @@ def _score_chunks(
 ) -> tuple[Array, Array]:
     """Log-probs and entropy of the first `num_used` chunks of hidden [chunks, chunk, D] and ids [chunks, chunk].
 
-    The backward pass is written here, since that of a loop with a condition would keep the head once for each chunk.
+    The others get zeros. The backward pass is written here: that of a loop with a condition would keep the head once
+    for each chunk.
     """
 
     def step(index: Array, scores: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ SMALL = ["--prompts=32", "--shards=8", "--minibatches=2", "--prompt_len=40", "--
 
 
 def test_shares_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches shares that are no shares, a balance that makes things worse, and one shard that is told to move."""
+    """Catches shares above 1, groups that move and leave more padding, and one shard whose groups move."""
     figures = packing.main([*SMALL, "--steps=8", f"--json={tmp_path}/figures.json"])
     shares = figures["useful_token_share"]
     assert all(0 < share < 1 for both in shares.values() for share in both.values())
