@@ -101,7 +101,7 @@ class Speed:
         return self._figures(name, prompts, row_len, tower + rest, seconds)
 
     def update(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float) -> dict[str, float]:
-        """Figures of `forward` with the backward pass too, which is twice the work of the parts that it runs through."""
+        """Figures of `forward` with the backward pass, twice the work of the parts that it runs through."""
         tower, rest = self._pass_flops(prompts, row_len)
         work = 3 * rest + (1 if self._sizes.model.freeze_vision else 3) * tower
         return self._figures("update", prompts, row_len, work, seconds)
