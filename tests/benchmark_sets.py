@@ -77,7 +77,7 @@ def write_mathvista(root: Path) -> Path:
 
 
 def write_mathvista_json(root: Path) -> Path:
-    """Writes the questions as first released: one object by pid, without the column `query`, and images.zip unpacked."""
+    """Writes the first release: one object by pid, without the column `query`, and images.zip unpacked."""
     rows = {row["pid"]: row for row in _mathvista_rows()}
     for row in rows.values():
         _unpack(root / "data", row["image"], row.pop("decoded_image"))
