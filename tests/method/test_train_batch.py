@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from care_jax.method import objectives, train_batch
+from care_jax.method.advantage import may_teach
+from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Subgroup, Verdicts, zeros
 from tests.presets import record
@@ -131,3 +133,55 @@ def test_a_reflection_in_an_unused_slot_stays_out(assemble):
     assert batch.token_ids[2, 1].tolist() == [1010, 1011, 1012, 1013, 1014]
     assert batch.token_ids[2, 2].tolist() == jnp.arange(40, 45).tolist()
     assert not batch.row_mask[2, 2]
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "expected"),
+    [
+        (objectives.care, {}, [True, True, True, False, False]),
+        (objectives.care, {"rescue__enabled": False}, [True, False, False, False, False]),
+        (objectives.care, {"kl_coef": 0.0}, [True, True, True, False, False]),
+        (objectives.grpo, {"kl_coef": 0.0}, [True, True, False, True, False]),
+        (objectives.grpo, {"kl_coef": 0.01}, [True] * 5),
+        (objectives.dapo, {}, [True, True, False, True, False]),
+        (objectives.dr_grpo, {"kl_coef": 0.0}, [True, True, False, True, False]),
+    ],
+)
+def test_groups_that_are_left_out_have_no_gradient(preset, changes, expected):
+    """Catches a group that is not scored and yet is updated, with old log-probs of 0, and one that is scored in vain.
+
+    The groups are mixed, all wrong with rewards that differ, all wrong with equal ones, and all correct in both ways.
+    """
+    objective = record(preset, num_negatives=2, **changes)
+    correct = np.array([[1, 0, 0, 1], [0] * 4, [0] * 4, [1] * 4, [1] * 4], bool)
+    is_formed = np.array([[1, 1, 0, 1], [1, 0, 1, 1], [1] * 4, [1, 1, 0, 1], [1] * 4], bool)
+    rewards = (0.9 * correct + 0.1 * is_formed).astype(np.float32)
+    rng, shape = np.random.default_rng(0), (*correct.shape, R)
+    masks = [np.broadcast_to(np.arange(R) == place, shape) for place in (1, 3)]
+    rollouts = Rollouts(
+        token_ids=np.zeros(shape, np.int32),
+        response_len=np.full(correct.shape, R, np.int32),
+        logprobs=np.zeros(shape, np.float32),
+        sampled_mask=np.ones(shape, bool),
+        finished=np.ones(correct.shape, bool),
+    )
+    verdicts = Verdicts(correct, correct, is_formed, rewards, *masks)
+    states = rng.normal(size=(*correct.shape, 8)).astype(np.float32)
+    scores = Scores(rng.normal(size=shape).astype(np.float32), np.ones(shape, np.float32), states)
+    subgroup = select_subgroup(
+        correct=jnp.asarray(correct),
+        think_len=jnp.ones(correct.shape, jnp.int32),
+        answer_len=jnp.ones(correct.shape, jnp.int32),
+        response_len=jnp.asarray(rollouts.response_len),
+        logprobs_old=jnp.asarray(scores.logprobs),
+        sampled_mask=jnp.asarray(rollouts.sampled_mask),
+        think_states=jnp.asarray(states),
+        key=jax.random.key(0),
+        objective=objective,
+    )
+    prompts, none = zeros(Prompts, B=5, P=1, I=0, F=0, X=0), zeros(Reflection, B=5, R=R)
+    given = jax.device_put((prompts, rollouts, verdicts, scores))
+    assembled = train_batch.assemble(*given, subgroup, jax.device_put(none), objective=objective)
+    teaches = may_teach(correct, rewards, objective)
+    assert teaches.tolist() == expected
+    assert np.asarray(assembled.taught_len).any(axis=1).tolist() == expected
