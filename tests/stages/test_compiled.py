@@ -15,6 +15,7 @@ import pytest
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.run.compile_guard import CompileGuard
+from care_jax.stages import compiled as compiled_module
 from care_jax.stages.compiled import CompiledStages, compile_all
 from care_jax.stages.table import DeviceStage, Setup, Table
 
@@ -42,11 +43,16 @@ def tables(*functions: Any, buckets: list[tuple[int, int]]) -> list[CompiledStag
     return [CompiledStages(Table(stages, start), setup, buckets) for _ in range(2)]
 
 
-def test_a_program_is_compiled_once_for_all_that_need_it() -> None:
+def test_a_program_is_compiled_once_for_all_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches one compiled again for each bucket it does not depend on, or for the table of evaluations.
 
-    Also one that stands in for another whose arguments only have the same shapes.
+    Also one that stands in for another whose arguments only have the same shapes. Two threads with one program would
+    both compile it, so each is handed out once.
     """
+    handed_out, compile_one = list[str](), compiled_module._compile
+    monkeypatch.setattr(
+        compiled_module, "_compile", lambda name, lowered: handed_out.append(name) or compile_one(name, lowered)
+    )
 
     def double(x: jax.Array) -> jax.Array:
         return 2.0 * x
@@ -60,6 +66,7 @@ def test_a_program_is_compiled_once_for_all_that_need_it() -> None:
     both = tables(double, triple, halve, buckets=[(3, 4), (5, 4)])
     with CompileGuard() as guard:
         compile_all(*both)
+    assert sorted(handed_out) == ["stage 0", "stage 0", "stage 1", "stage 2"]
     assert sorted(guard.compiled) == ["jit(double)", "jit(double)", "jit(halve)", "jit(triple)"]
     for compiled in both:
         assert compiled.is_compiled
