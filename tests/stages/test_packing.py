@@ -105,6 +105,15 @@ def test_shards_share_the_work():
     assert tokens.tolist() == [2 * P + 4 * R + 1] * 4
 
 
+def test_groups_go_to_the_shard_with_the_fewest_tokens():
+    """Catches shards that take turns, longest group first, whatever they have already."""
+    row_len = np.array([[8], [4], [4], [3], [3], [1]], np.int32)
+    prompts = PromptLengths(np.full(6, 2, np.int32), np.zeros(6, np.int32))
+    packing = pack(sizes_of(row_len, shards=2, parts=1, stream_len=90), prompts, row_len)
+    tokens = (packing.streams.source >= 0).reshape(2, -1).sum(axis=1)
+    assert sorted(tokens.tolist()) == [17, 18]  # in turns 21 and 14
+
+
 def test_a_part_keeps_its_groups():
     """Catches a balance that moves a group to another minibatch, whose update it would then belong to."""
     prompts, row_len = draw(3, num_prompts=12, num_rows=3)
