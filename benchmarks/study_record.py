@@ -90,8 +90,7 @@ def of_run(workdir: Path) -> dict[str, Any]:
         if "loss" in row:
             rows.append(row)
             tokens += row["tokens/rollout"] + row["tokens/reflect"]
-        else:
-            accuracy = {name.removeprefix(_ACCURACY): row[name] for name in row if name.startswith(_ACCURACY)}
+        elif accuracy := {name.removeprefix(_ACCURACY): row[name] for name in row if name.startswith(_ACCURACY)}:
             evaluations.append({"step": row["step"], "tokens": tokens, "accuracy": accuracy})
     num_steps = json.loads((workdir / CONFIG_FILE).read_text())["train"]["steps"]
     if not evaluations or evaluations[-1]["step"] != num_steps:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 
 from care_jax.rewards.verifiers.reading.evaluation import are_close, values
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
@@ -28,7 +29,7 @@ _WRAPPED_LETTER = re.compile(
     rf"{_COMMANDS}\s*\{{\s*\(?([A-L])\)?[.:]?\s*\}}|\*\*\(?([A-L])[).:]{{0,2}}\*\*|(?<!\w)([A-L])\*\*"
 )
 _WRAPPED = re.compile(rf"{_COMMANDS}\s*\{{([^{{}}]*)\}}")
-_DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
+_DELIMITER = re.compile(r"((?<!\\)(?:\\\\)*)(?:\\[()\[\]]|\\q?quad)|\*\*")  # behind a line break, "\\\\", stands "("
 _DOLLAR = re.compile(r" \$(?!\s?[0-9])")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer|letter)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
@@ -49,15 +50,26 @@ _QUOTED = re.compile(r"[\"“]([^\"“”]*)[\"”]")
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
 _LONE_CAPITAL = re.compile(r"(?<!\w)[A-L](?!\w)")
 # "A red car", "sample A has more", but not "A is possible too"
+_NOT_BEHIND_AN_ARTICLE = (
+    r"(?:is|was|are|were|be|and|or|nor|not|but|plus|vs|versus|aka|also|too|either|neither|both|can|could|would|might|may|must"
+    r"|should|will|shall|has|had|have|do|does|did|if|when|while|because|since|as|although|though|however|so|thus|hence|then"
+    r"|with|without|for|in|on|at|of|to|by|from|instead|rather|maybe|perhaps|possibly|probably|the|this|that|which|it|i|we|und"
+    r"|oder|fits|works|seems|looks|appears|shows|describes|contains|matches|satisfies|gives|equals|means|represents)\b"
+)
 _ARTICLE = re.compile(
-    r"A(?= (?!(?:is|was|are|and|or|also|too|can|could|would|might|may|has|had|does|fits|works|seems|looks)\b)[a-z])"
+    rf"A(?= (?!{_NOT_BEHIND_AN_ARTICLE})[a-z])"
     r"|(?<=[a-z] )(?<!\b[Bb]ut )(?<!\b[Aa]nd )(?<!\b[Oo]r )(?<!\b[Tt]hat )A(?= [a-z])"
 )
 _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
+# Set apart behind a value: "It is 40, B.", "40 [B]", "40 and B", "40 b)", but not the unit of "5 A" or "5 J/K"
+_APART = re.compile(
+    r"(?:(?:^|[)\]])\s*and|[,;:&|(\[{<`'*_【]|\s/)\s*([A-L])(?=\s*(?:[)\]}>`'*_】.,;:!&|]|$))|(?<!\w)([A-La-l])[)\]]|([Ⓐ-Ⓛⓐ-ⓛ])"
+)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FORMULA = re.compile(r"[\\{}_=<>`\[\]]")
 _VERB = re.compile(r"^(?:is|was|equals|=|≈|\\approx)\s*")
+_ENDING_VERB = re.compile(r"\s+(?:is|was|equals):?$")
 _RELATION = re.compile(r"=|≈|\\approx")
 _YES_OR_NO = re.compile(r"(?:yes|no|true|false)")
 _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
@@ -122,7 +134,7 @@ def _strip_marks(answer: str) -> str:
     for _ in range(3):
         text = _WRAPPED.sub(r" \1 ", text)
         text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", text)
-    text = _QUOTED.sub(r"\1", _DELIMITER.sub(" ", text)).replace("$", " $")
+    text = _QUOTED.sub(r"\1", _DELIMITER.sub(r"\1 ", text)).replace("$", " $")
     text = _DOLLAR.sub("", text)
     return " ".join(unwrap(text).split())
 
@@ -153,7 +165,8 @@ def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_ma
 
 def _letter_behind_text(match: re.Match[str], options: tuple[str, ...]) -> set[int]:
     """Return the option of a letter behind a text, where letters of formulas are mentions too: "C / (A)" names two."""
-    index, words = LETTERS.index(match["round"] or match["bare"]), match["text"] or match["said"]
+    index = LETTERS.index(match["round"] or match["bare"])
+    words = _ENDING_VERB.sub("", match["text"] or match["said"])  # "40 is (C)"
     own = options[index] if index < len(options) else ""
     others = {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(_ARTICLE.sub("", words))}
     others -= {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(own)}
@@ -180,15 +193,24 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return named
     if (stated := stated_value(bare)) and len(named := _with_value(stated, options)) == 1:
         in_words = {i for i in mentioned if _value(options[i]) is None}  # other numbers may be years or workings
+        rest = bare.partition(stated)[2]
+        if marked := marked | _letters_apart(rest):
+            marked |= _mentioned_letters(rest)  # in "40 (C) B." too
         return named if in_words | marked <= named and not _is_compared(bare, stated) else set()
-    if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
-        return named if mentioned | marked <= named else set()
+    if (said := predicate(bare)) and len(named := _as_predicate(said.says, options)) == 1:
+        return named if _with_value(said.subject, options) | mentioned | marked <= named else set()  # "2.83 is (A)"
     if num_words < 3 or HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
         return set()
     if marked:
         return marked | mentioned | letters
     words = {i for i in mentioned if not (_YES_OR_NO.fullmatch(_key(options[i])) or _is_compared(bare, options[i]))}
     return words if mentioned == words and not letters else set()
+
+
+def _letters_apart(text: str) -> set[int]:
+    """Return the indices of the letters that are set apart in what follows a value."""
+    found = ("".join(groups) for groups in _APART.findall(text))
+    return {LETTERS.index(unicodedata.normalize("NFKC", letter).upper()) for letter in found}
 
 
 def _as_predicate(says: str, options: tuple[str, ...]) -> set[int]:
@@ -216,7 +238,8 @@ def _is_compared(text: str, option: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _bordered(words: str) -> re.Pattern[str]:
     before = r"(?<!\w)" if words[0].isalpha() else r"(?<![\w.])" if words[0].isalnum() else r"(?<![0-9.])"
-    return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d|/\d)")  # a part of 5\pi/2 is not 5\pi
+    after = r"(?!\w|\.\d|/\d)" if words[-1].isalnum() else r"(?!\.?\d|/\d)"  # "\frac{1}{2} is" is spelled without space
+    return re.compile(rf"{before}{re.escape(words)}{after}")  # a part of 5\pi/2 is not 5\pi
 
 
 def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from care_jax.rewards.verifiers.reading.numerals import NUMERAL, PLAIN, to_fraction
 from care_jax.rewards.verifiers.reading.surds import read_surd
@@ -63,7 +64,8 @@ _NO_YEAR = r"(?<!1[5-9]\d\d\s)(?<!20\d\d\s)"  # before it
 _DATE = re.compile(
     # not "9 of 2016" or "9 to 2016", nor "2014 until 2016" or "2014 (2016)"
     rf"(?:(?<!\d\s)(?<!\bout\s)\b(?:of|to|through)|{_NO_YEAR}\b(?:from|between|since|by|until|for|during|over)"
-    r"|\b(?:in|year|january|february|march|april|may|june|july|august|september|october|november|december|\d{1,2},))"
+    r"|\b(?:in|year|(?:january|february|march|april|may|june|july|august|september|october|november|december)"
+    r"(?:\s+\d{1,2},?)?))"
     rf"\s+{_YEAR}(?:,?\s+(?:and|or|to|through|until|of)\s+{_YEAR})?"
     rf"|{_NO_YEAR}\(\s*{_YEAR}\s*\)",
     re.IGNORECASE,
@@ -92,8 +94,7 @@ def stated_value(text: str) -> str | None:
     if number := _stated_number(statement):
         return None if NUMERAL.search(text, len(statement)) else number
     said = predicate(text)
-    names_more = said and NUMERAL.search(_DATE.sub("", text.rpartition(said)[2]))
-    return None if names_more else said
+    return said.says if said and not NUMERAL.search(_DATE.sub("", said.rest)) else None
 
 
 def _stated_number(text: str) -> str | None:
@@ -126,15 +127,25 @@ def _stated_number(text: str) -> str | None:
     return None
 
 
-def predicate(text: str) -> str | None:
-    """Return what one sentence says of its subject: "(0, 0)" of "The centre of the circle is (0, 0)."; None without."""
-    text = main_clause(without_explanation(text))
-    verbs = list(_STATES.finditer(text))
-    if len(verbs) != 1 or not _is_sentence(text[: verbs[0].end()]):
+class Predicate(NamedTuple):
+    """A sentence in three parts: "The centre of the circle", "(0, 0)" and ", as the figure shows"."""
+
+    subject: str
+    says: str
+    rest: str  # reasons and explanations, which say nothing more of the subject
+
+
+def predicate(text: str) -> Predicate | None:
+    """Return what one sentence says of its subject, without the clauses before it; None if it says nothing."""
+    explained = without_explanation(text)
+    main = main_clause(explained)
+    verbs = list(_STATES.finditer(main))
+    if len(verbs) != 1 or not _is_sentence(main[: verbs[0].end()]):
         return None
-    if HEDGE.search(_HARMLESS_IN_SUBJECT.sub("", text[: verbs[0].end()])):
+    subject, says = main[: verbs[0].start()], without_reason(main[verbs[0].end() :])
+    if not says or HEDGE.search(_HARMLESS_IN_SUBJECT.sub("", main[: verbs[0].end()])):
         return None
-    return without_reason(text[verbs[0].end() :]) or None
+    return Predicate(subject, says, text[len(explained) - len(main) + verbs[0].end() + len(says) :])
 
 
 def main_clause(text: str) -> str:
