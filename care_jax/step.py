@@ -110,7 +110,7 @@ def num_updated(config: ml_collections.ConfigDict) -> int:
 def prompt_dims(setup: Setup, bucket: Bucket) -> dict[str, int]:
     """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
     spec = setup.image_spec
-    return {"B": setup.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
+    return {"B": setup.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.frame_values, "X": spec.grid_cells}
 
 
 def response_dims(setup: Setup, num_responses: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from care_jax.errors import InputError
+from care_jax.inputs.images import with_frames
 from care_jax.structs import Prompts, Record
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Example:
     position_ids: npt.NDArray[np.int32]  # [3, P] (time, height, width)
     next_position: int  # of the first response token
     vision_index: npt.NDArray[np.int32]  # [P] row of the merged features, -1 at text
-    patches: npt.NDArray[np.float32]  # [I, F]
+    patches: npt.NDArray[np.uint8]  # [I, F]; one frame a patch unless the record has a video
     patch_position_ids: npt.NDArray[np.int32]  # [I, 2] (height, width)
     window_ids: npt.NDArray[np.int32]  # [I] from 1
     image_ids: npt.NDArray[np.int32]  # [I] from 1, one an image or frame
@@ -49,6 +50,9 @@ def collate(processor: Processor, examples: Sequence[Example]) -> Prompts:
     prompt_len = np.array([len(example.token_ids) for example in examples], np.int32)
     patch_len = max(len(example.patches) for example in examples)
     size = _bucket(int(prompt_len.max()), processor.prompt_buckets, "tokens", "data.prompt_buckets")
+    spec = processor.image_spec
+    values = max(example.patches.shape[1] for example in examples)
+    norm = np.stack([np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)])
     room = _bucket(patch_len, processor.patch_buckets, "patches", "data.patch_buckets")
     return Prompts(
         token_ids=_pad([e.token_ids for e in examples], size, processor.pad_token_id),
@@ -56,7 +60,8 @@ def collate(processor: Processor, examples: Sequence[Example]) -> Prompts:
         position_ids=_pad([e.position_ids.T for e in examples], size, 0).transpose(0, 2, 1).copy(),
         next_position=np.array([e.next_position for e in examples], np.int32),
         vision_index=_pad([e.vision_index for e in examples], size, -1),
-        patches=_pad([e.patches for e in examples], room, 0),
+        patches=_pad([with_frames(e.patches, values, spec) for e in examples], room, 0),
+        pixel_norm=np.repeat(norm[None], len(examples), axis=0),
         patch_position_ids=_pad([e.patch_position_ids for e in examples], room, 0),
         window_ids=_pad([e.window_ids for e in examples], room, 0),
         image_ids=_pad([e.image_ids for e in examples], room, 0),

@@ -29,8 +29,8 @@ class PatchSizes(Protocol):
     """The sizes of one patch; both a processor's image settings and a model's vision config have them."""
 
     @property
-    def patch_values(self) -> int:
-        """F, values of one patch."""
+    def frame_values(self) -> int:
+        """F, values of one frame of a patch, which is all that travels of a still picture."""
         ...
 
     @property

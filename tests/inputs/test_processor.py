@@ -216,7 +216,7 @@ def test_collate_pads_on_the_right(processor):
     pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
     batch = collate(processor, [plain, pictured])
     assert batch.token_ids.shape == (2, 64)
-    assert batch.patches.shape == (2, 64, 1176)
+    assert batch.patches.shape == (2, 64, 588)
     assert batch.prompt_len.tolist() == [len(plain.token_ids), len(pictured.token_ids)]
     assert batch.next_position.tolist() == [plain.next_position, pictured.next_position]
     assert not batch.window_ids[0].any()
@@ -233,8 +233,9 @@ def test_collate_pads_on_the_right(processor):
         assert (batch.token_ids[row, size:] == processor.pad_token_id).all()
         assert (batch.vision_index[row, size:] == -1).all()
         assert not batch.window_ids[row, count:].any()
-    dtypes = {name: str(value.dtype) for name, value in vars(batch).items()}
-    assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches", "grid_weights"}
+    assert batch.pixel_norm.tolist() == [np.float32([processor.image_spec.mean, processor.image_spec.std]).tolist()] * 2
+    dtypes = {name: str(value.dtype) for name, value in vars(batch).items() if value.dtype != "int32"}
+    assert dtypes == {"patches": "uint8", "pixel_norm": "float32", "grid_weights": "float32"}
 
 
 def test_padding_shares_by_hand(processor):
