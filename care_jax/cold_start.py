@@ -20,7 +20,7 @@ from absl import flags
 from etils import epath
 
 from care_jax import cli, step
-from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.inputs.responses import Trace, encode_trace
@@ -80,8 +80,13 @@ class EncodeTraced:
         return None if trace is None or prompt is None else TracedExample(prompt, trace)
 
 
-def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, response_len: int) -> TrainBatch:
-    """Prompts and one branch each: the trace, with loss on its learned tokens (NumPy arrays)."""
+def trace_batch(
+    processor: Processor, examples: Sequence[TracedExample], *, response_len: int, sizes: BatchSizes | None = None
+) -> TrainBatch:
+    """Prompts and one branch each: the trace, with loss on its learned tokens (NumPy arrays).
+
+    `sizes` are those of the whole batch, if `examples` are a part of it.
+    """
     shape = (len(examples), 1, response_len)
     token_ids, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
     trace_len = np.zeros(shape[:2], np.int32)
@@ -92,7 +97,7 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
         trace_len[row, 0] = len(trace.token_ids)
     zeros = np.zeros(shape, np.float32)
     return TrainBatch(
-        prompts=collate(processor, [example.prompt for example in examples]),
+        prompts=collate(processor, [example.prompt for example in examples], sizes),
         token_ids=token_ids,
         response_len=trace_len,
         sampled_mask=loss_mask,
@@ -121,7 +126,7 @@ def compile_update(session: Session) -> CompiledStages:
         state=state,
         optimizer=session.optimizer,
     )
-    return CompiledStages(COLD_START, setup, all_buckets(config))
+    return CompiledStages(COLD_START, setup, all_buckets(config), session.share)
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
@@ -154,7 +159,9 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
     update.step = session.step + 1
     with session.supervisor.timer("data"):
         examples, length = next(session.data), session.config.rollout.response_len
-        batch = trace_batch(session.processor, examples, response_len=length)
+        own_sizes = BatchSizes.of([example.prompt for example in examples])
+        sizes = BatchSizes.join(session.share.exchange(own_sizes))
+        batch = trace_batch(session.processor, examples, response_len=length, sizes=sizes)
     with session.supervisor.timer("update"):
         values = {"state": session.state, "batch": session.put(batch), "forbidden_mask": session.forbidden_mask}
         given = update.run(UPDATE, bucket_of(batch.prompts), values)
@@ -163,9 +170,9 @@ def _step(session: Session, update: CompiledStages) -> dict[str, float]:
         scalars = {name: float(value) for name, value in metrics.items()}
     seconds = time.perf_counter() - started
     scalars |= session.supervisor.timer.take() | {"lr": session.last_lr, "time/step": seconds}
-    scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
+    scalars["tokens_per_s/update"] = sum(session.share.exchange(float(batch.response_len.sum()))) / seconds
     scalars |= session.data.counts()
-    scalars |= padding_shares([example.prompt for example in examples], bucket_of(batch.prompts))
+    scalars |= sizes.padding_shares(bucket_of(batch.prompts))
     session.writer.scalars(session.step, scalars)
     return scalars
 

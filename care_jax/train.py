@@ -39,7 +39,7 @@ from care_jax.stages.host import Services
 from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.table import HostStage, Setup, Stage
 from care_jax.stages.train_state import TrainState
-from care_jax.structs import Outcome, Rollouts, zeros
+from care_jax.structs import Rollouts, zeros
 
 # What dynamic sampling puts together of the mixed groups of several draws.
 REGROUPED = ("records", "padding", "prompts", "prefix", "rollouts", "judged", "verdicts")
@@ -102,7 +102,7 @@ class Trainer:
 
     def __init__(self, session: Session):
         """Compiles every stage that the config switches on."""
-        config, processor = session.config, session.processor
+        config, processor, share = session.config, session.processor, session.share
         self.session, self.config = session, config
         self.objective = Objective.from_config(config.objective)
         self.services = Services(
@@ -112,6 +112,7 @@ class Trainer:
             verifier=session.verifier,
             token_bytes=TokenBytes(processor.tokenizer),
             next_examples=lambda: next(session.data),
+            share=share,
         )
         state = abstract_arrays(session.state)
         setup = Setup(
@@ -129,17 +130,18 @@ class Trainer:
             state=state,
             optimizer=session.optimizer,
         )
-        self.stages = CompiledStages(step.STEP, setup, all_buckets(config))
+        self.stages = CompiledStages(step.STEP, setup, all_buckets(config), share)
         self.phases = self.stages.table.phases()
         if self.objective.dynamic_sampling:
             left = self.stages.table.given_anew() - {*REGROUPED}
             assert not left, f"_draw_mixed_groups does not put {', '.join(left)} together"
             self.stages.read_by_host.add("examples")
         # What is there before every step, beside the state.
-        no_reflection = zeros(Reflection, B=setup.num_prompts, R=config.rollout.response_len)
+        num_own = len(share.rows(setup.num_prompts))
+        no_reflection = zeros(Reflection, B=num_own, R=config.rollout.response_len)
         self.start_on_host = {"reflection": no_reflection}
         self.start = {
-            "unforced": session.put(jax.device_get(nothing_forced(setup.num_prompts, setup.num_rollouts))),
+            "unforced": session.put(jax.device_get(nothing_forced(num_own, setup.num_rollouts))),
             "reflection": session.put(no_reflection),
             "forbidden_mask": session.forbidden_mask,
         }
@@ -247,24 +249,28 @@ class Trainer:
 
     def _log(self, done: step_summary.Step, update_metrics: dict[str, float], seconds: float) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
-        times = session.supervisor.timer.take()
-        metrics = update_metrics | step_summary.metrics(done, anchored=anchored) | times
+        times, share = session.supervisor.timer.take(), session.share
+        metrics = update_metrics | step_summary.metrics(done, anchored=anchored, share=share) | times
         metrics |= {"lr": session.last_lr, "time/step": seconds} | session.data.counts()
         if "logprob_gap/mean" not in metrics:  # the sampler's scores are used, and the update is what they differ from
             metrics["logprob_gap/mean"] = metrics["abs_log_ratio"]
-        metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
+        metrics["tokens_per_s/rollout"] = metrics["tokens/rollout"] / times["time/rollout"]
         if self.objective.dynamic_sampling:
             metrics["dynamic/draws"] = done.drawn.num_draws
-        metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]
+        num_updated = sum(share.exchange(float(done.batch.sampled_mask.sum())))
+        metrics["tokens_per_s/update"] = num_updated / times["time/update"]
         session.writer.scalars(session.step, metrics)
-        session.writer.events(session.step, step_summary.events(done, anchored=anchored))
-        if session.step % config.train.samples_every == 0:
-            row = _interesting(done)
-            cue = self.objective.reflect.cue
-            session.writer.samples(
-                session.step,
-                [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=self.services.token_bytes)],
-            )
+        sampled = session.step % config.train.samples_every == 0
+        events, samples = step_summary.lines(
+            done,
+            share.rows(config.train.prompts),
+            anchored=anchored,
+            cue=self.objective.reflect.cue if sampled else None,
+            token_bytes=self.services.token_bytes,
+            share=share,
+        )
+        session.writer.events(session.step, events)
+        session.writer.samples(session.step, samples)
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
             raise FloatingPointError(
@@ -286,12 +292,6 @@ def _judged_row(judged: Judged, b: int) -> Judged:
     verdicts = jax.tree.map(lambda x: x[b : b + 1], judged.verdicts)
     parts = {name: values[b : b + 1] for name, values in judged.parts.items()}
     return Judged(verdicts, judged.texts[b : b + 1], judged.extracted[b : b + 1], judged.reasons[b : b + 1], parts)
-
-
-def _interesting(done: step_summary.Step) -> int:
-    """The group to show: one with a successful reflection, else a MIXED one, else the first."""
-    mixed = done.subgroup.outcome == Outcome.MIXED
-    return int(np.argmax(2 * (done.reflection.tried & done.reflection.correct) + mixed))
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:

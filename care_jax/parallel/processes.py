@@ -1,13 +1,15 @@
 """Several processes of one run: how they find each other, and how all of them take the same decisions.
 
-The programs on the devices are the same everywhere, and the host code around them runs on every process with the same
-data. If only one process knows something (a signal, a verdict, a file), it is exchanged before anything is decided from
-it, so all take the same steps; only the first writes.
+The programs on the devices are the same everywhere, and the host code around them runs on every process with the rows
+of its own devices (`HostShare`), or where groups change places with all of them. If only one process knows something (a
+signal, a verdict, a file), it is exchanged before anything is decided from it, so all take the same steps; only the
+first writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -222,6 +224,53 @@ def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
         parts = exchange(together(functools.partial(work, some[index::count])))
         results += [parts[place % count][place // count] for place in range(len(some))]
     return results
+
+
+def in_rounds(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
+    """Runs `work(items)` on each process, whose items are its own, and returns its own results.
+
+    They meet after every few items, as in `share`; if `work` raises InputError on one, all raise it.
+    """
+    if is_alone():
+        return list(work(items))
+    results: list[U] = []
+    while True:
+        some = items[len(results) :][:_SHARED_AT_ONCE]
+        results += together(functools.partial(work, some))
+        if not any(exchange(len(items) - len(results))):
+            return results
+
+
+@dataclasses.dataclass(frozen=True)
+class HostShare:
+    """The shards of a batch whose rows a process has on its host: those of its own devices, or all.
+
+    A shard is the part of a batch on one device, or on those that `tensor` divides its heads among.
+    """
+
+    shards: tuple[int, ...] = (0,)  # ascending
+    num_shards: int = 1  # of the batch
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the process has all rows, as then all processes do."""
+        return len(self.shards) == self.num_shards
+
+    def rows(self, num_rows: int) -> list[int]:
+        """The process's rows of a batch that has `num_rows` over all processes."""
+        size = num_rows // self.num_shards
+        return [row for shard in self.shards for row in range(shard * size, (shard + 1) * size)]
+
+    def exchange(self, value: T) -> list[T]:
+        """What all processes know of their rows together; of one that has them all, its own value."""
+        return [value] if self.is_whole else exchange(value)
+
+    def run(self, work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
+        """The results of `work` for the items of the process's rows, each worked on by one process alone."""
+        return share(work, items) if self.is_whole else in_rounds(work, items)
+
+
+ALL_ROWS = HostShare()
 
 
 def require_same(settings: dict[str, Any]) -> None:

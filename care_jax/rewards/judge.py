@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from care_jax.errors import InputError, listed
-from care_jax.parallel.processes import share
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards import spans
 from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
@@ -74,6 +74,7 @@ def judge(
     rollouts: Rollouts,
     token_bytes: Sequence[bytes],
     config: RewardConfig,
+    share: HostShare = ALL_ROWS,
 ) -> Judged:
     """Decodes, parses and verifies B x G responses, and computes their rewards.
 
@@ -86,6 +87,7 @@ def judge(
         rollouts: the responses, [B, G, R]; NumPy arrays, or arrays that NumPy can read.
         token_bytes: the bytes of each token id, a `spans.TokenBytes`.
         config: the layout of a response and the weights of the reward.
+        share: the rows of a batch that these are; if all, the processes check a part of the answers each.
 
     Returns:
         Verdicts and rewards, and the texts they were read from.
@@ -98,9 +100,9 @@ def judge(
     read = _read_responses(token_ids, response_len, token_bytes, config.response_format)
     sampled_len = np.asarray(rollouts.sampled_mask).sum(-1)
     asked = [record for record in records for _ in range(response_len.shape[1])]
-    verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.settled.ravel().tolist())
+    verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.settled.ravel().tolist(), share)
     texts = read.texts.ravel().tolist()
-    parts = _reward_parts(verifier, verifier.terms, asked, texts, read.extracted.ravel().tolist())
+    parts = _reward_parts(verifier, verifier.terms, asked, texts, read.extracted.ravel().tolist(), share)
     verdicts = _split(verdicts, verifier.correct_when, parts)
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
     rewards = total_reward(correct, read.format_ok, sampled_len, token_ids.shape[-1], config)
@@ -141,10 +143,10 @@ def judge_texts(
     """
     read = [_read(text.encode(errors="replace"), response_format) for _, text in responses]
     records, extracted = [record for record, _ in responses], [one.extracted for one in read]
-    verdicts = _check_answers(verifier, records, extracted, [one.settled for one in read])
+    verdicts = _check_answers(verifier, records, extracted, [one.settled for one in read], ALL_ROWS)
     if verifier.correct_when is not None:
         terms = [term for term in verifier.terms if term.name == verifier.correct_when.name]
-        parts = _reward_parts(verifier, terms, records, [text for _, text in responses], extracted)
+        parts = _reward_parts(verifier, terms, records, [text for _, text in responses], extracted, ALL_ROWS)
         verdicts = _split(verdicts, verifier.correct_when, parts)
     return [
         JudgedText(one.extracted, one.parsed.format_ok, verdict) for one, verdict in zip(read, verdicts, strict=True)
@@ -210,16 +212,20 @@ def _check_answers(
     records: Sequence[Record],
     extracted: Sequence[str | None],
     settled: Sequence[Verdict | None],
+    share: HostShare,
 ) -> list[Verdict]:
-    """Returns the verdict on the answer to each record; the processes of a run check a share each and exchange them."""
+    """Returns the verdict on the answer to each record; the same answer to the same gold is checked once."""
     items = [
         Item(record.answer_kind, answer, record.answer, record.choices)
         for record, answer, verdict in zip(records, extracted, settled, strict=True)
         if verdict is None and answer is not None
     ]
+    different = list(dict.fromkeys(items))
     # Verdicts of other processes come as lists.
-    verified = (Verdict(*verdict) for verdict in share(verifier.check, items))
-    return [next(verified) if verdict is None else verdict for verdict in settled]
+    found = (Verdict(*verdict) for verdict in share.run(verifier.check, different))
+    verdict_on = dict(zip(different, found, strict=True))
+    verified = iter(items)
+    return [verdict_on[next(verified)] if verdict is None else verdict for verdict in settled]
 
 
 def _reward_parts(
@@ -228,6 +234,7 @@ def _reward_parts(
     records: Sequence[Record],
     texts: Sequence[str],
     extracted: Sequence[str | None],
+    share: HostShare,
 ) -> dict[str, np.ndarray]:
     """The value of each term for n responses, [n] float32 by name; NaN where its function failed twice.
 
@@ -241,15 +248,15 @@ def _reward_parts(
         for function in functions
         for record, text in zip(described, texts, strict=True)
     ]
-    found = [Verdict(*verdict) for verdict in share(verifier.check, items)]
+    found = [Verdict(*verdict) for verdict in share.run(verifier.check, items)]
     failed = [row for row, verdict in enumerate(found) if not verdict.parsed]
-    for row, verdict in zip(failed, share(verifier.check, [items[row] for row in failed]), strict=True):
+    for row, verdict in zip(failed, share.run(verifier.check, [items[row] for row in failed]), strict=True):
         found[row] = Verdict(*verdict)
     parts: dict[str, np.ndarray] = {}
     for term in terms:
         start = functions.index(term.function) * len(records)
         values = [json.loads(one.reason) if one.parsed else {} for one in found[start : start + len(records)]]
-        given = {part for value in values for part in value}
+        given = set().union(*share.exchange(sorted({part for value in values for part in value})))
         if given and term.part not in given:
             known = listed(sorted(part or "one number without a name" for part in given))
             raise InputError(f"verify.rewards: {term.name} is none of what {term.function} returns: {known}")

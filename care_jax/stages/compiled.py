@@ -18,7 +18,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
-from care_jax.parallel.sharding import ROWS, WHOLE, is_addressable, named, on_shards, place
+from care_jax.parallel.processes import HostShare
+from care_jax.parallel.sharding import ROWS, WHOLE, fetch_rows, is_addressable, named, on_shards, place
 from care_jax.stages.table import Bucket, DeviceStage, HostStage, Setup, Table, value_of
 from care_jax.structs import Prompts
 
@@ -168,10 +169,12 @@ class CompiledStages:
         table: the table.
         setup: what its programs are made for.
         buckets: the sizes of prompts to compile for.
+        share: the rows that this process's host reads; None: all.
     """
 
-    def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket]):
+    def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket], share: HostShare | None = None):
         """Compiles; takes minutes for a large model."""
+        self._reads_whole = share is None or share.is_whole
         self.table = table.when(setup.config)
         self.ends = self.table.ends()
         given = {name for stage in self.table.stages for name in stage.gives}
@@ -187,7 +190,7 @@ class CompiledStages:
                 size = _size(call.stage, bucket)
                 if not call.program.is_compiled(size):
                     call.program.compile(size, *call.args)
-                if not is_addressable(setup.mesh):
+                if self._reads_whole and not is_addressable(setup.mesh):
                     self._compile_copies(setup.mesh, call.results)
 
     def _compile_copies(self, mesh: Mesh, values: Mapping[str, Any]) -> None:
@@ -208,14 +211,14 @@ class CompiledStages:
         return stage.results(self._programs[stage.name](_size(stage, bucket), *args), values)
 
     def fetch(self, name: str, value: Any) -> Any:
-        """The part of a value that the host reads, as NumPy arrays, whole on every process.
+        """The part of a value that the host reads, as NumPy arrays with the rows of the host's share.
 
         Raises:
             FloatingPointError: the value must be finite and is not.
         """
         part = value_of(name).read(value, self._objective)
         if name not in self._copies_to_all:
-            fetched = jax.device_get(part)
+            fetched = jax.device_get(part) if self._reads_whole else fetch_rows(part)
         else:
             fetched = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copies_to_all[name](part))
         if value_of(name).must_be_finite:

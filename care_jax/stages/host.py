@@ -1,6 +1,7 @@
 """The host's part of a step: reading prompts, judging responses, preparing and placing repairs.
 
-Each function takes NumPy copies of values and gives values by name; step.py says which.
+Each function takes NumPy copies of values, with this process's rows of the batch alone, and gives such values by name;
+step.py says which.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards.judge import Judged, RewardConfig, Verifier, judge
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.compiled import bucket_of
@@ -32,7 +34,8 @@ class Services:
     processor: Processor
     verifier: Verifier
     token_bytes: TokenBytes
-    next_examples: Callable[[], Sequence[Example]]  # the next batch of the data
+    next_examples: Callable[[], Sequence[Example]]  # this process's rows of the next batch of the data
+    share: HostShare = ALL_ROWS
 
     def judge(self, records: Sequence[Record], rollouts: Rollouts) -> Judged:
         """Verdicts and rewards of responses (NumPy) to the questions of `records`."""
@@ -44,15 +47,16 @@ class Services:
             overlong_buffer_len=self.objective.overlong_buffer_len,
             overlong_penalty=self.objective.overlong_penalty,
         )
-        return judge(self.verifier, records, rollouts, self.token_bytes, reward)
+        return judge(self.verifier, records, rollouts, self.token_bytes, reward, self.share)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """The values that a batch of encoded prompts gives."""
-        prompts = collate(self.processor, examples)
+        """The values that a batch of encoded prompts gives; every process pads its rows to one size."""
+        sizes = BatchSizes.join(self.share.exchange(BatchSizes.of(examples)))
+        prompts = collate(self.processor, examples, sizes)
         return {
             "examples": examples,
             "records": [example.record for example in examples],
-            "padding": padding_shares(examples, bucket_of(prompts)),
+            "padding": sizes.padding_shares(bucket_of(prompts)),
             "prompts": prompts,
         }
 

@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoConfig
 
 from care_jax.errors import InputError
-from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.inputs.responses import encode_repair, encode_rewrite, encode_trace
@@ -242,7 +242,9 @@ def test_padding_shares_by_hand(processor):
     """Catches shares of one row in place of the batch's, and patches counted as tokens."""
     plain = encode_prompt(processor, record("hi"))
     pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
-    shares = padding_shares([plain, pictured], (64, 128))
+    shares = BatchSizes.of([plain, pictured]).padding_shares((64, 128))
+    parts = [list(BatchSizes.of([example])) for example in (plain, pictured)]
+    assert BatchSizes.join(parts) == BatchSizes.of([plain, pictured])
     real = len(plain.token_ids) + len(pictured.token_ids)
     assert shares == {"padding/prompt_tokens": 1 - real / 128, "padding/patches": 1 - 36 / 256}
 
