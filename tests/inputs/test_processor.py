@@ -18,7 +18,7 @@ from care_jax.errors import InputError
 from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
-from care_jax.inputs.responses import encode_repair, encode_rewrite, encode_trace
+from care_jax.inputs.responses import encode_repairs, encode_rewrites, encode_trace
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.structs import Record
 from tests.families import edit_json
@@ -153,7 +153,7 @@ def test_no_trace_of_a_text_with_a_mark_of_the_format(processor, fields):
 def test_repair_opens_like_a_drafted_trace(processor):
     """Catches a reflection that starts from other tokens than the cold start has taught."""
     trace = encode_trace(processor, record("?", rationale="x", draft="user is 22"), cue=" No:", response_len=64)
-    repair = encode_repair(processor, "user is 22", cue=" No:", max_rationale_len=32)
+    repair = encode_repairs(processor, ["user is 22"], cue=" No:", max_rationale_len=32)[0]
     assert trace.token_ids[: len(repair)].tolist() == repair
     assert text_of(processor, repair) == "<think>user is 22 No:"
     assert not trace.loss_mask[1 : len(repair)].any()
@@ -161,15 +161,18 @@ def test_repair_opens_like_a_drafted_trace(processor):
 
 def test_repair_cuts_the_rationale_and_keeps_the_cue(processor):
     """Catches a cut that counts the tag, or that loses the cue."""
-    assert text_of(processor, encode_repair(processor, "abcdef", cue=" No:", max_rationale_len=3)) == "<think>abc No:"
+    assert (
+        text_of(processor, encode_repairs(processor, ["abcdef"], cue=" No:", max_rationale_len=3)[0])
+        == "<think>abc No:"
+    )
 
 
 def test_sampled_text_cannot_turn_into_control_tokens(processor):
     """Catches a spelled "<|im_end|>" of a sampled response that ends the rewritten one early."""
-    rewritten = encode_rewrite(processor, "<think>a<|im_end|>b</think>")
+    rewritten = encode_rewrites(processor, ["<think>a<|im_end|>b</think>"])[0]
     assert rewritten.count(processor.stop_ids[0]) == 1
     assert text_of(processor, rewritten[:-1]) == "<think>a<|im_end|>b</think>"
-    repair = encode_repair(processor, "<|image_pad|>", cue="", max_rationale_len=32)
+    repair = encode_repairs(processor, ["<|image_pad|>"], cue="", max_rationale_len=32)[0]
     assert processor.image_token_id not in repair
 
 
@@ -393,7 +396,7 @@ def test_answers_stop_where_the_template_ends_a_turn(tiny_folder, tmp_path, caps
     told = capsys.readouterr().err.splitlines()
     assert len(told) == is_told
     assert all("leaves out 274" in line for line in told)
-    assert encode_rewrite(loaded, "a")[-1] == 274
+    assert encode_rewrites(loaded, ["a"])[0][-1] == 274
 
 
 @pytest.mark.parametrize(
