@@ -260,17 +260,16 @@ class Trainer:
         num_updated = sum(share.exchange(float(done.batch.sampled_mask.sum())))
         metrics["tokens_per_s/update"] = num_updated / times["time/update"]
         session.writer.scalars(session.step, metrics)
-        sampled = session.step % config.train.samples_every == 0
-        events, samples = step_summary.lines(
-            done,
-            share.rows(config.train.prompts),
-            anchored=anchored,
-            cue=self.objective.reflect.cue if sampled else None,
-            token_bytes=self.services.token_bytes,
-            share=share,
-        )
-        session.writer.events(session.step, events)
-        session.writer.samples(session.step, samples)
+        session.writer.events(session.step, step_summary.events(done, anchored=anchored))
+        if session.step % config.train.samples_every == 0:
+            cue, token_bytes = self.objective.reflect.cue, self.services.token_bytes
+            row = step_summary.most_interesting(done, share)
+            samples = (
+                []
+                if row is None
+                else [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=token_bytes)]
+            )
+            session.writer.samples(session.step, samples)
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
             raise FloatingPointError(

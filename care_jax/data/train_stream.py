@@ -147,6 +147,10 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         """Starts to read and encode the next batch."""
         self._ahead = self._ahead or [self._threads.submit(self._load, self._positions[row]) for row in self._rows]
 
+    def wait(self) -> None:
+        """Waits until the next batch has been read and encoded."""
+        concurrent.futures.wait(self._ahead)
+
     def close(self) -> None:
         """Ends the threads."""
         self._drop_ahead()

@@ -261,6 +261,10 @@ class HostShare:
         size = num_rows // self.num_shards
         return [row for shard in self.shards for row in range(shard * size, (shard + 1) * size)]
 
+    def rows_of(self, num_own: int) -> list[int]:
+        """The rows of a batch of which the process has `num_own`."""
+        return self.rows(num_own // len(self.shards) * self.num_shards)
+
     def exchange(self, value: T) -> list[T]:
         """What all processes know of their rows together; of one that has them all, its own value."""
         return [value] if self.is_whole else exchange(value)

@@ -247,7 +247,7 @@ def _open(
     if is_first():
         history.write(workdir, inputs.settings, step=int(state.step))
         manifest_lib.write(workdir, config, manifest)
-    writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first())
+    writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first(), share=inputs.share)
     writer.evaluated_steps = set(exchange(sorted(writer.evaluated_steps))[0])
     return Session(
         config=config,

@@ -201,31 +201,12 @@ def _subgroup_totals(step: Step) -> _Totals:
     return _Totals(means, {"reflect/tried": float(np.sum(tried))}, {})
 
 
-def lines(
-    step: Step, rows: Sequence[int], *, anchored: bool, share: HostShare, cue: str | None, token_bytes: TokenBytes
-) -> tuple[list[Event], list[Sample]]:
-    """The events of all processes' groups in the batch's order, and one group in full.
-
-    That group is one with a successful reflection, else a MIXED one, else the first.
-
-    Args:
-        step: the rows of `share`.
-        rows: their places in the batch.
-        anchored: True if subgroups have an anchor.
-        share: this process's rows; the processes exchange their lines.
-        cue: of a reflection; None: no group is wanted in full.
-        token_bytes: decodes reflections.
-    """
-    samples: list[Sample] = []
-    if cue is not None:
-        interest = 2 * (step.reflection.tried & step.reflection.correct) + (step.subgroup.outcome == Outcome.MIXED)
-        b = int(np.argmax(interest))
-        claim = [int(interest[b]), -rows[b]]
-        if claim == max(share.exchange(claim)):
-            samples = [sample(step, b, anchored=anchored, cue=cue, token_bytes=token_bytes)]
-    told: Any = share.exchange([list(zip(rows, events(step, anchored=anchored), strict=True)), samples])
-    in_order = sorted((line for lines, _ in told for line in lines), key=lambda line: line[0])
-    return [event for _, event in in_order], [one for _, samples in told for one in samples]
+def most_interesting(step: Step, share: HostShare) -> int | None:
+    """The group to show: one with a successful reflection, else a MIXED one, else the first; None if another has it."""
+    interest = 2 * (step.reflection.tried & step.reflection.correct) + (step.subgroup.outcome == Outcome.MIXED)
+    b = int(np.argmax(interest))
+    claim = [int(interest[b]), -share.rows_of(len(interest))[b]]
+    return b if claim == max(share.exchange(claim)) else None
 
 
 def events(step: Step, *, anchored: bool) -> list[Event]:
