@@ -77,7 +77,7 @@ def base() -> ConfigDict:
 
     c.verify = ConfigDict()
     c.verify.workers = 2  # processes
-    c.verify.deadline = 5.0  # seconds an item may take before its worker is killed
+    c.verify.deadline = 5.0  # seconds an answer, or a call of a reward function, may take before its worker is killed
     c.verify.tolerance = 0.01  # relative error allowed for answer_kind "number", and the numbers of a "list"
     # Functions "module:function" that the data may name as answer_kind; no other module is imported.
     c.verify.allow = ()

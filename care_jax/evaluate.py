@@ -32,7 +32,8 @@ from care_jax.errors import InputError
 from care_jax.evals import lmms_eval, test_sets
 from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.judged_items import JudgedItem
-from care_jax.evals.responses import answer_all, check_settings, read_responses
+from care_jax.evals.matching import Questions
+from care_jax.evals.responses import answer_all, check_settings, model_named, read_responses
 from care_jax.inputs.processor import Processor, make_processor
 from care_jax.models import QwenVL
 from care_jax.parallel.processes import is_alone, is_first, require_same, together
@@ -144,17 +145,21 @@ def score_responses(
         As `run_benchmarks`.
 
     Raises:
-        InputError: as `run_benchmarks`; the file cannot be read, or `workdir` holds a model's own answers.
+        InputError: as `run_benchmarks`; the file cannot be read, or `workdir` holds a model's own answers or figures
+            of another model.
     """
     config_lib.validate(config, unused=("model.folder", "data.train"))
     folder = workdir / "benchmarks"
     source = test_sets.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
-    ids = [source[index].id for index in range(len(source))]
-    responses = read_responses(path, ids, id_field=id_field, response_field=response_field)
+    questions = Questions(source[index] for index in range(len(source)))
+    fields = {"id_field": id_field, "response_field": response_field}
+    model = {"model": named} if (named := model_named(path, **fields)) else {}
+    test_sets.require_one_model(folder, name, path, model.get("model"))
+    responses = read_responses(path, questions.ids, **fields, questions=questions)
     check_settings(folder, {"answers": "from files"})
     with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
         figures = test_sets.score(folder / name, name, source, responses, verifier, ANY)
-    return test_sets.write_results(folder, {name: {"responses": str(path)} | figures})
+    return test_sets.write_results(folder, {name: {"responses": str(path)} | model | figures})
 
 
 def _with_weights_of(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -203,5 +208,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
     flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
     flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
-    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id.")
+    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
     cli.run(main)

@@ -1,6 +1,7 @@
 r"""Judges pairs of gold and response, to test a reward before a run is paid for.
 
     python -m care_jax.judge --file=pairs.jsonl [--format=answer_tags|boxed|any|bare] [--allow=module:function ...]
+        [--rewards=NAME=WEIGHT ...] [--correct_when=NAME>=NUMBER]
 
 A line of the file is one JSON object:
 
@@ -8,12 +9,15 @@ A line of the file is one JSON object:
 
 `kind` is an answer_kind (README, "Your own data"), `choices` the option texts of a choice. "expected", or "theirs" as
 published verdicts have it, is the verdict to compare with. Both may be left out. `--format` says how the answer is
-found in the response (rewards/response_format.py); with "bare" the whole response is the answer.
+found in the response (rewards/response_format.py); with "bare" the whole response is the answer. `--rewards` and
+`--correct_when` are verify.rewards and verify.correct_when of a config (rewards/functions.py). What such functions look
+at may stand in the line too: "prompt", "images" (as in own data) and "meta".
 
 One line is printed for each pair, with tabs between: its number; right, wrong, unparsed, or bad for a line that cannot
-be judged; the reason; the answer that was found; what was expected, if that is something else. The last line is JSON:
-n, right, unparsed (those without a readable answer), bad, and the same by kind; with expected verdicts also how many
-were compared, agree, refused_right (right by theirs alone) and accepted_wrong (right by ours alone).
+be judged; the reason; the answer that was found; the value of each reward; what was expected, if that is something
+else. The last line is JSON: n, right, unparsed (those without a readable answer), bad, and the same by kind; with
+expected verdicts also how many were compared, agree, refused_right (right by theirs alone) and accepted_wrong (right by
+ours alone); with rewards the mean of each, and the number of pairs for which it is missing.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +35,8 @@ from absl import flags
 from care_jax import cli
 from care_jax.config import base
 from care_jax.data.file_formats import line_rows
+from care_jax.data.image_column import image_bytes, images_of
+from care_jax.data.parsing import meta_field
 from care_jax.data.validation import BadRowError, check_gold_of
 from care_jax.errors import InputError, printable, shown
 from care_jax.files import require_readable
@@ -37,7 +44,7 @@ from care_jax.rewards.judge import JudgedText, Verifier, judge_texts
 from care_jax.rewards.response_format import READABLE, ResponseFormat
 from care_jax.structs import Record
 
-_AT_ONCE = 2048  # pairs that are in memory
+_AT_ONCE = 512  # pairs that are in memory, with their images
 _EXPECTED = ("expected", "theirs")
 
 
@@ -57,6 +64,7 @@ class Tally:
         """Starts at zero."""
         self._all: collections.Counter[str] = collections.Counter(n=0, right=0, unparsed=0)
         self._by_kind: dict[str, collections.Counter[str]] = {}
+        self._parts: dict[str, list[float]] = {}  # by the name of a reward
         self.bad = 0
 
     def add(self, pair: Pair, judged: JudgedText) -> None:
@@ -73,32 +81,48 @@ class Tally:
         kind = self._by_kind.setdefault(pair.record.answer_kind, collections.Counter())
         for counts in (self._all, kind):
             counts.update(one)
+        for name, value in judged.parts.items():
+            self._parts.setdefault(name, []).append(value)
 
     def figures(self) -> dict[str, Any]:
         """The counts as JSON shows them."""
         per_kind = {kind: dict(counts) for kind, counts in sorted(self._by_kind.items())}
-        return {**self._all, "bad": self.bad, "per_kind": per_kind}
+        rewards = {}
+        for name, values in self._parts.items():
+            given = [value for value in values if not math.isnan(value)]
+            mean = math.fsum(given) / len(given) if given else None
+            rewards[name] = {"mean": mean, "missing": len(values) - len(given)}
+        return {**self._all, "bad": self.bad, "per_kind": per_kind} | ({"rewards": rewards} if rewards else {})
 
 
-def run(path: Path, response_format: ResponseFormat, allow: Collection[str]) -> Iterator[str]:
+def run(
+    path: Path,
+    response_format: ResponseFormat,
+    allow: Collection[str],
+    *,
+    rewards: Sequence[str] = (),
+    correct_when: str = "",
+) -> Iterator[str]:
     """Judges the pairs of a file.
 
     Args:
         path: JSON lines, as the module says.
         response_format: how the answer is found in a response.
         allow: the functions "module:function" that a pair may name as its kind.
+        rewards: parts of the reward to compute, as verify.rewards has them.
+        correct_when: the part that says which responses are correct, as verify.correct_when has it.
 
     Yields:
         The lines to print.
 
     Raises:
-        InputError: no such file, or no line of it can be judged.
+        InputError: no such file, no line of it can be judged, or a reward cannot be computed at all.
     """
     require_readable(path, f"--file={path}: no such file; give one with a JSON object a line")
     tally, config = Tally(), base()
-    config.verify.allow = tuple(allow)
+    config.verify.update(allow=tuple(allow), rewards=tuple(rewards), correct_when=correct_when)
     with Verifier.from_config(config) as verifier:
-        pairs = (_read(number, raw, allow) for number, raw in line_rows(path))
+        pairs = (_read(number, raw, path.parent, allow) for number, raw in line_rows(path))
         while some := list(itertools.islice(pairs, _AT_ONCE)):
             yield from _judge(verifier, some, response_format, tally)
     if not tally.figures()["n"]:
@@ -111,7 +135,7 @@ def _judge(
 ) -> Iterator[str]:
     """The lines of some pairs, and of the bad lines between them."""
     asked = [(pair.record, pair.response) for pair in pairs if isinstance(pair, Pair)]
-    verdicts = iter(judge_texts(verifier, asked, response_format))
+    verdicts = iter(judge_texts(verifier, asked, response_format, with_parts=True))
     for pair in pairs:
         if not isinstance(pair, Pair):
             number, problem = pair
@@ -125,10 +149,17 @@ def _judge(
         found = "" if judged.extracted is None else shown(judged.extracted)
         differs = pair.expected is not None and pair.expected != correct
         expected = f"\texpected {'right' if pair.expected else 'wrong'}" if differs else ""
-        yield f"{pair.number}\t{word}\t{printable(reason)}\t{found}{expected}"
+        rewards = "".join(f"\t{name} {_value(value)}" for name, value in judged.parts.items())
+        yield f"{pair.number}\t{word}\t{printable(reason)}\t{found}{rewards}{expected}"
 
 
-def _read(number: int, raw: dict[str, Any] | BadRowError, allow: Collection[str]) -> Pair | tuple[int, str]:
+def _value(value: float) -> str:
+    return "missing" if math.isnan(value) else f"{value:.6g}"
+
+
+def _read(
+    number: int, raw: dict[str, Any] | BadRowError, folder: Path, allow: Collection[str]
+) -> Pair | tuple[int, str]:
     """The pair of a line, or its number and what is wrong with it."""
     try:
         if isinstance(raw, BadRowError):
@@ -136,7 +167,16 @@ def _read(number: int, raw: dict[str, Any] | BadRowError, allow: Collection[str]
         if missing := [key for key in ("gold", "response", "kind") if key not in raw]:
             raise BadRowError(f"no {', '.join(missing)}")
         gold, response, kind = (_text(key, raw[key]) for key in ("gold", "response", "kind"))
-        record = Record(str(number), "", "", (), gold, kind, _choices(raw.get("choices")))
+        record = Record(
+            id=str(number),
+            source="",
+            prompt=_text("prompt", raw.get("prompt", "")),
+            images=tuple(map(image_bytes, images_of(raw.get("images"), folder))),
+            answer=gold,
+            answer_kind=kind,
+            choices=_choices(raw.get("choices")),
+            meta=meta_field(raw.get("meta")),
+        )
         check_gold_of(record, allow)
         expected = next((raw[key] for key in _EXPECTED if raw.get(key) is not None), None)
         if not isinstance(expected, bool | None):
@@ -164,7 +204,8 @@ def _choices(value: Any) -> tuple[str, ...] | None:
 def main() -> None:
     """Prints what the flags ask for."""
     args = flags.FLAGS
-    for line in run(Path(args.file), READABLE[args.format], args.allow):
+    rewards = {"rewards": args.rewards, "correct_when": args.correct_when}
+    for line in run(Path(args.file), READABLE[args.format], args.allow, **rewards):
         print(line)
 
 
@@ -172,4 +213,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("file", None, "Pairs to judge, one JSON object a line.", required=True)
     flags.DEFINE_enum("format", "any", list(READABLE), "How the answer is found in a response.")
     flags.DEFINE_multi_string("allow", [], "module:function, a verifier of yours that pairs may name as their kind.")
+    flags.DEFINE_multi_string("rewards", [], "NAME=WEIGHT, a reward to compute, as verify.rewards has it.")
+    flags.DEFINE_string("correct_when", "", "NAME>=NUMBER, the reward that says which responses are correct.")
     cli.run_flags(main)

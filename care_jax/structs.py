@@ -59,6 +59,7 @@ class Record:
     rationale: str | None = None  # text of the think block, for the cold start
     draft: str | None = None  # a wrong rationale shown before the cue; the cold start has no loss on it
     videos: tuple[Video, ...] = ()
+    meta: str | None = None  # a JSON object, for reward functions; the model never sees it
 
 
 class Outcome(enum.IntEnum):

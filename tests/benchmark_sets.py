@@ -72,7 +72,27 @@ TWELVE = [f"option {n}" for n in range(12)]
 
 def write_mathvista(root: Path) -> Path:
     """5 sound rows, one of each kind of answer and one with two right options; a gold that is no option."""
-    rows = [
+    write_parquet(root / "data/testmini-00000-of-00001-725687bf7a18d64b.parquet", _mathvista_rows(), MATHVISTA)
+    return root
+
+
+def write_mathvista_json(root: Path) -> Path:
+    """The same questions as first released: one object by pid, without the column `query`, and images.zip unpacked."""
+    rows = {row["pid"]: row for row in _mathvista_rows()}
+    for row in rows.values():
+        _unpack(root / "data", row["image"], row.pop("decoded_image"))
+        del row["query"]
+    (root / "data/testmini.json").write_text(json.dumps(rows))
+    return root
+
+
+def _unpack(folder: Path, name: str, image: dict[str, Any]) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(image["bytes"])
+
+
+def _mathvista_rows() -> list[dict[str, Any]]:
+    return [
         _vista("3", "Find it.", "145\u00b0", choices=["135\u00b0", "145\u00b0"], image=embedded(picture(70, "P"))),
         _vista("27", "How many?", "0", answer_type="integer", image=embedded(picture(71, "RGBA"), "images/27.jpg")),
         _vista("1", "How far?\r\nIn m.", "1.2", answer_type="float", precision=1.0),
@@ -80,8 +100,6 @@ def write_mathvista(root: Path) -> Path:
         _vista("781", "How long?", "18", choices=["9", "12", "18", "18"]),
         _vista("9", "How long?", "17", choices=["9", "12"]),
     ]
-    write_parquet(root / "data/testmini-00000-of-00001-725687bf7a18d64b.parquet", rows, MATHVISTA)
-    return root
 
 
 def _vista(pid: str, question: str, answer: str, *, choices: list[str] | None = None, **more: Any) -> dict[str, Any]:
@@ -113,6 +131,27 @@ def write_mathverse_by_version(root: Path) -> Path:
     for version in {row["problem_version"] for row in rows}:
         path = root / f"testmini_version_split/{version.lower().replace(' ', '_')}-00000-of-00001.parquet"
         write_parquet(path, [row for row in rows if row["problem_version"] == version], MATHVERSE)
+    return root
+
+
+def write_mathverse_json(root: Path, images: str = "data/images") -> Path:
+    """The set as first released: an array without `question_for_eval`; one more row has the options of question 5."""
+    rows = [
+        _verse("8", "Text Lite", "True?\nChoice:\nA. True\nB. False", "True", question_type="multi-choice"),
+        *_mathverse_rows(),
+    ]
+    for row in rows:
+        del row["question_for_eval"]
+        image, row["image"] = row["image"], ""
+        if row["problem_version"] != "Text Only":
+            row["image"] = f"images_version_1-4/image_{row['sample_index']}.png"
+        row["problem_index"] = {"8": "5"}.get(row["sample_index"], row["sample_index"])
+        if image["bytes"]:
+            _unpack(root / images, row["image"], image)
+    (root / "data").mkdir(exist_ok=True)
+    (root / "data/testmini.json").write_text(json.dumps(rows))
+    text_only = [row for row in rows if row["problem_version"] == "Text Only"]
+    (root / "data/testmini_text_only.json").write_text(json.dumps(text_only))
     return root
 
 

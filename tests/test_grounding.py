@@ -13,11 +13,12 @@ def test_boxes_are_trained_with_flags_alone(small_task: SmallTask, tmp_path: Pat
     model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")
     for name in ("train.jsonl", "heldout.jsonl"):
         rows = [json.loads(line) for line in (data / name).read_text().splitlines()]
-        rows = [{**row, "answer": "[0, 0, 56, 56]", "answer_kind": "list"} for row in rows]
+        rows = [{**row, "answer": "[0, 0, 56, 56]", "answer_kind": "list", "meta": {"points": 3}} for row in rows]
         (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = small(model, data, model__weights="random", train__steps=2)
     overrides |= {
-        "verify.rewards": "('iou=0.9','tests.own_rewards:sees.pixels=0.0001','repetition=0.1')",
+        "verify.rewards": "('iou=0.9','tests.own_rewards:sees.pixels=0.0001','repetition=0.1',"
+        "'tests.own_rewards:reads_meta=0.0','tests.own_rewards:sizes=0.0')",
         "verify.correct_when": "iou>=0.5",
         "verify.correct_weight": "0.0",
     }
@@ -31,5 +32,7 @@ def test_boxes_are_trained_with_flags_alone(small_task: SmallTask, tmp_path: Pat
         assert row["accuracy/train"] == 0.0
         assert row["rewards/tests.own_rewards:sees.pixels"] > 100
         assert -1.0 <= row["rewards/repetition"] <= 0.0
+        assert row["rewards/tests.own_rewards:reads_meta"] == 3.0
+        assert 1.0 < row["rewards/tests.own_rewards:sizes"] <= 4.0  # responses of a call
         assert row["rewards_failed/iou"] == row["rewards_failed/tests.own_rewards:sees.pixels"] == 0.0
         assert row["reward/mean"] > 0.01

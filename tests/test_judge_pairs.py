@@ -98,12 +98,51 @@ def test_lines_are_printable(tmp_path):
     assert all(field.isprintable() for line in lines for field in line)
 
 
+def test_rewards_of_each_pair(tmp_path):
+    """Catches values of another pair, a mean over what is missing, and images, prompts or metas that stay behind."""
+    (tmp_path / "a.png").write_bytes(b"12345678")
+    box = {"gold": "[0, 0, 10, 10]", "kind": "list"}
+    rows = [
+        {**box, "response": "<answer>[0, 0, 10, 9]</answer>", "images": ["a.png"], "meta": {"points": 2}},
+        {**box, "response": "<answer>[0, 0, 10, 2]</answer>", "expected": True},
+        {**box, "response": "none", "meta": [1]},
+        {**box, "response": "none", "images": ["b.png"]},
+        {"gold": "5", "kind": "integer", "response": "5"},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewards = ("iou=1", "tests.own_rewards:sees.pixels=1", "tests.own_rewards:reads_meta=1")
+    *lines, last = judge.run(path, READABLE["any"], (), rewards=rewards, correct_when="iou>=0.5")
+    pixels, points = (reward.removesuffix("=1") for reward in rewards[1:])
+    assert [line.split("\t") for line in lines] == [
+        ["1", "right", "iou 0.9", "'[0, 0, 10, 9]'", "iou 0.9", f"{pixels} 8", f"{points} 2"],
+        ["2", "wrong", "iou 0.2", "'[0, 0, 10, 2]'", "iou 0.2", f"{pixels} 0", f"{points} -1", "expected right"],
+        ["3", "bad", "meta must be a JSON object, not [1]"],
+        ["4", "bad", f"no image '{tmp_path / 'b.png'}': No such file or directory"],
+        ["5", "wrong", "iou nan", "'5'", "iou missing", f"{pixels} 0", f"{points} -1"],
+    ]
+    assert json.loads(last)["rewards"] == {
+        "iou": {"mean": pytest.approx(0.55), "missing": 1},
+        pixels: {"mean": pytest.approx(8 / 3), "missing": 0},
+        points: {"mean": 0.0, "missing": 0},
+    }
+
+
+@pytest.mark.parametrize(("rewards", "correct_when"), [(["iou"], ""), (["os:system=1"], ""), ([], "iou>=1")])
+def test_rewards_that_are_none_are_one_line(tmp_path, rewards, correct_when):
+    """Catches a misspelt reward that is left out, or found out after an hour."""
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"gold": "5", "response": "5", "kind": "integer"}))
+    with pytest.raises(InputError, match=r"verify\.|is not marked"):
+        list(judge.run(tmp_path / "pairs.jsonl", READABLE["any"], (), rewards=rewards, correct_when=correct_when))
+
+
 def test_the_command(tmp_path):
     """Catches flags that are lost, and a missing file that is a traceback."""
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"gold": "5", "response": "\\boxed{5}", "kind": "integer"}))
     command = [sys.executable, "-m", "care_jax.judge", f"--file={tmp_path / 'pairs.jsonl'}"]
-    done = subprocess.run([*command, "--format=boxed"], capture_output=True, text=True)
-    assert done.stdout.splitlines()[0] == "1\tright\tcorrect\t'5'", done.stderr
+    flags = ["--format=boxed", "--rewards=length=1", "--correct_when=length>=-1"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "1\tright\tlength -0.001\t'5'\tlength -0.001", done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["right"] == 1
     for wrong in (["--file=absent.jsonl"], ["--format=box"]):
         failed = subprocess.run([*command, *wrong], capture_output=True, text=True)

@@ -50,6 +50,7 @@ def _sound_rows(uri: str) -> dict[str, dict[str, Any]]:
     parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": " Add 1?"}]
     return {
         "text": {**_COMMON, "prompt": "1 + 2?", "answer": "3", "rationale": "é, so 3", "choices": None},
+        "meta": {**_COMMON, "prompt": "1 + 2?", "answer": "3", "meta": {"é": [1.5, None], "in": {"of": "r"}}},
         "picture": {**_COMMON, "images": ["a.png"], "prompt": "How many? <image>", "answer": "1,234"},
         "choice": {**_COMMON, "images": [], "prompt": "Which?", "answer": "B", **options, "source": "colours"},
         "uri": {**_COMMON, "images": [uri, {"path": "a.png"}], "prompt": "How many?", "answer": "7"},
@@ -108,6 +109,7 @@ def _is(record: Record, line: bytes, number: int, folder: Path) -> bool:
         answer_kind=row["answer_kind"],
         choices=tuple(row["choices"]) if "choices" in row else None,
         rationale=rationale,
+        meta=json.dumps(row["meta"], ensure_ascii=False) if "meta" in row else None,
     )
     return dataclasses.asdict(record) == dataclasses.asdict(wanted)
 

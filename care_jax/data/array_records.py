@@ -24,7 +24,7 @@ from care_jax.structs import Record
 _NAME = "records"
 _INFO_FILE, _FEATURES_FILE = "dataset_info.json", "features.json"
 _SHARD_TEMPLATE = "{SPLIT}-{SHARD_INDEX}.{FILEFORMAT}"
-_TEXTS = ("id", "source", "prompt", "answer", "answer_kind", "rationale", "draft")
+_TEXTS = ("id", "source", "prompt", "answer", "answer_kind", "rationale", "draft", "meta")
 _LISTS = ("images", "choices")
 
 
@@ -82,6 +82,7 @@ class StoredRecords:
                 choices=tuple(choice.decode() for choice in row["choices"]) or None,
                 rationale=row["rationale"].decode() or None,
                 draft=row["draft"].decode() or None,
+                meta=row["meta"].decode() or None,
             )
 
     def fingerprint(self) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from care_jax.data.parsing import PLACEHOLDER
+from care_jax.data.parsing import OPEN_REQUEST, PLACEHOLDER
 
 Thumbnail = npt.NDArray[np.uint8]  # [SIDE, SIDE, 3]
 
@@ -30,6 +30,7 @@ NEAR = 3.0
 # Text that benchmarks put around a question: a hint before "Question:", and everything from the first option on.
 _HINT = re.compile(r"\A.*?^Question:", re.DOTALL | re.MULTILINE)
 _OPTIONS = re.compile(r"^[^\S\n]*(?:Choices?:\s*$|\(?A[).:]).*", re.DOTALL | re.MULTILINE)
+_UNIT = re.compile(r"\s\(Unit: [^()\n]*\)\s*\Z")  # MathVista
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|mathrm|text|quad|[,;:! ])")
 _IDLE = re.compile(r"[\s$.,;:?!'\"{}]+")
 
@@ -46,10 +47,14 @@ def thumbnail(image: Image.Image) -> Thumbnail:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
+def bare_question(prompt: str) -> str:
+    """Strips a question of the hint before it and of the unit, options or request for a form behind it."""
+    return _UNIT.sub("", _OPTIONS.sub("", _HINT.sub("", prompt)).removesuffix(OPEN_REQUEST)) or prompt
+
+
 def normalise_question(prompt: str) -> str:
     """Strips a question of hint, options, image marks, case, spacing, punctuation and LaTeX's layout commands."""
-    question = _OPTIONS.sub("", _HINT.sub("", prompt)) or prompt
-    text = unicodedata.normalize("NFKC", question.replace(PLACEHOLDER, " ")).casefold()
+    text = unicodedata.normalize("NFKC", bare_question(prompt).replace(PLACEHOLDER, " ")).casefold()
     return _IDLE.sub("", _SPACING.sub("", text))
 
 

@@ -1,4 +1,4 @@
-"""Rows of parquet files, JSON arrays and JSON lines; no file is read whole into memory."""
+"""Rows of parquet files, JSON arrays and JSON lines, none of which is read whole, and of JSON objects by key."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
 
 
 def split_files(root: Path, split: str, *endings: str) -> list[Path]:
-    """Lists the files of a split on the hub: [data/]<split>[-00000-of-00002].<ending>, for the first ending found."""
+    """Lists the files of a split on the hub: [data/]<split>[-00000-of-00002].<ending>, for the first ending found.
+
+    `root` is their folder, or the one file.
+    """
     names = ("val", "validation") if split in ("val", "validation") else (split,)
+    if root.is_file():
+        return [root] if root.stem.partition("-")[0] in names and root.suffix[1:] in endings else []
     for ending in endings:
         for folder in (root / "data", root):
             for name in names:
@@ -110,6 +115,23 @@ def array_rows(path: Path) -> Numbered:
                 continue
             yield number, row
             at, number = end, number + 1
+
+
+def object_rows(path: Path, key_field: str) -> Numbered:
+    """Yields the objects in a file's one JSON object, with their keys as `key_field`, or the error of an entry.
+
+    Raises:
+        InputError: the file does not hold an object.
+    """
+    try:
+        whole = _DECODER.decode(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, fetch it again: {_not_json(error)}") from error
+    if not isinstance(whole, dict):
+        raise InputError(f"{path} is not a JSON object; it must start with {{")
+    for number, (key, value) in enumerate(whole.items(), start=1):
+        row = _object(value)
+        yield number, row if isinstance(row, BadRowError) else {key_field: key, **row}
 
 
 def _end_of_entry(buffer: str, at: int) -> int:

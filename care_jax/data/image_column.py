@@ -61,6 +61,18 @@ def images_of(value: Any, folder: Path) -> tuple[bytes | Path, ...]:
     return tuple(image_of(image, folder) for image in (value if isinstance(value, list) else [value]))
 
 
+def released_images(value: Any, folder: Path) -> tuple[bytes | Path, ...]:
+    """Reads the image column of a release, whose archive of images was unpacked in `folder` or in its data/.
+
+    The archive may have its files in images/, which paths then do not name. As `images_of`.
+    """
+    for place in (folder, folder / "data", folder / "images", folder / "data/images"):
+        images = images_of(value, place)
+        if all(isinstance(image, bytes) or os.path.exists(image) for image in images):
+            return images
+    return images_of(value, folder)
+
+
 def image_bytes(image: bytes | Path) -> bytes:
     """Reads an image as it is stored.
 

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from care_jax.data.conversations import read_turns, split_response
 from care_jax.data.file_formats import Numbered, file_rows, split_files
 from care_jax.data.image_column import image_bytes, images_of
-from care_jax.data.parsing import Row, is_blank, place_marks
+from care_jax.data.parsing import Row, is_blank, is_number, meta_field, place_marks
 from care_jax.data.validation import check_gold_of, check_texts, decode_picture, one_row
 from care_jax.errors import BadRowError, InputError, shown
 from care_jax.files import require_readable
 from care_jax.structs import Record
 
 REQUIRED = ("id", "prompt", "answer", "answer_kind")
-OPTIONAL = ("images", "choices", "rationale", "source")
+OPTIONAL = ("images", "choices", "rationale", "source", "meta")
 MAX_LISTED = 20  # problems spelled out in an error
 # Other columns of a row that is a conversation: those that are read, and those that change what is asked.
 _TURNS, _BESIDE_TURNS = ("messages", "conversations"), ("completion", "system", "image")
@@ -70,10 +70,10 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
 
     A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null or empty, are
     "images" (a list, each as `image_column.image_of` reads it, paths relative to the file's folder), "choices"
-    (strings; required for the kind "choice", whose answer is a letter or one of their texts), "rationale" and "source"
-    (by default the file's name without its ending). The prompt has one "<image>" for each image; if it has none, they
-    are put first. Instead of a prompt, a row may have a list of turns (`_from_turns`). The file is UTF-8; empty lines
-    are skipped.
+    (strings; required for the kind "choice", whose answer is a letter or one of their texts), "rationale", "source" (by
+    default the file's name without its ending) and "meta" (`parsing.meta_field`). The prompt has one "<image>" for each
+    image; if it has none, they are put first. Instead of a prompt, a row may have a list of turns (`_from_turns`). The
+    file is UTF-8; empty lines are skipped.
 
     Args:
         path: the file: a JSON array if it ends in .json and starts with a bracket, parquet if it ends so, else JSON
@@ -151,7 +151,8 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         raw = _from_turns(where, raw)
     if missing := [key for key in REQUIRED if key not in raw]:
         raise BadRowError(f"missing {', '.join(missing)}")
-    unknown = sorted(key for key in set(raw) - {*REQUIRED, *OPTIONAL} if not _is_number(raw[key]))
+    # Numbers may be there: the index of a table, or a pass rate that rows were chosen by.
+    unknown = sorted(key for key in set(raw) - {*REQUIRED, *OPTIONAL} if not is_number(raw[key]))
     if unknown:
         allowed = ", ".join((*REQUIRED, *OPTIONAL))
         raise BadRowError(f"unknown key {shown(', '.join(unknown))[1:-1]}; allowed: {allowed}", "unknown key")
@@ -175,13 +176,9 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         answer_kind=raw["answer_kind"],
         choices=tuple(raw["choices"]) if "choices" in raw else None,
         rationale=raw.get("rationale"),
+        meta=meta_field(raw.get("meta")),
     )
     return Row(where, record, images)
-
-
-def _is_number(cell: Any) -> bool:
-    """True for a number, such as the index of a table, or a pass rate that rows were chosen by."""
-    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:

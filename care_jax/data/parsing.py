@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from care_jax.data.image_column import image_bytes
 from care_jax.errors import BadRowError, shown
@@ -18,6 +19,8 @@ from care_jax.rewards.verifiers.reading.options import LETTERS
 from care_jax.structs import Record
 
 PLACEHOLDER, _ = MARKS
+OPEN_REQUEST = "\nAnswer with one number, word or phrase."  # behind a question without options
+MAX_META_LEN = 1 << 16  # bytes; they travel with every response to every reward function
 _LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
 _OPTION = re.compile(r"""'[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*\"""")
 _LIST = re.compile(rf"\s*[\[(]\s*(?:(?:{_OPTION.pattern})\s*(?:,\s*(?:{_OPTION.pattern})\s*)*(?:,\s*)?)?[\])]\s*")
@@ -38,6 +41,11 @@ class Row:
         return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)))
 
 
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Returns True for a number, which True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def is_blank(text: str) -> bool:
     """Returns True if a text has nothing to see: spaces, line ends, control and zero-width characters."""
     return not any(character.isprintable() and not character.isspace() for character in text)
@@ -51,7 +59,7 @@ def text_field(raw: Mapping[str, Any], key: str) -> str:
     """
     value = raw.get(key)
     # Golds such as 0 are numbers in some files.
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if is_number(value) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str) or is_blank(value):
         raise BadRowError(f"{key} must be a text that is not empty, not {shown(value)}", f"no {key}")
@@ -61,6 +69,29 @@ def text_field(raw: Mapping[str, Any], key: str) -> str:
 def gold_field(raw: Mapping[str, Any], key: str) -> str:
     """Returns a text as `text_field` does, on one line: several lines would be several accepted answers."""
     return " ".join(text_field(raw, key).splitlines())
+
+
+def meta_field(value: Any) -> str | None:
+    """Returns the JSON text of an object for reward functions, from the object or from a text that spells it.
+
+    None, and a text that spells null, say that there is none.
+
+    Raises:
+        BadRowError: something else, an object that holds more than JSON can, or one of more than MAX_META_LEN bytes.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        text = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:  # such as NaN, bytes or half a surrogate pair
+        raise BadRowError(f"meta is no JSON object: {shown(str(error))}", "meta is no JSON object") from None
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise BadRowError(f"meta must be a JSON object, not {shown(found)}", "meta is no JSON object")
+    if size > MAX_META_LEN:
+        raise BadRowError(f"meta has {size} bytes as JSON; at most {MAX_META_LEN} are allowed", "meta is too long")
+    return text
 
 
 def option_texts(value: Any) -> tuple[str, ...] | None:

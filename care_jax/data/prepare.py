@@ -276,7 +276,7 @@ def _column_range(text: str) -> ColumnRange:
 
 def _define_flags() -> None:
     flags.DEFINE_enum("source", None, list(READERS), "The data set.")
-    flags.DEFINE_string("root", None, "The folder it was downloaded to; for easyr1 and jsonl a file will do.")
+    flags.DEFINE_string("root", None, "The folder it was downloaded to; a file will do if it is the whole split.")
     flags.DEFINE_string("out", None, "The folder to write.")
     flags.DEFINE_string("split", None, "The split, as the set names it; train if not given, or a benchmark's own.")
     flags.DEFINE_string("images", None, "The folder that image paths count from; ROOT if not given.")

@@ -124,7 +124,7 @@ class Evaluator:
             limit: how many of them to ask, evenly spread over the source; 0 for all.
             first_batch: number of the first batch; each number has random keys of its own.
             dropped: gets the records whose prompts are too long, which are left out.
-            lost: counts the records that can no longer be read, which are left out too.
+            lost: counts the records that can no longer be read, which are left out too; needed with several processes.
             wait: as in `run`.
 
         Yields:
@@ -138,7 +138,6 @@ class Evaluator:
                 dropped.append(record)
             return example
 
-        lost = loader.LostRecords(is_alone=is_alone()) if lost is None else lost
         size = self._decoder.batch_size
         batches = loader.make_eval_batches(source, encode, batch_size=size, limit=limit, lost=lost)
         for number, (examples, num_real) in enumerate(batches, start=first_batch):

@@ -1,19 +1,26 @@
 r"""The score of a response under the rules of lmms-eval (release 0.7.2), to compare with tables made with it.
 
-The answer is the first <answer>..</answer>, else the last \boxed{..}, as its tasks named *_reasoning take it; else the
-whole response, as the others do. It is judged by the kind of the gold:
+Blocks <think>..</think> and <analysis>..</analysis> are taken out, as it does by default. The answer is the first
+<answer>..</answer>, else the last \boxed{..}, as its tasks named *_reasoning take it. It is judged by benchmark:
 
-* choice: the ladder of its MMMU tasks: "(B)", else "B ", else "B.", else the text of an option in a response of more
-  than five words; of several the last one. "B " is also the end of a word.
-* chart_relaxed: within 5 % of the gold, years and counts too; else equal letters.
-* all others: lmms_eval_equal.py. Without tags and box, the number at the end of the last line that ends in one.
+* MathVista, MathVerse, MATH-Vision: the *_reasoning tasks. Without tags and box the answer is the number at the end of
+  the last line that ends in one, so a bare letter is wrong. The letter of a choice is read by `_reasoning_letter`; if
+  it differs, and for free answers, lmms_eval_equal.py decides.
+* MMMU and MMMU-Pro: mmmu_val and mmmu_pro_standard (lmms_eval_mmmu.py).
+* ChartQA: chartqa, within 5 % of the gold, years and counts too; else equal letters.
+* Other data: by the kind of the gold. A choice is judged as in MMMU, chart_relaxed as in ChartQA, all else as in
+  MathVista.
+
+The tasks of MMMU and ChartQA read the whole response, which is done here if no answer is marked.
 
 Where its rules leave the score to chance or to a model, or lose whole kinds of questions, they are not followed:
 
-* A response without a letter is answered at random there; here it counts one over the number of options.
-* MathVista and MathVerse ask a judge model there; here they have the rules of their *_reasoning tasks.
-* Since June 2025 mmmu_val compares open answers letter by letter, so that none is right; mmmu_pro_vision compares the
-  whole response with the letter; *_reasoning take any gold with a capital from A to H for an option. Not so here.
+* A choice of MMMU without an option is answered at random there; here it counts one over the number of options.
+* The plain tasks of MathVista and MathVerse ask a model, that of MATH-Vision runs the response through Python's eval.
+* Since June 2025 mmmu_val compares open answers letter by letter, so that none is right; here they have its rule of
+  before. It takes a list of golds for one text; here each counts.
+* mmmu_pro_vision compares the whole response with the letter; here it is as mmmu_pro_standard.
+* *_reasoning take any gold with a capital from A to H for an option; here only that of a choice is one.
 """
 
 from __future__ import annotations
@@ -21,16 +28,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from care_jax.evals import lmms_eval_mmmu
 from care_jax.rewards.judge import MAX_RESPONSE_LEN
 from care_jax.rewards.pool import Item, Verifier
-from care_jax.rewards.response_format import BOXED
-from care_jax.rewards.verifiers import chart, choice
+from care_jax.rewards.verifiers import chart
 from care_jax.structs import Record
 
 EQUAL = "care_jax.evals.lmms_eval_equal:equal"
+_REASONING_TASKS = ("mathvista", "mathverse", "mathvision")  # their sources begin so
+_REASONING_BLOCKS = (("<think>", "</think>"), ("<analysis>", "</analysis>"))
+_BOX = r"\boxed{"
+_BRACE = re.compile(r"\\boxed\{|[{}]")
 _LAST_NUMBER = re.compile(r"\b\d+(?:\.\d+)?$")
-_LADDER = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))  # how a letter is found, and how its last place is
-_UNKNOWN_OPTIONS = ("",) * 8  # A to H
+_LETTERS = "ABCDEFGH"
+_PHRASE = re.compile(
+    r"(?:the )?(?:(?:correct |best )?answer|(?:correct )?(?:option|choice) is)|my (?:answer|choice) is|"
+    r"i (?:choose|select|pick)"
+)
+# How a letter is written, from the form that decides first.
+_FORMS = (("({})",), ("{}.",), ("{}:",), ("{})",), ("{} ",), ("{}-", "{}_", "{}="), ("{}",))
 
 
 def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[float]:
@@ -44,15 +60,24 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
         if len(response) > MAX_RESPONSE_LEN:
             scores[row] = 0.0
             continue
-        marked = _marked_answer(response)
-        if record.answer_kind == "choice":
-            scores[row] = _score_choice(record, response if marked is None else marked)
+        text = _without_reasoning(response)
+        marked = _marked_answer(text)
+        whole = text if marked is None else marked
+        is_choice, golds = record.answer_kind == "choice", record.answer.splitlines()
+        if is_choice and not record.source.startswith(_REASONING_TASKS):
+            scores[row] = lmms_eval_mmmu.score_choice(whole, golds, record.choices)
         elif record.answer_kind == "chart_relaxed":
-            given = (response if marked is None else marked).strip()
-            scores[row] = float(any(_is_close(given, gold) for gold in record.answer.splitlines()))
+            scores[row] = float(any(_is_close(whole, gold) for gold in golds))
+        elif record.source == "mmmu" and not is_choice:
+            scores[row] = float(lmms_eval_mmmu.is_open_answer(whole, golds))
         else:
-            given = _last_number(response) if marked is None else marked
-            compared[row] = [Item(EQUAL, given, gold, None) for gold in record.answer.splitlines()]
+            given = _last_number(text) if marked is None else marked
+            if is_choice:  # of options with equal texts it knows the first
+                golds = [_reasoning_letter(golds[0]) or golds[0]]
+            if is_choice and _reasoning_letter(given) == golds[0]:
+                scores[row] = 1.0
+            else:
+                compared[row] = [Item(EQUAL, given, gold, None) for gold in golds]
     verdicts = iter(verifier.check([item for items in compared.values() for item in items]))
     for row, items in compared.items():
         correct = [next(verdicts).correct for _ in items]  # takes them all, or the next row would get the rest
@@ -60,43 +85,67 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
     return [scores[row] for row in range(len(responses))]
 
 
-def _marked_answer(response: str) -> str | None:
-    _, opening, rest = response.partition("<answer>")
+def _without_reasoning(response: str) -> str:
+    """Takes out the blocks of reasoning; one that opened in the prompt ends at the last closing tag."""
+    for opening, closing in _REASONING_BLOCKS:
+        kept, at = [], 0
+        while (start := response.find(opening, at)) >= 0 and (end := response.find(closing, start)) >= 0:
+            kept.append(response[at:start])
+            at = end + len(closing)
+        response = "".join([*kept, response[at:]])
+        if opening not in response:
+            response = response.rpartition(closing)[2]
+    return response.strip()
+
+
+def _marked_answer(text: str) -> str | None:
+    _, opening, rest = text.partition("<answer>")
     answer, closing, _ = rest.partition("</answer>")
     if opening and closing:
         return answer.strip()
-    encoded = response.encode(errors="replace")
-    box = BOXED.parse(encoded).answer
-    return encoded[slice(*box)].decode(errors="replace").strip() if box else None
+    return box.strip() if (box := _last_box(text)) else None
 
 
-def _last_number(response: str) -> str:
-    lines = (line.rstrip().removesuffix(".").rstrip() for line in reversed(response.strip().split("\n")))
+def _last_box(text: str) -> str:
+    """Finds the box that opens last of those that close; escaped braces count."""
+    opened: list[re.Match[str]] = []
+    last = (0, 0)
+    for brace in _BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append(brace)
+        elif opened and (opening := opened.pop())[0] == _BOX:
+            last = max(last, (opening.end(), brace.start()))
+    return text[slice(*last)]
+
+
+def _last_number(text: str) -> str:
+    lines = (line.rstrip().removesuffix(".").rstrip() for line in reversed(text.split("\n")))
     return next((number[0] for number in map(_LAST_NUMBER.search, lines) if number), "")
 
 
-def _score_choice(record: Record, text: str) -> float:
-    choices = record.choices or _UNKNOWN_OPTIONS
-    found = _find_option(text, choices)
-    golds = [choice.read_gold(gold, record.choices) for gold in record.answer.splitlines()]
-    if found is None:
-        return sum(len(gold) == 1 for gold in golds) / len(choices) if record.choices else 0.0
-    return float({found} in golds)
+def _reasoning_letter(text: str) -> str:
+    """The option that an answer names, "" if it has no capital from A to H.
 
-
-def _find_option(text: str, choices: Sequence[str]) -> int | None:
-    for character in ",.!?;:'":
+    It is the capital at the start, else at the end, else behind its number, "2. B", else the first one behind a phrase
+    like "the answer", else the one in the first of _FORMS. A letter stands at its last place in a form; of several
+    letters the earliest counts.
+    """
+    text = text.strip()
+    for character in ",.!?;:'\"":
         text = text.strip(character)
+    words = text.strip()
     text = f" {text} "
-    letters = choice.LETTERS[: len(choices)]
-    for found_as, last_as in _LADDER:
-        if found := [letter for letter in letters if found_as.format(letter) in text]:
-            return letters.index(max(found, key=lambda letter: text.rfind(last_as.format(letter))))
-    lowered = text.lower()
-    options = [option.lower() for option in choices]
-    if len(text.split()) > 5 and (mentioned := [i for i, option in enumerate(options) if option and option in lowered]):
-        return max(mentioned, key=lambda i: lowered.rfind(options[i]))
-    return None
+    for letter in (words[:1], words[-1:]):
+        if letter and letter in _LETTERS:
+            return letter
+    numbered = {text.rfind(f"{number}. {letter}"): letter for number, letter in enumerate(_LETTERS, 1)}
+    phrase = _PHRASE.search(text.lower())
+    behind = {text.find(letter, phrase.start()): letter for letter in _LETTERS} if phrase else {}
+    written = ({text.rfind(form.format(letter)): letter for form in forms for letter in _LETTERS} for forms in _FORMS)
+    for places in (numbered, behind, *written):
+        if found := [place for place in places if place >= 0]:
+            return places[min(found)]
+    return ""
 
 
 def _is_close(given: str, gold: str) -> bool:

@@ -7,6 +7,7 @@ responses.jsonl has one line a question, in the order in which they were answere
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -20,7 +21,10 @@ from tqdm import tqdm
 
 from care_jax import files
 from care_jax.data.file_formats import Numbered, line_rows
-from care_jax.errors import BadRowError, InputError, shown
+from care_jax.data.parsing import is_number
+from care_jax.data.readers.mathverse import TEXT_ONLY
+from care_jax.errors import BadRowError, InputError, printable, shown
+from care_jax.evals.matching import LEFT_OUT, WAYS, Questions, has_question
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -79,50 +83,91 @@ def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str,
     return responses | too_long
 
 
-def read_responses(path: Path, ids: Sequence[str], *, id_field: str, response_field: str) -> Responses:
-    """Responses from a file as models' makers publish them.
+def read_responses(
+    path: Path, ids: Sequence[str], *, id_field: str, response_field: str, questions: Questions | None = None
+) -> Responses:
+    """Responses from a file as models' makers publish them. One line says how their questions were found.
 
     Args:
-        path: the file: an object a line (MMMU-Pro), one array of objects (MMMU, ChartQA), or one object that has the
-            objects, or the responses themselves, by id (MathVista).
+        path: the file: an object a line (MMMU-Pro), one array of objects (MMMU, ChartQA), which may stand in an object
+            beside a summary, or one object that has the objects, or the responses themselves, by id (MathVista). A row
+            may have its question in "doc", as in lmms-eval's logs.
         ids: the ids of the benchmark's questions, "benchmark/id"; the file may leave out "benchmark/".
         id_field: the key of the id.
         response_field: the key of the response, a text, a number or a list of them; anything else counts as no
             response.
+        questions: the same questions, for rows with other ids; None: ids alone count.
 
     Raises:
-        InputError: no such file, a line or an entry that is not a JSON object, a missing key, an id that comes twice,
-            or none of the benchmark's ids.
+        InputError: no such file, a line or an entry that is not a JSON object, a missing key, two responses to a
+            question, none of the benchmark's questions, or as `Questions.match`.
+    """
+    numbered = _checked_rows(path, id_field, response_field)
+    rows = [one for one in numbered if one[1].get("problem_version") != TEXT_ONLY]
+    if numbered and not rows:
+        raise InputError(
+            f"{path} answers MathVerse's version {TEXT_ONLY}, which is not of the benchmark; give the file that "
+            "answers its five versions with a picture"
+        )
+    questions = questions or Questions(Record(one, "", "", (), "", "") for one in ids)
+    responses: Responses = {}
+    found = questions.match(path, rows, id_field)
+    names = [str(row.get(id_field, f"row {number}")) for number, row in rows]
+    for (number, row), name, one in zip(rows, names, found, strict=True):
+        if one.id in responses:
+            raise InputError(f"{path}:{number} is the second response to {name!r}; one a question is needed")
+        if one.id is not None:
+            responses[one.id] = _texts(row[response_field])
+    if not responses:
+        raise InputError(
+            f"no id in {path} matches this benchmark (found {printable(', '.join(names[:2])) or 'none'}, expected e.g. "
+            f"{', '.join(ids[:2])}), nor does a question with its picture; check --benchmark and --id_field"
+        )
+    first = {one.how: name for one, name in reversed(list(zip(found, names, strict=True)))}
+    counts = collections.Counter(one.how for one in found)
+    ways = [f"{counts[how]} {how}" for how in WAYS if how in counts]
+    left_out = [f"left out {counts[how]} {how}, as {first[how]}" for how in LEFT_OUT if how in counts]
+    if text_only := len(numbered) - len(rows):
+        left_out.append(f"left out {text_only} of MathVerse's version {TEXT_ONLY}")
+    logging.warning("%s", printable(f"{path}: responses found {'; '.join([', '.join(ways), *left_out])}"))
+    return responses
+
+
+def model_named(path: Path, id_field: str, response_field: str) -> str | None:
+    """The model that a file of responses names in its rows, if they name one.
+
+    Raises:
+        InputError: they name several, or as `read_responses`.
+    """
+    rows = _checked_rows(path, id_field, response_field)
+    named = {
+        row[key] for _, row in rows for key in ("model", "model_name", "model_id") if isinstance(row.get(key), str)
+    }
+    if len(named) > 1:
+        raise InputError(f"{path} has responses of {len(named)} models, {shown(', '.join(sorted(named)))}; give one's")
+    return named.pop() if named else None
+
+
+def _checked_rows(path: Path, id_field: str, response_field: str) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file of responses with their numbers; each has a response and an id or a question.
+
+    Raises:
+        InputError: as `read_responses`.
     """
     files.require_readable(path, f"no file {path}; give one with JSON objects, a line each, in an array, or by id")
-    known = {short: record_id for record_id in ids for short in (record_id, record_id.partition("/")[2])}
-    responses: Responses = {}
-    strangers: list[str] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     for number, row in _published_rows(path, id_field, response_field):
         if isinstance(row, BadRowError):
             raise InputError(f"{path}:{number} cannot be read: {row}")
-        if missing := [key for key in (id_field, response_field) if key not in row]:
+        row = {**row["doc"], **row} if isinstance(row.get("doc"), dict) else row
+        needed = [response_field] if has_question(row) else [id_field, response_field]
+        if missing := [key for key in needed if key not in row]:
             raise InputError(
-                f"{path}:{number} has no {' and no '.join(map(repr, missing))}, but {', '.join(row)}; name the fields "
-                "with --id_field and --response_field"
+                f"{path}:{number} has no {' and no '.join(map(repr, missing))}, but {printable(', '.join(row))}; name "
+                "the fields with --id_field and --response_field"
             )
-        record_id = known.get(str(row[id_field]))
-        if record_id is None:
-            strangers.append(str(row[id_field]))
-        elif record_id in responses:
-            raise InputError(f"{path}:{number} is the second response to {row[id_field]!r}; one a question is needed")
-        else:
-            responses[record_id] = _texts(row[response_field])
-    if not responses:
-        raise InputError(
-            f"no id in {path} matches this benchmark (found {', '.join(strangers[:2]) or 'none'}, expected e.g. "
-            f"{', '.join(ids[:2])}); check --benchmark and --id_field"
-        )
-    if strangers:
-        logging.warning(
-            "%s: left out %d ids that the benchmark does not have, as %s", path, len(strangers), strangers[0]
-        )
-    return responses
+        rows.append((number, row))
+    return rows
 
 
 def _published_rows(path: Path, id_field: str, response_field: str) -> Numbered:
@@ -132,29 +177,27 @@ def _published_rows(path: Path, id_field: str, response_field: str) -> Numbered:
     except (ValueError, RecursionError):  # several lines, or damaged, which is then said of its line
         yield from line_rows(path)
         return
-    if isinstance(whole, dict) and id_field not in whole:
-        rows = [
-            {id_field: key, **value} if isinstance(value, dict) else {id_field: key, response_field: value}
+    rows = whole if isinstance(whole, list) and whole else [whole]
+    if isinstance(whole, dict) and id_field not in whole and response_field not in whole:
+        arrays = [value for value in whole.values() if isinstance(value, list) and any(map(_is_object, value))]
+        by_id = [
+            {id_field: key, **value} if _is_object(value) else {id_field: key, response_field: value}
             for key, value in whole.items()
         ]
-    elif isinstance(whole, list) and whole:
-        rows = whole
-    else:
-        rows = [whole]
+        rows = arrays[0] if len(arrays) == 1 else by_id
     for number, row in enumerate(rows, start=1):
         kind = type(row).__name__
         yield number, row if isinstance(row, dict) else BadRowError(f"a JSON object is needed, not {kind}")
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    numbers_too = (str(one) if _is_number(one) else one for one in values)
+    numbers_too = (str(one) if is_number(one) and math.isfinite(one) else one for one in values)
     return [text for text in numbers_too if isinstance(text, str)]
-
-
-def _is_number(value: Any) -> bool:
-    """True for a finite number; NaN is how a missing cell is written."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read_answered(path: Path) -> Responses:

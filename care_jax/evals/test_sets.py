@@ -16,6 +16,7 @@ ten options.
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 from care_jax import files
 from care_jax.data.array_records import StoredRecords, open_folder
 from care_jax.data.statistics import REPORT_FILE
-from care_jax.errors import InputError, printable
+from care_jax.errors import InputError, printable, shown
 from care_jax.evals import lmms_eval
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses
@@ -142,6 +143,27 @@ def summarise(name: str, items: Sequence[JudgedItem]) -> dict[str, Any]:
     return figures
 
 
+def require_one_model(folder: Path, name: str, path: Path, model: str | None) -> None:
+    """Compares a file of responses with those that results.json in `folder` has figures of.
+
+    Args:
+        folder: has the figures so far, or nothing.
+        name: the benchmark that the file answers.
+        path: the file.
+        model: the model that the file names, if it does.
+
+    Raises:
+        InputError: figures of this benchmark are from another file, or any are of another model.
+    """
+    remedy = f"give each model a --workdir of its own, or move {folder} away"
+    for other, figures in _read_figures(folder / RESULTS_FILE).items():
+        file, named = figures.get("responses"), figures.get("model")
+        if other == name and isinstance(file, str) and Path(file).absolute() != path.absolute():
+            raise InputError(f"{folder} has {name} from {shown(file, 300)}, not from {shown(str(path), 300)}; {remedy}")
+        if model and named and named != model:
+            raise InputError(f"{folder} has responses of the model {shown(named)}, {path} of {shown(model)}; {remedy}")
+
+
 def write_results(folder: Path, figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Adds the figures of benchmarks to results.json and results.md in `folder`; returns what the first then holds.
 
@@ -179,8 +201,10 @@ def _are_figures(found: Any) -> bool:
 
 def table(results: Mapping[str, Any]) -> str:
     """The figures as a Markdown table, in per cent."""
+    paths = {figures["responses"] for figures in results["benchmarks"].values() if "responses" in figures}
+    names = collections.Counter(Path(str(path)).name for path in paths)
     rows = [
-        f"| {_title(name, figures)} | {_count(figures)} | {_percentages(figures)} |"
+        f"| {_title(name, figures, names)} | {_count(figures)} | {_percentages(figures)} |"
         for name, figures in results["benchmarks"].items()
     ]
     average = results["macro_average"]
@@ -189,6 +213,7 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"Answers {printable(str(results['settings'].get('answers')))}.",
+            *([f"The rows name {len(paths)} files; they must be one model's."] if len(paths) > 1 else []),
             "",
             "| benchmark | items | accuracy | pass@k | unparsed | lmms-eval rules |",
             "|---|---:|---:|---:|---:|---:|",
@@ -199,10 +224,16 @@ def table(results: Mapping[str, Any]) -> str:
     )
 
 
-def _title(name: str, figures: Mapping[str, Any]) -> str:
-    """The benchmark, and the file that its responses came from, which tells the rows of two models apart."""
-    file = printable(Path(str(figures["responses"])).name.replace("|", "/")) if "responses" in figures else ""
-    return BENCHMARKS[name].title + (f" ({file})" if file else "")
+def _title(name: str, figures: Mapping[str, Any], names: Mapping[str, int]) -> str:
+    """The benchmark, and the file that its responses came from, which tells the rows of two models apart.
+
+    Of a file's path the name is enough, if not several files have it.
+    """
+    if "responses" not in figures:
+        return BENCHMARKS[name].title
+    path = Path(str(figures["responses"]))
+    file = path.name if names[path.name] == 1 else str(path)
+    return f"{BENCHMARKS[name].title} ({printable(file.replace('|', '/'))})"
 
 
 def _macro_average(figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -9,30 +9,49 @@
     c.verify.rewards = ("iou=0.9", "my_rewards:polite=0.1")      # "my_rewards:judge.tone=0.1" for a named number
     c.verify.correct_when = "iou>=0.5"                           # CARE's split; "": what the answer's verifier says
 
-`record` has id, source, prompt, images (encoded bytes), answer, answer_kind, choices, and extracted, the answer in the
-response or None. The functions run in the worker processes, so nothing here imports JAX or NumPy, and a function may
-take up to verify.deadline seconds: to ask a judge over HTTP, say.
+`record` has id, source, prompt, images (encoded bytes), answer, answer_kind, choices, meta (the row's own JSON object;
+{} without one), and extracted, the answer in the response or None. The functions run in the worker processes, so
+nothing here imports JAX or NumPy, and a call may take up to verify.deadline seconds: to ask a judge over HTTP, say.
+
+A function that is faster for many responses at once takes lists of them, up to the size that it is marked with:
+
+    @batch_reward_function(size=32)
+    def graded(records: list[dict], responses: list[str]) -> list[float | dict[str, float] | None]:
+        ...                                                      # one for each response, in order; None: it has none
+
+A response for which a call gives no number is asked about once more, alone; so its value must not depend on the others.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
-import importlib
+import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
-from care_jax.errors import InputError, shown
+from care_jax.errors import shown
 from care_jax.rewards.terms import is_finite
+from care_jax.rewards.verifiers.own import import_marked
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
 
 RewardFunction = Callable[[dict[str, Any], str], float | dict[str, float]]
-_marked: list[RewardFunction] = []
+BatchRewardFunction = Callable[[list[dict[str, Any]], list[str]], Iterable[float | dict[str, float] | None]]
+_marked: list[Callable] = []
+_batched: list[tuple[BatchRewardFunction, int]] = []  # those of _marked that take lists, and their sizes
 _LIST = re.compile(r"\[([^\[\]]*)\]")
 _NGRAM = 4  # words
 _LARGEST = 1e6  # of a reward
+_TEXTS = (str, bytes, bytearray)  # which float() would read
+
+
+class Loaded(NamedTuple):
+    """A reward function, ready to be called with lists."""
+
+    function: BatchRewardFunction
+    size: int  # responses that it takes at once
 
 
 def reward_function(function: RewardFunction) -> RewardFunction:
@@ -41,43 +60,80 @@ def reward_function(function: RewardFunction) -> RewardFunction:
     return function
 
 
+def batch_reward_function(*, size: int) -> Callable[[BatchRewardFunction], BatchRewardFunction]:
+    """Mark a function (records, responses) -> a value for each, which takes up to `size` responses at once."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size={size}: a batch_reward_function takes 1 response or more at once, a whole number")
+
+    def mark(function: BatchRewardFunction) -> BatchRewardFunction:
+        _marked.append(function)
+        _batched.append((function, size))
+        return function
+
+    return mark
+
+
 @functools.cache
-def load(name: str) -> RewardFunction:
+def load(name: str) -> Loaded:
     """Return a function of BUILT_IN, or the one that "module:function" names.
 
     Raises:
-        InputError: it cannot be imported, or is not marked with `reward_function`.
+        InputError: it cannot be imported, or is not marked.
     """
     if name in BUILT_IN:
-        return BUILT_IN[name]
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # the module's own code runs here
-        raise InputError(f"reward {shown(name)} cannot be imported: {shown(error)}") from error
-    if not any(function is marked for marked in _marked):
-        raise InputError(f"reward {shown(name)} is not marked with @care_jax.rewards.functions.reward_function")
-    return function
+        return _one_at_once(BUILT_IN[name])
+    mark = "care_jax.rewards.functions.reward_function or batch_reward_function"
+    function = import_marked(name, _marked, f"reward {shown(name)}", mark)
+    sizes = [size for one, size in _batched if one is function]
+    return Loaded(function, sizes[0]) if sizes else _one_at_once(function)
 
 
-def compute(name: str, record: Mapping[str, Any], response: str) -> dict[str, float]:
-    """Call a function; a number comes back under the name "".
+def _one_at_once(function: RewardFunction) -> Loaded:
+    return Loaded(lambda records, responses: map(function, records, responses), 1)
+
+
+def compute(name: str, records: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[dict[str, float] | str]:
+    """Call a function.
 
     Args:
         name: the function.
-        record: as the module says, but its images in base64.
-        response: the whole text.
+        records: as the module says, but their images in base64 and their meta as JSON or None.
+        responses: the whole texts, one a record and at most as many as the function takes at once.
+
+    Returns:
+        For each response its numbers, a single one under the name ""; or, if there are none, a text that says why.
 
     Raises:
-        Exception: whatever `load` and the function raise; ValueError if it returns something else than numbers.
+        InputError: as `load` does.
     """
+    function, _ = load(name)
+    try:
+        returned = function([_decode(record) for record in records], list(responses))
+        if isinstance(returned, (*_TEXTS, Mapping, Set)):  # list() would take them apart, or in any order
+            raise TypeError(f"{type(returned).__name__} is no list of rewards")
+        values = list(returned)
+        if len(values) != len(responses):
+            raise ValueError(f"{len(values)} rewards for {len(responses)} responses")
+        return [_numbers(name, value) for value in values]
+    except (Exception, SystemExit) as error:
+        return [f"{name} raised {type(error).__name__}: {shown(str(error))}"] * len(responses)
+
+
+def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
     images = [base64.b64decode(image) for image in record["images"]]
-    returned = load(name)({**record, "images": images}, response)
-    values = returned if isinstance(returned, dict) else {"": returned}
-    numbers = {str(key): float(value) for key, value in values.items()}
-    if not all(abs(number) <= _LARGEST for number in numbers.values()):  # NaN is not
-        raise ValueError(f"{name} returned {shown(returned)}; a reward is a number up to {_LARGEST:g}")
-    return numbers
+    return {**record, "images": images, "meta": json.loads(record["meta"] or "{}")}
+
+
+def _numbers(name: str, value: Any) -> dict[str, float] | str:
+    """Return the value of one response as `compute` does."""
+    named = value if isinstance(value, dict) else {"": value}
+    try:
+        numbers = {str(key): math.nan if isinstance(x, _TEXTS) else float(x) for key, x in named.items()}
+    except Exception:  # `value` is of any class
+        numbers = {"": math.nan}
+    if all(abs(number) <= _LARGEST for number in numbers.values()):  # NaN is not
+        return numbers
+    return f"{name} returned {shown(value)}; a reward is a number up to {_LARGEST:g}"
 
 
 def iou(record: Mapping[str, Any], response: str) -> float:

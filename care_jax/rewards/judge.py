@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,8 +16,8 @@ import numpy as np
 
 from care_jax.errors import InputError, listed
 from care_jax.parallel.processes import ALL_ROWS, HostShare
-from care_jax.rewards import spans
-from care_jax.rewards.pool import Item, Verifier
+from care_jax.rewards import functions, spans
+from care_jax.rewards.pool import Call, Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
 from care_jax.rewards.reward import RewardConfig, total_reward
 from care_jax.rewards.terms import Term, Threshold
@@ -47,6 +48,7 @@ class JudgedText(NamedTuple):
     extracted: str | None  # the answer, None without one
     format_ok: bool
     verdict: Verdict
+    parts: Mapping[str, float] = MappingProxyType({})  # by verify.rewards' name, if asked for; NaN where there is none
 
 
 class _ReadText(NamedTuple):
@@ -126,7 +128,11 @@ def judge(
 
 
 def judge_texts(
-    verifier: Verifier, responses: Sequence[tuple[Record, str]], response_format: ResponseFormat
+    verifier: Verifier,
+    responses: Sequence[tuple[Record, str]],
+    response_format: ResponseFormat,
+    *,
+    with_parts: bool = False,
 ) -> list[JudgedText]:
     """Parses and verifies responses that are texts, by the same rules as `judge`.
 
@@ -134,6 +140,7 @@ def judge_texts(
         verifier: the pool that checks the answers.
         responses: questions, each with the text of a response.
         response_format: how the answer is found.
+        with_parts: compute all parts of the reward; if not, the one that says which responses are correct alone.
 
     Returns:
         One judgement a response, in order.
@@ -144,12 +151,15 @@ def judge_texts(
     read = [_read(text.encode(errors="replace"), response_format) for _, text in responses]
     records, extracted = [record for record, _ in responses], [one.extracted for one in read]
     verdicts = _check_answers(verifier, records, extracted, [one.settled for one in read], ALL_ROWS)
-    if verifier.correct_when is not None:
-        terms = [term for term in verifier.terms if term.name == verifier.correct_when.name]
-        parts = _reward_parts(verifier, terms, records, [text for _, text in responses], extracted, ALL_ROWS)
-        verdicts = _split(verdicts, verifier.correct_when, parts)
+    decides = verifier.correct_when and verifier.correct_when.name
+    terms = [term for term in verifier.terms if with_parts or term.name == decides]
+    parts = _reward_parts(verifier, terms, records, [text for _, text in responses], extracted, ALL_ROWS)
+    verdicts = _split(verdicts, verifier.correct_when, parts)
     return [
-        JudgedText(one.extracted, one.parsed.format_ok, verdict) for one, verdict in zip(read, verdicts, strict=True)
+        JudgedText(
+            one.extracted, one.parsed.format_ok, verdict, {name: float(part[row]) for name, part in parts.items()}
+        )
+        for row, (one, verdict) in enumerate(zip(read, verdicts, strict=True))
     ]
 
 
@@ -241,21 +251,25 @@ def _reward_parts(
     Raises:
         InputError: a function answered, and never with the part that a term names.
     """
-    functions = list(dict.fromkeys(term.function for term in terms))
+    if not terms:
+        return {}
+    names = list(dict.fromkeys(term.function for term in terms))
     described = [_describe(record, answer) for record, answer in zip(records, extracted, strict=True)]
-    items = [
-        Item(function, text[:MAX_RESPONSE_LEN], "", None, record)
-        for function in functions
+    asked = [
+        Call(name, (record,), (text[:MAX_RESPONSE_LEN],))
+        for name in names
         for record, text in zip(described, texts, strict=True)
     ]
-    found = [Verdict(*verdict) for verdict in share.run(verifier.check, items)]
-    failed = [row for row, verdict in enumerate(found) if not verdict.parsed]
-    for row, verdict in zip(failed, share.run(verifier.check, [items[row] for row in failed]), strict=True):
-        found[row] = Verdict(*verdict)
+    found = _call_all(verifier, _batches(asked, verifier.num_workers), share)
+    failed = [row for row, value in enumerate(found) if isinstance(value, str)]
+    for row, value in zip(failed, _call_all(verifier, [asked[row] for row in failed], share), strict=True):
+        found[row] = value
+    by_function = {name: found[n * len(records) : (n + 1) * len(records)] for n, name in enumerate(names)}
+    for name, some in by_function.items():
+        verifier.warn_of_failed(name, some)
     parts: dict[str, np.ndarray] = {}
     for term in terms:
-        start = functions.index(term.function) * len(records)
-        values = [json.loads(one.reason) if one.parsed else {} for one in found[start : start + len(records)]]
+        values = [{} if isinstance(value, str) else value for value in by_function[term.function]]
         given = set().union(*share.exchange(sorted({part for value in values for part in value})))
         if given and term.part not in given:
             known = listed(sorted(part or "one number without a name" for part in given))
@@ -264,9 +278,31 @@ def _reward_parts(
     return parts
 
 
+def _call_all(verifier: Verifier, calls: Sequence[Call], share: HostShare) -> list[dict[str, float] | str]:
+    """The value of each response, as `functions.compute` says; no two processes make the same call."""
+    return [value for values in share.run(verifier.call, list(calls)) for value in values]
+
+
+def _batches(calls: Sequence[Call], num_workers: int) -> list[Call]:
+    """Joins calls of one response, ordered by function, to calls of as many as the function takes at once.
+
+    They have fewer if that keeps more workers busy.
+    """
+    joined = []
+    for name, some in itertools.groupby(calls, key=lambda call: call.kind):
+        of_function = list(some)
+        size = min(functions.load(name).size, math.ceil(len(of_function) / num_workers))
+        for start in range(0, len(of_function), size):
+            one_call = of_function[start : start + size]
+            joined.append(
+                Call(name, tuple(call.records[0] for call in one_call), tuple(call.responses[0] for call in one_call))
+            )
+    return joined
+
+
 def _describe(record: Record, answer: str | None) -> dict[str, Any]:
-    """A record as reward functions take it."""
-    names = ("id", "source", "prompt", "images", "answer", "answer_kind", "choices")
+    """A record as reward functions take it, but its meta as JSON or None."""
+    names = ("id", "source", "prompt", "images", "answer", "answer_kind", "choices", "meta")
     return {name: getattr(record, name) for name in names} | {"extracted": answer}
 
 

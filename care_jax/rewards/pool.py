@@ -25,20 +25,27 @@ WORKER_COMMAND = (sys.executable, "-m", "care_jax.rewards.worker")
 DEADLINE = Verdict(False, False, "deadline")
 WORKER_DIED = Verdict(False, False, "worker died")
 
-_CHUNK = 128  # requests handed to a worker at a time; a queue keeps it busy while the parent serves others
+_CHUNK = 128  # answers or responses handed to a worker at a time; a queue keeps it busy while the parent serves others
 _START_LIMIT = 120.0  # seconds that a worker may take to start or to load a kind
 _MOST_LOST = 0.01  # share of answers that may be lost before it is said
 _MOST_LOST_STARTS = 3  # for each worker of the pool, in one call of `check`
 
 
 class Item(NamedTuple):
-    """One answer to check; or, with a record, one response to give a reward."""
+    """One answer to check."""
 
-    kind: str  # a Record's answer_kind; or the name of a reward function (functions.py)
-    given: str  # the answer as the model wrote it; or the whole response
+    kind: str  # a Record's answer_kind
+    given: str  # the answer as the model wrote it
     gold: str
     choices: tuple[str, ...] | None
-    record: Mapping[str, Any] | None = None  # as functions.py says; the verdict's reason is then the numbers as JSON
+
+
+class Call(NamedTuple):
+    """One call of a reward function (functions.py)."""
+
+    kind: str  # its name
+    records: tuple[Mapping[str, Any], ...]  # as functions.py says, but their meta as JSON or None
+    responses: tuple[str, ...]  # whole texts, one a record
 
 
 class Verifier:
@@ -60,7 +67,7 @@ class Verifier:
 
         Args:
             workers: number of processes.
-            deadline: seconds an item may take before its worker is killed.
+            deadline: seconds an answer, or a call of a reward function, may take before its worker is killed.
             tolerance: relative error allowed for answer kind "number", in [0, 1).
             allow: the functions "module:function" that an item may name as its kind; None: any, for items that do not
                 come from data.
@@ -117,20 +124,45 @@ class Verifier:
         self._workers = []
         self._selector.close()
 
-    def check(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return the verdict on each item, in order. Not thread-safe.
+    @property
+    def num_workers(self) -> int:
+        """The number of processes."""
+        return len(self._workers)
 
-        An item that runs past the deadline, or whose worker dies, gets a verdict that is neither correct nor parsed.
+    def check(self, items: Sequence[Item]) -> list[Verdict]:
+        """Return the verdict on each answer, in order. Not thread-safe.
+
+        An answer that runs past the deadline, or whose worker dies, gets a verdict that is neither correct nor parsed.
 
         Raises:
             InputError: a gold is not of its kind, or a kind names a function that is not allowed.
             RuntimeError: workers do not start, tried again and again, or one answers a request that it was not sent.
         """
+        if self._allow is not None:
+            for kind in {item.kind for item in items}:
+                require_allowed(kind, self._allow)
+        verdicts = self._run(items)
+        self._warn_of_lost(verdicts)
+        return verdicts
+
+    def call(self, calls: Sequence[Call]) -> list[list[dict[str, float] | str]]:
+        """Return what each call gave, in order, as `functions.compute` says. Not thread-safe.
+
+        A call that runs past the deadline, or whose worker dies, gives no numbers for any of its responses.
+
+        Raises:
+            InputError: a function cannot be loaded.
+            RuntimeError: as `check` does.
+        """
+        return [
+            json.loads(verdict.reason) if verdict.parsed else [verdict.reason] * len(call.responses)
+            for call, verdict in zip(calls, self._run(calls), strict=True)
+        ]
+
+    def _run(self, items: Sequence[Item] | Sequence[Call]) -> list[Verdict]:
+        """Have the workers answer all items; the reason of a call's verdict is what it gave, as JSON."""
         if not self._workers:
             raise ValueError("this Verifier is closed; make a new one")
-        if self._allow is not None:
-            for kind in {item.kind for item in items if item.record is None}:
-                require_allowed(kind, self._allow)
         self._on_progress()
         batch = _Batch(items, self._tolerance, self._on_progress)
         try:
@@ -144,24 +176,18 @@ class Verifier:
             raise
         if batch.errors:
             raise InputError(batch.errors[0])
-        verdicts = [verdict for verdict in batch.verdicts if verdict is not None]
-        self._warn_of_lost(verdicts)
-        for function in {item.kind for item in items if item.record is not None} - self._warned_of:
-            self._warn_of_failed(
-                function, [v for item, v in zip(items, verdicts, strict=True) if item.kind == function]
-            )
-        return verdicts
+        return [verdict for verdict in batch.verdicts if verdict is not None]
 
-    def _warn_of_failed(self, function: str, verdicts: Sequence[Verdict]) -> None:
+    def warn_of_failed(self, function: str, values: Sequence[dict[str, float] | str]) -> None:
         """Say once for each reward function that it often fails, and how: its curve would show a 0 like any other."""
-        failed = [verdict.reason for verdict in verdicts if not verdict.parsed]
-        if len(failed) > _MOST_LOST * len(verdicts):
+        failed = [value for value in values if isinstance(value, str)]
+        if len(failed) > _MOST_LOST * len(values) and function not in self._warned_of:
             self._warned_of.add(function)
             logging.warning(
                 "the reward %s is missing for %d of %d responses, which counts as 0: %s",
                 function,
                 len(failed),
-                len(verdicts),
+                len(values),
                 failed[0],
             )
 
@@ -183,8 +209,9 @@ class Verifier:
         """Hand out work, move bytes, and replace the workers that died or hang."""
         for worker in self._workers:
             # Replies come one by one; topping up only below half keeps the writes large.
-            if worker.ready and batch.waiting and len(worker.requests) <= _CHUNK // 2:
-                worker.send(*batch.take(_share(len(batch.waiting), len(self._workers))))
+            if worker.ready and batch.waiting and len(worker.requests) <= batch.chunk // 2:
+                share = -(-len(batch.waiting) // len(self._workers))
+                worker.send(*batch.take(min(batch.chunk, share)))
         for key, events in self._selector.select(self._seconds_to_deadline()):
             worker = key.data
             if worker not in self._workers:
@@ -248,14 +275,12 @@ class Verifier:
         return None if soonest == float("inf") else max(0.0, soonest - time.monotonic())
 
 
-def _share(num_waiting: int, num_workers: int) -> int:
-    return min(_CHUNK, -(-num_waiting // num_workers))
-
-
 class _Batch:
     """The items of one call: those that wait, and the verdicts so far."""
 
-    def __init__(self, items: Sequence[Item], tolerance: float, on_progress: Callable[[], None]) -> None:
+    def __init__(
+        self, items: Sequence[Item] | Sequence[Call], tolerance: float, on_progress: Callable[[], None]
+    ) -> None:
         """Queue all items."""
         self._items, self._tolerance, self._on_progress = items, tolerance, on_progress
         self.waiting = collections.deque(range(len(items)))
@@ -263,6 +288,8 @@ class _Batch:
         self.num_open = len(items)
         self.num_lost_starts = 0
         self.errors: list[str] = []
+        largest = max((len(item.responses) for item in items if isinstance(item, Call)), default=1)
+        self.chunk = max(_CHUNK // largest, 1)  # items that a worker is handed at a time
 
     def kind(self, number: int) -> str:
         """Return the kind of an item."""
@@ -275,15 +302,10 @@ class _Batch:
 
     def _line(self, number: int) -> bytes:
         item = self._items[number]
-        if item.record is not None:
-            images = () if item.kind in REWARDS else item.record["images"]  # the built-in ones look at none
-            reward = {
-                "id": number,
-                "kind": item.kind,
-                "response": item.given,
-                "record": {**item.record, "images": [base64.b64encode(image).decode() for image in images]},
-            }
-            return json.dumps(reward).encode() + b"\n"
+        if isinstance(item, Call):
+            records = [_sendable(record, with_images=item.kind not in REWARDS) for record in item.records]
+            call = {"id": number, "kind": item.kind, "responses": item.responses, "records": records}
+            return json.dumps(call).encode() + b"\n"
         request = {
             "id": number,
             "kind": item.kind,
@@ -303,3 +325,9 @@ class _Batch:
         self.verdicts[number] = Verdict(bool(correct), bool(parsed), reason)
         self.num_open -= 1
         self._on_progress()
+
+
+def _sendable(record: Mapping[str, Any], *, with_images: bool) -> dict[str, Any]:
+    """A record of a call as JSON; the built-in functions look at no images."""
+    images = record["images"] if with_images else ()
+    return {**record, "images": [base64.b64encode(image).decode() for image in images]}

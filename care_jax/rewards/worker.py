@@ -5,11 +5,11 @@ It says "ready" once, then answers each request line with one line:
     {"id": 7, "kind": "integer", "given": "x = 5", "gold": "5", "choices": null, "tolerance": 0.01}
     [7, true, true, "correct"]
 
-or [7, null, null, message] for a gold that is not of its kind. A request with a record is one for a reward function,
-whose numbers are the reason, as JSON:
+or [7, null, null, message] for a gold that is not of its kind. A request with records is a call of a reward function.
+The reason is then what `functions.compute` returns, as JSON: numbers for each response, or why there are none.
 
-    {"id": 8, "kind": "iou", "response": "...", "record": {"answer": "[1, 2, 3, 4]", "extracted": "[1, 2, 3, 5]", ...}}
-    [8, true, true, "{\"\": 0.667}"]
+    {"id": 8, "kind": "iou", "responses": ["..."], "records": [{"answer": "[1, 2, 3, 4]", "extracted": "[1, 2, 3, 5]"}]}
+    [8, true, true, "[{\"\": 0.667}]"]
 
 Before the first request of a kind it says "loading", and "ready" again when the verifier and its imports are loaded
 (for LaTeX a second or more), so that this time does not count against an item's deadline. The process ends when its
@@ -29,7 +29,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from care_jax.errors import InputError, shown
+from care_jax.errors import InputError
 from care_jax.rewards import functions
 from care_jax.rewards.verifiers import load_kind, verify_answer
 from care_jax.rewards.verifiers.verdict import Verdict
@@ -49,7 +49,7 @@ def main() -> None:
             if request["kind"] not in loaded:
                 os.write(output, b'"loading"\n')
                 with contextlib.suppress(InputError):  # an unknown kind; `respond` says so
-                    functions.load(request["kind"]) if "record" in request else load_kind(request["kind"])
+                    functions.load(request["kind"]) if "records" in request else load_kind(request["kind"])
                 loaded.add(request["kind"])
                 os.write(output, b'"ready"\n')
             # One write an answer: a kill would lose answers in a buffer, and the wrong item would be blamed.
@@ -77,34 +77,26 @@ def _end_with(parent: int) -> None:
 
 def respond(request: dict[str, Any]) -> bytes:
     """Return the answer line to one request."""
-    if "record" in request:
-        return _reward(request)
+    try:
+        verdict = _reward(request) if "records" in request else _verify(request)
+    except InputError as error:
+        return json.dumps([request["id"], None, None, str(error)]).encode() + b"\n"
+    return json.dumps([request["id"], *verdict]).encode() + b"\n"
+
+
+def _verify(request: dict[str, Any]) -> Verdict:
     choices = request["choices"]
-    try:
-        verdict = verify_answer(
-            request["kind"],
-            request["given"],
-            request["gold"],
-            None if choices is None else tuple(choices),
-            request["tolerance"],
-        )
-    except InputError as error:
-        return json.dumps([request["id"], None, None, str(error)]).encode() + b"\n"
-    return json.dumps([request["id"], *verdict]).encode() + b"\n"
+    return verify_answer(
+        request["kind"],
+        request["given"],
+        request["gold"],
+        None if choices is None else tuple(choices),
+        request["tolerance"],
+    )
 
 
-def _reward(request: dict[str, Any]) -> bytes:
-    """Return the answer line to a request for a reward; a function that fails costs this item alone."""
-    name = request["kind"]
-    try:
-        functions.load(name)
-    except InputError as error:
-        return json.dumps([request["id"], None, None, str(error)]).encode() + b"\n"
-    try:
-        verdict = Verdict(True, True, json.dumps(functions.compute(name, request["record"], request["response"])))
-    except (Exception, SystemExit) as error:
-        verdict = Verdict(False, False, f"{name} raised {type(error).__name__}: {shown(str(error))}")
-    return json.dumps([request["id"], *verdict]).encode() + b"\n"
+def _reward(request: dict[str, Any]) -> Verdict:
+    return Verdict(True, True, json.dumps(functions.compute(request["kind"], request["records"], request["responses"])))
 
 
 if __name__ == "__main__":

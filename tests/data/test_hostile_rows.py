@@ -111,12 +111,13 @@ def test_a_hostile_entry_of_an_array_costs_itself_alone(folder: Path, name: str)
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, "", " \n"])
-@pytest.mark.parametrize("key", ["images", "choices", "rationale", "source"])
+@pytest.mark.parametrize("key", ["images", "choices", "rationale", "source", "meta"])
 def test_a_missing_optional_cell_is_as_if_left_out(folder: Path, key: str, missing: object) -> None:
     """Catches null, or NaN as pandas writes it, dropping a sound row."""
     (folder / "mine.jsonl").write_text(row(**{key: missing}) + "\n" + row(id="without"))
     first, second = read_jsonl(folder / "mine.jsonl", strict=True)
     assert (first.choices, first.rationale, first.source) == (second.choices, second.rationale, second.source)
+    assert first.meta is None
     assert first.images == (() if key == "images" else second.images)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import io
 import json
+import math
 import os
 import pickle
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -64,6 +68,71 @@ def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(source))[1] == second
 
 
+META = {"points": 2.5, "sizes": [1, 2], "inside": {"é": ["x", None]}, "kind": "a\tb", "done": True}
+LONG = "meta has 65537 bytes as JSON; at most 65536 are allowed"
+
+
+def _meta(source: object) -> list[object]:
+    return [None if record.meta is None else json.loads(record.meta) for record in source]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("form", ["rows", "turns"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_meta_arrives_from_every_format(tmp_path: Path, ending: str, form: str) -> None:
+    """Catches an object that is dropped, refused as an unknown key, or that stays a text."""
+    turns = {"messages": [{"role": "user", "content": "1+2?"}], "answer": "3", "answer_kind": "integer"}
+    row = turns if form == "turns" else _row(images=None)
+    metas = [META, META | {"sizes": []}, {"a": None}]
+    rows = [{**row, "id": str(n), "meta": meta} for n, meta in enumerate(metas)]
+    rows += [{**row, "id": "text", "meta": json.dumps(META)}, {**row, "id": "null", "meta": "null"}]
+    rows += [{**row, "id": "none", "meta": None}, {**row, "id": "empty", "meta": ""}, {**row, "id": "without"}]
+    path = tmp_path / f"mine.{ending}"
+    if ending == "parquet":  # a column of structs, or of texts; one has one type
+        for n, one in enumerate(rows):
+            pq.write_table(pa.Table.from_pylist([one]), path)
+            (read,) = _meta(read_jsonl(path, strict=True))
+            assert read == [*metas, META, None, None, None, None][n]
+        return
+    path.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
+    assert _meta(read_jsonl(path, strict=True)) == [*metas, META, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b"bytes",
+        [1],
+        3.5,
+        "free words",
+        datetime.date(2020, 1, 1),
+        {"a": b"x"},
+        {"a": math.nan},
+        {"a": datetime.date(2020, 1, 1)},
+    ],
+)
+def test_a_cell_of_parquet_that_is_no_json_is_a_broken_row(tmp_path: Path, meta: object) -> None:
+    """Catches a date or bytes that end the reading, or reach a reward function as something else."""
+    path = tmp_path / "mine.parquet"
+    rows = [_row(id="good", images=None), _row(images=None, meta=meta), _row(id="last", images=None)]
+    table = pa.Table.from_pylist(rows, schema=pa.Table.from_pylist(rows[1:2]).schema)
+    pq.write_table(table, path)
+    source = read_jsonl(path, strict=False)
+    assert [record.id for record in source] == ["good", "last"]
+    ((number, reason),) = source.problems
+    assert number == 2
+    assert reason.startswith("meta ")
+
+
+def test_meta_has_a_limit_in_bytes(tmp_path: Path) -> None:
+    """Catches a limit on characters, and one that refuses what fits."""
+    fits = {"a": "é" * (32768 - len('{"a": ""}') // 2 - 1) + "x"}
+    assert len(json.dumps(fits, ensure_ascii=False).encode()) == 65536
+    rows = [_row(id="fits", meta=fits), _row(meta={"a": fits["a"] + "x"})]
+    source = read_jsonl(_write(tmp_path, *rows), strict=False)
+    assert [record.id for record in source] == ["fits"]
+    assert source.problems == [(2, LONG)]
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
@@ -94,6 +163,21 @@ def test_good_rows_arrive_unchanged(tmp_path: Path) -> None:
         (_row(answer="C", answer_kind="choice", choices=["x", "y"]), "gold 'C'"),
         (_row(answer="z", answer_kind="choice", choices=["x", "y"]), "gold 'z'"),
         (_row(id="good"), "id 'good' was used in row 1"),
+        (_row(meta=[1]), "meta must be a JSON object, not [1]"),
+        (_row(meta=3), "meta must be a JSON object, not 3"),
+        (_row(meta=True), "meta must be a JSON object, not True"),
+        (_row(meta="GPT-4"), "meta is no JSON object"),
+        (_row(meta="[1]"), "meta must be a JSON object, not [1]"),
+        (_row(meta='"text"'), "meta must be a JSON object, not 'text'"),
+        (_row(meta='{"a": 1'), "meta is no JSON object"),
+        (_row(meta='{"a": NaN}'), "meta is no JSON object"),
+        (_row(meta={"a": [math.inf]}), "meta is no JSON object"),
+        (_row(meta={"a": "\ud83d"}), "meta is no JSON object"),
+        (_row(meta={"\ud83d": 1}), "meta is no JSON object"),
+        (_row(meta='{"a": "\\ud83d"}'), "meta is no JSON object"),
+        (_row(meta='{"a": ' + "9" * 5000 + "}"), "meta is no JSON object"),
+        (_row(meta='{"a": ' + "[" * 50_000 + "]" * 50_000 + "}"), "meta is no JSON object"),
+        (_row(meta={"a": "x" * 70_000}), "meta has 70009 bytes as JSON; at most 65536"),
         (_row(prompt="<image><image>?"), "holds 2 <image> for 1 images"),
         (_row(images=["a.png", "b.png"], prompt="<image>?"), "holds 1 <image> for 2 images"),
     ],

@@ -65,6 +65,18 @@ def test_records_are_stored_unchanged(tmp_path: Path, source: str) -> None:
     assert json.loads((out / "report.json").read_text()) == report
 
 
+def test_a_meta_is_stored_unchanged(tmp_path: Path) -> None:
+    """Catches an object that a prepared folder loses, or gives to the next record."""
+    root = write_squares(tmp_path / "root")
+    path = root / "heldout.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    metas = [{"n": n, "word": "é\n"} if n % 2 else None for n in range(len(rows))]
+    path.write_text("".join(json.dumps({**row, "meta": meta}) + "\n" for row, meta in zip(rows, metas, strict=True)))
+    prepare(Settings("jsonl", path, tmp_path / "out", "heldout"))
+    stored = open_folder(tmp_path / "out")
+    assert [record.meta and json.loads(record.meta) for record in stored] == metas
+
+
 def test_vision_r1_cold_with_images_from_elsewhere(tmp_path: Path) -> None:
     """Catches --images being ignored, and rationales lost on the way."""
     root = data_sets.write_vision_r1(tmp_path / "text", tmp_path / "pictures")

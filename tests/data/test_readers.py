@@ -92,6 +92,7 @@ def test_chartqa_from_the_original_folder(tmp_path: Path) -> None:
         ("<image>What is the sum?", "0.57", (picture(32),)),
         ("<image>Is it rising?", "Yes", (picture(31),)),
     ]
+    assert [r.id for r in records] == ["chartqa/human/2.png:1", "chartqa/human/1.png:2"]
     assert dropped == {"ChartQA Dataset/train/train_human.json:3": "no image file"}
     assert [r.source for r in _read("chartqa", tmp_path)[0]] == 2 * ["chartqa_human"] + ["chartqa_machine"]
 

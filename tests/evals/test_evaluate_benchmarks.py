@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from care_jax import evaluate
+from care_jax.errors import InputError
 from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.test_sets import BENCHMARKS, PAPER
 from configs import demo
 from tests.benchmark_sets import WRITERS, prepare_all
+from tests.data_sets import picture
 from tests.end_to_end import REPO, SmallTask, apply, environment, run_forked, small
 
 TOO_LONG = {"mmmu": 1, "mmmu_pro_standard": 1}  # 72 patches, 217 tokens
@@ -114,6 +116,62 @@ def test_responses_of_elsewhere_need_no_device(prepared: Path, tmp_path: Path) -
     assert figures["unanswered"] == 1
     assert "| MMMU-Pro vision (file.jsonl) | 3 of 1730, 1 unanswered | 50.00 | 66.67 |" in ended.stdout
     assert [item["correct"] for item in _items(tmp_path / "run", "mmmu_pro_vision")] == [[True], [False, True], []]
+
+
+def _score(prepared: Path, workdir: Path, name: str, path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))
+    config = demo.get_config()
+    config.eval.benchmarks = str(prepared)
+    return evaluate.score_responses(config, workdir, name, path)
+
+
+def test_two_models_are_not_one_table(prepared: Path, tmp_path: Path) -> None:
+    """Catches a mean over the files of two models that looks like one model's, and figures that replace others."""
+    run, pro, vista = tmp_path / "run", "mmmu_pro_standard", [{"id": "3", "response": "B"}]
+    of_a = [{"id": "test_Music_42", "response": "C", "model": "a"}]
+    of_b = [{"id": "test_Music_42", "response": "C", "model": "b"}]
+    _score(prepared, run, pro, tmp_path / "one/output.json", of_a)
+    assert _score(prepared, run, pro, tmp_path / "one/output.json", of_a)["benchmarks"][pro]["model"] == "a"
+    before = (run / "benchmarks/results.json").read_bytes()
+    refused = [
+        (
+            pro,
+            "two/output.json",
+            of_a,
+            r"has mmmu_pro_standard from '.*one/output.json', not from '.*two/output.json'; ",
+        ),
+        (
+            "mmmu_pro_vision",
+            "two/output.json",
+            of_b,
+            r"has responses of the model 'a', .* of 'b'; give each model a --w",
+        ),
+        ("mmmu_pro_vision", "both.json", of_a + of_b, r"has responses of 2 models, 'a, b'; give one's"),
+    ]
+    for name, file, rows, message in refused:
+        with pytest.raises(InputError, match=message):
+            _score(prepared, run, name, tmp_path / file, rows)
+    assert (run / "benchmarks/results.json").read_bytes() == before
+    assert "files" not in (run / "benchmarks/results.md").read_text().splitlines()[1]
+    _score(prepared, run, "mathvista", tmp_path / "two/output.json", vista)
+    table = (run / "benchmarks/results.md").read_text().splitlines()
+    assert table[:2] == ["Answers from files.", "The rows name 2 files; they must be one model's."]
+    assert sum(f"({tmp_path}/{name}/output.json)" in line for line in table for name in ("one", "two")) == 2
+
+
+def test_responses_without_ids(prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches questions that the command finds by id alone, and pictures that are not compared with the prepared."""
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png/41.jpg").write_bytes(picture(112, "L", "JPEG"))
+    rows = [
+        {"imgname": "png/41.jpg", "query": "Which year?", "response": "2015"},
+        {"imgname": "png/40.jpg", "query": "How many?", "response": "0"},
+    ]
+    results = _score(prepared, tmp_path / "run", "chartqa", tmp_path / "file.json", rows)
+    assert "responses found 1 by image and question, 1 by question alone" in caplog.text
+    figures = results["benchmarks"]["chartqa"]
+    assert figures["accuracy_by_source"] == {"chartqa_human": 1.0, "chartqa_machine": 0.0}
 
 
 REFUSED = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from care_jax.data.parsing import letter_gold, number_or, option_gold
 from care_jax.data.prepare import Settings, prepare
 from care_jax.data.readers.mathverse import _NAME, _options
 from care_jax.data.sources import READERS
+from care_jax.errors import InputError
 from care_jax.rewards.verifiers import verify_answer
 from care_jax.structs import Record
 from tests import benchmark_sets
@@ -74,6 +78,94 @@ def test_mathverse(tmp_path: Path, write: Callable[[Path], Path]) -> None:
         Record("mathverse/7", "mathverse_vision_only", look, (picture(7),), r"1633.63 \mathrm{~m}^{3}", "rounded"),
     ]
     assert list(dropped.values()) == ["image without bytes and path"]
+
+
+def test_mathvista_as_first_released(tmp_path: Path) -> None:
+    """Catches the original release that must be rewritten first, asks otherwise, or has its images elsewhere."""
+    hub, _ = _read("mathvista", benchmark_sets.write_mathvista(tmp_path / "hub"), "testmini")
+    root = benchmark_sets.write_mathvista_json(tmp_path / "release")
+    records, dropped = _read("mathvista", root, "testmini")
+    assert _read("mathvista", root / "data/testmini.json", "testmini", images=root)[0] == records
+    number = "Please answer the question requiring "
+    integer, decimal = "an integer answer", "a floating-point number with one decimal place"
+    final = " and provide the final value, e.g., "
+    hints = {  # as in MathVista's data/query.json
+        "3": "Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.",
+        "27": number + integer + final + "1, 2, 3, at the end.",
+        "1": number + decimal + final + "1.2, 1.3, 1.4, at the end.",
+        "31": number
+        + "a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], at the "
+        "end.",
+    }
+    hints["781"] = hints["3"]
+    worded = [replace(r, prompt=r.prompt.replace("Answer.", hints[r.id.removeprefix("mathvista/")])) for r in hub]
+    assert records == worded
+    assert list(dropped.values()) == ["gold names no option"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"question": "?", "answer": "7", "answer_type": "integer", "unit": "g"}, None),
+        ({"question": "?", "answer": "7", "answer_type": "integer", "unit": 7}, None),
+        ({"answer": "7", "answer_type": "integer"}, "no question"),
+        ({"question": "?", "answer": "7", "answer_type": ["integer"]}, "unknown answer_type"),
+        ({"question": "?", "answer": "7", "answer_type": "float", "precision": 3}, "unknown precision"),
+        ({"question": "?", "answer": "7", "answer_type": "float", "precision": [1]}, "unknown precision"),
+        ({"question": "?", "answer": "7", "answer_type": "text"}, "unknown precision"),
+        ({}, "no answer"),
+        ([], "no JSON object"),
+    ],
+)
+def test_rows_of_mathvistas_release(tmp_path: Path, row: object, reason: str | None) -> None:
+    """Catches a broken row of the original release that ends the reading, and a unit left out of the question."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.png").write_bytes(picture(1))
+    row = row | {"image": "images/1.png"} if isinstance(row, dict) else row
+    (tmp_path / "testmini.json").write_text(json.dumps({"1": row}))
+    records, dropped = _read("mathvista", tmp_path, "testmini")
+    assert list(dropped.values()) == ([reason] if reason else [])
+    assert [record.id for record in records] == ([] if reason else ["mathvista/1"])
+    assert all("\nQuestion: ? (Unit: " in record.prompt for record in records)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{", '{"1": {}} {}', "[" * 100_000])
+def test_a_damaged_release_of_mathvista(tmp_path: Path, text: str) -> None:
+    """Catches a traceback, and half a file read as the whole one."""
+    (tmp_path / "testmini.json").write_text(text)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "testmini.json"))):
+        _read("mathvista", tmp_path, "testmini")
+
+
+@pytest.mark.parametrize("images", ["data", "data/images", "images", "."])
+def test_mathverse_as_first_released(tmp_path: Path, images: str) -> None:
+    """Catches images that are not where the archive was unpacked, and options that only another version has."""
+    hub, _ = _read("mathverse", benchmark_sets.write_mathverse(tmp_path / "hub"), "testmini")
+    records, dropped = _read("mathverse", benchmark_sets.write_mathverse_json(tmp_path / "release", images), "testmini")
+    assert records[1:] == hub
+    assert (records[0].id, records[0].answer, records[0].choices) == ("mathverse/8", "(A)", ("True", "False"))
+    assert list(dropped.values()) == ["no image file"]
+
+
+@pytest.mark.parametrize("form", ["folder", "file", "split", "renamed", "parquet", "by version"])
+def test_text_only_is_no_benchmark(tmp_path: Path, form: str) -> None:
+    """Catches "no split" or an empty folder for the one file of MathVerse that is not of its five versions."""
+    root, split = benchmark_sets.write_mathverse_json(tmp_path), "testmini"
+    (tmp_path / "data/testmini.json").unlink()
+    text_only = tmp_path / "data/testmini_text_only.json"
+    rows = [{**json.loads(text_only.read_text())[0], "image": embedded(None)}]
+    if form == "file":
+        root = text_only
+    elif form == "split":
+        split = "testmini_text_only"
+    elif form == "renamed":
+        text_only.rename(tmp_path / "data/testmini.json")
+    elif form != "folder":
+        text_only.unlink()
+        name = "testmini.parquet" if form == "parquet" else "testmini_version_split/text_only-00000-of-00001.parquet"
+        write_parquet(tmp_path / name, rows, benchmark_sets.MATHVERSE)
+    with pytest.raises(InputError, match=r"holds MathVerse's version Text Only, .*; give the file .*testmini.json"):
+        _read("mathverse", root, split)
 
 
 def test_mathvision(tmp_path: Path) -> None:

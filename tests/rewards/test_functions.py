@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from care_jax.config import base, validate
 from care_jax.errors import InputError
 from care_jax.rewards import functions
 from care_jax.rewards.judge import RewardConfig, Verifier, judge, judge_texts
-from care_jax.rewards.pool import Item, _Batch
+from care_jax.rewards.pool import Call, _Batch
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Record
 from tests.made_rollouts import rollouts_of
@@ -102,10 +104,10 @@ def test_a_config_is_refused_before_anything_runs(changes: dict, message: str) -
     assert message in str(error.value)
 
 
-def pool(*rewards: str, correct_when: str = "", deadline: float = 30.0) -> Verifier:
+def pool(*rewards: str, correct_when: str = "", deadline: float = 30.0, workers: int = 2) -> Verifier:
     """The pool of a config with these rewards."""
     config = base()
-    config.verify.update(rewards=rewards, correct_when=correct_when, deadline=deadline)
+    config.verify.update(rewards=rewards, correct_when=correct_when, deadline=deadline, workers=workers)
     return Verifier.from_config(config)
 
 
@@ -171,12 +173,20 @@ def test_a_function_that_always_fails_is_told(caplog: pytest.LogCaptureFixture) 
     assert "KeyError" in told
 
 
+def test_neighbours_in_a_batch_are_not_told_as_missing(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches an alarm about a whole batch that broke, though all but one had their reward a moment later."""
+    with pool(f"{OWN}fragile_batch=1") as verifier:
+        values_of(verifier, ["a", "raise", "aa", "aaa", "aa"])
+    (told,) = [record.getMessage() for record in caplog.records if "is missing for" in record.getMessage()]
+    assert f"{OWN}fragile_batch is missing for 1 of 5 responses" in told
+
+
 @pytest.mark.parametrize(("name", "num_images"), [*((name, 0) for name in functions.BUILT_IN), (f"{OWN}sees", 1)])
 def test_images_travel_to_those_that_look_at_them(name: str, num_images: int) -> None:
     """Catches gigabytes a step that are encoded and sent to functions that read texts alone."""
     record = {"id": "a", "images": (b"picture",), "answer": "5", "extracted": "5"}
-    batch = _Batch([Item(name, "five", "", None, record)], 0.0, lambda: None)
-    assert len(json.loads(batch.take(1)[1])["record"]["images"]) == num_images
+    batch = _Batch([Call(name, (record,), ("five",))], 0.0, lambda: None)
+    assert len(json.loads(batch.take(1)[1])["records"][0]["images"]) == num_images
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", f"{OWN}unmarked", f"{OWN}absent", "os:system"])
@@ -197,21 +207,25 @@ def test_a_part_that_no_function_gives_is_an_error(name: str) -> None:
 
 
 class Judge(BaseHTTPRequestHandler):
-    """A judge that hangs, fails, answers late, and answers at the second try."""
+    """A judge that hangs, fails, answers late, and answers at the second try, asked about one word or a batch."""
 
     asked: dict[str, int] = {}  # noqa: RUF012
 
     def do_GET(self) -> None:
         """Answers."""
-        self.asked[self.path] = self.asked.get(self.path, 0) + 1
-        if self.path == "/hangs":
+        *is_batch, asked = self.path[1:].split("/")
+        words = asked.split("_")
+        for word in words:
+            self.asked[word] = self.asked.get(word, 0) + 1
+        if "hangs" in words:
             time.sleep(20)
-        if self.path == "/late":
+        if "late" in words:
             time.sleep(0.3)
-        fails = self.path == "/fails" or (self.path == "/recovers" and self.asked[self.path] == 1)
+        fails = "fails" in words or ("recovers" in words and self.asked["recovers"] == 1)
         self.send_response(500 if fails else 200)
         self.end_headers()
-        self.wfile.write(b"0.75")
+        values = [None if word == "unclear" else 0.75 for word in words]
+        self.wfile.write(json.dumps(values if is_batch else values[0]).encode())
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -220,6 +234,7 @@ class Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def address() -> Iterator[str]:
     """The judge's."""
+    Judge.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -236,4 +251,98 @@ def test_a_judge_over_http_that_hangs_fails_and_is_late(address: str) -> None:
     with pool(f"{OWN}asks=1", deadline=2.0) as verifier:
         judged = judge(verifier, [record], rollouts_of(ids, np.full((1, 5), 2, np.int32)), words, TAGGED)
     np.testing.assert_array_equal(judged.parts[f"{OWN}asks"], np.float32([[np.nan, np.nan, 0.75, 0.75, 0.75]]))
-    assert (Judge.asked["/recovers"], Judge.asked["/fails"], Judge.asked["/fine"]) == (2, 2, 1)
+    assert (Judge.asked["recovers"], Judge.asked["fails"], Judge.asked["fine"]) == (2, 2, 1)
+
+
+def values_of(verifier: Verifier, words: list[str], **fields: object) -> list[float | None]:
+    """The value of the pool's only reward for each word as a response; None without one."""
+    record = dataclasses.replace(GROUNDED, **fields)
+    ids = np.arange(1, len(words) + 1, dtype=np.int32)[None, :, None]
+    tokens = [b"", *(word.encode() for word in words)]
+    judged = judge(verifier, [record], rollouts_of(ids, np.ones((1, len(words)), np.int32)), tokens, TAGGED)
+    (part,) = judged.parts.values()
+    np.testing.assert_allclose(judged.verdicts.rewards, np.nan_to_num(part))
+    return [None if np.isnan(value) else value for value in part[0].tolist()]
+
+
+WHOLE_CALL = ["raise", "exit", "hang", "kill", "short", "long", "nothing", "digits", "bytes", "named", "set"]
+ONE_VALUE = ["none", "nan", "huge", "text", "list", "object", "part", "octets", "unprintable"]
+
+
+@pytest.mark.parametrize("fault", [*WHOLE_CALL, "one number", *ONE_VALUE])
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_response_that_breaks_a_batch_costs_itself_alone(fault: str, place: int) -> None:
+    """Catches neighbours that are lost with it or get each other's values, and a wrong list taken for a right one."""
+    words = ["a", "aa", "aaa", "aaaa", "aaaaa", "aaaaaa", "aaaaaaa"]
+    words[place] = fault
+    with pool(f"{OWN}fragile_batch=1", deadline=1.0) as verifier:
+        assert values_of(verifier, words) == [None if word == fault else len(word) for word in words]
+        assert values_of(verifier, ["aa", "a"]) == [2, 1]  # the pool goes on
+
+
+@pytest.mark.parametrize("kind", ["array", "tuple", "generator", "bools"])
+def test_a_batch_is_any_list_of_numbers(kind: str) -> None:
+    """Catches an array or a generator that is refused, and values that lose their order."""
+    with pool(f"{OWN}in_kinds=1") as verifier:
+        values = values_of(verifier, [kind] * 8)  # four for each of two workers
+    assert values == ([1, 0, 1, 0] * 2 if kind == "bools" else [0, 1, 2, 3] * 2)
+
+
+def test_named_numbers_of_a_batch() -> None:
+    """Catches parts that are those of a neighbour."""
+    with pool(f"{OWN}in_kinds.length=1") as verifier:
+        assert values_of(verifier, ["named", "named", "named", "named", "named"]) == [5] * 5
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "expected"),
+    [
+        (1, 2, [1]),
+        (2, 2, [1] * 2),
+        (5, 2, [3, 3, 3, 2, 2]),
+        (9, 2, [4] * 8 + [1]),
+        (9, 1, [4] * 8 + [1]),
+        (3, 1, [3] * 3),
+    ],
+)
+def test_batches_are_full_and_keep_the_workers_busy(count: int, workers: int, expected: list[int]) -> None:
+    """Catches a batch above the size that the function takes, and one worker that is asked everything."""
+    with pool(f"{OWN}sizes=1", workers=workers) as verifier:
+        assert values_of(verifier, ["a"] * count) == expected
+
+
+def test_many_batches_beside_other_functions() -> None:
+    """Catches values that go to another function, and a queue that forgets calls when it is full."""
+    rewards = (f"{OWN}sizes=1", "length=1", f"{OWN}fragile_batch=1", "repetition=1")
+    words = ["a" * (n % 7 + 1) for n in range(900)]
+    texts = [(GROUNDED, word) for word in words]
+    with pool(*rewards) as verifier:
+        described = judge_texts(verifier, texts, ANSWER_TAGS, with_parts=True)
+    names = [name.partition("=")[0] for name in rewards]
+    expected = [[4.0, -0.001, len(word), 0.0] for word in words]
+    np.testing.assert_allclose([[one.parts[name] for name in names] for one in described], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, None])
+def test_a_size_that_is_none_is_refused(size: Any) -> None:
+    """Catches a function that is asked nothing at once, for ever."""
+    with pytest.raises(ValueError, match=f"size={size}"):
+        functions.batch_reward_function(size=size)
+
+
+def test_a_batch_of_a_judge_that_hangs_fails_and_is_late(address: str) -> None:
+    """Catches responses that are lost because a judge failed on another one of their batch."""
+    words = ["fine1", "hangs", "fine2", "late", "fails", "fine3", "recovers", "fine4", "unclear", "fine5"]
+    lost = {"hangs", "fails", "unclear"}
+    with pool(f"{OWN}asks_batch=1", deadline=2.0) as verifier:
+        values = values_of(verifier, words, prompt=f"{address}batch/")
+        assert values == [None if word in lost else 0.75 for word in words]
+        assert {word: Judge.asked[word] for word in words} == dict.fromkeys(words, 2) | {"fine5": 1}
+        assert values_of(verifier, ["fine6", "fine7"], prompt=f"{address}batch/") == [0.75, 0.75]
+
+
+@pytest.mark.parametrize(("meta", "value"), [(None, -1), ("{}", -1), ('{"points": 2.5, "of": ["é"]}', 2.5)])
+def test_a_function_sees_the_rows_own_object(meta: str | None, value: float) -> None:
+    """Catches a meta that stays behind, or comes as a text."""
+    with pool(f"{OWN}reads_meta=1") as verifier:
+        assert values_of(verifier, ["a"], meta=meta) == [value]

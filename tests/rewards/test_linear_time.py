@@ -22,7 +22,7 @@ PIECES = (
     "\\{", "$", "$$", "=", "= ", "a=", "-", "- ", "*", "**", "#", "# ", ":", ",", ";", "'", '"', "_", "`", "|",
     "^{", "\\frac{", "\\sqrt{", "answer", "answer ", "answer\n", "Answer:", "answer: ", "Answer:\n", "**Answer:**",
     "answer is", "answer is ", "the answer is:", "final answer ", "so the correct answer is ", "option ",
-    "choice: A\n", "or ", "é", "答案是", "\ufeff",
+    "choice: A\n", "or ", "é", "答案是", "\ufeff", "1,111", "1e", "is ", "<analysis>",
 )
 # fmt: on
 FRAMES = (
@@ -42,15 +42,15 @@ NOTICEABLE = 0.03  # seconds; at this size a linear reading takes less, one that
 class Right:
     """A pool that takes every answer for right."""
 
-    correct_when = None
+    terms, correct_when = (), None
 
     def check(self, items: Sequence[object]) -> list[Verdict]:
         """One verdict an item."""
         return [CORRECT] * len(items)
 
 
-def _lmms_eval(kind: str, choices: tuple[str, ...] | None = None) -> Callable[[str], object]:
-    record = Record("", "", "", (), "A", kind, choices)
+def _lmms_eval(kind: str, choices: tuple[str, ...] | None = None, source: str = "") -> Callable[[str], object]:
+    record = Record("", source, "", (), "A", kind, choices)
     return lambda text: lmms_eval.score(Right(), [(record, text)])  # type: ignore[arg-type]
 
 
@@ -61,6 +61,8 @@ READERS: dict[str, Callable[[str], object]] = {
     "lmms-eval, text": _lmms_eval("text"),
     "lmms-eval, chart": _lmms_eval("chart_relaxed"),
     "lmms-eval, choice": _lmms_eval("choice", ("one", "x y z", "one or two", "answer")),
+    "lmms-eval, MMMU's text": _lmms_eval("text", source="mmmu"),
+    "lmms-eval, MathVista's choice": _lmms_eval("choice", ("one", "two"), source="mathvista"),
 }
 
 

@@ -223,6 +223,7 @@ def row_changes(path: Path) -> dict[str, Any]:
         "a gold": edit('"answer": "1"', '"answer": "2"'),
         "a rationale": edit('"rationale": "1"', '"rationale": "2"'),
         "a kind": edit('"answer_kind": "integer"', '"answer_kind": "number"'),
+        "a meta": edit('"answer_kind": "integer"', '"answer_kind": "integer", "meta": {"a": 1}'),
         "a question": edit('"<image>?"', '"<image>!"'),
         "an id": edit('"train/3"', '"train/x"'),
         "a source": edit('"source": "digits"', '"source": "numbers"'),
@@ -255,10 +256,10 @@ def prepared(folder: Path, records: list[Record]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("field", ["id", "prompt", "answer", "answer_kind", "rationale", "images", "choices"])
+@pytest.mark.parametrize("field", ["id", "prompt", "answer", "answer_kind", "rationale", "images", "choices", "meta"])
 def test_another_prepared_folder_is_other_data(tmp_path: Path, field: str) -> None:
     """Catches a folder that was prepared anew from other rows, and a mixture of other parts or weights."""
-    record = Record("1", "a", "?", (b"picture",), "3", "integer", choices=("x",), rationale="r")
+    record = Record("1", "a", "?", (b"picture",), "3", "integer", choices=("x",), rationale="r", meta="{}")
     lists = {"images": (b"Picture",), "choices": ("y",)}
     other = dataclasses.replace(record, **{field: lists.get(field, "s")})
     first, again, changed = (

@@ -12,7 +12,7 @@ from care_jax.data.mini_vqa.questions import SPLITS, Difficulty, generate
 from care_jax.errors import InputError
 from care_jax.structs import Record
 
-VERSION = "1.0.0"  # changes when the records do
+VERSION = "1.1.0"  # changes when the records do
 
 
 def build(data_dir: Path, difficulty: Difficulty) -> None:

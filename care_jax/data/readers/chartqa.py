@@ -49,11 +49,12 @@ def rows(path: Path, writers: Sequence[str] = WRITERS) -> Numbered:
 
 
 def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
-    """Parses one question; "label" is a text, or a list whose first entry counts."""
+    """Parses one question, whose "label" is a text or a list with it first. The id has the image's name, if known."""
     label = raw.get("label")
     writer = _writer(raw)
+    file, _, number = where.rpartition(":")
     record = Record(
-        id=f"chartqa/{writer}/{where}",
+        id=f"chartqa/{writer}/{raw.get('imgname') or file}:{number}",
         source=f"chartqa_{writer}",
         prompt=place_marks(text_field(raw, "query"), 1),
         images=(),

@@ -16,6 +16,7 @@ from typing import Any
 from care_jax.data.file_formats import Numbered, parquet_rows, split_files
 from care_jax.data.image_column import image_of
 from care_jax.data.parsing import (
+    OPEN_REQUEST,
     PLACEHOLDER,
     Row,
     ask_for_letter,
@@ -34,7 +35,6 @@ NUM_IMAGES = 7
 _IMAGES = tuple(f"image_{number}" for number in range(1, NUM_IMAGES + 1))
 _COLUMNS = ("id", "question", "options", "image_1", "answer")
 _MARK = re.compile(r"<image (\d)>")
-_OPEN = "\nAnswer with one number, word or phrase."
 _LOOK = "Answer the multiple-choice question in the picture with the letter of the right option."
 
 
@@ -56,7 +56,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if raw["question_type"] == "multiple-choice":
         return _parse_choice(where, raw, folder, "mmmu")
     gold = _open_gold(raw)
-    prompt, images = _place_images(text_field(raw, "question") + _OPEN, raw, folder)
+    prompt, images = _place_images(text_field(raw, "question") + OPEN_REQUEST, raw, folder)
     record = Record(f"mmmu/{text_field(raw, 'id')}", "mmmu", prompt, (), gold, number_or("text", gold))
     return Row(where, record, images)
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 from care_jax.errors import InputError, shown
 from care_jax.rewards.verifiers.verdict import Verdict, refusal
 
+_Function = TypeVar("_Function", bound=Callable)
 OwnVerifier = Callable[[str, str], tuple[bool, bool, str]]
 _marked: list[OwnVerifier] = []
 _LONGEST_REASON = 80  # characters
@@ -71,11 +73,26 @@ def load(kind: str) -> OwnVerifier:
     Raises:
         InputError: it cannot be imported, or is not marked with `answer_verifier`.
     """
-    module_name, _, name = kind.partition(":")
+    return import_marked(kind, _marked, f"answer_kind {shown(kind)}", "care_jax.rewards.verifiers.answer_verifier")
+
+
+def import_marked(name: str, marked: Sequence[_Function], described: str, mark: str) -> _Function:
+    """Import the function that "module:function" names, if it is one of those that a decorator has marked.
+
+    Args:
+        name: the function.
+        marked: what the decorator has marked; it grows with the import.
+        described: begins the message of an error.
+        mark: the decorator's name.
+
+    Raises:
+        InputError: it cannot be imported, or is not marked.
+    """
+    module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # the module's own code runs here
-        raise InputError(f"answer_kind {shown(kind)} cannot be imported: {shown(error)}") from error
-    if not any(function is marked for marked in _marked):
-        raise InputError(f"answer_kind {shown(kind)} is not marked with @care_jax.rewards.verifiers.answer_verifier")
+        raise InputError(f"{described} cannot be imported: {shown(error)}") from error
+    if not any(function is one for one in marked):
+        raise InputError(f"{described} is not marked with @{mark}")
     return function
