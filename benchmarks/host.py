@@ -129,6 +129,7 @@ class Host:
             [record.answer for record in records],
             num_rollouts=config.rollout.num_rollouts,
             response_len=config.rollout.response_len,
+            vocabulary=len(services.token_bytes),
         )
         subgroup = _subgroup(len(records), config)
         with clock("judge"):
@@ -140,9 +141,10 @@ class Host:
         repaired = repaired.replace(sampled_mask=repaired.sampled_mask & behind)
         with clock("rewrite and judge"):
             checked = host.verify_repairs(services, records, repaired)
-        scores: Any = Scores(rollouts.logprobs, -rollouts.logprobs, np.zeros((0,), np.float32))
+        states = np.zeros((*rollouts.response_len.shape, 1), np.float32)
+        scores = Scores(rollouts.logprobs, -rollouts.logprobs, states)
         with clock("place"):
-            own = dataclasses.replace(scores, logprobs=scores.logprobs[:, :1])
+            own = jax.tree.map(lambda x: x[:, :1], scores)
             placed = host.place_repairs(services, repaired, checked["responses"], checked["repair_judged"], own)[
                 "reflection"
             ]

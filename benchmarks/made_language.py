@@ -81,7 +81,7 @@ def _picture(rng: np.random.Generator) -> bytes:
     return stream.getvalue()
 
 
-def made_rollouts(golds: list[str], *, num_rollouts: int, response_len: int, vocabulary: int = VOCABULARY) -> Rollouts:
+def made_rollouts(golds: list[str], *, num_rollouts: int, response_len: int, vocabulary: int) -> Rollouts:
     """Well-formed responses of full length (NumPy); every second one of a group gives the gold."""
     rng = np.random.default_rng(0)
     token_ids = rng.integers(FIRST_WORD, vocabulary, (len(golds), num_rollouts, response_len), np.int32)

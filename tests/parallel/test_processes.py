@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,6 +82,11 @@ def finish_all(started: list[subprocess.Popen[str]], *, seconds: float = 240) ->
     return [(done.returncode, done.stdout, done.stderr) for done in ended]
 
 
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of a step but those that tell times."""
+    return {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per_s/"))}
+
+
 @pytest.fixture(scope="module")
 def alone(small_task: SmallTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one process with four devices."""
@@ -112,8 +118,8 @@ def kill_one(task: SmallTask, workdir: Path, *, killed: int, after: int) -> None
 def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: Path, tmp_path: Path) -> None:
     """Catches processes that train on other examples, parameters or random keys than one alone.
 
-    Also a process that waits for ever for one that is gone, steps or lines that are lost or come twice, and a process
-    that writes beside the first.
+    Also metrics, events or a sample of one process's rows alone, a process that waits for ever for one that is gone,
+    steps or lines that are lost or come twice, and a process that writes beside the first.
     """
     workdir = tmp_path / "run"
     kill_one(small_task, workdir, killed=1, after=1)
@@ -128,9 +134,14 @@ def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: 
     assert train_steps(workdir) == train_steps(alone) == list(range(1, STEPS + 1))
     evaluated = [[row["step"] for row in metrics(run) if "eval/accuracy/mean" in row] for run in (workdir, alone)]
     assert evaluated[0] == evaluated[1] == [0, 2, 4]
-    for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl"):
+    ours, theirs = ([untimed(row) for row in metrics(run)] for run in (workdir, alone))
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        assert our_row == pytest.approx(their_row, rel=1e-4, abs=1e-5)
+    for name, told in (("events.jsonl", ("step", "id", "outcome", "negatives")), ("samples.jsonl", ("step", "id"))):
         lines = [
-            [json.loads(line)["step"] for line in (run / name).read_text().splitlines()] for run in (workdir, alone)
+            [[json.loads(line)[key] for key in told] for line in (run / name).read_text().splitlines()]
+            for run in (workdir, alone)
         ]
         assert lines[0] == lines[1], name
     # Process 0 is the one that shows; Gloo's lines may come in pieces.
@@ -164,6 +175,10 @@ def test_processes_tell_each_other(small_task: SmallTask) -> None:
         assert found["shared_none"] == []
         # In rounds of 128 each, so that both meet while one of them is slow.
         assert found["shared_many"] == [[n, 128 if n < 256 else 23 - n % 2] for n in range(301)]
+        # In as many rounds as the one with most work has, so that neither hangs to the other's watchdog.
+        assert (found["own"], found["own_rounds"]) == (True, [[3, 0, 0], [128, 128, 44]][found["index"]])
+        assert (found["own_bad"], found["own_told"]) == ("process 1: no data", [0, 1])
+        assert found["own_rows"] == [[0, 1, 2, 3], [4, 5, 6, 7]][found["index"]]
         assert found["done_here"] == ([0, 2, 4] if found["index"] == 0 else [1, 3])
         assert found["one_bad"] == "process 1: no data"
         assert found["both_bad"] == "no data at all"
