@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -250,6 +250,15 @@ class HostShare:
 
     shards: tuple[int, ...] = (0,)  # ascending
     num_shards: int = 1  # of the batch
+
+    @classmethod
+    def of_process(cls, process: int, holders: Sequence[Collection[int]]) -> HostShare:
+        """The share of a process, of shards that lie on devices of these processes each.
+
+        If one lies on those of several, all processes have all: two that judge the same row may differ.
+        """
+        is_apart = all(len(processes) == 1 for processes in holders)
+        return cls(tuple(n for n, some in enumerate(holders) if process in some or not is_apart), len(holders))
 
     @property
     def is_whole(self) -> bool:

@@ -170,14 +170,11 @@ def put(mesh: Mesh, tree: Any, spec: PartitionSpec = ROWS) -> Any:
 
 def own_share(mesh: Mesh) -> HostShare:
     """The shards on the devices of this process; all, if devices of several processes have one together."""
-    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    holders: dict[int, set[int]] = {}  # shard -> processes
-    places: Any = NamedSharding(mesh, ROWS).devices_indices_map((num_shards,))
+    holders: list[set[int]] = [set() for _ in range(mesh.shape["data"] * mesh.shape["fsdp"])]
+    places: Any = NamedSharding(mesh, ROWS).devices_indices_map((len(holders),))
     for device, (rows,) in places.items():
-        holders.setdefault(rows.start or 0, set()).add(device.process_index)
-    if any(len(processes) > 1 for processes in holders.values()):
-        return whole_share(mesh)
-    return HostShare(tuple(sorted(shard for shard in holders if jax.process_index() in holders[shard])), num_shards)
+        holders[rows.start or 0].add(device.process_index)
+    return HostShare.of_process(jax.process_index(), holders)
 
 
 def whole_share(mesh: Mesh) -> HostShare:

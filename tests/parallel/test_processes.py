@@ -199,6 +199,24 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("holders", "process", "shards"),
+    [
+        ([[0], [0], [1], [1]], 1, (2, 3)),
+        ([[0], [1], [0], [1]], 0, (0, 2)),  # a mesh may lie so over the hosts
+        ([[0, 1], [0, 1], [2, 3], [2, 3]], 2, (0, 1, 2, 3)),  # `tensor` goes over two hosts
+        ([[0], [0, 1], [1], [1]], 1, (0, 1, 2, 3)),
+        ([[0], [0]], 0, (0, 1)),
+    ],
+)
+def test_the_share_of_a_process(holders: list[list[int]], process: int, shards: tuple[int, ...]) -> None:
+    """Catches a row that two processes judge each for itself, whose devices may then hold different verdicts."""
+    share = processes.HostShare.of_process(process, holders)
+    assert (share.shards, share.num_shards, share.is_whole) == (shards, len(holders), len(shards) == len(holders))
+    wanted = [row for shard in shards for row in (2 * shard, 2 * shard + 1)]
+    assert share.rows(2 * len(holders)) == share.rows_of(2 * len(shards)) == wanted
+
+
+@pytest.mark.parametrize(
     ("address", "count", "index", "told"),
     [
         (
