@@ -38,6 +38,10 @@ ANSWERS = [
     ("latex", "[-2,7]", "x<8", None),
     ("integer", "17", "The bars add up to 93.", None),
     ("chart_relaxed", "187", "The sales in 2012 were 350 million dollars.", None),
+    ("number", "1/2", "The slope is 7/3.", None),
+    ("latex", "2x+1", r"The slope is $\frac{x}{5}$.", None),
+    ("choice", "(A)", "blue (C)", ("35", "red", "blue", "none")),
+    ("choice", "red", '"none" (D)', ("35", "red", "blue", "none")),
     ("text", "New York", "Iowa", None),
     ("list", "[2014, 2016]", "[2011, 2012]", None),
     ("list", "{1, 2}", "{7, 8}", None),
@@ -47,7 +51,7 @@ ANSWERS = [
 JOINTS = (
     " or ", ", ", " and ", " / ", " ", "; ", "\n", " | ", " vs ", " = ", " ≈ ", " -> ", " (or) ", ". No, ", " not ",
     "?",
-    ", maybe ", " & ", " \\text{ or } ", r"\quad", "\t", " aka ", "\\\\", " \\vee ",
+    ", maybe ", " & ", ". This is because ", ", with ", " \\text{ or } ", r"\quad", "\t", " aka ", "\\\\", " \\vee ",
 )  # fmt: skip
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 HOSTILE = (

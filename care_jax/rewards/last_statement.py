@@ -1,13 +1,18 @@
 r"""Finds the answer in a response that keeps to no layout: the statement that stands last.
 
-A statement is a box, a line such as "**Answer:** B", "#### 7" or 故选B, or words such as "the correct option is (D)".
-Without any, the last sentence counts, or the first one of a last paragraph that begins with yes or no. Questions and
-closing phrases ("I hope this helps") are passed over. Every pattern looks at one line and is linear in it.
+A statement is a box, a line such as "**Answer:** B", "#### 7" or 故选B, words such as "the correct option is (D)", or
+a program that prints a literal (programs.py). Without any, the last sentence counts, or the first one of a last
+paragraph that begins with yes or no. Questions and closing phrases ("I hope this helps") are passed over, and so is
+all that follows when a response, once it has answered, asks itself another question. Every pattern looks at one line
+and is linear in it.
 """
 
 from __future__ import annotations
 
 import re
+
+from care_jax.rewards.programs import printed_literal
+from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
 
 Span = tuple[int, int]  # end excluded
 
@@ -23,28 +28,33 @@ _LEAD = re.compile(
     # in a line: "the correct option letter is", "the answer should be", 答案是
     rf"|\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice)|(?:option|choice) (?:that|which))\b"
     r"[^.:!?\r\n]{0,80}?"
-    r"(?:\s(?:is|(?:should|would|must|will|could) be)\b|:)[\s:*]{0,20}"
+    r"(?:\s(?:is|(?:should|would|must|will|could)(?: \w{1,20})? be)\b|:)[\s:*]{0,20}"
+    # "the capability is option (A) Rec"
+    r"|\bis (?=(?:option|choice) \(?[A-L]\b)"
     r"|(?:答案|故选|应选|选择|选项)[^。\r\n]{0,20}?[是为选：:]\s{0,9}|故选\s{0,9}",  # noqa: RUF001
     re.IGNORECASE | re.MULTILINE,
 )
-# What holds an answer: \fbox{42}, "option B is correct", "(B) is the best", 选项B正确.
+# What holds an answer: \fbox{42}, "option B is correct", "option (B) red is the best", "(B) is the best", 选项B正确.
 _HOLDER = re.compile(
     r"\\fbox\s{0,9}\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
     rf"|(?:[Oo]ption|[Cc]hoice|选项)\s?\(?([A-L])\)?\s?(?:is|是)?\s?(?:the |most )?(?:{_SUITABLE}|正确)"
+    rf"|[Oo]ption (\([A-L]\) [^\r\n.,;:!?]{{1,60}}?) is (?:the |most )?(?:{_SUITABLE})\b"
     rf"|(?<![^\s,，])(\([A-L]\)) is (?:the |most )?(?:{_SUITABLE})\b"  # noqa: RUF001
 )
 _LAST_LINE = re.compile(r"####[ \t]*(?=[^#\s])")  # as in GSM8K
 _EQUALS = re.compile(r"(?:=|≈|\\approx)\s{0,9}(?=[-*$\d])")
 _THREE_WORDS = re.compile(r"(?:[^\n]{0,40}?\b[^\W\d_]{2,20}\b){3}")
-_CONDITION = re.compile(r"\b(?:when|if|where|with|for|given|let|since|because)\b", re.IGNORECASE)
+_CONDITION = re.compile(r"\b(?:when|if|where|with|for|(?<!the )given|let|since|because)\b", re.IGNORECASE)
 _ADVERB = re.compile(
-    r"[\s,;:]{0,9}"
+    r"[\s,;:#]{0,9}"
     r"(?:(?:therefore|thus|hence|so|likely|most likely|probably|definitely|simply|clearly|indeed)\b[\s,:]{1,9})*",
     re.IGNORECASE,
 )
-# The end of a sentence: no initial ("B. red"), no abbreviation ("U.S. dollars"), no bracket or command behind it.
+# The end of a sentence: no initial ("B. red") unless quoted, no abbreviation ("U.S. dollars"), no bracket or command
+# behind it.
 _SENTENCE_END = re.compile(
-    r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*]))[.!?。](?:[*\"')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
+    r"(?:(?<=\w\w)|(?<=[\d)\]}%°$*])|(?<=[\"“]\w)(?=.[\"”]))[.!?。]"
+    r"(?:(?P<quote>[\"”])?[*\"”')]{0,3}\s{1,9}(?=[A-Z\u4e00-\u9fff\\$*])|(?<=。)|(?=[A-Z][a-z]+ ))"
 )
 _TAKEN_BACK = re.compile(
     r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
@@ -54,15 +64,24 @@ _CLOSING = re.compile(
     re.IGNORECASE,
 )
 # A paragraph that begins like this gives its answer first and its reasons behind.
-_ANSWER_FIRST = re.compile(r"[\s*]{0,9}(?:(?i:yes|no)\b[*,.:;]|\([A-L]\)|[A-L][.):]{1,2}\s)")
+_ANSWER_FIRST = re.compile(r"[\s*]{0,9}(?:((?i:yes|no|true|false))\b[*,.:;]|\([A-L]\)|[A-L][.):]{1,2}\s)")
+_ANSWER_WORD = re.compile(
+    r"(?:[.!?]|\b(?:is|be|answer))[\s*]{1,9}(yes|no|true|false)\b(?=[\s*]{0,9}(?:[,.:;!]|$))", re.IGNORECASE
+)
 _CONCLUSION = re.compile(
-    r"(?:^|[.,;:]\s+)(?:so|therefore|thus|hence|consequently|overall|in total|in conclusion|as a result)\b[\s,:]{0,9}"
+    r"(?:^|(?<=[.,;:])\s+)(?:so|therefore|thus|hence|consequently|overall|in total|in conclusion|as a result)\b"
+    r"[\s,:]{0,9}"
     r"|\b(?:so|therefore|thus|hence)\s{1,9}(?:the|there|it|he|she|we|they)\b",
     re.IGNORECASE,
 )
 _REASONS = re.compile(
     r"[\s*#]{0,9}(?:explanation|reason|reasoning|rationale|justification)\b[\s*]{0,9}:", re.IGNORECASE
 )
+# A sentence that explains the one before it; the reader of the answer sees both.
+_EXPLANATION = re.compile(r"\s*(?:this|that) is (?:because|due to)\b", re.IGNORECASE)
+_LONE_LETTER = re.compile(r"[\s*]{0,9}\(?[A-L]\)?\.?[\s*]{0,9}")
+_ITEM = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+[^\d=.:!?\r\n]{1,40}")  # of a list; "3. So it is 5." is a sentence
+_NEXT_QUESTION = re.compile(r"^[\s*#>]{0,9}(?:question|human|user)\s?\d{0,3}\s?:", re.IGNORECASE | re.MULTILINE)
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
 _TAIL = 20_000  # characters; an answer stands at the end
@@ -77,16 +96,30 @@ def last_statement(text: str, box: Span | None) -> Span | None:
         text: the response, without its rationale.
         box: the inside of the last box, None without one.
     """
-    end = _content_end(text)
-    tail = max(0, end - _TAIL)
-    lines = [match.span() for match in _LINE.finditer(text, tail, end) if match[0].strip(_IDLE + "*`")]
-    explicit = _explicit(text, lines)
+    end = _next_question(text, box) or _content_end(text)
+    if box and box[0] > end:
+        box = None
+    lines = _lines(text, end)
+    explicit = printed_literal(text, lines) or _explicit(text, lines)
     if box and (explicit is None or box[0] >= explicit[0]):
         return _trimmed(text, box)
     if explicit:
         return _trimmed(text, _without_afterthought(text, explicit))
     sentence = _sentence(text, lines) if lines else None
     return sentence and _trimmed(text, sentence)
+
+
+def _lines(text: str, end: int) -> list[Span]:
+    """Return the last lines before `end` that hold anything."""
+    tail = max(0, end - _TAIL)
+    return [match.span() for match in _LINE.finditer(text, tail, end) if match[0].strip(_IDLE + "*`")]
+
+
+def _next_question(text: str, box: Span | None) -> int | None:
+    """Return where a response that has answered begins another question, as models do that know it from examples."""
+    turn = _NEXT_QUESTION.search(text)
+    answered = turn and (_explicit(text, _lines(text, turn.start())) or (box and box[1] < turn.start()))
+    return turn.start() if turn and answered else None
 
 
 def _content_end(text: str) -> int:
@@ -105,6 +138,8 @@ def _explicit(text: str, lines: list[Span]) -> Span | None:
     """Return the last statement that calls itself an answer."""
     following: Span | None = None
     for start, end in reversed(lines):
+        if following is None and _LONE_LETTER.fullmatch(text, start, end):
+            return start, end
         if following is None and (mark := _LAST_LINE.match(text, start, end)):
             return mark.end(), end
         holder, lead = _last(_HOLDER, text, start, end), _last(_LEAD, text, start, end)
@@ -126,29 +161,42 @@ def _without_afterthought(text: str, span: Span) -> Span:
     """Cut a statement behind its first sentence, unless what follows takes it back."""
     start, end = span[0] + len(_ADVERB.match(text, *span)[0]), span[1]  # type: ignore[index]  # it may be empty
     stop = _SENTENCE_END.search(text, start, end)
-    return (start, end) if not stop or _TAKEN_BACK.match(text, stop.end(), end) else (start, stop.start())
+    if not stop or _TAKEN_BACK.match(text, stop.end(), end):
+        return start, end
+    return start, stop.end("quote") if stop["quote"] else stop.start()
 
 
 def _sentence(text: str, lines: list[Span]) -> Span | None:
     """Return the last sentence, from its conclusion on ("so there are 4"); None if it takes back what was said."""
-    reasons = next((i for i, line in enumerate(lines) if i and _REASONS.match(text, *line)), len(lines))
-    start, end = next((line for line in reversed(lines[:reasons]) if not _CLOSING.match(text, *line)), lines[-1])
-    if _ANSWER_FIRST.match(text, start, end):
-        return _without_afterthought(text, (start, end))
+    start, end = _last_paragraph(text, lines)
+    if first := _ANSWER_FIRST.match(text, start, end):
+        given = {word.casefold() for word in [first[1] or "", *_ANSWER_WORD.findall(text, start, end)]}
+        return (start, end) if first[1] and len(given) > 1 else _without_afterthought(text, (start, end))
     for stop in _SENTENCE_END.finditer(text, start, end):
         if stop.end() == end:
             break
-        if not _CLOSING.match(text, stop.end(), end):
-            start = stop.end()
-        else:
+        if _CLOSING.match(text, stop.end(), end):
             end = stop.start()
             break
+        if end - start <= MAX_ANSWER_LEN and _EXPLANATION.match(text, stop.end(), end):
+            break
+        start = stop.end()
     if conclusion := _last(_CONCLUSION, text, start, end):
         start = conclusion.start()
     if (equals := _last(_EQUALS, text, start, end)) and _introduces(text, start, equals.start()):
         start = equals.end()
     start += len(_ADVERB.match(text, start, end)[0])  # type: ignore[index]  # it may be empty
     return None if _TAKEN_BACK.match(text, start, end) else (start, end)
+
+
+def _last_paragraph(text: str, lines: list[Span]) -> Span:
+    """Return the last line, passing over closing phrases, reasons under a heading, and a list under "There are 4:"."""
+    reasons = next((i for i, line in enumerate(lines) if i and _REASONS.match(text, *line)), len(lines))
+    kept = [line for line in lines[:reasons] if not _CLOSING.match(text, *line)]
+    unlisted = next((i for i in range(len(kept), 0, -1) if not _ITEM.fullmatch(text, *kept[i - 1])), 0)
+    if 0 < unlisted <= len(kept) - 2 and text.endswith(":", *kept[unlisted - 1]):
+        return kept[unlisted - 1][0], kept[unlisted - 1][1] - 1
+    return kept[-1] if kept else lines[-1]
 
 
 def _introduces(text: str, start: int, end: int) -> bool:

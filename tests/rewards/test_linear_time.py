@@ -22,7 +22,9 @@ PIECES = (
     "\\{", "$", "$$", "=", "= ", "a=", "-", "- ", "*", "**", "#", "# ", ":", ",", ";", "'", '"', "_", "`", "|",
     "^{", "\\frac{", "\\sqrt{", "answer", "answer ", "answer\n", "Answer:", "answer: ", "Answer:\n", "**Answer:**",
     "answer is", "answer is ", "the answer is:", "final answer ", "so the correct answer is ", "option ",
-    "choice: A\n", "or ", "é", "答案是", "\ufeff", "1,111", "1e", "is ", "<analysis>",
+    "choice: A\n", "or ", "é", "答案是", "\ufeff", "1,111", "1e", "is ", "<analysis>", "print(", "print(x)\n",
+    "x = 1\n", "Question: ", "\nHuman:", "This is because ", ". This is because it is. ", "- a\n", "```\n",
+    "is option (A) ", "true. ", "\"A.\" B",
 )
 # fmt: on
 FRAMES = (

@@ -10,10 +10,11 @@ import pytest
 
 from care_jax.rewards.verifiers import ANSWER_KINDS, check_gold, verify_answer
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
-from tests.verdict_groups import ROWS
+from tests.verdict_choices import CHOICES
 from tests.verdict_table import TABLE
+from tests.verdict_values import VALUES
 
-PAIRS = [*TABLE, *ROWS]
+PAIRS = [*TABLE, *(row for group in (*CHOICES, *VALUES) for row in group.rows())]
 
 
 def test_table_is_large_and_its_rows_differ():

@@ -15,7 +15,19 @@ FORMATS = (
     " {}\n", "${}$", "$${}$$", r"\({}\)", r"\[{}\]", r"\boxed{{{}}}", r"$\boxed{{{}}}$.", r"\fbox{{{}}}", "**{}**",
     "{}.", "The answer is {}.", "the answer is: {}", "Final answer: {}", "**The final answer is {}**", r"\mathrm{{{}}}",
 )  # fmt: skip
-JOINED = (*JOINTS, ", or ", " but also ", " (or maybe ", ". The answer is ", " is ", " - no, ", "; ", " und ")
+JOINED = (
+    *JOINTS,
+    ". This is because it is ",
+    ", corresponding to option ",
+    ", or ",
+    " but also ",
+    " (or maybe ",
+    ". The answer is ",
+    " is ",
+    " - no, ",
+    "; ",
+    " und ",
+)
 
 WHOLE = st.integers(-(10**7), 10**7).map(str)
 COUNT = st.integers(10**2, 10**7).map(str)
@@ -79,6 +91,7 @@ def test_every_way_to_name_an_option_names_it(options, data):
         r"\textbf{{({0}) }}{1}", r"\text{{({0}) }}{1}", r"\mathrm{{({0})}}\ {1}", r"\( \text{{{0}}} \) {1}",
         "**{0}. {1}**",
         "**{0}** {1}", "So the answer must be ({0}).", "({0}). {1}", "{0}, because {1} fits",
+        "{1} ({0})", '({0}) "{1}"', "It is {1} ({0})", "the value is {1}, corresponding to option {0}",
     )))  # fmt: skip
     layout = data.draw(st.sampled_from(("{}", "{}", r"\boxed{{{}}}", "The answer is {}."))).format(
         layout.format(letter, text)
@@ -99,12 +112,48 @@ def test_a_second_different_answer_is_always_wrong(answer, joint, layout, other_
     assert not correct(kind, text, gold), text
 
 
+SENTENCES = (
+    "The value of the sum is {}.", r"The value of the sum is ${}$.", r"The slope of the line is \boxed{{{}}}.",
+    "The length or width is {}.", "In the figure, the slope is {}.", "Since the line rises, the slope is {}.",
+)  # fmt: skip
+ANOTHER = (
+    " or {}", ", {}", " and {}", " and the other is {}", ". The other is {}.", ", with {} also possible", ", not {}",
+    ", maybe {}", ". This is because it is {}.", ", which is {}", "; {}", " = {}",
+)  # fmt: skip
+VALUES = st.sampled_from(
+    [("number", sort) for sort in NUMBERS] + [("latex", sort) for sort in (*NUMBERS, POLYNOMIAL, PAIR)]
+).flatmap(lambda pair: st.tuples(st.just(pair[0]), pair[1], pair[1]))
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(VALUES, st.sampled_from(SENTENCES), st.booleans())
+def test_a_sentence_around_a_value_never_changes_its_verdict(answer, sentence, is_right):
+    """Catches spellings of a number that are read alone and not in a sentence, and the reverse."""
+    kind, gold, other = answer
+    text = gold if is_right else other
+    assert correct(kind, sentence.format(text), gold) == correct(kind, text, gold), sentence.format(text)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@given(VALUES, st.sampled_from(SENTENCES), st.sampled_from(ANOTHER), st.booleans())
+def test_a_second_value_behind_a_sentence_is_always_wrong(answer, sentence, another, gold_first):
+    """Catches a sentence that is read up to its first value."""
+    kind, gold, other = answer
+    assume(not correct(kind, other, gold) and not correct(kind, gold, other))
+    first, second = (gold, other) if gold_first else (other, gold)
+    text = sentence.format(first).removesuffix(".") + another.format(second)
+    assert not correct(kind, text, gold), text
+
+
 @settings(max_examples=600, deadline=None, derandomize=True, database=None)
 @given(OPTIONS, st.sampled_from(JOINED), st.data())
 def test_a_second_option_is_always_wrong(options, joint, data):
     """Catches a mention of another option beside the right one, by letter or by text."""
     index, other = data.draw(st.permutations(range(len(options))))[:2]
-    forms = ("({0})", "{0}.", "{1}", "{0}. {1}", "({0}) {1}", "**{0}**", r"\text{{({0}) }}{1}", "option {0}", "{0}")
+    forms = (
+        "({0})", "{0}.", "{1}", "{0}. {1}", "({0}) {1}", "**{0}**", r"\text{{({0}) }}{1}", "option {0}", "{0}",
+        "{1} ({0})", '"{1}"', '"{0}."', "letter {0}", "It is {1} ({0})",
+    )  # fmt: skip
     parts = [data.draw(st.sampled_from(forms)).format(LETTERS[i], options[i]) for i in (index, other)]
     text = joint.join(data.draw(st.permutations(parts)))
     assert not correct("choice", text, f"({LETTERS[index]})", options), text

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from care_jax.rewards.verifiers import sequence, text
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, unread
-from care_jax.rewards.verifiers.reading.sentences import stated_number
+from care_jax.rewards.verifiers.reading.sentences import stated_value
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 TOLERANCE = 0.05
@@ -62,7 +62,7 @@ def verify(given: str, gold: str) -> Verdict:
 def _read(text: str) -> _Reading | None:
     plain, scale, quantity = text, None, read_quantity(text, fractions_allowed=True)
     if quantity is None:
-        plain = stated_number(text) or text
+        plain = stated_value(text) or text
         scale = _SCALE.search(plain)
         quantity = read_quantity(_SCALE.sub(" ", plain, count=1), fractions_allowed=True)
     if quantity is None:

@@ -12,6 +12,7 @@ import re
 from care_jax.errors import InputError
 from care_jax.rewards.verifiers import number, symbolic
 from care_jax.rewards.verifiers.reading.quantity import agree, read_quantity, read_ratio, without_name
+from care_jax.rewards.verifiers.reading.sentences import stated_value
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.verdict import CORRECT, MAX_ANSWER_LEN, UNPARSED, WRONG, Verdict, refusal
 
@@ -23,7 +24,7 @@ _WORDS = re.compile(r"(?:yes|no|[a-z]{3,}(?: [a-z]+){0,5})", re.IGNORECASE)
 
 
 def verify(given: str, gold: str) -> Verdict:
-    """Compare an answer with the gold.
+    """Compare an answer with the gold; "The slope is 2x." is 2x, but a word is compared without a sentence around it.
 
     Raises:
         InputError: the gold is empty or too long.
@@ -38,6 +39,14 @@ def verify(given: str, gold: str) -> Verdict:
         return refused
     if number.read_number(gold):
         return number.verify(given, gold, tolerance=0.0)
+    verdict = _compare(given, gold)
+    said = stated_value(given) if verdict is UNPARSED else None
+    is_value = said is not None and (symbolic.is_safe(canonical(said)) or read_ratio(said) is not None)
+    return _compare(said, gold) if said and is_value else verdict
+
+
+def _compare(given: str, gold: str) -> Verdict:
+    """Compare two expressions; a sentence is none."""
     first, *others = map(canonical, given.strip().splitlines())
     if any(line != first for line in others):
         return UNPARSED  # two lines are two expressions, which would run together into a product

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from care_jax.errors import InputError
-from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio, read_stated, unread
+from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_stated, unread
 from care_jax.rewards.verifiers.verdict import CORRECT, WRONG, WRONG_UNIT, Verdict, refusal
 
 
@@ -25,7 +25,7 @@ def verify(given: str, gold: str, *, tolerance: float) -> Verdict:
     refused = refusal(given)
     if refused:
         return refused
-    found = read_stated(given, fractions_allowed=True) or read_ratio(given)
+    found = read_stated(given, fractions_allowed=True)
     if found is None:
         return unread(given)
     if found.unit and wanted.unit and found.unit != wanted.unit:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from care_jax.rewards.verifiers import number
 from care_jax.rewards.verifiers.reading.numerals import NUMERAL, to_fraction
-from care_jax.rewards.verifiers.reading.quantity import read_ratio, read_stated
+from care_jax.rewards.verifiers.reading.quantity import read_stated
 from care_jax.rewards.verifiers.verdict import CORRECT, Verdict
 
 
@@ -22,7 +22,7 @@ def verify(given: str, gold: str) -> Verdict:
     verdict = number.verify(given, gold, tolerance=0.0)
     if verdict.reason != "wrong":
         return verdict
-    found = read_stated(given, fractions_allowed=True) or read_ratio(given)
+    found = read_stated(given, fractions_allowed=True)
     wanted = number.read_number(gold)
     assert found  # a wrong number is one that was read
     assert wanted

@@ -10,7 +10,14 @@ import re
 
 from care_jax.rewards.verifiers.reading.evaluation import are_close, values
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
-from care_jax.rewards.verifiers.reading.sentences import HEDGE, predicate, stated_number, without_reason
+from care_jax.rewards.verifiers.reading.sentences import (
+    HEDGE,
+    main_clause,
+    predicate,
+    stated_value,
+    without_explanation,
+    without_reason,
+)
 from care_jax.rewards.verifiers.reading.spelling import canonical
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -23,15 +30,22 @@ _WRAPPED_LETTER = re.compile(
 _WRAPPED = re.compile(rf"{_COMMANDS}\s*\{{([^{{}}]*)\}}")
 _DELIMITER = re.compile(r"\\[()\[\]]|\\q?quad|\*\*")
 _DOLLAR = re.compile(r" \$(?!\s?[0-9])")
-_NAMED = r"(?:(?:the )?(?:option|choice|answer)\s+)?"
+_NAMED = r"(?:(?:the )?(?:option|choice|answer|letter)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
 _MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
 _LETTER_AND_TEXT = re.compile(
     rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:{_MARK})) ?(?P<text>.+)", re.IGNORECASE
 )
+# "Tokyo (D)", "1.9, corresponding to option D"
+_TEXT_AND_LETTER = re.compile(
+    r"(?!\(?[A-La-l][.:)])(?P<text>.+?),? \((?P<round>[A-L])\)"
+    r"|(?P<said>.+?),? (?:which is|corresponding to|matching|i\.e\.,?) (?:option|choice|letter) \(?(?P<bare>[A-L])\)?"
+)
+_QUOTED = re.compile(r"[\"“]([^\"“”]*)[\"”]")
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
+_LONE_CAPITAL = re.compile(r"(?<!\w)[A-L](?!\w)")
 _ARTICLE = re.compile(r"A(?= [a-z])")
 _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
@@ -54,14 +68,16 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
     texts = () if options is None else without_letters(options)
     num_options = len(LETTERS) if options is None else len(texts)
     bare = _strip_marks(answer)
-    by_text = _with_text(answer, texts)
+    by_text = _with_text(answer, texts) or _with_text(_QUOTED.sub(r"\1", answer), texts)
     letter = _LETTER.fullmatch(bare)
     if letter and (_index(letter) < num_options or not by_text):
         named = {_index(letter)} | (set() if letters_first else by_text)
     elif by_text:
         named = by_text
+    elif letter := _TEXT_AND_LETTER.fullmatch(bare):
+        named = _letter_behind_text(letter, texts)
     elif letter := _LETTER_AND_TEXT.fullmatch(bare):
-        named = _letter_with_text(letter, texts)
+        named = _letter_with_text(_index(letter), letter["text"], texts, is_marked=_is_marked(letter, texts))
     else:
         named = _with_value(answer, texts)
         if named and (relation := _RELATION.search(answer)):
@@ -86,7 +102,12 @@ def same_options(named: set[int], options: tuple[str, ...] | None) -> bool:
 
 def mentions_letters(answer: str) -> bool:
     """Return whether an answer names options by letters."""
-    return _MENTION.search(_ARTICLE.sub("", _strip_marks(answer))) is not None
+    return bool(_mentioned_letters(_strip_marks(answer)))
+
+
+def _mentioned_letters(text: str) -> set[int]:
+    """Return the indices of the capitals that a text mentions, other than the article A."""
+    return {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", text))}
 
 
 def _strip_marks(answer: str) -> str:
@@ -95,54 +116,70 @@ def _strip_marks(answer: str) -> str:
     for _ in range(3):
         text = _WRAPPED.sub(r" \1 ", text)
         text = _WRAPPED_LETTER.sub(lambda m: f"({m[1] or m[2] or m[3]}) ", text)
-    text = _DELIMITER.sub(" ", text).replace("$", " $")
+    text = _QUOTED.sub(r"\1", _DELIMITER.sub(" ", text)).replace("$", " $")
     text = _DOLLAR.sub("", text)
     return " ".join(unwrap(text).split())
 
 
-def _letter_with_text(match: re.Match[str], options: tuple[str, ...]) -> set[int]:
-    """Return the option of a letter that text follows; several if the text names another, none if it is in doubt."""
-    index, words = _index(match), match["text"]
+def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_marked: bool) -> set[int]:
+    """Return the option of a letter with text beside it; several if the text names another, none if it is in doubt."""
     if options and index >= len(options):
         return set()
     own = options[index] if options else ""
-    said = _VERB.sub("", without_reason(words))
+    unreasoned = without_reason(words)
+    said = _VERB.sub("", unreasoned)
     same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
-    if index in same:
+    if index in same and unreasoned == words:
         return {index}  # the letter decides between options of one text
-    others = same | {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", words))}
-    others -= {LETTERS.index(letter) for letter in _MENTION.findall(own)}
+    in_reasons = {
+        letter for letter in _mentioned_letters(words[len(unreasoned) :]) if not options or letter < len(options)
+    }
+    others = (_mentioned_letters(unreasoned) | in_reasons) - _mentioned_letters(own)
     others |= {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
+    others |= set() if index in same else same
     if others - {index}:
         return others | {index}
-    if index in _with_text(said.partition(",")[0], options):
+    if index in same or index in _with_text(said.partition(",")[0], options):
         return {index}  # reasons may follow
-    # A colon is no mark beside known options: "A: No" says "Answer: No".
-    is_marked = not match["unmarked"] and (match["mark"] != ":" or not options)
-    is_capital = _letter_of(match).isupper() or not options
     doubts = set() if _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
-    return {index} if is_marked and is_capital and not doubts else set()
+    return {index} if is_marked and not doubts else set()
+
+
+def _letter_behind_text(match: re.Match[str], options: tuple[str, ...]) -> set[int]:
+    """Return the option of a letter behind a text, where letters of formulas are mentions too: "C / (A)" names two."""
+    index, words = LETTERS.index(match["round"] or match["bare"]), match["text"] or match["said"]
+    own = options[index] if index < len(options) else ""
+    others = {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(_ARTICLE.sub("", words))}
+    others -= {LETTERS.index(letter) for letter in _LONE_CAPITAL.findall(own)}
+    return others | {index} if others - {index} else _letter_with_text(index, words, options, is_marked=True)
+
+
+def _is_marked(letter: re.Match[str], options: tuple[str, ...]) -> bool:
+    """Return whether a letter before a text is marked as one: "B. red", but not "B red" nor "b. red"."""
+    # A colon is no mark beside known options: "A: No" says "Answer: No".
+    has_mark = not letter["unmarked"] and (letter["mark"] != ":" or not options)
+    return has_mark and (_letter_of(letter).isupper() or not options)
 
 
 def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     """Return the options that a sentence names: "So it is (B).", "No, it is round.", "The red car is faster."."""
     if not options or len(_WORD.findall(bare)) < 3:
         return set()
-    letters = {LETTERS.index(letter) for letter in _MENTION.findall(_ARTICLE.sub("", bare))}
+    letters = _mentioned_letters(bare)
     mentioned = _mentioned(bare, options)
     head = without_reason(bare.split(",")[0])
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
         return named
-    if (number := stated_number(bare)) and len(named := _with_value(number, options)) == 1:
+    if (number := stated_value(bare)) and len(named := _with_value(number, options)) == 1:
         return named
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned <= named else set()
-    if HEDGE.search(bare) or _FORMULA.search(bare):
+    if HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
         return set()
     marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     if marked:
-        return marked | mentioned if len(marked) > 1 or not mentioned <= marked else marked
+        return marked | mentioned | letters
     words = {i for i in mentioned if not _YES_OR_NO.fullmatch(_key(options[i]))}
     return words if mentioned == words and not letters else set()
 
@@ -151,7 +188,7 @@ def _as_predicate(says: str, options: tuple[str, ...]) -> set[int]:
     if letter := _LETTER.fullmatch(says):
         return {_index(letter)} if _letter_of(letter).isupper() else set()
     if letter := _LETTER_AND_TEXT.fullmatch(says):
-        return _letter_with_text(letter, options)
+        return _letter_with_text(_index(letter), letter["text"], options, is_marked=_is_marked(letter, options))
     return _with_text(says, options) or _with_value(says, options)
 
 
@@ -164,8 +201,8 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
 
 @functools.lru_cache(maxsize=4096)
 def _bordered(words: str) -> re.Pattern[str]:
-    before = r"(?<![\w.])" if words[0].isalnum() else r"(?<![0-9.])"
-    return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d)")
+    before = r"(?<!\w)" if words[0].isalpha() else r"(?<![\w.])" if words[0].isalnum() else r"(?<![0-9.])"
+    return re.compile(rf"{before}{re.escape(words)}(?!\w|\.\d|/\d)")  # a part of 5\pi/2 is not 5\pi
 
 
 def _with_text(answer: str, options: tuple[str, ...]) -> set[int]:

@@ -14,7 +14,7 @@ from care_jax.rewards.verifiers.reading.numerals import (
     read_rational,
     spell_out,
 )
-from care_jax.rewards.verifiers.reading.sentences import stated_number
+from care_jax.rewards.verifiers.reading.sentences import stated_value
 from care_jax.rewards.verifiers.reading.surds import holds_surd, read_surd
 from care_jax.rewards.verifiers.reading.units import read_unit
 from care_jax.rewards.verifiers.reading.wrapping import unwrap, unwrap_head
@@ -151,11 +151,21 @@ def _share(tolerance: float) -> Fraction:
 
 
 def read_stated(text: str, *, fractions_allowed: bool) -> Quantity | None:
-    """Return the quantity that the text is (`read_quantity`), or states in one sentence; None without."""
+    """Return the quantity or ratio that the text is, or states in one sentence; None without.
+
+    Args:
+        text: the answer.
+        fractions_allowed: as for `read_quantity`; ratios count as fractions.
+    """
+    found = _read_value(text, fractions_allowed=fractions_allowed)
+    if found is None and (said := stated_value(text)):
+        return _read_value(said, fractions_allowed=fractions_allowed)
+    return found
+
+
+def _read_value(text: str, *, fractions_allowed: bool) -> Quantity | None:
     quantity = read_quantity(text, fractions_allowed=fractions_allowed)
-    if quantity is None and (stated := stated_number(text)):
-        return read_quantity(stated, fractions_allowed=fractions_allowed)
-    return quantity
+    return quantity or (read_ratio(text) if fractions_allowed else None)
 
 
 def read_ratio(text: str) -> Quantity | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from care_jax.rewards.verifiers.reading.numerals import NUMERAL, PLAIN
+from care_jax.rewards.verifiers.reading.numerals import NUMERAL, PLAIN, to_fraction
+from care_jax.rewards.verifiers.reading.surds import read_surd
 from care_jax.rewards.verifiers.reading.units import read_unit
 from care_jax.rewards.verifiers.reading.wrapping import unwrap
 
@@ -27,7 +28,21 @@ _STATES = re.compile(
 _EXISTS = re.compile(
     r"\bthere\s+(?:is|are|was|were|will be)\s+(?:(?:a total of|only|about|exactly)\s+)?", re.IGNORECASE
 )
-_REASON = re.compile(r",?\s+(?:because|since|as|which)\b")
+# What follows these only says more of the answer; a comma must set off the last ones.
+_REASON = re.compile(
+    r",?\s+(?:because|since|as|which)\b|,\s+(?:with|where|when|based on|according to|meaning|indicating)\b"
+)
+_EXPLANATION = re.compile(r"[.。]\s+(?:this|that) is (?:because|due to)\b", re.IGNORECASE)
+# Words that leave nothing open in the subject of a sentence: "The pan or pot on the left is red."
+_HARMLESS_IN_SUBJECT = re.compile(r"\b(?:if|or|option|choice)\b", re.IGNORECASE)
+# What a sentence may begin with before it states anything: "In the web, since the left side is 5, the right one is 3.",
+# but not "Since 10 appears most often, it is the mode.", which points back, nor "If it is not red, ..".
+_CLAUSES = re.compile(
+    r"(?:(?:since|as|because|given that)\b(?:[^.;!?]|\.\d)*?,\s+(?=(?:the|there|he|she|we|you)\b)"
+    r"|(?:if|when)\b(?:(?!not?\b|n't\b|never|without)(?:[^.;!?]|\.\d))*?,\s+(?=(?:the|there|he|she|we|you)\b)"
+    r"|(?:for|in|at|on|from|based on|according to)\b(?:\s+[^\s,]+){1,6},\s+(?=[A-Za-z]{2})){1,2}",
+    re.IGNORECASE,
+)
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
 _SCALE = r"(?:\s+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b)?"
@@ -44,21 +59,37 @@ _APART = re.compile(
     re.IGNORECASE,
 )
 _COUNTED = re.compile(r"\s+(?:[a-z]{3,}\s+)?[a-z]{2,}s(?:\s+[a-z]+){0,6}")
+_WORKING = re.compile(rf"(?<![\w.])((?:\$?(?:{PLAIN})\s*[-+*/×]\s*)+\$?(?:{PLAIN}))\s*=\s*\$?({PLAIN})(?![\w/^*+=-])")  # noqa: RUF001
 _ARITHMETIC = re.compile(
     r"\b(?:plus|minus|times|less|over|modulo|squares?|cubes?|halves|thirds|quarters)\b|\band\b|thousands|illions|dozens|hundreds"
 )
 
 
-def stated_number(text: str) -> str | None:
-    """Return the number that one sentence states, with its percent sign, scale ("187 million") or unit, or None.
+def stated_value(text: str) -> str | None:
+    r"""Return the number that one sentence states, or what it says of its subject, which may be one; None without.
+
+    "The bars add up to 9 in 2012." states 9, and "The slope is \frac{1}{2}." says \frac{1}{2}.
+    """
+    text = unwrap(text).replace("**", "")
+    statement = without_explanation(text)
+    if number := _stated_number(statement):
+        return None if NUMERAL.search(text, len(statement)) else number
+    said = predicate(text)
+    names_more = said and NUMERAL.search(_DATE.sub("", text.rpartition(said)[2]))
+    return None if names_more else said
+
+
+def _stated_number(text: str) -> str | None:
+    """Return the number that a sentence states, with its percent sign, scale ("187 million") or unit, or None.
 
     It is the only number of the sentence besides years in phrases such as "in 2012"; else the one that ends the
     sentence behind its only verb of being, or follows "there are", where zero to twelve may be words. "9 dots in each
     group" states 9 too.
     """
-    text = unwrap(text).replace("**", "")
     if HEDGE.search(text) or _BOUNDARY.search(text) or "\\" in text:
         return None
+    main = main_clause(text)
+    text = _WORKING.sub(_result, main if NUMERAL.search(main) or _SPELLED_OUT.search(main) else text)
     if (count := _NUMBER.match(text)) and _COUNTED.fullmatch(text, count.end()):
         return _with_unit(count, text) if not _ARITHMETIC.search(text) and not _SPELLED_OUT.search(text) else None
     if not _is_sentence(text):
@@ -79,16 +110,38 @@ def stated_number(text: str) -> str | None:
 
 def predicate(text: str) -> str | None:
     """Return what one sentence says of its subject: "(0, 0)" of "The centre of the circle is (0, 0)."; None without."""
+    text = main_clause(without_explanation(text))
     verbs = list(_STATES.finditer(text))
-    if len(verbs) != 1 or HEDGE.search(text[: verbs[0].start()]) or not _is_sentence(text[: verbs[0].end()]):
+    if len(verbs) != 1 or not _is_sentence(text[: verbs[0].end()]):
         return None
-    return without_reason(text[verbs[0].end() :])
+    if HEDGE.search(_HARMLESS_IN_SUBJECT.sub("", text[: verbs[0].end()])):
+        return None
+    return without_reason(text[verbs[0].end() :]) or None
+
+
+def main_clause(text: str) -> str:
+    """Return the sentence without the clauses that only lead to it."""
+    clauses = _CLAUSES.match(text)
+    return text[clauses.end() :] if clauses else text
+
+
+def without_explanation(text: str) -> str:
+    """Return the sentence before one that begins with "This is because"; the text if there is none."""
+    explanation = _EXPLANATION.search(text)
+    return text[: explanation.start()] if explanation else text
 
 
 def without_reason(text: str) -> str:
     """Return the text up to "because ..", ", as ..", "which .."."""
     reason = _REASON.search(text)
     return text[: reason.start()] if reason else text
+
+
+def _result(working: re.Match[str]) -> str:
+    """Return the result of a working, "2" of "4/2 = 2", or the whole of it if that is not its result."""
+    computed = read_surd(working[1].replace("$", ""), 0, negative=False, computes=True)
+    is_result = computed is not None and computed[0] == to_fraction(working[2])
+    return working[0].rpartition("=")[2] if is_result else working[0]
 
 
 def _is_sentence(text: str) -> bool:

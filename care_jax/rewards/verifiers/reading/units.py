@@ -8,7 +8,8 @@ from __future__ import annotations
 from care_jax.rewards.verifiers.reading.wrapping import without_command
 
 _SYNONYMS = {
-    "°": r"º ˚ ∘ ^\circ ^{\circ} \circ \degree ^\degree ^o ^{o} deg degs degree degrees {degrees} 度 ^\circT °T",
+    "°": r"º ˚ ∘ ^\circ ^{\circ} \circ \degree ^\degree *\degree ^o ^{o} deg degs degree degrees {degrees} "
+    r"度 ^\circT °T",
     "°C": r"℃ °c ^\circC ^{\circ}C degreescelsius degreecelsius celsius 摄氏度",
     "°F": r"℉ °f ^\circF ^{\circ}F degreesfahrenheit fahrenheit",
     "%": r"\% percent",
