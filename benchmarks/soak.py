@@ -16,6 +16,7 @@ from care_jax.run.folder import METRICS_FILE
 
 _REPOSITORY = Path(__file__).parents[1]
 _SMALL = {
+    "model.weights": "random",
     "data.mini_vqa.num_train": 2000,
     "data.mini_vqa.num_heldout": 30,
     "rollout.response_len": 32,

@@ -164,7 +164,7 @@ class Session:
         """
         self.supervisor.watchdog.beat("finishing the last checkpoint")
         with contextlib.ExitStack() as closed:
-            for part in (self.data, self.verifier, self.progress, self.writer, self.checkpointer):  # the last one first
+            for part in (self.verifier, self.progress, self.writer, self.checkpointer):  # the last one first
                 closed.callback(part.close)
 
 
@@ -231,6 +231,7 @@ def _open(
     require_same(same)
     inputs = together(lambda: _open_inputs(config, workdir, stage, make_encoder, allow_change=allow_change))
     processor, data, mesh = inputs.processor, inputs.data, inputs.mesh
+    held.callback(data.close)
     optimizer = make_optimizer(config)
     state = None
     if not any(exchange((workdir / "checkpoints").is_dir())):
