@@ -167,7 +167,7 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         skipped: list[str | None] = []
         while True:
             number, index = self._places[position]
-            part, record, example = self._parts[number], None, None
+            part = self._parts[number]
             try:
                 record = part.source[index]
                 example = self._encode(record)
