@@ -156,7 +156,7 @@ class DeviceStage:
 
 @dataclasses.dataclass(frozen=True)
 class HostStage:
-    """A row whose function runs on the host, on host copies of the values it takes.
+    """A row whose function runs on the host, on host copies of the values it takes: this process's rows of them.
 
     Of what it gives, `puts` goes to the devices; the rest stays on the host.
     """
