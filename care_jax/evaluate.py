@@ -155,7 +155,7 @@ def score_responses(
     fields = {"id_field": id_field, "response_field": response_field}
     model = {"model": named} if (named := model_named(path, **fields)) else {}
     test_sets.require_one_model(folder, name, path, model.get("model"))
-    responses = read_responses(path, questions.ids, **fields, questions=questions)
+    responses = read_responses(path, questions, **fields)
     check_settings(folder, {"answers": "from files"})
     with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
         figures = test_sets.score(folder / name, name, source, responses, verifier, ANY)

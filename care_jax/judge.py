@@ -36,7 +36,7 @@ from care_jax import cli
 from care_jax.config import base
 from care_jax.data.file_formats import line_rows
 from care_jax.data.image_column import image_bytes, images_of
-from care_jax.data.parsing import meta_field
+from care_jax.data.parsing import is_number, meta_field
 from care_jax.data.validation import BadRowError, check_gold_of
 from care_jax.errors import InputError, printable, shown
 from care_jax.files import require_readable
@@ -188,7 +188,7 @@ def _read(
 
 def _text(key: str, value: Any) -> str:
     """A text, or a number as one."""
-    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+    if isinstance(value, str) or is_number(value):
         return str(value)
     raise BadRowError(f"{key} must be a text or a number, not {shown(value)}")
 

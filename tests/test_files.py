@@ -13,6 +13,7 @@ from care_jax import config, files, judge, train
 from care_jax.data.own_data import read_jsonl
 from care_jax.data.sources import split_files
 from care_jax.errors import InputError
+from care_jax.evals.matching import Questions
 from care_jax.evals.responses import read_responses
 from care_jax.report import write_report
 from care_jax.rewards.response_format import READABLE
@@ -107,7 +108,7 @@ def test_a_lock_keeps_others_out_until_its_block_ends(tmp_path: Path, monkeypatc
 READERS = {
     "data": lambda path: read_jsonl(path, strict=False),
     "pairs": lambda path: list(judge.run(path, READABLE["any"], ())),
-    "responses": lambda path: read_responses(path, ["a"], id_field="id", response_field="response"),
+    "responses": lambda path: read_responses(path, Questions([]), id_field="id", response_field="response"),
     "a folder": lambda path: split_files("jsonl", path, "train"),
 }
 

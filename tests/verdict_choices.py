@@ -224,6 +224,10 @@ CHOICES = [
         "The effect of decrease or increase is (A).",
         "C / (A)", "B = (A)", "A -> (B)", r"A -> \boxed{B}", "B - it falls (A)", "C + decrease (A)",
     )),
+    # A number or a predicate beside another option, by letter or in words.
+    Group("choice", "(A)", ("35", "red", "blue", "none"), ("The sum is 35.", "There are 35 balls (A) in 2012."), (),
+          ("It is red (B), 35", "It is red, 35", "So it is (B), the sum is 35", "The sum (C) is 35.")),
+    Group("choice", "(B)", ("35", "red", "blue", "none"), ("The colour (B) is red.",), (), ("The colour (C) is red.",)),
     Group("choice", "(B)", (r"\frac{3}{5}\pi", r"\frac{5}{3}\pi", r"5\pi", r"10\pi"), ("(B) 5 π/2", r"(B) 5\pi/3"),
         ("5π",), ("(B) 5π", "5π/2")),
     Group("choice", "(D)", ("15*\\degree", "30*\\degree", "45*\\degree", "60*\\degree"), (

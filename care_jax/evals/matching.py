@@ -56,13 +56,30 @@ class Found(NamedTuple):
     how: str
 
 
+class _Clue(NamedTuple):
+    """The questions that a row may answer."""
+
+    by_id: str | None  # the one with the row's id
+    agrees: bool | None  # True if the row has its text, too; None if either has no text of its own
+    by_text: set[str]  # those with the row's text
+
+    @property
+    def is_reworded(self) -> bool:
+        """True if the row has the id of a question, and the text of none."""
+        return self.agrees is False and not self.by_text
+
+
 class Questions:
     """The questions of a benchmark, by id and by text."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         """Takes them from the prepared records; of pictures it keeps digests."""
         self._by_id = {record.id: _question(record) for record in records}
-        self._by_whole, self._by_bare = _by_text(self._by_id.values(), "whole"), _by_text(self._by_id.values(), "bare")
+        self._by_whole: dict[str, list[str]] = collections.defaultdict(list)
+        self._by_bare: dict[str, list[str]] = collections.defaultdict(list)
+        for question in self._by_id.values():
+            self._by_whole[question.whole].append(question.id)
+            self._by_bare[question.bare].append(question.id)
         self._ids = {
             short: record_id for record_id in self._by_id for short in (record_id, record_id.partition("/")[2])
         }
@@ -87,34 +104,34 @@ class Questions:
         Raises:
             InputError: most rows with an id of the benchmark have a text that it does not have.
         """
-        by_id = [self._ids.get(str(row[id_field])) if id_field in row else None for _, row in rows]
-        agreed = [self._agrees(row, one) if one else None for (_, row), one in zip(rows, by_id, strict=True)]
-        same_text = [self._with_text(row) for _, row in rows]
-        strange = [same is False and not ids for same, ids in zip(agreed, same_text, strict=True)]
-        num_told = len(agreed) - agreed.count(None)
-        if 2 * sum(strange) > num_told:
-            number, row = rows[strange.index(True)]
+        clues = [self._clue(row, id_field) for _, row in rows]
+        told = [clue.agrees for clue in clues if clue.agrees is not None]
+        reworded = [index for index, clue in enumerate(clues) if clue.is_reworded]
+        if 2 * len(reworded) > len(told):
+            number, row = rows[reworded[0]]
             raise InputError(
                 f"{path} has ids of this benchmark with other questions: row {number}, {shown(str(row[id_field]))}, "
                 f"asks {shown(_texts(row)[0][0])}; check --benchmark"
             )
-        ids_are_sound = 2 * agreed.count(True) >= num_told
-        sure = [
-            one if ids_are_sound and (same is not False or odd) else None
-            for one, same, odd in zip(by_id, agreed, strange, strict=True)
+        ids_are_sound = 2 * sum(told) >= len(told)
+        known = [
+            clue.by_id if ids_are_sound and (clue.agrees is not False or clue.is_reworded) else None for clue in clues
         ]
-        num_rows = collections.Counter(
-            one for ids, known in zip(same_text, sure, strict=True) if not known for one in ids
-        )
+        unknown = [clue for clue, record_id in zip(clues, known, strict=True) if record_id is None]
+        num_rows = collections.Counter(record_id for clue in unknown for record_id in clue.by_text)
         found = []
-        for (_, row), known, ids, odd in zip(rows, sure, same_text, strange, strict=True):
-            if known:
-                found.append(Found(known, BY_ID_ALONE if odd else BY_ID))
-            elif ids:
-                found.append(self._by_text_and_picture(row, path.parent, ids, num_rows))
+        for (_, row), record_id, clue in zip(rows, known, clues, strict=True):
+            if record_id:
+                found.append(Found(record_id, BY_ID_ALONE if clue.is_reworded else BY_ID))
+            elif clue.by_text:
+                found.append(self._by_text_and_picture(row, path.parent, clue.by_text, num_rows))
             else:
                 found.append(Found(None, UNKNOWN_ID if id_field in row else UNKNOWN_QUESTION))
         return found
+
+    def _clue(self, row: Mapping[str, Any], id_field: str) -> _Clue:
+        by_id = self._ids.get(str(row[id_field])) if id_field in row else None
+        return _Clue(by_id, self._agrees(row, by_id) if by_id else None, self._with_text(row))
 
     def _agrees(self, row: Mapping[str, Any], record_id: str) -> bool | None:
         """True if a row has the text of the question with this id, or False; None if either has no text of its own."""
@@ -163,13 +180,6 @@ def _question(record: Record) -> Question:
         name=end.stem,
         is_picture=end.suffix.lower() in (".png", ".jpg", ".jpeg"),
     )
-
-
-def _by_text(questions: Iterable[Question], kind: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for question in questions:
-        found.setdefault(getattr(question, kind), []).append(question.id)
-    return found
 
 
 def _texts(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -83,20 +83,17 @@ def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str,
     return responses | too_long
 
 
-def read_responses(
-    path: Path, ids: Sequence[str], *, id_field: str, response_field: str, questions: Questions | None = None
-) -> Responses:
+def read_responses(path: Path, questions: Questions, *, id_field: str, response_field: str) -> Responses:
     """Responses from a file as models' makers publish them. One line says how their questions were found.
 
     Args:
         path: the file: an object a line (MMMU-Pro), one array of objects (MMMU, ChartQA), which may stand in an object
             beside a summary, or one object that has the objects, or the responses themselves, by id (MathVista). A row
             may have its question in "doc", as in lmms-eval's logs.
-        ids: the ids of the benchmark's questions, "benchmark/id"; the file may leave out "benchmark/".
-        id_field: the key of the id.
+        questions: those of the benchmark.
+        id_field: the key of the id, "benchmark/id" or "id"; rows with other ids, or none, have their question.
         response_field: the key of the response, a text, a number or a list of them; anything else counts as no
             response.
-        questions: the same questions, for rows with other ids; None: ids alone count.
 
     Raises:
         InputError: no such file, a line or an entry that is not a JSON object, a missing key, two responses to a
@@ -109,7 +106,6 @@ def read_responses(
             f"{path} answers MathVerse's version {TEXT_ONLY}, which is not of the benchmark; give the file that "
             "answers its five versions with a picture"
         )
-    questions = questions or Questions(Record(one, "", "", (), "", "") for one in ids)
     responses: Responses = {}
     found = questions.match(path, rows, id_field)
     names = [str(row.get(id_field, f"row {number}")) for number, row in rows]
@@ -121,7 +117,7 @@ def read_responses(
     if not responses:
         raise InputError(
             f"no id in {path} matches this benchmark (found {printable(', '.join(names[:2])) or 'none'}, expected e.g. "
-            f"{', '.join(ids[:2])}), nor does a question with its picture; check --benchmark and --id_field"
+            f"{', '.join(questions.ids[:2])}), nor does a question with its picture; check --benchmark and --id_field"
         )
     first = {one.how: name for one, name in reversed(list(zip(found, names, strict=True)))}
     counts = collections.Counter(one.how for one in found)

@@ -225,10 +225,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _title(name: str, figures: Mapping[str, Any], names: Mapping[str, int]) -> str:
-    """The benchmark, and the file that its responses came from, which tells the rows of two models apart.
-
-    Of a file's path the name is enough, if not several files have it.
-    """
+    """The benchmark, and the file that its responses came from, by its path if several files have its name."""
     if "responses" not in figures:
         return BENCHMARKS[name].title
     path = Path(str(figures["responses"]))

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from care_jax.rewards import functions, spans
 from care_jax.rewards.pool import Call, Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
 from care_jax.rewards.reward import RewardConfig, total_reward
-from care_jax.rewards.terms import Term, Threshold
+from care_jax.rewards.terms import Term
 from care_jax.rewards.verifiers.verdict import AMBIGUOUS, TOO_LONG, Verdict
 from care_jax.structs import Record, Rollouts, Verdicts
 
@@ -102,10 +101,8 @@ def judge(
     read = _read_responses(token_ids, response_len, token_bytes, config.response_format)
     sampled_len = np.asarray(rollouts.sampled_mask).sum(-1)
     asked = [record for record in records for _ in range(response_len.shape[1])]
-    verdicts = _check_answers(verifier, asked, read.extracted.ravel().tolist(), read.settled.ravel().tolist(), share)
-    texts = read.texts.ravel().tolist()
-    parts = _reward_parts(verifier, verifier.terms, asked, texts, read.extracted.ravel().tolist(), share)
-    verdicts = _split(verdicts, verifier.correct_when, parts)
+    texts, extracted, settled = (array.ravel().tolist() for array in (read.texts, read.extracted, read.settled))
+    verdicts, parts = _verify(verifier, verifier.terms, asked, texts, extracted, settled, share)
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
     rewards = total_reward(correct, read.format_ok, sampled_len, token_ids.shape[-1], config)
     for term in verifier.terms:
@@ -149,12 +146,11 @@ def judge_texts(
         InputError: a gold is not of its kind.
     """
     read = [_read(text.encode(errors="replace"), response_format) for _, text in responses]
-    records, extracted = [record for record, _ in responses], [one.extracted for one in read]
-    verdicts = _check_answers(verifier, records, extracted, [one.settled for one in read], ALL_ROWS)
+    records, texts = [record for record, _ in responses], [text for _, text in responses]
     decides = verifier.correct_when and verifier.correct_when.name
     terms = [term for term in verifier.terms if with_parts or term.name == decides]
-    parts = _reward_parts(verifier, terms, records, [text for _, text in responses], extracted, ALL_ROWS)
-    verdicts = _split(verdicts, verifier.correct_when, parts)
+    extracted, settled = [one.extracted for one in read], [one.settled for one in read]
+    verdicts, parts = _verify(verifier, terms, records, texts, extracted, settled, ALL_ROWS)
     return [
         JudgedText(
             one.extracted, one.parsed.format_ok, verdict, {name: float(part[row]) for name, part in parts.items()}
@@ -217,6 +213,28 @@ def _read(text: bytes, response_format: ResponseFormat) -> _ReadText:
     return _ReadText(parsed, extracted, AMBIGUOUS if parsed.several_answers else None)
 
 
+def _verify(
+    verifier: Verifier,
+    terms: Sequence[Term],
+    records: Sequence[Record],
+    texts: Sequence[str],
+    extracted: Sequence[str | None],
+    settled: Sequence[Verdict | None],
+    share: HostShare,
+) -> tuple[list[Verdict], dict[str, np.ndarray]]:
+    """The verdicts on n responses, and the parts of their rewards, [n] each, by the names of the terms."""
+    verdicts = _check_answers(verifier, records, extracted, settled, share)
+    parts = _reward_parts(verifier, terms, records, texts, extracted, share)
+    if verifier.correct_when is None:
+        return verdicts, parts
+    name, least = verifier.correct_when
+    decided = [
+        Verdict(value >= least, verdict.parsed or value >= least, f"{name} {value:.3g}")
+        for verdict, value in zip(verdicts, parts[name].tolist(), strict=True)
+    ]
+    return decided, parts
+
+
 def _check_answers(
     verifier: Verifier,
     records: Sequence[Record],
@@ -255,14 +273,14 @@ def _reward_parts(
         return {}
     names = list(dict.fromkeys(term.function for term in terms))
     described = [_describe(record, answer) for record, answer in zip(records, extracted, strict=True)]
-    asked = [
-        Call(name, (record,), (text[:MAX_RESPONSE_LEN],))
-        for name in names
-        for record, text in zip(described, texts, strict=True)
-    ]
-    found = _call_all(verifier, _batches(asked, verifier.num_workers), share)
+    texts = [text[:MAX_RESPONSE_LEN] for text in texts]
+    most = max(math.ceil(len(texts) / verifier.num_workers), 1)  # in a call, to keep all workers busy
+    sizes = {name: min(functions.load(name).size, most) for name in names}
+    calls = [call for name in names for call in _calls(name, described, texts, sizes[name])]
+    found = _call_all(verifier, calls, share)
+    alone = [call for name in names for call in _calls(name, described, texts, 1)]
     failed = [row for row, value in enumerate(found) if isinstance(value, str)]
-    for row, value in zip(failed, _call_all(verifier, [asked[row] for row in failed], share), strict=True):
+    for row, value in zip(failed, _call_all(verifier, [alone[row] for row in failed], share), strict=True):
         found[row] = value
     by_function = {name: found[n * len(records) : (n + 1) * len(records)] for n, name in enumerate(names)}
     for name, some in by_function.items():
@@ -283,38 +301,13 @@ def _call_all(verifier: Verifier, calls: Sequence[Call], share: HostShare) -> li
     return [value for values in share.run(verifier.call, list(calls)) for value in values]
 
 
-def _batches(calls: Sequence[Call], num_workers: int) -> list[Call]:
-    """Joins calls of one response, ordered by function, to calls of as many as the function takes at once.
-
-    They have fewer if that keeps more workers busy.
-    """
-    joined = []
-    for name, some in itertools.groupby(calls, key=lambda call: call.kind):
-        of_function = list(some)
-        size = min(functions.load(name).size, math.ceil(len(of_function) / num_workers))
-        for start in range(0, len(of_function), size):
-            one_call = of_function[start : start + size]
-            joined.append(
-                Call(name, tuple(call.records[0] for call in one_call), tuple(call.responses[0] for call in one_call))
-            )
-    return joined
+def _calls(name: str, records: Sequence[dict[str, Any]], texts: Sequence[str], size: int) -> list[Call]:
+    """The calls of a function for n responses, of `size` at once."""
+    starts = range(0, len(texts), size)
+    return [Call(name, tuple(records[at : at + size]), tuple(texts[at : at + size])) for at in starts]
 
 
 def _describe(record: Record, answer: str | None) -> dict[str, Any]:
     """A record as reward functions take it, but its meta as JSON or None."""
     names = ("id", "source", "prompt", "images", "answer", "answer_kind", "choices", "meta")
     return {name: getattr(record, name) for name in names} | {"extracted": answer}
-
-
-def _split(
-    verdicts: Sequence[Verdict], correct_when: Threshold | None, parts: Mapping[str, np.ndarray]
-) -> list[Verdict]:
-    """The verdicts, or those of the part of the reward that says which responses are correct."""
-    if correct_when is None:
-        return list(verdicts)
-    name, least = correct_when
-    values = parts[name].tolist()
-    return [
-        Verdict(value >= least, verdict.parsed or value >= least, f"{name} {value:.3g}")
-        for verdict, value in zip(verdicts, values, strict=True)
-    ]

@@ -3,18 +3,16 @@ r"""Finds the answer in a response that keeps to no layout: the statement that s
 A statement is a box, a line such as "**Answer:** B", "#### 7" or 故选B, words such as "the correct option is (D)", or
 a program that prints a literal (programs.py). Without any, the last sentence counts, or the first one of a last
 paragraph that begins with yes or no. Questions and closing phrases ("I hope this helps") are passed over, and so is
-all that follows when a response, once it has answered, asks itself another question. Every pattern looks at one line
-and is linear in it.
+all that follows when a response, once it has answered, asks itself another question. Every pattern is linear in the
+text that it looks at.
 """
 
 from __future__ import annotations
 
 import re
 
-from care_jax.rewards.programs import printed_literal
+from care_jax.rewards.programs import Span, printed_literal
 from care_jax.rewards.verifiers.verdict import MAX_ANSWER_LEN
-
-Span = tuple[int, int]  # end excluded
 
 _END_TOKEN = re.compile(r"</s>|<\|[a-z_]{1,20}\|>|<eos>|<end_of_turn>")
 _LINE = re.compile(r"[^\r\n]+")

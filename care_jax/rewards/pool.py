@@ -159,6 +159,19 @@ class Verifier:
             for call, verdict in zip(calls, self._run(calls), strict=True)
         ]
 
+    def warn_of_failed(self, function: str, values: Sequence[dict[str, float] | str]) -> None:
+        """Say once for each reward function that it often fails, and how: its curve would show a 0 like any other."""
+        failed = [value for value in values if isinstance(value, str)]
+        if len(failed) > _MOST_LOST * len(values) and function not in self._warned_of:
+            self._warned_of.add(function)
+            logging.warning(
+                "the reward %s is missing for %d of %d responses, which counts as 0: %s",
+                function,
+                len(failed),
+                len(values),
+                failed[0],
+            )
+
     def _run(self, items: Sequence[Item] | Sequence[Call]) -> list[Verdict]:
         """Have the workers answer all items; the reason of a call's verdict is what it gave, as JSON."""
         if not self._workers:
@@ -177,19 +190,6 @@ class Verifier:
         if batch.errors:
             raise InputError(batch.errors[0])
         return [verdict for verdict in batch.verdicts if verdict is not None]
-
-    def warn_of_failed(self, function: str, values: Sequence[dict[str, float] | str]) -> None:
-        """Say once for each reward function that it often fails, and how: its curve would show a 0 like any other."""
-        failed = [value for value in values if isinstance(value, str)]
-        if len(failed) > _MOST_LOST * len(values) and function not in self._warned_of:
-            self._warned_of.add(function)
-            logging.warning(
-                "the reward %s is missing for %d of %d responses, which counts as 0: %s",
-                function,
-                len(failed),
-                len(values),
-                failed[0],
-            )
 
     def _warn_of_lost(self, verdicts: Sequence[Verdict]) -> None:
         """Say once that many answers go unverified: they count as wrong, and each costs a deadline or a start."""
@@ -304,18 +304,16 @@ class _Batch:
         item = self._items[number]
         if isinstance(item, Call):
             records = [_sendable(record, with_images=item.kind not in REWARDS) for record in item.records]
-            call = {"id": number, "kind": item.kind, "responses": item.responses, "records": records}
-            return json.dumps(call).encode() + b"\n"
-        request = {
-            "id": number,
-            "kind": item.kind,
-            # One character over the limit is enough for the verifier to see that the answer is too long.
-            "given": item.given[: MAX_ANSWER_LEN + 1],
-            "gold": item.gold,
-            "choices": item.choices,
-            "tolerance": self._tolerance,
-        }
-        return json.dumps(request).encode() + b"\n"
+            asked: dict[str, Any] = {"responses": item.responses, "records": records}
+        else:
+            asked = {
+                # One character over the limit is enough for the verifier to see that the answer is too long.
+                "given": item.given[: MAX_ANSWER_LEN + 1],
+                "gold": item.gold,
+                "choices": item.choices,
+                "tolerance": self._tolerance,
+            }
+        return json.dumps({"id": number, "kind": item.kind, **asked}).encode() + b"\n"
 
     def close(self, number: int, verdict: list) -> None:
         """Record the verdict on an item, or the error message that the worker gave instead."""

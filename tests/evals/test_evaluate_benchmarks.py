@@ -134,22 +134,14 @@ def test_two_models_are_not_one_table(prepared: Path, tmp_path: Path) -> None:
     _score(prepared, run, pro, tmp_path / "one/output.json", of_a)
     assert _score(prepared, run, pro, tmp_path / "one/output.json", of_a)["benchmarks"][pro]["model"] == "a"
     before = (run / "benchmarks/results.json").read_bytes()
-    refused = [
-        (
-            pro,
-            "two/output.json",
-            of_a,
-            r"has mmmu_pro_standard from '.*one/output.json', not from '.*two/output.json'; ",
-        ),
-        (
-            "mmmu_pro_vision",
-            "two/output.json",
-            of_b,
-            r"has responses of the model 'a', .* of 'b'; give each model a --w",
-        ),
-        ("mmmu_pro_vision", "both.json", of_a + of_b, r"has responses of 2 models, 'a, b'; give one's"),
-    ]
-    for name, file, rows, message in refused:
+    another_file = "has mmmu_pro_standard from '.*one/output.json', not from '.*two/output.json'; "
+    another_model = "has responses of the model 'a', .* of 'b'; give each model a --w"
+    two_models = "has responses of 2 models, 'a, b'; give one's"
+    for name, file, rows, message in (
+        (pro, "two/output.json", of_a, another_file),
+        ("mmmu_pro_vision", "two/output.json", of_b, another_model),
+        ("mmmu_pro_vision", "both.json", of_a + of_b, two_models),
+    ):
         with pytest.raises(InputError, match=message):
             _score(prepared, run, name, tmp_path / file, rows)
     assert (run / "benchmarks/results.json").read_bytes() == before

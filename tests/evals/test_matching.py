@@ -38,10 +38,7 @@ HUMAN = ["b/human/41.png:1", "b/human/42.png:2", "b/human/41.png:3"]
 
 def _read(folder: Path, rows: Any, records: list[Record] = RECORDS) -> dict[str, list[str]]:
     (folder / "file.json").write_text(json.dumps(rows))
-    ids = [record.id for record in records]
-    return read_responses(
-        folder / "file.json", ids, id_field="id", response_field="response", questions=Questions(records)
-    )
+    return read_responses(folder / "file.json", Questions(records), id_field="id", response_field="response")
 
 
 # A row without its response, the id that it answers or None, and the way that the line names.

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from care_jax.data.array_records import StoredRecords
 from care_jax.data.prepare import Settings, prepare
 from care_jax.errors import InputError
 from care_jax.evals import test_sets
+from care_jax.evals.matching import Questions
 from care_jax.evals.responses import Responses, answer_all, check_settings, read_responses
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.response_format import ANSWER_TAGS, ANY
@@ -277,7 +277,8 @@ def test_published_responses(prepared: Path, tmp_path: Path, verifier: Verifier,
 
     They have bare ids, more fields than are asked for, and a dict where a model refused.
     """
-    ids = _ids(test_sets.open_benchmarks(prepared, ["mmmu_pro_standard"])["mmmu_pro_standard"])
+    source = test_sets.open_benchmarks(prepared, ["mmmu_pro_standard"])["mmmu_pro_standard"]
+    ids = Questions(source).ids
     rows = [
         {"id": "test_History_1", "answer": "L", "response": "It falls.\n\nAnswer: (L)", "pred_indexs": "L"},
         {"id": "test_Music_42", "answer": "C", "response": {"error": "blocked"}, "pred_indexs": "A"},
@@ -285,7 +286,7 @@ def test_published_responses(prepared: Path, tmp_path: Path, verifier: Verifier,
     ]
     path = tmp_path / "gpt-4o_standard(10 options)_cot.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    responses = read_responses(path, ids, id_field="id", response_field="response")
+    responses = read_responses(path, Questions(source), id_field="id", response_field="response")
     assert responses == {ids[0]: ["It falls.\n\nAnswer: (L)"], ids[1]: []}
     assert "left out 1 ids that the benchmark does not have, as test_Music_43" in caplog.text
     figures = _score(prepared, tmp_path / "scored", "mmmu_pro_standard", responses, verifier)
@@ -308,7 +309,7 @@ def test_published_forms(tmp_path: Path, published: Any, id_field: str, indent: 
     """Catches the files of MathVista, MMMU and ChartQA that must be rewritten first, and numbers taken for silence."""
     path = tmp_path / "output.json"
     path.write_text(json.dumps(published, indent=indent))
-    responses = read_responses(path, ["b/1", "b/2", "b/3"], id_field=id_field, response_field="response")
+    responses = read_responses(path, _numbered(3), id_field=id_field, response_field="response")
     assert responses == {"b/1": ["A"], "b/2": ["7"]}
 
 
@@ -320,7 +321,7 @@ def test_damaged_published_forms(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "output.json"
     path.write_text(damage)
     with pytest.raises(InputError, match=re.escape(f"{path}:")):
-        read_responses(path, ["b/1"], id_field="id", response_field="response")
+        read_responses(path, _numbered(1), id_field="id", response_field="response")
 
 
 def test_the_table_names_the_files_that_were_scored(tmp_path: Path) -> None:
@@ -339,7 +340,7 @@ def test_own_responses_are_such_a_file(prepared: Path, tmp_path: Path) -> None:
     source = test_sets.open_benchmarks(prepared, ["mathvista"])["mathvista"]
     asked = answer_all(tmp_path, source, Model(), SETTINGS)
     path = tmp_path / "responses.jsonl"
-    assert read_responses(path, _ids(source), id_field="id", response_field="responses") == asked
+    assert read_responses(path, Questions(source), id_field="id", response_field="responses") == asked
 
 
 @pytest.mark.parametrize(
@@ -358,16 +359,17 @@ def test_own_responses_are_such_a_file(prepared: Path, tmp_path: Path) -> None:
 )
 def test_files_that_cannot_be_scored(prepared: Path, tmp_path: Path, text: str, message: str) -> None:
     """Catches a file of another benchmark that scores 0, and half a file."""
-    ids = _ids(test_sets.open_benchmarks(prepared, ["mathvista"])["mathvista"])
+    questions = Questions(test_sets.open_benchmarks(prepared, ["mathvista"])["mathvista"])
     (tmp_path / "file").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_responses(tmp_path / "file", ids, id_field="id", response_field="response")
+        read_responses(tmp_path / "file", questions, id_field="id", response_field="response")
     with pytest.raises(ValueError, match=r"no file .*absent"):
-        read_responses(tmp_path / "absent", ids, id_field="id", response_field="response")
+        read_responses(tmp_path / "absent", questions, id_field="id", response_field="response")
 
 
-def _ids(source: StoredRecords) -> list[str]:
-    return [source[i].id for i in range(len(source))]
+def _numbered(count: int) -> Questions:
+    """Questions b/1, b/2, .. that are known by their ids alone."""
+    return Questions(Record(f"b/{n}", "b", "", (), "", "text") for n in range(1, count + 1))
 
 
 @pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "null", "[NaN]", "true"])
@@ -375,4 +377,4 @@ def _ids(source: StoredRecords) -> list[str]:
 def test_a_missing_response_is_none(tmp_path: Path, form: str, missing: str) -> None:
     """Catches a missing cell of somebody's table judged as the answer "nan"."""
     (tmp_path / "file").write_text(form.format(missing))
-    assert read_responses(tmp_path / "file", ["b/1"], id_field="id", response_field="response") == {"b/1": []}
+    assert read_responses(tmp_path / "file", _numbered(1), id_field="id", response_field="response") == {"b/1": []}

@@ -261,7 +261,7 @@ def test_a_kind_that_kills_every_worker_ends_in_a_line_that_names_it(tmp_path, m
         pool.check(items)
 
 
-def test_a_worker_that_died_while_idle_costs_nothing(verifier):
+def test_a_worker_that_died_while_idle_costs_nothing():
     """Catches the first item of a step being blamed for a worker that the system killed between two steps."""
     with stub_verifier() as pool:
         assert pool.check([integer(5)]) == [RIGHT]

@@ -16,18 +16,9 @@ FORMATS = (
     "{}.", "The answer is {}.", "the answer is: {}", "Final answer: {}", "**The final answer is {}**", r"\mathrm{{{}}}",
 )  # fmt: skip
 JOINED = (
-    *JOINTS,
-    ". This is because it is ",
-    ", corresponding to option ",
-    ", or ",
-    " but also ",
-    " (or maybe ",
-    ". The answer is ",
-    " is ",
-    " - no, ",
-    "; ",
-    " und ",
-)
+    *JOINTS, ". This is because it is ", ", corresponding to option ", ", or ", " but also ", " (or maybe ",
+    ". The answer is ", " is ", " - no, ", " und ",
+)  # fmt: skip
 
 WHOLE = st.integers(-(10**7), 10**7).map(str)
 COUNT = st.integers(10**2, 10**7).map(str)

@@ -20,24 +20,15 @@ from care_jax.structs import Record
 
 SPLIT = "testmini"
 _KINDS = {"integer": "integer", "float": "rounded", "list": "list", "text": "text"}
-_HINTS = {  # by kind, and decimals
-    ("choice", None): "Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.",
-    (
-        "integer",
-        None,
-    ): "Please answer the question requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.",
-    (
-        "rounded",
-        1,
-    ): "Please answer the question requiring a floating-point number with one decimal place and provide the "
-    "final value, e.g., 1.2, 1.3, 1.4, at the end.",
-    (
-        "rounded",
-        2,
-    ): "Please answer the question requiring a floating-point number with two decimal places and provide the "
-    "final value, e.g., 1.23, 1.34, 1.45, at the end.",
-    ("list", None): "Please answer the question requiring a Python list as an answer and provide the final list, e.g., "
-    "[1, 2, 3], [1.2, 1.3, 1.4], at the end.",
+# The requested form behind "Please answer the question", by kind and decimals.
+_FORMS = {
+    ("choice", None): "and provide the correct option letter, e.g., A, B, C, D",
+    ("integer", None): "requiring an integer answer and provide the final value, e.g., 1, 2, 3",
+    ("rounded", 1): "requiring a floating-point number with one decimal place and provide the final value, e.g., "
+    "1.2, 1.3, 1.4",
+    ("rounded", 2): "requiring a floating-point number with two decimal places and provide the final value, e.g., "
+    "1.23, 1.34, 1.45",
+    ("list", None): "requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4]",
 }
 
 
@@ -62,11 +53,12 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if kind is None:
         raise BadRowError(f"answer_type is {shown(answer_type)}, none of {', '.join(_KINDS)}", "unknown answer_type")
     images = released_images(raw.get("decoded_image") or raw.get("image"), folder)
-    query = text_field(raw if "query" in raw else {"query": _query(raw, kind, choices)}, "query")
+    if "query" not in raw:
+        raw = {**raw, "query": _query(raw, kind, choices)}
     record = Record(
         id=f"mathvista/{text_field(raw, 'pid')}",
         source="mathvista",
-        prompt=place_marks(query, len(images)),
+        prompt=place_marks(text_field(raw, "query"), len(images)),
         images=(),
         answer=gold,
         answer_kind=kind,
@@ -82,10 +74,15 @@ def _query(raw: dict[str, Any], kind: str, choices: tuple[str, ...] | None) -> s
         BadRowError: no question, or decimals for which MathVista has no words.
     """
     decimals = raw.get("precision") if kind == "rounded" else None
-    if decimals not in (None, 1, 2) or (kind, decimals) not in _HINTS:
-        raise BadRowError(f"precision is {shown(decimals)}; a {kind} answer needs 1 or 2", "unknown precision")
+    if decimals not in (None, 1, 2) or (kind, decimals) not in _FORMS:
+        raise BadRowError(
+            f"MathVista words no question for a {kind} answer of precision {shown(decimals)}: a choice, a whole number "
+            "or a list has none, a decimal number 1 or 2",
+            "unknown precision",
+        )
     options = "".join(f"\n({letter}) {choice}" for letter, choice in zip(LETTERS, choices or (), strict=False))
     unit = f" (Unit: {text_field(raw, 'unit')})" if raw.get("unit") else ""
     text_field(raw, "question")  # the check alone: the column has white space around questions as it was
-    question = f"Hint: {_HINTS[kind, decimals]}\nQuestion: {raw['question']}{unit}"
+    hint = f"Please answer the question {_FORMS[kind, decimals]}, at the end."
+    question = f"Hint: {hint}\nQuestion: {raw['question']}{unit}"
     return question + ("\nChoices:" + options if options else "")

@@ -129,14 +129,13 @@ def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_ma
     unreasoned = without_reason(words)
     said = _VERB.sub("", unreasoned)
     same = _with_text(words, options) or _with_text(said, options) or _with_value(said, options)
-    if index in same and unreasoned == words:
-        return {index}  # the letter decides between options of one text
-    in_reasons = {
-        letter for letter in _mentioned_letters(words[len(unreasoned) :]) if not options or letter < len(options)
-    }
+    if index in same:
+        same = {index}  # the letter decides between options of one text
+        if unreasoned == words:
+            return same
+    in_reasons = _mentioned_letters(words[len(unreasoned) :]) & set(range(len(options) or len(LETTERS)))
     others = (_mentioned_letters(unreasoned) | in_reasons) - _mentioned_letters(own)
-    others |= {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
-    others |= set() if index in same else same
+    others |= same | {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
     if others - {index}:
         return others | {index}
     if index in same or index in _with_text(said.partition(",")[0], options):
@@ -166,18 +165,19 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     if not options or len(_WORD.findall(bare)) < 3:
         return set()
     letters = _mentioned_letters(bare)
+    marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     mentioned = _mentioned(bare, options)
     head = without_reason(bare.split(",")[0])
     named = _with_text(head, options)
     if _YES_OR_NO.match(head.casefold()) and len(named) == 1 and mentioned | letters <= named:
         return named
-    if (number := stated_value(bare)) and len(named := _with_value(number, options)) == 1:
-        return named
+    if (stated := stated_value(bare)) and len(named := _with_value(stated, options)) == 1:
+        in_words = {i for i in mentioned if _value(options[i]) is None}  # other numbers may be years or workings
+        return named if in_words | marked <= named else set()
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
-        return named if mentioned <= named else set()
+        return named if mentioned | marked <= named else set()
     if HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
         return set()
-    marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
     if marked:
         return marked | mentioned | letters
     words = {i for i in mentioned if not _YES_OR_NO.fullmatch(_key(options[i]))}
