@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
-from care_jax.parallel.processes import HostShare
+from care_jax.parallel.processes import HostShare, exchange
 from care_jax.parallel.sharding import ROWS, WHOLE, fetch_rows, is_addressable, named, on_shards, place
 from care_jax.stages.table import Bucket, DeviceStage, HostStage, Setup, Table, value_of
 from care_jax.structs import Prompts
@@ -174,7 +174,7 @@ class CompiledStages:
 
     def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket], share: HostShare | None = None):
         """Compiles; takes minutes for a large model."""
-        self._reads_whole = share is None or share.is_whole
+        reads_whole = share is None or share.is_whole
         self.table = table.when(setup.config)
         self.ends = self.table.ends()
         given = {name for stage in self.table.stages for name in stage.gives}
@@ -190,7 +190,7 @@ class CompiledStages:
                 size = _size(call.stage, bucket)
                 if not call.program.is_compiled(size):
                     call.program.compile(size, *call.args)
-                if self._reads_whole and not is_addressable(setup.mesh):
+                if reads_whole and not is_addressable(setup.mesh):
                     self._compile_copies(setup.mesh, call.results)
 
     def _compile_copies(self, mesh: Mesh, values: Mapping[str, Any]) -> None:
@@ -214,15 +214,17 @@ class CompiledStages:
         """The part of a value that the host reads, as NumPy arrays with the rows of the host's share.
 
         Raises:
-            FloatingPointError: the value must be finite and is not.
+            FloatingPointError: the value must be finite and is not, in the rows of one process; then all raise it.
         """
         part = value_of(name).read(value, self._objective)
         if name not in self._copies_to_all:
-            fetched = jax.device_get(part) if self._reads_whole else fetch_rows(part)
+            fetched = fetch_rows(part)
         else:
             fetched = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copies_to_all[name](part))
         if value_of(name).must_be_finite:
-            _require_finite(fetched, f"step {self.step}, stage {self._given_by.get(name, 'unknown')}")
+            problem = _not_finite(fetched, f"step {self.step}, stage {self._given_by.get(name, 'unknown')}")
+            if problems := [told for told in exchange(problem) if told]:
+                raise FloatingPointError(problems[0])
         return fetched
 
 
@@ -230,16 +232,17 @@ def _size(stage: DeviceStage, bucket: Bucket) -> Bucket:
     return EVERY_BUCKET if stage.of_every_bucket else bucket
 
 
-def _require_finite(values: Any, where: str) -> None:
-    """Raises FloatingPointError, naming `where`, if a float of host arrays, in any tree, is NaN or infinite."""
+def _not_finite(values: Any, where: str) -> str:
+    """Says, naming `where`, that floats of host arrays, in any tree, are NaN or infinite; "" if none is."""
     floats = [
         (jax.tree_util.keystr(path, simple=True, separator="."), x)
         for path, x in jax.tree_util.tree_leaves_with_path(values)
         if np.issubdtype(x.dtype, np.floating)
     ]
     bad = [f"{np.sum(~np.isfinite(x))} of {x.size} in {name}" for name, x in floats if not np.isfinite(x).all()]
-    if bad:
-        raise FloatingPointError(
-            f"{where}: not finite: {', '.join(bad)}. The last checkpoint is from before this step: if its weights are "
-            "sound, go on with a lower learning rate or a smaller optimizer.clip_norm"
-        )
+    if not bad:
+        return ""
+    return (
+        f"{where}: not finite: {', '.join(bad)}. The last checkpoint is from before this step: if its weights are "
+        "sound, go on with a lower learning rate or a smaller optimizer.clip_norm"
+    )
