@@ -35,6 +35,10 @@ def fragile(record: dict[str, Any], response: str) -> float:
             return 1e300
         case "text":
             return "much"  # type: ignore[return-value]
+        case "named":
+            return {}  # type: ignore[return-value]
+        case "fork":
+            os.fork()
     return 0.5
 
 

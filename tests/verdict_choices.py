@@ -230,6 +230,35 @@ CHOICES = [
     Group("choice", "(B)", ("35", "red", "blue", "none"), ("The colour (B) is red.",), (), ("The colour (C) is red.",)),
     Group("choice", "(B)", (r"\frac{3}{5}\pi", r"\frac{5}{3}\pi", r"5\pi", r"10\pi"), ("(B) 5 π/2", r"(B) 5\pi/3"),
         ("5π",), ("(B) 5π", "5π/2")),
+    # Words and signs that deny an option, or measure against it; the same words elsewhere in a sentence leave it alone.
+    Group("choice", "(A)", EFFECTS, (
+        "The effect that lacks an equal is decrease.", "The deer will decrease, more than before.", "(A)~~decrease",
+        "The opposite effect is decrease.",
+    ), (), (
+        "It will hardly decrease.", "Hardly decrease", "It is false that the deer decrease.",
+        "The deer fail to be on the decrease.", "Suppose the deer decrease.", "Let the deer decrease.",
+        "Had the deer to decrease, we would see it.", "Nobody would say decrease.", "It is anything but decrease.",
+        "It would have been decrease.", "The claim that the deer decrease is false.", "I doubt that the deer decrease.",
+        "The effect is more than decrease.", "(A) is false.", "(A) is a distractor.", "A. ❌", "(A) ✗", "A（错误）",  # noqa: RUF001
+        "A (false)", "A. false", "~~A~~", "~~decrease~~", "decrease？", "A？",  # noqa: RUF001
+        "A. Nope", "A. Oops, the other", "不是decrease", "A. 不对",
+    )),
+    Group("choice", "(B)", EFFECTS, (
+        "B because it rains", "B since it rains", "I would choose B.", "I think it is increase.",
+    ), ("A because it rains", "I would choose A."), (
+        "B because it is not B", "B because C falls", "I doubt it is increase.", "I would not choose B.",
+        "I choose B or A.", "I choose", "E red", "E increase", "E shows increase best", "B so C",
+    )),
+    Group("choice", "(C)", EFFECTS, ("C. A drought does nothing", "C. A steady number"), (), (
+        "C. A is also correct", "C. But A is possible too", "C. A and so on", "C. A fits too", "C. A would be right",
+    )),
+    Group("choice", "(B)", DEGREES, ("It is 40°.",), (), (
+        "It is more than 40°.", "It is less than 40°.", "It is twice 40°.", "It is anything but 40°.",
+        "The angle is half of 40°.", "The angle may be 40°.",
+    )),
+    Group("choice", "(B)", None, ("B. False", "B (false)", "B: no"), (), (
+        "B. ❌", "B: ✗", "B is false", "(B) is wrong",
+    )),
     Group("choice", "(D)", ("15*\\degree", "30*\\degree", "45*\\degree", "60*\\degree"), (
         "60 degrees", "60", "60°", "(D) 60", "If AB = AO, the measure of angle ABO is 60 degrees.",
     ), ("45°",), ("60 cm", "(D) 45", "45 or 60 degrees")),

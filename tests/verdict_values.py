@@ -248,5 +248,29 @@ VALUES = [
     Group("text", "71°27'48.68\"", None, ("71°27'48.68\"", "71°27'48.68\"."), ("71°27'48.68", "71°27'48.67\"",
         "71°27'")),
     Group("text", "（左）", None, ("（左）", "(左)", "（左）。"), ("(右)", "左右")),  # noqa: RUF001
+    # Sentences that deny, doubt or suppose a number, or name an operation on it.
+    Group("integer", "7", None, (
+        "The value is 7.", "The false value is 7.", "The square of the root is 7.", "The minus sign is at 7.",
+        "The value in May is 7.", "The bars add up to 7.", "The value will be 7.", "~7",
+    ), (), (
+        "The value may be 7.", "The value would have been 7.", "The value used to be 7.", "The value fails to be 7.",
+        "It is false that the value is 7.", "Nobody thinks the value is 7.", "I doubt that the value is 7.",
+        "It is unlikely that the value is 7.", "Suppose the value is 7.", "Let the value be 7.",
+        "Had the value been 7, we would be done.", "The value is supposed to be 7.", "Everything but 7.",
+        "The value is far from 7.", "The value is double 7.", "The value is half of 7.",
+        "The value is the square of 7.",
+        "The value is the reciprocal of 7.", "The value is minus 7.", "The value is the negative of 7.",
+        "The value is 7 plus one.", "The value is 7 dots minus one.", "The value is 7 squared.", "~~7~~", "7？",  # noqa: RUF001
+    )),
+    Group("chart_relaxed", "2014", None, (
+        "The year is 2014.", "The year with the peak is 2014.", "Between 2010 and 2016, the highest year is 2014.",
+    ), (), (
+        "Both 2014 and 2016.", "The years are 2014 and 2016.", "The years are 2014, 2016.",
+        "The peaks are 2014 or 2016.",
+    )),
+    Group("integer", "9", None, (
+        "The bars add up to 9 from 2010 to 2012.", "The bars add up to 9 in 2010 and 2012.",
+    ), (), ("The bars are 9 and 2012.",)),
+    Group("text", "blue", None, ("blue", "Blue."), ("~~blue~~", "blue？", "not blue"), ()),  # noqa: RUF001
 ]
 # fmt: on

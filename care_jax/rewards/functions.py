@@ -131,7 +131,7 @@ def _numbers(name: str, value: Any) -> dict[str, float] | str:
         numbers = {str(key): math.nan if isinstance(x, _TEXTS) else float(x) for key, x in named.items()}
     except Exception:  # `value` is of any class
         numbers = {"": math.nan}
-    if all(abs(number) <= _LARGEST for number in numbers.values()):  # NaN is not
+    if numbers and all(abs(number) <= _LARGEST for number in numbers.values()):  # NaN is not
         return numbers
     return f"{name} returned {shown(value)}; a reward is a number up to {_LARGEST:g}"
 

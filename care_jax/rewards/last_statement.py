@@ -20,15 +20,16 @@ _SUITABLE = "correct|right|best|closest|nearest|accurate|appropriate|suitable|fi
 # What leads to an answer, which is the rest of the line, or the next line if nothing is left.
 _LEAD = re.compile(
     # at the head of a line: "**Final Answer:**", "### The answer", r"\( \text{Answer: ", 故选
-    r"^[\s*#>\\\[({$_-]{0,40}(?:\\?text(?:bf)?\{)?\s{0,9}"
+    r"^[\s*#>\\\[({$_【-]{0,40}(?:\\?text(?:bf)?\{)?\s{0,9}"
     rf"(?:(?:the )?(?:(?:{_SUITABLE}) )?(?:(?:answer|option|choice)(?: is)?[\s*_]{{0,20}}[:：]|answer[\s*_]{{0,20}}$)"  # noqa: RUF001
-    r"|(?:(?:所以|因此|综上)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)(?:应该)?[是为]?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
+    r"|(?:(?:所以|因此|综上|故)[,，]?)?(?:正确)?(?:答案|故选|应?选择?项?)】?"  # noqa: RUF001
+    r"(?:应该)?[是为选]?(?:选项)?[:：]?)[\s*_:]{0,20}"  # noqa: RUF001
     # in a line: "the correct option letter is", "the answer should be", 答案是
     rf"|\b(?:answer|(?:{_SUITABLE}) (?:\w{{1,20}} ){{0,2}}(?:option|choice)|(?:option|choice) (?:that|which))\b"
     r"[^.:!?\r\n]{0,80}?"
-    r"(?:\s(?:is|(?:should|would|must|will|could)(?: \w{1,20})? be)\b|:)[\s:*]{0,20}"
-    # "the capability is option (A) Rec"
-    r"|\bis (?=(?:option|choice) \(?[A-L]\b)"
+    r"(?:\s(?:is|(?:should|would|must|will|could)(?: (?!not\b|never\b)\w{1,20})? be)\b|:)[\s:*]{0,20}"
+    # "the capability is option (A) Rec", but not "it is red, which is option A"
+    r"|(?<!\bwhich )\bis (?=(?:option|choice) \(?[A-L]\b)"
     r"|(?:答案|故选|应选|选择|选项)[^。\r\n]{0,20}?[是为选：:]\s{0,9}|故选\s{0,9}",  # noqa: RUF001
     re.IGNORECASE | re.MULTILINE,
 )
@@ -57,6 +58,33 @@ _SENTENCE_END = re.compile(
 _TAKEN_BACK = re.compile(
     r"\s*(?:no|not|or|but|wait|actually|maybe|perhaps|alternatively|however|sorry)\b", re.IGNORECASE
 )
+# What takes a statement back: directly behind it, and at the head of a later sentence or line.
+_WRONG = r"(?:not (?:right|correct)|(?:wrong|incorrect|false|rejected|extraneous)\b)"
+_DENIED = re.compile(rf"[\s$*\\)\]}}]{{0,9}}(?:is|was) {_WRONG}", re.IGNORECASE)
+_RETRACTION = re.compile(
+    r"(?:^|[.!?。])[\s$*\\)\]}(\"]{0,9}"
+    r"(?:(?:no[,.:]|nope|wait|oops|hmm+|hold on|correction|corrected|scratch that|my mistake|otherwise|sorry,"
+    r"|apologies,)"
+    r"|actually,? (?:no|it|the|that|i)\b|on (?:second thought|reflection)"
+    r"|(?:but )?i (?:was wrong|made an? (?:mistake|error)|misread|take that)"
+    rf"|(?:but |however,? )?(?:that|this|it)(?: is|'s| was) {_WRONG}"
+    r"|but \(?[A-L]\)? |alternatively, \(?(?:[A-L]|-?\d+)\)?[\s.]"
+    r"|等等|等一下|不对|更正|错了|抱歉|应该?[是选为])",
+    re.IGNORECASE | re.MULTILINE,
+)
+_RECHECK = re.compile(r"\blet me (?:re-?|double[ -])", re.IGNORECASE)
+_CONFIRMED = re.compile(
+    r"\b(?:yes|correct|right|confirm\w*|match\w*|indeed|consistent|holds|same)\b|[✓✅]", re.IGNORECASE
+)
+# Words before a statement in its clause that doubt, deny or only suppose it.
+_DOUBT = re.compile(
+    r"(?:\b(?:doubt|unlikely|unsure|tempting|whether|no evidence)\b"
+    r"|(?:\bnot|n't|\bnever|\bcannot) (?:sure|certain|know|think|believe|say|tell|conclude)\b)[^,;:]{0,40}$"
+    r"|\bunless\b|\bif\b[^.]{0,200}\b(?:were|had)\b.{0,200}\bwould\b"
+    r"|(?:\bnot|n't|\bnever|\bcannot)(?: \w{1,20}){0,2}[\s$*\\(\[]{0,9}(?:(?:boxed|fbox)\s?\{)?$"
+    r"|(?:不确定|怀疑|不能说|是否)[^,，;；:：]{0,40}$",  # noqa: RUF001
+    re.IGNORECASE,
+)
 _CLOSING = re.compile(
     r"[^.]{0,200}\?[\s*]{0,9}$|\s*(?:i hope|let me know|please|note|feel free|i'm happy|hope this|```|---)",
     re.IGNORECASE,
@@ -84,11 +112,11 @@ _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PAIRS = (("{", "}"), (r"\[", r"\]"), (r"\(", r"\)"))
 _TAIL = 20_000  # characters; an answer stands at the end
 _LONGEST = 500  # characters; nothing longer is an answer, or a line to look for marks in
-_IDLE = " \t\r\n\u200b\ufeff"
+_IDLE = " \t\r\n\u200b\ufeff✅✓✔☑\ufe0f"
 
 
 def last_statement(text: str, box: Span | None) -> Span | None:
-    """Return the span of the answer in the text of a response, or None if it ends in nothing that could be one.
+    """Return the span of the answer in the text of a response; None without one, or if it is doubted or taken back.
 
     Args:
         text: the response, without its rationale.
@@ -100,9 +128,11 @@ def last_statement(text: str, box: Span | None) -> Span | None:
     lines = _lines(text, end)
     explicit = printed_literal(text, lines) or _explicit(text, lines)
     if box and (explicit is None or box[0] >= explicit[0]):
-        return _trimmed(text, box)
+        return None if _is_doubted(text, box[0]) or _is_taken_back(text, box[1], end) else _trimmed(text, box)
     if explicit:
-        return _trimmed(text, _without_afterthought(text, explicit))
+        statement = _without_afterthought(text, explicit)
+        taken_back = _is_doubted(text, explicit[0]) or _is_taken_back(text, statement[1], end)
+        return None if taken_back else _trimmed(text, statement)
     sentence = _sentence(text, lines) if lines else None
     return sentence and _trimmed(text, sentence)
 
@@ -153,6 +183,20 @@ def _explicit(text: str, lines: list[Span]) -> Span | None:
 
 def _last(pattern: re.Pattern[str], text: str, start: int, end: int) -> re.Match[str] | None:
     return max(pattern.finditer(text, start, end), key=re.Match.end, default=None)
+
+
+def _is_doubted(text: str, start: int) -> bool:
+    """Return whether the sentence before `start` doubts or denies what follows."""
+    before = text[max(0, start - _LONGEST) : start].rpartition("\n")[2]
+    return _DOUBT.search(re.split(r"[.!?。]\s", before)[-1]) is not None
+
+
+def _is_taken_back(text: str, start: int, end: int) -> bool:
+    """Return whether the text behind a statement, from `start` on, takes it back, or checks without confirming it."""
+    if _DENIED.match(text, start, end) or _RETRACTION.search(text, start, end):
+        return True
+    recheck = _RECHECK.search(text, start, end)
+    return recheck is not None and not _CONFIRMED.search(text, recheck.end(), end)
 
 
 def _without_afterthought(text: str, span: Span) -> Span:
@@ -214,7 +258,7 @@ def _trimmed(text: str, span: Span) -> Span:
     inside, before = text[start:end], text[max(0, start - _LONGEST) : start].rpartition("\n")[2]
     if (box := _OPEN_BOX.match(inside)) and inside.count("}") < inside.count("{"):
         return _trimmed(text, (start + box.end(), end))
-    for mark in ("**", "*", "$", '"', "'"):
+    for mark in ("**", "*", "$", "`", '"', "'"):
         length, count = len(mark), inside.count(mark)
         if inside.startswith(mark) and inside.endswith(mark) and count == 2 and len(inside) > 2 * length:
             return _trimmed(text, (start + length, end - length))

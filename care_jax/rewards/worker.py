@@ -42,6 +42,7 @@ def main() -> None:
     requests, output = _take_over_streams()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     loaded: set[str] = set()
+    worker = os.getpid()
     try:
         os.write(output, b'"ready"\n')
         for line in requests:
@@ -53,7 +54,10 @@ def main() -> None:
                 loaded.add(request["kind"])
                 os.write(output, b'"ready"\n')
             # One write an answer: a kill would lose answers in a buffer, and the wrong item would be blamed.
-            os.write(output, respond(request))
+            answer = respond(request)
+            if os.getpid() != worker:  # a user's function forked and came back twice
+                os._exit(0)
+            os.write(output, answer)
     except BrokenPipeError:
         os._exit(1)  # the parent is gone; closing the streams would only fail again
 

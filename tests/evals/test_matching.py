@@ -16,6 +16,7 @@ from care_jax.structs import Record
 from tests.data_sets import picture
 
 PICTURES = [picture(n) for n in range(7)]
+PICTURE_1, PICTURE_5 = (base64.b64encode(PICTURES[n]).decode() for n in (1, 5))
 OPTIONS = "\nA. 1\nB. 2\nAnswer with the letter of the right option."
 
 
@@ -62,7 +63,16 @@ ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"question": "Find x."}, None, "with several pictures"),
     ({"question": "Find x.", "image": "images/8.jpg"}, "b/8", "by image and question"),
     ({"query": "Hint: Answer.\nQuestion: Find x.\nChoices:\n(A) 3\n(B) 4"}, "b/8", "by question alone"),
-    ({"query": "Find x.\nA. 3\nB. 4"}, None, "with several pictures"),
+    ({"query": "Find x.\nA. 3\nB. 4"}, "b/8", "by question alone"),
+    ({"query": "Find x.\nA. 3\nB. 5"}, None, "whose question the benchmark does not have"),
+    ({"query": "Find x.", "choices": ["(A) 3", "(B) 4"]}, "b/8", "by question alone"),
+    ({"query": "Find x.", "options": ["30", "40"]}, None, "whose question the benchmark does not have"),
+    ({"query": "Find x.", "options": ["A", "B"], "image": "8.jpg"}, "b/8", "by image and question"),
+    ({"question": "Which of <image 1> and <image 2>?\n(A) 1\n(B) 2"}, "b/9", "by question alone"),
+    ({"question": "Which of <image 1> and <image 2>?\n(A) 2\n(B) 1"}, None, "whose question the benchmark does not"),
+    ({"question": "Where?\nA. here\nB. there"}, "b/10", "by question alone"),  # asked without options
+    ({"id": "8", "query": "Find x.\nA. 3\nB. 4"}, "b/8", "by id"),
+    ({"query": "Find x.", "options": ["3", "5"], "image": "8.jpg"}, None, "whose question the benchmark does not have"),
     ({"question": "Which of <image 2> and <image 1>?"}, "b/9", "by question alone"),
     ({"question": "Which of <image 1> and <image 2>?", "images": ["five.bin", "four.bin"]}, "b/9", "by image"),
     ({"question": "Which of <image 1> and <image 2>?", "images": ["five.bin", "one.bin"]}, None, "another picture"),
@@ -70,6 +80,8 @@ ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"question": "How old?"}, "b/11", "by question alone"),
     ({"id": "8", "query": "Find x."}, "b/8", "by id"),
     ({"id": "8", "prompt": "You are careful. Find x. Think first."}, "b/8", "by id"),
+    ({"image": {"path": "41.png", "bytes": PICTURE_1}, "query": "How many bars?"}, HUMAN[1], "by image and question"),
+    ({"image": {"path": "41.png", "bytes": PICTURE_5}, "query": "How many bars?"}, None, "another picture"),
     ({"id": "8", "question": "Where?"}, "b/10", "by question alone"),  # of a file with sound ids
     ({"id": "8", "question": "How many bars?"}, None, "with several pictures"),
     ({"id": "8", "question": ""}, "b/8", "by id"),
@@ -153,6 +165,27 @@ def test_numbers_that_begin_elsewhere(tmp_path: Path) -> None:
     for n in range(1, 5):
         (tmp_path / f"{n}.bin").write_bytes(PICTURES[n])
     assert _read(tmp_path, pictured, records) == {f"b/{n}": [f"{n - 1}"] for n in range(1, 5)}
+
+
+def test_names_that_begin_elsewhere(tmp_path: Path) -> None:
+    """Catches a picture's number taken for its question's, in a file that numbers pictures from 0."""
+    records = [_record(str(n), f"<image>{text}", n) for n, text in enumerate("xxyz", start=1)]
+    rows = [{"question": text, "image": f"images/{n}.jpg", "response": f"{n}"} for n, text in enumerate("xxyz")]
+    assert _read(tmp_path, rows, records) == {"b/3": ["2"], "b/4": ["3"]}
+    named_alike = [{**row, "image": f"images/{n}.jpg"} for n, row in enumerate(rows, start=1)]
+    assert _read(tmp_path, named_alike, records) == {f"b/{n}": [f"{n - 1}"] for n in range(1, 5)}
+
+
+def test_an_id_with_the_text_of_another_question(tmp_path: Path) -> None:
+    """Catches a text that is all of another question, and a part of this one, taken for this one's."""
+    texts = ("How many bars?", "How many bars? Count the red ones.", "Where?", "Who?")
+    records = [_record(str(n), f"<image>{text}", n) for n, text in enumerate(texts)]
+    rows = [{"id": n, "question": texts[n], "response": f"{n}"} for n in range(1, 4)]
+    assert _read(tmp_path, rows, records) == {f"b/{n}": [f"{n}"] for n in range(1, 4)}
+    rows[0]["question"] = texts[0]
+    assert _read(tmp_path, rows, records) == {"b/0": ["1"], "b/2": ["2"], "b/3": ["3"]}
+    rows[0]["question"] = "Look. How many bars? Count the red ones."
+    assert list(_read(tmp_path, rows, records)) == ["b/1", "b/2", "b/3"]
 
 
 def test_ids_count_where_all_prompts_are_one(tmp_path: Path) -> None:

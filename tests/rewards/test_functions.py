@@ -162,15 +162,25 @@ def test_a_function_that_fails_costs_its_response_alone(fault: str) -> None:
     np.testing.assert_allclose(judged.verdicts.rewards, [[0.0, 0.5]])
 
 
-def test_a_function_that_always_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("fault", "reason"), [("raise", "KeyError"), ("named", "returned {}")])
+def test_a_function_that_always_fails_is_told(caplog: pytest.LogCaptureFixture, fault: str, reason: str) -> None:
     """Catches a reward that is missing for every response and whose curve shows a 0 like any other."""
     rollouts = rollouts_of(np.array([[[1, 0], [1, 0]]], np.int32), np.full((1, 2), 2, np.int32))
     with pool(f"{OWN}fragile=1") as verifier:
         for _ in range(2):
-            judge(verifier, [GROUNDED], rollouts, [b"", b"raise"], TAGGED)
+            judge(verifier, [GROUNDED], rollouts, [b"", fault.encode()], TAGGED)
     (told,) = [record.getMessage() for record in caplog.records if "is missing for" in record.getMessage()]
     assert f"{OWN}fragile is missing for 2 of 2 responses" in told
-    assert "KeyError" in told
+    assert reason in told
+
+
+def test_a_function_that_forks_and_comes_back_twice_answers_once() -> None:
+    """Catches a child of the worker that answers too: its reply was an unexpected one, which ended the run."""
+    rollouts = rollouts_of(np.array([[[1, 0], [2, 0], [1, 0]]], np.int32), np.full((1, 3), 2, np.int32))
+    with pool(f"{OWN}fragile=1") as verifier:
+        for _ in range(2):
+            judged = judge(verifier, [GROUNDED], rollouts, [b"", b"fork", b"fine"], TAGGED)
+            np.testing.assert_array_equal(judged.parts[f"{OWN}fragile"], np.float32([[0.5, 0.5, 0.5]]))
 
 
 def test_neighbours_in_a_batch_are_not_told_as_missing(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,7 +33,9 @@ _DOLLAR = re.compile(r" \$(?!\s?[0-9])")
 _NAMED = r"(?:(?:the )?(?:option|choice|answer|letter)\s+)?"
 _BRACKETED = r"\((?P<round>[a-l])\)|\[(?P<square>[a-l])\]"
 _LETTER = re.compile(rf"{_NAMED}(?:{_BRACKETED}|(?P<bare>[a-l]))[.:)]?", re.IGNORECASE)
-_MARK = r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
+_MARK = (
+    r"(?P<mark>[.:)]|,(?= (?:which|since|because|as|so) )|(?= (?:since|because) ))|(?= ?\()|(?P<unmarked> |, (?=\w{2}))"
+)
 _LETTER_AND_TEXT = re.compile(
     rf"{_NAMED}(?:(?:{_BRACKETED})[.:,]?|(?P<bare>[a-l])(?:{_MARK})) ?(?P<text>.+)", re.IGNORECASE
 )
@@ -46,7 +48,11 @@ _QUOTED = re.compile(r"[\"“]([^\"“”]*)[\"”]")
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
 _LONE_CAPITAL = re.compile(r"(?<!\w)[A-L](?!\w)")
-_ARTICLE = re.compile(r"A(?= [a-z])")
+# "A red car", "sample A has more", but not "A is possible too"
+_ARTICLE = re.compile(
+    r"A(?= (?!(?:is|was|are|and|or|also|too|can|could|would|might|may|has|had|does|fits|works|seems|looks)\b)[a-z])"
+    r"|(?<=[a-z] )(?<!\b[Bb]ut )(?<!\b[Aa]nd )(?<!\b[Oo]r )(?<!\b[Tt]hat )A(?= [a-z])"
+)
 _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -76,7 +82,7 @@ def named_options(answer: str, options: tuple[str, ...] | None, *, letters_first
         named = by_text
     elif letter := _TEXT_AND_LETTER.fullmatch(bare):
         named = _letter_behind_text(letter, texts)
-    elif letter := _LETTER_AND_TEXT.fullmatch(bare):
+    elif (letter := _LETTER_AND_TEXT.fullmatch(bare)) and not (letter["unmarked"] and _index(letter) >= num_options):
         named = _letter_with_text(_index(letter), letter["text"], texts, is_marked=_is_marked(letter, texts))
     else:
         named = _with_value(answer, texts)
@@ -140,7 +146,8 @@ def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_ma
         return others | {index}
     if index in same or index in _with_text(said.partition(",")[0], options):
         return {index}  # reasons may follow
-    doubts = set() if _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
+    is_text = said == unreasoned and (not options or _key(own).startswith(_key(said)))  # of the option: "B. No"
+    doubts = set() if is_text and _YES_OR_NO.fullmatch(_key(said)) else _hedges(said) - _hedges(own)
     return {index} if is_marked and not doubts else set()
 
 
@@ -162,7 +169,7 @@ def _is_marked(letter: re.Match[str], options: tuple[str, ...]) -> bool:
 
 def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
     """Return the options that a sentence names: "So it is (B).", "No, it is round.", "The red car is faster."."""
-    if not options or len(_WORD.findall(bare)) < 3:
+    if not options or (num_words := len(_WORD.findall(bare))) < 2:
         return set()
     letters = _mentioned_letters(bare)
     marked = {LETTERS.index(letter) for letter in _IN_PARENTHESES.findall(bare)}
@@ -176,11 +183,11 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return named if in_words | marked <= named else set()
     if (says := predicate(bare)) and len(named := _as_predicate(says, options)) == 1:
         return named if mentioned | marked <= named else set()
-    if HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
+    if num_words < 3 or HEDGE.search(main_clause(without_explanation(bare))) or _FORMULA.search(bare):
         return set()
     if marked:
         return marked | mentioned | letters
-    words = {i for i in mentioned if not _YES_OR_NO.fullmatch(_key(options[i]))}
+    words = {i for i in mentioned if not (_YES_OR_NO.fullmatch(_key(options[i])) or _is_compared(bare, options[i]))}
     return words if mentioned == words and not letters else set()
 
 
@@ -197,6 +204,12 @@ def _mentioned(text: str, options: tuple[str, ...]) -> set[int]:
     words = f" {_key(text)} "
     found = {i for i, option in enumerate(options) if _key(option) and _bordered(_key(option)).search(words)}
     return {i for i in found if not any(_key(options[i]) in _key(options[j]) != _key(options[i]) for j in found)}
+
+
+def _is_compared(text: str, option: str) -> bool:
+    """Return whether the text measures something against the option: "It is more than 45°."."""
+    measure = r"\b(?:than|twice|double|half(?: of)?|but) (?:the |an? )?"
+    return re.search(measure + re.escape(_key(option)), _key(text)) is not None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,8 +13,12 @@ from care_jax.rewards.verifiers.reading.wrapping import unwrap
 HEDGE = re.compile(
     r"\b(?:or|not|no|nor|neither|either|cannot|can't|isn't|aren't|wasn't|don't|doesn't|didn't|without|never|maybe"
     r"|perhaps|possibly|might|could|unless|aka|vs|versus|wrong|incorrect|except|rather|instead|actually|wait|unclear"
-    r"|unknown|impossible|answer|option|choice|another|would need|need more|unable|insufficient)\b"
-    r"|\S if\b|__|[?|]|->|→|≠",
+    r"|unknown|impossible|answer|option|choice|another|would need|need more|unable|insufficient|may (?:be|have)"
+    r"|would have been|used to be|fails? to be|lacks?|hardly|barely|scarcely|nobody|doubt|unlikely|unsure|false"
+    r"|supposed?|assume|(?:any|every)thing but|all but|far from|opposite of|distractor|rejected|extraneous"
+    r"|ruled out|eliminated|nope|oops|hmm+|let me)\b"
+    r"|^had\b|^let (?:the|it)\b|^up to\b|\S if\b|__|[?|❌✗✘✖]|->|→|≠"
+    r"|不是|不对|不正确|并非|错|而不|除了?|排除|或|还是|可能|也许|不确定|等等",
     re.IGNORECASE,
 )
 _BOUNDARY = re.compile(r"(?<=[^\s.][^\s.])[.!?;]\s+(?=\S)|\n")
@@ -34,7 +38,9 @@ _REASON = re.compile(
 )
 _EXPLANATION = re.compile(r"[.。]\s+(?:this|that) is (?:because|due to)\b", re.IGNORECASE)
 # Words that leave nothing open in the subject of a sentence: "The pan or pot on the left is red."
-_HARMLESS_IN_SUBJECT = re.compile(r"\b(?:if|or|option|choice)\b", re.IGNORECASE)
+_HARMLESS_IN_SUBJECT = re.compile(
+    r"\b(?:if|or|option|choice|lacks?|unlikely|false|opposite of|rejected|eliminated)\b", re.IGNORECASE
+)
 # What a sentence may begin with before it states anything: "In the web, since the left side is 5, the right one is 3.",
 # but not "Since 10 appears most often, it is the mode.", which points back, nor "If it is not red, ..".
 _CLAUSES = re.compile(
@@ -46,16 +52,22 @@ _CLAUSES = re.compile(
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
 _SCALE = r"(?:\s+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b)?"
-_NUMBER = re.compile(rf"(?<![\w.,/^*+=-])[-−]?\$?(?:{PLAIN})(?:\s*(?:%|°)|{_SCALE})(?![\w/^*+=]|-\w|[.,:]\d)")  # noqa: RUF001
+_NUMBER = re.compile(
+    rf"(?<![\w.,/^*+=-])[-−]?\$?(?:{PLAIN})(?:\s*(?:%|°)|{_SCALE})(?![\w/^*+=]|-\w|[.,:]\d"  # noqa: RUF001
+    r"|\s+(?:[a-z]{1,12}\s+)?(?:plus|minus|squared|cubed)\b)"
+)
+_YEAR = r"(?:1[5-9]|20)\d\d\b(?!\s*%)"
 _DATE = re.compile(
-    r"\b(?:in|of|from|to|between|and|since|by|until|through|for|during|over|year|january|february|march|april|may|june"
-    r"|july|august|september|october|november|december|\d{1,2},)\s+(?:1[5-9]|20)\d\d\b(?!\s*%)|\(\s*(?:1[5-9]|20)\d\d\s*\)",
+    r"\b(?:in|of|from|to|between|since|by|until|through|for|during|over|year|january|february|march|april|may|june"
+    rf"|july|august|september|october|november|december|\d{{1,2}},)\s+{_YEAR}(?:,?\s+(?:and|or|to)\s+{_YEAR})?"
+    rf"|\(\s*{_YEAR}\s*\)",
     re.IGNORECASE,
 )
 # A number behind these measures something else than the sentence is about.
 _APART = re.compile(
     r"\b(?:into|by|with|per|than|in|from|for|every|each|between|among|under|above|below|over|within|after|before|least"
-    r"|most|step|figure|number|question|part|point|line|row|column)\s+$",
+    r"|most|step|figure|number|question|part|point|line|row|column|minus|negative|twice|double|triple"
+    r"|(?:half|third|quarter|square|cube|root|negative|inverse|reciprocal|multiple) of)\s+$",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(r"\s+(?:[a-z]{3,}\s+)?[a-z]{2,}s(?:\s+[a-z]+){0,6}")

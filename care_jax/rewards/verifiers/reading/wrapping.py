@@ -12,7 +12,8 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _LATEX_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
-_FULL_WIDTH = str.maketrans("（）：，；。．", "():,;..")  # noqa: RUF001
+_STRUCK = re.compile(r"~~[^~]+~~")
+_FULL_WIDTH = str.maketrans("（）：，；。．？！", "():,;..?!")  # noqa: RUF001
 _MAX_LAYERS = 8
 
 
@@ -21,7 +22,9 @@ def unwrap(text: str) -> str:
 
     A wrapper is stripped only if it holds the whole text, so r"\boxed{5} or \boxed{6}" stays as it is.
     """
-    text = _LATEX_SPACE.sub(" ", text.translate(_FULL_WIDTH).replace(r"\!", ""))
+    text = text.translate(_FULL_WIDTH).replace(r"\!", "")
+    if not _STRUCK.search(text):  # struck through, "~~5~~" stays no answer
+        text = _LATEX_SPACE.sub(" ", text)
     for _ in range(_MAX_LAYERS):
         inner = _without_outer_layer(text.strip())
         if inner == text:
