@@ -38,6 +38,7 @@ from care_jax import config as config_lib
 from care_jax.checkpoints.load import load_params
 from care_jax.inputs.processor import Processor
 from care_jax.models import QwenVL, load_model_config, params_from_dict
+from care_jax.models.vision import pixels
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Prompts, Rollouts
@@ -107,19 +108,21 @@ def hub_generate(model: Any, prompts: Prompts, sampling: Sampling) -> Callable[[
     """Makes the equivalent call of transformers: patches in reading order, exactly R new tokens."""
     import torch
 
-    unit = model.config.vision_config.spatial_merge_size**2
-    pixels, grids = [], []
-    for patches, vision_index in zip(prompts.patches, prompts.vision_index, strict=True):
+    vision = model.config.vision_config
+    unit, num_frames = vision.spatial_merge_size**2, vision.temporal_patch_size
+    values = pixels(prompts.patches, prompts.pixel_norm, patch_size=vision.patch_size, num_frames=num_frames)
+    ours, grids = [], []
+    for patches, vision_index in zip(np.asarray(values), prompts.vision_index, strict=True):
         in_order = patches.reshape(-1, unit, patches.shape[-1])[vision_index[vision_index >= 0]]
-        pixels.append(in_order.reshape(-1, patches.shape[-1]))
-        side = int(len(pixels[-1]) ** 0.5)  # square pictures
+        ours.append(in_order.reshape(-1, patches.shape[-1]))
+        side = int(len(ours[-1]) ** 0.5)  # square pictures
         grids.append([1, side, side])
     ids = torch.from_numpy(np.asarray(prompts.token_ids)).long()
     inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": (ids == model.config.image_token_id).int(),
-        "pixel_values": torch.from_numpy(np.concatenate(pixels)),
+        "pixel_values": torch.from_numpy(np.concatenate(ours)),
         "image_grid_thw": torch.tensor(grids),
     }
     drawing: dict[str, Any] = {"do_sample": False}

@@ -20,13 +20,13 @@ from absl import flags
 from etils import epath
 
 from care_jax import cli, step
-from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.inputs.responses import Trace, encode_trace
 from care_jax.method.loss import Denominators, LossOutput
 from care_jax.method.objectives import Objective
-from care_jax.parallel.sharding import ROWS, abstract_arrays, num_shards, place
+from care_jax.parallel.sharding import ROWS, abstract_arrays, place
 from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
 from care_jax.run import history, profile
 from care_jax.run.session import Session, open_session
@@ -83,8 +83,13 @@ class EncodeTraced:
         return None if trace is None or prompt is None else TracedExample(prompt, trace)
 
 
-def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, response_len: int) -> TrainBatch:
-    """Prompts and one branch each: the trace, with loss on its learned tokens (NumPy arrays)."""
+def trace_batch(
+    processor: Processor, examples: Sequence[TracedExample], *, response_len: int, sizes: BatchSizes | None = None
+) -> TrainBatch:
+    """Prompts and one branch each: the trace, with loss on its learned tokens (NumPy arrays).
+
+    `sizes` are those of the whole batch, if `examples` are a part of it.
+    """
     shape = (len(examples), 1, response_len)
     token_ids, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
     trace_len = np.zeros(shape[:2], np.int32)
@@ -95,7 +100,7 @@ def trace_batch(processor: Processor, examples: Sequence[TracedExample], *, resp
         trace_len[row, 0] = len(trace.token_ids)
     zeros = np.zeros(shape, np.float32)
     return TrainBatch(
-        prompts=collate(processor, [example.prompt for example in examples]),
+        prompts=collate(processor, [example.prompt for example in examples], sizes),
         token_ids=token_ids,
         response_len=trace_len,
         sampled_mask=loss_mask,
@@ -124,7 +129,7 @@ def make_stages(session: Session) -> CompiledStages:
         state=state,
         optimizer=session.optimizer,
     )
-    return CompiledStages(COLD_START, setup, processor.buckets)
+    return CompiledStages(COLD_START, setup, processor.buckets, session.share)
 
 
 def run(
@@ -174,16 +179,18 @@ def _step(session: Session, update: CompiledStages, speed: Speed) -> dict[str, f
     update.step = session.step + 1
     with session.supervisor.timer("data"):
         examples, length = next(session.data), session.config.rollout.response_len
-        batch = trace_batch(session.processor, examples, response_len=length)
-        sizes = StreamSizes.of(
+        own_sizes = BatchSizes.of([example.prompt for example in examples])
+        sizes = BatchSizes.join(session.share.exchange(own_sizes))
+        batch = trace_batch(session.processor, examples, response_len=length, sizes=sizes)
+        streams = StreamSizes.of(
             session.config,
-            num_prompts=len(examples),
+            num_prompts=session.config.train.prompts,
             num_rows=1,
             bucket=bucket_of(batch.prompts),
-            shards=num_shards(session.mesh),
+            shards=session.share.num_shards,
             parts=session.config.train.minibatches,
         )
-        packing = pack(sizes, PromptLengths.of(batch.prompts), batch.response_len)
+        packing = pack(streams, PromptLengths.of(batch.prompts), batch.response_len, session.share)
     with session.supervisor.timer("update"):
         values = {
             "state": session.state,
@@ -197,12 +204,12 @@ def _step(session: Session, update: CompiledStages, speed: Speed) -> dict[str, f
         scalars = {name: float(value) for name, value in metrics.items()}
     seconds = time.perf_counter() - started
     scalars |= session.supervisor.timer.take() | {"lr": session.last_lr, "time/step": seconds}
-    scalars["tokens_per_s/update"] = float(batch.response_len.sum()) / seconds
+    scalars["tokens_per_s/update"] = sum(session.share.exchange(float(batch.response_len.sum()))) / seconds
     scalars |= session.data.counts()
-    prompts = [example.prompt for example in examples]
-    scalars |= padding_shares(prompts, bucket_of(batch.prompts)) | memory()
-    scalars |= speed.update(PromptSizes.of(prompts), batch.response_len, scalars["time/update"])
-    scalars["padding/update_tokens"] = padding_share(packing, sizes)
+    scalars |= sizes.padding_shares(bucket_of(batch.prompts)) | memory()
+    prompts = PromptSizes.of([example.prompt for example in examples])
+    scalars |= speed.update(prompts, batch.response_len, scalars["time/update"], session.share)
+    scalars["padding/update_tokens"] = padding_share(packing, streams, session.share)
     session.writer.scalars(session.step, scalars)
     return scalars
 

@@ -9,7 +9,7 @@ Dimension key (a letter means the same thing everywhere in the project):
     W forced tokens of a branch   D hidden width               V vocabulary
     L layers                      H query heads                N key/value heads
     C channels of a head          I patches of a prompt        Q queries a key/value head (H = N * Q)
-    U merged patches (I / 4)      X grid cells of a patch      F values of a patch (channels * time * height * width)
+    U merged patches (I / 4)      X grid cells of a patch      F values of a patch (channels * frames * height * width)
     O axes of a position (2, 3)   Y rotary frequencies         Z what a row is compared with (a query's keys)
     E decoder layers that get deepstack features (Qwen3-VL)
 
@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import AbstractArray, Bool, Float, Float32, Int32
+from jaxtyping import AbstractArray, Bool, Float, Float32, Int32, UInt8
 
 Array = jax.Array | np.ndarray  # on the device, or its copy on the host
 
@@ -84,7 +84,10 @@ class Prompts:
     position_ids: Int32[Array, "B 3 P"]  # M-RoPE (time, height, width)
     next_position: Int32[Array, "B"]  # position of the first response token, the same on all three axes
     vision_index: Int32[Array, "B P"]  # row of the merged vision features, -1 at text tokens
-    patches: Float32[Array, "B I F"]
+    # Pixels as bytes; one frame where every picture of the batch is still, else all of a patch. The devices repeat the
+    # frame and normalise (models.vision.pixels).
+    patches: UInt8[Array, "B I F"]
+    pixel_norm: Float32[Array, "B 2 3"]  # mean and deviation of each channel, of pixels from 0 to 1
     patch_position_ids: Int32[Array, "B I 2"]  # (height, width)
     window_ids: Int32[Array, "B I"]  # attention segment in windowed blocks; 0 is padding
     image_ids: Int32[Array, "B I"]  # attention segment in full blocks (one per image or frame); 0 is padding

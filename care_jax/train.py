@@ -28,7 +28,7 @@ from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import reflect
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
-from care_jax.parallel.sharding import abstract_arrays, num_shards
+from care_jax.parallel.sharding import abstract_arrays
 from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
@@ -114,7 +114,7 @@ class Trainer:
 
     def __init__(self, session: Session):
         """Makes every stage that the config switches on; compiles nothing yet."""
-        config, processor = session.config, session.processor
+        config, processor, share = session.config, session.processor, session.share
         self.session, self.config = session, config
         self.objective = Objective.from_config(config.objective)
         self.services = Services(
@@ -124,7 +124,7 @@ class Trainer:
             verifier=session.verifier,
             token_bytes=TokenBytes(processor.tokenizer),
             next_examples=lambda: next(session.data),
-            shards=num_shards(session.mesh),
+            share=share,
         )
         state = abstract_arrays(session.state)
         setup = Setup(
@@ -142,17 +142,18 @@ class Trainer:
             state=state,
             optimizer=session.optimizer,
         )
-        self.stages = CompiledStages(step.STEP, setup, processor.buckets)
+        self.stages = CompiledStages(step.STEP, setup, processor.buckets, share)
         self.phases = self.stages.table.phases()
         if self.objective.dynamic_sampling:
             left = self.stages.table.given_anew() - {*REGROUPED}
             assert not left, f"_draw_mixed_groups does not put {', '.join(left)} together"
         self.speed, self.idle_seconds = Speed(config, session.mesh), 0.0  # in which the devices wait for the host
         # What is there before every step, beside the state.
-        no_reflection = zeros(Reflection, B=setup.num_prompts, R=config.rollout.response_len)
+        num_own = len(share.rows(setup.num_prompts))
+        no_reflection = zeros(Reflection, B=num_own, R=config.rollout.response_len)
         self.start_on_host = {"reflection": no_reflection}
         self.start = {
-            "unforced": session.put(jax.device_get(nothing_forced(setup.num_prompts, setup.num_rollouts))),
+            "unforced": session.put(jax.device_get(nothing_forced(num_own, setup.num_rollouts))),
             "reflection": session.put(no_reflection),
             "forbidden_mask": session.forbidden_mask,
         }
@@ -253,25 +254,28 @@ class Trainer:
         self, done: step_summary.Step, prompts: PromptSizes, figures: dict[str, float], seconds: float
     ) -> dict[str, float]:
         session, config, anchored = self.session, self.config, self.objective.anchored
-        times = session.supervisor.timer.take()
-        metrics = figures | step_summary.metrics(done, anchored=anchored) | times
+        times, share = session.supervisor.timer.take(), session.share
+        metrics = figures | step_summary.metrics(done, anchored=anchored, share=share) | times
         metrics |= {"lr": session.last_lr, "time/step": seconds} | session.data.counts()
         if "logprob_gap/mean" not in metrics:  # the sampler's scores are used, and the update is what they differ from
             metrics["logprob_gap/mean"] = metrics["abs_log_ratio"]
-        metrics["tokens_per_s/rollout"] = done.drawn.num_tokens / times["time/rollout"]
+        metrics["tokens_per_s/rollout"] = metrics["tokens/rollout"] / times["time/rollout"]
         if self.objective.dynamic_sampling:
             metrics["dynamic/draws"] = done.drawn.num_draws
-        metrics["tokens_per_s/update"] = float(done.batch.sampled_mask.sum()) / times["time/update"]
-        metrics |= self.speed.step(done, prompts, times) | memory()
+        num_updated = sum(share.exchange(float(done.batch.sampled_mask.sum())))
+        metrics["tokens_per_s/update"] = num_updated / times["time/update"]
+        metrics |= self.speed.step(done, prompts, times, share) | memory()
         session.writer.scalars(session.step, metrics)
         session.writer.events(session.step, step_summary.events(done, anchored=anchored))
         if session.step % config.train.samples_every == 0:
-            row = step_summary.most_telling(done)
-            cue = self.objective.reflect.cue
-            session.writer.samples(
-                session.step,
-                [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=self.services.token_bytes)],
+            cue, token_bytes = self.objective.reflect.cue, self.services.token_bytes
+            row = step_summary.most_interesting(done, share)
+            samples = (
+                []
+                if row is None
+                else [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=token_bytes)]
             )
+            session.writer.samples(session.step, samples)
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
             raise FloatingPointError(

@@ -43,8 +43,20 @@ def main() -> None:
     if index == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     stop.poll()
+    own = processes.HostShare((index,), 2)
+
+    def own_work(items: list[int]) -> list[list[int]]:
+        done.append(len(items))
+        return [[item, index] for item in items]
+
+    own_items = list(range((3, 300)[index]))
     found = {
         "index": index,
+        "own": own.run(own_work, own_items) == [[item, index] for item in own_items],
+        "own_rounds": [done.pop() for _ in range(3)][::-1],
+        "own_bad": refused(lambda: own.run(lambda items: no_data(1), [])),
+        "own_told": own.exchange(index),
+        "own_rows": own.rows(8),
         "lengths": [len(value) for value in processes.exchange("x" * (3, 200_000)[index])],
         "shared": processes.share(work, list(range(5))),
         "done_here": done[:],

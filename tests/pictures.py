@@ -10,6 +10,8 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.vision_utils import get_vision_window_index
 
+from care_jax.inputs.images import ImageSpec
+from care_jax.models.vision import pixels
 from care_jax.structs import Record
 
 
@@ -37,6 +39,12 @@ def question(prompt: str, *encoded: bytes, **fields) -> Record:
         prompt=prompt,
         images=encoded,
     )
+
+
+def normalised(patches: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """The values that the devices make of patches [I, F] of bytes."""
+    norm = np.array([[spec.mean, spec.std]], np.float32)
+    return np.asarray(pixels(patches[None], norm, patch_size=spec.patch_size, num_frames=spec.temporal_patch_size)[0])
 
 
 def frames_of(num_frames: int, height: int, width: int) -> list[Image.Image]:

@@ -21,6 +21,7 @@ from configs import demo
 from convert import hf_to_jax, jax_to_hf
 from tests.end_to_end import apply, small, write_squares
 from tests.families import FAMILIES, make_folder, random_oracle
+from tests.pictures import normalised
 
 
 @pytest.mark.usefixtures("cached")
@@ -59,7 +60,8 @@ def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_p
     assert example is not None
     rows = example.vision_index[example.vision_index >= 0]
     unit = load_model_config(hub).vision.merge_unit
-    pixels = example.patches.reshape(-1, unit, example.patches.shape[-1])[rows]
+    patches = normalised(example.patches, processor.image_spec)
+    pixels = patches.reshape(-1, unit, patches.shape[-1])[rows]
     ids = torch.from_numpy(example.token_ids)[None].long()
     side = int(np.sqrt(len(example.patches)))
     answer = model.generate(

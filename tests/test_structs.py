@@ -33,7 +33,7 @@ def test_zeros_are_numpy_arrays_of_every_dtype():
 def test_a_struct_inside_a_struct_shares_the_dimensions():
     """Catches nested prompts that are left out, or whose dimensions count as unknown."""
     made = abstract(TrainBatch, S=5, R=9, **PROMPT_DIMS)
-    assert made.prompts.patches == jax.ShapeDtypeStruct((2, 8, 6), np.float32)
+    assert made.prompts.patches == jax.ShapeDtypeStruct((2, 8, 6), np.uint8)
     assert made.prompts.position_ids == jax.ShapeDtypeStruct((2, 3, 7), np.int32)
     assert made.token_weights == jax.ShapeDtypeStruct((2, 5, 9), np.float32)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
-import grain
 import ml_collections
 from absl import logging
 
@@ -18,25 +16,11 @@ from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa.questions import Difficulty
 from care_jax.data.own_data import listing, read_jsonl
+from care_jax.data.train_stream import Example, LostRecords, RecordSource, TrainStream
 from care_jax.errors import BadRowError, InputError
 from care_jax.options import DATA_FORMATS, choose_one
 from care_jax.rewards.verifiers import require_allowed
 from care_jax.structs import Record
-
-NUM_THREADS = 4  # threads that encode ahead, a process
-_FEW_LOST, _MOST_LOST = 8, 0.05  # records of a source, share of it, that may become unreadable while a run goes on
-
-Example = TypeVar("Example")
-
-
-class RecordSource(Protocol):
-    """Random access to records."""
-
-    def __len__(self) -> int:
-        """Returns the number of records."""
-
-    def __getitem__(self, index: int, /) -> Record:
-        """Reads a record."""
 
 
 class DataSource(RecordSource, Protocol):
@@ -96,42 +80,15 @@ class DropCounter(Generic[Example]):
                 self._dropped_ids.add(record.id)
         return example
 
+    def add(self, record_ids: Iterable[str]) -> None:
+        """Counts records that another process dropped."""
+        with self._lock:
+            self._dropped_ids.update(record_ids)
+
     @property
     def num_dropped(self) -> int:
         """The number of different records dropped so far."""
         return len(self._dropped_ids)
-
-
-class LostRecords:
-    """Counts the records that could be read when a run started and cannot be any more. Thread-safe.
-
-    A warning names each of the first ones. More than 8 of a source, and more than 5 % of it, end the run. One alone
-    does if `is_alone` is False: the processes of a run read the same stream, and would draw different batches.
-    """
-
-    def __init__(self, *, is_alone: bool = True) -> None:
-        """Starts without any; `is_alone` says that no other process reads the stream."""
-        self._is_alone = is_alone
-        self._lock = threading.Lock()
-        self._lost: dict[int, set[int]] = {}  # id of a source -> indices
-
-    def add(self, source: RecordSource, index: int, error: BadRowError | OSError) -> None:
-        """Counts one record.
-
-        Raises:
-            OSError: too many are lost.
-        """
-        with self._lock:
-            lost = self._lost.setdefault(id(source), set())
-            if index not in lost and len(lost) < _FEW_LOST:
-                logging.warning("%r: a record is left out, which can no longer be read: %s", source, error)
-            lost.add(index)
-            if len(lost) > max(_FEW_LOST, _MOST_LOST * len(source)) * self._is_alone:
-                raise OSError(f"{len(lost)} records of {source!r} can no longer be read; the last: {error}")
-
-    def __len__(self) -> int:
-        """Returns the number of different records lost so far."""
-        return sum(map(len, self._lost.values()))
 
 
 def open_source(config: ml_collections.ConfigDict, split: str) -> DataSource:
@@ -194,51 +151,35 @@ def make_train_iterator(
     *,
     batch_size: int,
     seed: int,
+    rows: Sequence[int] | None = None,
     lost: LostRecords | None = None,
-) -> grain.DatasetIterator[list[Example]]:
+) -> TrainStream[Example]:
     """Makes an endless stream of batches, shuffled anew each epoch.
 
     The parts of a Mixture have epochs of their own and take turns by weight: among any n records drawn, each part has
     its share of n, to within one record for each part. (Records that `encode` drops count as drawn.)
 
-    Every process of a run reads the whole stream and takes its rows of each batch, so batches do not depend on the
-    number of processes. `get_state` and `set_state` resume with exactly the batch that would have come next, as do
-    grain.checkpoint.CheckpointSave and CheckpointRestore. Records that `encode` drops or that cannot be read are
-    skipped.
-
     Args:
         source: the records.
         encode: record -> example, or None to drop it; called from several threads.
-        batch_size: examples of a batch.
+        batch_size: examples of a batch, over all processes.
         seed: determines the order.
+        rows: the rows of each batch that this process reads; None: all.
         lost: counts the records that cannot be read.
 
     Returns:
-        Iterator over lists of `batch_size` examples.
+        Iterator over lists of the examples in `rows`.
 
     Raises:
         InputError: the source is too small for a batch; from the iterator, when the encoder dropped so many records
             that it is.
         OSError: from the iterator, when too many records can no longer be read.
     """
-    lost = LostRecords() if lost is None else lost
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: must be at least 1")
     parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
-    total = sum(weight for _, weight in parts)
-    streams = []
-    for number, (part, weight) in enumerate(parts):
-        needed = math.ceil(batch_size * weight / total)
-        shuffled = grain.MapDataset.range(len(part)).seed(seed + number).shuffle()
-        epochs = shuffled.repeat(reseed_each_epoch=True)
-        streams.append(epochs.map(_example_or_refuse(part, encode, needed, lost)))
-    mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [weight for _, weight in parts])
-    examples = mixed.to_iter_dataset(  # grain skips None
-        grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(batch_size, NUM_THREADS))
-    )
-    batches = examples.batch(batch_size, drop_remainder=True, batch_fn=list)
-    # A separate thread assembles the batches; in the training loop's thread they would wait for the encoders' GIL.
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+    lost = LostRecords() if lost is None else lost
+    return TrainStream(parts, encode, batch_size=batch_size, seed=seed, rows=rows, lost=lost)
 
 
 def _reader(
@@ -254,34 +195,6 @@ def _reader(
             return None
 
     return example
-
-
-def _example_or_refuse(
-    source: RecordSource, encode: Callable[[Record], Example | None], needed: int, lost: LostRecords
-) -> Callable[[int], Example | None]:
-    """Makes a function as `_reader` does that raises once fewer records are left than the `needed` ones of a step."""
-    spare = len(source) - needed
-    wanted = f"a step needs {needed} different examples, more than the "
-    if spare < 0:
-        raise InputError(wanted + f"{len(source)} records in {source!r}; lower the batch size")
-    dropped: set[int] = set()
-    read = _reader(source, encode, lost)
-
-    def example_or_refuse(index: int) -> Example | None:
-        example = read(index)
-        if example is None:
-            dropped.add(index)
-            if len(dropped) > spare:
-                message = wanted + f"usable ones in {source!r}: "
-                if len(lost):
-                    raise OSError(message + f"{len(lost)} can no longer be read, {len(dropped)} are left out in all")
-                raise InputError(
-                    message + f"the encoder dropped {len(dropped)} of {len(source)}; lower the batch size or raise the "
-                    "length limits"
-                )
-        return example
-
-    return example_or_refuse
 
 
 def make_eval_batches(

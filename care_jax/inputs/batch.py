@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from care_jax.errors import InputError
+from care_jax.inputs.images import with_frames
 from care_jax.structs import Prompts, Record
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Example:
     position_ids: npt.NDArray[np.int32]  # [3, P] (time, height, width)
     next_position: int  # of the first response token
     vision_index: npt.NDArray[np.int32]  # [P] row of the merged features, -1 at text
-    patches: npt.NDArray[np.float32]  # [I, F]
+    patches: npt.NDArray[np.uint8]  # [I, F]; one frame a patch unless the record has a video
     patch_position_ids: npt.NDArray[np.int32]  # [I, 2] (height, width)
     window_ids: npt.NDArray[np.int32]  # [I] from 1
     image_ids: npt.NDArray[np.int32]  # [I] from 1, one an image or frame
@@ -33,12 +34,44 @@ class Example:
     grid_weights: npt.NDArray[np.float32]  # [I, 4 or 0]
 
 
-def collate(processor: Processor, examples: Sequence[Example]) -> Prompts:
-    """Pads examples on the right to the smallest prompt bucket and patch bucket that hold them all.
+class BatchSizes(NamedTuple):
+    """The sizes of the prompts of a batch, without padding."""
+
+    most_tokens: int  # of a prompt
+    most_patches: int
+    num_tokens: int  # of all prompts
+    num_patches: int
+    num_prompts: int
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> BatchSizes:
+        """The sizes of some of the batch's prompts, or all."""
+        tokens = [len(example.token_ids) for example in examples]
+        patches = [len(example.patches) for example in examples]
+        return cls(max(tokens), max(patches), sum(tokens), sum(patches), len(examples))
+
+    @classmethod
+    def join(cls, parts: Sequence[Sequence[int]]) -> BatchSizes:
+        """The sizes of a batch whose parts have these sizes."""
+        most_tokens, most_patches, num_tokens, num_patches, num_prompts = zip(*parts, strict=True)
+        return cls(max(most_tokens), max(most_patches), sum(num_tokens), sum(num_patches), sum(num_prompts))
+
+    def padding_shares(self, bucket: tuple[int, int]) -> dict[str, float]:
+        """Computes the shares of padding among the prompt tokens and patches in a bucket, as metrics."""
+        tokens, patches = (size * self.num_prompts for size in bucket)
+        return {
+            "padding/prompt_tokens": 1 - self.num_tokens / tokens,
+            "padding/patches": 1 - self.num_patches / patches,
+        }
+
+
+def collate(processor: Processor, examples: Sequence[Example], sizes: BatchSizes | None = None) -> Prompts:
+    """Pads examples on the right to the smallest prompt bucket and patch bucket that hold the whole batch.
 
     Args:
         processor: has the buckets and the padding token.
-        examples: B prompts.
+        examples: B prompts, or this process's part of them.
+        sizes: of the whole batch; None: of `examples`.
 
     Returns:
         Prompts of NumPy arrays.
@@ -46,32 +79,27 @@ def collate(processor: Processor, examples: Sequence[Example]) -> Prompts:
     Raises:
         InputError: an example is larger than the largest bucket.
     """
+    sizes = BatchSizes.of(examples) if sizes is None else sizes
     prompt_len = np.array([len(example.token_ids) for example in examples], np.int32)
-    patch_len = max(len(example.patches) for example in examples)
-    size = _bucket(int(prompt_len.max()), processor.prompt_buckets, "tokens", "data.prompt_buckets")
-    room = _bucket(patch_len, processor.patch_buckets, "patches", "data.patch_buckets")
+    size = _bucket(sizes.most_tokens, processor.prompt_buckets, "tokens", "data.prompt_buckets")
+    spec = processor.image_spec
+    values = max(example.patches.shape[1] for example in examples)
+    norm = np.stack([np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)])
+    room = _bucket(sizes.most_patches, processor.patch_buckets, "patches", "data.patch_buckets")
     return Prompts(
         token_ids=_pad([e.token_ids for e in examples], size, processor.pad_token_id),
         prompt_len=prompt_len,
         position_ids=_pad([e.position_ids.T for e in examples], size, 0).transpose(0, 2, 1).copy(),
         next_position=np.array([e.next_position for e in examples], np.int32),
         vision_index=_pad([e.vision_index for e in examples], size, -1),
-        patches=_pad([e.patches for e in examples], room, 0),
+        patches=_pad([with_frames(e.patches, values, spec) for e in examples], room, 0),
+        pixel_norm=np.repeat(norm[None], len(examples), axis=0),
         patch_position_ids=_pad([e.patch_position_ids for e in examples], room, 0),
         window_ids=_pad([e.window_ids for e in examples], room, 0),
         image_ids=_pad([e.image_ids for e in examples], room, 0),
         grid_index=_pad([e.grid_index for e in examples], room, 0),
         grid_weights=_pad([e.grid_weights for e in examples], room, 0),
     )
-
-
-def padding_shares(examples: Sequence[Example], bucket: tuple[int, int]) -> dict[str, float]:
-    """Computes the shares of padding among the prompt tokens and patches of a batch in a bucket, as metrics."""
-    tokens, patches = (size * len(examples) for size in bucket)
-    return {
-        "padding/prompt_tokens": 1 - sum(len(example.token_ids) for example in examples) / tokens,
-        "padding/patches": 1 - sum(len(example.patches) for example in examples) / patches,
-    }
 
 
 def _bucket(needed: int, buckets: tuple[int, ...], unit: str, name: str) -> int:

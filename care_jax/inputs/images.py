@@ -1,13 +1,12 @@
 """Pixels to patches on the host: decoding images, resizing them, and cutting them into patches.
 
-A still image has one frame, which is repeated to fill a patch in time; a video with an odd number of frames repeats
-the last one.
+A still image has one frame, which the devices repeat to fill a patch in time; a video with an odd number of frames
+repeats the last one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import math
 from collections.abc import Sequence
@@ -58,9 +57,9 @@ class ImageSpec:
         return self.patch_size * self.layout.merge
 
     @property
-    def patch_values(self) -> int:
-        """F, values of one patch."""
-        return len(self.mean) * self.temporal_patch_size * self.patch_size**2
+    def frame_values(self) -> int:
+        """Values of one frame of a patch."""
+        return len(self.mean) * self.patch_size**2
 
     @property
     def grid_cells(self) -> int:
@@ -161,34 +160,38 @@ def image_grid(height: int, width: int, spec: ImageSpec, max_pixels: int) -> Gri
     return 1, new_height // spec.patch_size, new_width // spec.patch_size
 
 
-def patchify(frames: Sequence[Image.Image], grid: GridTHW, spec: ImageSpec) -> npt.NDArray[np.float32]:
-    """Resizes RGB frames to their grid, normalises them and cuts them into patches, frame by frame in window order.
+def patchify(frames: Sequence[Image.Image], grid: GridTHW, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Resizes RGB frames to their grid and cuts them into patches, frame by frame in window order.
 
     Pillow resizes the frames of a video too; transformers' video processors use torchvision for that.
 
     Args:
         frames: one image, or the frames of a video.
         grid: their size in patches.
-        spec: how to resize and normalise.
+        spec: how to resize.
 
     Returns:
-        [I, F] float32; the values of a patch are (channel, time, height, width). They equal those of transformers'
-        `Qwen2VLImageProcessorPil` bit for bit, after the window permutation of its vision model.
+        [I, F] bytes; the values of a patch are (channel, frame, height, width), with one frame if only one is given.
+        Normalised on the devices they are those of transformers' `Qwen2VLImageProcessorPil` after the window
+        permutation of its vision model.
     """
     times, grid_h, grid_w = grid
     order = patch_tables((1, grid_h, grid_w), spec.layout).order
-    table = _pixel_table(spec.mean, spec.std)
-    span, channels, values = spec.temporal_patch_size, len(spec.mean), spec.patch_size**2
-    num_patches = grid_h * grid_w
-    patches = np.empty((times * num_patches, channels, span, values), np.float32)
+    span = spec.temporal_patch_size if len(frames) > 1 else 1
+    patches = []
     for time in range(times):
-        here = frames[time * span : (time + 1) * span]
-        cut = [_cut(frame, grid_h, grid_w, spec)[order].reshape(-1, channels, values) for frame in here]
-        cut += cut[-1:] * (span - len(cut)) if len(cut) > 1 else []
-        bytes_ = cut[0][:, :, None] if len(cut) == 1 else np.stack(cut, axis=2)  # one frame fills the span
-        for channel in range(channels):
-            patches[time * num_patches : (time + 1) * num_patches, channel] = table[channel][bytes_[:, channel]]
-    return patches.reshape(len(patches), -1)
+        cut = [_cut(frame, grid_h, grid_w, spec)[order] for frame in frames[time * span : (time + 1) * span]]
+        cut += cut[-1:] * (span - len(cut))
+        patches.append(np.stack(cut, axis=3).reshape(grid_h * grid_w, -1))
+    return np.concatenate(patches)
+
+
+def with_frames(patches: npt.NDArray[np.uint8], values: int, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Repeats the only frame of each patch, [I, F] -> [I, values], unless it has all of its frames already."""
+    if patches.shape[1] == values:
+        return patches
+    frame = patches.reshape(len(patches), len(spec.mean), 1, spec.patch_size**2)
+    return frame.repeat(values // spec.frame_values, axis=2).reshape(len(patches), values)
 
 
 def _cut(image: Image.Image, grid_h: int, grid_w: int, spec: ImageSpec) -> npt.NDArray[np.uint8]:
@@ -197,13 +200,3 @@ def _cut(image: Image.Image, grid_h: int, grid_w: int, spec: ImageSpec) -> npt.N
     pixels = np.asarray(image.resize((grid_w * size, grid_h * size), Image.Resampling.BICUBIC))
     blocks = pixels.reshape(grid_h // merge, merge, size, grid_w // merge, merge, size, channels)
     return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, merge * merge, channels, size * size)
-
-
-@functools.lru_cache(maxsize=8)
-def _pixel_table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """Returns [C, 256], the normalised value of each byte.
-
-    The product is in float64 and the rest in float32, as in transformers.
-    """
-    scaled = (np.arange(256, dtype=np.float64) * RESCALE_FACTOR).astype(np.float32)
-    return (scaled - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]

@@ -50,7 +50,7 @@ def count_tokens(grids: Sequence[GridTHW], merge: int) -> int:
     return sum(t * (h // merge) * (w // merge) for t, h, w in grids)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)  # a table has up to 0.2 MB
 def patch_tables(grid: GridTHW, layout: PatchLayout) -> PatchTables:
     """Computes the tables of a grid.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import ml_collections
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images, media
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _VIDEO_TEXT = ("vision_start_token_id", "video_token_id", "vision_end_token_id")
+
+
+# Of text, more than most; and the words of a beginning that its end may change: an added token has fewer characters.
+_CHARACTERS_OF_A_TOKEN, _WORDS_BEFORE_THE_END = 6, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,29 @@ class Processor:
         """Encodes a text; special tokens spelled in it stay plain characters."""
         return self.text_tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes texts, in parallel; special tokens spelled in them stay plain characters."""
+        return [encoded.ids for encoded in self.text_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_beginnings(self, texts: Sequence[str], num_tokens: int) -> list[list[int]]:
+        """Encodes texts as `encode_texts`, of each the first `num_tokens` tokens, and little of what lies behind them.
+
+        Tokens depend on a text only as far as the word that they lie in, and a little beyond. So those of a text's
+        beginning are those of the text, as far as many words lie between them and its end.
+        """
+        cut = self.text_tokenizer.encode_batch(
+            [text[: num_tokens * _CHARACTERS_OF_A_TOKEN] for text in texts], add_special_tokens=False
+        )
+        uncertain = [
+            number
+            for number, (text, encoded) in enumerate(zip(texts, cut, strict=True))
+            if len(text) > num_tokens * _CHARACTERS_OF_A_TOKEN and not _is_certain(encoded, num_tokens)
+        ]
+        ids = [encoded.ids[:num_tokens] for encoded in cut]
+        for number, whole in zip(uncertain, self.encode_texts([texts[n] for n in uncertain]), strict=True):
+            ids[number] = whole[:num_tokens]
+        return ids
+
     def refuse_special_texts(self, record: Record, field: str, text: str | None) -> None:
         """Raises BadRowError if a text of a record spells a special token."""
         found = [mark for mark in self.special_texts if text is not None and mark in text]
@@ -78,6 +105,15 @@ class Processor:
                 f"record {shown(record.id)} spells {', '.join(found)} in its {field}, which would become control "
                 "tokens; remove it from the data"
             )
+
+
+def _is_certain(beginning: Encoding, num_tokens: int) -> bool:
+    """True if the first tokens of a text's beginning are those of the text."""
+    words = beginning.word_ids
+    if not 0 < num_tokens <= len(words):
+        return False
+    kept, last = words[num_tokens - 1], words[-1]
+    return kept is not None and last is not None and kept + _WORDS_BEFORE_THE_END <= last
 
 
 def load_processor(

@@ -58,6 +58,7 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
     vision_index = np.full(len(token_ids), -1, np.int32)
     vision_index[is_vision] = _join_ids([table.vision_index for table in tables], tokens)
     patches = [images.patchify(item.frames, grid, spec) for item, grid in pairs]
+    values = max([spec.frame_values, *(part.shape[1] for part in patches)])
     windows = [int(table.window_ids[-1]) for table in tables]
     return Example(
         record=record,
@@ -65,7 +66,7 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
         position_ids=position_ids,
         next_position=int(position_ids.max()) + 1,
         vision_index=vision_index,
-        patches=_join(patches, (spec.patch_values,), np.float32),
+        patches=_join([images.with_frames(part, values, spec) for part in patches], (values,), np.uint8),
         patch_position_ids=_join([table.patch_position_ids for table in tables], (2,), np.int32),
         window_ids=_join_ids([table.window_ids for table in tables], windows),
         image_ids=_join_ids([table.frame_ids for table in tables], [t for t, _, _ in run_grids]),

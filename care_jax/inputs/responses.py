@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ def encode_trace(processor: Processor, record: Record, *, cue: str, response_len
     """Encodes the response that the cold start learns: <think>[draft cue] rationale</think>, the answer, a stop.
 
     Draft and cue are read, not learned: their `loss_mask` is False. They are tokenised apart from the rest, as in
-    `encode_repair`, so that training and reflection see the same tokens.
+    `encode_repairs`, so that training and reflection see the same tokens.
 
     Args:
         processor: has the tokenizer and the response format.
@@ -66,24 +67,27 @@ def encode_trace(processor: Processor, record: Record, *, cue: str, response_len
     return Trace(np.array([*token_ids, processor.stop_ids[0]], np.int32), np.array([*loss_mask, True], np.bool_))
 
 
-def encode_repair(processor: Processor, rationale: str, *, cue: str, max_rationale_len: int) -> list[int]:
-    """Encodes the forced opening of a reflection: <think>, the start of the failed rationale, and the cue.
+def encode_repairs(
+    processor: Processor, rationales: Sequence[str], *, cue: str, max_rationale_len: int
+) -> list[list[int]]:
+    """Encodes the forced openings of reflections: <think>, the start of the failed rationale, and the cue.
 
     Special tokens spelled in the text stay plain characters.
 
     Args:
         processor: has the tokenizer.
-        rationale: the text of the failed rationale, without its tag.
-        cue: the text that starts the repair.
-        max_rationale_len: tokens of the rationale to keep.
+        rationales: the texts of the failed rationales, without their tags.
+        cue: the text that starts a repair.
+        max_rationale_len: tokens of a rationale to keep.
 
     Returns:
-        Token ids.
+        Token ids of each.
     """
-    opening = processor.encode_text(OPENING + rationale)
-    return opening[: len(processor.encode_text(OPENING)) + max_rationale_len] + processor.encode_text(cue)
+    kept, cue_ids = len(processor.encode_text(OPENING)) + max_rationale_len, processor.encode_text(cue)
+    openings = processor.encode_beginnings([OPENING + rationale for rationale in rationales], kept)
+    return [opening + cue_ids for opening in openings]
 
 
-def encode_rewrite(processor: Processor, response: str) -> list[int]:
-    """Encodes a whole response, tags included, and the stop token that ends it."""
-    return [*processor.encode_text(response), processor.stop_ids[0]]
+def encode_rewrites(processor: Processor, responses: Sequence[str]) -> list[list[int]]:
+    """Encodes whole responses, tags included, each with the stop token that ends it."""
+    return [[*ids, processor.stop_ids[0]] for ids in processor.encode_texts(responses)]

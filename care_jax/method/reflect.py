@@ -18,7 +18,7 @@ import numpy as np
 
 from care_jax.errors import InputError
 from care_jax.inputs.processor import Processor
-from care_jax.inputs.responses import encode_repair, encode_rewrite
+from care_jax.inputs.responses import encode_repairs, encode_rewrites
 from care_jax.method.objectives import Objective, keeps_forced
 from care_jax.method.train_batch import REFLECTED_SLOT
 from care_jax.rewards.response_format import CLOSING, OPENING, ResponseFormat
@@ -29,7 +29,8 @@ from care_jax.structs import Forced, Outcome, Rollouts, Subgroup
 def forced_width(processor: Processor, objective: Objective) -> int:
     """W, tokens of the longest forced prefix: the tag, the kept rationale and the cue."""
     reflect = objective.reflect
-    return len(encode_repair(processor, "", cue=reflect.cue, max_rationale_len=0)) + reflect.max_rationale_len
+    (shortest,) = encode_repairs(processor, [""], cue=reflect.cue, max_rationale_len=0)
+    return len(shortest) + reflect.max_rationale_len
 
 
 def require_room(processor: Processor, objective: Objective, *, response_len: int) -> None:
@@ -87,14 +88,15 @@ def force_prefixes(
     forced_len = np.zeros((batch, 1), np.int32)
     active = (subgroup.outcome == Outcome.MIXED)[:, None] & subgroup.valid[:, REFLECTED_SLOT, None]
     if objective.reflect.source == "rationale":
-        for b in np.flatnonzero(active).tolist():
-            text = texts[b][int(subgroup.index[b, REFLECTED_SLOT])]
-            ids = encode_repair(
-                processor,
-                failed_rationale(text, processor.response_format),
-                cue=objective.reflect.cue,
-                max_rationale_len=objective.reflect.max_rationale_len,
-            )
+        groups = np.flatnonzero(active).tolist()
+        failed = [texts[b][int(subgroup.index[b, REFLECTED_SLOT])] for b in groups]
+        repairs = encode_repairs(
+            processor,
+            [failed_rationale(text, processor.response_format) for text in failed],
+            cue=objective.reflect.cue,
+            max_rationale_len=objective.reflect.max_rationale_len,
+        )
+        for b, ids in zip(groups, repairs, strict=True):
             token_ids[b, 0, : len(ids)] = ids
             forced_len[b, 0] = len(ids)
     return Forced(token_ids=token_ids, forced_len=forced_len, active=active)
@@ -122,9 +124,10 @@ def rewrite(processor: Processor, objective: Objective, *, token_bytes: TokenByt
     finished = repaired.finished.copy()
     token_ids = np.zeros_like(repaired.token_ids)
     response_len = np.zeros_like(repaired.response_len)
-    for b in np.flatnonzero(repaired.sampled_mask.any(axis=(1, 2))):
-        sampled = repaired.token_ids[b, 0][repaired.sampled_mask[b, 0]]
-        ids = encode_rewrite(processor, OPENING + token_bytes.text(sampled.tolist()))
+    tried = np.flatnonzero(repaired.sampled_mask.any(axis=(1, 2))).tolist()
+    sampled = [repaired.token_ids[b, 0][repaired.sampled_mask[b, 0]].tolist() for b in tried]
+    responses = encode_rewrites(processor, [OPENING + token_bytes.text(ids) for ids in sampled])
+    for b, ids in zip(tried, responses, strict=True):
         ids = ids if finished[b, 0] else ids[:-1]
         finished[b, 0] &= len(ids) <= token_ids.shape[-1]
         ids = ids[: token_ids.shape[-1]]

@@ -116,9 +116,14 @@ class VisionConfig:
         return self.spatial_merge_size**2
 
     @property
+    def frame_values(self) -> int:
+        """Values of one frame of a patch."""
+        return self.in_channels * self.patch_size**2
+
+    @property
     def patch_values(self) -> int:
-        """F, values of one flattened patch."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+        """Values of one flattened patch with all its frames."""
+        return self.frame_values * self.temporal_patch_size
 
     @property
     def grid_side(self) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import einops
+import jax
 import jax.numpy as jnp
 from flax import nnx, struct
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int32, UInt8
 
 from care_jax.models.layers import Linear, residual_init_scale, rotate
 from care_jax.models.model_config import VisionConfig
@@ -33,8 +34,8 @@ class PatchEmbed(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, patches: Float[Array, "B I F"]) -> Float[Array, "B I width"]:
-        """Embeds patches."""
+    def __call__(self, patches: Float[Array, "B I values"]) -> Float[Array, "B I width"]:
+        """Embeds patches, whose values are (channel, frame, height, width)."""
         return self.proj(patches)
 
 
@@ -65,24 +66,72 @@ class VisionAttention(nnx.Module):
 class PatchTables:
     """The tables of Prompts with a row per patch: `part` counts those on this device."""
 
-    patches: Float[Array, "B part F"]
+    patches: Float32[Array, "B part values"]  # normalised pixels of all frames
     position_ids: Int32[Array, "B part 2"]
     grid_index: Int32[Array, "B part X"]
     grid_weights: Float32[Array, "B part X"]
 
 
-def own_patches(prompts: Prompts) -> PatchTables:
+def own_patches(prompts: Prompts, config: VisionConfig) -> PatchTables:
     """This device's part of the prompts' patches.
 
     The tower is divided over tensor by its patches: its parameters stay whole, and only attention needs the patches of
     other devices, for a part of the heads (arXiv 2309.14509).
     """
     return PatchTables(
-        patches=own_part(prompts.patches, axis=1),
+        patches=pixels(
+            own_part(prompts.patches, axis=1),
+            prompts.pixel_norm,
+            patch_size=config.patch_size,
+            num_frames=config.temporal_patch_size,
+        ),
         position_ids=own_part(prompts.patch_position_ids, axis=1),
         grid_index=own_part(prompts.grid_index, axis=1),
         grid_weights=own_part(prompts.grid_weights, axis=1),
     )
+
+
+def pixels(
+    patches: UInt8[Array, "B I F"], norm: Float32[Array, "B 2 3"], *, patch_size: int, num_frames: int
+) -> Float32[Array, "B I values"]:
+    """Normalises bytes and repeats a still picture's only frame.
+
+    The values are bit for bit those of transformers' Qwen2VLImageProcessorPil, (byte / 255 - mean) / deviation.
+
+    Args:
+        patches: bytes, as in Prompts.
+        norm: mean and deviation of each channel.
+        patch_size: pixels a side.
+        num_frames: frames of a patch.
+
+    Returns:
+        The values of each patch (channel, frame, height, width).
+    """
+    bytes_ = einops.rearrange(jnp.asarray(patches), "b i (c t v) -> b i c t v", c=norm.shape[-1], v=patch_size**2)
+    mean, deviation = (jnp.asarray(norm)[:, i, None, :, None, None] for i in range(2))
+    values = _divide(_divide(bytes_.astype(jnp.float32), jnp.float32(255)) - mean, deviation)
+    values = jnp.broadcast_to(values, (*values.shape[:3], num_frames, patch_size**2))
+    return einops.rearrange(values, "b i c t v -> b i (c t v)")
+
+
+def _divide(x: Float32[Array, "..."], y: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """The quotient rounded to the nearest float32, as IEEE 754 wants it and as no compiler for accelerators promises.
+
+    An estimate is corrected by its remainder, which products of 12-bit halves give without rounding (Dekker 1971).
+    Products and sums alone have to be rounded right, and may be fused.
+    """
+    reciprocal = 1 / y
+    estimate = x * reciprocal
+    high, y_high = _high(estimate), _high(y)
+    low, y_low = estimate - high, y - y_high
+    remainder = ((x - high * y_high) - high * y_low - low * y_high) - low * y_low
+    return estimate + remainder * reciprocal
+
+
+def _high(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """The number without the lower 12 of its 24 bits."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def rotary_tables(

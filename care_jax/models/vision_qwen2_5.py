@@ -86,7 +86,7 @@ class VisionTower(nnx.Module):
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
         """Features in window order; rows of padding are finite and unread."""
-        own = own_patches(prompts)
+        own = own_patches(prompts, self.config)
         cos, sin = rotary_tables(own.position_ids, self.config)
         is_full = jnp.isin(jnp.arange(self.config.depth), jnp.asarray(self.config.fullatt_block_indexes))
 

@@ -126,7 +126,7 @@ class VisionTower(nnx.Module):
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
         """Features in the patches' order; rows of padding are finite and unread."""
-        own = own_patches(prompts)
+        own = own_patches(prompts, self.config)
         cos, sin = rotary_tables(own.position_ids, self.config)
         tapped = jnp.asarray(self.config.deepstack_visual_indexes, jnp.int32)
 

@@ -1,13 +1,15 @@
 """Several processes of one run: how they find each other, and how all of them take the same decisions.
 
-The programs on the devices are the same everywhere, and the host code around them runs on every process with the same
-data. If only one process knows something (a signal, a verdict, a file), it is exchanged before anything is decided from
-it, so all take the same steps; only the first writes.
+The programs on the devices are the same everywhere, and the host code around them runs on every process with the rows
+of its own devices (`HostShare`), or where groups change places with all of them. If only one process knows something (a
+signal, a verdict, a file), it is exchanged before anything is decided from it, so all take the same steps; only the
+first writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -16,7 +18,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -222,6 +224,76 @@ def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
         parts = exchange(together(functools.partial(work, some[index::count])))
         results += [parts[place % count][place // count] for place in range(len(some))]
     return results
+
+
+def in_rounds(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
+    """Runs `work(items)` on each process, whose items are its own, and returns its own results.
+
+    They meet after every few items, as in `share`; if `work` raises InputError on one, all raise it.
+    """
+    if is_alone():
+        return list(work(items))
+    results: list[U] = []
+    while True:
+        some = items[len(results) :][:_SHARED_AT_ONCE]
+        results += together(functools.partial(work, some))
+        if not any(exchange(len(items) - len(results))):
+            return results
+
+
+@dataclasses.dataclass(frozen=True)
+class HostShare:
+    """The shards of a batch whose rows a process has on its host: those of its own devices, or all.
+
+    A shard is the part of a batch on one device, or on those that `tensor` divides its heads among.
+    """
+
+    shards: tuple[int, ...] = (0,)  # ascending
+    num_shards: int = 1  # of the batch
+
+    @classmethod
+    def of_process(cls, process: int, holders: Sequence[Collection[int]]) -> HostShare:
+        """The share of a process, of shards that lie on devices of these processes each.
+
+        If one lies on those of several, all processes have all: two that judge the same row may differ.
+        """
+        is_apart = all(len(processes) == 1 for processes in holders)
+        return cls(tuple(n for n, some in enumerate(holders) if process in some or not is_apart), len(holders))
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the process has all rows, as then all processes do."""
+        return len(self.shards) == self.num_shards
+
+    def rows(self, num_rows: int) -> list[int]:
+        """The process's rows of a batch that has `num_rows` over all processes."""
+        size = num_rows // self.num_shards
+        return [row for shard in self.shards for row in range(shard * size, (shard + 1) * size)]
+
+    def rows_of(self, num_own: int) -> list[int]:
+        """The rows of a batch of which the process has `num_own`."""
+        return self.rows(num_own // len(self.shards) * self.num_shards)
+
+    def exchange(self, value: T) -> list[T]:
+        """What all processes know of their rows together; of one that has them all, its own value."""
+        return [value] if self.is_whole else exchange(value)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """The integers that all processes have for their rows of a batch, in the batch's order; `rows` are its own."""
+        if self.is_whole:
+            return rows
+        parts = exchange([self.rows_of(len(rows)), rows.tolist()])
+        whole = np.empty((sum(len(places) for places, _ in parts), *rows.shape[1:]), rows.dtype)
+        for places, values in parts:
+            whole[places] = values
+        return whole
+
+    def run(self, work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:
+        """The results of `work` for the items of the process's rows, each worked on by one process alone."""
+        return share(work, items) if self.is_whole else in_rounds(work, items)
+
+
+ALL_ROWS = HostShare()
 
 
 def require_same(settings: dict[str, Any]) -> None:

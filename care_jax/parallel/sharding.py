@@ -22,6 +22,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from care_jax.parallel.processes import HostShare
+
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of Prompts, Rollouts, Verdicts, Scores, TrainBatch, ...
 WHOLE = PartitionSpec()  # the same on every device
@@ -164,6 +166,51 @@ def put(mesh: Mesh, tree: Any, spec: PartitionSpec = ROWS) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index]), tree
     )
+
+
+def own_share(mesh: Mesh) -> HostShare:
+    """The shards on the devices of this process; all, if devices of several processes have one together."""
+    holders: list[set[int]] = [set() for _ in range(mesh.shape["data"] * mesh.shape["fsdp"])]
+    places: Any = NamedSharding(mesh, ROWS).devices_indices_map((len(holders),))
+    for device, (rows,) in places.items():
+        holders[rows.start or 0].add(device.process_index)
+    return HostShare.of_process(jax.process_index(), holders)
+
+
+def whole_share(mesh: Mesh) -> HostShare:
+    """All shards."""
+    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return HostShare(tuple(range(num_shards)), num_shards)
+
+
+def put_rows(mesh: Mesh, tree: Any, share: HostShare) -> Any:
+    """Host arrays with the rows of `share` to the devices, as arrays with the rows of all processes."""
+    if share.is_whole:
+        return put(mesh, tree)
+    sharding = NamedSharding(mesh, ROWS)
+
+    def placed(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        size = len(x) // len(share.shards)
+
+        def part(index: Any) -> np.ndarray:
+            place = share.shards.index((index[0].start or 0) // size)
+            return x[place * size :][:size]
+
+        return jax.make_array_from_callback((size * share.num_shards, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(placed, tree)
+
+
+def fetch_rows(tree: Any) -> Any:
+    """The rows of this process's devices, as NumPy arrays; of arrays that are whole on each device, all."""
+
+    def parts(x: jax.Array) -> dict[int, jax.Array]:
+        return {shard.index[0].start or 0 if x.ndim else 0: shard.data for shard in x.addressable_shards}
+
+    leaves, structure = jax.tree.flatten(tree)
+    fetched = [[x[at] for at in sorted(x)] for x in jax.device_get([parts(leaf) for leaf in leaves])]
+    return jax.tree.unflatten(structure, [x[0] if len(x) == 1 else np.concatenate(x) for x in fetched])
 
 
 def on_shards(mesh: Mesh | None, function: Callable, specs: Callable[..., tuple[tuple, Any]]) -> Callable:

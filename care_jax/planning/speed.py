@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int32
 
 from care_jax.inputs.batch import Example
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.planning import flops
 from care_jax.planning.chips import GIB, PEAKS
 from care_jax.run.step_summary import Step
@@ -54,6 +55,14 @@ class PromptSizes(NamedTuple):
         return cls(*np.array(sizes, np.float64).T)
 
 
+class _Work(NamedTuple):
+    """Tokens of a pass, and its FLOPs in the vision tower and in the rest of the model."""
+
+    tokens: float
+    tower: float
+    rest: float
+
+
 class Speed:
     """Figures of a run's stages, as metrics `speed/...`."""
 
@@ -64,13 +73,16 @@ class Speed:
         self._sizes = flops.Sizes.of(config, model, (0, 0), dict(mesh.shape))
         self._num_devices, self._peak = mesh.size, PEAKS.get(device.device_kind)
 
-    def step(self, done: Step, prompts: PromptSizes, times: Mapping[str, float]) -> dict[str, float]:
+    def step(
+        self, done: Step, prompts: PromptSizes, times: Mapping[str, float], share: HostShare = ALL_ROWS
+    ) -> dict[str, float]:
         """The figures of a step's rollouts, scoring pass and update.
 
         Args:
             done: the step.
             prompts: of its batch.
             times: seconds by stage, `time/...`.
+            share: the rows of `done` and `prompts`; the processes exchange their work.
 
         Returns:
             The figures. Left out are those of rollouts that dynamic sampling has drawn several times, and those of a
@@ -78,16 +90,21 @@ class Speed:
         """
         batch, has_reference = done.batch, self._config.objective.kl_coef > 0
         teaches = np.asarray(batch.row_mask) & ((np.asarray(batch.advantages) != 0) | has_reference)
-        figures = self.update(prompts, batch.response_len * teaches, times["time/update"])
+        figures = self.update(prompts, batch.response_len * teaches, times["time/update"], share)
         if self._config.score.old_from == "pass" and not has_reference:
             scored_len = done.rollouts.response_len * teaches.any(axis=1, keepdims=True)
-            figures |= self.forward("score", prompts, scored_len, times["time/score"])
+            figures |= self.forward("score", prompts, scored_len, times["time/score"], share)
         if done.drawn.num_draws == 1:
-            figures |= self.decode(prompts, done.rollouts.response_len, times["time/rollout"])
+            figures |= self.decode(prompts, done.rollouts.response_len, times["time/rollout"], share)
         return figures
 
     def forward(
-        self, name: str, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float
+        self,
+        name: str,
+        prompts: PromptSizes,
+        row_len: Int32[Array, "B J"],
+        seconds: float,
+        share: HostShare = ALL_ROWS,
     ) -> dict[str, float]:
         """Tokens a second and device, and model FLOPs utilisation, of a pass over prompts and their rows.
 
@@ -96,50 +113,56 @@ class Speed:
             prompts: of the batch.
             row_len: [B, J] tokens of each row; 0 for a row that is not needed. A prompt without a row is not either.
             seconds: that the pass took.
+            share: the rows of the batch that these are.
         """
-        tower, rest = self._pass_flops(prompts, row_len)
-        return self._figures(name, prompts, row_len, tower + rest, seconds)
+        work = self._pass_work(prompts, row_len, share)
+        return self._figures(name, work.tokens, work.tower + work.rest, seconds)
 
-    def update(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float) -> dict[str, float]:
+    def update(
+        self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float, share: HostShare = ALL_ROWS
+    ) -> dict[str, float]:
         """Figures of `forward` with the backward pass, twice the work of the parts that it runs through."""
-        tower, rest = self._pass_flops(prompts, row_len)
-        work = 3 * rest + (1 if self._sizes.model.freeze_vision else 3) * tower
-        return self._figures("update", prompts, row_len, work, seconds)
+        work = self._pass_work(prompts, row_len, share)
+        towers = 1 if self._sizes.model.freeze_vision else 3
+        return self._figures("update", work.tokens, 3 * work.rest + towers * work.tower, seconds)
 
-    def decode(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float) -> dict[str, float]:
+    def decode(
+        self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float, share: HostShare = ALL_ROWS
+    ) -> dict[str, float]:
         """Tokens a second and device, their share of the rows' slots, and the share of the memory's bandwidth.
 
         A token that is decoded reads the weights once for all rows, the prompt's keys once for its rows, and the row's
         own; the rows [B, G] that have ended read nothing. Prefill is part of the seconds.
         """
         sizes, lengths = self._sizes, np.asarray(row_len, np.float64)
-        num_tokens, num_steps = lengths.sum(), lengths.max()
+        own_keys = np.sum(prompts.tokens * lengths.max(axis=1)) + np.sum(lengths * (lengths + 1) / 2)
+        parts = share.exchange([float(x) for x in (lengths.max(), lengths.size, lengths.sum(), own_keys)])
+        most, *sums = zip(*parts, strict=True)
+        num_steps, (num_rows, num_tokens, keys) = max(most), map(sum, sums)
         figures = {
             "speed/rollout_tokens_per_s": num_tokens / seconds / self._num_devices,
-            "speed/rollout_useful_tokens": num_tokens / max(num_steps * lengths.size, 1),
+            "speed/rollout_useful_tokens": num_tokens / max(num_steps * num_rows, 1),
         }
         if self._peak is not None:
             weights = sizes.decode_params * sizes.weight_bytes * num_steps / sizes.mesh["tensor"]
-            keys = np.sum(prompts.tokens * lengths.max(axis=1)) + np.sum(lengths * (lengths + 1) / 2)
             read = weights + keys * sizes.key_bytes(1) / self._num_devices
             figures["speed/decode_bandwidth"] = read / seconds / self._peak.bytes_per_s
         return {name: float(value) for name, value in figures.items()}
 
-    def _pass_flops(self, prompts: PromptSizes, row_len: Int32[Array, "B J"]) -> tuple[float, float]:
-        """FLOPs of a forward pass: in the vision tower, and in the decoder and the head."""
+    def _pass_work(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], share: HostShare) -> _Work:
+        """The forward pass over the rows of all processes."""
         lengths, sizes = np.asarray(row_len, np.float64), self._sizes
         is_used = lengths.any(axis=1)
         tokens = prompts.tokens * is_used
         pairs = np.sum(tokens * (tokens + 1) / 2) + np.sum(lengths * (tokens[:, None] + (lengths + 1) / 2))
+        num_tokens = float(tokens.sum() + lengths.sum())
         tower = sizes.tower_flops(*(float(np.sum(size * is_used)) for size in prompts[1:]))
-        head = 2 * float(lengths.sum()) * sizes.head
-        return tower, sizes.decoder_flops(float(tokens.sum() + lengths.sum()), float(pairs)) + head
+        rest = sizes.decoder_flops(num_tokens, float(pairs)) + 2 * float(lengths.sum()) * sizes.head
+        parts = share.exchange([num_tokens, tower, rest])
+        return _Work(*map(sum, zip(*parts, strict=True)))
 
-    def _figures(
-        self, name: str, prompts: PromptSizes, row_len: Int32[Array, "B J"], work: float, seconds: float
-    ) -> dict[str, float]:
-        num_tokens = np.sum(prompts.tokens * np.any(row_len, axis=1)) + np.sum(row_len)
-        figures = {f"speed/{name}_tokens_per_s": float(num_tokens / seconds / self._num_devices)}
+    def _figures(self, name: str, num_tokens: float, work: float, seconds: float) -> dict[str, float]:
+        figures = {f"speed/{name}_tokens_per_s": num_tokens / seconds / self._num_devices}
         if self._peak is not None:
             figures[f"speed/{name}_mfu"] = work / seconds / (self._num_devices * self._peak.flops)
         return figures

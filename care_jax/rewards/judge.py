@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from care_jax.errors import InputError, listed
-from care_jax.parallel.processes import share
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards import functions, spans
 from care_jax.rewards.pool import Call, Item, Verifier
 from care_jax.rewards.response_format import ParsedResponse, ResponseFormat
@@ -75,6 +75,7 @@ def judge(
     rollouts: Rollouts,
     token_bytes: Sequence[bytes],
     config: RewardConfig,
+    share: HostShare = ALL_ROWS,
 ) -> Judged:
     """Decodes, parses and verifies B x G responses, and computes their rewards.
 
@@ -87,6 +88,7 @@ def judge(
         rollouts: the responses, [B, G, R]; NumPy arrays, or arrays that NumPy can read.
         token_bytes: the bytes of each token id, a `spans.TokenBytes`.
         config: the layout of a response and the weights of the reward.
+        share: the rows of a batch that these are; if all, the processes check a part of the answers each.
 
     Returns:
         Verdicts and rewards, and the texts they were read from.
@@ -99,8 +101,8 @@ def judge(
     read = _read_responses(token_ids, response_len, token_bytes, config.response_format)
     sampled_len = np.asarray(rollouts.sampled_mask).sum(-1)
     asked = [record for record in records for _ in range(response_len.shape[1])]
-    contents = (array.ravel().tolist() for array in (read.texts, read.extracted, read.settled))
-    verdicts, parts = _verify(verifier, verifier.terms, asked, *contents)
+    texts, extracted, settled = (array.ravel().tolist() for array in (read.texts, read.extracted, read.settled))
+    verdicts, parts = _verify(verifier, verifier.terms, asked, texts, extracted, settled, share)
     correct = np.array([verdict.correct for verdict in verdicts], bool).reshape(response_len.shape)
     rewards = total_reward(correct, read.format_ok, sampled_len, token_ids.shape[-1], config)
     for term in verifier.terms:
@@ -148,7 +150,7 @@ def judge_texts(
     decides = verifier.correct_when and verifier.correct_when.name
     terms = [term for term in verifier.terms if with_parts or term.name == decides]
     extracted, settled = [one.extracted for one in read], [one.settled for one in read]
-    verdicts, parts = _verify(verifier, terms, records, texts, extracted, settled)
+    verdicts, parts = _verify(verifier, terms, records, texts, extracted, settled, ALL_ROWS)
     return [
         JudgedText(
             one.extracted, one.parsed.format_ok, verdict, {name: float(part[row]) for name, part in parts.items()}
@@ -218,10 +220,11 @@ def _verify(
     texts: Sequence[str],
     extracted: Sequence[str | None],
     settled: Sequence[Verdict | None],
+    share: HostShare,
 ) -> tuple[list[Verdict], dict[str, np.ndarray]]:
     """The verdicts on n responses, and the parts of their rewards, [n] each, by the names of the terms."""
-    verdicts = _check_answers(verifier, records, extracted, settled)
-    parts = _reward_parts(verifier, terms, records, texts, extracted)
+    verdicts = _check_answers(verifier, records, extracted, settled, share)
+    parts = _reward_parts(verifier, terms, records, texts, extracted, share)
     if verifier.correct_when is None:
         return verdicts, parts
     name, least = verifier.correct_when
@@ -237,16 +240,20 @@ def _check_answers(
     records: Sequence[Record],
     extracted: Sequence[str | None],
     settled: Sequence[Verdict | None],
+    share: HostShare,
 ) -> list[Verdict]:
-    """Returns the verdict on the answer to each record; the processes of a run check a share each and exchange them."""
+    """Returns the verdict on the answer to each record; the same answer to the same gold is checked once."""
     items = [
         Item(record.answer_kind, answer, record.answer, record.choices)
         for record, answer, verdict in zip(records, extracted, settled, strict=True)
         if verdict is None and answer is not None
     ]
+    different = list(dict.fromkeys(items))
     # Verdicts of other processes come as lists.
-    verified = (Verdict(*verdict) for verdict in share(verifier.check, items))
-    return [next(verified) if verdict is None else verdict for verdict in settled]
+    found = (Verdict(*verdict) for verdict in share.run(verifier.check, different))
+    verdict_on = dict(zip(different, found, strict=True))
+    verified = iter(items)
+    return [verdict_on[next(verified)] if verdict is None else verdict for verdict in settled]
 
 
 def _reward_parts(
@@ -255,6 +262,7 @@ def _reward_parts(
     records: Sequence[Record],
     texts: Sequence[str],
     extracted: Sequence[str | None],
+    share: HostShare,
 ) -> dict[str, np.ndarray]:
     """The value of each term for n responses, [n] float32 by name; NaN where its function failed twice.
 
@@ -268,10 +276,11 @@ def _reward_parts(
     texts = [text[:MAX_RESPONSE_LEN] for text in texts]
     most = max(math.ceil(len(texts) / verifier.num_workers), 1)  # in a call, to keep all workers busy
     sizes = {name: min(functions.load(name).size, most) for name in names}
-    found = _call_all(verifier, [call for name in names for call in _calls(name, described, texts, sizes[name])])
+    calls = [call for name in names for call in _calls(name, described, texts, sizes[name])]
+    found = _call_all(verifier, calls, share)
     alone = [call for name in names for call in _calls(name, described, texts, 1)]
     failed = [row for row, value in enumerate(found) if isinstance(value, str)]
-    for row, value in zip(failed, _call_all(verifier, [alone[row] for row in failed]), strict=True):
+    for row, value in zip(failed, _call_all(verifier, [alone[row] for row in failed], share), strict=True):
         found[row] = value
     by_function = {name: found[n * len(records) : (n + 1) * len(records)] for n, name in enumerate(names)}
     for name, some in by_function.items():
@@ -279,7 +288,7 @@ def _reward_parts(
     parts: dict[str, np.ndarray] = {}
     for term in terms:
         values = [{} if isinstance(value, str) else value for value in by_function[term.function]]
-        given = {part for value in values for part in value}
+        given = set().union(*share.exchange(sorted({part for value in values for part in value})))
         if given and term.part not in given:
             known = listed(sorted(part or "one number without a name" for part in given))
             raise InputError(f"verify.rewards: {term.name} is none of what {term.function} returns: {known}")
@@ -287,9 +296,9 @@ def _reward_parts(
     return parts
 
 
-def _call_all(verifier: Verifier, calls: Sequence[Call]) -> list[dict[str, float] | str]:
-    """The value of each response, as `functions.compute` says; each process of a run makes a share of the calls."""
-    return [value for values in share(verifier.call, list(calls)) for value in values]
+def _call_all(verifier: Verifier, calls: Sequence[Call], share: HostShare) -> list[dict[str, float] | str]:
+    """The value of each response, as `functions.compute` says; no two processes make the same call."""
+    return [value for values in share.run(verifier.call, list(calls)) for value in values]
 
 
 def _calls(name: str, records: Sequence[dict[str, Any]], texts: Sequence[str], size: int) -> list[Call]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _TAG = re.compile(b"|".join(TAGS))
 def token_spans(token_bytes: Sequence[bytes]) -> np.ndarray:
     """Return the byte offsets of n tokens, [n + 1] int64: token t covers offsets[t] to offsets[t + 1]."""
     offsets = np.zeros(len(token_bytes) + 1, np.int64)
-    np.cumsum([len(piece) for piece in token_bytes], out=offsets[1:])
+    np.cumsum(list(map(len, token_bytes)), out=offsets[1:])
     return offsets
 
 
@@ -50,14 +50,14 @@ def _touches(offsets: np.ndarray, span: Span | None) -> np.ndarray:
     return (starts < span[1]) & (ends > span[0]) & (ends > starts)
 
 
-class TokenBytes(Sequence[bytes]):
+class TokenBytes(tuple[bytes, ...]):
     """The bytes of every token id of a byte-level BPE tokenizer; joined, they are the text's UTF-8.
 
     A character may be split over several tokens, so tokens are joined as bytes and decoded afterwards. Special tokens
     are b"", other added tokens (Qwen3's <think>) their content.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __new__(cls, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Read the tokenizer's vocabulary.
 
         Raises:
@@ -65,10 +65,10 @@ class TokenBytes(Sequence[bytes]):
         """
         added = tokenizer.added_tokens_decoder
         vocabulary = tokenizer.get_vocab()
-        self._table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        table = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for token, token_id in vocabulary.items():
             if token_id not in added:
-                self._table[token_id] = _raw_bytes(token)
+                table[token_id] = _raw_bytes(token)
         for token_id, added_token in added.items():
             content = added_token.content.encode()
             if added_token.special and _TAG.search(content):
@@ -76,23 +76,12 @@ class TokenBytes(Sequence[bytes]):
                     f"the tokenizer marks {added_token.content!r} as special, so no response could be well formed; "
                     "add it with special=False"
                 )
-            self._table[token_id] = b"" if added_token.special else content
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        """Return the bytes of a token id, or of a range of them."""
-        return self._table[index]
-
-    def __len__(self) -> int:
-        """Return the number of token ids."""
-        return len(self._table)
+            table[token_id] = b"" if added_token.special else content
+        return super().__new__(cls, table)
 
     def text(self, token_ids: Iterable[int]) -> str:
         """Return the decoded text for reading; bytes that are not UTF-8 become U+FFFD."""
-        return b"".join([self._table[token_id] for token_id in token_ids]).decode(errors="replace")
+        return b"".join([self[token_id] for token_id in token_ids]).decode(errors="replace")
 
 
 def _byte_alphabet() -> dict[str, int]:

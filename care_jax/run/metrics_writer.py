@@ -9,6 +9,7 @@ which comes before every checkpoint. A kill loses only lines that the resumed ru
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from absl import logging
 from etils import epath
 
 from care_jax import files
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.run.folder import EVENTS_FILE, METRICS_FILE, SAMPLES_FILE, Event, Sample
 
 
@@ -34,6 +36,7 @@ class MetricsWriter:
         resume_step: the last step whose lines stay: the step of the restored checkpoint, or -1 for a run that starts
             from nothing. Lines past it, and a line that a kill left torn, are cut off: they will come again.
         enabled: False on every process but the first: nothing is written.
+        share: the rows of a batch whose groups this process tells of; the first writes those of all.
     """
 
     def __init__(
@@ -42,10 +45,11 @@ class MetricsWriter:
         *,
         resume_step: int,
         enabled: bool = True,
+        share: HostShare = ALL_ROWS,
     ) -> None:
         """Cuts the files back to `resume_step` and opens them."""
         self.evaluated_steps: set[int] = set()  # steps whose evaluation is in metrics.jsonl
-        self._enabled = enabled
+        self._enabled, self._share = enabled, share
         if not enabled:
             return
         self._workdir = files.anywhere(workdir)
@@ -73,18 +77,20 @@ class MetricsWriter:
                 left out of TensorBoard.
         """
         if self._enabled:
-            self._write(METRICS_FILE, step, values)
+            self._append(METRICS_FILE, [_line(step, values)])
             self._tensorboard.add({name: x for name, x in values.items() if math.isfinite(x)}, step)
 
     def events(self, step: int, events: Sequence[Event]) -> None:
-        """Appends one line of events.jsonl for each group's outcome."""
-        for event in events:
-            self._write(EVENTS_FILE, step, event)
+        """Appends one line of events.jsonl for each group's outcome, in the batch's order; every process calls it."""
+        lines = [_line(step, event) for event in events]
+        told = self._share.exchange([self._share.rows_of(len(lines)), lines])
+        in_order = dict(sorted(itertools.chain.from_iterable(zip(*part, strict=True) for part in told)))
+        self._append(EVENTS_FILE, list(in_order.values()))
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Appends one line of samples.jsonl for each group that the report shows in full."""
-        for sample in samples:
-            self._write(SAMPLES_FILE, step, sample)
+        """Appends one line of samples.jsonl for each group that the report shows in full; every process calls it."""
+        told = self._share.exchange([_line(step, sample) for sample in samples])
+        self._append(SAMPLES_FILE, list(itertools.chain.from_iterable(told)))
 
     def require_folder(self) -> None:
         """Looks whether the files are still in the run folder, where an open file goes on without a name.
@@ -130,10 +136,9 @@ class MetricsWriter:
                 closed.callback(file.close)
             self._flush()
 
-    def _write(self, name: str, step: int, fields: Mapping[str, object]) -> None:
+    def _append(self, name: str, lines: Sequence[str]) -> None:
         if self._enabled:
-            row = {"step": step} | dict(fields) | {"step": step}
-            self._files[name].write(json.dumps(_finite(row), allow_nan=False) + "\n")
+            self._files[name].write("".join(lines))
 
 
 class _TensorBoard:
@@ -168,6 +173,11 @@ class _TensorBoard:
     def close(self) -> None:
         """Flushes and closes the file."""
         self._writer.close()
+
+
+def _line(step: int, fields: Mapping[str, object]) -> str:
+    row = {"step": step} | dict(fields) | {"step": step}
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
 
 
 def cut_after(path: Path, step: int) -> None:

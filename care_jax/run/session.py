@@ -27,8 +27,9 @@ from care_jax.data import loader
 from care_jax.errors import InputError
 from care_jax.evals.evaluator import Evaluator
 from care_jax.inputs.processor import Processor, make_processor
+from care_jax.method.objectives import Objective
 from care_jax.parallel import sharding
-from care_jax.parallel.processes import exchange, is_first, require_same, together
+from care_jax.parallel.processes import HostShare, exchange, is_first, require_same, together
 from care_jax.rewards import functions, terms
 from care_jax.rewards.judge import Verifier
 from care_jax.run import history
@@ -56,6 +57,7 @@ class Session:
     processor: Processor
     verifier: Verifier
     mesh: Mesh
+    share: HostShare  # the rows of each batch that this process reads, judges and logs
     forbidden_mask: jax.Array  # [V] bool, ids that neither sampler nor scorer gives any weight
     optimizer: optax.GradientTransformation
     lr: np.ndarray  # [updates of the run] float32, the schedule
@@ -86,8 +88,8 @@ class Session:
         return stage_key(self.step, stage, seed=self.config.seed, mesh=self.mesh)
 
     def put(self, tree: Any) -> Any:
-        """Host arrays whose leading axis is the prompt, to the devices."""
-        return sharding.put(self.mesh, tree)
+        """Host arrays with the prompts of this process's share, to the devices."""
+        return sharding.put_rows(self.mesh, tree, self.share)
 
     def has_ended(self) -> bool:
         """True when all steps are done, or a SIGTERM came."""
@@ -225,6 +227,7 @@ class _Inputs:
     data: TrainingData
     held_out: loader.RecordSource
     mesh: Mesh
+    share: HostShare
     settings: dict[str, Any]  # of history.py; empty on every process but the first
 
 
@@ -247,6 +250,7 @@ def _open(
     require_same(same)
     inputs = together(lambda: _open_inputs(config, workdir, stage, make_encoder, allow_change=allow_change))
     processor, data, mesh = inputs.processor, inputs.data, inputs.mesh
+    held.callback(data.close)
     optimizer = make_optimizer(config)
     state = None
     if not any(exchange((workdir / "checkpoints").is_dir())):
@@ -266,13 +270,14 @@ def _open(
     if is_first():
         history.write(workdir, inputs.settings, step=int(state.step))
         manifest_lib.write(workdir, config, manifest)
-    writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first())
+    writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first(), share=inputs.share)
     writer.evaluated_steps = set(exchange(sorted(writer.evaluated_steps))[0])
     return Session(
         config=config,
         processor=processor,
         verifier=verifier,
         mesh=mesh,
+        share=inputs.share,
         forbidden_mask=sharding.put(mesh, processor.forbidden_mask, sharding.WHOLE),
         optimizer=optimizer,
         lr=schedule_table(config),
@@ -310,8 +315,13 @@ def _open_inputs(
     if is_first():
         settings = history.settings(config, train=train, held_out=held_out)
         history.require_same_run(workdir, settings, allow_change=allow_change)
-    data = TrainingData(train, make_encoder(processor), batch_size=config.train.prompts, seed=config.seed)
-    return _Inputs(processor, data, held_out, make_mesh(config, training=True), settings)
+    mesh = make_mesh(config, training=True)
+    # Dynamic sampling moves groups to any row, so there every process has all of them.
+    moves_groups = Objective.from_config(config.objective).dynamic_sampling
+    share = sharding.whole_share(mesh) if moves_groups else sharding.own_share(mesh)
+    encode = make_encoder(processor)
+    data = TrainingData(train, encode, batch_size=config.train.prompts, seed=config.seed, share=share)
+    return _Inputs(processor, data, held_out, mesh, share, settings)
 
 
 def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxtyping import Bool
 from care_jax.inputs.images import decode_image
 from care_jax.method.advantage import SubgroupAdvantages
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards.judge import Judged, Verdict
 from care_jax.rewards.pool import DEADLINE, WORKER_DIED
 from care_jax.rewards.spans import TokenBytes
@@ -107,78 +109,131 @@ def join_drawn(draws: Sequence[Drawn]) -> Drawn:
     )
 
 
-def _mean(values: Array, where: Array) -> float:
-    """Mean of values over a mask; 0 if the mask is empty."""
-    return float(np.sum(values * where) / max(np.sum(where), 1))
+class _Totals(NamedTuple):
+    """What metrics are made of: the parts of several processes add up."""
+
+    means: dict[str, list[float]]  # a sum over rows, and what it is divided by
+    sums: dict[str, float]
+    most: dict[str, float]
+
+    @classmethod
+    def join(cls, parts: Sequence[Any]) -> _Totals:
+        """The totals of all rows; those of other processes come as lists."""
+        means, sums, most = ([dict(part[field]) for part in parts] for field in range(3))
+        return cls(
+            {name: [sum(pair) for pair in zip(*found, strict=True)] for name, found in _by_name(means).items()},
+            {name: sum(found) for name, found in _by_name(sums).items()},
+            {name: max(found) for name, found in _by_name(most).items()},
+        )
 
 
-def metrics(step: Step, *, anchored: bool) -> dict[str, float]:
+def _by_name(parts: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values under each name, of the parts that have it."""
+    return {name: [part[name] for part in parts if name in part] for name in dict.fromkeys(itertools.chain(*parts))}
+
+
+def metrics(step: Step, *, anchored: bool, share: HostShare = ALL_ROWS) -> dict[str, float]:
     """The step's scalars. Shares are of groups or rollouts; a rescued group never counts as a success.
 
     Rewards, accuracy, format and outcomes cover all groups that were drawn, the rest only those that are updated;
     entropy and the gap to the sampler cover those that are scored, and are left out if none is.
+
+    Args:
+        step: the rows of `share`.
+        anchored: True if subgroups have an anchor.
+        share: this process's rows; the processes exchange their sums.
     """
-    verdicts, rollouts = step.drawn.judged.verdicts, step.rollouts
-    sampled, some, every = rollouts.sampled_mask, verdicts.correct.any(axis=1), verdicts.correct.all(axis=1)
-    values = {
-        "accuracy/train": float(np.mean(verdicts.correct)),
-        "reward/mean": float(np.mean(verdicts.rewards)),
-        "format_rate": float(np.mean(verdicts.format_ok)),
-        "unparsed_rate": 1.0 - float(np.mean(verdicts.parsed)),
-        "verify/deadline": _share_of(DEADLINE, step.drawn.judged),
-        "verify/died": _share_of(WORKER_DIED, step.drawn.judged),
-        "groups/mixed": float(np.mean(some & ~every)),
-        "groups/all_wrong": float(np.mean(~some)),
-        "groups/all_correct": float(np.mean(every)),
-        "response_len/mean": float(np.mean(sampled.sum(-1))),
-        "truncated_rate": 1.0 - float(np.mean(rollouts.finished)),
-        "tokens/rollout": step.drawn.num_tokens,
-        "tokens/reflect": int(step.reflected.sampled.sampled_mask.sum()) if step.reflected else 0,
-        "advantage/failure_share": _failure_share(step),
+    totals = _Totals.join(share.exchange(_totals(step, anchored=anchored)))
+    values = totals.sums | totals.most
+    values |= {
+        name: total / max(count, 1e-12)
+        for name, (total, count) in totals.means.items()
+        if count or name not in ("entropy", "logprob_gap/mean", "reflect/success_rate")
     }
-    scored = sampled & step.scored[:, None, None]
-    if scored.any():
-        values["entropy"] = _mean(step.scores.entropy, scored)
-        if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
-            gap = np.abs(rollouts.logprobs - step.scores.logprobs)
-            values |= {"logprob_gap/mean": _mean(gap, scored), "logprob_gap/max": float(np.max(gap * scored))}
-    for source in sorted({record.source for record in step.drawn.records}):
-        rows = np.array([record.source == source for record in step.drawn.records])
-        values[f"accuracy/train/{source}"] = float(np.mean(verdicts.correct[rows]))
-    for name, part in step.drawn.judged.parts.items():
-        values |= {f"rewards/{name}": _mean(np.nan_to_num(part), np.isfinite(part))}
-        values |= {f"rewards_failed/{name}": float(np.mean(np.isnan(part)))}
-    if anchored:
-        values |= _subgroup_metrics(step)
+    for name in ("reward/mean", "advantage/failure_share"):  # quotients of float32
+        values[name] = float(np.float32(values[name]))
+    for name, opposite in (("unparsed_rate", "parsed"), ("truncated_rate", "finished")):
+        values[name] = 1.0 - values.pop(opposite)
     return values
 
 
-def _share_of(verdict: Verdict, judged: Judged) -> float:
-    """The share of rollouts with a verdict, known by its reason."""
-    return float(np.mean(np.array(judged.reasons, object) == verdict.reason))
-
-
-def _failure_share(step: Step) -> float:
-    """The share of the absolute advantage that comes from rows that started as failures."""
+def _totals(step: Step, *, anchored: bool) -> _Totals:
+    verdicts, rollouts = step.drawn.judged.verdicts, step.rollouts
+    sampled, some, every = rollouts.sampled_mask, verdicts.correct.any(axis=1), verdicts.correct.all(axis=1)
+    scored = sampled & step.scored[:, None, None]
     magnitude = np.abs(step.advantages.final)
     failed = ~np.take_along_axis(step.judged.verdicts.correct, np.asarray(step.subgroup.index), axis=1)
-    return float(np.sum(magnitude * failed) / max(np.sum(magnitude), 1e-12))
+    means = {
+        "accuracy/train": _total(verdicts.correct),
+        "reward/mean": _total(verdicts.rewards),
+        "format_rate": _total(verdicts.format_ok),
+        "parsed": _total(verdicts.parsed),
+        "verify/deadline": _total(_are(DEADLINE, step.drawn.judged)),
+        "verify/died": _total(_are(WORKER_DIED, step.drawn.judged)),
+        "groups/mixed": _total(some & ~every),
+        "groups/all_wrong": _total(~some),
+        "groups/all_correct": _total(every),
+        "entropy": _total(step.scores.entropy, scored),
+        "response_len/mean": _total(sampled.sum(-1)),
+        "finished": _total(rollouts.finished),
+        # The share of the absolute advantage that comes from rows that started as failures.
+        "advantage/failure_share": [float(np.sum(magnitude * failed)), float(np.sum(magnitude))],
+    }
+    sums: dict[str, float] = {
+        "tokens/rollout": step.drawn.num_tokens,
+        "tokens/reflect": int(step.reflected.sampled.sampled_mask.sum()) if step.reflected else 0,
+    }
+    most: dict[str, float] = {}
+    if rollouts.entropy is None:  # else the sampler's scores are used, and only the update can tell
+        gap = np.abs(rollouts.logprobs - step.scores.logprobs)
+        means["logprob_gap/mean"] = _total(gap, scored)
+        most = {"logprob_gap/max": float(np.max(gap * scored))} if scored.any() else {}
+    for source in sorted({record.source for record in step.drawn.records}):
+        rows = np.array([record.source == source for record in step.drawn.records])
+        means[f"accuracy/train/{source}"] = _total(verdicts.correct[rows])
+    for name, part in step.drawn.judged.parts.items():
+        means |= {f"rewards/{name}": _total(np.nan_to_num(part), np.isfinite(part))}
+        means |= {f"rewards_failed/{name}": _total(np.isnan(part))}
+    if anchored:
+        of_subgroups = _subgroup_totals(step)
+        means, sums = means | of_subgroups.means, sums | of_subgroups.sums
+    return _Totals(means, sums, most)
 
 
-def _subgroup_metrics(step: Step) -> dict[str, float]:
+def _total(values: Any, where: Any = None) -> list[float]:
+    """The sum of an array over a mask, and how many values that are."""
+    if where is None:
+        return [float(np.sum(values)), values.size]
+    return [float(np.sum(values * where)), int(np.sum(where))]
+
+
+def _are(verdict: Verdict, judged: Judged) -> Array:
+    """The rollouts with a verdict, known by its reason."""
+    return np.array(judged.reasons, object) == verdict.reason
+
+
+def _subgroup_totals(step: Step) -> _Totals:
     subgroup, final, tried = step.subgroup, step.advantages.final, step.reflection.tried
     mixed, all_wrong = subgroup.outcome == Outcome.MIXED, subgroup.outcome == Outcome.ALL_WRONG
     anchor = (np.arange(final.shape[1]) == 0)[None] & subgroup.valid
     negative = subgroup.valid & ~anchor
     negative[:, REFLECTED_SLOT] &= ~(tried & step.reflection.correct)
     count = np.bincount(subgroup.num_negatives, minlength=final.shape[1])
-    values = {f"subgroup/num_negatives_{k}": float(n) / len(tried) for k, n in enumerate(count)} | {
-        "advantage/anchor": _mean(final, anchor & mixed[:, None]),
-        "advantage/negative": _mean(final, negative & mixed[:, None]),
-        "reflect/tried": float(np.sum(tried)),
-        "rescue/rate": float(np.mean(all_wrong & subgroup.valid[:, 0])),
+    means = {f"subgroup/num_negatives_{k}": [float(n), len(tried)] for k, n in enumerate(count)} | {
+        "advantage/anchor": _total(final, anchor & mixed[:, None]),
+        "advantage/negative": _total(final, negative & mixed[:, None]),
+        "rescue/rate": _total(all_wrong & subgroup.valid[:, 0]),
+        "reflect/success_rate": _total(step.reflection.correct, tried),
     }
-    return values | ({"reflect/success_rate": _mean(step.reflection.correct, tried)} if tried.any() else {})
+    return _Totals(means, {"reflect/tried": float(np.sum(tried))}, {})
+
+
+def most_interesting(step: Step, share: HostShare) -> int | None:
+    """The group to show: one with a successful reflection, else a MIXED one, else the first; None if another has it."""
+    interest = 2 * (step.reflection.tried & step.reflection.correct) + (step.subgroup.outcome == Outcome.MIXED)
+    b = int(np.argmax(interest))
+    claim = [int(interest[b]), -share.rows_of(len(interest))[b]]
+    return b if claim == max(share.exchange(claim)) else None
 
 
 def events(step: Step, *, anchored: bool) -> list[Event]:
@@ -204,12 +259,6 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
             }
         )
     return lines
-
-
-def most_telling(step: Step) -> int:
-    """The group to show in full: one with a successful reflection, else a MIXED one, else the first."""
-    mixed = step.subgroup.outcome == Outcome.MIXED
-    return int(np.argmax(2 * (step.reflection.tried & step.reflection.correct) + mixed))
 
 
 def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBytes) -> Sample:

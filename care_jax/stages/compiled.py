@@ -20,7 +20,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
-from care_jax.parallel.sharding import ROWS, WHOLE, is_addressable, named, on_shards, place
+from care_jax.parallel.processes import ALL_ROWS, HostShare, exchange
+from care_jax.parallel.sharding import ROWS, WHOLE, fetch_rows, is_addressable, named, on_shards, place
 from care_jax.stages.table import Bucket, DeviceStage, HostStage, Setup, Table, value_of
 from care_jax.structs import Prompts
 
@@ -179,9 +180,10 @@ class CompiledStages:
         table: the table.
         setup: what its programs are made for.
         buckets: the sizes of prompts to compile for.
+        share: the rows that this process's host reads.
     """
 
-    def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket]):
+    def __init__(self, table: Table, setup: Setup, buckets: Sequence[Bucket], share: HostShare = ALL_ROWS):
         """See the class; nothing is compiled yet."""
         self.table = table.when(setup.config)
         self.ends = self.table.ends()
@@ -194,15 +196,15 @@ class CompiledStages:
         self._programs = make_programs(self.table, setup)
         self._copies_to_all: dict[str, Any] = {}
         self._setup, self._buckets, self.is_compiled = setup, buckets, False
+        self._is_copied = share.is_whole and not is_addressable(setup.mesh)  # before the host reads
 
     def jobs(self) -> Iterator[_Job]:
         """The programs of all buckets, each to be lowered before the next is asked for."""
-        mesh = self._setup.mesh
         for bucket in self._buckets:
             for call in trace(self.table, self._programs, self._setup, bucket):
                 lower = functools.partial(call.program.lower, *call.args)
                 yield _Job(call.program.name, call.identity, lower, call.program.compiled, _size(call.stage, bucket))
-                if not is_addressable(mesh):
+                if self._is_copied:
                     yield from self._copies(call.results)
 
     def _copies(self, values: Mapping[str, Any]) -> Iterator[_Job]:
@@ -225,18 +227,20 @@ class CompiledStages:
         return stage.results(self._programs[stage.name](_size(stage, bucket), *args), values)
 
     def fetch(self, name: str, value: Any) -> Any:
-        """The part of a value that the host reads, as NumPy arrays, whole on every process.
+        """The part of a value that the host reads, as NumPy arrays with the rows of the host's share.
 
         Raises:
-            FloatingPointError: the value must be finite and is not.
+            FloatingPointError: the value must be finite and is not, in the rows of one process; then all raise it.
         """
         part = value_of(name).read(value, self._objective)
         if name not in self._copies_to_all:
-            fetched = jax.device_get(part)
+            fetched = fetch_rows(part)
         else:
             fetched = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), self._copies_to_all[name](part))
         if value_of(name).must_be_finite:
-            _require_finite(fetched, f"step {self.step}, stage {self._given_by.get(name, 'unknown')}")
+            problem = _not_finite(fetched, f"step {self.step}, stage {self._given_by.get(name, 'unknown')}")
+            if problems := [told for told in exchange(problem) if told]:
+                raise FloatingPointError(problems[0])
         return fetched
 
 
@@ -272,16 +276,17 @@ def _size(stage: DeviceStage, bucket: Bucket) -> Bucket:
     return EVERY_BUCKET if stage.of_every_bucket else bucket
 
 
-def _require_finite(values: Any, where: str) -> None:
-    """Raises FloatingPointError, naming `where`, if a float of host arrays, in any tree, is NaN or infinite."""
+def _not_finite(values: Any, where: str) -> str:
+    """Says, naming `where`, that floats of host arrays, in any tree, are NaN or infinite; "" if none is."""
     floats = [
         (jax.tree_util.keystr(path, simple=True, separator="."), x)
         for path, x in jax.tree_util.tree_leaves_with_path(values)
         if np.issubdtype(x.dtype, np.floating)
     ]
     bad = [f"{np.sum(~np.isfinite(x))} of {x.size} in {name}" for name, x in floats if not np.isfinite(x).all()]
-    if bad:
-        raise FloatingPointError(
-            f"{where}: not finite: {', '.join(bad)}. The last checkpoint is from before this step: if its weights are "
-            "sound, go on with a lower learning rate or a smaller optimizer.clip_norm"
-        )
+    if not bad:
+        return ""
+    return (
+        f"{where}: not finite: {', '.join(bad)}. The last checkpoint is from before this step: if its weights are "
+        "sound, go on with a lower learning rate or a smaller optimizer.clip_norm"
+    )

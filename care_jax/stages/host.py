@@ -1,6 +1,7 @@
 """The host's part of a step: reading prompts, judging responses, preparing and placing repairs.
 
-Each function takes NumPy copies of values and gives values by name; step.py says which.
+Each function takes NumPy copies of values, with this process's rows of the batch alone, and gives such values by name;
+step.py says which.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import ml_collections
 import numpy as np
 from jaxtyping import Int32
 
-from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor
 from care_jax.method import reflect
 from care_jax.method.advantage import may_teach
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards.judge import Judged, RewardConfig, Verifier, judge
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.compiled import bucket_of
@@ -36,8 +38,8 @@ class Services:
     processor: Processor
     verifier: Verifier
     token_bytes: TokenBytes
-    next_examples: Callable[[], Sequence[Example]]  # the next batch of the data
-    shards: int = 1  # parts that a batch is divided into
+    next_examples: Callable[[], Sequence[Example]]  # this process's rows of the next batch of the data
+    share: HostShare = ALL_ROWS
 
     def judge(self, records: Sequence[Record], rollouts: Rollouts) -> Judged:
         """Verdicts and rewards of responses (NumPy) to the questions of `records`."""
@@ -49,30 +51,25 @@ class Services:
             overlong_buffer_len=self.objective.overlong_buffer_len,
             overlong_penalty=self.objective.overlong_penalty,
         )
-        return judge(self.verifier, records, rollouts, self.token_bytes, reward)
+        return judge(self.verifier, records, rollouts, self.token_bytes, reward, self.share)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """The values that a batch of encoded prompts gives."""
-        prompts = collate(self.processor, examples)
+        """The values that a batch of encoded prompts gives; every process pads its rows to one size."""
+        sizes = BatchSizes.join(self.share.exchange(BatchSizes.of(examples)))
+        prompts = collate(self.processor, examples, sizes)
         return {
             "examples": examples,
             "records": [example.record for example in examples],
-            "padding": padding_shares(examples, bucket_of(prompts)),
+            "padding": sizes.padding_shares(bucket_of(prompts)),
             "prompts": prompts,
             "bucket": bucket_of(prompts),
             "lengths": PromptLengths.of(prompts),
         }
 
-    def pack(
-        self, bucket: Bucket, lengths: PromptLengths, row_len: Int32[Array, "B J"], *, parts: int = 1
-    ) -> tuple[Packing, float]:
-        """Streams of the rows whose length is not 0, and the share of padding in them."""
-        num_prompts, num_rows = row_len.shape
-        sizes = StreamSizes.of(
-            self.config, num_prompts=num_prompts, num_rows=num_rows, bucket=bucket, shards=self.shards, parts=parts
-        )
-        packing = pack(sizes, lengths, row_len)
-        return packing, padding_share(packing, sizes)
+    def stream_sizes(self, bucket: Bucket, num_rows: int, *, parts: int = 1) -> StreamSizes:
+        """The shape of a packing of so many rows a prompt."""
+        dims: dict[str, Any] = {"num_prompts": self.config.train.prompts, "num_rows": num_rows, "bucket": bucket}
+        return StreamSizes.of(self.config, **dims, shards=self.share.num_shards, parts=parts)
 
 
 def next_batch(services: Services) -> dict[str, Any]:
@@ -91,8 +88,11 @@ def pack_rollouts(
 ) -> dict[str, Any]:
     """Streams of the groups that may get a gradient."""
     teaches = may_teach(np.asarray(verdicts.correct), np.asarray(verdicts.rewards), services.objective)
-    packing, padding = services.pack(bucket, lengths, rollouts.response_len * teaches[:, None])
-    return {"rollout_packing": packing, "scored": teaches, "score_padding": {"padding/score_tokens": padding}}
+    teaches_len = rollouts.response_len * teaches[:, None]
+    sizes = services.stream_sizes(bucket, teaches_len.shape[1])
+    packing = pack(sizes, lengths, teaches_len, services.share)
+    padding = {"padding/score_tokens": padding_share(packing, sizes, services.share)}
+    return {"rollout_packing": packing, "scored": teaches, "score_padding": padding}
 
 
 def force(services: Services, judged: Judged, subgroup: Subgroup) -> dict[str, Any]:
@@ -112,7 +112,8 @@ def verify_repairs(
         )
     judged = services.judge(records, responses)
     was_tried = np.any(repaired.sampled_mask, axis=2)
-    packing, _ = services.pack(bucket, lengths, np.where(was_tried, responses.response_len, 0))
+    tried_len = np.where(was_tried, responses.response_len, 0)
+    packing = pack(services.stream_sizes(bucket, 1), lengths, tried_len, services.share)
     return {
         "responses": responses,
         "repair_judged": judged,
@@ -144,5 +145,7 @@ def pack_batch(
     services: Services, bucket: Bucket, lengths: PromptLengths, taught_len: Int32[Array, "B S"]
 ) -> dict[str, Any]:
     """Streams of the rows that the update computes."""
-    packing, padding = services.pack(bucket, lengths, taught_len, parts=services.config.train.minibatches)
-    return {"batch_packing": packing, "update_padding": {"padding/update_tokens": padding}}
+    sizes = services.stream_sizes(bucket, taught_len.shape[1], parts=services.config.train.minibatches)
+    packing = pack(sizes, lengths, taught_len, services.share)
+    padding = {"padding/update_tokens": padding_share(packing, sizes, services.share)}
+    return {"batch_packing": packing, "update_padding": padding}

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from flax import struct
 from jaxtyping import Float32, Int32
 
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.structs import Array, Packing, Prompts, Streams, abstract, zeros
 
 Bucket = tuple[int, int]  # prompt tokens, patches
@@ -96,17 +97,15 @@ class StreamSizes:
 
     def abstract(self) -> Packing:
         """Shapes of the packing."""
-        return abstract(Packing, B=self.num_prompts, **self._dims)
+        return abstract(Packing, B=self.num_prompts, **self._dims(self.shards))
 
-    def empty(self) -> Streams:
-        """Streams of NumPy arrays with nothing in them."""
-        streams = zeros(Streams, **self._dims)
+    def empty(self, shards: int) -> Streams:
+        """The streams of so many shards, of NumPy arrays with nothing in them."""
+        streams = zeros(Streams, **self._dims(shards))
         return dataclasses.replace(streams, source=streams.source - 1, patch_source=streams.patch_source - 1)
 
-    @property
-    def _dims(self) -> dict[str, int]:
-        streams = self.shards * self.parts * self.num_streams
-        return {"A": streams, "T": self.num_tokens, "patches": self.num_patches}
+    def _dims(self, shards: int) -> dict[str, int]:
+        return {"A": shards * self.parts * self.num_streams, "T": self.num_tokens, "patches": self.num_patches}
 
 
 class _Piece(NamedTuple):
@@ -130,23 +129,29 @@ class PromptLengths(NamedTuple):
         return cls(np.asarray(prompts.prompt_len), (np.asarray(prompts.image_ids) > 0).sum(axis=1, dtype=np.int32))
 
 
-def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"]) -> Packing:
+def pack(
+    sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"], share: HostShare = ALL_ROWS
+) -> Packing:
     """Divides groups among the shards and places them in streams, the longest first, each where it first fits.
 
     Args:
         sizes: the shape of the packing.
-        prompts: the batch's prompts.
+        prompts: those of `share`.
         row_len: tokens of each row; 0 leaves it out, and a prompt with no row left is left out too.
+        share: this process's rows; the processes exchange their lengths.
 
     Returns:
-        The packing, of NumPy arrays.
+        The packing, of NumPy arrays with the rows and streams of `share`.
     """
-    streams, rows_of = sizes.empty(), np.asarray(row_len)
+    shards = range(sizes.shards) if share.is_whole else share.shards
+    lengths = share.gather(np.column_stack([*prompts, row_len]).astype(np.int32))
+    prompts, rows_of = PromptLengths(lengths[:, 0], lengths[:, 1]), lengths[:, 2:]
+    streams = sizes.empty(len(shards))
     group_len = np.where(rows_of.any(axis=1), prompts.tokens + rows_of.sum(axis=1), 0)
     order = _balanced(group_len, sizes)
     prompts, rows_of = PromptLengths(prompts.tokens[order], prompts.patches[order]), rows_of[order]
     size = sizes.num_prompts // sizes.shards
-    for shard in range(sizes.shards):
+    for place, shard in enumerate(shards):
         own = slice(shard * size, (shard + 1) * size)
         lengths, rows = PromptLengths(prompts.tokens[own], prompts.patches[own]), rows_of[own]
         writer = _Writer(streams, sizes, lengths, rows)
@@ -156,10 +161,12 @@ def pack(sizes: StreamSizes, prompts: PromptLengths, row_len: Int32[Array, "B J"
                 for prompt in range(part, size, sizes.parts)
                 for piece in _pieces(prompt, lengths, rows[prompt], sizes)
             ]
-            first = (shard * sizes.parts + part) * sizes.num_streams
+            first = (place * sizes.parts + part) * sizes.num_streams
             for number, stream in enumerate(_first_fit(pieces, sizes)):
                 writer.write(first + number, stream)
-    return Packing(order, np.argsort(order).astype(np.int32), streams)
+    home = np.argsort(order).astype(np.int32)
+    own_rows = share.rows(sizes.num_prompts)
+    return Packing(order[own_rows], home[own_rows], streams)
 
 
 def _balanced(group_len: npt.NDArray, sizes: StreamSizes) -> Int32[np.ndarray, "B"]:
@@ -181,15 +188,16 @@ def _balanced(group_len: npt.NDArray, sizes: StreamSizes) -> Int32[np.ndarray, "
     return np.sort(order, axis=1).reshape(-1)
 
 
-def padding_share(packing: Packing, sizes: StreamSizes) -> float:
+def padding_share(packing: Packing, sizes: StreamSizes, share: HostShare = ALL_ROWS) -> float:
     """The share of the computed tokens that are padding; shards with fewer streams wait for those with more.
 
-    1 if nothing is packed.
+    1 if nothing is packed. `packing` has the streams of `share`; the processes exchange what they need.
     """
     streams = packing.streams
-    used = (np.asarray(streams.num_targets) > 0).reshape(sizes.shards, sizes.parts, sizes.num_streams).sum(-1)
-    computed = sizes.shards * int(used.max(axis=0).sum()) * sizes.num_tokens
-    return 1.0 - int((np.asarray(streams.source) >= 0).sum()) / max(computed, 1)
+    used = (np.asarray(streams.num_targets) > 0).reshape(-1, sizes.parts, sizes.num_streams).sum(-1).max(axis=0)
+    filled, *most = zip(*share.exchange([int((np.asarray(streams.source) >= 0).sum()), *used.tolist()]), strict=True)
+    computed = sizes.shards * sum(map(max, most)) * sizes.num_tokens
+    return 1.0 - sum(filled) / max(computed, 1)
 
 
 def _pieces(prompt: int, prompts: PromptLengths, row_len: npt.NDArray, sizes: StreamSizes) -> list[_Piece]:
@@ -330,6 +338,7 @@ class Packed:
                 next_position=jnp.zeros(1, jnp.int32),
                 vision_index=jnp.where(has_vision, vision_index + first_patch[prompt] // merge_unit, -1)[None],
                 patches=patches_of(prompts.patches),
+                pixel_norm=jnp.asarray(prompts.pixel_norm)[:1],  # that of every prompt
                 patch_position_ids=patches_of(prompts.patch_position_ids),
                 window_ids=window_ids[None],
                 image_ids=image_ids[None],

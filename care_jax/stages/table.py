@@ -28,8 +28,8 @@ class PatchSizes(Protocol):
     """The sizes of one patch; both a processor's image settings and a model's vision config have them."""
 
     @property
-    def patch_values(self) -> int:
-        """F, values of one patch."""
+    def frame_values(self) -> int:
+        """F, values of one frame of a patch, which is all that travels of a still picture."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class Setup:
     def prompt_dims(self, bucket: Bucket) -> dict[str, int]:
         """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
         spec = self.image_spec
-        return {"B": self.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.patch_values, "X": spec.grid_cells}
+        return {"B": self.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.frame_values, "X": spec.grid_cells}
 
     def response_dims(self, num_responses: int) -> dict[str, int]:
         """The dimensions of `Rollouts` and `Verdicts` with so many responses a prompt."""
@@ -169,7 +169,7 @@ class DeviceStage:
 
 @dataclasses.dataclass(frozen=True)
 class HostStage:
-    """A row whose function runs on the host, on host copies of the values it takes.
+    """A row whose function runs on the host, on host copies of the values it takes: this process's rows of them.
 
     Of what it gives, `puts` goes to the devices; the rest stays on the host.
     """

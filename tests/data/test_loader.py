@@ -79,6 +79,52 @@ def test_checkpoint_resumes_with_the_next_batch(tmp_path: Path) -> None:
     assert _take(second, 5) == whole[5:]
 
 
+@dataclasses.dataclass
+class Watched(Numbers):
+    """Records, of which is known which were read."""
+
+    read: set[int] = dataclasses.field(default_factory=set)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record."""
+        self.read.add(index)
+        return super().__getitem__(index)
+
+
+def test_processes_read_their_rows_alone_and_together_the_same_batches() -> None:
+    """Catches batches that depend on the number of processes, and a process that reads the rows of others.
+
+    Also a resumed run whose process goes on from other places than another process had come to. Each third record is
+    dropped; the others are told so.
+    """
+    whole_stream = _iterator(Numbers(97), _unless_third, batch_size=8)
+    whole = _take(whole_stream, 40)
+    sources, rows = [Watched(97) for _ in range(3)], ([0, 1, 2], [3, 6], [4, 5, 7])
+    streams = [
+        loader.make_train_iterator(source, _unless_third, batch_size=8, seed=0, rows=own)
+        for source, own in zip(sources, rows, strict=True)
+    ]
+    for batch in whole:
+        parts = dict(zip(itertools.chain(*rows), itertools.chain(*map(next, streams)), strict=True))
+        assert [parts[row] for row in range(8)] == batch
+        for stream, other in itertools.permutations(streams, 2):
+            stream.skip(dict(json.loads(json.dumps(list(other.skipped.items())))))
+        assert len({json.dumps(stream.get_state()) for stream in streams}) == 1
+    assert streams[0].get_state() == whole_stream.get_state()
+    again = loader.make_train_iterator(Numbers(97), _unless_third, batch_size=8, seed=0, rows=[5])
+    again.set_state(streams[0].get_state())
+    assert next(again) == next(whole_stream)[5:6]
+
+
+def test_a_process_reads_no_record_of_anothers_rows() -> None:
+    """Catches work that grows with the batch and not with a process's share of it."""
+    source = Watched(800)
+    stream = loader.make_train_iterator(source, _number, batch_size=80, seed=0, rows=[3, 4])
+    taken = _take(stream, 5)
+    stream.wait()
+    assert source.read == set(itertools.chain(*taken, next(stream)))
+
+
 def test_epochs_hold_everything_once_in_new_orders() -> None:
     """Catches a shuffle that is not one, and epochs that all have the same order."""
     batches = _take(_iterator(Numbers(20)), 15)

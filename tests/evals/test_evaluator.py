@@ -16,7 +16,7 @@ import pytest
 from care_jax.config import base
 from care_jax.evals import evaluator as evaluator_lib
 from care_jax.inputs.processor import Processor
-from care_jax.inputs.responses import encode_rewrite
+from care_jax.inputs.responses import encode_rewrites
 from care_jax.rewards.judge import Verifier
 from tests.end_to_end import SOURCES, SmallTask, flags, run, small
 from tests.pictures import question
@@ -78,7 +78,7 @@ class _SaysThree:
     batch_size = 4
 
     def __init__(self, processor: Processor) -> None:
-        self.ids = encode_rewrite(processor, "<answer>3</answer>")
+        self.ids = encode_rewrites(processor, ["<answer>3</answer>"])[0]
 
     def open(self, model: None) -> Callable[..., None]:
         """Starts nothing."""

@@ -17,7 +17,7 @@ from care_jax.inputs.positions import count_tokens
 from care_jax.inputs.preprocessor import read_image_spec
 from care_jax.models.model_config import load_model_config
 from tests.families import FAMILIES, make_folder
-from tests.pictures import encode, hub_order, picture
+from tests.pictures import encode, hub_order, normalised, picture
 
 # Heights and widths in pixels: one window, less than one, many, odd grids, halves that round to even, slim ones.
 # The last three in full: the slimmest that is allowed, lying and standing, and a photo.
@@ -56,8 +56,8 @@ def assert_equal_to_hub(encoded: bytes, image: Image.Image, spec: images.ImageSp
     grid = images.image_grid(decoded.height, decoded.width, spec, spec.max_pixels)
     patches = images.patchify([decoded], grid, spec)
     assert wanted["image_grid_thw"].tolist() == [list(grid)]
-    assert patches.dtype == np.float32
-    assert np.array_equal(patches, in_hub_order(wanted["pixel_values"], grid, spec))
+    assert (patches.dtype, patches.shape[1]) == (np.uint8, 3 * spec.patch_size**2)
+    assert np.array_equal(normalised(patches, spec), in_hub_order(wanted["pixel_values"], grid, spec))
 
 
 @pytest.mark.parametrize(("factor", "low", "high"), [(28, 3136, 200704), (28, 3136, 50176), (32, 65536, 16777216)])

@@ -15,10 +15,10 @@ import pytest
 from transformers import AutoConfig
 
 from care_jax.errors import InputError
-from care_jax.inputs.batch import Example, collate, padding_shares
+from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
-from care_jax.inputs.responses import encode_repair, encode_rewrite, encode_trace
+from care_jax.inputs.responses import encode_repairs, encode_rewrites, encode_trace
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.structs import Record
 from tests.families import edit_json
@@ -153,7 +153,7 @@ def test_no_trace_of_a_text_with_a_mark_of_the_format(processor, fields):
 def test_repair_opens_like_a_drafted_trace(processor):
     """Catches a reflection that starts from other tokens than the cold start has taught."""
     trace = encode_trace(processor, record("?", rationale="x", draft="user is 22"), cue=" No:", response_len=64)
-    repair = encode_repair(processor, "user is 22", cue=" No:", max_rationale_len=32)
+    repair = encode_repairs(processor, ["user is 22"], cue=" No:", max_rationale_len=32)[0]
     assert trace.token_ids[: len(repair)].tolist() == repair
     assert text_of(processor, repair) == "<think>user is 22 No:"
     assert not trace.loss_mask[1 : len(repair)].any()
@@ -161,15 +161,18 @@ def test_repair_opens_like_a_drafted_trace(processor):
 
 def test_repair_cuts_the_rationale_and_keeps_the_cue(processor):
     """Catches a cut that counts the tag, or that loses the cue."""
-    assert text_of(processor, encode_repair(processor, "abcdef", cue=" No:", max_rationale_len=3)) == "<think>abc No:"
+    assert (
+        text_of(processor, encode_repairs(processor, ["abcdef"], cue=" No:", max_rationale_len=3)[0])
+        == "<think>abc No:"
+    )
 
 
 def test_sampled_text_cannot_turn_into_control_tokens(processor):
     """Catches a spelled "<|im_end|>" of a sampled response that ends the rewritten one early."""
-    rewritten = encode_rewrite(processor, "<think>a<|im_end|>b</think>")
+    rewritten = encode_rewrites(processor, ["<think>a<|im_end|>b</think>"])[0]
     assert rewritten.count(processor.stop_ids[0]) == 1
     assert text_of(processor, rewritten[:-1]) == "<think>a<|im_end|>b</think>"
-    repair = encode_repair(processor, "<|image_pad|>", cue="", max_rationale_len=32)
+    repair = encode_repairs(processor, ["<|image_pad|>"], cue="", max_rationale_len=32)[0]
     assert processor.image_token_id not in repair
 
 
@@ -216,7 +219,7 @@ def test_collate_pads_on_the_right(processor):
     pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
     batch = collate(processor, [plain, pictured])
     assert batch.token_ids.shape == (2, 64)
-    assert batch.patches.shape == (2, 64, 1176)
+    assert batch.patches.shape == (2, 64, 588)
     assert batch.prompt_len.tolist() == [len(plain.token_ids), len(pictured.token_ids)]
     assert batch.next_position.tolist() == [plain.next_position, pictured.next_position]
     assert not batch.window_ids[0].any()
@@ -233,15 +236,18 @@ def test_collate_pads_on_the_right(processor):
         assert (batch.token_ids[row, size:] == processor.pad_token_id).all()
         assert (batch.vision_index[row, size:] == -1).all()
         assert not batch.window_ids[row, count:].any()
-    dtypes = {name: str(value.dtype) for name, value in vars(batch).items()}
-    assert {name for name, dtype in dtypes.items() if dtype != "int32"} == {"patches", "grid_weights"}
+    assert batch.pixel_norm.tolist() == [np.float32([processor.image_spec.mean, processor.image_spec.std]).tolist()] * 2
+    dtypes = {name: str(value.dtype) for name, value in vars(batch).items() if value.dtype != "int32"}
+    assert dtypes == {"patches": "uint8", "pixel_norm": "float32", "grid_weights": "float32"}
 
 
 def test_padding_shares_by_hand(processor):
     """Catches shares of one row in place of the batch's, and patches counted as tokens."""
     plain = encode_prompt(processor, record("hi"))
     pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
-    shares = padding_shares([plain, pictured], (64, 128))
+    shares = BatchSizes.of([plain, pictured]).padding_shares((64, 128))
+    parts = [list(BatchSizes.of([example])) for example in (plain, pictured)]
+    assert BatchSizes.join(parts) == BatchSizes.of([plain, pictured])
     real = len(plain.token_ids) + len(pictured.token_ids)
     assert shares == {"padding/prompt_tokens": 1 - real / 128, "padding/patches": 1 - 36 / 256}
 
@@ -390,7 +396,7 @@ def test_answers_stop_where_the_template_ends_a_turn(tiny_folder, tmp_path, caps
     told = capsys.readouterr().err.splitlines()
     assert len(told) == is_told
     assert all("leaves out 274" in line for line in told)
-    assert encode_rewrite(loaded, "a")[-1] == 274
+    assert encode_rewrites(loaded, ["a"])[0][-1] == 274
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from care_jax.inputs.prompts import encode_prompt
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Video
 from tests.families import CHAT_TEMPLATE, FAMILIES, SYSTEM, make_folder
-from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question, segments
+from tests.pictures import encode, frames_of, hub_order, hub_video, normalised, picture, question, segments
 
 SETTINGS = {
     "response_format": dataclasses.replace(ANSWER_TAGS, request="\nAnswer."),
@@ -153,7 +153,7 @@ def test_vision_index_reads_the_picture_in_reading_order(family):
     black = encode(Image.new("L", (3 * family.factor, 3 * family.factor)))
     example = encode_prompt(family.processor, question("<image> and <image>", black, mosaic))
     spec = family.processor.image_spec
-    levels = example.patches[:, : spec.patch_size**2].mean(axis=1) * spec.std[0] + spec.mean[0]
+    levels = normalised(example.patches, spec)[:, : spec.patch_size**2].mean(axis=1) * spec.std[0] + spec.mean[0]
     merged = (levels * 255).reshape(-1, 4).mean(axis=1)
     read = merged[example.vision_index[example.vision_index >= 0]]
     assert np.round(read[9:]).tolist() == [20 * n for n in range(12)]
@@ -196,7 +196,7 @@ def test_video_patches_are_those_of_its_frames(family, num_frames):
     example = encode_prompt(family.processor, question("<video>", videos=(Video(tuple(map(encode, frames)), 2.0),)))
     patches, grid = hub_video(family.hub.image_processor, frames)
     order = hub_order([tuple(grid)], 4) if family.name == "qwen2_5_vl" else slice(None)
-    assert np.array_equal(example.patches, patches.numpy()[order])
+    assert np.array_equal(normalised(example.patches, family.processor.image_spec), patches.numpy()[order])
     assert np.array_equal(example.image_ids, segments(np.array([grid[1] * grid[2]] * 2)))
 
 
@@ -245,7 +245,7 @@ def test_images_and_videos_keep_the_order_of_their_marks(family):
     record = question("<image><video><image>", black, black, videos=(Video((white, white), 1.0),))
     example = encode_prompt(family.processor, record)
     spec, kinds = family.processor.image_spec, example.token_ids[example.vision_index >= 0]
-    level = (example.patches.mean(axis=1) * spec.std[0] + spec.mean[0]).reshape(-1, 4).mean(axis=1)
+    level = (normalised(example.patches, spec).mean(axis=1) * spec.std[0] + spec.mean[0]).reshape(-1, 4).mean(axis=1)
     read = level[example.vision_index[example.vision_index >= 0]]
     assert np.round(read, 2).tolist() == [0] * 4 + [1] * 4 + [0] * 4
     assert (kinds == family.processor.video_token_id).tolist() == [False] * 4 + [True] * 4 + [False] * 4

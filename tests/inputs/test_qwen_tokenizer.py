@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
-from care_jax.inputs.responses import encode_repair, encode_rewrite, encode_trace
+from care_jax.inputs.responses import encode_repairs, encode_rewrites, encode_trace
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.rewards.spans import TokenBytes, _byte_alphabet, span_masks
 from tests.families import CHAT_TEMPLATE, FAMILIES, SYSTEM, edit_json, make_folder, read_json
@@ -141,7 +141,7 @@ def test_ids_equal_tiktoken(family, text):
     """Catches another pre-tokenizer, normalisation or order of merges: an implementation that shares no code."""
     wanted = TIKTOKEN.encode(text)
     text_of = family.bytes_of.text
-    ours = encode_rewrite(family.processor, text)[:-1]
+    ours = encode_rewrites(family.processor, [text])[0][:-1]
     if family.name == "qwen2_5_vl" or "<think>" not in text:
         assert ours == wanted
     assert text_of(ours) == text_of(wanted)
@@ -162,7 +162,7 @@ def test_forbidden_ids_are_the_tail_and_the_special_tokens(family):
 )
 def test_tags_by_character_offset(family, rationale, answer):
     """Catches spans found by ids: the tags merge with what is next to them, in another way each time."""
-    token_ids = encode_rewrite(family.processor, f"<think>{rationale}</think><answer>{answer}</answer>")[:-1]
+    token_ids = encode_rewrites(family.processor, [f"<think>{rationale}</think><answer>{answer}</answer>"])[0][:-1]
     token_bytes = [family.bytes_of[token_id] for token_id in token_ids]
     text = b"".join(token_bytes)
     parsed = ANSWER_TAGS.parse(text)
@@ -176,10 +176,34 @@ def test_tags_by_character_offset(family, rationale, answer):
         assert len(covered) <= len(wanted.encode()) + len("</answer>")  # the tokens at the edges hold parts of tags
 
 
+def test_beginnings_are_those_of_whole_texts(family, monkeypatch):
+    """Catches a text cut before it is encoded, whose last tokens are others than in the whole text.
+
+    Cuts fall into words, runs of spaces and lines, composed characters, tags, and words longer than what is kept.
+    """
+    pieces = [
+        " the", "ory", "'re", " 12.5%", "毕老师", "e\u0301", "\n", " ", "\t", "\r\n", "  \n  ", "</think>",
+        "<tool_call>", "<|im_end|>", "!!!", "≤", "\\frac{1}{2}", "🙂",
+    ] * 20 + ["x" * 300, " " * 90, "\n " * 50]  # fmt: skip
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(pieces, rng.integers(1, 900))) for _ in range(150)] + [" word" * 4000, "", "x"]
+    whole, encoded_whole = family.processor.encode_texts(texts), []
+    assert whole == [family.processor.encode_text(text) for text in texts]
+    encode = type(family.processor).encode_texts
+    monkeypatch.setattr(
+        type(family.processor), "encode_texts", lambda self, texts: encoded_whole.extend(texts) or encode(self, texts)
+    )
+    counts = (1, 60, 200, 450)
+    for count in counts:
+        assert family.processor.encode_beginnings(texts, count) == [ids[:count] for ids in whole]
+    long = sum(len(text) > 6 * count for text in texts for count in counts)
+    assert 0 < len(encoded_whole) < long / 2  # most are encoded in part
+
+
 def test_the_tags_have_many_spellings(family):
     """Says why offsets are needed: Qwen2.5's "</think>" begins with another token behind each rationale."""
     rationales = ("a", "a.", "x>", "(1", "é\n")
-    endings = [encode_rewrite(family.processor, f"<think>{text}</think>")[:-1] for text in rationales]
+    endings = [encode_rewrites(family.processor, [f"<think>{text}</think>"])[0][:-1] for text in rationales]
     if family.name == "qwen2_5_vl":
         assert len({ids[-3] for ids in endings}) > 1
     else:
@@ -195,7 +219,7 @@ def test_prompt_and_trace_round_trip(family):
     assert text == "<think>it is 2. Wait,it is 3.</think><answer>3</answer><|im_end|>"
     learned = processor.tokenizer.decode(trace.token_ids[trace.loss_mask])
     assert learned == "<think>it is 3.</think><answer>3</answer><|im_end|>"
-    repair = encode_repair(processor, "it is 2.", cue=" Wait,", max_rationale_len=32)
+    repair = encode_repairs(processor, ["it is 2."], cue=" Wait,", max_rationale_len=32)[0]
     assert trace.token_ids[: len(repair)].tolist() == repair
 
     example = encode_prompt(processor, record)

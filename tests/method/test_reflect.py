@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 
-from care_jax.inputs.responses import encode_rewrite
+from care_jax.inputs.responses import encode_rewrites
 from care_jax.method import objectives, reflect
 from care_jax.method.objectives import Objective
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
@@ -114,7 +112,7 @@ def test_from_scratch_forces_nothing(tiny_processor, subgroup):
 def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor):
     """Catches a second <think> before the one that was sampled, as nothing was forced."""
     objective = record(objectives.care, **SHORT, reflect__source="scratch")
-    clean = encode_rewrite(tiny_processor, "<think>2</think><answer>2</answer>")
+    clean = encode_rewrites(tiny_processor, ["<think>2</think><answer>2</answer>"])[0]
     token_ids = np.zeros((1, 1, 24), np.int32)
     token_ids[0, 0, : len(clean)] = clean
     given = Rollouts(
@@ -133,7 +131,10 @@ def test_rewrite_of_a_response_from_scratch_is_the_response(tiny_processor):
 
 def test_rewrite_keeps_what_was_sampled(tiny_processor, objective):
     """Catches a stop token after a cut-off response, a cut one that counts as whole, another context's log-probs."""
-    encode = functools.partial(encode_rewrite, tiny_processor)
+
+    def encode(text: str) -> list[int]:
+        return encode_rewrites(tiny_processor, [text])[0]
+
     repaired = "2</think><answer>2</answer>"
     rows = [encode(repaired), encode(repaired)[:-1], [], encode("22" + repaired)]
     clean = encode("<think>" + repaired)

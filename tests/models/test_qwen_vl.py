@@ -136,8 +136,9 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
     """Our model on prompts, one block and one layer after the other."""
     tower, config = model.visual, model.config
     cos, sin = rotary_tables(prompts.patch_position_ids, config.vision)
-    blocks = [tower.patch_embed(prompts.patches)]
-    x = blocks[0] + tower._learned_positions(own_patches(prompts)) if config.vision.grid_side else blocks[0]
+    own = own_patches(prompts, config.vision)
+    blocks = [tower.patch_embed(own.patches)]
+    x = blocks[0] + tower._learned_positions(own) if config.vision.grid_side else blocks[0]
     for index in range(config.vision.depth):
         whole = not config.vision.window_size or index in config.vision.fullatt_block_indexes
         ids = prompts.image_ids if whole else prompts.window_ids

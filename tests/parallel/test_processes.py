@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,6 +82,11 @@ def finish_all(started: list[subprocess.Popen[str]], *, seconds: float = 240) ->
     return [(done.returncode, done.stdout, done.stderr) for done in ended]
 
 
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of a step but those that tell times."""
+    return {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per_s/"))}
+
+
 @pytest.fixture(scope="module")
 def alone(small_task: SmallTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one process with four devices."""
@@ -112,8 +118,8 @@ def kill_one(task: SmallTask, workdir: Path, *, killed: int, after: int) -> None
 def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: Path, tmp_path: Path) -> None:
     """Catches processes that train on other examples, parameters or random keys than one alone.
 
-    Also a process that waits for ever for one that is gone, steps or lines that are lost or come twice, and a process
-    that writes beside the first.
+    Also metrics, events or a sample of one process's rows alone, a process that waits for ever for one that is gone,
+    steps or lines that are lost or come twice, and a process that writes beside the first.
     """
     workdir = tmp_path / "run"
     kill_one(small_task, workdir, killed=1, after=1)
@@ -128,13 +134,19 @@ def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: 
     assert train_steps(workdir) == train_steps(alone) == list(range(1, STEPS + 1))
     evaluated = [[row["step"] for row in metrics(run) if "eval/accuracy/mean" in row] for run in (workdir, alone)]
     assert evaluated[0] == evaluated[1] == [0, 2, 4]
-    for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl"):
-        rows = [[json.loads(line) for line in (run / name).read_text().splitlines()] for run in (workdir, alone)]
-        # A start has a line of its own, and these runs started three times and once.
-        lines = [[row["step"] for row in of_run if "start/seconds" not in row] for of_run in rows]
+    # A start has a line of its own, and these runs started three times and once.
+    starts = [[row for row in metrics(run) if "start/seconds" in row] for run in (workdir, alone)]
+    assert [len(rows) for rows in starts] == [3, 1]
+    ours, theirs = ([untimed(row) for row in metrics(run) if "start/seconds" not in row] for run in (workdir, alone))
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        assert our_row == pytest.approx(their_row, rel=1e-4, abs=1e-5)
+    for name, told in (("events.jsonl", ("step", "id", "outcome", "negatives")), ("samples.jsonl", ("step", "id"))):
+        lines = [
+            [[json.loads(line)[key] for key in told] for line in (run / name).read_text().splitlines()]
+            for run in (workdir, alone)
+        ]
         assert lines[0] == lines[1], name
-        if name == "metrics.jsonl":
-            assert [len(of_run) - len(left) for of_run, left in zip(rows, lines, strict=True)] == [3, 1]
     # Process 0 is the one that shows; Gloo's lines may come in pieces.
     shown = [line for text in ended[1][1:] for line in text.splitlines()]
     assert [line for line in shown if "[Gloo]" not in line and "connected peer ranks" not in line] == []
@@ -166,6 +178,10 @@ def test_processes_tell_each_other(small_task: SmallTask) -> None:
         assert found["shared_none"] == []
         # In rounds of 128 each, so that both meet while one of them is slow.
         assert found["shared_many"] == [[n, 128 if n < 256 else 23 - n % 2] for n in range(301)]
+        # In as many rounds as the one with most work has, so that neither hangs to the other's watchdog.
+        assert (found["own"], found["own_rounds"]) == (True, [[3, 0, 0], [128, 128, 44]][found["index"]])
+        assert (found["own_bad"], found["own_told"]) == ("process 1: no data", [0, 1])
+        assert found["own_rows"] == [[0, 1, 2, 3], [4, 5, 6, 7]][found["index"]]
         assert found["done_here"] == ([0, 2, 4] if found["index"] == 0 else [1, 3])
         assert found["one_bad"] == "process 1: no data"
         assert found["both_bad"] == "no data at all"
@@ -183,6 +199,24 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
         with pytest.raises(ValueError, match="must all be given"):
             processes.connect()
+
+
+@pytest.mark.parametrize(
+    ("holders", "process", "shards"),
+    [
+        ([[0], [0], [1], [1]], 1, (2, 3)),
+        ([[0], [1], [0], [1]], 0, (0, 2)),  # a mesh may lie so over the hosts
+        ([[0, 1], [0, 1], [2, 3], [2, 3]], 2, (0, 1, 2, 3)),  # `tensor` goes over two hosts
+        ([[0], [0, 1], [1], [1]], 1, (0, 1, 2, 3)),
+        ([[0], [0]], 0, (0, 1)),
+    ],
+)
+def test_the_share_of_a_process(holders: list[list[int]], process: int, shards: tuple[int, ...]) -> None:
+    """Catches a row that two processes judge each for itself, whose devices may then hold different verdicts."""
+    share = processes.HostShare.of_process(process, holders)
+    assert (share.shards, share.num_shards, share.is_whole) == (shards, len(holders), len(shards) == len(holders))
+    wanted = [row for shard in shards for row in (2 * shard, 2 * shard + 1)]
+    assert share.rows(2 * len(holders)) == share.rows_of(2 * len(shards)) == wanted
 
 
 @pytest.mark.parametrize(

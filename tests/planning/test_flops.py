@@ -50,7 +50,7 @@ def test_flops_are_those_of_the_compiled_program(name):
     hidden = bucket[0] * (bucket[0] - 1) / 2 + rows * length * (length - 1) / 2
     counted += 4 * model.text.num_attention_heads * model.text.head_dim * hidden
 
-    tables = {"F": model.vision.patch_values, "X": model.vision.grid_cells}
+    tables = {"F": model.vision.frame_values, "X": model.vision.grid_cells}
     prompts = abstract(Prompts, B=1, P=bucket[0], I=bucket[1], **tables)
     tokens = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
     program = jax.jit(padded.forward_branches).lower(models.abstract_model(model), prompts, tokens)

@@ -148,3 +148,19 @@ def test_judge_refuses_what_does_not_fit(verifier, ids, lengths, message):
     """Catches ids of the unused vocabulary tail (-1 would silently be the last token) and wrong shapes."""
     with pytest.raises(ValueError, match=message):
         judge(verifier, RECORDS, rollouts_of(ids, lengths), TOKEN_BYTES, TAGGED)
+
+
+def test_equal_answers_are_asked_once(verifier, monkeypatch):
+    """Catches a batch that asks the same answer to the same gold again and again, or takes other golds for the same."""
+    asked: list[Item] = []
+    monkeypatch.setattr(
+        verifier, "check", lambda items, check=verifier.check: asked.extend(items) or check(items), raising=True
+    )
+    pairs = [("5", "5"), ("6", "5"), ("5", "5"), ("5", "6"), ("6", "5"), ("", "5")] * 10
+    responses = [
+        (Record("1", "made", "?", (), gold, "integer"), f"<think>x</think><answer>{answer}</answer>" if answer else "x")
+        for answer, gold in pairs
+    ]
+    judged = judge_texts(verifier, responses, ANSWER_TAGS)
+    assert [one.verdict.correct for one in judged] == [answer == gold for answer, gold in pairs]
+    assert sorted((item.given, item.gold) for item in asked) == [("5", "5"), ("5", "6"), ("6", "5")]
