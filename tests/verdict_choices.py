@@ -42,14 +42,16 @@ CHOICES = [
         "It is 40, from A to C.",
     ), (r"2\sqrt{2} is (D)", "red was (A)"), (
         r"It is 40 (B)\\(A)", r"It is 40 (B)\\\\(C)", r"(B)\\(A)", "It is 40, A.", "It is 40 [A]", "It is 40 A)",
-        "It is 40 / A", "It is 40; C", "It is 40: C", "It is 40 (a)", "It is 40 (B) a)", "It is 40 {C}", "It is 40 and A",
-        "It is 40 & A", "It is 40 `A`", "It is 40 'A'", "It is 40 *A*", "It is 40 _A_", "It is 40 Ⓐ", "It is 40 【A】",
+        "It is 40 / A", "It is 40; C", "It is 40: C", "It is 40 (a)", "It is 40 (B) a)", "It is 40 {C}",
+        "It is 40 and A", "It is 40 & A",
+        "It is 40 `A`", "It is 40 'A'", "It is 40 *A*", "It is 40 _A_", "It is 40 Ⓐ", "It is 40 【A】",
         "It is 40 (B) A.", "It is 40 (B) and A.", r"2\sqrt{2} is (B)", r"$2\sqrt{2}$ equals (B)", r"\sqrt{8} is (B)",
         "40 is (A)", "40.0 is (A)", r"The value 2\sqrt{2} is (B)",
     )),
     # A function word behind a capital says that it is no article.
     Group("choice", "(B)", None, ("So a red car is (B)", "A red car is (B)"), (), (
         "A but also (B)", "A not (B)", "A with (B)", "A plus (B)", "A instead of (B)", "A for (B)", "A which is (B)",
+        "letter A and (B)", "letter A or (B)", "point A but also (B)",
     )),
     # A marked letter with text decides; another option beside it makes two answers.
     Group("choice", "(A)", LATEX_OPTIONS, (

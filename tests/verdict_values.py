@@ -221,10 +221,11 @@ VALUES = [
         "The factors are x^2+1 and x.", "The expression is not x^2+1.",
         "The expression is x^2+1, with x^2+2 as well.")),
     # A second value that ends as the first does, and one that looks like a year.
-    Group("latex", "2x+1", None, ("The sum is 2x+1, with x as the unknown.",), (), ("The sum is 2x+1, with 42x+1 also possible.",
-        "The sum is 2x+1, where 12x+1 is the other.")),
-    Group("number", "7", None, ("The sum is 7, in 1500.", "On July 4, 1500, the sum was 7.", "The sum in May 1500 was 7."),
-        (), ("The sum is 7, 1500", "7, 1500", "The sum is 7, 17", "The sum is 7 (17)")),
+    Group("latex", "2x+1", None, ("The sum is 2x+1, with x as the unknown.",), (), (
+        "The sum is 2x+1, with 42x+1 also possible.", "The sum is 2x+1, where 12x+1 is the other.")),
+    Group("number", "7", None, (
+        "The sum is 7, in 1500.", "On July 4, 1500, the sum was 7.", "The sum in May 1500 was 7.",
+    ), (), ("The sum is 7, 1500", "7, 1500", "The sum is 7, 17", "The sum is 7 (17)")),
     Group("latex", "3:4", None, ("The ratio is 3:4.", "The ratio of the sides is 3/4."), ("The ratio is 4/3.",),
         ("The ratio is 3:4 or 4:3.",)),
     Group("latex", "increasing", None, ("increasing", "Increasing."), (), ("The function is increasing.",)),

@@ -58,7 +58,8 @@ _NOT_BEHIND_AN_ARTICLE = (
 )
 _ARTICLE = re.compile(
     rf"A(?= (?!{_NOT_BEHIND_AN_ARTICLE})[a-z])"
-    r"|(?<=[a-z] )(?<!\b[Bb]ut )(?<!\b[Aa]nd )(?<!\b[Oo]r )(?<!\b[Tt]hat )A(?= [a-z])"
+    r"|(?<=[a-z] )(?<!\b[Bb]ut )(?<!\b[Aa]nd )(?<!\b[Oo]r )(?<!\b[Tt]hat )"
+    r"A(?= (?!(?:and|or|nor|not|but|plus|vs|versus|aka|also|too|und|oder)\b)[a-z])"
 )
 _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
