@@ -63,6 +63,10 @@ class OneOfMany(HostShare):
         text = json.dumps(value)
         return [json.loads(text) for _ in range(self.num_shards)]
 
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of host 0 as those of every host."""
+        return np.concatenate([np.array(part, rows.dtype) for part in self.exchange(rows.tolist())])
+
 
 class Clock:
     """CPU seconds by name."""
@@ -131,16 +135,19 @@ class Host:
             response_len=config.rollout.response_len,
             vocabulary=len(services.token_bytes),
         )
-        subgroup = _subgroup(len(records), config)
+        subgroup, bucket, lengths = _subgroup(len(records), config), given["bucket"], given["lengths"]
         with clock("judge"):
             judged = host.verify(services, records, rollouts)["judged"]
+        with clock("pack"):
+            packed = host.pack_rollouts(services, bucket, lengths, rollouts, judged.verdicts)
+            host.pack_batch(services, bucket, lengths, rollouts.response_len[:, : subgroup.index.shape[1]])
         with clock("force"):
             forced = host.force(services, judged, subgroup)["forced"]
         repaired = jax.tree.map(lambda x: x[:, :1], rollouts)
         behind = np.arange(config.rollout.response_len) >= forced.forced_len[..., None]
         repaired = repaired.replace(sampled_mask=repaired.sampled_mask & behind)
         with clock("rewrite and judge"):
-            checked = host.verify_repairs(services, records, repaired)
+            checked = host.verify_repairs(services, records, bucket, lengths, repaired)
         states = np.zeros((*rollouts.response_len.shape, 1), np.float32)
         scores = Scores(rollouts.logprobs, -rollouts.logprobs, states)
         with clock("place"):
@@ -154,6 +161,7 @@ class Host:
             judged=judged,
             drawn=step_summary.Drawn(records, judged, int(rollouts.sampled_mask.sum()), 1),
             scores=scores,
+            scored=packed["scored"],
             subgroup=subgroup,
             reflection=placed,
             reflected=step_summary.Reflected(forced, repaired),
@@ -204,7 +212,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             config = config_lib.base()
             config.model.folder = str(folder)
             config.objective.reflect.train_on = "rewrite"
-            config.train.prompts = args.prompts * times
+            config.train.prompts, config.train.minibatches = args.prompts * times, 1
             config.rollout.num_rollouts, config.rollout.response_len = args.rollouts, args.response_len
             verifier = opened.enter_context(Verifier.from_config(config))
             log_folder = folder.parent / f"log{times}"

@@ -282,7 +282,7 @@ class HostShare:
         """The integers that all processes have for their rows of a batch, in the batch's order; `rows` are its own."""
         if self.is_whole:
             return rows
-        parts = exchange([self.rows_of(len(rows)), rows.tolist()])
+        parts = self.exchange([self.rows_of(len(rows)), rows.tolist()])
         whole = np.empty((sum(len(places) for places, _ in parts), *rows.shape[1:]), rows.dtype)
         for places, values in parts:
             whole[places] = values

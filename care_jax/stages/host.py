@@ -26,7 +26,7 @@ from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.compiled import bucket_of
 from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
 from care_jax.stages.table import Bucket
-from care_jax.structs import Array, Packing, Record, Rollouts, Scores, Subgroup, Verdicts
+from care_jax.structs import Array, Record, Rollouts, Scores, Subgroup, Verdicts
 
 
 @dataclasses.dataclass(frozen=True)

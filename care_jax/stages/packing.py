@@ -144,8 +144,8 @@ def pack(
         The packing, of NumPy arrays with the rows and streams of `share`.
     """
     shards = range(sizes.shards) if share.is_whole else share.shards
-    lengths = share.gather(np.column_stack([*prompts, row_len]).astype(np.int32))
-    prompts, rows_of = PromptLengths(lengths[:, 0], lengths[:, 1]), lengths[:, 2:]
+    gathered = share.gather(np.column_stack([*prompts, row_len]).astype(np.int32))
+    prompts, rows_of = PromptLengths(gathered[:, 0], gathered[:, 1]), gathered[:, 2:]
     streams = sizes.empty(len(shards))
     group_len = np.where(rows_of.any(axis=1), prompts.tokens + rows_of.sum(axis=1), 0)
     order = _balanced(group_len, sizes)
