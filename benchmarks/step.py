@@ -226,6 +226,7 @@ def make_reflection(repaired: Rollouts, verdicts: Verdicts, scores: Scores) -> R
         response_len=repaired.response_len[:, 0],
         sampled_mask=repaired.sampled_mask[:, 0],
         logprobs_old=scores.logprobs[:, 0],
+        logprobs_sampler=repaired.logprobs[:, 0],
         correct=verdicts.correct[:, 0],
         rewards=verdicts.rewards[:, 0],
         think_mask=verdicts.think_mask[:, 0],

@@ -69,6 +69,7 @@ _buckets = _holds(_is_ascending, "give one size or more, ascending and at least 
 _skills = _holds(
     lambda skills: bool(skills) and set(skills) <= set(options.SKILLS), f"choose some of {', '.join(options.SKILLS)}"
 )
+_bound = _holds(lambda value: value == 0 or value >= 1, "must be at least 1, or 0 for none")
 _seed = _at_least(0)
 _count = _at_least(1)
 
@@ -135,6 +136,11 @@ RULES: Mapping[str, Rule] = {
     "objective.max_draws": _count,
     "objective.overlong_buffer_len": _at_least(0, " tokens; it must lie in 0 .. rollout.response_len"),
     "objective.overlong_penalty": _at_least(0),
+    "loss.tis_cap": _bound,
+    "loss.tis_level": _one_of(options.RATIO_LEVELS),
+    "loss.mask_level": _one_of(options.RATIO_LEVELS),
+    "loss.mask_low": _holds(lambda value: 0 <= value <= 1, "must lie in [0, 1]"),
+    "loss.mask_high": _bound,
     "train.steps": _all_of(_count, _at_most(_MOST_STEPS)),
     "train.prompts": _count,
     "train.minibatches": _count,

@@ -13,6 +13,7 @@ RepairSource = Literal["rationale", "scratch"]  # objective.reflect.source
 TrainOn = Literal["continuation", "rewrite"]  # objective.reflect.train_on
 Ratio = Literal["token", "sequence"]  # objective.ratio
 Aggregate = Literal["sequence", "token", "constant"]  # objective.aggregate
+RatioLevel = Literal["token", "sequence", "geometric"]  # loss.tis_level, loss.mask_level
 FormatName = Literal["answer_tags", "boxed"]  # data.response_format
 
 SELECTORS: tuple[Selector, ...] = get_args(Selector)
@@ -22,6 +23,7 @@ REPAIR_SOURCES: tuple[RepairSource, ...] = get_args(RepairSource)
 TRAIN_ON: tuple[TrainOn, ...] = get_args(TrainOn)
 RATIOS: tuple[Ratio, ...] = get_args(Ratio)
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+RATIO_LEVELS: tuple[RatioLevel, ...] = get_args(RatioLevel)
 RESPONSE_FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")  # model.compute_dtype

@@ -200,6 +200,7 @@ class TrainBatch:
     advantages: Float32[Array, "B S"]
     token_weights: Float32[Array, "B S R"]  # region weights, 0 where nothing was sampled
     row_mask: Bool[Array, "B S"]  # rows that count in the denominators
+    logprobs_sampler: Float32[Array, "B S R"] | None = None  # kept for importance weights
 
 
 Struct = TypeVar("Struct")

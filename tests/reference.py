@@ -2,7 +2,7 @@
 
 One group, one row, one token at a time, in float64, without a vector operation beside the inner
 product: each function is meant to be read next to the paragraph of the method it repeats. It shares no
-code with care_jax but the record of an objective, and is the oracle of the tests.
+code with care_jax but the records of an objective and a correction, and is the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from care_jax.method.importance import Correction
 from care_jax.method.objectives import Objective
 
 ALL_WRONG, MIXED, ALL_CORRECT = 0, 1, 2
@@ -212,6 +213,29 @@ def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objectiv
     return weights
 
 
+# Section 5: importance weights of one row.
+def at_level(gaps: dict[int, float], t: int, level: str) -> float:
+    """The ratio of token t ("token"), or the product ("sequence") or geometric mean of a row's ratios."""
+    if level == "token":
+        return math.exp(gaps[t])
+    product = 1.0
+    for gap in gaps.values():
+        product *= math.exp(gap)
+    return product if level == "sequence" else product ** (1 / len(gaps))
+
+
+def importance(gaps: dict[int, float], t: int, correction: Correction) -> tuple[float, bool]:
+    """Weight of token t, and whether it is kept. `gaps`: policy minus sampler at the row's sampled tokens."""
+    bounded = at_level(gaps, t, correction.mask_level)
+    if correction.mask_low and bounded < correction.mask_low:
+        return 0.0, False
+    if correction.mask_high and bounded > correction.mask_high:
+        return 0.0, False
+    if not correction.tis_cap:
+        return 1.0, True
+    return min(at_level(gaps, t, correction.tis_level), correction.tis_cap), True
+
+
 # Section 5: the loss of a batch of rows.
 def policy_loss(
     logprobs,
@@ -222,8 +246,14 @@ def policy_loss(
     advantages,
     row_mask,
     objective: Objective,
+    correction: Correction | None = None,
+    logprobs_sampler=None,
+    logprobs_proximal=None,
 ) -> float:
-    """Arrays of rows [rows, R]; rows with row_mask False are as if absent. The mean is over all rows given."""
+    """Arrays of rows [rows, R]; rows with row_mask False are as if absent. The mean is over all rows given.
+
+    `logprobs_proximal`: what the weights hold against the sampler; not moved with `logprobs` by finite differences.
+    """
     num_rows, num_tokens = 0, 0
     for i in range(len(row_mask)):
         if row_mask[i]:
@@ -247,6 +277,10 @@ def policy_loss(
             gap_ref = float(logprobs_ref[i][t]) - float(logprobs[i][t])
             kl = math.exp(gap_ref) - gap_ref - 1.0
             weight = float(weights[i][t])
+            if correction is not None:
+                off = {t: float(logprobs_proximal[i][t]) - float(logprobs_sampler[i][t]) for t in tokens}
+                of_token, is_kept = importance(off, t, correction)
+                token_loss, kl = of_token * token_loss, kl if is_kept else 0.0
             if objective.aggregate == "sequence":
                 total += weight / (weight_sum + EPS) * token_loss / num_rows
                 total += objective.kl_coef * kl / (len(tokens) + EPS) / num_rows

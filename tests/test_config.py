@@ -68,6 +68,13 @@ BAD = [
     ("objective.max_draws", 0, "objective.max_draws=0: must be at least 1"),
     ("objective.overlong_penalty", -1.0, "objective.overlong_penalty=-1.0: must be at least 0"),
     ("objective.rescue.delta", -0.1, "objective.rescue.delta=-0.1: must be above 0"),
+    ("loss.tis_cap", 0.5, "loss.tis_cap=0.5: must be at least 1, or 0 for none"),
+    ("loss.tis_cap", -1.0, "loss.tis_cap=-1.0: must be at least 1, or 0 for none"),
+    ("loss.tis_level", "row", "loss.tis_level='row': choose one of token, sequence, geometric"),
+    ("loss.mask_level", "group", "loss.mask_level='group': choose one of token, sequence, geometric"),
+    ("loss.mask_low", 1.5, "loss.mask_low=1.5: must lie in [0, 1]"),
+    ("loss.mask_low", -0.5, "loss.mask_low=-0.5: must lie in [0, 1]"),
+    ("loss.mask_high", 0.9, "loss.mask_high=0.9: must be at least 1, or 0 for none"),
     ("model.remat", "some", "model.remat='some': choose one of full, dots, none"),
     ("model.logits_chunk", 0, "model.logits_chunk=0: must be at least 1"),
     ("verify.workers", 0, "verify.workers=0: must be at least 1"),
@@ -157,6 +164,9 @@ BAD_VALUES: list[tuple[str, Any]] = [
     *itertools.product(
         ["optimizer.lr", "optimizer.weight_decay", "verify.deadline", "objective.region.gamma_pos", "train.hang_after"],
         [True, "1e-3", None, math.nan, math.inf, -math.inf, -1.0, 1e300, (0.1,), 10**400],
+    ),
+    *itertools.product(
+        ["loss.tis_cap", "loss.mask_low", "loss.mask_high"], [True, "2", None, math.nan, math.inf, -1.0]
     ),
     *itertools.product(["optimizer.b1", "optimizer.b2", "verify.tolerance"], [1.5, 1.0, -0.5, math.nan, "0.9"]),
     *itertools.product(

@@ -196,3 +196,9 @@ def test_settings_of_the_paper_are_the_configs():
     assert {row["key"]: base[row["key"].strip("`")] for row in rows} == {
         row["key"]: value(row["value"]) for row in rows
     }
+
+
+def test_importance_weights_are_off_as_the_table_says():
+    """Catches a key of `loss` that the document does not have, and another default."""
+    keys = {f"loss.{key}": default for key, default in config.base().loss.items()}
+    assert {row["key"].strip("`"): value(row["default"]) for row in tables_with("key", "default")} == keys

@@ -43,12 +43,17 @@ def setup_of(config: ml_collections.ConfigDict) -> Setup:
 
 
 @pytest.mark.parametrize(
-    ("preset", "old_from"),
-    [*((preset, "pass") for preset in objectives.PRESETS), ("care", "sampler"), ("dapo", "sampler")],
+    ("preset", "old_from", "tis_cap"),
+    [
+        *((preset, "pass", 0.0) for preset in objectives.PRESETS),
+        *(("care", "sampler", cap) for cap in (0.0, 2.0)),
+        ("dapo", "sampler", 0.0),
+        ("care", "pass", 2.0),
+    ],
 )
-def test_every_value_is_there_when_a_stage_takes_it(preset, old_from):
+def test_every_value_is_there_when_a_stage_takes_it(preset, old_from, tis_cap):
     """Catches a value that no earlier stage gives, one that is freed too early, and shapes that do not fit."""
-    config = config_of(preset, score__old_from=old_from)
+    config = config_of(preset, score__old_from=old_from, loss__tis_cap=tis_cap)
     setup, table = setup_of(config), step.STEP.when(config)
     host_stages = [stage for stage in table.stages if isinstance(stage, HostStage)]
     host_only = {name for stage in host_stages for name in stage.gives if name not in stage.puts}

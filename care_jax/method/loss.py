@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import typing
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Float32
 
+from care_jax.method.importance import Correction, at_level, importance
 from care_jax.method.objectives import Objective
 from care_jax.options import Aggregate
 from care_jax.structs import Array, TrainBatch
@@ -48,7 +50,12 @@ def count_denominators(batch: TrainBatch) -> Denominators:
 
 
 def policy_loss(
-    logprobs: Float32[Array, "B S R"], batch: TrainBatch, *, objective: Objective, denominators: Denominators
+    logprobs: Float32[Array, "B S R"],
+    batch: TrainBatch,
+    *,
+    objective: Objective,
+    denominators: Denominators,
+    correction: Correction | None = None,
 ) -> LossOutput:
     """Computes the clipped policy loss and the k3 KL of the rows in `batch.row_mask` (docs/method.md sections 5, 6).
 
@@ -60,33 +67,50 @@ def policy_loss(
     l is summed with the token weights, k with 1 at every sampled token, both divided as `aggregate_tokens` says. The
     loss is the first plus kl_coef times the second, which is not computed at kl_coef 0.
 
+    With a correction, l is multiplied with importance weights, and tokens out of its bounds add nothing to either sum;
+    denominators stay. The weights are made of exp(old - sampler). If old is the sampler's, they are made of
+    exp(new - sampler), which has no gradient, and with a cap the values of new take the place of old in rho too: it is
+    1, its gradient that of new, and nothing is clipped.
+
     Args:
         logprobs: of the policy that is being updated. Values at tokens that were not sampled are ignored, and their
             gradient is exactly 0.
         batch: the rows; all of a minibatch, or one piece of it.
         objective: ratio, clip, aggregate and KL coefficient; static under jit.
         denominators: counts of the whole minibatch.
+        correction: of the sampler; needs `batch.logprobs_sampler`. None: none.
 
     Returns:
         LossOutput. aux holds sums over this piece: `loss` = `policy_loss` + `kl_loss` (their parts of the minibatch
         loss, already divided), `kl_sum` (k over tokens; divide by num_tokens), `log_ratio_sum` (new - old over
         tokens; by num_tokens) and `abs_log_ratio_sum`, `clipped_tokens` (tokens with a weight whose clipped branch is
         taken; by weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`. The two of the KL are absent at
-        kl_coef 0.
+        kl_coef 0. With a correction also `importance_sum` (weights of the `kept_tokens`), `kept_tokens`,
+        `masked_tokens` and `truncated_tokens`.
     """
     mask = batch.sampled_mask & batch.row_mask[..., None]
     # Masked on the way in, so that a nan or inf under the mask reaches neither value nor gradient.
     logprobs = jnp.where(mask, logprobs.astype(jnp.float32), 0.0)
-    log_ratio = logprobs - jnp.where(mask, batch.logprobs_old, 0.0)
+    old = jnp.where(mask, batch.logprobs_old, 0.0)
+    log_ratio = logprobs - old
     sampled = mask.astype(jnp.float32)
     weights = jnp.where(mask, batch.token_weights, 0.0)
 
-    exponent = _row_mean(log_ratio, sampled) if objective.ratio == "sequence" else log_ratio
+    moved, corrected = log_ratio, None
+    if correction is not None:
+        assert batch.logprobs_sampler is not None
+        proximal = jax.lax.stop_gradient(logprobs) if correction.old_is_sampler else old
+        corrected = importance(proximal - jnp.where(mask, batch.logprobs_sampler, 0.0), mask, correction)
+        moved = logprobs - proximal if correction.tis_cap > 0 else log_ratio
+
+    exponent = at_level(moved, mask, "geometric" if objective.ratio == "sequence" else "token")
     ratio = jnp.exp(jnp.minimum(exponent, MAX_LOG_RATIO))
     advantages = jnp.where(batch.row_mask, batch.advantages, 0.0)[..., None]
     unclipped = ratio * advantages
     clipped = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high) * advantages
-    policy = aggregate_tokens(-jnp.minimum(unclipped, clipped), weights, objective.aggregate, denominators)
+    losses = -jnp.minimum(unclipped, clipped)
+    weighed = losses if corrected is None else corrected.weights * losses
+    policy = aggregate_tokens(weighed, weights, objective.aggregate, denominators)
 
     has_weight = weights > 0
     aux = {
@@ -98,9 +122,17 @@ def policy_loss(
         "num_tokens": sampled.sum(),
         "num_rows": batch.row_mask.sum(dtype=jnp.float32),
     }
+    if corrected is not None:
+        aux |= {
+            "importance_sum": corrected.weights.sum(),
+            "kept_tokens": corrected.kept.sum(dtype=jnp.float32),
+            "masked_tokens": (mask & ~corrected.kept).sum(dtype=jnp.float32),
+            "truncated_tokens": corrected.truncated.sum(dtype=jnp.float32),
+        }
     loss = policy
     if objective.kl_coef != 0:
         kl = _k3(jnp.where(mask, batch.logprobs_ref, 0.0) - logprobs)
+        kl = kl if corrected is None else jnp.where(corrected.kept, kl, 0.0)
         kl_loss = objective.kl_coef * aggregate_tokens(kl, sampled, objective.aggregate, denominators)
         loss = policy + kl_loss
         aux |= {"kl_loss": kl_loss, "kl_sum": kl.sum()}
@@ -138,12 +170,6 @@ def aggregate_tokens(
     if aggregate == "constant":
         return (weights * values).sum() / (num_rows * values.shape[-1])
     typing.assert_never(aggregate)
-
-
-def _row_mean(values: Float32[Array, "B S R"], sampled: Float32[Array, "B S R"]) -> Float32[Array, "B S R"]:
-    """Mean of `values` over the sampled tokens of a row, repeated at every token; 0 for a row without any."""
-    mean = (values * sampled).sum(axis=-1, keepdims=True) / jnp.maximum(sampled.sum(axis=-1, keepdims=True), 1.0)
-    return jnp.broadcast_to(mean, values.shape)
 
 
 def _k3(log_ratio_ref: Float32[Array, "B S R"]) -> Float32[Array, "B S R"]:

@@ -126,6 +126,12 @@ def keeps_forced(objective: Objective | ml_collections.ConfigDict) -> bool:
     return reflect.source == "rationale" and reflect.train_on == "continuation"
 
 
+def is_rewritten(objective: Objective | ml_collections.ConfigDict) -> bool:
+    """True if a repair is trained in another context than it was sampled in (section 3)."""
+    reflect = objective.reflect
+    return reflect.source == "rationale" and reflect.train_on == "rewrite"
+
+
 def grpo() -> ml_collections.ConfigDict:
     """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
     return Objective().to_config()

@@ -23,6 +23,7 @@ class Reflection:
     response_len: Int32[Array, "B"]
     sampled_mask: Bool[Array, "B R"]  # False at forced tokens
     logprobs_old: Float32[Array, "B R"]  # under the context the update conditions on
+    logprobs_sampler: Float32[Array, "B R"]  # the old ones for a rewrite, which nobody sampled
     correct: Bool[Array, "B"]
     rewards: Float32[Array, "B"]
     think_mask: Bool[Array, "B R"]
@@ -47,6 +48,7 @@ def assemble(
     reflection: Reflection,
     *,
     objective: Objective,
+    keep_sampler: bool = False,
 ) -> Assembled:
     """Gathers the rows of an update with their advantages and token weights (docs/method.md sections 2 to 5).
 
@@ -60,6 +62,7 @@ def assemble(
         subgroup: from `subgroup.select_subgroup`.
         reflection: one a group; ignored if it was not tried.
         objective: advantages and weights; static under jit.
+        keep_sampler: the batch has the sampler's log-probs.
 
     Returns:
         The batch, whose `logprobs_ref` are the old log-probs until the caller puts a reference policy's there.
@@ -103,6 +106,7 @@ def assemble(
         advantages=advantages.final,
         token_weights=weights,
         row_mask=subgroup.valid,
+        logprobs_sampler=rows(rollouts.logprobs, reflection.logprobs_sampler) if keep_sampler else None,
     )
     has_gradient = subgroup.valid & ((advantages.final != 0) | (objective.kl_coef > 0))
     return Assembled(batch, advantages, jnp.where(has_gradient, batch.response_len, 0))

@@ -87,6 +87,12 @@ TRAIN_CHARTS = (
         {"logprob_gap/mean": "mean", "logprob_gap/max": "largest"},
         low=0.0,
     ),
+    Chart(
+        "Importance weights",
+        "mean weight, shares of tokens",
+        {"tis/weight": "mean weight", "tis/truncated": "truncated", "tis/masked": "masked"},
+        low=0.0,
+    ),
     Chart("Gradient norm", "before clipping", {"grad_norm": "norm"}, low=0.0),
     Chart("Policy loss", "mean over sequences", {"loss": "loss"}),
     Chart("Learning rate", "", {"lr": "lr"}, low=0.0),

@@ -60,6 +60,7 @@ _IN_DOUBT = (
     "model.compute_dtype",
     "rollout.compact_shares",
     "score",
+    "loss",
     "verify",
     "train.stream_len",
     "optimizer",

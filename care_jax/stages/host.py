@@ -18,7 +18,7 @@ from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor
 from care_jax.method import reflect
 from care_jax.method.advantage import may_teach
-from care_jax.method.objectives import Objective
+from care_jax.method.objectives import Objective, is_rewritten
 from care_jax.method.train_batch import Reflection
 from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards.judge import Judged, RewardConfig, Verifier, judge
@@ -127,12 +127,14 @@ def place_repairs(
 ) -> dict[str, Any]:
     """One scored and verified repair a group, ready for its slot of the subgroup."""
     verdicts = repair_judged.verdicts
+    sampler = repair_scores.logprobs if is_rewritten(services.objective) else responses.logprobs
     reflection = Reflection(
         tried=np.any(repaired.sampled_mask, axis=(1, 2)),
         token_ids=responses.token_ids[:, 0],
         response_len=responses.response_len[:, 0],
         sampled_mask=responses.sampled_mask[:, 0],
         logprobs_old=repair_scores.logprobs[:, 0],
+        logprobs_sampler=sampler[:, 0],
         correct=verdicts.correct[:, 0],
         rewards=verdicts.rewards[:, 0],
         think_mask=verdicts.think_mask[:, 0],

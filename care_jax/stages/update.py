@@ -51,6 +51,9 @@ _PER_TOKEN = {
     "log_ratio": ("log_ratio_sum", "num_tokens"),
     "abs_log_ratio": ("abs_log_ratio_sum", "num_tokens"),
     "clip_fraction": ("clipped_tokens", "weighted_tokens"),
+    "tis/weight": ("importance_sum", "kept_tokens"),
+    "tis/truncated": ("truncated_tokens", "num_tokens"),
+    "tis/masked": ("masked_tokens", "num_tokens"),
 }
 
 
@@ -59,7 +62,8 @@ class UpdateOutput:
     """The new state, and figures of the update: means over the step's minibatches.
 
     `metrics`: loss, policy_loss, kl_loss, grad_norm before clipping, and kl, log_ratio, abs_log_ratio and clip_fraction
-    a token; of these, what the loss reports.
+    a token; the mean importance weight, and the shares of tokens whose weight is truncated and that are masked (tis/);
+    of these, what the loss reports.
     """
 
     state: TrainState

@@ -194,6 +194,24 @@ def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     assert len(moved) == len(before)
 
 
+@pytest.mark.parametrize(("old_from", "train_on"), [("pass", "continuation"), ("sampler", "rewrite")])
+def test_importance_weights_train(old_from: str, train_on: str, cached: SmallTask, tmp_path: Path) -> None:
+    """Catches sampler's log-probs that do not reach the loss or are another row's, and a gap that is not measured."""
+    config = demo.get_config()
+    apply(config, small(cached.model, cached.data, train__steps=2, model__weights=str(cached.cold_start)))
+    config.score.old_from, config.objective.reflect.train_on = old_from, train_on
+    config.loss.tis_cap, config.loss.tis_level = 2.0, "sequence"
+    config.loss.mask_low, config.loss.mask_high, config.loss.mask_level = 0.5, 2.0, "geometric"
+    train.run(config, tmp_path / "run")
+    rows = [row for row in metrics(tmp_path / "run") if "loss" in row]
+    assert len(rows) == 2
+    assert sum(row["reflect/tried"] for row in rows) > 0
+    for row in rows:  # sampler and policy are one up to rounding, so another row's log-probs would be far off
+        assert row["tis/weight"] == pytest.approx(1, abs=1e-4)
+        assert row["tis/masked"] == row["tis/truncated"] == 0
+        assert 0 < row["logprob_gap/mean"] <= 1e-5
+
+
 def test_the_samplers_scores_train_too(cached: SmallTask, tmp_path: Path) -> None:
     """Catches a step that still needs the scoring pass, and a gap that is no longer measured."""
     config = demo.get_config()

@@ -38,7 +38,7 @@ def assemble():
     rollouts = Rollouts(
         token_ids=numbered(0, B, G, R).astype(np.int32),
         response_len=numbered(100, B, G).astype(np.int32),
-        logprobs=np.zeros((B, G, R), np.float32),
+        logprobs=numbered(500, B, G, R).astype(np.float32),
         sampled_mask=sampled,
         finished=np.ones((B, G), bool),
     )
@@ -48,9 +48,12 @@ def assemble():
     subgroup = Subgroup(INDEX, VALID, outcome, np.array([2, 2, 1], np.int32))
     prompts = zeros(Prompts, B=B, P=1, I=0, F=0, X=0)
     objective = record(objectives.care, num_negatives=2)
-    run = jax.jit(lambda reflection: train_batch.assemble(*given, reflection, objective=objective))
+    run = jax.jit(
+        lambda reflection, keep: train_batch.assemble(*given, reflection, objective=objective, keep_sampler=keep),
+        static_argnums=1,
+    )
     given = jax.device_put((prompts, rollouts, verdicts, scores, subgroup))
-    return lambda reflection: jax.device_get(run(reflection))
+    return lambda reflection, keep_sampler=False: jax.device_get(run(reflection, keep_sampler))
 
 
 def reflection(tried: list[bool], correct: list[bool]) -> Reflection:
@@ -63,6 +66,7 @@ def reflection(tried: list[bool], correct: list[bool]) -> Reflection:
         response_len=np.full(B, R, np.int32),
         sampled_mask=sampled,
         logprobs_old=-numbered(1000, B, R).astype(np.float32),
+        logprobs_sampler=-numbered(2000, B, R).astype(np.float32),
         correct=np.array(correct),
         rewards=np.array(correct, np.float32),
         think_mask=~answer & sampled,
@@ -98,6 +102,16 @@ def test_advantages_and_weights_by_hand(assemble):
     anchor, wrong = [0.005, 0, 1, 0, 0], [0, 0, 1, 0, 0]
     expected = [[anchor, wrong, wrong], [wrong, wrong, wrong], [anchor, wrong, [0] * R]]
     np.testing.assert_allclose(ours.batch.token_weights, expected, rtol=1e-6)
+
+
+def test_the_samplers_log_probs_come_along(assemble):
+    """Catches weights against another row's sampler, or a repair's, and arrays that travel with no correction."""
+    batch = assemble(reflection([True, False, False], [True] * B), keep_sampler=True).batch
+    for b, s in np.ndindex(B, 3):
+        first = (b * G + INDEX[b, s]) * R + 500
+        expected = np.arange(first, first + R) if (b, s) != (0, 1) else -np.arange(2000, 2000 + R)
+        np.testing.assert_array_equal(batch.logprobs_sampler[b, s], expected)
+    assert assemble(zeros(Reflection, B=B, R=R)).batch.logprobs_sampler is None
 
 
 @pytest.mark.parametrize("correct", [True, False])

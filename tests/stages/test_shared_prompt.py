@@ -141,6 +141,7 @@ def make_reflection() -> Reflection:
         response_len=response_len.astype(np.int32),
         sampled_mask=sampled,
         logprobs_old=np.where(sampled, rng.normal(-5, 0.5, (size, R)), 0).astype(np.float32),
+        logprobs_sampler=np.zeros((size, R), np.float32),
         correct=REPAIRED,
         rewards=np.where(REPAIRED, 1.0, 0.1).astype(np.float32),
         think_mask=sampled & (place < 4),

@@ -15,6 +15,7 @@ from care_jax import config, models
 from care_jax.inputs.batch import collate
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
+from care_jax.method.importance import Correction
 from care_jax.method.loss import policy_loss
 from care_jax.stages.optimizer import make_optimizer
 from care_jax.stages.train_state import TrainState
@@ -56,9 +57,9 @@ def batch(tiny_processor) -> TrainBatch:
 
 
 @functools.cache
-def program(optimizer: optax.GradientTransformation, minibatches: int):
+def program(optimizer: optax.GradientTransformation, minibatches: int, correction: Correction | None):
     """The jitted update of CARE's loss; nothing is donated, so that a state can be used again."""
-    loss = functools.partial(policy_loss, objective=record(objectives.care))
+    loss = functools.partial(policy_loss, objective=record(objectives.care), correction=correction)
     return jax.jit(make_update(optimizer, loss, minibatches=minibatches, temperature=1.0, chunk=16))
 
 
@@ -66,7 +67,7 @@ def program(optimizer: optax.GradientTransformation, minibatches: int):
 def run(tiny_model, tiny_processor):
     """(batch, optimizer, minibatches, tokens of a stream) -> parameters by name, metrics, optimizer state."""
 
-    def run(batch, *, optimizer=SGD, minibatches=1, stream_len=512, model=tiny_model):
+    def run(batch, *, optimizer=SGD, minibatches=1, stream_len=512, model=tiny_model, correction=None):
         packing = make_packing(
             jax.device_get(batch.prompts),
             np.where(batch.row_mask, batch.response_len, 0),
@@ -75,7 +76,7 @@ def run(tiny_model, tiny_processor):
             parts=minibatches,
         )
         state = TrainState(step=jnp.int32(3), params=model, opt_state=optimizer.init(model))
-        update, forbidden = program(optimizer, minibatches), jnp.asarray(tiny_processor.forbidden_mask)
+        update, forbidden = program(optimizer, minibatches, correction), jnp.asarray(tiny_processor.forbidden_mask)
         # Adam of optax raises a float to an integer's power.
         with jax.numpy_dtype_promotion("strict" if optimizer is SGD else "standard"):
             output = update(state, batch, packing, forbidden)
@@ -104,6 +105,22 @@ def test_micro_batches_change_nothing(run, batch, whole, tiny_model):
     assert largest_difference(pieces[0], whole[0]) <= 1e-6
     for name in ("loss", "policy_loss", "kl_loss", "grad_norm"):
         assert pieces[1][name] == pytest.approx(whole[1][name], rel=1e-5), name
+
+
+def test_importance_weights_of_rows_in_streams(run, batch):
+    """Catches a row's ratio over a part of it, another row's sampler, and a metric that is lost or divided wrongly."""
+    correction = Correction(1.05, "geometric", "sequence", 0.5, 2.0, False)
+    noise = np.random.default_rng(7).normal(0, 0.4, batch.logprobs_old.shape).astype(np.float32)
+    batch = batch.replace(logprobs_sampler=batch.logprobs_old + noise)
+    metrics = run(batch, stream_len=48, correction=correction)[1]
+    counted = np.asarray(batch.sampled_mask & batch.row_mask[..., None])
+    log_products = np.where(counted, -noise, 0.0).sum(-1)
+    kept = counted & (np.abs(log_products) <= np.log(2.0))[..., None]
+    means = np.exp(log_products / np.maximum(counted.sum(-1), 1))[..., None]
+    assert metrics["tis/masked"] == pytest.approx(1 - kept.sum() / counted.sum(), rel=1e-5)
+    assert metrics["tis/truncated"] == pytest.approx((kept & (means > 1.05)).sum() / counted.sum(), rel=1e-5)
+    assert metrics["tis/weight"] == pytest.approx((np.minimum(means, 1.05) * kept).sum() / kept.sum(), rel=1e-5)
+    assert min(metrics["tis/masked"], metrics["tis/truncated"]) > 0
 
 
 def test_each_minibatch_is_an_update(run, batch, tiny_model):
