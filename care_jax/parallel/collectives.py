@@ -234,6 +234,22 @@ def lookup(
     return rows
 
 
+def part_start(size: int) -> Int32[Array, ""] | int:
+    """The place of this device's part in an array that `tensor` divides into parts of `size`."""
+    return jax.lax.axis_index("tensor") * size if num_shards("tensor") > 1 else 0
+
+
+def argmax(values: Float[Array, "*batch part"]) -> Int32[Array, "*batch"]:
+    """The first index of the largest value of each row; each of `tensor` has a part of the last axis."""
+    best = jnp.argmax(values, axis=-1).astype(jnp.int32)
+    if num_shards("tensor") == 1:
+        return best
+    highest = values.max(axis=-1)
+    is_highest = highest == jax.lax.pmax(highest, "tensor")
+    none = jnp.iinfo(jnp.int32).max
+    return jax.lax.pmin(jnp.where(is_highest, best + part_start(values.shape[-1]), none), "tensor")
+
+
 def log_softmax(logits: Float[Array, "*batch part"]) -> Float[Array, "*batch part"]:
     """Computes log-softmax over the last axis, of which each of `tensor` has a part."""
     if num_shards("tensor") == 1:
@@ -247,6 +263,5 @@ def pick(values: Float[Array, "*batch part"], index: Int32[Array, "*batch"]) -> 
     """Takes one value of each row; each of `tensor` has a part of the last axis."""
     if num_shards("tensor") == 1:
         return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
-    first = jax.lax.axis_index("tensor") * values.shape[-1]
-    column = first + jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    column = part_start(values.shape[-1]) + jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     return sum_parts(jnp.where(column == index[..., None], values, 0.0).sum(axis=-1))

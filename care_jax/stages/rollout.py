@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
 from care_jax.models.decoder import DecoderLayer
-from care_jax.parallel.collectives import first_row, join_parts, most
+from care_jax.parallel.collectives import argmax, first_row, log_softmax, most, num_shards, part_start, pick, sum_parts
 from care_jax.stages.score import entropy_of, masked_logits
 from care_jax.structs import Array, Forced, Rollouts
 
@@ -110,11 +110,11 @@ def generate(
         logits = masked_logits(
             model.head, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
         )
-        logprobs = jax.nn.log_softmax(join_parts(logits, axis=-1))
+        logprobs = log_softmax(logits)
         if sampling.temperature > 0:
             token = _draw(jax.random.fold_in(key, loop.t), branches.number, jnp.exp(logprobs))
         else:
-            token = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
+            token = argmax(logprobs)
         is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
         sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
         is_full = sampled_len >= branches.room
@@ -142,7 +142,7 @@ def generate(
             cache=cache,
             written=_Written(
                 token_ids=record(written.token_ids, token),
-                logprobs=record(written.logprobs, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]),
+                logprobs=record(written.logprobs, pick(logprobs, token)),
                 sampled_len=sampled_len,
                 stopped=written.stopped | (loop.alive & is_stop),
                 entropy=None
@@ -179,18 +179,29 @@ def generate(
 _BLOCK = 512  # ids
 
 
-def _draw(key: Array, number: Int32[Array, "B J"], probs: Float32[Array, "B J V"]) -> Int32[Array, "B J"]:
+def _draw(key: Array, number: Int32[Array, "B J"], probs: Float32[Array, "B J part"]) -> Int32[Array, "B J"]:
     """Draws an id for each branch from probs, with a key of its own made from its number [B, J].
 
     A block of ids is drawn first, then an id in it: two random numbers a branch, where Gumbel noise takes V. One number
     for both would lose ids of the tail, whose probabilities are smaller than the spacing of float32 numbers below 1.
+    On shards a device has a part of the vocabulary: it tells the others the sums of its blocks, and who has the one
+    that was drawn tells that block.
     """
     keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
     at = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
-    blocks = jnp.pad(probs, [(0, 0), (0, 0), (0, -probs.shape[-1] % _BLOCK)]).reshape(*probs.shape[:-1], -1, _BLOCK)
-    block = _find(jnp.sum(blocks, axis=-1), at[..., 0])
-    in_block = _find(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :], at[..., 1])
-    return block * _BLOCK + in_block
+    size, parts = probs.shape[-1], num_shards("tensor")
+    first, offset = jnp.divmod(jnp.int32(part_start(size)), _BLOCK)  # the part may begin and end within a block
+    rows, num_blocks = probs.shape[:-1], -(-size * parts // _BLOCK)
+    num_own = -(-(size + (_BLOCK if parts > 1 else 0)) // _BLOCK)
+    own = jnp.zeros((*rows, num_own * _BLOCK), probs.dtype)
+    own = jax.lax.dynamic_update_slice(own, probs, (0, 0, offset)).reshape(*rows, num_own, _BLOCK)
+    sums = jnp.zeros((*rows, num_blocks + num_own), probs.dtype)
+    sums = jax.lax.dynamic_update_slice(sums, jnp.sum(own, axis=-1), (0, 0, first))
+    block = _find(jnp.asarray(sum_parts(sums))[..., :num_blocks], at[..., 0])
+    mine = block - first
+    drawn = jnp.take_along_axis(own, jnp.clip(mine, 0, num_own - 1)[..., None, None], axis=-2)[..., 0, :]
+    drawn = jnp.where(((mine >= 0) & (mine < num_own))[..., None], drawn, 0.0)
+    return block * _BLOCK + _find(jnp.asarray(sum_parts(drawn)), at[..., 1])
 
 
 def _find(weights: Array, at: Array) -> Array:
