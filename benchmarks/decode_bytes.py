@@ -1,6 +1,6 @@
 """Bytes that the compiled decode step and update move on a TPU slice; nothing is run and no TPU is needed.
 
-    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4]
+    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4 --weights=int8]
 
 A decode step is bound by its reads from HBM: the weights once, each prompt's keys and values once for all of its
 branches, and the branches' own. `decode_share` is the size of these over the bytes that the compiled step reads and
@@ -23,6 +23,7 @@ from typing import Any
 import jax
 
 from benchmarks.config_file import load_config
+from care_jax.options import SAMPLER_WEIGHTS
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import devices_of
@@ -33,10 +34,9 @@ from care_jax.stages.model import mesh_sizes
 
 def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     """Bytes that a chip must read for one token of every branch, averaged over a response, by what they hold."""
-    weights = sizes.decode_params * sizes.weight_bytes
     own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
     return {
-        "weights": weights / sizes.mesh["tensor"],
+        "weights": sizes.decode_bytes / sizes.mesh["tensor"],
         "prompt_kv": sizes.prompts * sizes.key_bytes(sizes.bucket[0]) / sizes.num_chips,
         "own_kv": sizes.prompts * own / sizes.num_chips,
     }
@@ -52,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/qwen2_5_vl.py:7b")
+    parser.add_argument("--weights", default="auto", choices=SAMPLER_WEIGHTS, help="rollout.weights (auto)")
     parser.add_argument("--topology", default="v5p:4x4x4", help="a TPU slice (v5p:4x4x4)")
     parser.add_argument("--top", type=int, default=8, help="how many of the instructions that move most to list (8)")
     parser.add_argument("--skip-update", action="store_true", help="only the decode step")
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     jax.config.update("jax_platforms", "cpu")
     config = load_config(args.config)
+    config.rollout.weights = args.weights
     model = planned_model(config)
     chip, devices = devices_of(args.topology)
 
@@ -89,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "benchmark": "decode_bytes",
         "config": args.config,
+        "weights": args.weights,
         "topology": args.topology,
         "mesh": sizes.mesh,
         "prompts": sizes.prompts,

@@ -69,6 +69,9 @@ def base() -> ConfigDict:
     c.rollout.temperature = 1.0  # above 0
     # Shares of all branches, descending. Once no more than a share is still decoding, the batch shrinks to it.
     c.rollout.compact_shares = (0.25, 0.0625)
+    # The type of the decoder's kernels while sampling: auto (model.compute_dtype) | int8, which halves what a token
+    # reads of them. The sampler is then not quite the policy, so set loss.tis_cap. Evaluations are not affected.
+    c.rollout.weights = "auto"
 
     c.score = ConfigDict()
     # Where old log-probs and think states come from: a pass of their own, or kept while sampling. `logprob_gap` shows

@@ -107,6 +107,7 @@ RULES: Mapping[str, Rule] = {
     "rollout.response_len": _at_least(8, " tokens"),
     "rollout.temperature": _holds(lambda value: value > 0, "training needs more than 0"),
     "rollout.compact_shares": _holds(_is_descending, "must be shares between 0 and 1, descending"),
+    "rollout.weights": _one_of(options.SAMPLER_WEIGHTS),
     "score.old_from": _one_of(options.OLD_FROM),
     "verify.workers": _all_of(_count, _at_most(_MOST_WORKERS)),
     "verify.deadline": _all_of(_above(0), _at_most(_DAY, " seconds")),

@@ -14,6 +14,7 @@ TrainOn = Literal["continuation", "rewrite"]  # objective.reflect.train_on
 Ratio = Literal["token", "sequence"]  # objective.ratio
 Aggregate = Literal["sequence", "token", "constant"]  # objective.aggregate
 RatioLevel = Literal["token", "sequence", "geometric"]  # loss.tis_level, loss.mask_level
+SamplerWeights = Literal["auto", "int8"]  # rollout.weights
 FormatName = Literal["answer_tags", "boxed"]  # data.response_format
 
 SELECTORS: tuple[Selector, ...] = get_args(Selector)
@@ -24,6 +25,7 @@ TRAIN_ON: tuple[TrainOn, ...] = get_args(TrainOn)
 RATIOS: tuple[Ratio, ...] = get_args(Ratio)
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 RATIO_LEVELS: tuple[RatioLevel, ...] = get_args(RatioLevel)
+SAMPLER_WEIGHTS: tuple[SamplerWeights, ...] = get_args(SamplerWeights)
 RESPONSE_FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")  # model.compute_dtype

@@ -141,7 +141,7 @@ SAMPLER = DeviceStage(
     timer="rollout",
     takes=("params",),
     gives=("sampler",),
-    function=lambda setup: QwenVL.for_sampling,
+    function=lambda setup: functools.partial(QwenVL.for_sampling, weights=setup.config.rollout.weights),
     of_every_bucket=True,
 )
 PREFILL = DeviceStage(

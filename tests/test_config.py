@@ -68,6 +68,7 @@ BAD = [
     ("objective.max_draws", 0, "objective.max_draws=0: must be at least 1"),
     ("objective.overlong_penalty", -1.0, "objective.overlong_penalty=-1.0: must be at least 0"),
     ("objective.rescue.delta", -0.1, "objective.rescue.delta=-0.1: must be above 0"),
+    ("rollout.weights", "int4", "rollout.weights='int4': choose one of auto, int8"),
     ("loss.tis_cap", 0.5, "loss.tis_cap=0.5: must be at least 1, or 0 for none"),
     ("loss.tis_cap", -1.0, "loss.tis_cap=-1.0: must be at least 1, or 0 for none"),
     ("loss.tis_level", "row", "loss.tis_level='row': choose one of token, sequence, geometric"),

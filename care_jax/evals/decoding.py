@@ -21,7 +21,7 @@ from care_jax.stages.rollout import generate, nothing_forced
 from care_jax.stages.table import Bucket, DeviceStage, Setup, Table
 from care_jax.structs import Array, Prompts, Rollouts, abstract
 
-SAMPLER = dataclasses.replace(step.SAMPLER, timer="evaluate")
+SAMPLER = dataclasses.replace(step.SAMPLER, timer="evaluate", function=lambda setup: QwenVL.for_sampling)
 PREFILL = dataclasses.replace(step.PREFILL, name="evaluation prefill", timer="evaluate", is_drawing=False)
 DECODE = DeviceStage(
     "evaluation decode",

@@ -6,6 +6,7 @@ kernel is cast to its input's type. Norm statistics are float32.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int32
 
-from care_jax.parallel.collectives import lookup, sum_parts
+from care_jax.parallel.collectives import lookup, most, sum_parts
 from care_jax.parallel.sharding import mesh_axes
 from care_jax.structs import Array
 
@@ -60,7 +61,7 @@ def _align(vector: Float[Array, "width"], x: Float[Array, "*batch width"]) -> Fl
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, over the last axis."""
+    """y = x @ kernel + bias, over the last axis. A kernel of int8 has a scale for each output (`in_int8`)."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class Linear(nnx.Module):
         """
         init = jax.nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
         self.kernel = make_param(init(rngs.params(), (in_features, out_features), jnp.float32), *axes)
+        self.scale: nnx.Param | None = None
         bias = (bias_axis or axes[1]) if use_bias else None
         self.bias = make_param(jnp.zeros((out_features,), jnp.float32), bias) if bias else None
         self.from_parts = from_parts
@@ -96,9 +98,30 @@ class Linear(nnx.Module):
         """Applies the layer."""
         # Two dimensions: with three, XLA's CPU backend takes twice as long for the kernel's gradient.
         flat = x.reshape(-1, x.shape[-1])
-        y = (flat @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.scale is None:
+            y = flat @ kernel
+        else:
+            y = jnp.matmul(flat, kernel, preferred_element_type=jnp.float32)
+            y = (y * _align(self.scale[...], y)).astype(x.dtype)
+        y = y.reshape(*x.shape[:-1], -1)
         y = sum_parts(y) if self.from_parts else y
         return y if self.bias is None else y + _align(self.bias[...], y)
+
+    def in_int8(self) -> Linear:
+        """The layer, or stack of layers, with its kernel rounded to 255 steps between each output's largest weights.
+
+        It is for decoding, has no gradient, and must be whole along fsdp.
+        """
+        kernel = self.kernel[...].astype(jnp.float32)
+        largest = jnp.abs(kernel).max(axis=-2)
+        largest = jnp.asarray(most(largest) if self.from_parts else largest)  # one scale for all parts of an output
+        scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / 127.0
+        *stacked, inputs, outputs = self.kernel.get_metadata("out_sharding")
+        layer = copy.copy(self)
+        layer.kernel = make_param(jnp.round(kernel / scale[..., None, :]).astype(jnp.int8), *stacked, inputs, outputs)
+        layer.scale = nnx.data(make_param(scale, *stacked, outputs))
+        return layer
 
 
 class Embedding(nnx.Module):
@@ -195,6 +218,15 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Applies the layer."""
         return self.down_proj(ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
+
+
+def in_int8(module: M) -> M:
+    """A copy of a module with the kernels of all its Linear layers in int8."""
+    return jax.tree.map(
+        lambda node: node.in_int8() if isinstance(node, Linear) else node,
+        module,
+        is_leaf=lambda node: isinstance(node, Linear),
+    )
 
 
 def recompute(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:

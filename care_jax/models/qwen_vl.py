@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import decoder
 from care_jax.models.attention import PackedMask
 from care_jax.models.cache import BranchCache, Prefix
-from care_jax.models.layers import Embedding, Linear, RMSNorm, stack, to_float32
+from care_jax.models.layers import Embedding, Linear, RMSNorm, in_int8, stack, to_float32
 from care_jax.models.model_config import ModelConfig, VisionConfig
+from care_jax.options import SamplerWeights
 from care_jax.parallel.collectives import gather
 from care_jax.structs import Array, Prompts, VisionFeatures
 
@@ -159,11 +160,17 @@ class QwenVL(nnx.Module):
         k, v = (tuple(apart(stacked)) for (stacked,) in (prefix.k, prefix.v))
         return apart(self.layers), dataclasses.replace(prefix, k=k, v=v)
 
-    def for_sampling(self) -> QwenVL:
-        """The model that decoding reads: without the tower, in the compute type, and on shards whole along fsdp."""
+    def for_sampling(self, weights: SamplerWeights = "auto") -> QwenVL:
+        """The model that decoding reads: without the tower, in the compute type, and on shards whole along fsdp.
+
+        With weights "int8" the kernels of the layers are int8. Its embeddings, head and norms are not.
+        """
         model = copy.copy(self)
         model.visual = None  # type: ignore[assignment]
-        return jax.tree.map(lambda x: x.astype(self._dtype), gather(model, self._dtype))
+        model = jax.tree.map(lambda x: x.astype(self._dtype), gather(model, self._dtype))
+        if weights == "int8":
+            model.layers = in_int8(model.layers)
+        return model
 
     @property
     def head(self) -> Embedding | Linear:

@@ -10,6 +10,7 @@ sending the least that it can.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -55,16 +56,18 @@ class Sizes:
     stream_len: int  # tokens of a stream
     minibatches: int
     mesh: dict[str, int]
+    sampler: QwenVL  # as decoding reads it, shapes in place of arrays
 
     @classmethod
     def of(
         cls, config: ml_collections.ConfigDict, model: ModelConfig, bucket: Bucket, mesh: Mapping[str, int]
     ) -> Sizes:
         """The sizes of a run."""
-        train = config.train
+        train, params = config.train, abstract_model(model)
+        sampler = functools.partial(QwenVL.for_sampling, weights=config.rollout.weights)
         return cls(
             model=model,
-            params=abstract_model(model),
+            params=params,
             bucket=bucket,
             prompts=train.prompts,
             num_rollouts=config.rollout.num_rollouts,
@@ -73,6 +76,7 @@ class Sizes:
             stream_len=train.stream_len,
             minibatches=train.minibatches,
             mesh=dict(mesh),
+            sampler=jax.eval_shape(sampler, params),
         )
 
     @property
@@ -86,14 +90,14 @@ class Sizes:
         return _count(self.params)
 
     @property
-    def decode_params(self) -> int:
-        """Parameters that decoding reads for each token: the decoder and the head, but of an embedding only rows."""
-        return _count((self.params.layers, self.params.norm)) + self.head
+    def decode_bytes(self) -> int:
+        """Bytes of parameters that decoding reads for each token: decoder and head, but of an embedding only rows."""
+        return _count_bytes((self.sampler.layers, self.sampler.norm, self.sampler.head))
 
     @property
-    def sampler_params(self) -> int:
-        """Parameters that the sampler holds: all but the vision tower's."""
-        return self.num_params - _count(self.params.visual)
+    def sampler_bytes(self) -> int:
+        """Bytes of the parameters that the sampler holds: all but the vision tower's."""
+        return _count_bytes(self.sampler)
 
     @property
     def head(self) -> int:
@@ -207,6 +211,11 @@ def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def _count_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def _count_in_matrices(tree: Any) -> int:
     """Numbers in the matrices alone; each is a product and a sum for every token."""
     return sum(jax.tree.leaves(map_params(lambda axes, x: x.size if is_matrix(axes) else 0, tree)))
@@ -226,7 +235,7 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
 
     def decodes(rows: int) -> Work:
         """`rows` branches of each prompt, a token at a time."""
-        weights = sizes.decode_params * sizes.weight_bytes
+        weights = sizes.decode_bytes
         keys = sizes.key_bytes(sizes.bucket[0]) * length + rows * sizes.key_bytes(length * (length + 1) // 2)
         flops = rows * (sizes.branch_flops() + sizes.head_flops())
         tokens = prompts * rows * length
@@ -286,7 +295,7 @@ def least_bytes(sizes: Sizes, config: ml_collections.ConfigDict) -> float:
     numbers, tensor = sizes.num_params, sizes.mesh["tensor"]
     kept = (16 if config.objective.kl_coef > 0 else 12) * numbers / (sizes.mesh["fsdp"] * tensor)
     keys = sizes.key_bytes(sizes.bucket[0]) + sizes.num_rollouts * sizes.key_bytes(sizes.response_len)
-    decodes = sizes.sampler_params * sizes.weight_bytes / tensor
+    decodes = sizes.sampler_bytes / tensor
     decodes += sizes.prompts * keys / sizes.num_chips
     updates = 4 * numbers / (sizes.mesh["fsdp"] * tensor) + sizes.activation_bytes()
     return kept + max(decodes, updates)

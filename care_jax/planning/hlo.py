@@ -193,7 +193,7 @@ class HloModule:
             if value.is_root:  # returned unchanged
                 return whole
             for user in inner.users(value.name):
-                if user.opcode in ("bitcast", "reshape"):
+                if user.opcode in ("bitcast", "reshape") or _is_view(user):
                     pending.append(user)
                 else:
                     at = [position for position, name in enumerate(user.operands) if name == value.name]
@@ -216,6 +216,11 @@ class HloModule:
             inner = self.computations[instruction.calls["calls"]]
             return self._written(inner, inner.root)
         return [buffer.layout_bytes for buffer in instruction.outputs]
+
+
+def _is_view(nested: Instruction) -> bool:
+    """True for a fusion within a fusion that names the tiles of its argument anew, as for int8 in a product."""
+    return nested.opcode == "fusion" and "output_to_operand_aliasing={{}: (0, {})}" in nested.attributes
 
 
 def _size(instruction: Instruction) -> int:

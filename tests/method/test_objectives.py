@@ -212,6 +212,21 @@ def test_importance_weights_train(old_from: str, train_on: str, cached: SmallTas
         assert 0 < row["logprob_gap/mean"] <= 1e-5
 
 
+def test_an_int8_sampler_trains(cached: SmallTask, tmp_path: Path) -> None:
+    """Catches int8 kernels that no stage samples with, or that scoring and the update see, and weights of 1."""
+    config = demo.get_config()
+    apply(config, small(cached.model, cached.data, train__steps=2, model__weights=str(cached.cold_start)))
+    config.rollout.weights, config.loss.tis_cap = "int8", 1.001
+    train.run(config, tmp_path / "run")
+    rows = [row for row in metrics(tmp_path / "run") if "loss" in row]
+    assert sum(row["groups/mixed"] for row in rows) > 0
+    for row in rows:
+        assert 1e-4 < row["logprob_gap/mean"] < 0.1
+        assert abs(row["log_ratio"]) < 0.1 * row["logprob_gap/mean"] or row["step"] > 1  # scored and updated are one
+        assert 0 < row["tis/truncated"] < 1
+        assert 0.9 < row["tis/weight"] < 1
+
+
 def test_the_samplers_scores_train_too(cached: SmallTask, tmp_path: Path) -> None:
     """Catches a step that still needs the scoring pass, and a gap that is no longer measured."""
     config = demo.get_config()

@@ -79,7 +79,13 @@ def test_a_step_of_the_7b():
     assert work["update"].tokens == 512 * (2048 + 5 * 2048)
     assert work["rollout"].tokens == 512 * 8 * 2048
     # Every token reads the weights once, each prompt's keys once for its 8 branches, and the branches' own.
-    assert work["rollout"].parameter_bytes == 2048 * 2 * sizes.decode_params
+    head = 3584 * 152064
+    vectors = 28 * (2 * 3584 + 3584 + 2 * 512) + 3584  # norms and biases
+    assert work["rollout"].parameter_bytes == 2048 * 2 * (layers + vectors + head)
+    int8 = sizes_of("Qwen2.5-VL-7B", rollout__weights="int8")
+    scales = 28 * (2 * 3584 + 2 * 512 + 2 * 18944 + 3584)
+    assert int8.decode_bytes == layers + 4 * scales + 2 * (vectors + head)
+    assert sizes.sampler_bytes - int8.sampler_bytes == sizes.decode_bytes - int8.decode_bytes
     assert work["rollout"].cache_bytes == 512 * 57344 * (2048 * 2048 + 8 * 2048 * 2049 / 2)
     config.objective.kl_coef, config.score.old_from, config.objective.reflect.enabled = 0.0, "sampler", False
     assert list(flops.step_work(sizes, config)) == ["prefill", "rollout", "update"]

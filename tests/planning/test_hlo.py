@@ -157,3 +157,33 @@ def test_bytes_of_a_loop_over_layers():
     assert moved["slice"] == 8 * (array + 4)  # read from HBM with its index, written to the chip's own memory
     assert moved["sum"] == 8 * 2 * array
     assert moved["d"] == 2 * 4 * 128 * 2  # tiles of 4 by 128
+
+
+FUSED = """HloModule m, is_scheduled=true
+
+%tiles (whole: s8[8,64,256]) -> s8[8,64,256] {
+  %whole = s8[8,64,256]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %same = s8[8,64,256]{2,1,0:T(8,128)(4,1)} copy(%whole)
+}
+
+%product (stack: s8[8,64,256], at: s32[]) -> bf16[64,256] {
+  %stack = s8[8,64,256]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %at = s32[]{:T(128)S(6)} parameter(1)
+  %zero = s32[]{:T(128)S(6)} constant(0)
+  %view = s8[8,64,256]{2,1,0:T(8,128)(4,1)} fusion(%stack), kind=kLoop, ALIASED, calls=%tiles
+  %slice = s8[1,64,256]{2,1,0:T(8,128)(4,1)} dynamic-slice(%view, %at, %zero, %zero), dynamic_slice_sizes={1,64,256}
+  %flat = s8[64,256]{1,0:T(8,128)(4,1)} bitcast(%slice)
+  ROOT %out = bf16[64,256]{1,0:T(8,128)(2,1)} convert(%flat)
+}
+
+ENTRY %main (a: s8[8,64,256], b: s32[]) -> bf16[64,256] {
+  %a = s8[8,64,256]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %b = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %r = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%a, %b), kind=kLoop, calls=%product
+}
+""".replace("ALIASED", "output_to_operand_aliasing={{}: (0, {})}")
+
+
+def test_bytes_of_an_int8_layer():
+    """Catches a stack of int8 layers that counts whole, since its tiles are named anew before a layer is taken."""
+    assert HloModule(FUSED).hbm_bytes()["r"] == 64 * 256 * (1 + 2)

@@ -102,7 +102,7 @@ def test_a_decode_reads_what_its_live_rows_need(config, known):
     row_len, key = np.array([[3, 1], [2, 2], [5, 1], [1, 1]], np.int32), sizes.key_bytes(1)
     read = 0.0
     for place in range(5):
-        read += sizes.decode_params * sizes.weight_bytes
+        read += sizes.decode_bytes
         for rows in row_len:
             read += 40 * key * np.any(rows > place) + sum(key * (place + 1) for row in rows if row > place)
     figures = speed(config).decode(prompts, row_len, 2.0)

@@ -67,6 +67,7 @@ IN_DOUBT = [
     {"model__compute_dtype": "float32"},
     {"score__old_from": "sampler"},
     {"loss__tis_cap": 2.0},
+    {"rollout__weights": "int8"},
     {"content of data__eval": "ff"},
     {"content of model__folder/config__json": "ff"},
     {"content of model__folder/tokenizer__json": "ff"},  # a file that was not there
