@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from care_jax import models
+from care_jax import config, models, step
+from care_jax.evals import decoding
 from care_jax.models import QwenVL
 from care_jax.models.layers import Linear, in_int8
 from care_jax.parallel import sharding
@@ -77,6 +79,16 @@ def test_every_mesh_has_the_same_numbers(tiny_model, shape):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
         shards = ours[name].addressable_shards
         assert all(np.array_equal(shard.data, np.asarray(value)[shard.index]) for shard in shards), name
+
+
+def test_training_samples_with_them_and_evaluation_does_not(tiny_model):
+    """Catches an evaluation of another model than the one that is trained, and a setting that nothing reads."""
+    c = config.base()
+    c.rollout.weights = "int8"
+    setup = SimpleNamespace(config=c)
+    for stage, has_int8 in ((step.SAMPLER, True), (decoding.SAMPLER, False)):
+        sampler = jax.eval_shape(stage.function(setup), tiny_model)
+        assert any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(sampler)) == has_int8
 
 
 def test_the_sampler_stays_close(tiny_model, tiny_prompts, tiny_processor):
