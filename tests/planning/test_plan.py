@@ -148,7 +148,7 @@ def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int],
 def test_changes_name_a_setting_and_what_it_saves():
     """Catches advice that does not touch the stage that is too large, or that the run cannot follow."""
     config = qwen2_5_vl.size_7b()
-    config.train.update(prompts=256)
+    config.train.prompts, config.rollout.tensor = 256, 0
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     update = fake(config, "v5p:2x2x2", mesh, "update", params=8, optimizer=16, reference=8, gradients=8, activations=60)
     found = {change.setting: change.saves / GIB for change in advice.changes(update)}
@@ -173,8 +173,11 @@ def test_candidates_of_a_sweep():
     tried = advice.candidates(config, "v5e:16x16")
     # 7.6 billion decoder weights in two bytes do not fit into 15.75 GiB beside the rest.
     assert tried
-    assert all(max(c.mesh.tensor, c.rollout.tensor) > 1 for c in tried)
-    assert {c.rollout.tensor for c in tried if c.mesh.tensor == 1} == {2, 4}  # 4 key/value heads
+    assert all(c.mesh.tensor > 1 for c in tried)
+    on_v5p = advice.candidates(config, "v5p:4x4x4")
+    assert {c.rollout.tensor for c in on_v5p if c.mesh.tensor == 1} == {0, 2, 4}  # 4 key/value heads
+    assert {c.rollout.tensor for c in on_v5p if c.mesh.tensor > 1} == {0}
+    assert (on_v5p[0].mesh.tensor, on_v5p[0].rollout.tensor) == (1, 4)
     for c in tried:
         shards = c.mesh.data * c.mesh.fsdp
         assert shards * c.mesh.tensor == 256
