@@ -60,6 +60,7 @@ _IN_DOUBT = (
     "model.compute_dtype",
     "rollout.compact_shares",
     "rollout.weights",
+    "rollout.tensor",
     "score",
     "loss",
     "verify",

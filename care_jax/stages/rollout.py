@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
-from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
+from care_jax.models.cache import BranchCache, Home, Prefix, empty_branch_cache
 from care_jax.models.decoder import DecoderLayer
 from care_jax.parallel.collectives import argmax, first_row, log_softmax, most, num_shards, part_start, pick, sum_parts
 from care_jax.stages.score import entropy_of, masked_logits
@@ -48,12 +48,12 @@ class Sampling:
 class _Written:
     """The sampled tokens, counted from the first sampled one."""
 
-    token_ids: Int32[Array, "B J R"]
-    logprobs: Float32[Array, "B J R"]
-    sampled_len: Int32[Array, "B J"]
-    stopped: Bool[Array, "B J"]  # a stop token was sampled
-    entropy: Float32[Array, "B J R"] | None  # with keep_states
-    states: Float[Array, "B J R D"] | None  # with keep_states
+    token_ids: Int32[Array, "rows J R"]
+    logprobs: Float32[Array, "rows J R"]
+    sampled_len: Int32[Array, "rows J"]
+    stopped: Bool[Array, "rows J"]  # a stop token was sampled
+    entropy: Float32[Array, "rows J R"] | None  # with keep_states
+    states: Float[Array, "rows J R D"] | None  # with keep_states
 
 
 @struct.dataclass
@@ -61,20 +61,23 @@ class _Loop:
     """The decoding loop's state after t sampled tokens: of all branches [B, J], or of the n that are left as [n, 1]."""
 
     t: Int32[Array, ""]
-    hidden: Float[Array, "B J D"]  # predicts token t
+    hidden: Float[Array, "rows J D"]  # predicts token t
     cache: BranchCache
     written: _Written
-    alive: Bool[Array, "B J"]
+    alive: Bool[Array, "rows J"]
 
 
 @struct.dataclass
 class _Branches:
-    """The part of a loop that stays as it is while branches are decoded."""
+    """The part of a loop that stays as it is while branches are decoded; rows are prompts, or moved branches."""
 
     prefix: Prefix
-    forced_len: Int32[Array, "B J"]
-    room: Int32[Array, "B J"]  # tokens that may be sampled
-    number: Int32[Array, "B J"]  # of the branch among all: its random draws do not depend on the batch it is decoded in
+    forced_len: Int32[Array, "rows J"]
+    room: Int32[Array, "rows J"]  # tokens that may be sampled
+    number: Int32[
+        Array, "rows J"
+    ]  # of the branch among all: its random draws do not depend on the batch it is decoded in
+    home: Home | None = None  # of moved branches, whose prompts stay where they are
 
 
 def nothing_forced(batch: int, num_branches: int) -> Forced:
@@ -128,6 +131,7 @@ def generate(
             slot=num_forced + loop.t,
             offset=(branches.forced_len + loop.t)[..., None],
             own_visible=own_visible[:, :, None],
+            home=branches.home,
         )
 
         def record(column: Array, value: Array) -> Array:
@@ -223,20 +227,30 @@ def _put(x: Array, rows: Array, new: Array) -> Array:
 
 
 def _take_branches(branches: _Branches, rows: Array) -> Any:
-    """Branches `rows` [n], each with a copy of its prompt's keys and values: as _Branches with n in place of B."""
-    prompt = rows // branches.number.shape[1]
-    prefix = branches.prefix
-    return _Branches(
-        prefix=Prefix(
+    """Branches `rows` [n], as _Branches with n in place of B.
+
+    Each takes along a copy of its prompt's keys and values once that is no more to read than all prompts'.
+    """
+    prefix, home = branches.prefix, branches.home
+    num_branches = branches.number.shape[1] if home is None else home.num_branches
+    place = rows if home is None else home.place[rows]
+    if rows.size > prefix.prompt_len.size:
+        home = Home(place, num_branches)
+    else:
+        prompt, home = place // num_branches, None
+        prefix = Prefix(
             k=tuple(stack[:, prompt] for stack in prefix.k),
             v=tuple(stack[:, prompt] for stack in prefix.v),
             prompt_len=prefix.prompt_len[prompt],
             next_position=prefix.next_position[prompt],
             last_hidden=prefix.last_hidden[prompt],
-        ),
+        )
+    return _Branches(
+        prefix=prefix,
         forced_len=_take(branches.forced_len, rows),
         room=_take(branches.room, rows),
         number=_take(branches.number, rows),
+        home=home,
     )
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
 
-from care_jax import config, models, step
+from care_jax import models, step
 from care_jax.evals import decoding
 from care_jax.models import QwenVL
 from care_jax.models.layers import Linear, in_int8
 from care_jax.parallel import sharding
+from care_jax.parallel.mesh import create_device_mesh
+from care_jax.planning import estimate
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling, nothing_forced
+from care_jax.stages.table import Setup
+from tests.planning.test_plan import tiny
 
 for_sampling = functools.partial(QwenVL.for_sampling, weights="int8")
 
@@ -66,15 +68,21 @@ def test_layers_of_a_stack_have_scales_of_their_own(tiny_model):
         assert (np.abs(np.asarray(found[name], np.float32) * scale[:, None] - value) <= 0.5001 * scale[:, None]).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 2, 2), (2, 1, 2)], ids=str)
-def test_every_mesh_has_the_same_numbers(tiny_model, shape):
+def setup_of(*shape: int, tensor: int = 0) -> Setup:
+    """The setup of a run with int8 weights on a mesh data x fsdp x tensor."""
+    axes = dict(zip(sharding.AXES, shape, strict=True))
+    c = tiny(rollout__weights="int8", rollout__tensor=tensor, **{f"mesh__{axis}": size for axis, size in axes.items()})
+    mesh = create_device_mesh(axes, jax.devices()[: int(np.prod(shape))])
+    return estimate.planned_setup(c, estimate.planned_model(c), mesh)
+
+
+@pytest.mark.parametrize(("shape", "tensor"), [((1, 1, 2), 0), ((1, 2, 2), 0), ((1, 4, 1), 2)], ids=str)
+def test_every_mesh_has_the_same_numbers(tiny_model, shape, tensor):
     """Catches scales of one device's part of an output's weights, and parts that are put together in another order."""
-    mesh = Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), sharding.AXES)
-    specs = sharding.param_specs(tiny_model)
-    results = sharding.gathered(sharding.param_specs(jax.eval_shape(for_sampling, tiny_model)))
-    run = sharding.on_shards(mesh, for_sampling, lambda params: ((specs,), results))
-    params = jax.device_put(tiny_model, sharding.named(mesh, specs))
-    ours, expected = (models.params_to_dict(x) for x in (jax.jit(run)(params), for_sampling(tiny_model)))
+    setup = setup_of(*shape, tensor=tensor)
+    params = jax.device_put(tiny_model, sharding.named(setup.mesh, sharding.param_specs(tiny_model)))
+    run = jax.jit(step.SAMPLER.function(setup))
+    ours, expected = (models.params_to_dict(x) for x in (run(params), for_sampling(tiny_model)))
     for name, value in expected.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
         shards = ours[name].addressable_shards
@@ -83,12 +91,11 @@ def test_every_mesh_has_the_same_numbers(tiny_model, shape):
 
 def test_training_samples_with_them_and_evaluation_does_not(tiny_model):
     """Catches an evaluation of another model than the one that is trained, and a setting that nothing reads."""
-    c = config.base()
-    c.rollout.weights = "int8"
-    setup = SimpleNamespace(config=c)
+    setup = setup_of(1, 1, 1)
     for stage, has_int8 in ((step.SAMPLER, True), (decoding.SAMPLER, False)):
         sampler = jax.eval_shape(stage.function(setup), tiny_model)
         assert any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(sampler)) == has_int8
+        assert len(jax.tree.leaves(stage.out_shardings(setup))) == len(jax.tree.leaves(sampler))
 
 
 def test_the_sampler_stays_close(tiny_model, tiny_prompts, tiny_processor):
