@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from care_jax.method import train_batch
-from care_jax.method.importance import Correction
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import keeps_forced
 from care_jax.method.subgroup import select_subgroup
@@ -63,16 +62,6 @@ def _select(setup: Setup) -> Callable:
         )
 
     return select
-
-
-def _assemble(setup: Setup) -> Callable:
-    keep_sampler = Correction.from_config(setup.config) is not None
-    return functools.partial(train_batch.assemble, objective=setup.objective, keep_sampler=keep_sampler)
-
-
-def _policy_loss(setup: Setup) -> LossFn:
-    correction = Correction.from_config(setup.config)
-    return functools.partial(policy_loss, objective=setup.objective, correction=correction)
 
 
 def update_function(loss: Callable[[Setup], LossFn]) -> Callable[[Setup], Callable]:
@@ -162,7 +151,9 @@ UPDATE = DeviceStage(
     timer="update",
     takes=("state", "batch", "batch_packing", "forbidden_mask"),
     gives=("state", "update_metrics"),
-    function=update_function(_policy_loss),
+    function=update_function(
+        lambda setup: functools.partial(policy_loss, objective=setup.objective, correction=setup.correction)
+    ),
     on_shards=False,
     out_shardings=updated_shardings,
     donates=("state",),
@@ -319,7 +310,9 @@ _STAGES: tuple[Stage, ...] = (
         timer="select",
         takes=("prompts", "rollouts", "verdicts", "scores", "subgroup", "reflection"),
         gives=("batch", "advantages", "taught_len"),
-        function=_assemble,
+        function=lambda setup: functools.partial(
+            train_batch.assemble, objective=setup.objective, keep_sampler=setup.correction is not None
+        ),
         on_shards=False,
         unpack=lambda assembled, values: {
             "batch": assembled.batch,

@@ -15,6 +15,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from care_jax.method.importance import Correction
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.models.cache import PREFIX_SPECS
@@ -68,6 +69,11 @@ class Setup:
             stop_ids=self.stop_ids,
             compact_shares=tuple(rollout.compact_shares),
         )
+
+    @property
+    def correction(self) -> Correction | None:
+        """The update's correction for the sampler, if there is one."""
+        return Correction.from_config(self.config)
 
     @functools.cached_property
     def sampler_mesh(self) -> Mesh:
