@@ -268,14 +268,10 @@ class Trainer:
         session.writer.scalars(session.step, metrics)
         session.writer.events(session.step, step_summary.events(done, anchored=anchored))
         if session.step % config.train.samples_every == 0:
-            cue, token_bytes = self.objective.reflect.cue, self.services.token_bytes
             row = step_summary.most_interesting(done, share)
-            samples = (
-                []
-                if row is None
-                else [step_summary.sample(done, row, anchored=anchored, cue=cue, token_bytes=token_bytes)]
-            )
-            session.writer.samples(session.step, samples)
+            cue, token_bytes = self.objective.reflect.cue, self.services.token_bytes
+            tell = functools.partial(step_summary.sample, anchored=anchored, cue=cue, token_bytes=token_bytes)
+            session.writer.samples(session.step, [] if row is None else [tell(done, row)])
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
             raise FloatingPointError(

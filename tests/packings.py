@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from care_jax.models import QwenVL
-from care_jax.stages.packing import Packed, PromptLengths, StreamSizes, pack
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack
 from care_jax.stages.score import score_stream
+from care_jax.stages.streams import Packed
 from care_jax.structs import Array, Packing, Prompts
 
 

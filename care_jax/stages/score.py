@@ -18,7 +18,7 @@ from care_jax.models import QwenVL
 from care_jax.models.layers import Embedding, Linear
 from care_jax.models.qwen_vl import logits
 from care_jax.parallel.collectives import log_softmax, own_part, pick, rows_at, sum_parts, to_parts
-from care_jax.stages.packing import Packed, Stream
+from care_jax.stages.streams import Packed, Stream
 from care_jax.structs import Array, Packing, Prompts, Rollouts, Scores, TrainBatch, Verdicts
 
 _FORBIDDEN = float(jnp.finfo(jnp.float32).min)

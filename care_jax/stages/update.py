@@ -23,8 +23,8 @@ from care_jax.method.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
 from care_jax.parallel.collectives import rows_at, sum_gradients, sum_rows
 from care_jax.parallel.sharding import ROWS, WHOLE, named, on_shards, param_specs
-from care_jax.stages.packing import Packed
 from care_jax.stages.score import score_stream
+from care_jax.stages.streams import Packed
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.structs import Array, Packing, Streams, TrainBatch
 

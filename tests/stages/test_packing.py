@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care_jax.stages.packing import Packed, PromptLengths, StreamSizes, pack, padding_share
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.stages.streams import Packed
 from care_jax.structs import Packing
 
 P, PATCHES, R = 24, 16, 10  # padded prompt, patches and row
