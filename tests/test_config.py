@@ -214,7 +214,7 @@ UNKNOWN = [
     ({"train.stpes": 3}, "train.stpes: no such key; did you mean train.steps?"),
     ({"lr": 1e-3}, "lr: no such key; did you mean optimizer.lr?"),
     ({"optimizer.learning_rate": 1e-3}, "optimizer.learning_rate: no such key; optimizer has b1, b2, clip_norm"),
-    ({"zzz": 1}, "zzz: no such key; a config has data, eval, mesh"),
+    ({"zzz": 1}, "zzz: no such key; a config has data, eval, loss, mesh"),
     ({"data.mini_vqa.num_digit": 3}, "data.mini_vqa.num_digit: no such key; did you mean data.mini_vqa.num_digits?"),
     ({"objective.clip_hi": 0.2}, "objective.clip_hi: no such key; did you mean objective.clip_high?"),
     ({"objective.rescue.detla": 0.2}, "objective.rescue.detla: no such key; did you mean objective.rescue.delta?"),
