@@ -79,10 +79,11 @@ class _SaysThree:
 
     def __init__(self, processor: Processor) -> None:
         self.ids = encode_rewrites(processor, ["<answer>3</answer>"])[0]
+        self.asked: list[list[bool]] = []
 
     def open(self, model: None) -> Callable[..., None]:
         """Starts nothing."""
-        return lambda prompts, key: None
+        return lambda prompts, asked, key: self.asked.append(asked)
 
     def fetch(self, _: None) -> SimpleNamespace:
         """Answers every prompt alike."""
@@ -116,6 +117,8 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
     assert (summary["eval/num_dropped"], summary["eval/num_unreadable"]) == (1, 1)
     assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
+    assert [item["id"] for item in items] == ["a", "b", "long"]
+    assert says.asked == [[True, False, True, False]]
     assert "1 of 3 held-out prompts" in caplog.text
 
 
