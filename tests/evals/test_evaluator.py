@@ -15,11 +15,14 @@ import pytest
 
 from care_jax.config import base
 from care_jax.evals import evaluator as evaluator_lib
+from care_jax.evals.decoding import batch_size
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.responses import encode_rewrites
 from care_jax.rewards.judge import Verifier
 from tests.end_to_end import SOURCES, SmallTask, flags, run, small
 from tests.pictures import question
+
+MESHES = ((1, (1, 1, 1)), (4, (2, 2, 1)))  # devices and axis sizes
 
 
 def _evaluate(task: SmallTask, workdir: Path, **changes: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -120,6 +123,29 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     assert [item["id"] for item in items] == ["a", "b", "long"]
     assert says.asked == [[True, False, True, False]]
     assert "1 of 3 held-out prompts" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_records", "wanted"),
+    [
+        ({}, 750, (75, 72)),  # 16 (28 + 8 * 32) / (28 + 32) = 75.7, which one shard and four divide
+        ({}, 751, (69, 72)),  # 11 batches
+        ({}, 10, (10, 12)),
+        ({}, 0, (1, 4)),
+        ({"num_samples": 8}, 750, (16, 16)),  # as many samples as a rollout has branches
+        ({"num_samples": 64}, 750, (2, 4)),
+        ({"batch_size": 5}, 12, (4, 4)),
+        ({"batch_size": 1}, 12, (1, 4)),
+    ],
+)
+def test_a_batch_takes_the_memory_of_a_rollout(changes: dict[str, int], num_records: int, wanted: tuple) -> None:
+    """Catches batches of few prompts where hundreds fit, ones that do not fit, and a last one that is nearly empty."""
+    config = base()
+    config.data.prompt_buckets, config.train.prompts = (20, 28), 16
+    config.rollout.update(num_rollouts=8, response_len=32)
+    config.eval.update(changes)
+    meshes = (jax.make_mesh(shape, ("data", "fsdp", "tensor"), devices=jax.devices()[:n]) for n, shape in MESHES)
+    assert tuple(batch_size(config, mesh, num_records) for mesh in meshes) == wanted
 
 
 def test_mean_is_over_sources() -> None:
