@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,8 +26,9 @@ from care_jax.parallel.sharding import (
     put_rows,
     round_up,
 )
+from care_jax.stages import sampler
 from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
-from care_jax.stages.rollout import generate, nothing_forced
+from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.table import Bucket, DeviceStage, Setup, Table
 from care_jax.structs import Array, Prompts, Rollouts, abstract
 
@@ -39,7 +39,8 @@ DECODE = DeviceStage(
     timer="evaluate",
     takes=("sampler", "prefix", "unforced", "forbidden_mask", "key"),
     gives=("rollouts",),
-    function=lambda setup: functools.partial(generate, sampling=setup.sampling),
+    function=lambda setup: sampler.make_decode(setup, setup.sampling),
+    on_shards=False,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,8 @@ from care_jax.evals.decoding import batch_size
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.responses import encode_rewrites
 from care_jax.rewards.judge import Verifier
+from care_jax.run.stop import Stopped
+from care_jax.structs import Record
 from tests.end_to_end import SOURCES, SmallTask, flags, run, small
 from tests.pictures import question
 
@@ -93,6 +96,13 @@ class _SaysThree:
         return SimpleNamespace(token_ids=[[np.array(self.ids)]] * 4, response_len=[[len(self.ids)]] * 4)
 
 
+def _evaluator(records: list[Record], processor: Processor, verifier: Verifier) -> evaluator_lib.Evaluator:
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    return evaluator_lib.Evaluator(
+        base(), source=records, processor=processor, verifier=verifier, model=None, mesh=mesh
+    )
+
+
 def test_a_prompt_that_is_too_long_counts_as_wrong(
     tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,25 +114,37 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     records.append(question("<image>1+2?", b"no picture", id="lost"))
     processor, says = dataclasses.replace(tiny_processor, overlong="drop"), _SaysThree(tiny_processor)
     monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
-    config = base()
-    config.eval.batch_size = 4
     items: list[dict[str, Any]] = []
     with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
-        evaluator = evaluator_lib.Evaluator(
-            config,
-            source=records,
-            processor=processor,
-            verifier=verifier,
-            model=None,
-            mesh=jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")),
-        )
-        summary = evaluator.run(None, limit=0, write=items.append)
+        summary = _evaluator(records, processor, verifier).run(None, limit=0, write=items.append)
     assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
     assert (summary["eval/num_dropped"], summary["eval/num_unreadable"]) == (1, 1)
     assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
     assert [item["id"] for item in items] == ["a", "b", "long"]
     assert says.asked == [[True, False, True, False]]
     assert "1 of 3 held-out prompts" in caplog.text
+
+
+def test_a_stop_leaves_at_once(tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a SIGTERM that waits for the rest of the evaluation, and threads that encode on behind it."""
+    records, says = [question("1+2?", id=str(number)) for number in range(80)], _SaysThree(tiny_processor)
+    monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
+    before = set(threading.enumerate())
+
+    def stop(_: None) -> None:
+        if len(says.asked) == 3:
+            raise Stopped
+
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
+        evaluator = _evaluator(records, tiny_processor, verifier)
+        with pytest.raises(Stopped):
+            evaluator.run(None, limit=0, wait=stop)
+        assert len(says.asked) == 3
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("encode"):
+                thread.join(timeout=30)
+                assert not thread.is_alive()
+        assert evaluator.run(None, limit=0)["eval/accuracy/mean"] == 1.0
 
 
 @pytest.mark.parametrize(
