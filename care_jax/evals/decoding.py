@@ -57,10 +57,10 @@ def batch_size(config: ml_collections.ConfigDict, mesh: Mesh, num_records: int) 
     """The prompts of a batch of an evaluation, over all devices.
 
     They take the memory of a rollout, which is mostly keys and values. Each of a step's train.prompts prompts has those
-    of P + G R tokens: P of the largest of data.prompt_buckets, R of each of G branches. With eval.num_samples = k
-    branches it has P + k R, so
+    of P + G R tokens: P of the largest of data.prompt_buckets, R of each of G branches. In an evaluation it has k =
+    eval.num_samples branches, and to prefill it takes about as much again as its own keys and values, so
 
-        batch = train.prompts (P + G R) / (P + k R)
+        batch = train.prompts (P + G R) / max(2 P, P + k R)
 
     or eval.batch_size, if that is set. The batches of `num_records` records are equally large, up to what the shards
     divide, so a small source is one small batch.
@@ -70,7 +70,8 @@ def batch_size(config: ml_collections.ConfigDict, mesh: Mesh, num_records: int) 
     most = config.eval.batch_size
     if most == 0:
         of_rollout = config.train.prompts * (prompt_len + config.rollout.num_rollouts * response_len)
-        most = of_rollout // (prompt_len + config.eval.num_samples * response_len) // shards * shards
+        of_prompt = prompt_len + max(prompt_len, config.eval.num_samples * response_len)
+        most = of_rollout // of_prompt // shards * shards
     num_records = max(num_records, 1)
     num_batches = -(-num_records // max(most, shards))
     return round_up(-(-num_records // num_batches), mesh)

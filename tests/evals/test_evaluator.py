@@ -22,7 +22,7 @@ from care_jax.inputs.responses import encode_rewrites
 from care_jax.rewards.judge import Verifier
 from care_jax.run.stop import Stopped
 from care_jax.structs import Record
-from tests.end_to_end import SOURCES, SmallTask, flags, run, small
+from tests.end_to_end import SOURCES, SmallTask, apply, flags, run, small
 from tests.pictures import question
 
 MESHES = ((1, (1, 1, 1)), (4, (2, 2, 1)))  # devices and axis sizes
@@ -137,13 +137,13 @@ def test_a_stop_leaves_at_once(tiny_processor: Processor, monkeypatch: pytest.Mo
 
     with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
         evaluator = _evaluator(records, tiny_processor, verifier)
-        with pytest.raises(Stopped):
+        with pytest.raises(Stopped) as stopped:  # whose traceback holds the frames, and what is open in them
             evaluator.run(None, limit=0, wait=stop)
         assert len(says.asked) == 3
         for thread in set(threading.enumerate()) - before:
             if thread.name.startswith("encode"):
                 thread.join(timeout=30)
-                assert not thread.is_alive()
+                assert not thread.is_alive(), stopped
         assert evaluator.run(None, limit=0)["eval/accuracy/mean"] == 1.0
 
 
@@ -154,10 +154,11 @@ def test_a_stop_leaves_at_once(tiny_processor: Processor, monkeypatch: pytest.Mo
         ({}, 751, (69, 72)),  # 11 batches
         ({}, 10, (10, 12)),
         ({}, 0, (1, 4)),
-        ({"num_samples": 8}, 750, (16, 16)),  # as many samples as a rollout has branches
-        ({"num_samples": 64}, 750, (2, 4)),
-        ({"batch_size": 5}, 12, (4, 4)),
-        ({"batch_size": 1}, 12, (1, 4)),
+        ({"rollout.response_len": 8}, 750, (26, 24)),  # 16 (28 + 8 * 8) / (2 * 28): prefilling takes more than decoding
+        ({"eval.num_samples": 8}, 750, (16, 16)),  # as many samples as a rollout has branches
+        ({"eval.num_samples": 64}, 750, (2, 4)),
+        ({"eval.batch_size": 5}, 12, (4, 4)),
+        ({"eval.batch_size": 1}, 12, (1, 4)),
     ],
 )
 def test_a_batch_takes_the_memory_of_a_rollout(changes: dict[str, int], num_records: int, wanted: tuple) -> None:
@@ -165,7 +166,7 @@ def test_a_batch_takes_the_memory_of_a_rollout(changes: dict[str, int], num_reco
     config = base()
     config.data.prompt_buckets, config.train.prompts = (20, 28), 16
     config.rollout.update(num_rollouts=8, response_len=32)
-    config.eval.update(changes)
+    apply(config, changes)
     meshes = (jax.make_mesh(shape, ("data", "fsdp", "tensor"), devices=jax.devices()[:n]) for n, shape in MESHES)
     assert tuple(batch_size(config, mesh, num_records) for mesh in meshes) == wanted
 
