@@ -41,7 +41,7 @@ def benchmark_config(task: SmallTask, prepared: Path) -> ml_collections.ConfigDi
 
 
 def evaluated(task: Path, prepared: Path, workdir: Path) -> dict[str, Any]:
-    """The figures of BENCHMARKS, and how many questions this process has encoded for them."""
+    """The figures of BENCHMARKS, and the questions encoded for them here; evaluates the held-out data too."""
     encode, encoded = evaluator.encode_prompt, []
 
     def count(processor: Any, record: Record) -> Example | None:
@@ -49,8 +49,11 @@ def evaluated(task: Path, prepared: Path, workdir: Path) -> dict[str, Any]:
         return encode(processor, record)
 
     evaluator.encode_prompt = count
-    results = evaluate.run_benchmarks(benchmark_config(SmallTask(task), prepared), workdir, BENCHMARKS)
-    return {"results": results, "encoded": encoded}
+    config = benchmark_config(SmallTask(task), prepared)
+    results = evaluate.run_benchmarks(config, workdir, BENCHMARKS)
+    found = {"results": results, "encoded": encoded.copy()}
+    evaluate.run(config, workdir)
+    return found
 
 
 def refused(call) -> str:

@@ -179,14 +179,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_processes_tell_each_other(cached: SmallTask, prepared: Path, tmp_path: Path) -> None:
     """Catches values of the wrong process or cut off, work left out or done twice, and an error that only one knows.
 
-    Also benchmarks that two processes answer, judge or write otherwise than one, that they encode twice, or whose
+    Also an evaluation that two processes answer, judge or write otherwise than one, that they encode twice, or whose
     answers before a kill only one of them knows. The second batch of mathverse has one question, which process 0 asks.
     """
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     for folder in (whole, workdir):
         folder.mkdir()
         (folder / "checkpoints").symlink_to(cached.cold_start / "checkpoints")
-    results = evaluate.run_benchmarks(benchmark_config(cached, prepared), whole, BENCHMARKS)
+    config = benchmark_config(cached, prepared)
+    results = evaluate.run_benchmarks(config, whole, BENCHMARKS)
+    evaluate.run(config, whole)
     answered, before_kill = (folder / "benchmarks/mmmu/responses.jsonl" for folder in (whole, workdir))
     before_kill.parent.mkdir(parents=True)
     shutil.copy(answered.with_name("settings.json"), before_kill.parent)
@@ -197,6 +199,10 @@ def test_processes_tell_each_other(cached: SmallTask, prepared: Path, tmp_path: 
     encoded = [json.loads(out.splitlines()[-1])["encoded"] for _, out, _ in ended]
     assert [len(some) for some in encoded] == [5, 3]  # of mathverse's five, and three of mmmu's four
     assert len({*encoded[0], *encoded[1]}) == 8
+    samples = [(folder / "eval_samples.jsonl").read_text() for folder in (whole, workdir)]
+    assert samples[0] == samples[1]
+    summaries = [json.loads((folder / "eval_results.json").read_text()) for folder in (whole, workdir)]
+    assert summaries[0] == summaries[1]
     for name in (
         "results.json",
         "results.md",
