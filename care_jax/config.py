@@ -135,7 +135,8 @@ def base() -> ConfigDict:
     c.optimizer.clip_norm = 1.0  # global norm
 
     c.eval = ConfigDict()
-    c.eval.batch_size = 64  # prompts; rounded up to what the mesh divides
+    # Prompts of a batch at most, rounded up to what the mesh divides; 0: as many as take the memory of a rollout.
+    c.eval.batch_size = 0
     c.eval.num_samples = 1  # k of pass@k; 1 decodes greedily
     c.eval.temperature = 1.0  # of the samples when num_samples > 1
     c.eval.benchmarks = "data/benchmarks"  # the folder that holds the prepared benchmarks, each under its name

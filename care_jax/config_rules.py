@@ -163,7 +163,7 @@ RULES: Mapping[str, Rule] = {
     "optimizer.eps": _above(0),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.clip_norm": _above(0),
-    "eval.batch_size": _count,
+    "eval.batch_size": _at_least(0),
     "eval.num_samples": _count,
     "eval.temperature": _at_least(0),
     "eval.benchmarks": _all_of(_holds(bool, "name the folder of the prepared benchmarks"), _local),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,23 @@ from care_jax import config as config_lib
 from care_jax.checkpoints.initial_state import initial_model
 from care_jax.checkpoints.load import find_params
 from care_jax.data import loader
+from care_jax.data.array_records import StoredRecords
 from care_jax.data.loader import RecordSource
 from care_jax.errors import InputError
 from care_jax.evals import lmms_eval, test_sets
 from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.judged_items import JudgedItem
 from care_jax.evals.matching import Questions
-from care_jax.evals.responses import answer_all, check_settings, model_named, read_responses
+from care_jax.evals.responses import Responses, answer_all, check_settings, model_named, read_responses
 from care_jax.inputs.processor import Processor, make_processor
 from care_jax.models import QwenVL
-from care_jax.parallel.processes import is_alone, is_first, require_same, together
+from care_jax.parallel.processes import by_first, is_first, require_same, together
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.response_format import ANY
 from care_jax.run.compilation_cache import WarmUp, opened
 from care_jax.run.compile_guard import CompileGuard
 from care_jax.stages.compiled import compile_all
 from care_jax.stages.model import make_mesh
-from care_jax.structs import Record
 
 _BATCHES_OF_A_BENCHMARK = 1 << 16  # more than any has
 # The keys of config.data that a prompt depends on.
@@ -95,20 +95,24 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
     Raises:
         InputError: a bad config, benchmarks that are not prepared, no checkpoint, or answers of another one.
     """
-    config_lib.validate(config)
+    together(lambda: config_lib.validate(config))
+    require_same({"--workdir": str(workdir), "--benchmark": list(names)} | config_lib.flat(config))
     root, folder = Path(config.eval.benchmarks), workdir / "benchmarks"
-    sources = test_sets.open_benchmarks(root, names)
-    config = _with_weights_of(workdir, config)
-    processor, mesh = make_processor(config), make_mesh(config, training=False)
-    check_settings(folder, _settings(config, find_params(workdir)))
-    equal = lmms_eval.EQUAL
+
+    def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, dict[str, StoredRecords], Mesh]:
+        sources, resolved = test_sets.open_benchmarks(root, names), _with_weights_of(workdir, config)
+        return resolved, make_processor(resolved), sources, make_mesh(resolved, training=False)
+
+    config, processor, sources, mesh = together(open_inputs)
+    by_first(lambda: check_settings(folder, _settings(config, find_params(workdir))))
+    largest, equal = max(sources.values(), key=len), lmms_eval.EQUAL
     with CompileGuard() as guard, opened(workdir, guard) as warm_up, Verifier.from_config(config, equal) as verifier:
 
         @functools.cache  # if every question has its answer, no model is loaded
         def load() -> tuple[QwenVL, Evaluator]:
-            return _load(config, sources[names[0]], processor, verifier, mesh, warm_up)
+            return _load(config, largest, processor, verifier, mesh, warm_up)
 
-        def ask(name: str, missing: RecordSource, answered: int) -> Iterator[tuple[list[Record], list[list[str]]]]:
+        def ask(name: str, missing: RecordSource, answered: int) -> Generator[Responses]:
             model, evaluator = load()
             # There are always more answers than batches so far, so no batch has the number of an earlier one.
             first_batch = answered + _BATCHES_OF_A_BENCHMARK * list(test_sets.BENCHMARKS).index(name)
@@ -118,7 +122,7 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
             prepared = {"prepared_crc32": test_sets.prepared_crc32(root, name)}
             responses = answer_all(folder / name, source, functools.partial(ask, name), prepared)
             figures = test_sets.score(folder / name, name, source, responses, verifier, processor.response_format)
-            results = test_sets.write_results(folder, {name: figures})
+            results = by_first(functools.partial(test_sets.write_results, folder, {name: figures}))
     return results
 
 
@@ -154,12 +158,12 @@ def score_responses(
     questions = Questions(source[index] for index in range(len(source)))
     fields = {"id_field": id_field, "response_field": response_field}
     model = {"model": named} if (named := model_named(path, **fields)) else {}
-    test_sets.require_one_model(folder, name, path, model.get("model"))
+    by_first(lambda: test_sets.require_one_model(folder, name, path, model.get("model")))
     responses = read_responses(path, questions, **fields)
-    check_settings(folder, {"answers": "from files"})
+    by_first(lambda: check_settings(folder, {"answers": "from files"}))
     with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
         figures = test_sets.score(folder / name, name, source, responses, verifier, ANY)
-    return test_sets.write_results(folder, {name: {"responses": str(path)} | model | figures})
+    return by_first(lambda: test_sets.write_results(folder, {name: {"responses": str(path)} | model | figures}))
 
 
 def _load(
@@ -217,11 +221,10 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         fields = {"id_field": flags.FLAGS.id_field, "response_field": flags.FLAGS.response_field}
         results = score_responses(config, folder, name, Path(path), **fields)
     else:
-        if not is_alone():
-            raise InputError(f"--benchmark={name} runs in one process; evaluate on one host")
         results = run_benchmarks(config, folder, list(test_sets.BENCHMARKS) if name == "all" else [name])
-    print(test_sets.table(results))
-    print(json.dumps(results))
+    if is_first():
+        print(test_sets.table(results))
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

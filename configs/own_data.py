@@ -31,5 +31,4 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.eval_every = 0
     c.train.checkpoint_every = 50
     c.optimizer.warmup_steps = 2
-    c.eval.batch_size = 32
     return c

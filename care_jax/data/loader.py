@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol
+from typing import Generic, NamedTuple, Protocol
 
 import ml_collections
 from absl import logging
@@ -16,9 +17,11 @@ from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa.questions import Difficulty
 from care_jax.data.own_data import listing, read_jsonl
+from care_jax.data.prefetch import Prefetch
 from care_jax.data.train_stream import Example, LostRecords, RecordSource, TrainStream
 from care_jax.errors import BadRowError, InputError
 from care_jax.options import DATA_FORMATS, choose_one
+from care_jax.parallel.processes import ALL_ROWS, HostShare, together
 from care_jax.rewards.verifiers import require_allowed
 from care_jax.structs import Record
 
@@ -182,19 +185,12 @@ def make_train_iterator(
     return TrainStream(parts, encode, batch_size=batch_size, seed=seed, rows=rows, lost=lost)
 
 
-def _reader(
-    source: RecordSource, encode: Callable[[Record], Example | None], lost: LostRecords
-) -> Callable[[int], Example | None]:
-    """Makes a function from index to example; None for a record that `encode` drops or that cannot be read."""
+class EvalRow(NamedTuple, Generic[Example]):
+    """A row of a batch of an evaluation."""
 
-    def example(index: int) -> Example | None:
-        try:
-            return encode(source[index])
-        except (BadRowError, OSError) as error:
-            lost.add(source, index, error)
-            return None
-
-    return example
+    place: int  # of the record among those that are asked
+    record: Record
+    example: Example | None  # None: the encoder dropped the record
 
 
 def make_eval_batches(
@@ -203,40 +199,56 @@ def make_eval_batches(
     *,
     batch_size: int,
     limit: int,
+    share: HostShare = ALL_ROWS,
     lost: LostRecords | None = None,
-) -> Iterator[tuple[list[Example], int]]:
-    """Yields batches in file order, none if every record is dropped; the last is filled up with its last example.
+) -> Generator[list[EvalRow[Example] | None]]:
+    """Yields batches in file order; threads read and encode the next one while the current one is in use.
+
+    The records of a batch are dealt to its shards in turn, so that each shard has its part of a batch that is not full.
 
     Args:
         source: the records.
-        encode: record -> example, or None to drop it.
-        batch_size: examples of a batch.
+        encode: record -> example, or None to drop it; called from several threads.
+        batch_size: rows of a batch, over all processes; the shards divide it.
         limit: records to take, evenly spread over the source; 0 takes all.
+        share: the rows that this process reads.
         lost: counts the records that cannot be read, which are left out.
 
     Yields:
-        (examples, num_real): `batch_size` examples, of which the first `num_real` count.
+        The rows of `share`, in order; None behind the last record, and in the place of a lost one. Close the generator
+        to end its threads early.
 
     Raises:
-        InputError: batch_size below 1 or limit below 0.
-        OSError: too many records can no longer be read.
+        InputError: batch_size below 1 or limit below 0; from the generator, on all processes, if `encode` raises it.
+        OSError: from the generator, when too many records can no longer be read.
     """
     if batch_size < 1 or limit < 0:
         raise InputError(f"batch_size={batch_size}, limit={limit}: give at least 1, and 0 (all) or more")
     total = len(source)
     count = min(limit, total) or total
-    example = _reader(source, encode, LostRecords() if lost is None else lost)
-    return _eval_batches(map(example, [i * total // count for i in range(count)]), batch_size)
+    lost = LostRecords() if lost is None else lost
 
+    def load(place: int) -> EvalRow[Example] | None:
+        if place >= count:
+            return None
+        index = place * total // count
+        try:
+            record = source[index]
+            return EvalRow(place, record, encode(record))
+        except (BadRowError, OSError) as error:
+            lost.add(source, index, error)
+            return None
 
-def _eval_batches(examples: Iterator[Example | None], batch_size: int) -> Iterator[tuple[list[Example], int]]:
-    batch: list[Example] = []
-    for example in examples:
-        if example is None:
-            continue
-        batch.append(example)
-        if len(batch) == batch_size:
-            yield batch, batch_size
-            batch = []
-    if batch:
-        yield batch + batch[-1:] * (batch_size - len(batch)), len(batch)
+    def places(first: int) -> list[int]:
+        size = batch_size // share.num_shards  # rows of a shard
+        return [first + row % size * share.num_shards + row // size for row in share.rows(batch_size)]
+
+    def batches() -> Generator[list[EvalRow[Example] | None]]:
+        with contextlib.closing(Prefetch(load)) as ahead:
+            for first in range(0, count, batch_size):
+                ahead.start(places(first))  # later ones have been begun
+                rows = together(ahead.take)
+                ahead.start(places(first + batch_size))
+                yield rows
+
+    return batches()

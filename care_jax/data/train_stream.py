@@ -7,7 +7,6 @@ its row. So a batch does not depend on which process reads which rows, and nobod
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import math
 import threading
@@ -17,10 +16,10 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import grain
 from absl import logging
 
+from care_jax.data.prefetch import Prefetch
 from care_jax.errors import BadRowError, InputError
 from care_jax.structs import Record
 
-NUM_THREADS = 4  # threads that encode ahead, a process
 _FEW_LOST, _MOST_LOST = 8, 0.05  # records of a source, share of it, that may become unreadable while a run goes on
 
 Example = TypeVar("Example")
@@ -97,8 +96,7 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         self._encode, self._lost = encode, lost
         self._rows = list(range(batch_size) if rows is None else rows)
         self._positions = list(range(batch_size))
-        self._ahead: list[concurrent.futures.Future[_Loaded[Example]]] = []
-        self._threads = concurrent.futures.ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="encode")
+        self._ahead = Prefetch(self._load)
         total = sum(weight for _, weight in parts)
         self._parts = [_Part(source, math.ceil(batch_size * weight / total)) for source, weight in parts]
         streams = []
@@ -112,8 +110,7 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
     def __next__(self) -> list[Example]:
         """The examples of this process's rows of the next batch."""
         self.start_prefetch()
-        loaded = [future.result() for future in self._ahead]
-        self._ahead = []
+        loaded = self._ahead.take()
         self.skipped = {row: one.skipped for row, one in zip(self._rows, loaded, strict=True) if one.skipped}
         self._positions = [position + len(self._positions) for position in self._positions]
         for row, skipped in self.skipped.items():
@@ -140,27 +137,21 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Returns to a state of `get_state`."""
-        self._drop_ahead()
+        self._ahead.drop()
         self._positions = list(state["positions"])
 
     def start_prefetch(self) -> None:
         """Starts to read and encode the next batch."""
-        self._ahead = self._ahead or [self._threads.submit(self._load, self._positions[row]) for row in self._rows]
+        self._ahead.start(self._positions[row] for row in self._rows)
 
     def wait(self) -> None:
         """Waits until the next batch has been read and encoded."""
-        concurrent.futures.wait(self._ahead)
+        self._ahead.wait()
 
     def close(self) -> None:
         """Ends the threads."""
-        self._drop_ahead()
-        self._threads.shutdown(wait=False)
+        self._ahead.close()
         super().close()
-
-    def _drop_ahead(self) -> None:
-        for future in self._ahead:
-            future.cancel()
-        self._ahead = []
 
     def _load(self, position: int) -> _Loaded[Example]:
         """The first usable example of a row from `position` on."""

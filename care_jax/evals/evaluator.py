@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import ml_collections
@@ -15,29 +17,40 @@ from care_jax.data.loader import RecordSource
 from care_jax.errors import InputError
 from care_jax.evals.decoding import Decoder
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
-from care_jax.inputs.batch import Example, collate
+from care_jax.inputs.batch import BatchSizes, blank, collate
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
-from care_jax.parallel import sharding
 from care_jax.parallel.processes import is_alone
+from care_jax.parallel.sharding import own_share
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.compiled import CompiledStages
 from care_jax.stages.keys import stage_key
-from care_jax.structs import Record
+from care_jax.structs import Record, Rollouts
 
 Arrays = TypeVar("Arrays")
+T = TypeVar("T")
 
 _EVAL_STAGE = 1000  # past the stages of a training step, so that no key is drawn twice
+
+
+class _Answer(NamedTuple):
+    """The responses to a record."""
+
+    place: int  # of the record among those that are asked
+    record: Record
+    texts: list[str]  # k of them; none if its prompt is too long
 
 
 class Evaluator:
     """Asks a model questions and scores its answers; compiled once, used at every evaluation of a run.
 
+    Each process encodes and judges the rows of its own devices.
+
     Args:
         config: the run's config.
-        source: the held-out records.
+        source: the held-out records, or the largest benchmark.
         processor: turns records into prompts.
         verifier: the pool that checks answers.
         model: arrays or ShapeDtypeStructs of the models to evaluate.
@@ -57,7 +70,8 @@ class Evaluator:
         """Compiles nothing yet."""
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
-        self._decoder, self._mesh = Decoder(config, processor, model, mesh), mesh
+        self._decoder, self._mesh = Decoder(config, processor, model, mesh, len(source)), mesh
+        self._share, self._blank = own_share(mesh), blank(processor.image_spec)
 
     @property
     def stages(self) -> CompiledStages:
@@ -72,7 +86,7 @@ class Evaluator:
         write: Callable[[JudgedItem], None] | None = None,
         wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
     ) -> dict[str, float]:
-        """Accuracy per source and their mean, unparsed and format rates.
+        """Accuracy per source and their mean, unparsed and format rates; the same on all processes.
 
         A record whose prompt is too long has no response and counts as wrong; `eval/num_dropped` counts them. One that
         can no longer be read is left out; `eval/num_unreadable` counts these.
@@ -81,82 +95,108 @@ class Evaluator:
         Args:
             model: the model.
             limit: how many of the held-out records to ask; 0 for all.
-            write: called with each judged item.
+            write: called with each judged item, those without a response last.
             wait: called with each batch's rollouts; waits for them, or raises to leave the evaluation.
 
         Raises:
             InputError: no prompt is short enough.
         """
         items: list[JudgedItem] = []
-        dropped: list[Record] = []
-        lost = loader.LostRecords(is_alone=is_alone())
-        for records, texts in self.responses(model, self._source, limit=limit, dropped=dropped, lost=lost, wait=wait):
-            answered = list(zip(records, texts, strict=True))
-            items += judge_items(self._verifier, answered, self._processor.response_format)
-        if not items:
+        lost = self._lost_records()
+        with contextlib.closing(self._ask(model, self._source, lost, limit=limit, wait=wait)) as batches:
+            for answers in batches:
+                answered = [(one.record, one.texts) for one in answers]
+                judged = judge_items(self._verifier, answered, self._processor.response_format, self._share)
+                items += self._gather(answers, judged)
+        items.sort(key=lambda item: not item["responses"])
+        num_dropped = sum(not item["responses"] for item in items)
+        if num_dropped == len(items):
             raise InputError(f"every prompt of {self._source!r} is too long; raise the length limits")
-        if dropped and not self._has_warned:
+        if num_dropped and not self._has_warned:
             self._has_warned = True
             logging.warning(
                 "%d of %d held-out prompts are longer than the largest bucket and count as wrong; raise "
                 "data.prompt_buckets or data.patch_buckets, or set data.overlong to shrink",
-                len(dropped),
-                len(items) + len(dropped),
+                num_dropped,
+                len(items),
             )
-        unasked = [(record, ()) for record in dropped]
-        items += judge_items(self._verifier, unasked, self._processor.response_format)
         if write is not None:
             for item in items:
                 write(item)
-        left_out = {"eval/num_dropped": float(len(dropped)), "eval/num_unreadable": float(len(lost))}
-        return _summarise(items) | left_out
+        num_lost = sum(self._share.exchange(len(lost)))
+        return _summarise(items) | {"eval/num_dropped": float(num_dropped), "eval/num_unreadable": float(num_lost)}
 
     def responses(
-        self,
-        model: QwenVL,
-        source: RecordSource,
-        *,
-        limit: int = 0,
-        first_batch: int = 0,
-        dropped: list[Record] | None = None,
-        lost: loader.LostRecords | None = None,
-        wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
-    ) -> Iterator[tuple[list[Record], list[list[str]]]]:
-        """Asks the model the records of a source.
+        self, model: QwenVL, source: RecordSource, *, first_batch: int = 0
+    ) -> Generator[dict[str, list[str]]]:
+        """Asks the model all records of a source.
 
         Args:
             model: the model.
             source: the records.
-            limit: how many of them to ask, evenly spread over the source; 0 for all.
             first_batch: number of the first batch; each number has random keys of its own.
-            dropped: gets the records whose prompts are too long, which are left out.
-            lost: counts the records that can no longer be read, which are left out too; needed with several processes.
-            wait: as in `run`.
 
         Yields:
-            A batch of records, and the k responses to each.
+            The k responses to each record of a batch by id, on all processes. Records that are too long, or can no
+            longer be read, are left out; a batch without others uses no number.
         """
-        decode = self._decoder.open(model)
+        asking = self._ask(model, source, self._lost_records(), first_batch=first_batch)
+        with contextlib.closing(asking) as batches:
+            for answers in batches:
+                pairs = self._gather(answers, [(one.record.id, one.texts) for one in answers])
+                yield {record_id: texts for record_id, texts in pairs if texts}
 
-        def encode(record: Record) -> Example | None:
-            example = encode_prompt(self._processor, record)
-            if example is None and dropped is not None:
-                dropped.append(record)
-            return example
+    def _ask(
+        self,
+        model: QwenVL,
+        source: RecordSource,
+        lost: loader.LostRecords,
+        *,
+        limit: int = 0,
+        first_batch: int = 0,
+        wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
+    ) -> Generator[list[_Answer]]:
+        """Yields the answers in this process's rows of each batch; the next one is encoded meanwhile."""
+        decode, number = self._decoder.open(model), first_batch
+        reading = loader.make_eval_batches(
+            source,
+            functools.partial(encode_prompt, self._processor),
+            batch_size=self._decoder.batch_size,
+            limit=limit,
+            share=self._share,
+            lost=lost,
+        )
+        with contextlib.closing(reading) as batches:
+            for rows in batches:
+                asked = [row is not None and row.example is not None for row in rows]
+                texts: list[list[str]] = [[] for _ in rows]
+                if any(self._share.exchange(any(asked))):
+                    examples = [row.example if row and row.example else self._blank for row in rows]
+                    sizes = BatchSizes.join(self._share.exchange(BatchSizes.of(examples)))
+                    key = stage_key(number, _EVAL_STAGE, seed=self._config.seed, mesh=self._mesh)
+                    rollouts = wait(decode(collate(self._processor, examples, sizes), asked, key))
+                    texts = self._texts(self._decoder.fetch(rollouts), asked)
+                    number += 1
+                yield [_Answer(*row[:2], some) for row, some in zip(rows, texts, strict=True) if row is not None]
 
-        size = self._decoder.batch_size
-        batches = loader.make_eval_batches(source, encode, batch_size=size, limit=limit, lost=lost)
-        for number, (examples, num_real) in enumerate(batches, start=first_batch):
-            prompts = sharding.put(self._mesh, collate(self._processor, examples))
-            key = stage_key(number, _EVAL_STAGE, seed=self._config.seed, mesh=self._mesh)
-            rollouts = self._decoder.fetch(wait(decode(prompts, key)))
-            yield (
-                [example.record for example in examples[:num_real]],
-                [
-                    [self._token_bytes.text(ids[:length]) for ids, length in zip(*row, strict=True)]
-                    for row in zip(rollouts.token_ids[:num_real], rollouts.response_len[:num_real], strict=True)
-                ],
-            )
+    def _texts(self, rollouts: Rollouts, asked: Sequence[bool]) -> list[list[str]]:
+        """The responses in each row; none in one that was not asked."""
+        rows = zip(rollouts.token_ids, rollouts.response_len, asked, strict=True)
+        return [
+            [self._token_bytes.text(ids[:length]) for ids, length in zip(token_ids, lengths, strict=True)]
+            if is_asked
+            else []
+            for token_ids, lengths, is_asked in rows
+        ]
+
+    def _lost_records(self) -> loader.LostRecords:
+        return loader.LostRecords(is_alone=is_alone() or not self._share.is_whole)
+
+    def _gather(self, answers: Sequence[_Answer], values: Sequence[T]) -> list[T]:
+        """A value for each answer of a batch, on all processes and in the order of the records."""
+        own = list(zip((answer.place for answer in answers), values, strict=True))
+        placed = [pair for part in self._share.exchange(own) for pair in part]
+        return [value for _, value in sorted(placed, key=lambda pair: pair[0])]
 
 
 def _summarise(items: list[JudgedItem]) -> dict[str, float]:

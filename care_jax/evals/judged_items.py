@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NotRequired, TypedDict
 
+from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards.judge import Verifier, judge_texts
 from care_jax.rewards.response_format import ResponseFormat
 from care_jax.structs import Record
@@ -33,14 +34,25 @@ class JudgedItem(TypedDict):
     lmms_eval: NotRequired[list[float]]  # score under lmms-eval's rules, of benchmarks
 
 
-def judge_items(verifier: Verifier, answered: Sequence[Answered], response_format: ResponseFormat) -> list[JudgedItem]:
+def judge_items(
+    verifier: Verifier,
+    answered: Sequence[Answered],
+    response_format: ResponseFormat,
+    share: HostShare = ALL_ROWS,
+) -> list[JudgedItem]:
     """Judges the responses to each question.
+
+    Args:
+        verifier: the pool that checks answers.
+        answered: questions and responses; all processes give the same, or with `share` each its own.
+        response_format: where a response has its answer.
+        share: as in `HostShare.run`.
 
     Raises:
         InputError: a gold that is not of its kind.
     """
     asked = [(record, text) for record, texts in answered for text in texts]
-    judged = iter(judge_texts(verifier, asked, response_format))
+    judged = iter(judge_texts(verifier, asked, response_format, share=share))
     items: list[JudgedItem] = []
     for record, texts in answered:
         found = [next(judged) for _ in texts]

@@ -29,7 +29,8 @@ import re
 from collections.abc import Sequence
 
 from care_jax.evals import lmms_eval_mmmu
-from care_jax.rewards.judge import MAX_RESPONSE_LEN
+from care_jax.parallel.processes import share
+from care_jax.rewards.judge import MAX_RESPONSE_LEN, Verdict
 from care_jax.rewards.pool import Item, Verifier
 from care_jax.rewards.verifiers import chart
 from care_jax.structs import Record
@@ -78,9 +79,12 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
                 scores[row] = 1.0
             else:
                 compared[row] = [Item(EQUAL, given, gold, None) for gold in golds]
-    verdicts = iter(verifier.check([item for items in compared.values() for item in items]))
+    # Verdicts of other processes come as lists.
+    verdicts = iter(share(verifier.check, [item for items in compared.values() for item in items]))
     for row, items in compared.items():
-        correct = [next(verdicts).correct for _ in items]  # takes them all, or the next row would get the rest
+        correct = [
+            Verdict(*next(verdicts)).correct for _ in items
+        ]  # takes them all, or the next row would get the rest
         scores[row] = float(any(correct))
     return [scores[row] for row in range(len(responses))]
 

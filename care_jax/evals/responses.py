@@ -8,11 +8,12 @@ responses.jsonl has one line a question, in the order in which they were answere
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from care_jax.data.parsing import is_number
 from care_jax.data.readers.mathverse import TEXT_ONLY
 from care_jax.errors import BadRowError, InputError, printable, shown
 from care_jax.evals.matching import LEFT_OUT, WAYS, Questions, has_question
+from care_jax.parallel.processes import by_first, is_first
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 Responses = dict[str, list[str]]  # id -> responses
 # Asks the records of a source, batch after batch, and leaves out prompts that are too long. The number is that of the
 # answers so far.
-Ask = Callable[["RecordSource", int], Iterable[tuple[Sequence[Record], Sequence[list[str]]]]]
+Ask = Callable[["RecordSource", int], Generator[Responses]]
 
 RESPONSES_FILE = "responses.jsonl"
 SETTINGS_FILE = "settings.json"
@@ -56,7 +58,8 @@ class _Part:
 def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str, Any]) -> Responses:
     """Asks the questions that `folder` has no answer to yet, and returns the responses to all records.
 
-    After a kill, the same call continues with the first question that has no answer.
+    After a kill, the same call continues with the first question that has no answer. Process 0 alone reads and writes
+    `folder`.
 
     Args:
         folder: holds the answers so far, and gets the new ones.
@@ -67,20 +70,24 @@ def answer_all(folder: Path, source: RecordSource, ask: Ask, settings: dict[str,
     Raises:
         InputError: the answers in `folder` were given under other settings.
     """
-    check_settings(folder, settings)
     path = folder / RESPONSES_FILE
-    responses = _read_answered(path)
+    by_first(lambda: check_settings(folder, settings))
+    responses: Responses = by_first(lambda: _read_answered(path))
     ids = [source[index].id for index in range(len(source))]
     missing = _Part(source, [index for index, record_id in enumerate(ids) if record_id not in responses])
-    with path.open("a", encoding="utf-8") as file, tqdm(total=len(ids), initial=len(responses), unit=" items") as shown:
-        for records, texts in ask(missing, len(responses)) if missing else ():
-            answered = {record.id: list(one) for record, one in zip(records, texts, strict=True)}
-            _append(file, answered)
-            responses |= answered
-            shown.update(len(answered))
+    if missing:
+        with (
+            contextlib.closing(ask(missing, len(responses))) as batches,
+            tqdm(total=len(ids), initial=len(responses), unit=" items", disable=not is_first()) as shown,
+        ):
+            for answered in batches:
+                _append(path, answered)
+                responses |= answered
+                shown.update(len(answered))
         too_long: Responses = {record_id: [] for record_id in ids if record_id not in responses}
-        _append(file, too_long)
-    return responses | too_long
+        _append(path, too_long)
+        responses |= too_long
+    return responses
 
 
 def read_responses(path: Path, questions: Questions, *, id_field: str, response_field: str) -> Responses:
@@ -217,9 +224,10 @@ def _read_answered(path: Path) -> Responses:
     return answered
 
 
-def _append(file: Any, answered: Responses) -> None:
-    file.write("".join(json.dumps({"id": key, "responses": texts}) + "\n" for key, texts in answered.items()))
-    file.flush()
+def _append(path: Path, answered: Responses) -> None:
+    if is_first():
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"id": key, "responses": texts}) + "\n" for key, texts in answered.items())
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from care_jax.errors import InputError, printable, shown
 from care_jax.evals import lmms_eval
 from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
 from care_jax.evals.responses import SETTINGS_FILE, Responses
+from care_jax.parallel.processes import is_first
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.response_format import ResponseFormat
 
@@ -100,6 +101,8 @@ def score(
 ) -> dict[str, Any]:
     """Judges the responses to a benchmark, writes items.jsonl to `folder`, and returns the figures.
 
+    Processes that are given the same responses divide the checks among themselves, and the first writes.
+
     Raises:
         InputError: no question has a response.
     """
@@ -108,18 +111,18 @@ def score(
             f"no question of {name} has a response: every prompt is longer than the largest of data.prompt_buckets or "
             "data.patch_buckets, or the file holds no texts"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     items: list[JudgedItem] = []
-    with files.written_whole(folder / ITEMS_FILE) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        for start in range(0, len(source), _JUDGED_AT_ONCE):
-            records = [source[index] for index in range(start, min(start + _JUDGED_AT_ONCE, len(source)))]
-            answered = [(record, responses.get(record.id, [])) for record in records]
-            judged = judge_items(verifier, answered, response_format)
-            scores = iter(lmms_eval.score(verifier, [(record, text) for record, texts in answered for text in texts]))
-            for item in judged:
-                item["lmms_eval"] = [next(scores) for _ in item["responses"]]
-                file.write(json.dumps(item) + "\n")
-            items += judged
+    for start in range(0, len(source), _JUDGED_AT_ONCE):
+        records = [source[index] for index in range(start, min(start + _JUDGED_AT_ONCE, len(source)))]
+        answered = [(record, responses.get(record.id, [])) for record in records]
+        judged = judge_items(verifier, answered, response_format)
+        scores = iter(lmms_eval.score(verifier, [(record, text) for record, texts in answered for text in texts]))
+        for item in judged:
+            item["lmms_eval"] = [next(scores) for _ in item["responses"]]
+        items += judged
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / ITEMS_FILE, "".join(json.dumps(item) + "\n" for item in items))
     return summarise(name, items)
 
 

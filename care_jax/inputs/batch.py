@@ -14,6 +14,7 @@ from care_jax.inputs.images import with_frames
 from care_jax.structs import Prompts, Record
 
 if TYPE_CHECKING:
+    from care_jax.inputs.images import ImageSpec
     from care_jax.inputs.processor import Processor
 
 
@@ -32,6 +33,27 @@ class Example:
     image_ids: npt.NDArray[np.int32]  # [I] from 1, one an image or frame
     grid_index: npt.NDArray[np.int32]  # [I, 4 or 0] cells of the learned position grid
     grid_weights: npt.NDArray[np.float32]  # [I, 4 or 0]
+
+
+def blank(spec: ImageSpec) -> Example:
+    """The prompt of a row that nothing is asked in: one token, no image."""
+
+    def none(*tail: int) -> npt.NDArray[np.int32]:
+        return np.zeros((0, *tail), np.int32)
+
+    return Example(
+        record=Record(id="", source="", prompt="", images=(), answer="", answer_kind="text"),
+        token_ids=np.zeros(1, np.int32),
+        position_ids=np.zeros((3, 1), np.int32),
+        next_position=1,
+        vision_index=np.full(1, -1, np.int32),
+        patches=np.zeros((0, spec.frame_values), np.uint8),
+        patch_position_ids=none(2),
+        window_ids=none(),
+        image_ids=none(),
+        grid_index=none(spec.grid_cells),
+        grid_weights=np.zeros((0, spec.grid_cells), np.float32),
+    )
 
 
 class BatchSizes(NamedTuple):

@@ -100,9 +100,8 @@ def _require_free(port: int) -> None:
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise SystemExit(
-            f"error: process 0 cannot listen on port {port} of JAX_COORDINATOR_ADDRESS: {error}"
-        ) from error
+        told = f"error: process 0 cannot listen on port {port} of JAX_COORDINATOR_ADDRESS: {error}"
+        raise SystemExit(told) from error
 
 
 @contextlib.contextmanager
@@ -207,6 +206,11 @@ def together(call: Callable[[], T]) -> T:
     if any(problems):
         raise InputError("; ".join(f"process {index}: {told}" for index, told in enumerate(problems) if told))
     return value
+
+
+def by_first(call: Callable[[], Any]) -> Any:
+    """Runs `call` on process 0 alone and returns its result on all; all raise its InputError."""
+    return exchange(together(lambda: call() if is_first() else None))[0]
 
 
 def share(work: Callable[[list[T]], Sequence[U]], items: list[T]) -> list[U]:

@@ -130,6 +130,7 @@ def judge_texts(
     response_format: ResponseFormat,
     *,
     with_parts: bool = False,
+    share: HostShare = ALL_ROWS,
 ) -> list[JudgedText]:
     """Parses and verifies responses that are texts, by the same rules as `judge`.
 
@@ -138,6 +139,7 @@ def judge_texts(
         responses: questions, each with the text of a response.
         response_format: how the answer is found.
         with_parts: compute all parts of the reward; if not, the one that says which responses are correct alone.
+        share: as in `HostShare.run`; `responses` are those of the process's rows.
 
     Returns:
         One judgement a response, in order.
@@ -150,7 +152,7 @@ def judge_texts(
     decides = verifier.correct_when and verifier.correct_when.name
     terms = [term for term in verifier.terms if with_parts or term.name == decides]
     extracted, settled = [one.extracted for one in read], [one.settled for one in read]
-    verdicts, parts = _verify(verifier, terms, records, texts, extracted, settled, ALL_ROWS)
+    verdicts, parts = _verify(verifier, terms, records, texts, extracted, settled, share)
     return [
         JudgedText(
             one.extracted, one.parsed.format_ok, verdict, {name: float(part[row]) for name, part in parts.items()}

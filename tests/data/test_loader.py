@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grain
@@ -18,6 +22,7 @@ from care_jax import config as config_lib
 from care_jax.data import array_records, loader
 from care_jax.data.prepare import Settings, prepare
 from care_jax.errors import BadRowError, InputError
+from care_jax.parallel.processes import HostShare
 from care_jax.structs import Record
 from configs import data_care_49k
 
@@ -52,6 +57,12 @@ def _iterator(source, encode=_number, *, batch_size=4, seed=0):
 
 def _take(iterator, count: int) -> list[list[int]]:
     return [next(iterator) for _ in range(count)]
+
+
+def _eval_batches(source, encode=_number, *, batch_size, limit=0, **more) -> list[list[int | None]]:
+    """The examples of each row; None in one that has none."""
+    batches = loader.make_eval_batches(source, encode, batch_size=batch_size, limit=limit, **more)
+    return [[row and row.example for row in rows] for rows in batches]
 
 
 def test_state_resumes_with_the_next_batch() -> None:
@@ -199,7 +210,7 @@ def test_mixture_with_a_source_too_small_is_an_error() -> None:
 def test_mixture_in_file_order_for_evaluation() -> None:
     """Catches sources that are left out where a mixture is read from first to last."""
     mixture = _mixture((3, 5), (2, 1))
-    assert list(loader.make_eval_batches(mixture, _number, batch_size=5, limit=0)) == [([0, 1, 2, 1000, 1001], 5)]
+    assert _eval_batches(mixture, batch_size=5) == [[0, 1, 2, 1000, 1001]]
     assert mixture[-1].id == "1001"
     with pytest.raises(IndexError):
         mixture[5]
@@ -236,7 +247,9 @@ def test_a_record_that_breaks_in_mid_run_is_left_out_and_counted(caplog: pytest.
     assert later == set(range(20)) - {3, 11}
     assert len(lost) == 2
     assert caplog.text.count("can no longer be read: no image") == 2
-    assert list(loader.make_eval_batches(source, _number, batch_size=18, limit=0)) == [(sorted(later), 18)]
+    wanted = [None if number in source.broken else number for number in range(20)]
+    assert _eval_batches(source, batch_size=20, lost=lost) == [wanted]
+    assert len(lost) == 2
 
 
 def test_an_encoder_that_cannot_read_a_picture_loses_it_too() -> None:
@@ -264,7 +277,7 @@ def test_too_many_lost_records_end_a_run(size: int, most: int) -> None:
     with pytest.raises(OSError, match=rf"{most + 1} records of .* can no longer be read; the last: no image"):
         _take(iterator, size)
     with pytest.raises(OSError, match="can no longer be read"):
-        list(loader.make_eval_batches(source, _number, batch_size=4, limit=0))
+        _eval_batches(source, batch_size=4)
 
 
 def test_a_lost_record_ends_a_run_of_several_processes() -> None:
@@ -286,20 +299,69 @@ def test_too_few_readable_records_for_a_step_end_a_run() -> None:
 
 def test_eval_keeps_the_order_and_pads_the_end() -> None:
     """Catches shuffled, missing or doubly counted evaluation examples."""
-    batches = list(loader.make_eval_batches(Numbers(10), _number, batch_size=4, limit=0))
-    assert batches == [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4), ([8, 9, 9, 9], 2)]
-    batches = list(loader.make_eval_batches(Numbers(10), _unless_third, batch_size=3, limit=0))
-    assert batches == [([1, 2, 4], 3), ([5, 7, 8], 3)]
+    assert _eval_batches(Numbers(10), batch_size=4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, None, None]]
+    batches = list(loader.make_eval_batches(Numbers(4, first=5), _unless_third, batch_size=3, limit=0))
+    assert [[row and (row.place, row.record.id, row.example) for row in rows] for rows in batches] == [
+        [(0, "5", 5), (1, "6", None), (2, "7", 7)],
+        [(3, "8", 8), None, None],
+    ]
+
+
+def test_eval_deals_each_batch_to_all_shards() -> None:
+    """Catches a batch that depends on the processes, and a last one that falls to the first devices alone."""
+    whole, first, second = (
+        _eval_batches(Numbers(11), batch_size=8, share=HostShare(shards, 4))
+        for shards in ((0, 1, 2, 3), (0, 2), (1, 3))
+    )
+    assert whole == [[0, 4, 1, 5, 2, 6, 3, 7], [8, None, 9, None, 10, None, None, None]]
+    assert first == [[0, 4, 2, 6], [8, None, 10, None]]
+    assert second == [[1, 5, 3, 7], [9, None, None, None]]
+
+
+def test_eval_reads_one_batch_ahead() -> None:
+    """Catches encoding that waits for the devices, one that fills the memory, and threads that are left behind."""
+    seen: set[int] = set()
+
+    def encode(record: Record) -> int:
+        seen.add(int(record.id))
+        if record.id == "13":
+            raise InputError("record 13 is too long")
+        return int(record.id)
+
+    before = threading.enumerate()
+
+    def have_ended() -> bool:
+        return not set(threading.enumerate()) - set(before)
+
+    batches = loader.make_eval_batches(Numbers(100), encode, batch_size=4, limit=0)
+    for number in range(3):
+        next(batches)
+        _wait_until(lambda: seen == set(range(8 + 4 * number)))  # noqa: B023
+    time.sleep(0.05)
+    assert seen == set(range(16))
+    with pytest.raises(InputError, match=r"^record 13 is too long$"):
+        next(batches)
+    _wait_until(have_ended)
+    with contextlib.closing(loader.make_eval_batches(Numbers(100), _number, batch_size=4, limit=0)) as batches:
+        next(batches)
+    _wait_until(have_ended)
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < limit
+        time.sleep(0.001)
 
 
 def test_eval_limit_spreads_over_the_source() -> None:
     """Catches a limited evaluation that sees only the first skill of a sorted file."""
-    assert list(loader.make_eval_batches(Numbers(12), _number, batch_size=4, limit=4)) == [([0, 3, 6, 9], 4)]
-    every = loader.make_eval_batches(Numbers(5), _number, batch_size=5, limit=99)
-    assert list(every) == [([0, 1, 2, 3, 4], 5)]
+    assert _eval_batches(Numbers(12), batch_size=4, limit=4) == [[0, 3, 6, 9]]
+    assert _eval_batches(Numbers(5), batch_size=5, limit=99) == [[0, 1, 2, 3, 4]]
     with pytest.raises(ValueError, match="limit=-1"):
         loader.make_eval_batches(Numbers(5), _number, batch_size=5, limit=-1)
-    assert not list(loader.make_eval_batches(Numbers(5), lambda record: None, batch_size=5, limit=0))
+    assert _eval_batches(Numbers(5), lambda record: None, batch_size=5) == [[None] * 5]
+    assert _eval_batches(Numbers(0), batch_size=5) == []
 
 
 def test_open_source_builds_mini_vqa_on_first_use(tmp_path: Path) -> None:
@@ -311,8 +373,8 @@ def test_open_source_builds_mini_vqa_on_first_use(tmp_path: Path) -> None:
     assert (len(train), len(heldout)) == (60, 30)
     ids = list(itertools.chain(*_take(_iterator(train, lambda record: record.id, batch_size=20), 3)))
     assert set(ids) == {record.id for record in train}
-    batches = loader.make_eval_batches(heldout, lambda record: record.source, batch_size=15, limit=15)
-    assert {source for examples, _ in batches for source in examples} == {"digits", "chart", "geometry"}
+    (sources,) = _eval_batches(heldout, lambda record: record.source, batch_size=15, limit=15)
+    assert set(sources) == {"digits", "chart", "geometry"}
     config.data.mini_vqa.skills, config.data.mini_vqa.num_digits = ("digits",), 5
     few = loader.open_source(config, "eval")
     assert {(record.source, record.id.count("-s")) for record in few} == {("digits", 4)}

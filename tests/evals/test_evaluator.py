@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,16 @@ import pytest
 
 from care_jax.config import base
 from care_jax.evals import evaluator as evaluator_lib
+from care_jax.evals.decoding import batch_size
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.responses import encode_rewrites
 from care_jax.rewards.judge import Verifier
-from tests.end_to_end import SOURCES, SmallTask, flags, run, small
+from care_jax.run.stop import Stopped
+from care_jax.structs import Record
+from tests.end_to_end import SOURCES, SmallTask, apply, flags, run, small
 from tests.pictures import question
+
+MESHES = ((1, (1, 1, 1)), (4, (2, 2, 1)))  # devices and axis sizes
 
 
 def _evaluate(task: SmallTask, workdir: Path, **changes: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -79,14 +85,22 @@ class _SaysThree:
 
     def __init__(self, processor: Processor) -> None:
         self.ids = encode_rewrites(processor, ["<answer>3</answer>"])[0]
+        self.asked: list[list[bool]] = []
 
     def open(self, model: None) -> Callable[..., None]:
         """Starts nothing."""
-        return lambda prompts, key: None
+        return lambda prompts, asked, key: self.asked.append(asked)
 
     def fetch(self, _: None) -> SimpleNamespace:
         """Answers every prompt alike."""
         return SimpleNamespace(token_ids=[[np.array(self.ids)]] * 4, response_len=[[len(self.ids)]] * 4)
+
+
+def _evaluator(records: list[Record], processor: Processor, verifier: Verifier) -> evaluator_lib.Evaluator:
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    return evaluator_lib.Evaluator(
+        base(), source=records, processor=processor, verifier=verifier, model=None, mesh=mesh
+    )
 
 
 def test_a_prompt_that_is_too_long_counts_as_wrong(
@@ -100,23 +114,61 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     records.append(question("<image>1+2?", b"no picture", id="lost"))
     processor, says = dataclasses.replace(tiny_processor, overlong="drop"), _SaysThree(tiny_processor)
     monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
-    config = base()
-    config.eval.batch_size = 4
     items: list[dict[str, Any]] = []
     with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
-        evaluator = evaluator_lib.Evaluator(
-            config,
-            source=records,
-            processor=processor,
-            verifier=verifier,
-            model=None,
-            mesh=jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")),
-        )
-        summary = evaluator.run(None, limit=0, write=items.append)
+        summary = _evaluator(records, processor, verifier).run(None, limit=0, write=items.append)
     assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
     assert (summary["eval/num_dropped"], summary["eval/num_unreadable"]) == (1, 1)
     assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
+    assert [item["id"] for item in items] == ["a", "b", "long"]
+    assert says.asked == [[True, False, True, False]]
     assert "1 of 3 held-out prompts" in caplog.text
+
+
+def test_a_stop_leaves_at_once(tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a SIGTERM that waits for the rest of the evaluation, and threads that encode on behind it."""
+    records, says = [question("1+2?", id=str(number)) for number in range(80)], _SaysThree(tiny_processor)
+    monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
+    before = set(threading.enumerate())
+
+    def stop(_: None) -> None:
+        if len(says.asked) == 3:
+            raise Stopped
+
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
+        evaluator = _evaluator(records, tiny_processor, verifier)
+        with pytest.raises(Stopped) as stopped:  # whose traceback holds the frames, and what is open in them
+            evaluator.run(None, limit=0, wait=stop)
+        assert len(says.asked) == 3
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("encode"):
+                thread.join(timeout=30)
+                assert not thread.is_alive(), stopped
+        assert evaluator.run(None, limit=0)["eval/accuracy/mean"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_records", "wanted"),
+    [
+        ({}, 750, (75, 72)),  # 16 (28 + 8 * 32) / (28 + 32) = 75.7, which one shard and four divide
+        ({}, 751, (69, 72)),  # 11 batches
+        ({}, 10, (10, 12)),
+        ({}, 0, (1, 4)),
+        ({"rollout.response_len": 8}, 750, (26, 24)),  # 16 (28 + 8 * 8) / (2 * 28): prefilling takes more than decoding
+        ({"eval.num_samples": 8}, 750, (16, 16)),  # as many samples as a rollout has branches
+        ({"eval.num_samples": 64}, 750, (2, 4)),
+        ({"eval.batch_size": 5}, 12, (4, 4)),
+        ({"eval.batch_size": 1}, 12, (1, 4)),
+    ],
+)
+def test_a_batch_takes_the_memory_of_a_rollout(changes: dict[str, int], num_records: int, wanted: tuple) -> None:
+    """Catches batches of few prompts where hundreds fit, ones that do not fit, and a last one that is nearly empty."""
+    config = base()
+    config.data.prompt_buckets, config.train.prompts = (20, 28), 16
+    config.rollout.update(num_rollouts=8, response_len=32)
+    apply(config, changes)
+    meshes = (jax.make_mesh(shape, ("data", "fsdp", "tensor"), devices=jax.devices()[:n]) for n, shape in MESHES)
+    assert tuple(batch_size(config, mesh, num_records) for mesh in meshes) == wanted
 
 
 def test_mean_is_over_sources() -> None:

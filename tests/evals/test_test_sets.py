@@ -51,7 +51,7 @@ class Model:
         self.numbers: list[int] = []
         self._batches, self._too_long = batches, too_long
 
-    def __call__(self, source: Any, answered: int) -> Iterator[tuple[list[Record], list[list[str]]]]:
+    def __call__(self, source: Any, answered: int) -> Iterator[Responses]:
         """Answers each record with its id."""
         self.numbers.append(answered)
         records = [source[i] for i in range(len(source)) if source[i].id not in self._too_long]
@@ -60,7 +60,7 @@ class Model:
                 raise KeyboardInterrupt
             batch = records[start : start + 2]
             self.asked += [record.id for record in batch]
-            yield batch, [[f"<answer>{record.id}</answer>"] for record in batch]
+            yield {record.id: [f"<answer>{record.id}</answer>"] for record in batch}
 
 
 def test_nothing_is_asked_twice(prepared: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ import os, pathlib, signal
 from care_jax.evals.responses import answer_all
 from care_jax.data.array_records import open_folder
 def ask(source, answered):
-    yield [source[0], source[1]], [["one"], ["two"]]
+    yield {{source[0].id: ["one"], source[1].id: ["two"]}}
     os.kill(os.getpid(), signal.SIGKILL)
 answer_all(pathlib.Path({str(tmp_path)!r}), open_folder(pathlib.Path({str(prepared / "mathvista")!r})), ask, {{}})
 """

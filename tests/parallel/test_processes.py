@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +19,10 @@ import jax
 import numpy as np
 import pytest
 
+from care_jax import evaluate
 from care_jax.errors import InputError
 from care_jax.parallel import processes
+from tests.benchmark_sets import prepare_all
 from tests.end_to_end import (
     SmallTask,
     final_params,
@@ -31,6 +34,7 @@ from tests.end_to_end import (
     start,
     train_steps,
 )
+from tests.on_processes import BENCHMARKS, benchmark_config
 
 STEPS = 4
 DEADLINE = 60  # seconds in which a process ends when another one is gone, on a machine with other work
@@ -166,10 +170,45 @@ def test_other_settings_are_refused_by_all(small_task: SmallTask, tmp_path: Path
     assert not workdir.exists()
 
 
-def test_processes_tell_each_other(small_task: SmallTask) -> None:
-    """Catches values of the wrong process or cut off, work left out or done twice, and an error that only one knows."""
-    with two(small_task, ["0"], ["1"], module="tests.on_processes") as started:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixtures of benchmarks, prepared."""
+    return prepare_all(tmp_path_factory.mktemp("benchmarks"))
+
+
+def test_processes_tell_each_other(cached: SmallTask, prepared: Path, tmp_path: Path) -> None:
+    """Catches values of the wrong process or cut off, work left out or done twice, and an error that only one knows.
+
+    Also an evaluation that two processes answer, judge or write otherwise than one, that they encode twice, or whose
+    answers before a kill only one of them knows. The second batch of mathverse has one question, which process 0 asks.
+    """
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    for folder in (whole, workdir):
+        folder.mkdir()
+        (folder / "checkpoints").symlink_to(cached.cold_start / "checkpoints")
+    config = benchmark_config(cached, prepared)
+    results = evaluate.run_benchmarks(config, whole, BENCHMARKS)
+    evaluate.run(config, whole)
+    answered, before_kill = (folder / "benchmarks/mmmu/responses.jsonl" for folder in (whole, workdir))
+    before_kill.parent.mkdir(parents=True)
+    shutil.copy(answered.with_name("settings.json"), before_kill.parent)
+    before_kill.write_bytes(answered.read_bytes().splitlines(keepends=True)[0] + b'{"id": "torn')
+    arguments = [str(cached.folder), str(prepared), str(workdir)]
+    with two(cached, arguments, arguments, module="tests.on_processes") as started:
         ended = finish_all(started)
+    encoded = [json.loads(out.splitlines()[-1])["encoded"] for _, out, _ in ended]
+    assert [len(some) for some in encoded] == [5, 3]  # of mathverse's five, and three of mmmu's four
+    assert len({*encoded[0], *encoded[1]}) == 8
+    samples = [(folder / "eval_samples.jsonl").read_text() for folder in (whole, workdir)]
+    assert samples[0] == samples[1]
+    summaries = [json.loads((folder / "eval_results.json").read_text()) for folder in (whole, workdir)]
+    assert summaries[0] == summaries[1]
+    for name in (
+        "results.json",
+        "results.md",
+        *(f"{name}/{file}.jsonl" for name in BENCHMARKS for file in ("responses", "items")),
+    ):
+        assert (workdir / "benchmarks" / name).read_text() == (whole / "benchmarks" / name).read_text(), name
     for code, out, told in ended:
         assert code == 0, told
         found = json.loads(out.splitlines()[-1])
@@ -186,6 +225,8 @@ def test_processes_tell_each_other(small_task: SmallTask) -> None:
         assert found["one_bad"] == "process 1: no data"
         assert found["both_bad"] == "no data at all"
         assert found["stopped"] == [False, True]  # process 1 was told
+        assert found["eval_bad"] == "process 1: too long"
+        assert found["results"] == json.loads(json.dumps(results))
         assert found["differing"].startswith("process 1: a is 2 here and 1 on process 0")
 
 
