@@ -9,7 +9,7 @@ HBM, at the rates that programs reach (chips.REACHED), and then the transfers fo
   TPUs skip what lies after a token; XLA and cuDNN are counted with all pairs of a stream.
 * Traffic of streams is read from the compiled program. A decode reads the weights, and prompts and slots of the
   branches that are still in its batch, times what the compiled loop moves above that at full length.
-* A host's work between programs is a constant for each row, and the devices wait for it. Encoding runs ahead of them.
+* A host's work between programs is a constant for each token, and the devices wait for it. Encoding runs ahead of them.
 
 Evaluations, checkpoints and the start are not counted, nor what lies between the kernels of a program.
 """
@@ -33,9 +33,14 @@ from care_jax.planning.workload import Averages, Workload, draw
 from care_jax.stages.packing import StreamSizes, pack, stream_patches
 from care_jax.stages.table import DeviceStage, HostStage
 
-# Seconds of a host for each row that a stage works on, measured with rows of 2,048 tokens (docs/performance.md, "The
-# host": 32 prompts x 8 rollouts and 32 repairs of a host).
-HOST_SECONDS = {"verify": 0.15 / 256, "force": 0.12 / 32, "verify repairs": 0.16 / 32, "log": 0.005 / 32}
+# Seconds of a host for each token that a stage works on: 256 rollouts and 32 repairs of 2,048 tokens
+# (docs/performance.md, "The host").
+HOST_SECONDS = {
+    "verify": 0.15 / 256 / 2048,
+    "force": 0.12 / 32 / 2048,
+    "verify repairs": 0.16 / 32 / 2048,
+    "log": 0.005 / 256 / 2048,  # behind the stages of a step
+}
 _WINDOW_KEYS = 3 * 512  # that the TPU kernel computes for a patch: its block of a stream and those beside it
 
 
@@ -149,10 +154,9 @@ class _Counter:
 
     def host(self, name: str, timer: str, repeats: int) -> Cost:
         """The work of a host on its rows."""
-        prompts, num_rollouts = self.workload.rollouts.shape
-        num_repairs = int((self.workload.repaired > 0).sum())
-        rows = {"verify": prompts * num_rollouts, "log": prompts}.get(name, num_repairs)
-        seconds = repeats * HOST_SECONDS[name] * rows / self.plan.num_hosts
+        rows = {"force": self.workload.forced, "verify repairs": self.workload.repaired}
+        num_tokens = int(rows.get(name, self.workload.rollouts).sum())
+        seconds = repeats * HOST_SECONDS[name] * num_tokens / self.plan.num_hosts
         return Cost(name, timer, seconds, padded=seconds)
 
     def program(self, stage: DeviceStage, program: StageMemory) -> Cost:

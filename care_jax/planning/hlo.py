@@ -56,12 +56,8 @@ class HloModule:
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
-        condition = self.computations[loop.calls["condition"]]
         bounds = []
-        for test in condition.instructions.values():
-            if test.opcode != "compare" or "direction=LT" not in test.attributes:
-                continue
-            counter, bound = (condition.instructions[name] for name in test.operands)
+        for counter, bound in self._tests(self.computations[loop.calls["condition"]]):
             if counter.opcode == "get-tuple-element" and bound.opcode == "constant":
                 bounds.append((int(bound.literal), _index(counter)))
         if not bounds and self._num_streams is not None:
@@ -71,6 +67,18 @@ class HloModule:
         end, index = min(bounds)
         start = self._start(computation, loop, index)
         return 0 if start is None else end - start
+
+    def _tests(self, condition: Computation) -> Iterator[tuple[Instruction, ...]]:
+        """The sides of each "less than" of a condition; CPUs have them in fusions, whose parameters are looked up."""
+        for test in condition.instructions.values():
+            where = self.computations[test.calls["calls"]] if test.opcode == "fusion" else condition
+            for less in where.instructions.values() if test.opcode == "fusion" else (test,):
+                if less.opcode == "compare" and "direction=LT" in less.attributes:
+                    sides = (where.instructions[name] for name in less.operands)
+                    yield tuple(
+                        condition.instructions[test.operands[int(side.literal)]] if side.opcode == "parameter" else side
+                        for side in sides
+                    )
 
     def _start(self, computation: str, loop: Instruction, index: int) -> int | None:
         """The constant that a loop's counter starts from, or None if the counter comes from another loop."""

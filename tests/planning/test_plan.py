@@ -18,7 +18,7 @@ from care_jax.models import abstract_model, params_to_dict
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
-from care_jax.planning.estimate import PARTS, Plan, StageMemory
+from care_jax.planning.estimate import PARTS, Bytes, Plan, StageMemory
 from configs import qwen2_5_vl
 from tests.end_to_end import TINY, run_forked
 
@@ -138,9 +138,9 @@ def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int],
     chip, _ = parse_topology(topology)
     sizes = flops.Sizes.of(config, estimate.planned_model(config), (2048, 4096), mesh)
     parts = dict.fromkeys(PARTS, 0) | {part: round(size * GIB) for part, size in gib.items()}
-    return Plan(
-        config, topology, chip, sizes, [StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), 0, 0, False, 1.0)]
-    )
+    none = Bytes(0, 0)
+    stage = StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), none, none, none, 0, 0, False, 1.0)
+    return Plan(config, topology, chip, sizes, [stage], num_hosts=2)
 
 
 def test_changes_name_a_setting_and_what_it_saves():
