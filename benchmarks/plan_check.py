@@ -17,7 +17,8 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from benchmarks.accelerator import fastest, multiply, negate
+from benchmarks.accelerator import multiply, negate
 from care_jax import cold_start, demo, train
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.plan import expected_table
@@ -42,6 +43,17 @@ from care_jax.stages.model import make_model_config, mesh_sizes
 _FIRST_STEPS = 2  # that are not counted: caches and threads start
 
 
+def median_seconds(run: Callable[[], jax.Array], repeats: int = 50) -> float:
+    """Median seconds of a call, as of a step's: other work on the machine slows both."""
+    run().block_until_ready()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run().block_until_ready()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
 def measure_rates(sizes: flops.Sizes) -> Rates:
     """FLOP/s of a decoder layer's products over one stream's tokens, and bytes/s of a copy of the parameters."""
     text, tokens = sizes.model.text, sizes.stream_len
@@ -51,10 +63,10 @@ def measure_rates(sizes: flops.Sizes) -> Rates:
     seconds = 0.0
     for width, out in shapes:
         x, kernel = jnp.ones((tokens, width), dtype), jnp.ones((width, out), dtype)
-        seconds += fastest(functools.partial(multiply, x, kernel))
+        seconds += median_seconds(functools.partial(multiply, x, kernel))
     done = sum(2 * tokens * width * out for width, out in shapes)
     params = jnp.ones(sizes.num_params, dtype)
-    copied = fastest(functools.partial(negate, params))
+    copied = median_seconds(functools.partial(negate, params))
     return Rates(flops=done / seconds, bytes_per_s=2 * params.nbytes / copied, link_bytes_per_s=1e12)  # no links
 
 
@@ -96,8 +108,8 @@ def compare(config: ml_collections.ConfigDict, run: Path) -> tuple[Expected, dic
         "mean_len": round(averages.mean_len, 2),
         "accuracy": round(averages.accuracy, 3),
         "mixed": averages.mixed,
-        "predicted_s": {timer: round(seconds, 4) for timer, seconds in predicted.items()},
-        "measured_s": {timer: round(measured[timer], 4) for timer in predicted},
+        "predicted_s": {timer: round(seconds, 6) for timer, seconds in predicted.items()},
+        "measured_s": {timer: round(measured[timer], 6) for timer in predicted},
         "predicted_share": {timer: round(seconds / measured[timer], 3) for timer, seconds in predicted.items()},
     }
     return expected, figures

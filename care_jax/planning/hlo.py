@@ -83,6 +83,14 @@ class HloModule:
     def _start(self, computation: str, loop: Instruction, index: int) -> int | None:
         """The constant that a loop's counter starts from, or None if the counter comes from another loop."""
         instructions = self.computations[computation].instructions
+        if instructions[loop.operands[0]].opcode == "parameter":  # CPUs put a small loop into a call of its own
+            caller, call = next(
+                (name, i)
+                for name, other in self.computations.items()
+                for i in other.instructions.values()
+                if computation in i.calls.values()
+            )
+            return self._start(caller, call, index)
         start = instructions[instructions[loop.operands[0]].operands[index]]
         while start.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
             start = instructions[start.operands[0]]

@@ -137,8 +137,8 @@ def test_an_update_counts_its_backward_pass(monkeypatch):
     assert costs["none"].compute * RATES.flops == pytest.approx(3 * (layers + tower + head) + head)
     assert costs["full"].compute * RATES.flops == pytest.approx(4 * (layers + tower + head))
     assert costs["full"].useful == costs["none"].useful
-    # bfloat16 parameters twice for each stream; float32 state, of which a chip has half, in each minibatch.
-    needed = 2 * 3 * 2 * sizes.num_params + 2 * 7 * 4 * sizes.num_params / 2
+    # Parameters twice for each stream; float32 state, of which a chip has half, in each minibatch.
+    needed = 2 * 3 * sizes.weight_bytes * sizes.num_params + 2 * 7 * 4 * sizes.num_params / 2
     assert costs["full"].needed == pytest.approx(needed)
 
 
