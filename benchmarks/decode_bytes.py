@@ -36,7 +36,7 @@ def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
     weights = sizes.decode_params * sizes.weight_bytes
     own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
     return {
-        "weights": weights / sizes.mesh["tensor"],
+        "weights": weights / sizes.decode_tensor,
         "prompt_kv": sizes.prompts * sizes.key_bytes(sizes.bucket[0]) / sizes.num_chips,
         "own_kv": sizes.prompts * own / sizes.num_chips,
     }
@@ -53,6 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/qwen2_5_vl.py:7b")
     parser.add_argument("--topology", default="v5p:4x4x4", help="a TPU slice (v5p:4x4x4)")
+    parser.add_argument("--tensor", type=int, default=0, help="rollout.tensor (0: the mesh's own)")
     parser.add_argument("--top", type=int, default=8, help="how many of the instructions that move most to list (8)")
     parser.add_argument("--skip-update", action="store_true", help="only the decode step")
     return parser.parse_args(argv)
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     jax.config.update("jax_platforms", "cpu")
     config = load_config(args.config)
+    config.rollout.tensor = args.tensor
     model = planned_model(config)
     chip, devices = devices_of(args.topology)
 
@@ -91,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "config": args.config,
         "topology": args.topology,
         "mesh": sizes.mesh,
+        "decode_tensor": sizes.decode_tensor,
         "prompts": sizes.prompts,
         "needed_bytes": {name: round(size) for name, size in needed.items()},
         "moved_bytes": moved.total(),

@@ -67,6 +67,9 @@ def base() -> ConfigDict:
     c.rollout.num_rollouts = 8  # G
     c.rollout.response_len = 2048  # R, tokens
     c.rollout.temperature = 1.0  # above 0
+    # Devices, neighbours along fsdp, that divide the model among them while decoding, best those of a host; 0: as
+    # mesh.tensor says, which must be 1 otherwise.
+    c.rollout.tensor = 0
     # Shares of all branches, descending. Once no more than a share is still decoding, the batch shrinks to it.
     c.rollout.compact_shares = (0.25, 0.0625)
 

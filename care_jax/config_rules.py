@@ -105,6 +105,7 @@ RULES: Mapping[str, Rule] = {
     "rollout.num_rollouts": _holds(lambda count: count >= 2, "a group needs at least 2"),
     "rollout.response_len": _at_least(8, " tokens"),
     "rollout.temperature": _holds(lambda value: value > 0, "training needs more than 0"),
+    "rollout.tensor": _at_least(0, " devices; 0 is the mesh's own"),
     "rollout.compact_shares": _holds(_is_descending, "must be shares between 0 and 1, descending"),
     "score.old_from": _one_of(options.OLD_FROM),
     "verify.workers": _all_of(_count, _at_most(_MOST_WORKERS)),

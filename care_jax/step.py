@@ -19,9 +19,8 @@ from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import keeps_forced
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
-from care_jax.models import QwenVL
 from care_jax.parallel.sharding import ROWS, WHOLE, place
-from care_jax.stages import host, rollout, score
+from care_jax.stages import host, sampler, score
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
 from care_jax.stages.update import LossFn, make_update, update_shardings
 from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
@@ -40,12 +39,12 @@ def _scoring(setup: Setup) -> dict[str, Any]:
 
 def _rollout(setup: Setup) -> Callable:
     sampling = dataclasses.replace(setup.sampling, keep_states=_scored_by_sampler(setup.config))
-    return functools.partial(rollout.generate, sampling=sampling)
+    return sampler.make_decode(setup, sampling)
 
 
 def _reflect(setup: Setup) -> Callable:
     sampling = dataclasses.replace(setup.sampling, drop_forced=not keeps_forced(setup.objective))
-    return functools.partial(rollout.generate, sampling=sampling)
+    return sampler.make_decode(setup, sampling)
 
 
 def _select(setup: Setup) -> Callable:
@@ -130,7 +129,9 @@ SAMPLER = DeviceStage(
     timer="rollout",
     takes=("params",),
     gives=("sampler",),
-    function=lambda setup: QwenVL.for_sampling,
+    function=sampler.make_params,
+    on_shards=False,
+    out_shardings=sampler.params_shardings,
     of_every_bucket=True,
 )
 PREFILL = DeviceStage(
@@ -138,7 +139,9 @@ PREFILL = DeviceStage(
     timer="rollout",
     takes=("params", "prompts"),
     gives=("prefix",),
-    function=lambda setup: QwenVL.prefill,
+    function=sampler.make_prefill,
+    on_shards=False,
+    out_shardings=sampler.prefix_shardings,
     is_drawing=True,
     compute=Compute("forward", lambda config: 0),
 )
@@ -195,6 +198,7 @@ _STAGES: tuple[Stage, ...] = (
         takes=("sampler", "prefix", "unforced", "forbidden_mask", "key"),
         gives=("rollouts",),
         function=_rollout,
+        on_shards=False,
         random=ROLLOUT,
         is_drawing=True,
         compute=Compute("decode", lambda config: config.rollout.num_rollouts),
@@ -261,6 +265,7 @@ _STAGES: tuple[Stage, ...] = (
         takes=("sampler", "prefix", "forced", "forbidden_mask", "key"),
         gives=("repaired",),
         function=_reflect,
+        on_shards=False,
         random=REFLECT,
         is_on=_with_reflection,
         compute=Compute("decode", lambda config: 1, forced="forced"),

@@ -28,12 +28,16 @@ def get_config(size: str = "7b") -> ml_collections.ConfigDict:
 
 def size_3b() -> ml_collections.ConfigDict:
     """For a v5p:2x2x2."""
-    return _paper_run("3b")
+    c = _paper_run("3b")
+    c.rollout.tensor = 2
+    return c
 
 
 def size_7b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x4."""
-    return _paper_run("7b")
+    c = _paper_run("7b")
+    c.rollout.tensor = 4
+    return c
 
 
 def size_32b() -> ml_collections.ConfigDict:

@@ -51,6 +51,7 @@ from tests.pictures import encode, picture, question
 
 B, S, R, G, CHUNK = 8, 2, 5, 3, 4
 BUCKET = (40, 64)
+APART = {"2x4x1": 4, "1x8x1": 2}  # rollout.tensor of a sampler with its own layout, on these meshes
 MESHES = ("8x1x1", "2x4x1", "2x2x2", "1x8x1", "1x1x8")
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 TINY = Path(__file__).parents[1] / "care_jax" / "models" / "tiny_qwen2_5_vl"
@@ -162,10 +163,10 @@ class Shards:
         """The state after one update."""
         return self.update(state, self.batch, self.packing, self.forbidden).state
 
-    def rollouts(self) -> Any:
-        """Greedy rollouts, the last branches decoded as a smaller batch."""
+    def rollouts(self, tensor: int = 0) -> Any:
+        """Greedy rollouts, the last branches decoded as a smaller batch; rollout.tensor is `tensor`."""
         config = config_lib.base()
-        config.rollout.update(response_len=8, compact_shares=(0.5,))
+        config.rollout.update(response_len=8, compact_shares=(0.5,), tensor=tensor)
         setup = Setup(
             config=config,
             objective=Objective.from_config(config.objective),
@@ -231,16 +232,25 @@ def difference(ours: Any, theirs: Any) -> float:
     return max(float(np.abs(x - y).max()) for x, y in pairs)
 
 
-def compare(model: Model, single: Shards, expected: tuple[TrainState, Any, Any], shards: Shards) -> dict[str, Any]:
+def compare(
+    model: Model, single: Shards, expected: tuple[TrainState, Any, Any], shards: Shards, shape: str
+) -> dict[str, Any]:
     """The results of a mesh compared with those of one device."""
     updated, rollouts = shards.step(shards.state), shards.rollouts()
     host = jax.device_get(rollouts)
+    apart = shards.rollouts(tensor) if (tensor := APART.get(shape, 0)) else rollouts
     sampler = models.params_to_dict(shards.state.params)
     return {
         "difference": difference(updated, expected[0]),
         "moved": difference(updated, single.state.replace(step=updated.step)),
         "same_tokens": bool(np.array_equal(host.token_ids, expected[1].token_ids)),
         "logprobs": float(np.abs(host.logprobs - expected[1].logprobs).max()),
+        "apart": bool(np.array_equal(apart.token_ids, expected[1].token_ids)),
+        "apart_logprobs": float(np.abs(np.asarray(apart.logprobs) - expected[1].logprobs).max()),
+        "apart_layout": all(
+            ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+            for ours, theirs in zip(jax.tree.leaves(apart), jax.tree.leaves(rollouts), strict=True)
+        ),
         "scores": difference(shards.scores(), expected[2]),
         "groups_whole": all(
             shard.data.shape[1:] == leaf.shape[1:]
@@ -309,7 +319,7 @@ def main(folder: Path) -> dict[str, Any]:
         made = {}
         for shape in meshes:
             made[shape] = Shards(model, shape)
-            found["meshes"][f"{family} {shape}"] = compare(model, single, expected, made[shape])
+            found["meshes"][f"{family} {shape}"] = compare(model, single, expected, made[shape], shape)
         if family == "qwen2_5_vl":
             found["restored"]["8x1x1 2x4x1"] = restored(made["8x1x1"], made["2x4x1"], folder / "a")
             found["restored"]["1x4x1 1x2x1"] = restored(Shards(model, "1x4x1"), Shards(model, "1x2x1"), folder / "b")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,9 @@ from care_jax.inputs.processor import Processor
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.parallel.sharding import ROWS, WHOLE, abstract_arrays, place, put, round_up
+from care_jax.stages import sampler
 from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
-from care_jax.stages.rollout import generate, nothing_forced
+from care_jax.stages.rollout import nothing_forced
 from care_jax.stages.table import Bucket, DeviceStage, Setup, Table
 from care_jax.structs import Array, Prompts, Rollouts, abstract
 
@@ -28,7 +28,8 @@ DECODE = DeviceStage(
     timer="evaluate",
     takes=("sampler", "prefix", "unforced", "forbidden_mask", "key"),
     gives=("rollouts",),
-    function=lambda setup: functools.partial(generate, sampling=setup.sampling),
+    function=lambda setup: sampler.make_decode(setup, setup.sampling),
+    on_shards=False,
 )
 
 

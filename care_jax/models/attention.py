@@ -18,6 +18,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int32
 
 from care_jax.models import cudnn, splash
+from care_jax.models.cache import Home, prompt_scores, prompt_values
 from care_jax.structs import Array
 
 # For full sequences. "splash_interpret" is the TPU kernel run by Pallas's interpreter: slow, but on any device.
@@ -274,13 +275,14 @@ def packed_attention(
 
 
 def branch_attention(
-    q: Float[Array, "B J new H C"],
+    q: Float[Array, "rows J new H C"],
     prompt_kv: tuple[Float[Array, "B N P C"], Float[Array, "B N P C"]],
-    own_kv: tuple[Float[Array, "B J N slots C"], Float[Array, "B J N slots C"]],
+    own_kv: tuple[Float[Array, "rows J N slots C"], Float[Array, "rows J N slots C"]],
     *,
     prompt_len: Int32[Array, "B"],
-    own_visible: Bool[Array, "#B #J #new #slots"],
-) -> Float[Array, "B J new H C"]:
+    own_visible: Bool[Array, "#rows #J #new #slots"],
+    home: Home | None = None,
+) -> Float[Array, "rows J new H C"]:
     """Branches attend to their shared prompt and to themselves; the prompt's keys and values exist once.
 
         prompt of 3 (one padded), two tokens of a branch; other branches are never seen:
@@ -288,20 +290,18 @@ def branch_attention(
         1 1 0 | 1 0
         1 1 0 | 1 1
 
-    `prompt_kv` and `own_kv` are keys and values.
+    `prompt_kv` and `own_kv` are keys and values. Rows are prompts, or with `home` moved branches: these are put back in
+    their places beside their prompt for the products with its keys.
     """
     prompt_k, prompt_v = prompt_kv
     own_k, own_v = own_kv
     scale = q.shape[-1] ** -0.5
     grouped = einops.rearrange(q, "b j t (n q) c -> b j t n q c", n=prompt_k.shape[1])
-    on_prompt = jnp.einsum("bjtnqc,bnpc->bjnqtp", grouped, prompt_k, preferred_element_type=jnp.float32) * scale
+    on_prompt = prompt_scores(grouped, prompt_k, prompt_len=prompt_len, masked=_MASKED, home=home)
     on_self = jnp.einsum("bjtnqc,bjnrc->bjnqtr", grouped, own_k, preferred_element_type=jnp.float32) * scale
     num_prompt = prompt_k.shape[2]
-    prompt_visible = (jnp.arange(num_prompt)[None] < prompt_len[:, None])[:, None, None, None, None]
-    scores = jnp.concatenate(
-        [jnp.where(prompt_visible, on_prompt, _MASKED), jnp.where(own_visible[:, :, None, None], on_self, _MASKED)], -1
-    )
+    scores = jnp.concatenate([on_prompt, jnp.where(own_visible[:, :, None, None], on_self, _MASKED)], -1)
     weights = jax.nn.softmax(scores, axis=-1).astype(own_v.dtype)
-    out = jnp.einsum("bjnqtp,bnpc->bjnqtc", weights[..., :num_prompt], prompt_v)
+    out = prompt_values(weights[..., :num_prompt], prompt_v, home=home)
     out = out + jnp.einsum("bjnqtr,bjnrc->bjnqtc", weights[..., num_prompt:], own_v)
     return einops.rearrange(out, "b j n q t c -> b j t (n q) c")

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Float32, Int32, Shaped
 
 from care_jax.parallel.sharding import BRANCH_KEYS, KEYS, ROWS
 from care_jax.structs import Array
@@ -30,8 +30,50 @@ class Prefix:
 class BranchCache:
     """Keys and values of the branches' own tokens, by slot."""
 
-    k: tuple[Float[Array, "L B J N slots C"], ...]  # one per stack of layers
-    v: tuple[Float[Array, "L B J N slots C"], ...]
+    k: tuple[Float[Array, "L rows J N slots C"], ...]  # one per stack of layers
+    v: tuple[Float[Array, "L rows J N slots C"], ...]
+
+
+@struct.dataclass
+class Home:
+    """The places of moved branches among all B * J; the keys of their prompts stay where they are."""
+
+    place: Int32[Array, "n"]
+    num_branches: int = struct.field(pytree_node=False)  # J
+
+    def spread(self, x: Shaped[Array, "n 1 *rest"], num_prompts: int) -> Shaped[Array, "B J *rest"]:
+        """Puts what the branches have in their places; 0 elsewhere."""
+        everyone = jnp.zeros((num_prompts * self.num_branches, *x.shape[2:]), x.dtype)
+        return everyone.at[self.place].set(x[:, 0]).reshape(num_prompts, self.num_branches, *x.shape[2:])
+
+    def collect(self, x: Shaped[Array, "B J *rest"]) -> Shaped[Array, "n 1 *rest"]:
+        """Undoes `spread`."""
+        return x.reshape(-1, *x.shape[2:])[self.place][:, None]
+
+
+def prompt_scores(
+    q: Float[Array, "rows J new N Q C"],
+    keys: Float[Array, "B N P C"],
+    *,
+    prompt_len: Int32[Array, "B"],
+    masked: float,
+    home: Home | None,
+) -> Float32[Array, "rows J N Q new P"]:
+    """Scores of branches on the keys of their prompts; `masked` at padding. Rows are prompts, or what `home` moved."""
+    everyone = q if home is None else home.spread(q, keys.shape[0])
+    scores = jnp.einsum("bjtnqc,bnpc->bjnqtp", everyone, keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    in_prompt = jnp.arange(keys.shape[2])[None] < prompt_len[:, None]
+    scores = jnp.where(in_prompt[:, None, None, None, None], scores, masked)
+    return scores if home is None else home.collect(scores)
+
+
+def prompt_values(
+    weights: Float[Array, "rows J N Q new P"], values: Float[Array, "B N P C"], *, home: Home | None
+) -> Float[Array, "rows J N Q new C"]:
+    """Sums of the values of branches' prompts with their weights."""
+    everyone = weights if home is None else home.spread(weights, values.shape[0])
+    sums = jnp.einsum("bjnqtp,bnpc->bjnqtc", everyone, values)
+    return sums if home is None else home.collect(sums)
 
 
 # PartitionSpecs in the places of the arrays.

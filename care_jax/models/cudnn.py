@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as fused
 from jaxtyping import Bool, Float, Float32, Int32
 
+from care_jax.models.cache import Home, prompt_scores, prompt_values
 from care_jax.structs import Array
 
 # Since jax 0.12 a call may change its scores; ours do not.
@@ -76,14 +77,15 @@ masked_attention.defvjp(_masked_forward, _masked_backward)
 
 
 def branch_attention(
-    q: Float[Array, "B J new H C"],
+    q: Float[Array, "rows J new H C"],
     prompt_kv: tuple[Float[Array, "B N P C"], Float[Array, "B N P C"]],
-    own_kv: tuple[Float[Array, "B J N slots C"], Float[Array, "B J N slots C"]],
+    own_kv: tuple[Float[Array, "rows J N slots C"], Float[Array, "rows J N slots C"]],
     *,
     prompt_len: Int32[Array, "B"],
     own_len: Int32[Array, ""],
-    own_visible: Bool[Array, "#B #J #new #slots"],
-) -> Float[Array, "B J new H C"]:
+    own_visible: Bool[Array, "#rows #J #new #slots"],
+    home: Home | None = None,
+) -> Float[Array, "rows J new H C"]:
     """Computes `attention.branch_attention`; slots from `own_len` on are not even read. It has no gradient.
 
     The keys of a prompt are read once for all its branches, by XLA's products: cuDNN takes twice as long for them.
@@ -91,9 +93,7 @@ def branch_attention(
     prompt_k, prompt_v = prompt_kv
     num_branches, num_new = q.shape[1:3]
     grouped = einops.rearrange(q, "b j t (n q) c -> b j t n q c", n=prompt_k.shape[1])
-    scores = jnp.einsum("bjtnqc,bnpc->bjnqtp", grouped, prompt_k, preferred_element_type=jnp.float32)
-    in_prompt = jnp.arange(prompt_k.shape[2])[None] < prompt_len[:, None]
-    scores = jnp.where(in_prompt[:, None, None, None, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
+    scores = prompt_scores(grouped, prompt_k, prompt_len=prompt_len, masked=-jnp.inf, home=home)
     of_prompt = jax.nn.logsumexp(scores, axis=-1)
 
     own_k, own_v = (einops.rearrange(x, "b j n r c -> (b j) n r c") for x in own_kv)
@@ -111,7 +111,7 @@ def branch_attention(
     of_self = einops.rearrange(of_self, "(b j) (n q) t -> b j n q t", **sizes)
     of_both = jnp.logaddexp(of_prompt, of_self)[..., None]
     weights = jnp.exp(scores - of_both).astype(prompt_v.dtype)
-    on_prompt = jnp.einsum("bjnqtp,bnpc->bjnqtc", weights, prompt_v)
+    on_prompt = prompt_values(weights, prompt_v, home=home)
     out = _sum_parts((on_prompt, on_self), (jnp.ones_like(of_both), jnp.exp(of_self[..., None] - of_both)), q.dtype)
     return einops.rearrange(out, "b j n q t c -> b j t (n q) c")
 

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int, Int32
 
 from care_jax.models import cudnn
 from care_jax.models.attention import PackedMask, branch_attention, causal_attention, packed_attention
+from care_jax.models.cache import Home
 from care_jax.models.layers import GatedMLP, Linear, RMSNorm, recompute, residual_init_scale, rotate
 from care_jax.models.model_config import TextConfig
 from care_jax.parallel.collectives import gather, to_parts
@@ -209,12 +210,13 @@ def extend(
     x: Float[Array, "B T D"],
     rope: Rope,
     *,
-    prompt_kv: tuple[Float[Array, "L B N P C"], Float[Array, "L B N P C"]],
+    prompt_kv: tuple[Float[Array, "L prompts N P C"], Float[Array, "L prompts N P C"]],
     own_kv: tuple[Float[Array, "L B J N slots C"], Float[Array, "L B J N slots C"]],
-    prompt_len: Int32[Array, "B"],
+    prompt_len: Int32[Array, "prompts"],
     slot: Int32[Array, ""],
     own_visible: Bool[Array, "#B #J #new #slots"],
     attention: str,
+    home: Home | None = None,
 ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B J N slots C"], Float[Array, "L B J N slots C"]]]:
     """Runs new tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
 
@@ -231,6 +233,7 @@ def extend(
         slot: the slot of the first new token.
         own_visible: the slots that each new token sees.
         attention: one of attention.IMPLEMENTATIONS.
+        home: if the rows are moved branches, with J = 1; None: they are the prompts.
 
     Returns:
         The hidden states, and `own_kv` with the new tokens.
@@ -265,6 +268,7 @@ def extend(
                     (of_layer(grown_k, own), of_layer(grown_v, own)),
                     prompt_len=prompt_len,
                     own_visible=own_visible[..., :used],
+                    home=home,
                 )
 
             if attention == "cudnn":  # is given all slots, and reads those that are filled

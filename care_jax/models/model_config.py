@@ -171,6 +171,16 @@ class ModelConfig:
     freeze_vision: bool = False  # no gradient into the vision tower
     scan_decoding: bool = True  # over all layers as one stack; else each large one is a stack alone (QwenVL.in_stacks)
 
+    def decoder_needs(self) -> dict[str, int]:
+        """Numbers of the decoder that the devices along `tensor` have to divide."""
+        text = self.text
+        return {
+            f"{text.num_attention_heads} heads": text.num_attention_heads,
+            f"{text.num_key_value_heads} key/value heads": text.num_key_value_heads,
+            f"intermediate_size {text.intermediate_size}": text.intermediate_size,
+            f"vocab_size {text.vocab_size}": text.vocab_size,
+        }
+
     def mesh_needs(self, patch_buckets: Iterable[int]) -> dict[str, tuple[int, tuple[str, ...]]]:
         """Numbers that the axes of a mesh have to divide (parallel.mesh.Needs), with batches of these patch buckets."""
         text, vision = self.text, self.vision
@@ -178,11 +188,8 @@ class ModelConfig:
         return {
             f"hidden_size {text.hidden_size}": (text.hidden_size, ("fsdp",)),
             f"the vision tower's hidden_size {vision.hidden_size}": (vision.hidden_size, ("fsdp",)),
-            f"{text.num_attention_heads} heads": (text.num_attention_heads, ("tensor",)),
-            f"{text.num_key_value_heads} key/value heads": (text.num_key_value_heads, ("tensor",)),
+            **{what: (count, ("tensor",)) for what, count in self.decoder_needs().items()},
             f"the vision tower's {vision.num_heads} heads": (vision.num_heads, ("tensor",)),
-            f"intermediate_size {text.intermediate_size}": (text.intermediate_size, ("tensor",)),
-            f"vocab_size {text.vocab_size}": (text.vocab_size, ("tensor",)),
             **{f"{count} image tokens of data.patch_buckets": (count, ("tensor",)) for count in tokens},
         }
 

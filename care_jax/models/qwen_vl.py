@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import decoder
 from care_jax.models.attention import PackedMask
-from care_jax.models.cache import BranchCache, Prefix
+from care_jax.models.cache import BranchCache, Home, Prefix
 from care_jax.models.layers import Embedding, Linear, RMSNorm, stack, to_float32
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.parallel.collectives import gather
@@ -100,15 +100,16 @@ class QwenVL(nnx.Module):
 
     def extend(
         self,
-        token_ids: Int32[Array, "B J new"],
+        token_ids: Int32[Array, "rows J new"],
         *,
         stacks: Sequence[decoder.DecoderLayer],
         prefix: Prefix,
         cache: BranchCache,
         slot: Int32[Array, ""],
-        offset: Int32[Array, "B J new"],
-        own_visible: Bool[Array, "#B #J #new #slots"],
-    ) -> tuple[Float[Array, "B J new D"], BranchCache]:
+        offset: Int32[Array, "rows J new"],
+        own_visible: Bool[Array, "#rows #J #new #slots"],
+        home: Home | None = None,
+    ) -> tuple[Float[Array, "rows J new D"], BranchCache]:
         """Runs new tokens of each branch on top of a prefix and a cache.
 
         Args:
@@ -119,13 +120,15 @@ class QwenVL(nnx.Module):
             slot: the slot of the first new token in the cache.
             offset: positions of the new tokens, counted from the prompt's end.
             own_visible: the slots that each new token sees.
+            home: if the rows are moved branches, with J = 1; None: they are the prompts.
 
         Returns:
             The hidden states after the final norm, and the cache with the new tokens.
         """
         batch = token_ids.shape[0]
         x = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
-        rope = self._rope(self._text_positions(prefix.next_position, offset.reshape(batch, -1)))
+        first = prefix.next_position if home is None else prefix.next_position[home.place // home.num_branches]
+        rope = self._rope(self._text_positions(first, offset.reshape(batch, -1)))
         k, v = list(cache.k), list(cache.v)
         for i, layers in enumerate(stacks):
             x, (k[i], v[i]) = decoder.extend(
@@ -138,6 +141,7 @@ class QwenVL(nnx.Module):
                 slot=slot,
                 own_visible=own_visible,
                 attention=self.config.attention,
+                home=home,
             )
         return self.norm(x).reshape(*token_ids.shape, -1), BranchCache(k=tuple(k), v=tuple(v))
 

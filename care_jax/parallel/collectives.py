@@ -180,8 +180,36 @@ def own_part(x: Array, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("tensor") * size, size, axis)
 
 
-def heads_apart(x: Float[Array, "B part H C"]) -> Float[Array, "B T heads C"]:
-    """Exchanges a part of the tokens with all heads for all tokens with a part of the heads."""
+def params_to_sampler(module: M, dtype: jnp.dtype) -> M:
+    """From the trainer's parts of parameters to those of the sampler's mesh, in `dtype`, in which they travel.
+
+    A device of `tensor` gives away what it has along fsdp of the others' parts, and gets what they have of its own.
+    """
+
+    def moved(axes: tuple[str, ...], x: Array) -> Array:
+        divided, x = mesh_axes(axes), x.astype(dtype)
+        first, own = (divided.index(axis) if axis in divided else None for axis in ("fsdp", "tensor"))
+        if first is None:
+            return x if own is None else own_part(x, own)
+        if own is None:
+            return jax.lax.all_gather(x, "tensor", axis=first, tiled=True)
+        return jax.lax.all_to_all(x, "tensor", split_axis=own, concat_axis=first, tiled=True)
+
+    return map_params(moved, module)
+
+
+def rows_to_sampler(tree: Any) -> Any:
+    """The rows that all of `tensor` have together."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, "tensor", tiled=True), tree)
+
+
+def own_rows(tree: Any) -> Any:
+    """Undoes `rows_to_sampler`."""
+    return jax.tree.map(lambda x: own_part(x, axis=0), tree)
+
+
+def heads_apart(x: Float[Array, "first part H *rest"]) -> Float[Array, "first T heads *rest"]:
+    """Exchanges a part of the tokens (or rows) with all heads for all tokens with a part of the heads."""
     if num_shards("tensor") == 1:
         return x
     return jax.lax.all_to_all(x, "tensor", split_axis=2, concat_axis=1, tiled=True)
@@ -234,6 +262,22 @@ def lookup(
     return rows
 
 
+def part_start(size: int) -> Int32[Array, ""] | int:
+    """The place of this device's part in an array that `tensor` divides into parts of `size`."""
+    return jax.lax.axis_index("tensor") * size if num_shards("tensor") > 1 else 0
+
+
+def argmax(values: Float[Array, "*batch part"]) -> Int32[Array, "*batch"]:
+    """The first index of the largest value of each row; each of `tensor` has a part of the last axis."""
+    best = jnp.argmax(values, axis=-1).astype(jnp.int32)
+    if num_shards("tensor") == 1:
+        return best
+    highest = values.max(axis=-1)
+    is_highest = highest == jax.lax.pmax(highest, "tensor")
+    none = jnp.iinfo(jnp.int32).max
+    return jax.lax.pmin(jnp.where(is_highest, best + part_start(values.shape[-1]), none), "tensor")
+
+
 def log_softmax(logits: Float[Array, "*batch part"]) -> Float[Array, "*batch part"]:
     """Computes log-softmax over the last axis, of which each of `tensor` has a part."""
     if num_shards("tensor") == 1:
@@ -247,6 +291,5 @@ def pick(values: Float[Array, "*batch part"], index: Int32[Array, "*batch"]) -> 
     """Takes one value of each row; each of `tensor` has a part of the last axis."""
     if num_shards("tensor") == 1:
         return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
-    first = jax.lax.axis_index("tensor") * values.shape[-1]
-    column = first + jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    column = part_start(values.shape[-1]) + jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     return sum_parts(jnp.where(column == index[..., None], values, 0.0).sum(axis=-1))

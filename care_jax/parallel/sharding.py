@@ -129,6 +129,22 @@ def gathered(specs: Any) -> Any:
     return jax.tree.map(lambda spec: PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)), specs)
 
 
+def sampler_mesh(mesh: Mesh, tensor: int) -> Mesh:
+    """The devices of a mesh whose `tensor` is 1 as one where so many neighbours along fsdp divide heads."""
+    data, fsdp, _ = mesh.devices.shape
+    return Mesh(mesh.devices.reshape(data, fsdp // tensor, tensor), AXES, axis_types=mesh.axis_types)
+
+
+def in_sampler_mesh(spec: PartitionSpec) -> PartitionSpec:
+    """The division that `spec` is in a mesh, said in its `sampler_mesh`: fsdp is fsdp and tensor there."""
+
+    def renamed(axes: Any) -> Any:
+        names = [axes] if isinstance(axes, str) else axes or ()
+        return tuple(new for name in names for new in {"fsdp": ("fsdp", "tensor"), "tensor": ()}.get(name, (name,)))
+
+    return PartitionSpec(*map(renamed, spec))
+
+
 def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
     """`tree` as ShapeDtypeStructs with shardings, to compile for or to restore into.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import ml_collections
 
@@ -53,22 +54,26 @@ def changes(plan: Plan) -> list[Change]:
         per_prompt = sum(parts[part] for part in ("prompt_kv", "branch_kv", "batch", "temporaries"))
         found.append(Change(f"train.prompts={sizes.prompts // 2}", per_prompt // 2, "half as many prompts a step"))
     if plan.peak.name == "rollout" and (shares := config.rollout.compact_shares):
-        copies = int(shares[0] * sizes.num_rollouts * parts["prompt_kv"])
+        copies = int(min(shares[0] * sizes.num_rollouts, 1) * parts["prompt_kv"])
         found.append(
             Change("rollout.compact_shares=()", min(copies, parts["temporaries"]), "no copies of prompts for the tail")
         )
-    if parts["sampler"] and mesh["fsdp"] % 2 == 0:
-        wider = mesh | {"fsdp": mesh["fsdp"] // 2, "tensor": 2 * mesh["tensor"]}
-        if _works(config, sizes.model, wider):
-            setting = ", ".join(f"mesh.{axis}={size}" for axis, size in wider.items())
-            found.append(Change(setting, parts["sampler"] // 2, "the sampler's copy divided over tensor"))
+    if parts["sampler"] and mesh["tensor"] == 1:
+        wider = 2 * sizes.decode_tensor
+        if _works(config, sizes.model, mesh, rollout_tensor=wider):
+            why = "the sampler's copy divided among more chips"
+            found.append(Change(f"rollout.tensor={wider}", parts["sampler"] // 2, why))
     found.append(Change("a slice of twice the chips", plan.peak.peak // 2, "at most: what all have stays as it is"))
     return sorted(found, key=lambda change: -change.saves)
 
 
-def _works(config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str, int]) -> bool:
-    """True if a mesh divides the model and the batch."""
+def _works(
+    config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str, int], rollout_tensor: int | None = None
+) -> bool:
+    """True if a mesh divides the model and the batch, and `rollout_tensor` the decoder; None: the config's."""
     changed = config.copy_and_resolve_references()
+    if rollout_tensor is not None:
+        changed.rollout.tensor = rollout_tensor
     changed.mesh.update(mesh)
     num_devices = mesh["data"] * mesh["fsdp"] * mesh["tensor"]
     try:
@@ -78,8 +83,11 @@ def _works(config: ml_collections.ConfigDict, model: ModelConfig, mesh: dict[str
     return True
 
 
+_DECODE_TENSORS = (0, 2, 4, 8)  # of rollout.tensor
+
+
 def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_collections.ConfigDict]:
-    """Every mesh, number of prompts and length of streams that work, from the lowest floor a prompt up.
+    """Every mesh, rollout.tensor, number of prompts and length of streams that work, from the lowest floor a prompt up.
 
     Prompts and lengths are the config's and halves of them. Left out is what cannot fit: its parameters, optimizer,
     reference and caches alone take more than a chip has.
@@ -88,7 +96,9 @@ def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_coll
     chip, devices = devices_of(topology)
     ranked: list[tuple[float, int, ml_collections.ConfigDict]] = []
     shortest = max(config.data.prompt_buckets) + config.rollout.response_len
-    for mesh in factorisations(len(devices)):
+    for mesh, tensor in itertools.product(factorisations(len(devices)), _DECODE_TENSORS):
+        if tensor and mesh["tensor"] > 1:
+            continue
         shards = mesh["data"] * mesh["fsdp"]
         for halvings in range(4):
             prompts = config.train.prompts >> halvings
@@ -96,9 +106,10 @@ def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_coll
             while prompts % (config.train.minibatches * shards) == 0 and stream_len >= shortest:
                 tried = config.copy_and_resolve_references()
                 tried.mesh.update(mesh)
+                tried.rollout.tensor = tensor
                 tried.train.update(prompts=prompts, stream_len=stream_len)
                 stream_len //= 2
-                if not _works(tried, model, mesh):
+                if not _works(tried, model, mesh, tensor):
                     continue
                 sizes = flops.Sizes.of(tried, model, max(all_buckets(tried)), mesh)
                 if flops.least_bytes(sizes, tried) > chip.hbm_gib * GIB:
@@ -119,7 +130,8 @@ def sweep(config: ml_collections.ConfigDict, topology: str) -> Plan:
             plan = make_plan(tried, topology)
         mesh = "x".join(str(size) for size in plan.sizes.mesh.values())
         print(
-            f"mesh {mesh}, train.prompts {tried.train.prompts}, train.stream_len {tried.train.stream_len}: "
+            f"mesh {mesh}, rollout.tensor {tried.rollout.tensor}, train.prompts {tried.train.prompts}, "
+            f"train.stream_len {tried.train.stream_len}: "
             f"{plan.peak.peak / GIB:.2f} GiB in {plan.peak.name}",
             flush=True,
         )

@@ -18,7 +18,6 @@ class Phase(NamedTuple):
     start: int
     end: int
     rows: int
-    is_whole: bool  # rows share the keys of their prompt; in a smaller batch each has its own copy
 
     @property
     def steps(self) -> int:
@@ -35,7 +34,7 @@ def phases(lengths: npt.NDArray[np.int32], shares: Sequence[float]) -> list[Phas
     sizes = [total, *sorted({max(1, int(share * total)) for share in shares} - {total}, reverse=True), 0]
     longest = np.sort(lengths, axis=1)[:, ::-1].max(axis=0)  # of the shards, by rank in the shard
     ends = [int(longest[enough]) for enough in sizes[1:]]
-    found = [Phase(*of, is_whole=of[2] == total) for of in zip([0, *ends], ends, sizes, strict=False)]
+    found = [Phase(*of) for of in zip([0, *ends], ends, sizes, strict=False)]
     return [phase for phase in found if phase.steps > 0]
 
 
@@ -47,15 +46,21 @@ class Decode:
     branches: int  # of a prompt
     forced: int = 0
 
-    def full(self, rows: int) -> Phase:
+    @property
+    def shards(self) -> int:
+        """Parts of the batch, each decoded by chips that divide the model among them."""
+        return self.sizes.num_chips // self.sizes.decode_tensor
+
+    @property
+    def full(self) -> Phase:
         """All rows of a shard in their full length, in one batch."""
-        return Phase(0, self.sizes.response_len, rows, is_whole=True)
+        return Phase(0, self.sizes.response_len, self.sizes.prompts * self.branches // self.shards)
 
     def flops(self, phase: Phase) -> float:
         """FLOPs of one chip."""
         sizes, tokens = self.sizes, phase.rows * phase.steps
         pairs = phase.rows * (phase.steps * sizes.bucket[0] + self._own_slots(phase))
-        return (sizes.decoder_flops(tokens, pairs) + 2 * tokens * sizes.head) / sizes.mesh["tensor"]
+        return (sizes.decoder_flops(tokens, pairs) + 2 * tokens * sizes.head) / sizes.decode_tensor
 
     def forced_flops(self) -> float:
         """FLOPs of one chip before the first token is sampled: forced tokens of all prompts, with padding."""
@@ -65,13 +70,17 @@ class Decode:
 
     def weights(self, steps: int) -> float:
         """Bytes of the weights that one chip reads for so many tokens."""
-        return steps * self.sizes.decode_params * self.sizes.weight_bytes / self.sizes.mesh["tensor"]
+        return steps * self.sizes.decode_params * self.sizes.weight_bytes / self.sizes.decode_tensor
 
     def bytes_read(self, phase: Phase) -> float:
-        """Bytes that one chip reads: weights, padded prompts, and filled slots of all rows of the batch."""
-        copies = phase.rows / self.branches if phase.is_whole else phase.rows
-        keys = copies * phase.steps * self.sizes.bucket[0] + phase.rows * self._own_slots(phase)
-        return self.weights(phase.steps) + keys * self.sizes.key_bytes(1) / self.sizes.mesh["tensor"]
+        """Bytes that one chip reads: weights, padded prompts, and filled slots of all rows of the batch.
+
+        Rows share their shard's prompts; a batch of fewer rows has a copy for each.
+        """
+        sizes = self.sizes
+        copies = min(phase.rows, sizes.prompts // self.shards)
+        keys = copies * phase.steps * sizes.bucket[0] + phase.rows * self._own_slots(phase)
+        return self.weights(phase.steps) + keys * sizes.key_bytes(1) / sizes.decode_tensor
 
     def _own_slots(self, phase: Phase) -> float:
         """The filled slots of a row, added up over the tokens."""

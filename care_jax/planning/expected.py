@@ -258,13 +258,12 @@ class _Counter:
         lengths = workload.repaired if is_repair else workload.rollouts
         forced = workload.forced if is_repair else np.zeros_like(lengths)
         width = forced_width_bound(self._config) if is_repair else 0
-        by_shard = lengths.reshape(sizes.row_shards, -1)
         decode = Decode(sizes, lengths.shape[1], width)
-        above = program.hbm_bytes.fixed / decode.bytes_read(decode.full(by_shard.shape[1])) or 1.0
+        above = program.hbm_bytes.fixed / decode.bytes_read(decode.full) or 1.0
         # Forced tokens of all prompts go through the model at once.
         computed = before = decode.forced_flops()
         moved, seconds, num_tokens = 0.0, before / rates.flops, 0
-        for phase in phases(by_shard, self._config.rollout.compact_shares):
+        for phase in phases(lengths.reshape(decode.shards, -1), self._config.rollout.compact_shares):
             of_phase = decode.flops(phase), above * decode.bytes_read(phase)
             seconds += max(of_phase[0] / rates.flops, of_phase[1] / rates.bytes_per_s)
             computed, moved, num_tokens = computed + of_phase[0], moved + of_phase[1], phase.end

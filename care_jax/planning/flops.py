@@ -81,6 +81,7 @@ class Sizes:
     stream_len: int  # tokens of a stream
     minibatches: int
     mesh: dict[str, int]
+    decode_tensor: int  # chips that divide the model while decoding
 
     @classmethod
     def of(
@@ -99,6 +100,7 @@ class Sizes:
             stream_len=train.stream_len,
             minibatches=train.minibatches,
             mesh=dict(mesh),
+            decode_tensor=config.rollout.tensor or mesh["tensor"],
         )
 
     @property
@@ -221,10 +223,13 @@ class Sizes:
         again = self.gathered_bytes(self.params.layers, self.params.visual) if self.model.remat != "none" else 0
         return self.micro_batches * ((1 + 4 / self.weight_bytes) * once + again)
 
-    def summed_bytes(self, tokens: float, sums: int) -> float:
-        """Bytes that a chip receives when tensor adds up `sums` [tokens, D] arrays in every layer of the decoder."""
-        parts, text = self.mesh["tensor"], self.model.text
-        size = tokens / self.row_shards * text.hidden_size * self.weight_bytes
+    def summed_bytes(self, tokens: float, sums: int, parts: int | None = None) -> float:
+        """Bytes that a chip receives when `parts` chips add up `sums` [tokens, D] arrays in every layer of the decoder.
+
+        None: those of the mesh's tensor.
+        """
+        parts, text = parts or self.mesh["tensor"], self.model.text
+        size = tokens * parts / self.num_chips * text.hidden_size * self.weight_bytes
         return sums * text.num_hidden_layers * size * 2 * (parts - 1) / parts
 
 
@@ -256,12 +261,14 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
 
     def decodes(rows: int) -> Work:
         """`rows` branches of each prompt, a token at a time."""
-        weights = sizes.decode_params * sizes.weight_bytes
+        weights: float = sizes.decode_params * sizes.weight_bytes
         keys = sizes.key_bytes(sizes.bucket[0]) * length + rows * sizes.key_bytes(length * (length + 1) // 2)
         flops = rows * (sizes.branch_flops() + sizes.head_flops())
         tokens = prompts * rows * length
-        received = sizes.summed_bytes(tokens, sums=2)
-        return Work(tokens, prompts * flops, 0, weights * length, 0, prompts * keys, received)
+        received = sizes.summed_bytes(tokens, sums=2, parts=sizes.decode_tensor)
+        # `floors` divides by the mesh's tensor.
+        weights *= length * sizes.mesh["tensor"] / sizes.decode_tensor
+        return Work(tokens, prompts * flops, 0, weights, 0, prompts * keys, received)
 
     def update(rows: int) -> Work:
         forward, freeze_vision = full_pass(rows), sizes.model.freeze_vision
@@ -313,7 +320,7 @@ def least_bytes(sizes: Sizes, config: ml_collections.ConfigDict) -> float:
     numbers, tensor = sizes.num_params, sizes.mesh["tensor"]
     kept = (16 if config.objective.kl_coef > 0 else 12) * numbers / (sizes.mesh["fsdp"] * tensor)
     keys = sizes.key_bytes(sizes.bucket[0]) + sizes.num_rollouts * sizes.key_bytes(sizes.response_len)
-    decodes = sizes.sampler_params * sizes.weight_bytes / tensor
+    decodes = sizes.sampler_params * sizes.weight_bytes / sizes.decode_tensor
     decodes += sizes.prompts * keys / sizes.num_chips
     updates = 4 * numbers / (sizes.mesh["fsdp"] * tensor) + sizes.activation_bytes()
     return kept + max(decodes, updates)

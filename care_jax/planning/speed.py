@@ -157,7 +157,7 @@ class Speed:
             "speed/rollout_useful_tokens": num_tokens / max(num_steps * num_rows, 1),
         }
         if self._peak is not None:
-            weights = sizes.decode_params * sizes.weight_bytes * num_steps / sizes.mesh["tensor"]
+            weights = sizes.decode_params * sizes.weight_bytes * num_steps / sizes.decode_tensor
             read = weights + keys * sizes.key_bytes(1) / self._num_devices
             figures["speed/decode_bandwidth"] = read / seconds / self._peak.bytes_per_s
         return {name: float(value) for name, value in figures.items()}

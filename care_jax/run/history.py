@@ -59,6 +59,7 @@ _IN_DOUBT = (
     "model.weights",
     "model.compute_dtype",
     "rollout.compact_shares",
+    "rollout.tensor",
     "score",
     "verify",
     "train.stream_len",

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from care_jax.errors import InputError
 from care_jax.models import ModelConfig, load_model_config
 from care_jax.parallel.mesh import create_device_mesh, fit_sizes
 
@@ -61,4 +62,13 @@ def mesh_sizes(
     """
     rows = config.train.prompts // config.train.minibatches
     batch = {f"train.prompts / minibatches = {rows}": (rows, ("data", "fsdp"))} if training else {}
-    return fit_sizes(config.mesh.to_dict(), batch | model.mesh_needs(config.data.patch_buckets), num_devices)
+    sizes = fit_sizes(config.mesh.to_dict(), batch | model.mesh_needs(config.data.patch_buckets), num_devices)
+    tensor = config.rollout.tensor
+    if tensor in (0, sizes["tensor"]):
+        return sizes
+    problems = [f"mesh.tensor is {sizes['tensor']} and not 1"] if sizes["tensor"] > 1 else []
+    counts = model.decoder_needs() | {f"mesh.fsdp = {sizes['fsdp']}": sizes["fsdp"]}
+    problems += [f"{what} must divide by it" for what, count in counts.items() if count % tensor]
+    if problems:
+        raise InputError(f"rollout.tensor={tensor}: {', '.join(problems)}")
+    return sizes

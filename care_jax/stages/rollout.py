@@ -20,9 +20,9 @@ from flax import struct
 from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
-from care_jax.models.cache import BranchCache, Prefix, empty_branch_cache
+from care_jax.models.cache import BranchCache, Home, Prefix, empty_branch_cache
 from care_jax.models.decoder import DecoderLayer
-from care_jax.parallel.collectives import first_row, join_parts, most
+from care_jax.parallel.collectives import argmax, first_row, log_softmax, most, num_shards, part_start, pick, sum_parts
 from care_jax.stages.score import entropy_of, masked_logits
 from care_jax.structs import Array, Forced, Rollouts
 
@@ -48,12 +48,12 @@ class Sampling:
 class _Written:
     """The sampled tokens, counted from the first sampled one."""
 
-    token_ids: Int32[Array, "B J R"]
-    logprobs: Float32[Array, "B J R"]
-    sampled_len: Int32[Array, "B J"]
-    stopped: Bool[Array, "B J"]  # a stop token was sampled
-    entropy: Float32[Array, "B J R"] | None  # with keep_states
-    states: Float[Array, "B J R D"] | None  # with keep_states
+    token_ids: Int32[Array, "rows J R"]
+    logprobs: Float32[Array, "rows J R"]
+    sampled_len: Int32[Array, "rows J"]
+    stopped: Bool[Array, "rows J"]  # a stop token was sampled
+    entropy: Float32[Array, "rows J R"] | None  # with keep_states
+    states: Float[Array, "rows J R D"] | None  # with keep_states
 
 
 @struct.dataclass
@@ -61,20 +61,23 @@ class _Loop:
     """The decoding loop's state after t sampled tokens: of all branches [B, J], or of the n that are left as [n, 1]."""
 
     t: Int32[Array, ""]
-    hidden: Float[Array, "B J D"]  # predicts token t
+    hidden: Float[Array, "rows J D"]  # predicts token t
     cache: BranchCache
     written: _Written
-    alive: Bool[Array, "B J"]
+    alive: Bool[Array, "rows J"]
 
 
 @struct.dataclass
 class _Branches:
-    """The part of a loop that stays as it is while branches are decoded."""
+    """The part of a loop that stays as it is while branches are decoded; rows are prompts, or moved branches."""
 
     prefix: Prefix
-    forced_len: Int32[Array, "B J"]
-    room: Int32[Array, "B J"]  # tokens that may be sampled
-    number: Int32[Array, "B J"]  # of the branch among all: its random draws do not depend on the batch it is decoded in
+    forced_len: Int32[Array, "rows J"]
+    room: Int32[Array, "rows J"]  # tokens that may be sampled
+    number: Int32[
+        Array, "rows J"
+    ]  # of the branch among all: its random draws do not depend on the batch it is decoded in
+    home: Home | None = None  # of moved branches, whose prompts stay where they are
 
 
 def nothing_forced(batch: int, num_branches: int) -> Forced:
@@ -110,11 +113,11 @@ def generate(
         logits = masked_logits(
             model.head, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
         )
-        logprobs = jax.nn.log_softmax(join_parts(logits, axis=-1))
+        logprobs = log_softmax(logits)
         if sampling.temperature > 0:
             token = _draw(jax.random.fold_in(key, loop.t), branches.number, jnp.exp(logprobs))
         else:
-            token = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
+            token = argmax(logprobs)
         is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
         sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
         is_full = sampled_len >= branches.room
@@ -128,6 +131,7 @@ def generate(
             slot=num_forced + loop.t,
             offset=(branches.forced_len + loop.t)[..., None],
             own_visible=own_visible[:, :, None],
+            home=branches.home,
         )
 
         def record(column: Array, value: Array) -> Array:
@@ -142,7 +146,7 @@ def generate(
             cache=cache,
             written=_Written(
                 token_ids=record(written.token_ids, token),
-                logprobs=record(written.logprobs, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]),
+                logprobs=record(written.logprobs, pick(logprobs, token)),
                 sampled_len=sampled_len,
                 stopped=written.stopped | (loop.alive & is_stop),
                 entropy=None
@@ -179,18 +183,29 @@ def generate(
 _BLOCK = 512  # ids
 
 
-def _draw(key: Array, number: Int32[Array, "B J"], probs: Float32[Array, "B J V"]) -> Int32[Array, "B J"]:
+def _draw(key: Array, number: Int32[Array, "B J"], probs: Float32[Array, "B J part"]) -> Int32[Array, "B J"]:
     """Draws an id for each branch from probs, with a key of its own made from its number [B, J].
 
     A block of ids is drawn first, then an id in it: two random numbers a branch, where Gumbel noise takes V. One number
     for both would lose ids of the tail, whose probabilities are smaller than the spacing of float32 numbers below 1.
+    On shards a device has a part of the vocabulary: it tells the others the sums of its blocks, and who has the one
+    that was drawn tells that block.
     """
     keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
     at = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
-    blocks = jnp.pad(probs, [(0, 0), (0, 0), (0, -probs.shape[-1] % _BLOCK)]).reshape(*probs.shape[:-1], -1, _BLOCK)
-    block = _find(jnp.sum(blocks, axis=-1), at[..., 0])
-    in_block = _find(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :], at[..., 1])
-    return block * _BLOCK + in_block
+    size, parts = probs.shape[-1], num_shards("tensor")
+    first, offset = jnp.divmod(jnp.int32(part_start(size)), _BLOCK)  # the part may begin and end within a block
+    rows, num_blocks = probs.shape[:-1], -(-size * parts // _BLOCK)
+    num_own = -(-(size + (_BLOCK if parts > 1 else 0)) // _BLOCK)
+    own = jnp.zeros((*rows, num_own * _BLOCK), probs.dtype)
+    own = jax.lax.dynamic_update_slice(own, probs, (0, 0, offset)).reshape(*rows, num_own, _BLOCK)
+    sums = jnp.zeros((*rows, num_blocks + num_own), probs.dtype)
+    sums = jax.lax.dynamic_update_slice(sums, jnp.sum(own, axis=-1), (0, 0, first))
+    block = _find(jnp.asarray(sum_parts(sums))[..., :num_blocks], at[..., 0])
+    mine = block - first
+    drawn = jnp.take_along_axis(own, jnp.clip(mine, 0, num_own - 1)[..., None, None], axis=-2)[..., 0, :]
+    drawn = jnp.where(((mine >= 0) & (mine < num_own))[..., None], drawn, 0.0)
+    return block * _BLOCK + _find(jnp.asarray(sum_parts(drawn)), at[..., 1])
 
 
 def _find(weights: Array, at: Array) -> Array:
@@ -212,20 +227,30 @@ def _put(x: Array, rows: Array, new: Array) -> Array:
 
 
 def _take_branches(branches: _Branches, rows: Array) -> Any:
-    """Branches `rows` [n], each with a copy of its prompt's keys and values: as _Branches with n in place of B."""
-    prompt = rows // branches.number.shape[1]
-    prefix = branches.prefix
-    return _Branches(
-        prefix=Prefix(
+    """Branches `rows` [n], as _Branches with n in place of B.
+
+    Each takes along a copy of its prompt's keys and values once that is no more to read than all prompts'.
+    """
+    prefix, home = branches.prefix, branches.home
+    num_branches = branches.number.shape[1] if home is None else home.num_branches
+    place = rows if home is None else home.place[rows]
+    if rows.size > prefix.prompt_len.size:
+        home = Home(place, num_branches)
+    else:
+        prompt, home = place // num_branches, None
+        prefix = Prefix(
             k=tuple(stack[:, prompt] for stack in prefix.k),
             v=tuple(stack[:, prompt] for stack in prefix.v),
             prompt_len=prefix.prompt_len[prompt],
             next_position=prefix.next_position[prompt],
             last_hidden=prefix.last_hidden[prompt],
-        ),
+        )
+    return _Branches(
+        prefix=prefix,
         forced_len=_take(branches.forced_len, rows),
         room=_take(branches.room, rows),
         number=_take(branches.number, rows),
+        home=home,
     )
 
 

@@ -7,6 +7,7 @@ plan measures the memory of each program, and flops.py counts its work. So a sta
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.models.cache import PREFIX_SPECS
-from care_jax.parallel.sharding import ROWS, WHOLE, gathered, num_shards, param_specs
+from care_jax.parallel.sharding import ROWS, WHOLE, gathered, num_shards, param_specs, sampler_mesh
 from care_jax.stages.packing import Bucket, StreamSizes
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState, state_specs
@@ -67,6 +68,16 @@ class Setup:
             stop_ids=self.stop_ids,
             compact_shares=tuple(rollout.compact_shares),
         )
+
+    @functools.cached_property
+    def sampler_mesh(self) -> Mesh:
+        """The devices as decoding divides the model among them; see stages/sampler.py."""
+        return sampler_mesh(self.mesh, self.config.rollout.tensor) if self.sampler_is_apart else self.mesh
+
+    @property
+    def sampler_is_apart(self) -> bool:
+        """True if decoding has another layout than the rest."""
+        return self.config.rollout.tensor not in (0, self.mesh.shape["tensor"])
 
     def prompt_dims(self, bucket: Bucket) -> dict[str, int]:
         """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""

@@ -24,7 +24,7 @@ from care_jax.stages.optimizer import make_optimizer
 from configs import demo
 from tests import families
 from tests.end_to_end import finish, start
-from tests.on_shards import CHUNK, MESHES, R, S
+from tests.on_shards import APART, CHUNK, MESHES, R, S
 
 CASES = (*(f"qwen2_5_vl {mesh}" for mesh in MESHES), "qwen3_vl 2x2x2")
 
@@ -67,6 +67,37 @@ def test_rollouts_are_those_of_one_device(found: dict[str, Any], case: str) -> N
     mesh = found["meshes"][case]
     assert mesh["same_tokens"]
     assert mesh["logprobs"] <= 1e-4
+
+
+@pytest.mark.parametrize("shape", APART)
+def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, Any], shape: str) -> None:
+    """Catches keys of other heads or prompts, parts of parameters in the wrong order, and rollouts of other chips."""
+    mesh = found["meshes"][f"qwen2_5_vl {shape}"]
+    assert mesh["apart"]
+    assert mesh["apart_layout"]
+    assert mesh["apart_logprobs"] <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("tensor", "mesh", "problem"),
+    [
+        (3, (1, 8, 1), "4 heads must divide by it"),
+        (2, (1, 4, 2), "mesh.tensor is 2 and not 1"),
+        (2, (8, 1, 1), "mesh.fsdp = 1 must divide by it"),
+    ],
+)
+def test_a_layout_that_does_not_divide_is_refused(
+    tiny_folder: Path, tensor: int, mesh: tuple[int, int, int], problem: str
+) -> None:
+    """Catches a sampler's layout that fails in the compiler."""
+    config = demo.get_config("care")
+    config.model.folder, config.rollout.tensor = str(tiny_folder), tensor
+    config.mesh.update(zip(sharding.AXES, mesh, strict=True))
+    model = models.load_model_config(tiny_folder)
+    with pytest.raises(InputError, match=f"rollout.tensor={tensor}: .*{problem}"):
+        mesh_sizes(config, model, 8)
+    config.rollout.tensor = 0
+    assert mesh_sizes(config, model, 8)
 
 
 @pytest.mark.parametrize("case", CASES)

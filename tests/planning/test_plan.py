@@ -19,6 +19,7 @@ from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
 from care_jax.planning.estimate import PARTS, Bytes, Plan, StageMemory
+from care_jax.stages import sampler
 from configs import qwen2_5_vl
 from tests.end_to_end import TINY, run_forked
 
@@ -47,16 +48,17 @@ def promotion() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("train_on", "dropped"), [("continuation", False), ("rewrite", True)])
-def test_forced_tokens_of_a_rewrite_are_dropped(train_on, dropped):
+def test_forced_tokens_of_a_rewrite_are_dropped(monkeypatch, train_on, dropped):
     """Catches a repair that shares its room with tokens which the update never sees, and one that loses them."""
     config = tiny(objective__reflect__train_on=train_on)
     model = estimate.planned_model(config)
     setup = estimate.planned_setup(
         config, model, create_device_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     )
-    stages = {stage.name: stage for stage in step.STEP.when(config).stages}
-    assert stages["reflect"].function(setup).keywords["sampling"].drop_forced == dropped
-    assert not stages["rollout"].function(setup).keywords["sampling"].drop_forced
+    monkeypatch.setattr(sampler, "make_decode", lambda setup, sampling: sampling)
+    stages: dict[str, Any] = {stage.name: stage for stage in step.STEP.when(config).stages}
+    assert stages["reflect"].function(setup).drop_forced == dropped
+    assert not stages["rollout"].function(setup).drop_forced
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int],
 def test_changes_name_a_setting_and_what_it_saves():
     """Catches advice that does not touch the stage that is too large, or that the run cannot follow."""
     config = qwen2_5_vl.size_7b()
-    config.train.update(prompts=256)
+    config.train.prompts, config.rollout.tensor = 256, 0
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     update = fake(config, "v5p:2x2x2", mesh, "update", params=8, optimizer=16, reference=8, gradients=8, activations=60)
     found = {change.setting: change.saves / GIB for change in advice.changes(update)}
@@ -162,8 +164,8 @@ def test_changes_name_a_setting_and_what_it_saves():
     rollout = fake(config, "v5p:2x2x2", mesh | {"data": 1, "fsdp": 8}, "rollout", **gib)
     found = {change.setting: change.saves / GIB for change in advice.changes(rollout)}
     assert found["train.prompts=128"] == 57
-    assert found["rollout.compact_shares=()"] == 40
-    assert found["mesh.data=1, mesh.fsdp=4, mesh.tensor=2"] == 7
+    assert found["rollout.compact_shares=()"] == 20
+    assert found["rollout.tensor=2"] == 7
     assert "train.stream_len" not in " ".join(found)
 
 
@@ -174,6 +176,10 @@ def test_candidates_of_a_sweep():
     # 7.6 billion decoder weights in two bytes do not fit into 15.75 GiB beside the rest.
     assert tried
     assert all(c.mesh.tensor > 1 for c in tried)
+    on_v5p = advice.candidates(config, "v5p:4x4x4")
+    assert {c.rollout.tensor for c in on_v5p if c.mesh.tensor == 1} == {0, 2, 4}  # 4 key/value heads
+    assert {c.rollout.tensor for c in on_v5p if c.mesh.tensor > 1} == {0}
+    assert (on_v5p[0].mesh.tensor, on_v5p[0].rollout.tensor) == (1, 4)
     for c in tried:
         shards = c.mesh.data * c.mesh.fsdp
         assert shards * c.mesh.tensor == 256

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks import padded
 from care_jax.models import QwenVL, decoder, qwen_vl
+from care_jax.parallel import collectives
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Forced, Rollouts, Verdicts
@@ -289,6 +291,30 @@ def test_draws_have_the_probabilities_they_are_drawn_from():
     found, expected = np.append(counts[often], counts[~often].sum()), np.append(expected[often], expected[~often].sum())
     chi2 = ((found - expected) ** 2 / expected).sum()
     assert abs(chi2 - len(found)) < 4 * np.sqrt(2 * len(found)), (chi2, len(found))
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 4])
+@pytest.mark.parametrize("num_ids", [12, 1320, 6 * 512])
+def test_parts_of_the_vocabulary_draw_as_the_whole(num_parts, num_ids):
+    """Catches a block that two devices share and one forgets, an id of another's part, and ties that go elsewhere."""
+    rng = np.random.default_rng(1)
+    probs = jax.nn.softmax(jnp.asarray(rng.integers(-4, 1, (300, 2, num_ids)), jnp.float32))
+    number = jnp.arange(600, dtype=jnp.int32).reshape(300, 2)
+    mesh = Mesh(np.array(jax.devices()[:num_parts]), ("tensor",))
+    parts = PartitionSpec(None, None, "tensor")
+
+    def divided(function):
+        run = jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=PartitionSpec(), check_vma=False)
+        return np.asarray(jax.jit(run)(probs))
+
+    def draw(probs: jax.Array) -> jax.Array:
+        return rollout._draw(KEY, number, probs)
+
+    whole = np.asarray(draw(probs))
+    # A share within rounding of a border may fall on its other side.
+    assert (divided(draw) == whole).mean() > 0.995
+    assert len(np.unique(whole * num_parts // num_ids)) == num_parts
+    np.testing.assert_array_equal(divided(collectives.argmax), jnp.argmax(probs, axis=-1))
 
 
 def test_a_draw_at_the_edges():
