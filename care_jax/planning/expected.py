@@ -165,9 +165,10 @@ class _Counter:
             return self._cost(stage, program, 0, 0.0, program.hbm_bytes.fixed)
         if stage.compute.mode == "decode":
             return self._decode(stage, program, is_repair=stage.compute.forced != "unforced")
-        if packing := next((name for name in self.workload.rows if name in stage.takes), None):
-            return self._streams(stage, program, self.workload.rows[packing])
-        return self._prefill(stage, program)
+        if stage.compute.branches(self._config) == 0:
+            return self._prefill(stage, program)
+        packing = next(name for name in stage.takes if name in self.workload.rows)
+        return self._streams(stage, program, self.workload.rows[packing])
 
     def _cost(
         self,
