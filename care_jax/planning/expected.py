@@ -5,10 +5,10 @@ Their trips are counted for a made-up step (workload.py), whose streams are pack
 as many turns as the fullest. Stages run one after another. Each takes the longer of its arithmetic and its traffic with
 HBM, at the rates that programs reach (chips.REACHED), and then the transfers for which the compiled program waits.
 
-* Arithmetic is that of whole streams, with their padding and what the backward pass recomputes. Attention kernels on
-  TPUs skip what lies after a token; XLA and cuDNN are counted with all pairs of a stream.
-* Traffic of streams is read from the compiled program. A decode reads the weights, and prompts and slots of the
-  branches that are still in its batch, times what the compiled loop moves above that at full length.
+* Arithmetic is that of streams of both lengths, with their padding and what the backward pass recomputes. Attention
+  kernels on TPUs skip what lies after a token; XLA and cuDNN are counted with all pairs of a stream.
+* Traffic of streams is read from the compiled program, as if all were long. A decode reads the weights, and prompts and
+  slots of the branches that are still in its batch, times what the compiled loop moves above that at full length.
 * A host's work between programs is a constant for each token, and the devices wait for it. Encoding runs ahead of them.
 
 Evaluations, checkpoints and the start are not counted, nor what lies between the kernels of a program.
@@ -30,7 +30,7 @@ from care_jax.planning.decode import Decode, phases
 from care_jax.planning.estimate import Plan, StageMemory, forced_width_bound
 from care_jax.planning.speed import keys_read, useful_pass
 from care_jax.planning.workload import Averages, Workload, draw
-from care_jax.stages.packing import StreamSizes, pack, stream_patches
+from care_jax.stages.packing import StreamSizes, pack, shorter_len, stream_patches
 from care_jax.stages.table import DeviceStage, HostStage
 
 # Seconds of a host for each token that a stage works on: 256 rollouts and 32 repairs of 2,048 tokens
@@ -210,13 +210,14 @@ class _Counter:
 
     def _streams(self, stage: DeviceStage, program: StageMemory, row_len: npt.NDArray[np.int32]) -> Cost:
         """A pass over streams of a workload's rows, or an update."""
-        sizes, config, workload = self._sizes, self._config, self.workload
+        sizes, workload = self._sizes, self.workload
         assert stage.compute is not None
         is_update = stage.compute.mode == "train"
-        turns, num_targets = self._turns(row_len, sizes.minibatches if is_update else 1)
-        patches = stream_patches(config.train.stream_len, sizes.bucket, sizes.response_len)
-        of_stream = self._pass(config.train.stream_len, patches)
-        computed = flops.Pass(*(turns * part for part in of_stream))._replace(head=2 * num_targets * sizes.head)
+        turns, num_long, num_targets = self._turns(row_len, sizes.minibatches if is_update else 1)
+        patches = stream_patches(sizes.stream_len, sizes.bucket, sizes.response_len)
+        long, short = (self._pass(n, patches) for n in (sizes.stream_len, shorter_len(sizes.stream_len)))
+        parts = (num_long * one + (turns - num_long) * other for one, other in zip(long, short, strict=True))
+        computed = flops.Pass(*parts)._replace(head=2 * num_targets * sizes.head)
         used = workload.prompts.only(np.any(row_len, axis=1))
         useful = useful_pass(sizes, used, row_len)
         freeze_vision, whole, needed = sizes.model.freeze_vision, self._whole(), turns * self._whole()
@@ -238,8 +239,8 @@ class _Counter:
         )
         return bound + floors["links"] * chip.link_bytes_per_s / rates.link_bytes_per_s
 
-    def _turns(self, row_len: npt.NDArray[np.int32], parts: int) -> tuple[int, int]:
-        """Streams that all shards go through together, and the most tokens of rows that one of them has."""
+    def _turns(self, row_len: npt.NDArray[np.int32], parts: int) -> tuple[int, int, int]:
+        """Streams that all shards go through together, those of full length, and the most tokens of a shard's rows."""
         sizes = self._sizes
         shape = StreamSizes.of(
             self._config,
@@ -249,9 +250,10 @@ class _Counter:
             shards=sizes.row_shards,
             parts=parts,
         )
-        targets = np.asarray(pack(shape, self.workload.lengths, row_len).streams.num_targets)
-        targets = targets.reshape(sizes.row_shards, parts, -1)
-        return int((targets > 0).sum(axis=2).max(axis=0).sum()), int(targets.sum(axis=(1, 2)).max())
+        streams = pack(shape, self.workload.lengths, row_len).streams
+        longest = (np.asarray(streams.group) > 0).sum(axis=1).reshape(sizes.row_shards, -1).max(axis=0)  # by turn
+        num_targets = np.asarray(streams.num_targets).reshape(sizes.row_shards, -1).sum(axis=1).max()
+        return int((longest > 0).sum()), int((longest > shorter_len(sizes.stream_len)).sum()), int(num_targets)
 
     def _decode(self, stage: DeviceStage, program: StageMemory, *, is_repair: bool) -> Cost:
         """A decode until all branches have ended; those that are left become smaller batches."""

@@ -56,12 +56,15 @@ class HloModule:
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
-        bounds = []
+        bounds, counters = [], []
         for counter, bound in self._tests(self.computations[loop.calls["condition"]]):
-            if counter.opcode == "get-tuple-element" and bound.opcode == "constant":
-                bounds.append((int(bound.literal), _index(counter)))
+            if counter.opcode == "get-tuple-element":
+                counters.append(_index(counter))
+                bounds += [(int(bound.literal), counters[-1])] if bound.opcode == "constant" else []
         if not bounds and self._num_streams is not None:
-            return self._num_streams
+            # Over full streams a loop counts from 0, over shorter ones from where that has ended.
+            is_first = any(self._start(computation, loop, index) == 0 for index in counters)
+            return self._num_streams if is_first else 0
         if not bounds:
             raise ValueError(f"the loop {loop.name} has no constant bound, so its trips cannot be counted")
         end, index = min(bounds)

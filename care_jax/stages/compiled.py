@@ -26,6 +26,14 @@ from care_jax.stages.table import Bucket, DeviceStage, HostStage, Setup, Table, 
 from care_jax.structs import Prompts
 
 EVERY_BUCKET = (0, 0)  # of a program whose shapes do not depend on the prompts
+# Gathers run beside products instead of before them. The TPU compiler's own choice is to wait for each.
+_ASYNCHRONOUS = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+}
 _MOST_AT_ONCE = 8  # compilations; each takes gigabytes of the host's memory for a large model
 
 
@@ -67,7 +75,10 @@ class Program:
         self._mesh, self._specs, self._out_shardings = mesh, specs, out_shardings
         if specs is not None:
             function = on_shards(mesh, function, specs)
-        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+        options: dict[str, Any] = _ASYNCHRONOUS if mesh.size > 1 and mesh.devices.flat[0].platform == "tpu" else {}
+        self._jitted = jax.jit(
+            function, donate_argnums=donate, out_shardings=out_shardings, compiler_options=dict(options)
+        )
         self.compiled: dict[Bucket, Any] = {}  # by `compile_all`
 
     def lower(self, *args: Any) -> jax.stages.Lowered:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import QwenVL
 from care_jax.models.layers import Embedding, Linear
 from care_jax.models.qwen_vl import logits
-from care_jax.parallel.collectives import log_softmax, most, own_part, pick, rows_at, sum_parts, to_parts
+from care_jax.parallel.collectives import log_softmax, own_part, pick, rows_at, sum_parts, to_parts
 from care_jax.stages.packing import Packed, Stream
 from care_jax.structs import Array, Packing, Prompts, Rollouts, Scores, TrainBatch, Verdicts
 
@@ -180,9 +180,13 @@ def score_stream(
     *,
     temperature: float,
     chunk: int,
+    length: int | None = None,
 ) -> StreamScores:
-    """Runs the model over stream `index` of a packing, and its head over the tokens of the rows."""
-    stream = packed.stream(index, merge_unit=model.config.vision.merge_unit)
+    """Runs the model over the first `length` tokens of stream `index`, and its head over those of the rows.
+
+    None: over all.
+    """
+    stream = packed.stream(index, merge_unit=model.config.vision.merge_unit, length=length)
     num_branches = packed.token_ids.shape[1]
     hidden = model.forward_stream(stream.tokens, stream.group, stream.branch, num_branches=num_branches)[0]
     tokens = token_scores(
@@ -218,9 +222,9 @@ def score(
     prompts, token_ids, pooled = rows_at(groups, packing.order)
     packed, pooled = Packed(prompts, token_ids, packing.streams), pooled.reshape(-1)
 
-    def add(index: Array, total: Scores) -> Scores:
+    def add(index: Array, length: int, total: Scores) -> Scores:
         stream, tokens, states = score_stream(
-            model, packed, index, forbidden_mask, temperature=temperature, chunk=chunk
+            model, packed, index, forbidden_mask, temperature=temperature, chunk=chunk, length=length
         )
         row = stream.row_place // row_len
         is_pooled = jnp.append(pooled, False)[stream.row_place]
@@ -234,7 +238,7 @@ def score(
 
     zeros = jnp.zeros(shape, jnp.float32)
     states = jnp.zeros((batch, num_rows, model.config.text.hidden_size), jnp.float32)
-    total = jax.lax.fori_loop(0, most(packed.num_used()), add, Scores(zeros, zeros, states))
+    total = packed.for_each(add, Scores(zeros, zeros, states))
     return rows_at(Scores(total.logprobs, total.entropy, _unit_length(total.think_states)), packing.home)
 
 
@@ -279,9 +283,11 @@ def batch_logprobs(
     prompts, token_ids = rows_at((batch.prompts, batch.token_ids), packing.order)
     packed = Packed(prompts, token_ids, packing.streams)
 
-    def add(index: Array, total: Array) -> Array:
-        stream, tokens, _ = score_stream(model, packed, index, forbidden_mask, temperature=temperature, chunk=chunk)
+    def add(index: Array, length: int, total: Array) -> Array:
+        stream, tokens, _ = score_stream(
+            model, packed, index, forbidden_mask, temperature=temperature, chunk=chunk, length=length
+        )
         return stream.put_in_rows(total, tokens.logprobs)
 
-    zeros = jnp.zeros(batch.token_ids.shape, jnp.float32)
-    return rows_at(jax.lax.fori_loop(0, most(packed.num_used()), add, zeros), packing.home)
+    zeros: Array = jnp.zeros(batch.token_ids.shape, jnp.float32)
+    return rows_at(packed.for_each(add, zeros), packing.home)

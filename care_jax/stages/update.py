@@ -21,7 +21,7 @@ from jaxtyping import Float32
 
 from care_jax.method.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
-from care_jax.parallel.collectives import most, rows_at, sum_gradients, sum_rows
+from care_jax.parallel.collectives import rows_at, sum_gradients, sum_rows
 from care_jax.parallel.sharding import ROWS, WHOLE, named, on_shards, param_specs
 from care_jax.stages.packing import Packed
 from care_jax.stages.score import score_stream
@@ -86,9 +86,10 @@ def make_update(
         params: QwenVL,
         batch: TrainBatch,
         streams: Streams,
-        index: Array,
         denominators: Denominators,
         forbidden_mask: Array,
+        index: Array,
+        length: int,
     ) -> tuple[Array, dict[str, Array]]:
         stream, tokens, _ = score_stream(
             params,
@@ -97,6 +98,7 @@ def make_update(
             forbidden_mask,
             temperature=temperature,
             chunk=chunk,
+            length=length,
         )
         logprobs = stream.put_in_rows(jnp.zeros(batch.token_ids.shape, jnp.float32), tokens.logprobs)
         is_here = jnp.zeros(batch.row_mask.size, bool)
@@ -112,16 +114,16 @@ def make_update(
         mine = dataclasses.replace(batch, row_mask=jnp.asarray(batch.row_mask) & (turn == minibatch))
         denominators = sum_rows(count_denominators(mine))
         streams = jax.tree.map(lambda x: jnp.asarray(x).reshape(minibatches, -1, *x.shape[1:])[minibatch], streams)
-        grad = functools.partial(jax.grad(loss_of, has_aux=True), params, batch, streams)
+        packed = Packed(batch.prompts, batch.token_ids, streams)
+        given = params, batch, streams, denominators, forbidden_mask
+        grad = functools.partial(jax.grad(loss_of, has_aux=True), *given)
 
-        num_used = Packed(batch.prompts, batch.token_ids, streams).num_used()
+        def add(index: Array, length: int, total: tuple) -> tuple:
+            return jax.tree.map(jnp.add, total, grad(index, length))
 
-        def add(index: Array, total: tuple) -> tuple:
-            return jax.tree.map(jnp.add, total, grad(index, denominators, forbidden_mask))
-
-        shapes = jax.eval_shape(grad, jnp.int32(0), denominators, forbidden_mask)
+        shapes = jax.eval_shape(functools.partial(grad, length=streams.group.shape[-1]), jnp.int32(0))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        grads, aux = jax.lax.fori_loop(0, most(num_used), add, zeros)
+        grads, aux = packed.for_each(add, zeros)
         return sum_gradients(grads), sum_rows(aux)
 
     def specs(params: QwenVL, *_: Any) -> tuple[tuple, Any]:

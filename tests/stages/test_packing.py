@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.stages.packing import Packed, PromptLengths, StreamSizes, pack, padding_share
 from care_jax.structs import Packing
 
 P, PATCHES, R = 24, 16, 10  # padded prompt, patches and row
@@ -121,10 +124,26 @@ def test_a_part_keeps_its_groups():
     assert np.array_equal(packing.order % 6 % 3, np.tile([0, 1, 2], 4))
 
 
-@pytest.mark.parametrize(("shards", "expected"), [(1, 1 - 68 / 120), (2, 1 - 68 / 120)])
-def test_padding_counts_what_shards_wait_for(shards, expected):
-    """Catches a share of padding that leaves out streams of the busiest shard which others do not have."""
-    row_len = np.array([[10, 10], [10, 0], [0, 0], [0, 0]], np.int32)
+@pytest.mark.parametrize(
+    ("last_row", "shards", "computed"),
+    [(10, 1, 45 + 45), (10, 2, 2 * 45), (12, 1, 60 + 45), (12, 2, 2 * 60)],  # the fuller stream has 44 or 46 tokens
+)
+def test_padding_counts_what_shards_wait_for(last_row, shards, computed):
+    """Catches a share of padding that leaves out what the busiest shard has and others have not."""
+    row_len = np.array([[10, last_row], [10, 0], [0, 0], [0, 0]], np.int32)
     prompts = PromptLengths(np.array([24, 14, 5, 5], np.int32), np.zeros(4, np.int32))
     sizes = sizes_of(row_len, shards=shards, parts=1, stream_len=60)
-    assert padding_share(pack(sizes, prompts, row_len), sizes) == pytest.approx(expected)
+    share = (24 + 10 + last_row + 14 + 10) / computed
+    assert padding_share(pack(sizes, prompts, row_len), sizes) == pytest.approx(1 - share)
+
+
+def test_each_stream_is_computed_once_with_room_for_its_tokens():
+    """Catches a stream that is left out, computed twice, or cut."""
+    prompts, row_len = draw(5, num_prompts=12, num_rows=3)
+    streams = pack(sizes_of(row_len, shards=1, parts=1, stream_len=60), prompts, row_len).streams
+    nothing: Any = None
+    packed = Packed(nothing, nothing, streams)
+    computed = packed.for_each(lambda index, length, total: total.at[index].add(length), jnp.zeros(len(streams.group)))
+    filled = (streams.group > 0).sum(axis=1)
+    assert {0, 45, 60} == set(np.unique(computed).tolist())
+    np.testing.assert_array_equal(computed, np.where(filled > 45, 60, np.where(filled > 0, 45, 0)))
