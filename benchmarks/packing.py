@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from care_jax.planning import workload
-from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share, shorter_len
 
 _PROMPT_SHARE, _ACCURACY = 0.625, 0.6  # prompts are of a quarter of the longest and more
 
@@ -57,13 +57,14 @@ def useful_unmoved(
     """The useful share if every shard packs its own groups."""
     size = args.prompts // args.shards
     sizes = sizes_of(args, stream_len, size, 1)
-    used, useful = [], 0
+    filled = []
     for first in range(0, args.prompts, size):
         own = slice(first, first + size)
         streams = pack(sizes, PromptLengths(prompts.tokens[own], prompts.patches[own]), row_len[own]).streams
-        used.append((np.asarray(streams.num_targets) > 0).reshape(args.minibatches, -1).sum(axis=1))
-        useful += int((np.asarray(streams.source) >= 0).sum())
-    return useful / (args.shards * int(np.max(used, axis=0).sum()) * stream_len)
+        filled.append((np.asarray(streams.group) > 0).sum(axis=1))
+    longest, shorter = np.max(filled, axis=0), shorter_len(stream_len)  # by turn
+    computed = np.where(longest > shorter, stream_len, np.where(longest > 0, shorter, 0)).sum() * args.shards
+    return float(np.sum(filled) / computed)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
