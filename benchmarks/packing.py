@@ -3,7 +3,7 @@
     python -m benchmarks.packing
     python -m benchmarks.packing --shards=8 --mean_len=1000 --json=packing.json
 
-It needs no device: lengths of a run that is made up (responses log-normal, groups of every difficulty) are packed as a
+It needs no device: lengths of a run that is made up (care_jax/planning/workload.py says how) are packed as a
 step packs them. What is no useful token is the end of a stream, or a stream in which a shard waits for another one.
 "unmoved" is each shard with the groups that it sampled. The last line is one JSON object.
 """
@@ -20,20 +20,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.planning import workload
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share, shorter_len
 
-_SIGMA = 0.8  # of the logarithm of a response's length
+_PROMPT_SHARE, _ACCURACY = 0.625, 0.6  # prompts are of a quarter of the longest and more
 
 
 def draw(args: argparse.Namespace, seed: int) -> tuple[PromptLengths, npt.NDArray[np.int32]]:
     """Lengths of the prompts, and of the rows that a step of CARE updates [B, K + 1]; 0 where there is none."""
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(args.prompt_len // 4, args.prompt_len, args.prompts).astype(np.int32)
-    rate = rng.beta(1.2, 0.8, (args.prompts, 1))  # of right answers to a prompt: 0.6 on average
-    num_wrong = (rng.random((args.prompts, args.rollouts)) >= rate).sum(axis=1)
+    mean_prompt = _PROMPT_SHARE * args.prompt_len
+    tokens = workload.draw_prompts(rng, args.prompts, mean_prompt, args.prompt_len).astype(np.int32)
+    correct = workload.draw_correct(rng, (args.prompts, args.rollouts), _ACCURACY)
+    num_wrong = np.sum(~correct, axis=1)
     num_rows = np.where(num_wrong > 0, np.minimum(num_wrong, args.negatives) + 1, 0)
-    length = rng.lognormal(np.log(args.mean_len) - _SIGMA**2 / 2, _SIGMA, (args.prompts, args.negatives + 1))
-    length = np.clip(length, 2, args.response_len).astype(np.int32)
+    length = workload.draw_lengths(rng, (args.prompts, args.negatives + 1), args.mean_len, args.response_len)
     return PromptLengths(tokens, tokens), np.where(np.arange(args.negatives + 1) < num_rows[:, None], length, 0)
 
 
@@ -56,13 +57,14 @@ def useful_unmoved(
     """The useful share if every shard packs its own groups."""
     size = args.prompts // args.shards
     sizes = sizes_of(args, stream_len, size, 1)
-    used, useful = [], 0
+    filled = []
     for first in range(0, args.prompts, size):
         own = slice(first, first + size)
         streams = pack(sizes, PromptLengths(prompts.tokens[own], prompts.patches[own]), row_len[own]).streams
-        used.append((np.asarray(streams.num_targets) > 0).reshape(args.minibatches, -1).sum(axis=1))
-        useful += int((np.asarray(streams.source) >= 0).sum())
-    return useful / (args.shards * int(np.max(used, axis=0).sum()) * stream_len)
+        filled.append((np.asarray(streams.group) > 0).sum(axis=1))
+    longest, shorter = np.max(filled, axis=0), shorter_len(stream_len)  # by turn
+    computed = np.where(longest > shorter, stream_len, np.where(longest > 0, shorter, 0)).sum() * args.shards
+    return float(np.sum(filled) / computed)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

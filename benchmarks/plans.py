@@ -56,7 +56,8 @@ def block(plan: Plan) -> str:
     seconds = (f"{bound} {sum(floor[bound] for floor in plan.floors.values()):.1f}" for bound in BOUNDS)
     lines += [
         f"a step of {figures['tokens_per_step']:,} tokens is {figures['flops_per_step'] / 1e12:,.0f} TFLOP; "
-        f"least seconds: {', '.join(seconds)}",
+        f"least seconds: {', '.join(seconds)},",
+        f"one stage after another {plan.least_seconds:.1f}",
         f"{'fits' if plan.fits else 'does not fit'}: the peak is {plan.peak.peak / GIB:.2f} of {limit} GiB, in "
         f"{plan.peak.name}",
         "```",

@@ -1,6 +1,7 @@
 """Memory and least time of a run on a TPU slice, before the slice is rented: its programs, compiled without a TPU.
 
     python -m care_jax.plan --config=configs/F.py --topology=v5p:2x2x2 [--json=FILE] [--sweep] [--config.a.b=v]
+        [--mean_len=500 --accuracy=0.6 [--mean_prompt_len=700] | --metrics=RUN] [--price=4.2]
 
 Every program of a step (step.py) is compiled for the largest bucket, from shapes: neither weights nor data are
 needed, and of a published model not even its folder. Needs libtpu (pip install -e '.[libtpu]').
@@ -13,9 +14,15 @@ Printed is, for each program in the order of a step, what a chip holds while it 
     sampler     the copy that decoding reads        batch        prompts with their patches, responses, scores
     gradients   of a minibatch, float32             temporaries  all else that the compiler allots, and padding
 
-The peak is the compiler's own, with what lives beside the program added. Then the tokens and FLOPs of a step, the least
-seconds that its arithmetic, its reads of HBM and its transfers take on that chip, and the bytes of each kind of
-collective. Exit code 0: the run fits; 1: it does not, and what would change that is listed; 2: bad input.
+The peak is the compiler's own, with what lives beside the program added. Then the tokens and FLOPs of a full step, the
+least seconds that its arithmetic, its reads of HBM and its transfers take on that chip, and the bytes of each kind of
+collective. Stages run one after another, so a step takes at least the sum of what bounds each most ("least"). Exit
+code 0: the run fits; 1: it does not, and what would change that is listed; 2: bad input.
+
+With the mean length of responses and the accuracy, or a run's metrics, also the seconds that a step is expected to take
+(planning/expected.py says how), what each stage moves against what it must, the share of the chips' FLOP/s that does
+useful work, and with a price in dollars of a chip and hour the response tokens for a dollar. "padded" are the seconds
+if score, reference and update computed every row of every group in its full length.
 
 --sweep tries the meshes, the config's prompts and fewer, and shorter streams, from the lowest floor up, until one
 fits.
@@ -24,6 +31,7 @@ fits.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -31,13 +39,16 @@ import jax
 import ml_collections
 from absl import flags
 
-from care_jax import cli
+from care_jax import cli, files
 from care_jax import config as config_lib
 from care_jax.errors import InputError
 from care_jax.planning import flops, hlo
 from care_jax.planning.advice import changes, sweep
-from care_jax.planning.chips import GIB
+from care_jax.planning.chips import GIB, expected_rates
 from care_jax.planning.estimate import PARTS, Plan, make_plan
+from care_jax.planning.expected import Expected, expect
+from care_jax.planning.workload import Averages
+from care_jax.stages.compiled import all_buckets
 
 
 def table(plan: Plan) -> str:
@@ -58,14 +69,17 @@ def table(plan: Plan) -> str:
         cells = "".join(f"{stage.parts[part] / GIB:>{len(part) + 2}.2f}" for part in shown)
         mark = "  no room" if stage.refused else "  too much" if stage.peak > limit * GIB else ""
         lines.append(f"{stage.name:<26}{cells}{stage.peak / GIB:>7.2f}{mark}")
-    lines += ["", f"{'least seconds':<26}" + "".join(f"{name:>12}" for name in ("tokens", "TFLOP", *flops.BOUNDS))]
+    bounds = ("tokens", "TFLOP", *flops.BOUNDS, "least")
+    lines += ["", f"{'least seconds':<26}" + "".join(f"{name:>12}" for name in bounds)]
     for name, work in plan.work.items():
-        floors = "".join(f"{plan.floors[name][bound]:>12.3f}" for bound in flops.BOUNDS)
-        lines.append(f"{name:<26}{work.tokens:>12,}{work.flops / 1e12:>12,.0f}{floors}")
+        floors = [plan.floors[name][bound] for bound in flops.BOUNDS]
+        cells = "".join(f"{seconds:>12.3f}" for seconds in (*floors, max(floors)))
+        lines.append(f"{name:<26}{work.tokens:>12,}{work.flops / 1e12:>12,.0f}{cells}")
     figures = plan.to_json()
+    sums = [sum(floor[bound] for floor in plan.floors.values()) for bound in flops.BOUNDS]
     lines.append(
         f"{'a step':<26}{figures['tokens_per_step']:>12,}{figures['flops_per_step'] / 1e12:>12,.0f}"
-        + "".join(f"{sum(floor[bound] for floor in plan.floors.values()):>12.3f}" for bound in flops.BOUNDS)
+        + "".join(f"{seconds:>12.3f}" for seconds in (*sums, plan.least_seconds))
     )
     lines += ["", f"{'GiB a chip receives':<26}" + "".join(f"{kind:>20}" for kind in hlo.COLLECTIVES)]
     for stage in plan.stages:
@@ -80,6 +94,52 @@ def table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def expected_table(expected: Expected, price: float | None) -> str:
+    """The expected step as text."""
+    columns = ("seconds", "compute", "memory", "links", "turns", "padded", "moved GB", "needed GB")
+    lines = [f"{'expected seconds':<26}" + "".join(f"{name:>10}" for name in columns)]
+    for cost in expected.costs:
+        seconds = "".join(f"{value:>10.3f}" for value in (cost.seconds, cost.compute, cost.memory, cost.links))
+        moved = "".join(f"{size / 1e9:>10,.1f}" if size else f"{'':>10}" for size in (cost.moved, cost.needed))
+        lines.append(f"{cost.name:<26}{seconds}{cost.turns or '':>10}{cost.padded:>10.3f}{moved}".rstrip())
+    figures = expected.to_json(price)
+    lines += [
+        f"a step: {expected.seconds:.1f} s, {figures['useful_mfu']:.1%} of the chips' FLOP/s useful; padded "
+        f"{expected.padded_seconds:.1f} s, {figures['padded_useful_mfu']:.1%}",
+        f"{figures['response_tokens']:,} response tokens a step, {figures['tokens_per_chip_hour']:,} a chip and hour"
+        + (f", {figures['tokens_per_dollar']:,} for a dollar" if price is not None else ""),
+    ]
+    return "\n".join(lines)
+
+
+def averages_of(config: ml_collections.ConfigDict) -> Averages | None:
+    """The averages that the flags give; None without them.
+
+    Raises:
+        InputError: one line: flags that do not go together, or values that cannot be.
+    """
+    values, bucket = flags.FLAGS, max(all_buckets(config))
+    given = [name for name in ("mean_len", "accuracy", "mean_prompt_len") if values[name].value is not None]
+    if values.price is not None and not 0 < values.price < math.inf:
+        raise InputError(f"--price={values.price}: give dollars of a chip and hour, above 0")
+    if values.metrics is not None:
+        if given:
+            raise InputError(f"--{given[0]} and --metrics both say what steps are like; give one of them")
+        return Averages.of_run(config, bucket, files.anywhere(values.metrics))
+    if not given and values.price is None:
+        return None
+    if values.mean_len is None or values.accuracy is None:
+        what = f"--{given[0]}" if given else "--price"
+        raise InputError(f"{what} needs --mean_len=TOKENS and --accuracy=SHARE, or --metrics=RUN, to expect a step")
+    return Averages.make(
+        config,
+        bucket,
+        mean_len=values.mean_len,
+        accuracy=values.accuracy,
+        mean_prompt_len=values.mean_prompt_len,
+    )
+
+
 def main(config: ml_collections.ConfigDict) -> None:
     """Prints the plan and exits with its code."""
     jax.config.update("jax_platforms", "cpu")  # a plan takes no device, even where there is one
@@ -87,15 +147,26 @@ def main(config: ml_collections.ConfigDict) -> None:
     topology, path = flags.FLAGS.topology, flags.FLAGS.json
     if topology is None:
         raise InputError("--topology=NAME is needed, as v5p:2x2x2 or v6e:8x8")
+    averages, price = averages_of(config), flags.FLAGS.price
     plan = sweep(config, topology) if flags.FLAGS.sweep else make_plan(config, topology)
+    figures = plan.to_json()
     print(table(plan))
+    if averages is not None:
+        expected = expect(plan, averages, expected_rates(plan.chip))
+        figures["expected"] = expected.to_json(price)
+        print(f"\n{expected_table(expected, price)}")
     if path is not None:
-        Path(path).write_text(json.dumps(plan.to_json(), indent=1) + "\n")
+        Path(path).write_text(json.dumps(figures, indent=1) + "\n")
     sys.exit(0 if plan.fits else 1)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("topology", None, "The slice: v4, v5e, v5p, v6e or tpu7x and its chips along each axis.")
     flags.DEFINE_string("json", None, "A file for the same figures.")
+    flags.DEFINE_float("mean_len", None, "Tokens of a response on average.")
+    flags.DEFINE_float("accuracy", None, "The share of right answers.")
+    flags.DEFINE_float("mean_prompt_len", None, "Tokens of a prompt; half of the largest bucket if not given.")
+    flags.DEFINE_string("metrics", None, "A run, or its metrics.jsonl, whose last steps have these averages.")
+    flags.DEFINE_float("price", None, "Dollars of a chip and hour.")
     flags.DEFINE_boolean("sweep", False, "Try meshes, prompts and streams; print the best that fits.")
     cli.run_config(main)

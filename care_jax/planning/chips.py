@@ -44,6 +44,27 @@ CHIPS = {
 }
 
 
+class Rates(NamedTuple):
+    """The speed that programs reach on one JAX device."""
+
+    flops: float  # a second
+    bytes_per_s: float  # of its memory, read and written
+    link_bytes_per_s: float
+
+
+# Shares of a chip's peaks that whole programs are expected to reach. FLOP/s: 51 to 67 % on slices of 256 v5e
+# (github.com/AI-Hypercomputer/maxtext, configs/v5e, 16 B to 128 B parameters); a scoring pass reached 52 and 56 % of an
+# H200 (docs/performance.md, "GPUs"). HBM and links are assumptions: large reads come near the peak of HBM, and a gather
+# runs along one or two of a slice's axes at a time.
+REACHED = Rates(flops=0.6, bytes_per_s=0.8, link_bytes_per_s=0.5)
+
+
+def expected_rates(chip: Chip) -> Rates:
+    """The speed that programs are expected to reach on a chip."""
+    peaks = (chip.peak_flops, chip.hbm_bytes_per_s, chip.link_bytes_per_s)
+    return Rates(*(peak * share for peak, share in zip(peaks, REACHED, strict=True)))
+
+
 class Peak(NamedTuple):
     """The speed of one JAX device, as its maker gives it."""
 

@@ -10,10 +10,10 @@ import dataclasses
 import functools
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,29 @@ _NO_ROOM = re.compile(r"Ran out of memory (?:on HBM.*HLO temporaries \(|in memor
 _UNIT = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
+class Bytes(NamedTuple):
+    """Bytes that one run of a program moves, a part of them once for each stream that it goes through."""
+
+    fixed: float
+    a_stream: float
+
+    def of(self, streams: int) -> float:
+        """The bytes of a run through so many streams of each shard, over all minibatches."""
+        return self.fixed + streams * self.a_stream
+
+
+class Loop(NamedTuple):
+    """The loops of a program over the streams of a shard."""
+
+    streams: int  # of a minibatch, if all of them are full
+    times: int  # minibatches
+
+    def bytes_of(self, text: hlo.HloModule, count: Callable[[hlo.HloModule], float]) -> Bytes:
+        """What `count` finds in a program, as it depends on the number of streams."""
+        fixed, with_one = count(text.with_streams(0)), count(text.with_streams(1))
+        return Bytes(fixed, (with_one - fixed) / self.times)
+
+
 @dataclasses.dataclass(frozen=True)
 class StageMemory:
     """One program of a step on one chip."""
@@ -61,6 +84,9 @@ class StageMemory:
     name: str
     parts: dict[str, int]  # bytes of what lives while it runs, by PARTS; they add up to the peak
     collective_bytes: dict[str, int]  # received over the links, by kind; none where it was refused
+    hbm_bytes: Bytes  # read and written
+    received_bytes: Bytes  # over the links
+    waited_bytes: Bytes  # those of them that nothing hides
     largest_array: int  # numbers
     largest_gather: int  # numbers of the largest array that is gathered at once
     refused: bool  # the compiler found no room for the program alone
@@ -81,6 +107,7 @@ class Plan:
     chip: Chip
     sizes: flops.Sizes
     stages: list[StageMemory]
+    num_hosts: int
 
     @property
     def peak(self) -> StageMemory:
@@ -106,6 +133,11 @@ class Plan:
             floors[name]["links"] = received[name] / self.chip.link_bytes_per_s
         return floors
 
+    @property
+    def least_seconds(self) -> float:
+        """The least of a step: its stages run one after another, each as long as what bounds it most."""
+        return sum(max(floor.values()) for floor in self.floors.values())
+
     def to_json(self) -> dict[str, Any]:
         """The figures that --json writes.
 
@@ -125,6 +157,7 @@ class Plan:
             "tokens_per_step": sum(work.tokens for work in self.work.values()),
             "flops_per_step": sum(work.flops for work in self.work.values()),
             "floors_s": self.floors,
+            "least_s": self.least_seconds,
             "collective_bytes": {
                 kind: sum(stage.collective_bytes.get(kind, 0) for stage in self.stages) for kind in hlo.COLLECTIVES
             },
@@ -147,7 +180,8 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, only: tuple[str,
     chip, devices = devices_of(topology)
     mesh = create_device_mesh(mesh_sizes(config, model, len(devices)), devices)
     sizes = flops.Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
-    return Plan(config, topology, chip, sizes, _measure(config, model, mesh, sizes, only))
+    num_hosts = len({device.process_index for device in devices})
+    return Plan(config, topology, chip, sizes, measure(config, model, mesh, sizes, only), num_hosts)
 
 
 def planned_model(config: ml_collections.ConfigDict) -> ModelConfig:
@@ -201,24 +235,22 @@ def planned_calls(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
     return trace(table, make_programs(table, setup), setup, bucket)
 
 
-def _measure(
-    config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh, sizes: flops.Sizes, only: tuple[str, ...]
+def measure(
+    config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh, sizes: flops.Sizes, only: tuple[str, ...] = ()
 ) -> list[StageMemory]:
     """The programs of a step, compiled, with what lives beside each."""
     calls = [call for call in planned_calls(config, model, mesh, sizes.bucket) if not only or call.stage.name in only]
     with ThreadPoolExecutor(max_workers=2) as pool:  # half of the time; more of them would take more memory
-        return list(
-            pool.map(lambda call: _compile(call, _made(call, sizes, mesh), _num_streams(call, config, sizes)), calls)
-        )
+        return list(pool.map(lambda call: _compile(call, _made(call, sizes, mesh), _loop(call, config, sizes)), calls))
 
 
-def _num_streams(call: Call, config: ml_collections.ConfigDict, sizes: flops.Sizes) -> int | None:
-    """Streams that each shard goes through in one loop of the program; None in a program without streams."""
+def _loop(call: Call, config: ml_collections.ConfigDict, sizes: flops.Sizes) -> Loop | None:
+    """The loops of the program over streams; None in a program without streams."""
     compute = call.stage.compute
     if compute is None or compute.mode == "decode" or compute.branches(config) == 0:
         return None
-    loops = sizes.minibatches if compute.mode == "train" else 1
-    return sizes.num_streams(compute.branches(config), loops) // loops
+    times = sizes.minibatches if compute.mode == "train" else 1
+    return Loop(sizes.num_streams(compute.branches(config), times) // times, times)
 
 
 def _made(call: Call, sizes: flops.Sizes, mesh: Mesh) -> dict[str, int]:
@@ -261,18 +293,27 @@ def _bytes(tree: Any) -> int:
     return total
 
 
-def _compile(call: Call, made: Mapping[str, int], num_streams: int | None) -> StageMemory:
+_COUNTS: tuple[Callable[[hlo.HloModule], float], ...] = (
+    lambda text: text.hbm_bytes().total(),
+    lambda text: sum(text.collective_bytes().values()),
+    lambda text: sum(text.collective_bytes(waited=True).values()),
+)
+
+
+def _compile(call: Call, made: Mapping[str, int], loop: Loop | None) -> StageMemory:
     """Compiles one program and measures it; that there is no room for it is a result too."""
     started = time.time()
     collective_bytes: dict[str, int] = {}
     largest_array = largest_gather = 0
+    moved = received = waited = Bytes(0, 0)
     refused = False
     try:
         compiled = call.program.lower(*call.args).compile()
         memory: Any = compiled.memory_analysis()
         taken = memory.peak_memory_in_bytes
-        text = hlo.HloModule(str(compiled.as_text()), num_streams=num_streams)
+        text = hlo.HloModule(str(compiled.as_text()), num_streams=loop.streams if loop else None)
         collective_bytes = text.collective_bytes()
+        moved, received, waited = ((loop or Loop(0, 1)).bytes_of(text, count) for count in _COUNTS)
         largest_array, largest_gather = text.largest(), text.largest("all-gather")
     except jax.errors.JaxRuntimeError as error:
         found = _NO_ROOM.search(str(error))
@@ -291,6 +332,9 @@ def _compile(call: Call, made: Mapping[str, int], num_streams: int | None) -> St
         name=call.stage.name,
         parts=parts,
         collective_bytes=collective_bytes,
+        hbm_bytes=moved,
+        received_bytes=received,
+        waited_bytes=waited,
         largest_array=largest_array,
         largest_gather=largest_gather,
         refused=refused,

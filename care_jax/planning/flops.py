@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -40,6 +40,32 @@ class Work:
     state_bytes: float  # of parameters and optimizer, read and written where they lie
     cache_bytes: float  # of keys and values that decoding reads
     link_bytes: float  # that one chip receives
+
+
+class Pass(NamedTuple):
+    """Tokens of a forward pass, and its FLOPs by part of the model; of several passes all parts add up."""
+
+    tokens: float  # of the decoder
+    tower: float
+    layers: float
+    head: float
+
+    @property
+    def flops(self) -> float:
+        """The whole pass."""
+        return self.tower + self.layers + self.head
+
+    def trained(self, *, freeze_vision: bool) -> float:
+        """The parts that a backward pass runs through, with twice as many FLOPs."""
+        return self.flops - (self.tower if freeze_vision else 0)
+
+    def updated(self, *, freeze_vision: bool) -> float:
+        """The pass and its backward pass, without what is computed again."""
+        return self.flops + 2 * self.trained(freeze_vision=freeze_vision)
+
+    def recomputed(self, *, freeze_vision: bool, remat: str) -> float:
+        """Products that the backward pass computes again; chunks of the head are in any case."""
+        return self.trained(freeze_vision=freeze_vision) if remat == "full" else self.head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +257,16 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
     length, prompts = sizes.response_len, sizes.prompts
     whole = sizes.num_params * sizes.weight_bytes
 
+    def full_pass(rows: int) -> Pass:
+        layers = sizes.prompt_flops() + rows * sizes.branch_flops()
+        parts = (sizes.bucket[0] + rows * length, sizes.vision_flops(), layers, rows * sizes.head_flops())
+        return Pass(*(prompts * part for part in parts))
+
     def passes(rows: int) -> Work:
         """Prompt and `rows` full branches of each prompt in one forward pass."""
-        flops = sizes.vision_flops() + sizes.prompt_flops() + rows * (sizes.branch_flops() + sizes.head_flops())
-        tokens = prompts * (sizes.bucket[0] + rows * length)
-        received = sizes.gathered_bytes(*sizes.gathered_modules) + sizes.summed_bytes(tokens, sums=2)
-        return Work(tokens, prompts * flops, 0, whole, 0, 0, received)
+        done = full_pass(rows)
+        received = sizes.gathered_bytes(*sizes.gathered_modules) + sizes.summed_bytes(done.tokens, sums=2)
+        return Work(round(done.tokens), done.flops, 0, whole, 0, 0, received)
 
     def decodes(rows: int) -> Work:
         """`rows` branches of each prompt, a token at a time."""
@@ -250,17 +280,14 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
         return Work(tokens, prompts * flops, 0, weights, 0, prompts * keys, received)
 
     def update(rows: int) -> Work:
-        forward = passes(rows)
-        vision = prompts * sizes.vision_flops()
-        trained = forward.flops - (vision if sizes.model.freeze_vision else 0)
-        head = prompts * rows * sizes.head_flops()
+        forward, freeze_vision = full_pass(rows), sizes.model.freeze_vision
         # Forward and backward two a layer; of a layer that is computed again the MLP's sum is not needed.
         num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat != "none" else 4
         of_gradients = 4 * sizes.num_params / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
         return Work(
-            tokens=forward.tokens,
-            flops=forward.flops + 2 * trained,
-            recomputed=trained if sizes.model.remat == "full" else head,  # chunks of the head are in any case
+            tokens=round(forward.tokens),
+            flops=forward.updated(freeze_vision=freeze_vision),
+            recomputed=forward.recomputed(freeze_vision=freeze_vision, remat=sizes.model.remat),
             parameter_bytes=2 * sizes.micro_batches * whole,
             # Parameter, gradient and Adam's two moments are read, all but the gradient written.
             state_bytes=sizes.minibatches * 7 * 4 * sizes.num_params,

@@ -11,6 +11,7 @@ Bytes are those of the layout: a TPU pads the two inner axes of an array to tile
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -36,6 +37,12 @@ class HloModule:
         self.computations, self.entry = parse_module(text)
         self._num_streams = num_streams
 
+    def with_streams(self, num_streams: int) -> HloModule:
+        """The same program with another number of streams."""
+        other = copy.copy(self)
+        other._num_streams = num_streams
+        return other
+
     def loops(self, computation: str | None = None) -> list[Instruction]:
         """The loops of a computation (default: the entry), without the loops inside them."""
         body = self.computations[computation or self.entry].instructions.values()
@@ -49,12 +56,8 @@ class HloModule:
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
-        condition = self.computations[loop.calls["condition"]]
         bounds, counters = [], []
-        for test in condition.instructions.values():
-            if test.opcode != "compare" or "direction=LT" not in test.attributes:
-                continue
-            counter, bound = (condition.instructions[name] for name in test.operands)
+        for counter, bound in self._tests(self.computations[loop.calls["condition"]]):
             if counter.opcode == "get-tuple-element":
                 counters.append(_index(counter))
                 bounds += [(int(bound.literal), counters[-1])] if bound.opcode == "constant" else []
@@ -68,9 +71,29 @@ class HloModule:
         start = self._start(computation, loop, index)
         return 0 if start is None else end - start
 
+    def _tests(self, condition: Computation) -> Iterator[tuple[Instruction, ...]]:
+        """The sides of each "less than" of a condition; CPUs have them in fusions, whose parameters are looked up."""
+        for test in condition.instructions.values():
+            where = self.computations[test.calls["calls"]] if test.opcode == "fusion" else condition
+            for less in where.instructions.values() if test.opcode == "fusion" else (test,):
+                if less.opcode == "compare" and "direction=LT" in less.attributes:
+                    sides = (where.instructions[name] for name in less.operands)
+                    yield tuple(
+                        condition.instructions[test.operands[int(side.literal)]] if side.opcode == "parameter" else side
+                        for side in sides
+                    )
+
     def _start(self, computation: str, loop: Instruction, index: int) -> int | None:
         """The constant that a loop's counter starts from, or None if the counter comes from another loop."""
         instructions = self.computations[computation].instructions
+        if instructions[loop.operands[0]].opcode == "parameter":  # CPUs put a small loop into a call of its own
+            caller, call = next(
+                (name, i)
+                for name, other in self.computations.items()
+                for i in other.instructions.values()
+                if computation in i.calls.values()
+            )
+            return self._start(caller, call, index)
         start = instructions[instructions[loop.operands[0]].operands[index]]
         while start.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
             start = instructions[start.operands[0]]
@@ -101,16 +124,21 @@ class HloModule:
             moved[instruction.name] = moved.get(instruction.name, 0) + times * self._moved(where, instruction)
         return Counter({name: round(size) for name, size in moved.items()})
 
-    def collective_bytes(self) -> dict[str, int]:
+    def collective_bytes(self, *, waited: bool = False) -> dict[str, int]:
         """Bytes that each chip receives over its links, by kind of collective, if each sends the least that it can.
 
         For n chips and an array of s bytes in all: all-gather and reduce-scatter (n - 1) / n * s, all-reduce twice
         that, all-to-all (n - 1) / n of the chip's part, collective-permute the chip's part.
+
+        Args:
+            waited: count only the collectives during which the chip does nothing else.
         """
         received = dict.fromkeys(COLLECTIVES, 0)
         for where, instruction, times in self.runs():
             for inner, found in self._collectives(where, instruction):
                 kind = found.opcode.removesuffix("-start")
+                if waited and _channel(found) in self._hidden:
+                    continue
                 if kind == "all-reduce" and _is_scattered(inner, found):
                     kind = "reduce-scatter"
                 received[kind] += round(times * _received(kind, found, inner))
@@ -160,6 +188,14 @@ class HloModule:
             for instruction in computation.instructions.values()
             if _channel(instruction)
         }
+
+    @functools.cached_property
+    def _hidden(self) -> set[str]:
+        """The channels of the collectives that run beside other work."""
+        instructions = [(name, i) for name, c in self.computations.items() for i in c.instructions.values()]
+        beside = {called for _, i in instructions if i.opcode == "async-start" for called in i.calls.values()}
+        begun = {_channel(i) for name, i in instructions if i.opcode.endswith("-start") or name in beside}
+        return (begun | {*self._starts}) - {""}
 
     def _moved(self, where: Computation, instruction: Instruction) -> int:
         """Bytes of HBM that an instruction reads and writes."""

@@ -54,13 +54,26 @@ class PromptSizes(NamedTuple):
         sizes = [(len(e.token_ids), len(e.patches), pairs(e.image_ids), pairs(e.window_ids)) for e in examples]
         return cls(*np.array(sizes, np.float64).T)
 
+    def only(self, is_used: npt.NDArray[np.bool_]) -> PromptSizes:
+        """The same batch with the sizes of prompts that are not used [B] at 0."""
+        return PromptSizes(*(size * is_used for size in self))
 
-class _Work(NamedTuple):
-    """Tokens of a pass, and its FLOPs in the vision tower and in the rest of the model."""
 
-    tokens: float
-    tower: float
-    rest: float
+def useful_pass(sizes: flops.Sizes, prompts: PromptSizes, row_len: npt.ArrayLike) -> flops.Pass:
+    """The forward pass over prompts and the rows [B, J] behind them, in their true length; 0 for a row left out."""
+    lengths = np.asarray(row_len, np.float64)
+    tokens, num_tokens = prompts.tokens, float(prompts.tokens.sum() + lengths.sum())
+    pairs = np.sum(tokens * (tokens + 1) / 2) + np.sum(lengths * (tokens[:, None] + (lengths + 1) / 2))
+    tower = sizes.tower_flops(*(float(np.sum(size)) for size in prompts[1:]))
+    return flops.Pass(
+        num_tokens, tower, sizes.decoder_flops(num_tokens, float(pairs)), 2 * float(lengths.sum()) * sizes.head
+    )
+
+
+def keys_read(prompts: PromptSizes, row_len: npt.ArrayLike) -> float:
+    """Keys that decoding must read: for each token the prompt's once for its live rows, and each row's own."""
+    lengths = np.asarray(row_len, np.float64)
+    return float(np.sum(prompts.tokens * lengths.max(axis=1)) + np.sum(lengths * (lengths + 1) / 2))
 
 
 class Speed:
@@ -115,16 +128,16 @@ class Speed:
             seconds: that the pass took.
             share: the rows of the batch that these are.
         """
-        work = self._pass_work(prompts, row_len, share)
-        return self._figures(name, work.tokens, work.tower + work.rest, seconds)
+        done = self._pass(prompts, row_len, share)
+        return self._figures(name, done.tokens, done.flops, seconds)
 
     def update(
         self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float, share: HostShare = ALL_ROWS
     ) -> dict[str, float]:
         """Figures of `forward` with the backward pass, twice the work of the parts that it runs through."""
-        work = self._pass_work(prompts, row_len, share)
-        towers = 1 if self._sizes.model.freeze_vision else 3
-        return self._figures("update", work.tokens, 3 * work.rest + towers * work.tower, seconds)
+        done = self._pass(prompts, row_len, share)
+        work = done.updated(freeze_vision=self._sizes.model.freeze_vision)
+        return self._figures("update", done.tokens, work, seconds)
 
     def decode(
         self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float, share: HostShare = ALL_ROWS
@@ -135,8 +148,8 @@ class Speed:
         own; the rows [B, G] that have ended read nothing. Prefill is part of the seconds.
         """
         sizes, lengths = self._sizes, np.asarray(row_len, np.float64)
-        own_keys = np.sum(prompts.tokens * lengths.max(axis=1)) + np.sum(lengths * (lengths + 1) / 2)
-        parts = share.exchange([float(x) for x in (lengths.max(), lengths.size, lengths.sum(), own_keys)])
+        own = (lengths.max(), lengths.size, lengths.sum(), keys_read(prompts, lengths))
+        parts = share.exchange([float(x) for x in own])
         most, *sums = zip(*parts, strict=True)
         num_steps, (num_rows, num_tokens, keys) = max(most), map(sum, sums)
         figures = {
@@ -149,17 +162,11 @@ class Speed:
             figures["speed/decode_bandwidth"] = read / seconds / self._peak.bytes_per_s
         return {name: float(value) for name, value in figures.items()}
 
-    def _pass_work(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], share: HostShare) -> _Work:
-        """The forward pass over the rows of all processes."""
-        lengths, sizes = np.asarray(row_len, np.float64), self._sizes
-        is_used = lengths.any(axis=1)
-        tokens = prompts.tokens * is_used
-        pairs = np.sum(tokens * (tokens + 1) / 2) + np.sum(lengths * (tokens[:, None] + (lengths + 1) / 2))
-        num_tokens = float(tokens.sum() + lengths.sum())
-        tower = sizes.tower_flops(*(float(np.sum(size * is_used)) for size in prompts[1:]))
-        rest = sizes.decoder_flops(num_tokens, float(pairs)) + 2 * float(lengths.sum()) * sizes.head
-        parts = share.exchange([num_tokens, tower, rest])
-        return _Work(*map(sum, zip(*parts, strict=True)))
+    def _pass(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], share: HostShare) -> flops.Pass:
+        """The forward pass over the rows of all processes; a prompt without a row is left out."""
+        used = prompts.only(np.any(row_len, axis=1))
+        parts = share.exchange(list(useful_pass(self._sizes, used, row_len)))
+        return flops.Pass(*map(sum, zip(*parts, strict=True)))
 
     def _figures(self, name: str, num_tokens: float, work: float, seconds: float) -> dict[str, float]:
         figures = {f"speed/{name}_tokens_per_s": num_tokens / seconds / self._num_devices}

@@ -98,6 +98,14 @@ def test_a_split_collective_counts_once():
     assert HloModule(SPLIT).collective_bytes()["all-gather"] == 2 * 32 * 4 * 3 // 4  # channels 7 and 8
 
 
+def test_only_a_collective_without_other_work_beside_it_is_waited_for():
+    """Catches a transfer that is hidden behind work and adds its time, and one that is not and adds none."""
+    assert HloModule(SPLIT).collective_bytes(waited=True)["all-gather"] == 32 * 4 * 3 // 4  # channel 8
+    begun = SPLIT.replace("all-gather(%b), channel_id=8", "all-gather-start(%b), channel_id=8")
+    assert sum(HloModule(begun).collective_bytes(waited=True).values()) == 0
+    assert sum(HloModule(begun).collective_bytes().values()) == 2 * 32 * 4 * 3 // 4
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -187,3 +195,35 @@ ENTRY %main (a: s8[8,64,256], b: s32[]) -> bf16[64,256] {
 def test_bytes_of_an_int8_layer():
     """Catches a stack of int8 layers that counts whole, since its tiles are named anew before a layer is taken."""
     assert HloModule(FUSED).hbm_bytes()["r"] == 64 * 256 * (1 + 2)
+
+
+def test_a_loop_that_may_end_early_counts_in_full_on_a_cpu_too():
+    """Catches the CPU's spelling of a condition, a fusion, whose bound is not found."""
+
+    def goes_on(carry):
+        return (carry[0] < 37) & (carry[1].sum() < 1e6)
+
+    def add(carry):
+        return carry[0] + 1, carry[1] + jnp.sin(carry[1])
+
+    compiled = jax.jit(lambda x: jax.lax.while_loop(goes_on, add, (jnp.int32(0), x))).lower(jnp.ones(64)).compile()
+    module = HloModule(compiled.as_text())
+    ((where, loop),) = [(name, loop) for name in module.computations for loop in module.loops(name)]
+    condition = module.computations[loop.calls["condition"]]
+    assert {i.opcode for i in condition.instructions.values()} & {"compare", "fusion"} == {"fusion"}
+    assert module.trips(where, loop) == 37
+
+
+def test_bytes_of_each_stream():
+    """Catches bytes of a loop over streams that are counted as the program's own, and the other way round."""
+
+    def run(x, num_used):
+        once = jnp.exp(x)
+        return jax.lax.fori_loop(0, num_used, lambda _, total: total + jnp.sin(total), once)
+
+    text = jax.jit(run).lower(jnp.ones(2**16), jnp.int32(1)).compile().as_text()
+    module = HloModule(text, num_streams=1)
+    of = [module.with_streams(count).hbm_bytes().total() for count in (0, 1, 5)]
+    assert 0 < of[0] < of[1]
+    assert of[2] - of[0] == 5 * (of[1] - of[0])
+    assert module.hbm_bytes().total() == of[1]  # the module itself is as it was

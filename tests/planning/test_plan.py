@@ -18,7 +18,7 @@ from care_jax.models import abstract_model, params_to_dict
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
-from care_jax.planning.estimate import PARTS, Plan, StageMemory
+from care_jax.planning.estimate import PARTS, Bytes, Plan, StageMemory
 from care_jax.stages import sampler
 from configs import qwen2_5_vl
 from tests.end_to_end import TINY, run_forked
@@ -100,6 +100,8 @@ def test_figures_of_a_small_run(planned, tmp_path):
     assert figures["fits"]
     assert 0 < figures["peak_gib"] < figures["limit_gib"] == 15.75
     assert figures["parts"]["params"] == round(planned.stages[0].parts["params"] / GIB, 3)
+    assert figures["least_s"] == sum(max(floor.values()) for floor in planned.floors.values())
+    assert planned.num_hosts == 1
     assert figures["flops_per_step"] == sum(work.flops for work in planned.work.values())
     assert set(figures["floors_s"]) == set(planned.work)
     assert set(figures["floors_s"]["update"]) == set(flops.BOUNDS)
@@ -140,9 +142,9 @@ def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int],
     chip, _ = parse_topology(topology)
     sizes = flops.Sizes.of(config, estimate.planned_model(config), (2048, 4096), mesh)
     parts = dict.fromkeys(PARTS, 0) | {part: round(size * GIB) for part, size in gib.items()}
-    return Plan(
-        config, topology, chip, sizes, [StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), 0, 0, False, 1.0)]
-    )
+    none = Bytes(0, 0)
+    stage = StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), none, none, none, 0, 0, False, 1.0)
+    return Plan(config, topology, chip, sizes, [stage], num_hosts=2)
 
 
 def test_changes_name_a_setting_and_what_it_saves():
@@ -215,11 +217,24 @@ def test_command_line(tmp_path: Path):
     room = {"train.prompts": 2**19, "objective.reflect.enabled": False, "rollout.compact_shares": ()}
     common = ["--config=configs/demo.py", f"--config.model.folder={TINY}", "--config.mesh.fsdp=1"]
     cases = {
-        "too large": [*common, "--topology=v5e:1x1", f"--json={tmp_path}/plan.json"]
+        "too large": [
+            *common,
+            "--topology=v5e:1x1",
+            f"--json={tmp_path}/plan.json",
+            "--mean_len=12",
+            "--accuracy=0.5",
+            "--price=1.5",
+        ]
         + [f"--config.{name}={value}" for name, value in room.items()],
         "no slice": [*common, "--topology=v5e-8"],
         "no topology": common,
         "does not divide": [*common, "--topology=v5e:2x2"],
+        "no accuracy": [*common, "--topology=v5e:1x1", "--mean_len=12"],
+        "too long": [*common, "--topology=v5e:1x1", "--mean_len=33", "--accuracy=0.5"],
+        "nothing to expect": [*common, "--topology=v5e:1x1", "--price=2"],
+        "no price": [*common, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--price=0"],
+        "both": [*common, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--metrics=runs/none"],
+        "no run": [*common, "--topology=v5e:1x1", "--metrics=runs/none"],
     }
     run_forked([(tmp_path / name, "care_jax.plan", args) for name, args in cases.items()], cache=tmp_path / "cache")
     read = {name: [(tmp_path / name / file).read_text() for file in ("code", "stdout", "stderr")] for name in cases}
@@ -232,7 +247,23 @@ def test_command_line(tmp_path: Path):
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert not figures["fits"]
     assert figures["peak_gib"] > figures["limit_gib"]
-    for name, words in {"no slice": "v5e-8", "no topology": "--topology", "does not divide": "on 4 devices"}.items():
+    expected = figures["expected"]
+    assert expected["tokens_per_dollar"] == pytest.approx(expected["tokens_per_chip_hour"] / 1.5, abs=1)
+    assert expected["seconds"] == pytest.approx(sum(of["seconds"] for of in expected["stages"].values()), abs=1e-3)
+    assert f"a step: {expected['seconds']:.1f} s, {expected['useful_mfu']:.1%} of the chips' FLOP/s useful" in stdout
+    assert 0 < expected["useful_mfu"] < 0.6
+    wrong = {
+        "no slice": "v5e-8",
+        "no topology": "--topology",
+        "does not divide": "on 4 devices",
+        "no accuracy": "--mean_len needs",
+        "too long": "--mean_len=33.0: give a number from 1 to 32, rollout.response_len",
+        "nothing to expect": "--price needs --mean_len",
+        "no price": "--price=0.0",
+        "both": "--mean_len and --metrics",
+        "no run": "--metrics=runs/none: no such file",
+    }
+    for name, words in wrong.items():
         code, stdout, stderr = read[name]
         assert (code, stdout) == ("2", ""), stderr
         (line,) = stderr.strip().splitlines()
