@@ -1,6 +1,6 @@
 """Bytes that the compiled decode step and update move on a TPU slice; nothing is run and no TPU is needed.
 
-    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4 --weights=int8]
+    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4 --tensor=4 --weights=int8]
 
 A decode step is bound by its reads from HBM: the weights once, each prompt's keys and values once for all of its
 branches, and the branches' own. `decode_share` is the size of these over the bytes that the compiled step reads and

@@ -206,7 +206,7 @@ def _step(session: Session, update: CompiledStages, speed: Speed) -> dict[str, f
     scalars |= session.supervisor.timer.take() | {"lr": session.last_lr, "time/step": seconds}
     scalars["tokens_per_s/update"] = sum(session.share.exchange(float(batch.response_len.sum()))) / seconds
     scalars |= session.data.counts()
-    scalars |= sizes.padding_shares(bucket_of(batch.prompts)) | memory()
+    scalars |= sizes.metrics(bucket_of(batch.prompts)) | memory()
     prompts = PromptSizes.of([example.prompt for example in examples])
     scalars |= speed.update(prompts, batch.response_len, scalars["time/update"], session.share)
     scalars["padding/update_tokens"] = padding_share(packing, streams, session.share)

@@ -12,6 +12,7 @@ model nor a device.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -154,12 +155,18 @@ def score_responses(
     """
     config_lib.validate(config, unused=("model.folder", "data.train"))
     folder = workdir / "benchmarks"
-    source = test_sets.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
-    questions = Questions(source[index] for index in range(len(source)))
     fields = {"id_field": id_field, "response_field": response_field}
-    model = {"model": named} if (named := model_named(path, **fields)) else {}
-    by_first(lambda: test_sets.require_one_model(folder, name, path, model.get("model")))
-    responses = read_responses(path, questions, **fields)
+
+    def read() -> tuple[StoredRecords, str | None, Responses]:
+        source = test_sets.open_benchmarks(Path(config.eval.benchmarks), [name])[name]
+        questions = Questions(source[index] for index in range(len(source)))
+        return source, model_named(path, **fields), read_responses(path, questions, **fields)
+
+    source, named, responses = together(read)
+    digest = hashlib.sha256(json.dumps(responses, sort_keys=True).encode()).hexdigest()
+    require_same({"benchmark": name, "a digest of the responses": digest})
+    model = {"model": named} if named else {}
+    by_first(lambda: test_sets.require_one_model(folder, name, path, named))
     by_first(lambda: check_settings(folder, {"answers": "from files"}))
     with Verifier.from_config(config, lmms_eval.EQUAL) as verifier:
         figures = test_sets.score(folder / name, name, source, responses, verifier, ANY)

@@ -163,17 +163,17 @@ class Shards:
         """The state after one update."""
         return self.update(state, self.batch, self.packing, self.forbidden).state
 
-    def rollouts(self, tensor: int = 0) -> Any:
-        """Greedy rollouts, the last branches decoded as a smaller batch; rollout.tensor is `tensor`."""
+    def rollouts(self, tensor: int = 0, temperature: float = 0.0) -> Any:
+        """Rollouts, the last branches decoded as smaller batches; rollout.tensor is `tensor`."""
         config = config_lib.base()
-        config.rollout.update(response_len=8, compact_shares=(0.5,), tensor=tensor)
+        config.rollout.update(response_len=8, compact_shares=(0.5, 0.1), tensor=tensor)
         setup = Setup(
             config=config,
             objective=Objective.from_config(config.objective),
             mesh=self.mesh,
             num_prompts=B,
             num_rollouts=G,
-            temperature=0.0,
+            temperature=temperature,
             stop_ids=self.model.processor.stop_ids,
             forbidden_mask=self.model.processor.forbidden_mask,
             image_spec=self.model.processor.image_spec,
@@ -246,6 +246,9 @@ def compare(
         "same_tokens": bool(np.array_equal(host.token_ids, expected[1].token_ids)),
         "logprobs": float(np.abs(host.logprobs - expected[1].logprobs).max()),
         "apart": bool(np.array_equal(apart.token_ids, expected[1].token_ids)),
+        "apart_draws": [
+            jax.device_get(shards.rollouts(size, temperature=1.0).token_ids).tolist() for size in {0, tensor} if tensor
+        ],
         "apart_logprobs": float(np.abs(np.asarray(apart.logprobs) - expected[1].logprobs).max()),
         "apart_layout": all(
             ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)

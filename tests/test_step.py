@@ -12,6 +12,7 @@ import ml_collections
 import pytest
 
 from care_jax import step, train
+from care_jax.evals import decoding
 from care_jax.method import objectives
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import estimate, flops
@@ -175,3 +176,15 @@ def test_dynamic_sampling_puts_together_all_that_is_used_of_several_draws():
     """Catches a value of the last draw beside the groups of all draws."""
     assert step.STEP.when(config_of("dapo")).given_anew() <= {*train.REGROUPED}
     assert {"records", "prompts", "rollouts", "judged", "verdicts"} <= step.STEP.given_anew()
+
+
+def test_a_run_and_its_evaluation_share_the_samplers_program():
+    """Catches a program that reads all parameters and is compiled twice at every first start."""
+    config = config_of("care")
+    setup = setup_of(config)
+    identities = []
+    for table in (step.STEP.when(config), decoding.EVALUATION):
+        calls = trace(table, make_programs(table, setup), setup, all_buckets(config)[0])
+        identities += [call.identity for call in calls if call.stage.name == step.SAMPLER.name]
+    assert len(identities) == 2
+    assert len(set(identities)) == 1

@@ -48,6 +48,14 @@ CHOICES = [
         "It is 40 (B) A.", "It is 40 (B) and A.", r"2\sqrt{2} is (B)", r"$2\sqrt{2}$ equals (B)", r"\sqrt{8} is (B)",
         "40 is (A)", "40.0 is (A)", r"The value 2\sqrt{2} is (B)",
     )),
+    # Points in the subject are no answers, though its numbers may be those that are stated.
+    Group("choice", "(A)", ("4", "5", "6", "7"), (
+        "If 4 lines, A, B, C and D meet, the number of points is 4.", "There are four points.",
+        "Since 4 points (A, B, C, D) are shown, the number of points is 4.",
+        "When 14 points, A, B and C, are joined, the number of lines is 4.",
+    ), ("There are four (B).",), (
+        "If 4 lines, A, B, C and D meet, the number of points is 4, B.", "There are four, B.",
+    )),
     # A function word behind a capital says that it is no article.
     Group("choice", "(B)", None, ("So a red car is (B)", "A red car is (B)"), (), (
         "A but also (B)", "A not (B)", "A with (B)", "A plus (B)", "A instead of (B)", "A for (B)", "A which is (B)",

@@ -64,7 +64,8 @@ class LostRecords:
 
     def __len__(self) -> int:
         """Returns the number of different records lost so far."""
-        return sum(map(len, self._lost.values()))
+        with self._lock:
+            return sum(map(len, self._lost.values()))
 
 
 class _Loaded(NamedTuple, Generic[Example]):

@@ -55,6 +55,7 @@ class Evaluator:
         verifier: the pool that checks answers.
         model: arrays or ShapeDtypeStructs of the models to evaluate.
         mesh: the mesh that the model is divided over.
+        limit: how many of the records most evaluations ask, for which a batch is made; 0 for all.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Evaluator:
         verifier: Verifier,
         model: QwenVL,
         mesh: Mesh,
+        limit: int = 0,
     ) -> None:
         """Compiles nothing yet."""
         self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
-        self._decoder, self._mesh = Decoder(config, processor, model, mesh, len(source)), mesh
+        num_asked = min(limit or len(source), len(source))
+        self._decoder, self._mesh = Decoder(config, processor, model, mesh, num_asked), mesh
         self._share, self._blank = own_share(mesh), blank(processor.image_spec)
 
     @property

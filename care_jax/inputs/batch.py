@@ -78,10 +78,12 @@ class BatchSizes(NamedTuple):
         most_tokens, most_patches, num_tokens, num_patches, num_prompts = zip(*parts, strict=True)
         return cls(max(most_tokens), max(most_patches), sum(num_tokens), sum(num_patches), sum(num_prompts))
 
-    def padding_shares(self, bucket: tuple[int, int]) -> dict[str, float]:
-        """Computes the shares of padding among the prompt tokens and patches in a bucket, as metrics."""
+    def metrics(self, bucket: tuple[int, int]) -> dict[str, float]:
+        """Computes the sizes of a prompt on average, and the shares of padding in a bucket."""
         tokens, patches = (size * self.num_prompts for size in bucket)
         return {
+            "prompt_len/mean": self.num_tokens / self.num_prompts,
+            "patches/mean": self.num_patches / self.num_prompts,
             "padding/prompt_tokens": 1 - self.num_tokens / tokens,
             "padding/patches": 1 - self.num_patches / patches,
         }

@@ -229,8 +229,8 @@ def join_parts(x: Array, axis: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _join_parts(x: Array, axis: int) -> Array:
-    # Parts are gathered on an axis of their own. If they are gathered along the last one, the TPU compiler makes that
-    # the outermost and pads the others to tiles: logits of a decode step then take 32 times their size.
+    # Parts are gathered on an axis of their own: the TPU compiler may make an axis along which it gathers the
+    # outermost, and pad the others to tiles.
     parts = jnp.moveaxis(jax.lax.all_gather(x, "tensor"), 0, axis % x.ndim)
     return parts.reshape(*(-1 if i == axis % x.ndim else size for i, size in enumerate(x.shape)))
 
@@ -273,7 +273,8 @@ def argmax(values: Float[Array, "*batch part"]) -> Int32[Array, "*batch"]:
     if num_shards("tensor") == 1:
         return best
     highest = values.max(axis=-1)
-    is_highest = highest == jax.lax.pmax(highest, "tensor")
+    # Of NaN the first is taken, as by jnp.argmax, so that its log-prob is seen to be none.
+    is_highest = (highest == jax.lax.pmax(highest, "tensor")) | jnp.isnan(highest)
     none = jnp.iinfo(jnp.int32).max
     return jax.lax.pmin(jnp.where(is_highest, best + part_start(values.shape[-1]), none), "tensor")
 

@@ -54,7 +54,8 @@ def changes(plan: Plan) -> list[Change]:
         per_prompt = sum(parts[part] for part in ("prompt_kv", "branch_kv", "batch", "temporaries"))
         found.append(Change(f"train.prompts={sizes.prompts // 2}", per_prompt // 2, "half as many prompts a step"))
     if plan.peak.name == "rollout" and (shares := config.rollout.compact_shares):
-        copies = int(min(shares[0] * sizes.num_rollouts, 1) * parts["prompt_kv"])
+        copied = [share * sizes.num_rollouts for share in shares if share * sizes.num_rollouts <= 1]  # of all prompts
+        copies = int(max(copied, default=0) * parts["prompt_kv"])
         found.append(
             Change("rollout.compact_shares=()", min(copies, parts["temporaries"]), "no copies of prompts for the tail")
         )

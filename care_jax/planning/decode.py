@@ -59,7 +59,9 @@ class Decode:
     def flops(self, phase: Phase) -> float:
         """FLOPs of one chip."""
         sizes, tokens = self.sizes, phase.rows * phase.steps
-        pairs = phase.rows * (phase.steps * sizes.bucket[0] + self._own_slots(phase))
+        # Moved branches are put back among all for the products with the keys of their prompts.
+        beside_prompts = self.full.rows if phase.rows > sizes.prompts // self.shards else phase.rows
+        pairs = beside_prompts * phase.steps * sizes.bucket[0] + phase.rows * self._own_slots(phase)
         return (sizes.decoder_flops(tokens, pairs) + 2 * tokens * sizes.head) / sizes.decode_tensor
 
     def forced_flops(self) -> float:

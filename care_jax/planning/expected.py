@@ -153,10 +153,11 @@ class _Counter:
         return self.plan.sizes
 
     def host(self, name: str, timer: str, repeats: int) -> Cost:
-        """The work of a host on its rows."""
+        """The work of a host on its rows, which are all with dynamic sampling."""
         rows = {"force": self.workload.forced, "verify repairs": self.workload.repaired}
         num_tokens = int(rows.get(name, self.workload.rollouts).sum())
-        seconds = repeats * HOST_SECONDS[name] * num_tokens / self.plan.num_hosts
+        sharing = 1 if self._config.objective.dynamic_sampling else self.plan.num_hosts
+        seconds = repeats * HOST_SECONDS[name] * num_tokens / sharing
         return Cost(name, timer, seconds, padded=seconds)
 
     def program(self, stage: DeviceStage, program: StageMemory) -> Cost:

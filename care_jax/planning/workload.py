@@ -87,17 +87,19 @@ class Averages:
             raise InputError(f"--metrics={shown(str(path))}: no such file; give a run folder or its {METRICS_FILE}")
         lines = [line for line in file.read_bytes().split(b"\n") if line.strip()]
         rows = [parse_object(line, str(file), remedy=f"give a run's {METRICS_FILE}") for line in lines]
-        names = ("response_len/mean", "accuracy/train", "groups/mixed", "padding/prompt_tokens", "padding/patches")
+        names = ("response_len/mean", "accuracy/train", "groups/mixed", "prompt_len/mean", "patches/mean")
         steps = [row for row in rows if all(isinstance(row.get(name), int | float) for name in names)]
         if not steps:
             raise InputError(f"--metrics={shown(str(path))}: it has no step of training, whose lines have {names[0]}")
         means = [statistics.fmean(row[name] for row in steps[-_LAST_STEPS:]) for name in names]
-        mean_len, accuracy, mixed, of_tokens, of_patches = means
+        mean_len, accuracy, mixed, prompt_len, patches = means
         if not all(map(math.isfinite, means)):
             raise InputError(f"--metrics={shown(str(path))}: its last steps have numbers that are not finite")
-        prompt_len = (1 - of_tokens) * bucket[0]
-        made = cls.make(config, bucket, mean_len=mean_len, accuracy=accuracy, mean_prompt_len=prompt_len)
-        return dataclasses.replace(made, mean_patches=(1 - of_patches) * bucket[1], mixed=mixed)
+        try:
+            made = cls.make(config, bucket, mean_len=mean_len, accuracy=accuracy, mean_prompt_len=prompt_len)
+        except InputError as error:
+            raise InputError(f"--metrics={shown(str(path))} is of a run with another config: {error}") from error
+        return dataclasses.replace(made, mean_patches=patches, mixed=mixed)
 
 
 class Workload(NamedTuple):
@@ -129,8 +131,9 @@ def draw(
     fresh = draw_lengths(rng, (shape[0], 1), averages.mean_len, limit)
 
     num_draws, is_mixed = 1, np.any(correct, axis=1) & ~np.all(correct, axis=1)
+    if objective.dynamic_sampling:
+        num_draws = min(math.ceil(1 / max(is_mixed.mean(), 1e-9)), objective.max_draws)
     if objective.dynamic_sampling and np.any(is_mixed):
-        num_draws = min(math.ceil(1 / is_mixed.mean()), objective.max_draws)
         correct = correct[np.resize(np.flatnonzero(is_mixed), shape[0])]
         is_mixed = np.ones_like(is_mixed)
 

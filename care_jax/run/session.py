@@ -285,7 +285,13 @@ def _open(
         state=state,
         sums=checkpointer.checksums(state),
         evaluator=Evaluator(
-            config, source=inputs.held_out, processor=processor, verifier=verifier, model=state.params, mesh=mesh
+            config,
+            source=inputs.held_out,
+            processor=processor,
+            verifier=verifier,
+            model=state.params,
+            limit=config.train.eval_examples,
+            mesh=mesh,
         ),
         checkpointer=checkpointer,
         writer=writer,
@@ -317,10 +323,9 @@ def _open_inputs(
         history.require_same_run(workdir, settings, allow_change=allow_change)
     mesh = make_mesh(config, training=True)
     # Dynamic sampling moves groups to any row, so there every process has all of them.
-    moves_groups = Objective.from_config(config.objective).dynamic_sampling
-    share = sharding.whole_share(mesh) if moves_groups else sharding.own_share(mesh)
-    encode = make_encoder(processor)
-    data = TrainingData(train, encode, batch_size=config.train.prompts, seed=config.seed, share=share)
+    is_whole = Objective.from_config(config.objective).dynamic_sampling
+    share = sharding.whole_share(mesh) if is_whole else sharding.own_share(mesh)
+    data = TrainingData(train, make_encoder(processor), batch_size=config.train.prompts, seed=config.seed, share=share)
     return _Inputs(processor, data, held_out, mesh, share, settings)
 
 

@@ -72,7 +72,7 @@ class Program:
     ):
         """See the class; nothing is compiled yet."""
         self.name, self.function = name, function
-        self._mesh, self._specs, self._out_shardings = mesh, specs, out_shardings
+        self._mesh, self._specs, self.out_shardings = mesh, specs, out_shardings
         if specs is not None:
             function = on_shards(mesh, function, specs)
         options: dict[str, Any] = _ASYNCHRONOUS if mesh.size > 1 and mesh.devices.flat[0].platform == "tpu" else {}
@@ -88,7 +88,7 @@ class Program:
     def output(self, *args: Any) -> Any:
         """Shapes and shardings of the result for those of `args`; nothing is compiled."""
         shapes = jax.eval_shape(self._jitted, *args)
-        shardings = self._out_shardings
+        shardings = self.out_shardings
         if self._specs is not None:
             shardings = named(self._mesh, self._specs(*args)[1])
         return jax.tree.map(
@@ -146,7 +146,8 @@ class Call:
         """Equal for two calls that are the same program, as those of a stage are that depends on no bucket."""
         leaves, tree = jax.tree.flatten(self.args)
         stage = self.stage
-        settings = (stage.takes, stage.gives, stage.on_shards, stage.out_shardings, stage.donates)
+        shardings, of_shardings = jax.tree.flatten(self.program.out_shardings)
+        settings = (stage.takes, stage.gives, stage.on_shards, tuple(shardings), of_shardings, stage.donates)
         return self.program.function, settings, tree, tuple(leaves)
 
     @functools.cached_property

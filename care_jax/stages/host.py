@@ -60,7 +60,7 @@ class Services:
         return {
             "examples": examples,
             "records": [example.record for example in examples],
-            "padding": sizes.padding_shares(bucket_of(prompts)),
+            "padding": sizes.metrics(bucket_of(prompts)),
             "prompts": prompts,
             "bucket": bucket_of(prompts),
             "lengths": PromptLengths.of(prompts),

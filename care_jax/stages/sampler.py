@@ -9,7 +9,7 @@ trainer gathers a layer at a time:
     keys          all heads of own prompts         own heads of all prompts of the shard
 
 Parameters and keys move once a step, straight from part to part. With rollout.tensor 0 both have the trainer's layout.
-The functions take a Setup and give the function of a stage, on whole arrays.
+The functions take a Setup and give the function of a stage, on whole arrays, or the shardings of its results.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables of stages: what a stage takes and gives by name, how values are divided, and how long they live.
 
-step.py holds the table of a step. Four things walk it: training runs it, compiled.py compiles it for every bucket, a
+step.py holds the table of a step. Five things walk it: training runs it, compiled.py compiles it for every bucket, a
 plan measures the memory of each program, and flops.py counts its work. So a stage more or less is one row.
 """
 

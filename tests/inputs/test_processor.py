@@ -241,15 +241,16 @@ def test_collate_pads_on_the_right(processor):
     assert dtypes == {"patches": "uint8", "pixel_norm": "float32", "grid_weights": "float32"}
 
 
-def test_padding_shares_by_hand(processor):
-    """Catches shares of one row in place of the batch's, and patches counted as tokens."""
+def test_sizes_and_padding_by_hand(processor):
+    """Catches figures of one row in place of the batch's, and patches counted as tokens."""
     plain = encode_prompt(processor, record("hi"))
     pictured = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
-    shares = BatchSizes.of([plain, pictured]).padding_shares((64, 128))
+    figures = BatchSizes.of([plain, pictured]).metrics((64, 128))
     parts = [list(BatchSizes.of([example])) for example in (plain, pictured)]
     assert BatchSizes.join(parts) == BatchSizes.of([plain, pictured])
     real = len(plain.token_ids) + len(pictured.token_ids)
-    assert shares == {"padding/prompt_tokens": 1 - real / 128, "padding/patches": 1 - 36 / 256}
+    shares = {"padding/prompt_tokens": 1 - real / 128, "padding/patches": 1 - 36 / 256}
+    assert figures == shares | {"prompt_len/mean": real / 2, "patches/mean": 18}
 
 
 def test_collate_takes_the_smallest_bucket_that_holds_all(processor):

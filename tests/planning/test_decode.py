@@ -40,6 +40,6 @@ def test_bytes_and_flops_of_a_batch_by_hand():
         for rows, prompts in expected.items()
     }
     token = sizes.decoder_flops(1, 0) + 2 * sizes.head
-    pairs = sizes.decoder_flops(0, 8 * (3 * 100 + slots))
+    pairs = sizes.decoder_flops(0, 24 * 3 * 100 + 8 * slots)  # eight of 24 rows, put back in their places
     assert decode.flops(Phase(2, 5, 8)) == pytest.approx((24 * token + pairs) / 2)
     assert decode.forced_flops() == sizes.decoder_flops(12 * 4 * 10, 12 * 4 * 10 * (100 + 10 + 64)) / 4

@@ -164,7 +164,7 @@ def test_changes_name_a_setting_and_what_it_saves():
     rollout = fake(config, "v5p:2x2x2", mesh | {"data": 1, "fsdp": 8}, "rollout", **gib)
     found = {change.setting: change.saves / GIB for change in advice.changes(rollout)}
     assert found["train.prompts=128"] == 57
-    assert found["rollout.compact_shares=()"] == 20
+    assert found["rollout.compact_shares=()"] == 10
     assert found["rollout.tensor=2"] == 7
     assert "train.stream_len" not in " ".join(found)
 

@@ -127,13 +127,13 @@ STEP = {
     "response_len/mean": 30.0,
     "accuracy/train": 0.7,
     "groups/mixed": 0.5,
-    "padding/prompt_tokens": 0.25,
-    "padding/patches": 0.5,
+    "prompt_len/mean": 48.0,
+    "patches/mean": 64.0,
 }
 
 
 def test_averages_of_a_run(tmp_path):
-    """Catches an evaluation's line that is read as a step, the first steps of a run, and a share of padding as use."""
+    """Catches an evaluation's line that is read as a step, the first steps of a run, and sizes of a bucket."""
     old = STEP | {"response_len/mean": 90.0}
     lines = [old] * 30 + [STEP | {"response_len/mean": 29.0}, STEP | {"response_len/mean": 31.0}] * 10
     folder = write_metrics(tmp_path / "run", *lines, {"step": 50, "eval/accuracy/mean": 0.1})

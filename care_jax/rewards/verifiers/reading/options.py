@@ -13,6 +13,7 @@ from care_jax.rewards.verifiers.reading.evaluation import are_close, values
 from care_jax.rewards.verifiers.reading.quantity import Quantity, agree, read_quantity, read_ratio
 from care_jax.rewards.verifiers.reading.sentences import (
     HEDGE,
+    SPELLED_OUT,
     main_clause,
     predicate,
     stated_value,
@@ -194,7 +195,7 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return named
     if (stated := stated_value(bare)) and len(named := _with_value(stated, options)) == 1:
         in_words = {i for i in mentioned if _value(options[i]) is None}  # other numbers may be years or workings
-        rest = bare.partition(stated)[2]
+        rest = bare[_last_end(rf"(?<![\w.]){re.escape(stated)}|{SPELLED_OUT.pattern}", bare) :]
         if marked := marked | _letters_apart(rest):
             marked |= _mentioned_letters(rest)  # in "40 (C) B." too
         return named if in_words | marked <= named and not _is_compared(bare, stated) else set()
@@ -206,6 +207,11 @@ def _in_sentence(bare: str, options: tuple[str, ...]) -> set[int]:
         return marked | mentioned | letters
     words = {i for i in mentioned if not (_YES_OR_NO.fullmatch(_key(options[i])) or _is_compared(bare, options[i]))}
     return words if mentioned == words and not letters else set()
+
+
+def _last_end(pattern: str, text: str) -> int:
+    """Return where the last match ends; 0 without one."""
+    return max((match.end() for match in re.finditer(pattern, text, re.IGNORECASE)), default=0)
 
 
 def _letters_apart(text: str) -> set[int]:

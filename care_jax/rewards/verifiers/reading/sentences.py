@@ -51,7 +51,7 @@ _CLAUSES = re.compile(
     re.IGNORECASE,
 )
 SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(SPELLED)})\b", re.IGNORECASE)
+SPELLED_OUT = re.compile(rf"\b(?:{'|'.join(SPELLED)})\b", re.IGNORECASE)
 _SCALE = r"(?:\s+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b)?"
 _BETWEEN = "per|in|of|out|for|every|each|a|an|and|by|from"  # "12 per thousand" is 12, and "12 cm thousand" nothing
 _NUMBER = re.compile(
@@ -107,9 +107,9 @@ def _stated_number(text: str) -> str | None:
     if HEDGE.search(text) or _BOUNDARY.search(text) or "\\" in text:
         return None
     main = main_clause(text)
-    text = _WORKING.sub(_result, main if NUMERAL.search(main) or _SPELLED_OUT.search(main) else text)
+    text = _WORKING.sub(_result, main if NUMERAL.search(main) or SPELLED_OUT.search(main) else text)
     if (count := _NUMBER.match(text)) and _COUNTED.fullmatch(text, count.end()):
-        return _with_unit(count, text) if not _ARITHMETIC.search(text) and not _SPELLED_OUT.search(text) else None
+        return _with_unit(count, text) if not _ARITHMETIC.search(text) and not SPELLED_OUT.search(text) else None
     if not _is_sentence(text):
         return None
     undated = _DATE.sub("", text)
@@ -117,7 +117,7 @@ def _stated_number(text: str) -> str | None:
     numbers = list(_NUMBER.finditer(undated))
     if len(numbers) == 1 and len(NUMERAL.findall(undated)) == 1 and not _APART.search(undated, 0, numbers[0].start()):
         return _with_unit(numbers[0], undated)
-    text = _SPELLED_OUT.sub(lambda word: str(SPELLED.index(word[0].lower())), text)
+    text = SPELLED_OUT.sub(lambda word: str(SPELLED.index(word[0].lower())), text)
     undated = _DATE.sub(lambda date: " " * len(date[0]), text)
     for verb in (_EXISTS, _STATES):
         verbs = list(verb.finditer(text))
