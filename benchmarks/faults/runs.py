@@ -130,7 +130,7 @@ def _resume(workdir: Path, sound: Path, name: str, data: bytes, states: dict[int
         position = iterator.get_state()
         return (
             _equal(state, states[step])
-            and position == {"next_index": 4 * step}
+            and position == {"positions": [4 * step + row for row in range(4)]}
             and all(_same_lines(workdir / file, sound / file, data if file == name else None, step) for file in _LINES)
             and writer.evaluated_steps == set(_steps(workdir / METRICS_FILE))
         )

@@ -51,7 +51,7 @@ def test_only_the_block_of_the_config_is_written(tmp_path: Path, monkeypatch: py
     assert "old" not in written
     assert written.endswith("\n```\n\n<!-- end -->\nafter\n")
     rows = [line.split()[0] for line in written.splitlines() if line[:1].isalpha()]
-    assert rows == ["GiB", "score", "a", "fits:", "after"]
+    assert rows == ["GiB", "score", "a", "one", "fits:", "after"]
 
 
 def test_the_document_has_blocks_that_the_command_finds() -> None:

@@ -88,7 +88,7 @@ def finish_all(started: list[subprocess.Popen[str]], *, seconds: float = 240) ->
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:
     """Metrics of a step but those that tell times."""
-    return {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per_s/"))}
+    return {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per_s/", "speed/"))}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from flax import nnx
 
 from care_jax import config as config_lib
 from care_jax import models
+from care_jax.errors import InputError
 from care_jax.models.layers import make_param
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
@@ -86,7 +87,7 @@ def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, An
     ("tensor", "mesh", "problem"),
     [
         (3, (1, 8, 1), "4 heads must divide by it"),
-        (2, (1, 4, 2), "mesh.tensor is 2 and not 1"),
+        (4, (1, 4, 2), "mesh.tensor is 2 and not 1"),
         (2, (8, 1, 1), "mesh.fsdp = 1 must divide by it"),
     ],
 )
@@ -96,7 +97,8 @@ def test_a_layout_that_does_not_divide_is_refused(
     """Catches a sampler's layout that fails in the compiler."""
     config = demo.get_config("care")
     config.model.folder, config.rollout.tensor = str(tiny_folder), tensor
-    config.mesh.update(zip(sharding.AXES, mesh, strict=True))
+    config.data.patch_buckets = (64,)
+    config.mesh.update(dict(zip(sharding.AXES, mesh, strict=True)))
     model = models.load_model_config(tiny_folder)
     with pytest.raises(InputError, match=f"rollout.tensor={tensor}: .*{problem}"):
         mesh_sizes(config, model, 8)
