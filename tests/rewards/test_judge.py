@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from care_jax.rewards.judge import RewardConfig, Verifier, judge, judge_texts
+from care_jax.rewards.pool import Item
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED
 from care_jax.rewards.reward import length_penalty
 from care_jax.structs import Record
