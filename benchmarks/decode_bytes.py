@@ -1,6 +1,6 @@
 """Bytes that the compiled decode step and update move on a TPU slice; nothing is run and no TPU is needed.
 
-    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4 --tensor=4 --weights=int8]
+    python -m benchmarks.decode_bytes [--config=configs/F.py --topology=v5p:4x4x4 --tensor=0 --weights=int8]
 
 A decode step is bound by its reads from HBM: the weights once, each prompt's keys and values once for all of its
 branches, and the branches' own. `decode_share` is the size of these over the bytes that the compiled step reads and
@@ -52,9 +52,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/qwen2_5_vl.py:7b")
-    parser.add_argument("--weights", default="auto", choices=SAMPLER_WEIGHTS, help="rollout.weights (auto)")
+    parser.add_argument("--weights", choices=SAMPLER_WEIGHTS, help="rollout.weights (the config's)")
     parser.add_argument("--topology", default="v5p:4x4x4", help="a TPU slice (v5p:4x4x4)")
-    parser.add_argument("--tensor", type=int, default=0, help="rollout.tensor (0: the mesh's own)")
+    parser.add_argument("--tensor", type=int, help="rollout.tensor (the config's)")
     parser.add_argument("--top", type=int, default=8, help="how many of the instructions that move most to list (8)")
     parser.add_argument("--skip-update", action="store_true", help="only the decode step")
     return parser.parse_args(argv)
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     jax.config.update("jax_platforms", "cpu")
     config = load_config(args.config)
-    config.rollout.weights = args.weights
-    config.rollout.tensor = args.tensor
+    given = {"weights": config.rollout.weights, "tensor": args.tensor}
+    config.rollout.update({name: value for name, value in given.items() if value is not None})
     model = planned_model(config)
     chip, devices = devices_of(args.topology)
 

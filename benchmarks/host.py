@@ -6,8 +6,8 @@
 
 One process does the work of one host: it reads and encodes its rows, pads them, judges rollouts and repairs, tokenises
 repairs (rewritten) and writes its log. The tokenizer has as many ids as Qwen's; words, pictures and responses are
-made, and every response has its full length. What the other hosts would send is this host's own, once for each. The
-figures are those of the same share at `--times` as many prompts and hosts too. Decoding of JPEGs is told apart.
+made, and every response has its full length. The other hosts send what this host sends. The
+same share is also measured with `--times` as many prompts and hosts. The decoding of JPEGs has a figure of its own.
 
 A soak trains a small model for so many steps in a process of its own, and compares its memory in the second third of
 the steps with that in the last. The last line is one JSON object.
@@ -152,9 +152,8 @@ class Host:
         scores = Scores(rollouts.logprobs, -rollouts.logprobs, states)
         with clock("place"):
             own = jax.tree.map(lambda x: x[:, :1], scores)
-            placed = host.place_repairs(services, repaired, checked["responses"], checked["repair_judged"], own)[
-                "reflection"
-            ]
+            values = repaired, checked["responses"], checked["repair_judged"], own
+            placed = host.place_repairs(services, *values)["reflection"]
         done = step_summary.Step(
             records=records,
             rollouts=rollouts,
@@ -191,7 +190,7 @@ def _subgroup(num_prompts: int, config: ml_collections.ConfigDict) -> Subgroup:
 
 
 def _batch(rollouts: Rollouts, subgroup: Subgroup) -> TrainBatch:
-    """What the log reads of an update's batch."""
+    """An update's batch, with the values that the log reads."""
     num_prompts, num_rows = subgroup.index.shape
     sizes = {"S": num_rows, "R": rollouts.token_ids.shape[-1], "P": 0, "I": 0, "F": 0, "X": 0}
     batch = zeros(TrainBatch, B=num_prompts, **sizes)

@@ -5,7 +5,13 @@
 
 It needs no device: lengths of a run that is made up (care_jax/planning/workload.py says how) are packed as a
 step packs them. What is no useful token is the end of a stream, or a stream in which a shard waits for another one.
-"unmoved" is each shard with the groups that it sampled. The last line is one JSON object.
+
+    unmoved       each shard computes the groups that it sampled
+    one_length    groups move, and every stream is computed in its whole length
+    moved         groups move, and streams have two lengths, as in a step
+    exact         groups move, and each turn is as long as its fullest stream
+
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from care_jax.planning import workload
-from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share, shorter_len
+from care_jax.stages.packing import PromptLengths, StreamSizes, computed_tokens, pack
 
+COLUMNS = ("unmoved", "one_length", "moved", "exact")
 _PROMPT_SHARE, _ACCURACY = 0.625, 0.6  # prompts are of a quarter of the longest and more
 
 
@@ -51,20 +58,25 @@ def sizes_of(args: argparse.Namespace, stream_len: int, num_prompts: int, shards
     )
 
 
-def useful_unmoved(
+def useful_shares(
     args: argparse.Namespace, stream_len: int, prompts: PromptLengths, row_len: npt.NDArray[np.int32]
-) -> float:
-    """The useful share if every shard packs its own groups."""
+) -> dict[str, float]:
+    """The useful shares by what is done for them; see `COLUMNS`."""
     size = args.prompts // args.shards
-    sizes = sizes_of(args, stream_len, size, 1)
-    filled = []
+    alone, filled = sizes_of(args, stream_len, size, 1), []
     for first in range(0, args.prompts, size):
         own = slice(first, first + size)
-        streams = pack(sizes, PromptLengths(prompts.tokens[own], prompts.patches[own]), row_len[own]).streams
-        filled.append((np.asarray(streams.group) > 0).sum(axis=1))
-    longest, shorter = np.max(filled, axis=0), shorter_len(stream_len)  # by turn
-    computed = np.where(longest > shorter, stream_len, np.where(longest > 0, shorter, 0)).sum() * args.shards
-    return float(np.sum(filled) / computed)
+        packing = pack(alone, PromptLengths(prompts.tokens[own], prompts.patches[own]), row_len[own])
+        filled.append((packing.streams.group > 0).sum(axis=1))
+    moved = pack(sizes_of(args, stream_len, args.prompts, args.shards), prompts, row_len).streams.group > 0
+    most, most_moved = (np.max(x, axis=0) for x in (filled, moved.sum(axis=1).reshape(args.shards, -1)))  # by turn
+    computed = (
+        computed_tokens(most, stream_len),
+        np.sum(most_moved > 0) * stream_len,
+        computed_tokens(most_moved, stream_len),
+        np.sum(most_moved),
+    )
+    return dict(zip(COLUMNS, (float(moved.sum() / (args.shards * tokens)) for tokens in computed), strict=True))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -93,17 +105,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     shortest = args.prompt_len + args.response_len
     lengths = [shortest, 3 * shortest // 2, 2 * shortest, 3 * shortest, 4 * shortest]
     shares: dict[int, dict[str, float]] = {}
-    print(f"{'stream_len':>12}{'unmoved':>10}{'moved':>8}")
+    print(f"{'stream_len':>12}" + "".join(f"{name:>12}" for name in COLUMNS))
     for stream_len in lengths:
-        found = []
-        for seed in range(args.steps):
-            prompts, row_len = draw(args, seed)
-            shape = sizes_of(args, stream_len, args.prompts, args.shards)
-            moved = 1 - padding_share(pack(shape, prompts, row_len), shape)
-            found.append((useful_unmoved(args, stream_len, prompts, row_len), moved))
-        unmoved, moved = np.mean(found, axis=0)
-        shares[stream_len] = {"unmoved": round(float(unmoved), 3), "moved": round(float(moved), 3)}
-        print(f"{stream_len:>12}{unmoved:>10.3f}{moved:>8.3f}", flush=True)
+        found = [useful_shares(args, stream_len, *draw(args, seed)) for seed in range(args.steps)]
+        shares[stream_len] = {name: round(float(np.mean([of[name] for of in found])), 3) for name in COLUMNS}
+        print(f"{stream_len:>12}" + "".join(f"{share:>12.3f}" for share in shares[stream_len].values()), flush=True)
     figures = {"benchmark": "packing", **{name: getattr(args, name) for name in sizes}, "useful_token_share": shares}
     if args.json:
         args.json.write_text(json.dumps(figures) + "\n")

@@ -182,14 +182,8 @@ def _step(session: Session, update: CompiledStages, speed: Speed) -> dict[str, f
         own_sizes = BatchSizes.of([example.prompt for example in examples])
         sizes = BatchSizes.join(session.share.exchange(own_sizes))
         batch = trace_batch(session.processor, examples, response_len=length, sizes=sizes)
-        streams = StreamSizes.of(
-            session.config,
-            num_prompts=session.config.train.prompts,
-            num_rows=1,
-            bucket=bucket_of(batch.prompts),
-            shards=session.share.num_shards,
-            parts=session.config.train.minibatches,
-        )
+        num_shards, parts = session.share.num_shards, session.config.train.minibatches
+        streams = StreamSizes.of(session.config, bucket_of(batch.prompts), 1, shards=num_shards, parts=parts)
         packing = pack(streams, PromptLengths.of(batch.prompts), batch.response_len, session.share)
     with session.supervisor.timer("update"):
         values = {

@@ -16,8 +16,9 @@ Printed is, for each program in the order of a step, what a chip holds while it 
 
 The peak is the compiler's own, with what lives beside the program added. Then the tokens and FLOPs of a full step, the
 least seconds that its arithmetic, its reads of HBM and its transfers take on that chip, and the bytes of each kind of
-collective. Stages run one after another, so a step takes at least the sum of what bounds each most ("least"). Exit
-code 0: the run fits; 1: it does not, and what would change that is listed; 2: bad input.
+collective, with those of all kinds for which the chip waits. Stages run one after another, so a step takes at least the
+sum of what bounds each most ("least"). Exit code 0: the run fits; 1: it does not, and what would change that is listed;
+2: bad input.
 
 With the mean length of responses and the accuracy, or a run's metrics, also the seconds that a step is expected to take
 (planning/expected.py says how), what each stage moves against what it must, the share of the chips' FLOP/s that does
@@ -81,10 +82,12 @@ def table(plan: Plan) -> str:
         f"{'a step':<26}{figures['tokens_per_step']:>12,}{figures['flops_per_step'] / 1e12:>12,.0f}"
         + "".join(f"{seconds:>12.3f}" for seconds in (*sums, plan.least_seconds))
     )
-    lines += ["", f"{'GiB a chip receives':<26}" + "".join(f"{kind:>20}" for kind in hlo.COLLECTIVES)]
+    kinds = (*hlo.COLLECTIVES, "waited for")
+    lines += ["", f"{'GiB a chip receives':<26}" + "".join(f"{kind:>20}" for kind in kinds)]
     for stage in plan.stages:
         if any(stage.collective_bytes.values()):
-            cells = "".join(f"{stage.collective_bytes[kind] / GIB:>20.3f}" for kind in hlo.COLLECTIVES)
+            received = [stage.collective_bytes[kind] for kind in hlo.COLLECTIVES]
+            cells = "".join(f"{size / GIB:>20.3f}" for size in (*received, stage.waited_bytes.of(stage.streams)))
             lines.append(f"{stage.name:<26}{cells}")
     verdict = "fits" if plan.fits else "does not fit"
     lines += ["", f"{verdict}: the peak is {plan.peak.peak / GIB:.2f} of {limit} GiB, in {plan.peak.name}"]

@@ -174,7 +174,7 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
 
 
 def _place(number: int, index: int) -> tuple[int, int]:
-    """Where a record lies: the number of its source, and its index there."""
+    """The place of a record: the number of its source, and its index there."""
     return number, index
 
 

@@ -82,9 +82,8 @@ def score(verifier: Verifier, responses: Sequence[tuple[Record, str]]) -> list[f
     # Verdicts of other processes come as lists.
     verdicts = iter(share(verifier.check, [item for items in compared.values() for item in items]))
     for row, items in compared.items():
-        correct = [
-            Verdict(*next(verdicts)).correct for _ in items
-        ]  # takes them all, or the next row would get the rest
+        # All are taken, or the next row would get the rest.
+        correct = [Verdict(*next(verdicts)).correct for _ in items]
         scores[row] = float(any(correct))
     return [scores[row] for row in range(len(responses))]
 

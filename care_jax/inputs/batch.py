@@ -61,6 +61,7 @@ class BatchSizes(NamedTuple):
 
     most_tokens: int  # of a prompt
     most_patches: int
+    patch_values: int  # one frame's where every picture is still, else all
     num_tokens: int  # of all prompts
     num_patches: int
     num_prompts: int
@@ -70,13 +71,14 @@ class BatchSizes(NamedTuple):
         """The sizes of some of the batch's prompts, or all."""
         tokens = [len(example.token_ids) for example in examples]
         patches = [len(example.patches) for example in examples]
-        return cls(max(tokens), max(patches), sum(tokens), sum(patches), len(examples))
+        values = max(example.patches.shape[1] for example in examples)
+        return cls(max(tokens), max(patches), values, sum(tokens), sum(patches), len(examples))
 
     @classmethod
     def join(cls, parts: Sequence[Sequence[int]]) -> BatchSizes:
         """The sizes of a batch whose parts have these sizes."""
-        most_tokens, most_patches, num_tokens, num_patches, num_prompts = zip(*parts, strict=True)
-        return cls(max(most_tokens), max(most_patches), sum(num_tokens), sum(num_patches), sum(num_prompts))
+        columns = list(zip(*parts, strict=True))
+        return cls(*map(max, columns[:3]), *map(sum, columns[3:]))
 
     def metrics(self, bucket: tuple[int, int]) -> dict[str, float]:
         """Computes the sizes of a prompt on average, and the shares of padding in a bucket."""
@@ -107,7 +109,6 @@ def collate(processor: Processor, examples: Sequence[Example], sizes: BatchSizes
     prompt_len = np.array([len(example.token_ids) for example in examples], np.int32)
     size = _bucket(sizes.most_tokens, processor.prompt_buckets, "tokens", "data.prompt_buckets")
     spec = processor.image_spec
-    values = max(example.patches.shape[1] for example in examples)
     norm = np.stack([np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)])
     room = _bucket(sizes.most_patches, processor.patch_buckets, "patches", "data.patch_buckets")
     return Prompts(
@@ -116,7 +117,7 @@ def collate(processor: Processor, examples: Sequence[Example], sizes: BatchSizes
         position_ids=_pad([e.position_ids.T for e in examples], size, 0).transpose(0, 2, 1).copy(),
         next_position=np.array([e.next_position for e in examples], np.int32),
         vision_index=_pad([e.vision_index for e in examples], size, -1),
-        patches=_pad([with_frames(e.patches, values, spec) for e in examples], room, 0),
+        patches=_pad([with_frames(e.patches, sizes.patch_values, spec) for e in examples], room, 0),
         pixel_norm=np.repeat(norm[None], len(examples), axis=0),
         patch_position_ids=_pad([e.patch_position_ids for e in examples], room, 0),
         window_ids=_pad([e.window_ids for e in examples], room, 0),

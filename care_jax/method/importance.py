@@ -37,7 +37,7 @@ class Correction:
 
 @struct.dataclass
 class Importance:
-    """What the correction makes of each token. No token that was not sampled is kept or truncated."""
+    """The correction of each token. A token that was not sampled is neither kept nor truncated."""
 
     weights: Float32[Array, "B S R"]  # of the policy loss; 0 at tokens that are not kept
     kept: Bool[Array, "B S R"]

@@ -279,7 +279,7 @@ class HostShare:
         return self.rows(num_own // len(self.shards) * self.num_shards)
 
     def exchange(self, value: T) -> list[T]:
-        """What all processes know of their rows together; of one that has them all, its own value."""
+        """The values of all processes, each of its own rows; a process that has all rows gets its own value alone."""
         return [value] if self.is_whole else exchange(value)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:

@@ -186,7 +186,7 @@ def put(mesh: Mesh, tree: Any, spec: PartitionSpec = ROWS) -> Any:
 
 def own_share(mesh: Mesh) -> HostShare:
     """The shards on the devices of this process; all, if devices of several processes have one together."""
-    holders: list[set[int]] = [set() for _ in range(mesh.shape["data"] * mesh.shape["fsdp"])]
+    holders: list[set[int]] = [set() for _ in range(num_shards(mesh))]
     places: Any = NamedSharding(mesh, ROWS).devices_indices_map((len(holders),))
     for device, (rows,) in places.items():
         holders[rows.start or 0].add(device.process_index)
@@ -195,8 +195,8 @@ def own_share(mesh: Mesh) -> HostShare:
 
 def whole_share(mesh: Mesh) -> HostShare:
     """All shards."""
-    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    return HostShare(tuple(range(num_shards)), num_shards)
+    count = num_shards(mesh)
+    return HostShare(tuple(range(count)), count)
 
 
 def put_rows(mesh: Mesh, tree: Any, share: HostShare) -> Any:

@@ -40,7 +40,7 @@ def phases(lengths: npt.NDArray[np.int32], shares: Sequence[float]) -> list[Phas
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """What one chip computes and reads, for branches that start with `forced` tokens or with room for as many."""
+    """The FLOPs and reads of one chip, for branches that start with `forced` tokens or with room for as many."""
 
     sizes: flops.Sizes
     branches: int  # of a prompt

@@ -72,7 +72,7 @@ class Loop(NamedTuple):
     times: int  # minibatches
 
     def bytes_of(self, text: hlo.HloModule, count: Callable[[hlo.HloModule], float]) -> Bytes:
-        """What `count` finds in a program, as it depends on the number of streams."""
+        """The bytes that `count` finds in a program, split by their dependence on the number of streams."""
         fixed, with_one = count(text.with_streams(0)), count(text.with_streams(1))
         return Bytes(fixed, (with_one - fixed) / self.times)
 
@@ -87,6 +87,7 @@ class StageMemory:
     hbm_bytes: Bytes  # read and written
     received_bytes: Bytes  # over the links
     waited_bytes: Bytes  # those of them that nothing hides
+    streams: int  # that each shard goes through if all are full, over all minibatches
     largest_array: int  # numbers
     largest_gather: int  # numbers of the largest array that is gathered at once
     refused: bool  # the compiler found no room for the program alone
@@ -335,6 +336,7 @@ def _compile(call: Call, made: Mapping[str, int], loop: Loop | None) -> StageMem
         hbm_bytes=moved,
         received_bytes=received,
         waited_bytes=waited,
+        streams=loop.streams * loop.times if loop else 0,
         largest_array=largest_array,
         largest_gather=largest_gather,
         refused=refused,

@@ -243,14 +243,7 @@ class _Counter:
     def _turns(self, row_len: npt.NDArray[np.int32], parts: int) -> tuple[int, int, int]:
         """Streams that all shards go through together, those of full length, and the most tokens of a shard's rows."""
         sizes = self._sizes
-        shape = StreamSizes.of(
-            self._config,
-            num_prompts=sizes.prompts,
-            num_rows=row_len.shape[1],
-            bucket=sizes.bucket,
-            shards=sizes.row_shards,
-            parts=parts,
-        )
+        shape = StreamSizes.of(self._config, sizes.bucket, row_len.shape[1], shards=sizes.row_shards, parts=parts)
         streams = pack(shape, self.workload.lengths, row_len).streams
         longest = (np.asarray(streams.group) > 0).sum(axis=1).reshape(sizes.row_shards, -1).max(axis=0)  # by turn
         num_targets = np.asarray(streams.num_targets).reshape(sizes.row_shards, -1).sum(axis=1).max()

@@ -38,7 +38,7 @@ class HloModule:
         self._num_streams = num_streams
 
     def with_streams(self, num_streams: int) -> HloModule:
-        """The same program with another number of streams."""
+        """A copy of the program with another number of streams."""
         other = copy.copy(self)
         other._num_streams = num_streams
         return other

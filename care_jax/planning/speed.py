@@ -55,7 +55,7 @@ class PromptSizes(NamedTuple):
         return cls(*np.array(sizes, np.float64).T)
 
     def only(self, is_used: npt.NDArray[np.bool_]) -> PromptSizes:
-        """The same batch with the sizes of prompts that are not used [B] at 0."""
+        """A copy in which prompts that are not used [B] have size 0."""
         return PromptSizes(*(size * is_used for size in self))
 
 

@@ -244,7 +244,7 @@ def _check_answers(
     settled: Sequence[Verdict | None],
     share: HostShare,
 ) -> list[Verdict]:
-    """Returns the verdict on the answer to each record; the same answer to the same gold is checked once."""
+    """Returns the verdict on the answer to each record; a process checks equal answers to one gold once."""
     items = [
         Item(record.answer_kind, answer, record.answer, record.choices)
         for record, answer, verdict in zip(records, extracted, settled, strict=True)
@@ -299,7 +299,7 @@ def _reward_parts(
 
 
 def _call_all(verifier: Verifier, calls: Sequence[Call], share: HostShare) -> list[dict[str, float] | str]:
-    """The value of each response, as `functions.compute` says; no two processes make the same call."""
+    """The value of each response, as `functions.compute` says; each call is made by one process."""
     return [value for values in share.run(verifier.call, list(calls)) for value in values]
 
 

@@ -110,7 +110,7 @@ def join_drawn(draws: Sequence[Drawn]) -> Drawn:
 
 
 class _Totals(NamedTuple):
-    """What metrics are made of: the parts of several processes add up."""
+    """The sums and counts that metrics are made of; those of several processes add up."""
 
     means: dict[str, list[float]]  # a sum over rows, and what it is divided by
     sums: dict[str, float]

@@ -27,7 +27,7 @@ from care_jax.structs import Prompts
 
 EVERY_BUCKET = (0, 0)  # of a program whose shapes do not depend on the prompts
 # Gathers run beside products instead of before them. The TPU compiler's own choice is to wait for each.
-_ASYNCHRONOUS = {
+_ASYNCHRONOUS: dict[str, Any] = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
@@ -75,10 +75,9 @@ class Program:
         self._mesh, self._specs, self.out_shardings = mesh, specs, out_shardings
         if specs is not None:
             function = on_shards(mesh, function, specs)
-        options: dict[str, Any] = _ASYNCHRONOUS if mesh.size > 1 and mesh.devices.flat[0].platform == "tpu" else {}
-        self._jitted = jax.jit(
-            function, donate_argnums=donate, out_shardings=out_shardings, compiler_options=dict(options)
-        )
+        on_tpus = mesh.size > 1 and mesh.devices.flat[0].platform == "tpu"
+        options = _ASYNCHRONOUS if on_tpus else None
+        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings, compiler_options=options)
         self.compiled: dict[Bucket, Any] = {}  # by `compile_all`
 
     def lower(self, *args: Any) -> jax.stages.Lowered:

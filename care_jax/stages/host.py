@@ -66,11 +66,6 @@ class Services:
             "lengths": PromptLengths.of(prompts),
         }
 
-    def stream_sizes(self, bucket: Bucket, num_rows: int, *, parts: int = 1) -> StreamSizes:
-        """The shape of a packing of so many rows a prompt."""
-        dims: dict[str, Any] = {"num_prompts": self.config.train.prompts, "num_rows": num_rows, "bucket": bucket}
-        return StreamSizes.of(self.config, **dims, shards=self.share.num_shards, parts=parts)
-
 
 def next_batch(services: Services) -> dict[str, Any]:
     """The prompts of the step."""
@@ -89,7 +84,7 @@ def pack_rollouts(
     """Streams of the groups that may get a gradient."""
     teaches = may_teach(np.asarray(verdicts.correct), np.asarray(verdicts.rewards), services.objective)
     teaches_len = rollouts.response_len * teaches[:, None]
-    sizes = services.stream_sizes(bucket, teaches_len.shape[1])
+    sizes = _stream_sizes(services, bucket, teaches_len)
     packing = pack(sizes, lengths, teaches_len, services.share)
     padding = {"padding/score_tokens": padding_share(packing, sizes, services.share)}
     return {"rollout_packing": packing, "scored": teaches, "score_padding": padding}
@@ -113,7 +108,7 @@ def verify_repairs(
     judged = services.judge(records, responses)
     was_tried = np.any(repaired.sampled_mask, axis=2)
     tried_len = np.where(was_tried, responses.response_len, 0)
-    packing = pack(services.stream_sizes(bucket, 1), lengths, tried_len, services.share)
+    packing = pack(_stream_sizes(services, bucket, tried_len), lengths, tried_len, services.share)
     return {
         "responses": responses,
         "repair_judged": judged,
@@ -147,7 +142,11 @@ def pack_batch(
     services: Services, bucket: Bucket, lengths: PromptLengths, taught_len: Int32[Array, "B S"]
 ) -> dict[str, Any]:
     """Streams of the rows that the update computes."""
-    sizes = services.stream_sizes(bucket, taught_len.shape[1], parts=services.config.train.minibatches)
+    sizes = _stream_sizes(services, bucket, taught_len, parts=services.config.train.minibatches)
     packing = pack(sizes, lengths, taught_len, services.share)
     padding = {"padding/update_tokens": padding_share(packing, sizes, services.share)}
     return {"batch_packing": packing, "update_padding": padding}
+
+
+def _stream_sizes(services: Services, bucket: Bucket, row_len: Int32[Array, "B J"], *, parts: int = 1) -> StreamSizes:
+    return StreamSizes.of(services.config, bucket, row_len.shape[1], shards=services.share.num_shards, parts=parts)

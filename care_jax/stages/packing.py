@@ -32,6 +32,12 @@ def shorter_len(stream_len: int) -> int:
     return stream_len - stream_len // 4
 
 
+def computed_tokens(filled: npt.NDArray[np.integer], stream_len: int) -> int:
+    """Tokens that each shard computes of streams of which the fullest shard has filled so many, by turn."""
+    lengths = np.where(filled > shorter_len(stream_len), stream_len, np.where(filled > 0, shorter_len(stream_len), 0))
+    return int(lengths.sum())
+
+
 def stream_patches(stream_len: int, bucket: Bucket, row_len: int) -> int:
     """Patches of a stream: as many as the prompts of a bucket have that fit with one whole row each."""
     return max(stream_len // (bucket[0] + row_len), 1) * bucket[1]
@@ -54,16 +60,15 @@ class StreamSizes:
     def of(
         cls,
         config: ml_collections.ConfigDict,
-        *,
-        num_prompts: int,
-        num_rows: int,
         bucket: Bucket,
+        num_rows: int,
+        *,
         shards: int,
         parts: int = 1,
     ) -> StreamSizes:
-        """The shape for a batch of a run with this config."""
+        """The shape for a step of a run with this config, with so many rows a prompt."""
         return cls.make(
-            num_prompts=num_prompts,
+            num_prompts=config.train.prompts,
             num_rows=num_rows,
             bucket=bucket,
             row_len=config.rollout.response_len,
@@ -199,9 +204,8 @@ def padding_share(packing: Packing, sizes: StreamSizes, share: HostShare = ALL_R
     """
     used = (np.asarray(packing.streams.group) > 0).sum(axis=-1).reshape(-1, sizes.parts * sizes.num_streams)
     parts = share.exchange([used.sum(axis=1).tolist(), used.max(axis=0).tolist()])
-    longest = np.max([most for _, most in parts], axis=0)  # of all shards, by turn
-    shorter = shorter_len(sizes.num_tokens)
-    computed = np.where(longest > shorter, sizes.num_tokens, np.where(longest > 0, shorter, 0)).sum() * sizes.shards
+    most = np.max([most for _, most in parts], axis=0)  # of all shards, by turn
+    computed = computed_tokens(most, sizes.num_tokens) * sizes.shards
     return 1.0 - float(np.sum([np.sum(filled) for filled, _ in parts]) / max(computed, 1))
 
 

@@ -74,9 +74,7 @@ class _Branches:
     prefix: Prefix
     forced_len: Int32[Array, "rows J"]
     room: Int32[Array, "rows J"]  # tokens that may be sampled
-    number: Int32[
-        Array, "rows J"
-    ]  # of the branch among all: its random draws do not depend on the batch it is decoded in
+    number: Int32[Array, "rows J"]  # among all branches, so that draws do not depend on the batch
     home: Home | None = None  # of moved branches, whose prompts stay where they are
 
 

@@ -1,7 +1,8 @@
 """Tables of stages: what a stage takes and gives by name, how values are divided, and how long they live.
 
 step.py holds the table of a step. Five things walk it: training runs it, compiled.py compiles it for every bucket, a
-plan measures the memory of each program, and flops.py counts its work. So a stage more or less is one row.
+plan measures the memory of each program, flops.py counts its work and expected.py its seconds. So a stage more or less
+is one row.
 """
 
 from __future__ import annotations
@@ -96,8 +97,7 @@ class Setup:
 
     def stream_sizes(self, bucket: Bucket, num_rows: int, *, parts: int = 1) -> StreamSizes:
         """The shape of a packing of so many rows a prompt."""
-        dims: dict[str, Any] = {"num_prompts": self.num_prompts, "num_rows": num_rows, "bucket": bucket}
-        return StreamSizes.of(self.config, **dims, shards=num_shards(self.mesh), parts=parts)
+        return StreamSizes.of(self.config, bucket, num_rows, shards=num_shards(self.mesh), parts=parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,8 @@ def test_shares_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     figures = packing.main([*SMALL, "--steps=8", f"--json={tmp_path}/figures.json"])
     shares = figures["useful_token_share"]
     assert all(0 < share < 1 for both in shares.values() for share in both.values())
+    assert all(of["one_length"] <= of["moved"] <= of["exact"] for of in shares.values())
+    assert any(of["one_length"] < of["moved"] < of["exact"] for of in shares.values())
     assert sum(both["moved"] for both in shares.values()) > 1.1 * sum(both["unmoved"] for both in shares.values())
     written = json.loads((tmp_path / "figures.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == written

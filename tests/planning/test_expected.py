@@ -43,7 +43,7 @@ def plan_of(config: ml_collections.ConfigDict, *, hbm: Bytes, waited: Bytes) -> 
     names = [stage.name for stage in step.STEP.when(config).stages if isinstance(stage, DeviceStage)]
     received = Bytes(2 * waited.fixed, 2 * waited.a_stream)
     nothing = dict.fromkeys(PARTS, 0)
-    stages = [StageMemory(name, nothing, {}, hbm, received, waited, 0, 0, False, 1.0) for name in names]
+    stages = [StageMemory(name, nothing, {}, hbm, received, waited, 0, 0, 0, False, 1.0) for name in names]
     chip = Chip("made", 1.0, 2e15, 2e12, 2e11, axes=1)
     return Plan(config, "made:2", chip, sizes, stages, num_hosts=2)
 

@@ -107,6 +107,8 @@ def test_figures_of_a_small_run(planned, tmp_path):
     assert set(figures["floors_s"]["update"]) == set(flops.BOUNDS)
     assert figures["collective_bytes"]["all-gather"] > 0
     assert figures["collective_bytes"]["reduce-scatter"] > 0
+    assert all(0 <= s.waited_bytes.of(s.streams) <= sum(s.collective_bytes.values()) for s in planned.stages)
+    assert "waited for" in plan.table(planned)
     assert figures["update_collective_bytes"] > 0.9 * figures["update_minimum_bytes"]
     text = plan.table(planned)
     assert f"fits: the peak is {planned.peak.peak / GIB:.2f} of 15.75 GiB" in text
@@ -143,7 +145,7 @@ def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int],
     sizes = flops.Sizes.of(config, estimate.planned_model(config), (2048, 4096), mesh)
     parts = dict.fromkeys(PARTS, 0) | {part: round(size * GIB) for part, size in gib.items()}
     none = Bytes(0, 0)
-    stage = StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), none, none, none, 0, 0, False, 1.0)
+    stage = StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), none, none, none, 0, 0, 0, False, 1.0)
     return Plan(config, topology, chip, sizes, [stage], num_hosts=2)
 
 

@@ -50,13 +50,13 @@ _QUOTED = re.compile(r"[\"“]([^\"“”]*)[\"”]")
 # Capitals that stand alone are mentions, except the article at the head of a sentence, and letters of a formula.
 _MENTION = re.compile(r"(?<![\w^_{'’+*/=<>-])([A-L])(?![\w'’^_}]|\s*[-+*/=<>])")  # noqa: RUF001
 _LONE_CAPITAL = re.compile(r"(?<!\w)[A-L](?!\w)")
-# "A red car", "sample A has more", but not "A is possible too"
 _NOT_BEHIND_AN_ARTICLE = (
     r"(?:is|was|are|were|be|and|or|nor|not|but|plus|vs|versus|aka|also|too|either|neither|both|can|could|would|might|may|must"
     r"|should|will|shall|has|had|have|do|does|did|if|when|while|because|since|as|although|though|however|so|thus|hence|then"
     r"|with|without|for|in|on|at|of|to|by|from|instead|rather|maybe|perhaps|possibly|probably|the|this|that|which|it|i|we|und"
     r"|oder|fits|works|seems|looks|appears|shows|describes|contains|matches|satisfies|gives|equals|means|represents)\b"
 )
+# "A red car", "sample A has more", but not "A is possible too"
 _ARTICLE = re.compile(
     rf"A(?= (?!{_NOT_BEHIND_AN_ARTICLE})[a-z])"
     r"|(?<=[a-z] )(?<!\b[Bb]ut )(?<!\b[Aa]nd )(?<!\b[Oo]r )(?<!\b[Tt]hat )"
@@ -65,7 +65,7 @@ _ARTICLE = re.compile(
 _OWN_LETTER = re.compile(r"\(?([A-L])[.):]\s*")
 _IN_PARENTHESES = re.compile(r"\(([A-L])\)")
 # Set apart behind a value: "It is 40, B.", "40 [B]", "40 and B", "40 b)", but not the unit of "5 A" or "5 J/K"
-_APART = re.compile(
+_LETTER_APART = re.compile(
     r"(?:(?:^|[)\]])\s*and|[,;:&|(\[{<`'*_【]|\s/)\s*([A-L])(?=\s*(?:[)\]}>`'*_】.,;:!&|]|$))|(?<!\w)([A-La-l])[)\]]|([Ⓐ-Ⓛⓐ-ⓛ])"
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -216,7 +216,7 @@ def _last_end(pattern: str, text: str) -> int:
 
 def _letters_apart(text: str) -> set[int]:
     """Return the indices of the letters that are set apart in what follows a value."""
-    found = ("".join(groups) for groups in _APART.findall(text))
+    found = ("".join(groups) for groups in _LETTER_APART.findall(text))
     return {LETTERS.index(unicodedata.normalize("NFKC", letter).upper()) for letter in found}
 
 
