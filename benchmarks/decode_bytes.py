@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     jax.config.update("jax_platforms", "cpu")
     config = load_config(args.config)
-    given = {"weights": config.rollout.weights, "tensor": args.tensor}
+    given = {"weights": args.weights, "tensor": args.tensor}
     config.rollout.update({name: value for name, value in given.items() if value is not None})
     model = planned_model(config)
     chip, devices = devices_of(args.topology)
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "benchmark": "decode_bytes",
         "config": args.config,
-        "weights": args.weights,
+        "weights": config.rollout.weights,
         "topology": args.topology,
         "mesh": sizes.mesh,
         "decode_tensor": sizes.decode_tensor,

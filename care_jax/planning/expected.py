@@ -36,10 +36,10 @@ from care_jax.stages.table import DeviceStage, HostStage
 # Seconds of a host for each token that a stage works on: 256 rollouts and 32 repairs of 2,048 tokens
 # (docs/performance.md, "The host").
 HOST_SECONDS = {
-    "verify": 0.15 / 256 / 2048,
-    "force": 0.12 / 32 / 2048,
-    "verify repairs": 0.16 / 32 / 2048,
-    "log": 0.005 / 256 / 2048,  # behind the stages of a step
+    "verify": 0.100 / 256 / 2048,
+    "force": 0.083 / 32 / 2048,
+    "verify repairs": 0.100 / 32 / 2048,
+    "log": 0.004 / 256 / 2048,  # behind the stages of a step
 }
 _WINDOW_KEYS = 3 * 512  # that the TPU kernel computes for a patch: its block of a stream and those beside it
 

@@ -26,3 +26,7 @@ def test_a_step_reads_what_it_must(tmp_path: Path, capsys):
     assert figures["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
     # Little more than one per cent of a 3B's weights stays in the chip's own memory from token to token.
     assert 0.95 < figures["decode_share"] < 1.02
+    int8 = decode_bytes.main([f"--config={config}", "--topology=v5e:2x2", "--skip-update", "--weights=int8"])
+    assert (figures["weights"], int8["weights"]) == ("auto", "int8")
+    assert 0.5 < int8["needed_bytes"]["weights"] / figures["needed_bytes"]["weights"] < 0.7  # not the embeddings
+    assert int8["moved_bytes"] < 0.7 * figures["moved_bytes"]

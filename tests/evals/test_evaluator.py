@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -101,6 +102,19 @@ def _evaluator(records: list[Record], processor: Processor, verifier: Verifier) 
     return evaluator_lib.Evaluator(
         base(), source=records, processor=processor, verifier=verifier, model=None, mesh=mesh
     )
+
+
+def test_a_batch_is_made_for_as_many_as_most_evaluations_ask(
+    tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a periodic evaluation of a few records in the batch of a large source, most of whose rows are blank."""
+    asked: list[int] = []
+    monkeypatch.setattr(evaluator_lib, "Decoder", lambda *given: asked.append(given[-1]))
+    mesh, verifier = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")), Mock(spec=Verifier)
+    given = {"source": [question("1+2?")] * 5, "processor": tiny_processor, "verifier": verifier, "model": None}
+    for limit in (0, 2, 9):
+        evaluator_lib.Evaluator(base(), **given, mesh=mesh, limit=limit)
+    assert asked == [5, 2, 5]
 
 
 def test_a_prompt_that_is_too_long_counts_as_wrong(

@@ -253,6 +253,15 @@ def test_sizes_and_padding_by_hand(processor):
     assert figures == shares | {"prompt_len/mean": real / 2, "patches/mean": 18}
 
 
+def test_a_batch_has_one_width_of_patches_on_all_processes(processor):
+    """Catches patches of one frame on one process and of all on another, of which no array can be made."""
+    still = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
+    sizes = BatchSizes.of([still])
+    joined = BatchSizes.join([sizes, sizes._replace(patch_values=2 * sizes.patch_values)])
+    patches = collate(processor, [still], joined).patches
+    assert patches.shape[-1] == joined.patch_values == 2 * sizes.patch_values
+
+
 def test_collate_takes_the_smallest_bucket_that_holds_all(processor):
     """Catches padding to the largest bucket, and a prompt that is cut to fit."""
 

@@ -315,6 +315,9 @@ def test_parts_of_the_vocabulary_draw_as_the_whole(num_parts, num_ids):
     assert (divided(draw) == whole).mean() > 0.995
     assert len(np.unique(whole * num_parts // num_ids)) == num_parts
     np.testing.assert_array_equal(divided(collectives.argmax), jnp.argmax(probs, axis=-1))
+    probs = probs.at[0].set(jnp.nan)  # whose log-probs must be seen to be none, not an id that does not exist
+    np.testing.assert_array_equal(divided(collectives.argmax), jnp.argmax(probs, axis=-1))
+    assert np.isnan(divided(lambda x: collectives.pick(x, collectives.argmax(x)))[0]).all()
 
 
 def test_a_draw_at_the_edges():
