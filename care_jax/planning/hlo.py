@@ -173,21 +173,19 @@ class HloModule:
             name = instruction.calls["calls"]
             inner = self.computations[name]
             for nested in inner.instructions.values():
-                if self._starts.get(_channel(nested), name) == name:
+                if name in self._starts.get(_channel(nested), {name}):
                     yield from self._collectives(inner, nested)
 
     @functools.cached_property
-    def _starts(self) -> dict[str, str]:
-        """The computation that starts each split collective, by the collective's channel."""
-        return {
-            _channel(instruction): name
-            for name, computation in self.computations.items()
-            if any(
-                "AsyncCollectiveStart" in instruction.attributes for instruction in computation.instructions.values()
-            )
-            for instruction in computation.instructions.values()
-            if _channel(instruction)
-        }
+    def _starts(self) -> dict[str, set[str]]:
+        """The computations that start split collectives, by channel, which several collectives may share."""
+        starts: dict[str, set[str]] = {}
+        for name, computation in self.computations.items():
+            instructions = computation.instructions.values()
+            if any("AsyncCollectiveStart" in instruction.attributes for instruction in instructions):
+                for channel in filter(None, map(_channel, instructions)):
+                    starts.setdefault(channel, set()).add(name)
+        return starts
 
     @functools.cached_property
     def _hidden(self) -> set[str]:

@@ -98,6 +98,15 @@ def test_a_split_collective_counts_once():
     assert HloModule(SPLIT).collective_bytes()["all-gather"] == 2 * 32 * 4 * 3 // 4  # channels 7 and 8
 
 
+def test_split_collectives_of_one_channel_count_each():
+    """Catches a channel that stands for its last collective: the gathers of all layers but one are then forgotten."""
+    start = SPLIT[SPLIT.index("%start") : SPLIT.index("%work")]
+    another = start.replace("%start", "%start.2").replace("gather.1", "gather.4")
+    call = "  %four = (f32[8]{0}, f32[32]{0}) fusion(%x), kind=kCustom, calls=%start.2\n"
+    text = SPLIT.replace("%work (", another + "%work (").replace("  ROOT %three", call + "  ROOT %three")
+    assert HloModule(text).collective_bytes()["all-gather"] == 3 * 32 * 4 * 3 // 4
+
+
 def test_only_a_collective_without_other_work_beside_it_is_waited_for():
     """Catches a transfer that is hidden behind work and adds its time, and one that is not and adds none."""
     assert HloModule(SPLIT).collective_bytes(waited=True)["all-gather"] == 32 * 4 * 3 // 4  # channel 8
