@@ -11,7 +11,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export JAX_PLATFORMS ?= cpu
 PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m care_jax.demo --workdir=runs/demo-$(SEED) --seed=$(SEED)
@@ -24,6 +24,10 @@ lint: .venv/test.stamp
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+
+# The site, in build/site; a broken link or anchor is an error.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -45,3 +49,8 @@ clean:
 	@echo "Installing what runs and tests need into .venv (a few minutes, once) ..."
 	$(PIP) install -c constraints.txt -e '.[test]'
 	@touch .venv/demo.stamp $@
+
+.venv/docs.stamp: pyproject.toml constraints.txt | .venv/python.stamp
+	@echo "Installing what the site needs into .venv (a minute, once) ..."
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
