@@ -4,9 +4,9 @@
     python -m care_jax.evaluate --config=configs/F.py --workdir=DIR --benchmark=NAME    # or all
     python -m care_jax.evaluate --config=configs/F.py --workdir=DIR --benchmark=NAME --responses=FILE
 
-The held-out data leave DIR/eval_samples.jsonl (one line a record) and DIR/eval_results.json; the results are the last
-line printed. For benchmarks see evals/test_sets.py; the third form scores a file of responses, and needs neither a
-model nor a device.
+The first form writes DIR/eval_samples.jsonl (one line a record) and DIR/eval_results.json, and prints the results as
+its last line. The second one writes DIR/benchmarks/ (evals/test_sets.py). The third one scores a file of responses, and
+needs neither a model nor a device.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
-    flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
-    flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
-    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
+    flags.DEFINE_string("responses", None, "A file of responses, as JSON objects, to score in place of a model.")
+    flags.DEFINE_string("response_field", "response", "The field of these objects that holds the response, or a list of several.")
+    flags.DEFINE_string("id_field", "id", "The field that holds the question's id, if there is one.")
     cli.run(main)
