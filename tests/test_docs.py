@@ -7,7 +7,9 @@ Commands in blocks and in running text are parsed with the program's own flags, 
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
+import importlib.util
 import re
 import runpy
 import shlex
@@ -169,6 +171,9 @@ def test_every_block_of_commands_has_its_mark() -> None:
 def test_commands_parse(page: str, command: tuple[str, ...], parse: Any) -> None:
     """Catches a module, a flag, a word of a flag, a config or a config key that does not exist."""
     module, *arguments = command
+    if not arguments:  # only its name
+        assert importlib.util.find_spec(module), module
+        return
     with pytest.raises(Parsed):
         parse(module, tuple(arguments))
 
@@ -250,6 +255,30 @@ def test_links_are_right(page: str) -> None:
         file = (REPO / page).parent / path if path else REPO / page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+def texts_of_the_program() -> str:
+    """Every string of care_jax and the Makefile, a line each, with "..." in place of what is put in."""
+    parts = [(REPO / "Makefile").read_text()]
+    for path in REPO.glob("care_jax/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                parts.append(node.value)
+    return "\n".join(" ".join(part.split()) for part in parts)
+
+
+def test_messages_in_the_table_of_faults_exist() -> None:
+    """Catches a message that was reworded, so that whoever searches for it does not find its mend."""
+    texts = texts_of_the_program()
+    page = (REPO / "docs/troubleshooting.md").read_text()
+    cells = re.findall(r"^\| ([^|]*) \| [^|]* \|$", page, re.M)
+    messages = [message for cell in cells for message in _INLINE.findall(cell)]
+    assert len(messages) >= 12
+    for message in messages:
+        pattern = ".*".join(re.escape(piece) for piece in re.split(r"\bN\b|\.\.\.", message))
+        assert message == "RESOURCE_EXHAUSTED" or re.search(pattern, texts), message  # JAX's own
 
 
 def test_the_front_page_is_short() -> None:
