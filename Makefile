@@ -7,14 +7,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Huge pages for glibc's malloc save a third of a training step on a CPU, most of it page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-# The demo runs on a GPU if nvidia-smi lists one. The tests always run on the CPU; they bring libtpu, whose search for
-# TPUs would end in long warnings.
-CUDA := $(if $(shell nvidia-smi --list-gpus 2>/dev/null),cuda)
-ifeq ($(origin JAX_PLATFORMS),undefined)
-JAX_PLATFORMS := cpu
-demo: JAX_PLATFORMS := $(CUDA:%=%,)cpu
-endif
-export JAX_PLATFORMS
+# .venv has jax for CPUs only. It also has libtpu, whose search for TPUs would end in long warnings.
+export JAX_PLATFORMS ?= cpu
 PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 
 .PHONY: demo test lint docs clean
@@ -24,7 +18,7 @@ demo: .venv/demo.stamp
 
 # One process a core, since much of a test is one core's work; four at most, for the memory.
 test: .venv/test.stamp
-	JAX_PLATFORMS=cpu .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/test.stamp
 	.venv/bin/python -m ruff check .
@@ -48,12 +42,12 @@ clean:
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/python.stamp
 	@echo "Installing what a run needs into .venv (a few minutes, once) ..."
-	$(PIP) install -c constraints.txt -e '.[demo$(CUDA:%=,%)]'
+	$(PIP) install -c constraints.txt -e '.[demo]'
 	@touch $@
 
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/python.stamp
 	@echo "Installing what runs and tests need into .venv (a few minutes, once) ..."
-	$(PIP) install -c constraints.txt -e '.[test$(CUDA:%=,%)]'
+	$(PIP) install -c constraints.txt -e '.[test]'
 	@touch .venv/demo.stamp $@
 
 .venv/docs.stamp: pyproject.toml constraints.txt | .venv/python.stamp
