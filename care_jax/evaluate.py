@@ -236,7 +236,7 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
-    flags.DEFINE_string("responses", None, "A file of responses, as JSON objects, to score in place of a model.")
-    flags.DEFINE_string("response_field", "response", "The field of these objects that holds the response, or a list of several.")
-    flags.DEFINE_string("id_field", "id", "The field that holds the question's id, if there is one.")
+    flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
+    flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
+    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
     cli.run(main)

@@ -9,15 +9,15 @@ A line of the file is one JSON object:
 
 `kind` is an answer_kind (docs/rewards.md), and `choices` has the option texts of a choice. `expected` is the verdict to
 compare with; files of published verdicts call it `theirs`. `choices` and the verdict may be left out. `--format` says
-where the answer is in a response (rewards/response_format.py); with "bare" the whole response is the answer. `--rewards`
-and `--correct_when` are verify.rewards and verify.correct_when of a config (rewards/functions.py). For such functions, a
-line may also have "prompt", "images" (as in own data) and "meta".
+where the answer is in a response (rewards/response_format.py); with "bare" the whole response is the answer.
+`--rewards` and `--correct_when` are verify.rewards and verify.correct_when of a config (rewards/functions.py). For such
+functions, a line may also have "prompt", "images" (as in own data) and "meta".
 
-Each pair is printed as one line with tabs between the fields: its number; right, wrong, unparsed, or bad for a line that
-cannot be judged; the reason; the answer that was found; the value of each reward; and the expected verdict, if it
-differs. The last line is JSON: n, right, unparsed (no readable answer), bad, and the same by kind. With expected verdicts
-it also counts compared, agree, refused_right (right by theirs alone) and accepted_wrong (right by ours alone). With
-rewards it has the mean of each, and the number of pairs for which it is missing.
+Each pair is printed as one line with tabs between the fields: its number; right, wrong, unparsed, or bad for a line
+that cannot be judged; the reason; the answer that was found; the value of each reward; and the expected verdict, if it
+differs. The last line is JSON: n, right, unparsed (no readable answer), bad, and the same by kind. With expected
+verdicts it also counts compared, agree, refused_right (right by theirs alone) and accepted_wrong (right by ours alone).
+With rewards it has the mean of each, and the number of pairs for which it is missing.
 """
 
 from __future__ import annotations

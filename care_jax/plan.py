@@ -17,12 +17,12 @@ The plan lists the programs in the order of a step, with what a chip holds while
 The peak is the compiler's own figure plus what lives beside the program. Below the table are the tokens and FLOPs of a
 full step, the least seconds that its arithmetic, its reads of HBM and its transfers take on that chip, and the bytes of
 each kind of collective, with the bytes for which the chip waits. Stages run one after another, so a step takes at least
-the sum of what bounds each most ("least"). Exit code 0: the run fits; 1: it does not, and the settings that would change
-that are listed; 2: bad input.
+the sum of what bounds each most ("least"). Exit code 0: the run fits; 1: it does not, and the settings that would
+change that are listed; 2: bad input.
 
 With --mean_len and --accuracy, or with --metrics of a run, the plan adds the seconds that a step is expected to take
-(planning/expected.py says how), what each stage moves against what it must, and the share of the chips' FLOP/s that does
-useful work. --price adds the response tokens for a dollar. "padded" are the seconds if score, reference and update
+(planning/expected.py says how), what each stage moves against what it must, and the share of the chips' FLOP/s that
+does useful work. --price adds the response tokens for a dollar. "padded" are the seconds if score, reference and update
 computed every row of every group in its full length.
 
 --sweep tries the meshes, the config's prompts and fewer, and shorter streams, from the lowest floor up, until one
@@ -164,7 +164,9 @@ def main(config: ml_collections.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("topology", None, "The slice: v4, v5e, v5p, v6e or tpu7x, and its chips along each axis, as v5p:4x4x4.")
+    flags.DEFINE_string(
+        "topology", None, "The slice: v4, v5e, v5p, v6e or tpu7x, and its chips along each axis, as v5p:4x4x4."
+    )
     flags.DEFINE_string("json", None, "A file to write the same figures to.")
     flags.DEFINE_float("mean_len", None, "Mean tokens of a response.")
     flags.DEFINE_float("accuracy", None, "Share of right answers, 0 to 1.")

@@ -28,7 +28,9 @@ from care_jax import config as config_lib
 from tests.end_to_end import REPO
 
 PAGES = sorted(
-    path.relative_to(REPO).as_posix() for pattern in ("*.md", "docs/**/*.md", "tpu_scripts/*.md") for path in REPO.glob(pattern)
+    path.relative_to(REPO).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "tpu_scripts/*.md")
+    for path in REPO.glob(pattern)
 )
 WRITTEN = {"docs/study/README.md"}  # by benchmarks.study: its blocks have no marks
 MODULES = ("benchmarks.", "care_jax.", "convert.")  # whose commands are parsed
