@@ -1,6 +1,8 @@
 """Our parameters to a Hugging Face folder that transformers, vLLM and SGLang load.
 
-python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite]
+    python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite]
+
+The weights get the files, names, order and types that --hf has; its other files are copied.
 """
 
 from __future__ import annotations
@@ -236,7 +238,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Run, checkpoint, or converted model with the parameters.", required=True)
     flags.DEFINE_string("hf", None, "Hugging Face folder whose non-weight files are carried over.", required=True)
     flags.DEFINE_string("out", None, "New Hugging Face folder.", required=True)
-    flags.DEFINE_enum("dtype", "source", ["source", *_DTYPES], "Of the weights; source: what --hf has.")
+    flags.DEFINE_enum("dtype", "source", ["source", *_DTYPES], "The type of the weights; source: what --hf has.")
     flags.DEFINE_bool("overwrite", False, "Replace an --out that is a Hugging Face folder.")
 
 
