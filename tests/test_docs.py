@@ -170,7 +170,7 @@ def test_every_block_of_commands_has_its_mark() -> None:
     assert len(names) == len(set(names)) >= 4
 
 
-@pytest.mark.parametrize(("page", "command"), list(module_commands()), ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60])
+@pytest.mark.parametrize(("page", "command"), list(module_commands()), ids=str)
 def test_commands_parse(page: str, command: tuple[str, ...], parse: Any) -> None:
     """Catches a module, a flag, a word of a flag, a config or a config key that does not exist."""
     module, *arguments = command
