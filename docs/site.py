@@ -29,6 +29,7 @@ SOURCES = {page: source for source, page in PAGES.items()}
 _FENCE = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
 _LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]+)\)")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
+_PRIME = re.compile(r"<msup>(<mi>\w</mi>)<mi>&#x02032;</mi></msup>")  # which fonts without such a glyph draw tiny
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -50,13 +51,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     parts = _FENCE.split(re.sub(r"^\[!\[.*\n", "", markdown, flags=re.M))
     for i in range(0, len(parts), 2):  # between the fences
         parts[i] = _LINK.sub(lambda found: _link(found[1], found[2], page.file.src_uri, files), parts[i])
+        parts[i] = re.sub(r"^ {2,3}(?=\S)", "    ", parts[i], flags=re.M)  # what mkdocs takes for the inside of a list
+    for i in range(1, len(parts), 2):
+        parts[i] = re.sub(r"^ {2,3}", "    ", parts[i], flags=re.M) if parts[i].startswith("  ") else parts[i]
     return "".join(parts)
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns formulas into MathML, which browsers draw by themselves."""
     display = {"span": "inline", "div": "block"}
-    return _FORMULA.sub(lambda found: convert(html.unescape(found[2]), display=display[found[1]]), content)
+    content = _FORMULA.sub(lambda found: convert(html.unescape(found[2]), display=display[found[1]]), content)
+    return _PRIME.sub(r'\1<mo lspace="0" rspace="0">&#x02032;</mo>', content)
 
 
 def _link(text: str, target: str, page: str, files: Files) -> str:
