@@ -139,9 +139,12 @@ def run(
     allow_change: bool = False,
     profile_steps: str | None = None,
 ) -> TrainState:
-    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state.
+    """Trains to train.steps; the same call resumes. Returns the last state.
 
     `allow_change` resumes with settings that differ more than history.py allows; `profile_steps` names steps to trace.
+
+    Raises:
+        SystemExit: a SIGTERM has ended it earlier, with run.stop.EXIT_CODE; all is saved.
     """
 
     def make_encoder(processor: Processor) -> EncodeTraced:

@@ -20,7 +20,7 @@ from care_jax.errors import InputError
 from care_jax.options import SKILLS
 from care_jax.report import write_report
 from care_jax.run.folder import METRICS_FILE
-from care_jax.run.stop import StopFlag
+from care_jax.run.stop import EXIT_CODE, StopFlag
 from configs import demo
 from convert import jax_to_hf
 
@@ -36,19 +36,23 @@ def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, 
 
 
 def accuracies(workdir: Path, step: int) -> dict[str, float]:
-    """Held-out accuracy per skill and their mean, as logged by the stage in `workdir` at `step`."""
+    """Accuracy on all held-out records per skill and their mean, as logged by the stage in `workdir` at `step`."""
     for line in (workdir / METRICS_FILE).read_text().splitlines():
         row = json.loads(line)
         if row["step"] == step and "eval/accuracy/mean" in row:
-            return {name: row[f"eval/accuracy/{name}"] for name in (*SKILLS, "mean")}
+            group = "eval_all" if "eval_all/accuracy/mean" in row else "eval"
+            return {name: row[f"{group}/accuracy/{name}"] for name in (*SKILLS, "mean")}
     raise InputError(f"{workdir} has no evaluation at step {step}; run the same command again")
 
 
-def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.ConfigDict) -> dict | None:
+def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.ConfigDict) -> dict:
     """Runs or resumes all stages.
 
     Returns:
-        The figures, whose "seconds" is the time of this call alone; None if a SIGTERM stopped a stage.
+        The figures, whose "seconds" is the time of this call alone.
+
+    Raises:
+        SystemExit: a SIGTERM has stopped it, with run.stop.EXIT_CODE.
     """
     started = time.time()
     with contextlib.closing(StopFlag()) as stop:  # a signal may come between the last step of a stage and the next
@@ -56,7 +60,7 @@ def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.Con
             _announce(f"{name.replace('_', ' ')}: {config.train.steps} steps in {workdir / name}")
             state = stage.run(config, workdir / name)
             if int(state.step) < config.train.steps or stop.poll():
-                return None
+                raise SystemExit(EXIT_CODE)
 
     exported = workdir / "export"
     _announce("export")
@@ -95,9 +99,7 @@ def _announce(text: str) -> None:
 def main() -> None:
     """Runs the demo and shows its figures."""
     workdir = files.on_disk(flags.FLAGS.workdir, "--workdir")  # data are built in it
-    result = run(workdir, *stage_configs(workdir, flags.FLAGS.seed))
-    if result is not None:
-        show(result)
+    show(run(workdir, *stage_configs(workdir, flags.FLAGS.seed)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Our parameters to a Hugging Face folder that transformers, vLLM and SGLang load.
 
 python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite]
+
+A run's export has the pixel limits and stop ids that it trained with; a note on stderr names what could not be taken
+over, and the command ends with a program that asks the export in transformers.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +27,7 @@ from care_jax.checkpoints.load import find_params, open_params, read_sums
 from care_jax.errors import InputError, one_line, shown
 from care_jax.models import ModelConfig
 from care_jax.models.model_folder import read_fields
-from convert import hf_folder, mapping, safetensors_io, staging
+from convert import hf_folder, mapping, safetensors_io, staging, trained_with
 from convert.carried_files import add_end_of_turn, copy_files
 from convert.extra_tensors import without_extras
 from convert.hf_folder import INDEX_FILE, SINGLE_FILE
@@ -46,7 +50,10 @@ def convert(
     overwrite: bool = False,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
 ) -> int:
-    """Writes the parameters at `path` to `out`, beside unchanged copies of the other files of `folder`.
+    """Writes the parameters at `path` to `out`, beside copies of the other files of `folder`.
+
+    The copies are unchanged but for the stop ids (`add_end_of_turn`) and the pixel limits of the run that the
+    parameters lie in (`trained_with`).
 
     If `folder` has weights, the new ones have their files, names, order and types, so that a model converted from it
     gives the same bytes again. If it has none, they have the names of the published files and the type that
@@ -77,7 +84,10 @@ def convert(
     num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
     with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
         copy_files(folder.resolve(), new, left_out=_NOT_CARRIED)
-        add_end_of_turn(new)  # before the weights: it may refuse the folder, and these take long
+        # Before the weights: both may refuse the folder, and these take long.
+        add_end_of_turn(new)
+        for note in trained_with.apply(trained_with.read(stored), stored, folder, new):
+            print(f"note: {note}", file=sys.stderr)
         found = _write_weights(new, shards, weights, params)
         if sums is not None:
             try:
@@ -246,6 +256,8 @@ def main() -> None:
     folder, out = files.on_disk(args.hf, "--hf"), files.on_disk(args.out, "--out")
     size = convert(args.checkpoint, folder, out, dtype=args.dtype, overwrite=args.overwrite)
     print(f"{size:,} parameters -> {out}")
+    if (trained := trained_with.read(find_params(args.checkpoint))) is not None:
+        print(f"\nTo ask it in transformers:\n\n{trained_with.snippet(out, trained)}")
 
 
 if __name__ == "__main__":
