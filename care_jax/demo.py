@@ -7,15 +7,23 @@ Interrupt it at any time; the same command resumes. The last line is one JSON ob
 
 from __future__ import annotations
 
+from absl import flags
+
+from care_jax import cli
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
+    flags.DEFINE_integer("seed", 1, "Seed of initialisation, data order and sampling.")
+    cli.read_first()  # the imports below take seconds
+
 import contextlib
 import json
 import time
 from pathlib import Path
 
 import ml_collections
-from absl import flags
 
-from care_jax import cli, cold_start, files, train
+from care_jax import cold_start, files, train
 from care_jax.errors import InputError
 from care_jax.options import SKILLS
 from care_jax.report import write_report
@@ -103,6 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
-    flags.DEFINE_integer("seed", 1, "Seed of initialisation, data order and sampling.")
     cli.run_flags(main)

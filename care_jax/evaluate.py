@@ -11,6 +11,17 @@ model nor a device.
 
 from __future__ import annotations
 
+from absl import flags
+
+from care_jax import cli
+
+if __name__ == "__main__":
+    flags.DEFINE_string("benchmark", None, "A prepared benchmark by the name of its --source, or all.")
+    flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
+    flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
+    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
+    cli.read_first(with_run=True)  # the imports below take seconds
+
 import functools
 import hashlib
 import json
@@ -20,12 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from care_jax import cli, files
 from care_jax import config as config_lib
+from care_jax import files
 from care_jax.checkpoints.initial_state import initial_model
 from care_jax.checkpoints.load import find_params
 from care_jax.data import loader
@@ -269,8 +279,4 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
-    flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
-    flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
-    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
     cli.run(main)

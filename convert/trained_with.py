@@ -1,4 +1,4 @@
-"""What a run trained with beside its weights: its pixel limits go into the export, and a snippet shows how to ask it."""
+"""The settings that a run trained with: its pixel limits go into the export, and a snippet shows how to ask it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def apply(trained: TrainedWith | None, params: epath.Path, source: Path, new: Pa
         )
     if not spec.tokens_per_second and spec.max_pixels < spec.video_max_pixels:
         notes.append(
-            f"the run limited each frame of a video to {spec.max_pixels // area} tokens; the export limits a video whole"
+            f"the run limited each frame of a video to {spec.max_pixels // area} tokens; the export limits whole videos"
         )
     write_pixel_limits(new, spec)
     return notes

@@ -168,9 +168,7 @@ def _responses_told(long: Sequence[int], lengths: Sequence[int], whose: str) -> 
     if not long:
         return "0"
     longest, most = max(long), sorted(lengths)[int(_MOST_OF_THEM * (len(lengths) - 1))]
-    keeps = (
-        f"{most} keeps {_MOST_OF_THEM:.0%}, {longest} all" if min(long) <= most < longest else f"{longest} keeps all"
-    )
+    some = f"{most} keeps {_MOST_OF_THEM:.0%}, " if min(long) <= most < longest else ""
     return f"{len(long):,}{whose}, of up to {longest:,} tokens; {some}{longest} keeps all"
 
 

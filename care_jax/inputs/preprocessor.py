@@ -57,9 +57,8 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
     if _check(video, vision) != (mean, std):
         raise InputError(f"{video.where} has another image_mean or image_std than {image.where}; they must be the same")
     area = (vision.patch_size * vision.spatial_merge_size) ** 2
-    (least, most), (video_least, video_most) = (
-        [_pixel_limit(each, *names) for names in _LIMITS] for each in (image, video)
-    )
+    least, most = (_pixel_limit(image, *names) for names in _LIMITS)
+    video_least, video_most = (_pixel_limit(video, *names) for names in _LIMITS)
     low, high = max(least, min_image_tokens * area), min(most, max_image_tokens * area)
     if not 1 <= min_image_tokens * area <= low <= high:
         raise InputError(
@@ -109,7 +108,7 @@ def write_pixel_limits(folder: Path, spec: ImageSpec) -> None:
 
 
 def _write_limits(folder: Path, group: str, own_file: Path, low: int, high: int) -> None:
-    """Writes limits where `_find_settings` finds them: in a group of the nested file, or else in a file of their own."""
+    """Writes limits to the place where `_find_settings` finds them: a group of the nested file, or `own_file`."""
     path = folder / _NESTED_FILE
     nested = read_fields(path) if path.exists() else {}
     if isinstance(nested.get(group), dict):

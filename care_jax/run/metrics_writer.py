@@ -17,8 +17,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -62,11 +63,16 @@ class MetricsWriter:
             cut_after(self._local / name, resume_step)
             # Line-buffered: what was written before a kill is on its way to the disk.
             self._files[name] = open(self._local / name, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        for line in (self._local / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in self.past_rows():
             if any(name.startswith("eval/") for name in row):
                 self.evaluated_steps.add(row["step"])
         self._tensorboard = _TensorBoard(self._local / "tensorboard", purge_step=resume_step + 1)
+
+    def past_rows(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl so far; none on a process that writes nothing."""
+        if self._enabled:
+            with open(self._local / METRICS_FILE, encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of metrics.jsonl and the same scalars to TensorBoard.

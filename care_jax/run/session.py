@@ -32,6 +32,7 @@ from care_jax.parallel.processes import HostShare, exchange, is_first, require_s
 from care_jax.rewards.judge import Verifier
 from care_jax.run import history, opening
 from care_jax.run import manifest as manifest_lib
+from care_jax.run.collapse import CollapseWatch
 from care_jax.run.compilation_cache import WarmUp, opened
 from care_jax.run.metrics_writer import MetricsWriter
 from care_jax.run.profile import StepProfile
@@ -68,6 +69,7 @@ class Session:
     supervisor: Supervisor
     warm_up: WarmUp
     profile: StepProfile
+    collapse: CollapseWatch
     train: loader.RecordSource  # the training data, which the majority answers are counted in
     held_out: str | None = None  # accuracy at the last evaluation, for the progress line
 
@@ -131,7 +133,8 @@ class Session:
         self.writer.require_folder()
         metrics = self.evaluate_if_due()
         self.supervisor.guard.check(self.step)
-        self.progress.show(self.step, figures if self.held_out is None else {**figures, "held-out": self.held_out})
+        told = {"held-out": self.held_out, "COLLAPSE": " ".join(self.collapse.signs)}
+        self.progress.show(self.step, {**figures, **{name: text for name, text in told.items() if text}})
         self.checkpoint_if_due(metrics)
 
     def evaluate_if_due(self) -> dict[str, float] | None:
@@ -296,6 +299,7 @@ def _open(
         supervisor=supervisor,
         warm_up=warm_up,
         profile=profile,
+        collapse=CollapseWatch(writer.past_rows()),
         train=inputs.train,
     )
     if session.is_complete():
