@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -32,6 +32,13 @@ _THREADS = 8  # that decode images
 _MOST_EMBEDDED = 2 << 30  # bytes of images inside a file, which stay in memory
 
 
+class _Size(NamedTuple):
+    """The size of an image."""
+
+    num_bytes: int
+    shape: tuple[int, int]  # pixels, width and height
+
+
 class JsonlSource:
     """Random access to the usable rows of a file, in file order; images are read on access. Picklable.
 
@@ -39,9 +46,9 @@ class JsonlSource:
     """
 
     def __init__(
-        self, path: Path, rows: list[Row], problems: list[tuple[int, str]], sizes: Mapping[bytes | Path, int]
+        self, path: Path, rows: list[Row], problems: list[tuple[int, str]], sizes: Mapping[bytes | Path, _Size]
     ) -> None:
-        """Takes the rows that `read_jsonl` has checked, and the bytes of each of their images."""
+        """Takes the rows that `read_jsonl` has checked, and the size of each of their images and frames."""
         self.path = path
         self.problems = problems
         self._rows, self._sizes = rows, sizes
@@ -58,7 +65,7 @@ class JsonlSource:
         """A digest of all texts of the rows, with the name and size of each image: other golds are other data."""
         digest = hashlib.blake2b(digest_size=16)
         for row in self._rows:
-            images = [(_name(image, self.path.parent), self._sizes[image]) for image in row.pictures]
+            images = [(_name(image, self.path.parent), self._sizes[image].num_bytes) for image in row.pictures]
             digest.update(repr((row.record, images)).encode())
         return digest.hexdigest()
 
@@ -70,14 +77,16 @@ class JsonlSource:
 def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> JsonlSource:
     """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
-    A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null or empty, are
-    "images" (a list, each as `image_column.image_of` reads it, paths relative to the file's folder), "videos" (a list,
-    each as `video_column` reads it), "choices" (strings; required for the kind "choice", whose answer is a letter or one
-    of their texts), "rationale", "draft" (a wrong rationale, which the cold start shows before the cue), "source" (by
-    default the file's name without its ending) and "meta" (`parsing.meta_field`). One image or video may stand alone, as
-    "image" or "video". The prompt has one "<image>" for each image and one "<video>" for each video; those that have no
-    mark at all are put first. Instead of a prompt, a row may have a list of turns (`_from_turns`). The
-    file is UTF-8; empty lines are skipped.
+    A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null or empty:
+
+    * "images", a list, each as `image_column.image_of` reads it, paths relative to the file's folder; "videos", a list,
+      each as `video_column` reads it. One alone may be "image" or "video". The prompt has one "<image>" for each image
+      and one "<video>" for each video; if it has none of a sort, they are put first.
+    * "choices", strings; required for the kind "choice", whose answer is a letter or one of their texts.
+    * "rationale", and "draft", a wrong rationale that the cold start shows before the cue.
+    * "source", by default the file's name without its ending, and "meta" (`parsing.meta_field`).
+
+    Instead of a prompt, a row may have a list of turns (`_from_turns`). The file is UTF-8; empty lines are skipped.
 
     Args:
         path: the file: a JSON array if it ends in .json and starts with a bracket, parquet if it ends so, else JSON
@@ -98,7 +107,7 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
     first_lines: dict[str, int] = {}  # id -> line
     read = _read_rows(path, allow)
     found = _decode_all({image for _, row in read if isinstance(row, Row) for image in row.pictures})
-    sizes = {image: size for image, size in found.items() if isinstance(size, int)}
+    sizes = {image: size for image, size in found.items() if isinstance(size, _Size)}
     unusable = {image: error for image, error in found.items() if isinstance(error, BadRowError)}
     for number, row in read:
         try:
@@ -106,6 +115,9 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
                 raise row
             for image in unusable.keys() & row.pictures:
                 raise unusable[image]
+            for video in row.videos:
+                if len(shapes := {sizes[frame].shape for frame in video.frames}) > 1:
+                    raise BadRowError(f"the frames of a video have sizes {sorted(shapes)}; give frames of one size")
             if row.record.id in first_lines:
                 raise BadRowError(f"id {shown(row.record.id)} was used in row {first_lines[row.record.id]}")
         except BadRowError as error:
@@ -171,7 +183,7 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         raise BadRowError("draft needs a rationale, which corrects it")
     lists = (
         ("images", str | dict | bytes, "images"),
-        ("videos", dict | list | str, "videos"),
+        ("videos", dict | str, "videos"),
         ("choices", str, "strings"),
     )
     for key, types, named in lists:
@@ -182,10 +194,12 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
         raise BadRowError("answer_kind 'choice' needs choices, a list of texts")
     images, videos = images_of(raw.get("images"), folder), videos_of(raw.get("videos"), folder)
     prompt = place_marks(raw["prompt"], len(images), mend_up_to=len(images))
+    if videos:
+        prompt = place_marks(prompt, len(videos), mend_up_to=len(videos), mark=VIDEO_PLACEHOLDER)
     record = Record(
         id=raw["id"],
         source=raw["source"],
-        prompt=place_marks(prompt, len(videos), mend_up_to=len(videos), mark=VIDEO_PLACEHOLDER),
+        prompt=prompt,
         images=(),
         answer=raw["answer"].strip(),
         answer_kind=raw["answer_kind"],
@@ -272,21 +286,21 @@ def _read_row(where: str, raw: dict[str, Any] | BadRowError, folder: Path, allow
     return row
 
 
-def _decode_all(images: Collection[bytes | Path]) -> dict[bytes | Path, int | BadRowError]:
-    """Decodes images in threads, and returns the bytes of each, or the error of one that cannot be used.
+def _decode_all(images: Collection[bytes | Path]) -> dict[bytes | Path, _Size | BadRowError]:
+    """Decodes images in threads, and returns the size of each, or the error of one that cannot be used.
 
     Each file is read once: in a mounted bucket, asking for its size as well would take as long again.
     """
 
-    def decode(image: bytes | Path) -> int | BadRowError:
+    def decode(image: bytes | Path) -> _Size | BadRowError:
         name = "an image in the row" if isinstance(image, bytes) else shown(str(image))[1:-1]
         try:
             with one_row():
                 encoded = image_bytes(image)
-                decode_picture(encoded, name)
+                shape = decode_picture(encoded, name).size
         except BadRowError as error:
             return error
-        return len(encoded)
+        return _Size(len(encoded), shape)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = tqdm(pool.map(decode, images), desc="checking images", total=len(images), delay=5, mininterval=1.0)

@@ -175,6 +175,9 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
     try:
         with one_row():
             record = row.load()
+            if record.videos:
+                told = "videos are not stored in prepared data; train on the file itself, with data.format='jsonl'"
+                raise BadRowError(told, "video")
             pictures = [decode_picture(encoded) for encoded in record.images]
             num_tokens = _count_tokens(record, processor) if processor else None
     except BadRowError as error:
