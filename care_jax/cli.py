@@ -108,14 +108,7 @@ def _read(*, with_config: bool, with_workdir: bool) -> None:
     if with_workdir:
         flags.DEFINE_string("workdir", None, "The run folder, local or gs://; an existing one is resumed.")
     if with_config:
-        # Unknown keys get in, so that config.validate says of all alike, from a file or a flag, what is meant.
-        config_flags.DEFINE_config_file(
-            "config",
-            None,
-            "A file of configs/; --config.a.b=v overrides.",
-            lock_config=False,
-            accept_new_attributes=True,
-        )
+        define_config("A file of configs/; --config.a.b=v overrides.")
     if not _HELP.isdisjoint(sys.argv[1:]):
         print(_help(with_config=with_config))
         sys.exit(0)
@@ -125,8 +118,27 @@ def _read(*, with_config: bool, with_workdir: bool) -> None:
         raise InputError(f"unexpected argument {words[0]!r}; an option is written --name=value")
     if with_workdir and flags.FLAGS.workdir is None:
         raise InputError("--workdir=DIR is needed, the run folder")
-    if with_config:
-        config.validate(_loaded_config(), unused=_FROM_COMMANDS)
+    if with_config and given_config() is None:
+        raise InputError("--config=FILE is needed, a file of configs/")
+
+
+def define_config(told: str) -> None:
+    """Defines `--config` for `given_config`; `told` is its help."""
+    # Unknown keys get in, so that config.validate says of all alike, from a file or a flag, what is meant.
+    config_flags.DEFINE_config_file("config", None, told, lock_config=False, accept_new_attributes=True)
+
+
+def given_config() -> ml_collections.ConfigDict | None:
+    """The config that `--config` names, validated but for keys that some commands let be empty; None without it.
+
+    Raises:
+        InputError: it cannot be loaded, or a value is not allowed.
+    """
+    if not flags.FLAGS["config"].present:
+        return None
+    loaded = _loaded_config()
+    config.validate(loaded, unused=_FROM_COMMANDS)
+    return loaded
 
 
 def last_of_each(argv: Sequence[str]) -> list[str]:
@@ -150,8 +162,6 @@ def last_of_each(argv: Sequence[str]) -> list[str]:
 
 
 def _loaded_config() -> ml_collections.ConfigDict:
-    if not flags.FLAGS["config"].present:
-        raise InputError("--config=FILE is needed, a file of configs/")
     loaded = flags.FLAGS.config
     if isinstance(loaded, ml_collections.ConfigDict):
         return loaded

@@ -144,9 +144,11 @@ def account_of_run(
     for part in parts:
         part.require(config.train.prompts if len(parts) == 1 else 1)
     lines = [line for part in parts for line in part.lines()]
-    if not reflect.enabled and not learns_traces:
-        lines.append("no reflection: objective.reflect.enabled is False, so failures are not repaired")
-    elif reflect.enabled and learns_traces and not any(part.num_drafts for part in parts):
+    num_drafts = sum(part.num_drafts for part in parts)
+    if not reflect.enabled and config.objective.anchored:
+        taught = f"; {num_drafts:,} rows have a draft that teaches the cue: set it to True" if num_drafts else ""
+        lines.append(f"no reflection: objective.reflect.enabled is False, so no failure is repaired{taught}")
+    elif reflect.enabled and learns_traces and not num_drafts:
         lines.append(_cue_told(reflect.cue))
     for part in take_account(held_out, processor, **limits, cue="", learns_traces=False):
         if not part.num_usable:
@@ -177,17 +179,24 @@ def _name(source: DataSource) -> str:
 
 
 def take_account(
-    source: DataSource, processor: Processor, *, response_len: int, cue: str, learns_traces: bool
+    source: DataSource,
+    processor: Processor,
+    *,
+    response_len: int,
+    cue: str,
+    learns_traces: bool,
+    most_rows: int = _MOST_ROWS,
 ) -> list[Account]:
     """Measures the rows of a source, or of each part of a mixture.
 
     Args:
-        source: the records. Of more than 5,000, as many are looked at, evenly spread.
+        source: the records.
         processor: the run's, whose template, limits and buckets count.
         response_len: rollout.response_len, tokens.
         cue: objective.reflect.cue, which stands in traces with a draft.
         learns_traces: the stage is the cold start, which needs a rationale that fits; otherwise the answer alone is
             held against `response_len`.
+        most_rows: rows that are looked at; of more, as many, evenly spread.
 
     Raises:
         InputError: the chat template has no place for images.
@@ -210,7 +219,7 @@ def take_account(
     accounts = []
     for part in sources:
         total = len(part)
-        count = min(total, _MOST_ROWS)
+        count = min(total, most_rows)
 
         def read(place: int, part: DataSource = part, total: int = total, count: int = count) -> _Measured:
             try:

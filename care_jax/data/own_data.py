@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +60,10 @@ class JsonlSource:
     def __getitem__(self, index: int) -> Record:
         """Reads the images of a row and returns its record."""
         return self._rows[index].load()
+
+    def records(self) -> Iterator[Record]:
+        """All records, without reading an image: they lack the bytes of images and frames."""
+        return (row.record for row in self._rows)
 
     def fingerprint(self) -> str:
         """A digest of all texts of the rows, with the name and size of each image: other golds are other data."""
