@@ -79,7 +79,7 @@ def check_file(path: Path, config: ml_collections.ConfigDict) -> Check:
         f"  commonest  {printable(answer[:40])!r}, the answer of {count / len(source):.0%} of the rows",
         f"  prompt     {_spread([size.num_tokens for size in prompts])} tokens",
         f"  vision     {_spread([size.num_patches for size in prompts])} patches of a prompt",
-        f"  response   {_spread(traces)} tokens: {len(traces):,} rationales with answers; {account.num_drafts:,} drafts",
+        f"  response   {_spread(traces)} tokens: {len(traces):,} rationales; {account.num_drafts:,} drafts",
         "with this config the cold start has:",
         *[f"  {line}" for line in account.lines()],
         *_proposal(account, processor, config),
