@@ -161,7 +161,7 @@ def _survive(stage: Stage, workdir: Path, num_kills: int, seed: int) -> list[str
         if number == signal.SIGKILL:
             assert ended.returncode == -signal.SIGKILL, (told, ended.stderr)
             continue
-        # Before it can know what to do with it, SIGTERM just ends it; after the last evaluation nothing is left to stop.
+        # Before it can know what to do with it, SIGTERM just ends it; after the last evaluation nothing is left to do.
         assert ended.returncode in (0, EXIT_CODE, -signal.SIGTERM), (told, ended.stderr)
         if ended.returncode != -signal.SIGTERM:
             saved = saved_steps(workdir)[-1:]
