@@ -310,9 +310,9 @@ def run_forked(jobs: list[tuple[Path, str, list[str]]], *, cache: Path) -> None:
             forks.start(folder, module, *arguments).finish()
 
 
-def readme_lines(mark: str) -> str:
-    """The fenced block of README.md behind the comment that begins with `mark`."""
-    block = re.search(rf"<!-- {mark}:[^\n]*-->\n```bash\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+def readme_lines(mark: str, page: str = "README.md") -> str:
+    """The fenced block of a page behind the comment that begins with `mark`."""
+    block = re.search(rf"<!-- {mark}:[^\n]*-->\n```bash\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
     assert block is not None
     return block[1]
 

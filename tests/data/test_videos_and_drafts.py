@@ -1,4 +1,4 @@
-"""Videos and drafts in own data: every form that people have is the same record, and what would be guessed is refused."""
+"""Videos and drafts in own data: every form is the same record, and what would be guessed is refused."""
 
 from __future__ import annotations
 
