@@ -11,6 +11,7 @@ The lines of 4,000 rows, of which some are left out:
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,11 @@ class Account:
     def num_drafts(self) -> int:
         """Rows of those looked at that have a draft."""
         return sum(row.has_draft for row in self.rows)
+
+    @property
+    def has_long_prompts(self) -> bool:
+        """True if a prompt passes the buckets, shrunk where that is allowed."""
+        return any(row.prompt is not None and not row.prompt.is_usable for row in self.rows)
 
     def _is_usable(self, row: _Measured) -> bool:
         if row.prompt is None or not row.prompt.is_usable:
@@ -141,8 +147,15 @@ def account_of_run(
     """
     reflect, limits = config.objective.reflect, {"response_len": config.rollout.response_len}
     parts = take_account(train, processor, **limits, cue=reflect.cue, learns_traces=learns_traces)
+    asked = take_account(held_out, processor, **limits, cue="", learns_traces=False)
     for part in parts:
         part.require(config.train.prompts if len(parts) == 1 else 1)
+    for part in (*parts, *asked) if config.data.overlong == "error" else ():
+        if part.has_long_prompts:
+            raise InputError(
+                f"data.overlong='error', and prompts of {part.name} are too long: {part.prompts_told()}; or set it to "
+                "drop or shrink"
+            )
     lines = [line for part in parts for line in part.lines()]
     num_drafts = sum(part.num_drafts for part in parts)
     if not reflect.enabled and config.objective.anchored:
@@ -150,10 +163,10 @@ def account_of_run(
         lines.append(f"no reflection: objective.reflect.enabled is False, so no failure is repaired{taught}")
     elif reflect.enabled and learns_traces and not num_drafts:
         lines.append(_cue_told(reflect.cue))
-    for part in take_account(held_out, processor, **limits, cue="", learns_traces=False):
+    for part in asked:
         if not part.num_usable:
             raise InputError(f"every prompt of the held-out {part.name} is too long: {part.prompts_told()}")
-        if part.num_usable < len(part.rows):
+        if part.has_long_prompts:
             lines.append(f"held-out {part.name}: prompts that are too long count as wrong: {part.prompts_told()}")
     return lines
 
@@ -169,9 +182,14 @@ def _responses_told(long: Sequence[int], lengths: Sequence[int], whose: str) -> 
     """The responses that are too long; `lengths` are those of all."""
     if not long:
         return "0"
-    longest, most = max(long), sorted(lengths)[int(_MOST_OF_THEM * (len(lengths) - 1))]
+    longest, most = max(long), quantile(lengths, _MOST_OF_THEM)
     some = f"{most} keeps {_MOST_OF_THEM:.0%}, " if min(long) <= most < longest else ""
     return f"{len(long):,}{whose}, of up to {longest:,} tokens; {some}{longest} keeps all"
+
+
+def quantile(lengths: Sequence[int], share: float) -> int:
+    """The smallest of the lengths that at least this share of them does not pass."""
+    return sorted(lengths)[max(math.ceil(share * len(lengths)) - 1, 0)]
 
 
 def _name(source: DataSource) -> str:

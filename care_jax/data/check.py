@@ -18,7 +18,7 @@ from typing import NamedTuple
 import ml_collections
 
 from care_jax import files
-from care_jax.data.accounting import Account, take_account
+from care_jax.data.accounting import Account, quantile, take_account
 from care_jax.data.own_data import JsonlSource, listing, read_jsonl
 from care_jax.errors import printable
 from care_jax.inputs.images import decode_image
@@ -104,11 +104,7 @@ def _counted(counts: collections.Counter[str]) -> str:
 def _spread(lengths: Sequence[int]) -> str:
     if not lengths:
         return "no"
-    return f"median {_quantile(lengths, 0.5):,}, 95 % up to {_quantile(lengths, 0.95):,}, longest {max(lengths):,}"
-
-
-def _quantile(lengths: Sequence[int], share: float) -> int:
-    return sorted(lengths)[int(share * (len(lengths) - 1))]
+    return f"median {quantile(lengths, 0.5):,}, 95 % up to {quantile(lengths, 0.95):,}, longest {max(lengths):,}"
 
 
 def _proposal(account: Account, processor: Processor, config: ml_collections.ConfigDict) -> list[str]:
@@ -140,13 +136,13 @@ def _value(config: ml_collections.ConfigDict, name: str) -> object:
 
 def _largest(lengths: Sequence[int]) -> int:
     """The longest, or the 99 % quantile if the longest is more than twice that."""
-    most = _quantile(lengths, 0.99)
+    most = quantile(lengths, 0.99)
     return max(lengths) if max(lengths) <= _FAR_OUT * most else most
 
 
 def _buckets(lengths: Sequence[int], unit: int) -> tuple[int, ...]:
     """One size or two: a second one for the shorter half pays if it is much smaller."""
-    largest, half = _rounded(max(_largest(lengths), 1), unit), _rounded(max(_quantile(lengths, 0.5), 1), unit)
+    largest, half = _rounded(max(_largest(lengths), 1), unit), _rounded(max(quantile(lengths, 0.5), 1), unit)
     return (half, largest) if 2 * half <= largest else (largest,)
 
 

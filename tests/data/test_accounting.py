@@ -145,6 +145,11 @@ def test_a_run_is_refused_before_it_begins(tiny_processor: Processor, tmp_path: 
     assert account_of_run(config, tiny_processor, drafted, drafted, learns_traces=True)[4].endswith(
         "; 2 rows have a draft that teaches the cue: set it to True"
     )
+    config.data.overlong = "error"
+    long = _source(tmp_path / "one", {}, {}, {"prompt": "1+2?" * 20})
+    with pytest.raises(InputError, match=r"overlong='error', and prompts of .*data\.prompt_buckets=\(\d+,\) keeps"):
+        account_of_run(config, tiny_processor, long, source, learns_traces=False)
+    config.data.overlong = "drop"
     held_out = _source(tmp_path / "long", {"prompt": "1+2?" * 40})
     processor = dataclasses.replace(tiny_processor, overlong="drop")
     with pytest.raises(InputError, match=r"every prompt of the held-out .*long/mine.jsonl is too long: 1, of up to"):
