@@ -62,7 +62,8 @@ def test_the_lengths_are_those_of_training(tiny_processor: Processor, overlong: 
     assert [size.is_usable for size in sizes] == [example is not None for example in encoded]
     assert {size.is_usable for size in sizes} == {True, False}
     for size, example in zip(sizes, encoded, strict=True):
-        if example is not None and size.num_tokens <= processor.prompt_buckets[-1]:
+        is_shrunk = size.num_tokens > processor.prompt_buckets[-1] or size.num_patches > processor.patch_buckets[-1]
+        if example is not None and not is_shrunk:
             assert (size.num_tokens, size.num_patches) == (len(example.token_ids), len(example.patches))
 
 
