@@ -56,9 +56,10 @@ class CollapseWatch:
         signs: those of "length", "entropy" and "no_gradient" that the newest step shows.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, float | None]] = ()) -> None:
-        """Takes the metrics of the steps so far, of a run that resumes."""
+    def __init__(self, rows: Iterable[Mapping[str, float | None]] = (), *, enabled: bool = True) -> None:
+        """Takes the metrics of the steps so far, of a run that resumes; `enabled` is False on all processes but one."""
         self.signs: tuple[str, ...] = ()
+        self._is_enabled = enabled
         self._values: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in _SIGNS}
         for row in rows:
             self._add(row)
@@ -68,7 +69,7 @@ class CollapseWatch:
         before = self.signs
         self._add(metrics)
         for name in self.signs:
-            if name not in before:
+            if self._is_enabled and name not in before:
                 first, newest = self._values[name]
                 told = _SIGNS[name].told.format(now=_mean(newest), start=_mean(first))
                 logging.warning("step %d: %s", step, told)

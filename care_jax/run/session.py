@@ -299,7 +299,7 @@ def _open(
         supervisor=supervisor,
         warm_up=warm_up,
         profile=profile,
-        collapse=CollapseWatch(writer.past_rows()),
+        collapse=CollapseWatch(writer.past_rows(), enabled=is_first()),
         train=inputs.train,
     )
     if session.is_complete():
