@@ -186,9 +186,11 @@ def _cannot_load(given: str, why: str) -> str:
 def _help(*, with_config: bool) -> str:
     """The command's docstring, its options, and every key of a config with its default and comment."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "options:"]
-    absl_modules = [name for name in flags.FLAGS.flags_by_module_dict() if name.startswith("absl.")]
-    of_absl = {flag.name for name in absl_modules for flag in flags.FLAGS.flags_by_module_dict()[name]}
-    for name in sorted({*flags.FLAGS} - of_absl - {"flagfile", "undefok", "v"}):
+    foreign = [
+        name for name in flags.FLAGS.flags_by_module_dict() if name.startswith(("absl.", "tensorflow_datasets."))
+    ]
+    of_others = {flag.name for name in foreign for flag in flags.FLAGS.flags_by_module_dict()[name]}
+    for name in sorted({*flags.FLAGS} - of_others - {"flagfile", "undefok", "v"}):
         flag = flags.FLAGS[name]
         default = "" if flag.default in (None, False, []) else f" (default: {flag.default})"
         lines.append(f"  --{name}  {flag.help}{default}")
