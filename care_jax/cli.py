@@ -27,6 +27,7 @@ _LONGEST = 1000  # characters of an error's line
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "-?"}
 _FROM_COMMANDS = ("model.folder", "data.train", "data.eval")  # keys that some commands let be empty
 _CONFIG_FLAG = re.compile(r"--?(config\.[\w.]+)(=.*)?", re.DOTALL)
+_FOREIGN = ("absl.", "tensorflow_datasets.")  # modules whose flags --help leaves out
 _is_read = False  # the flags of this process
 
 
@@ -186,10 +187,8 @@ def _cannot_load(given: str, why: str) -> str:
 def _help(*, with_config: bool) -> str:
     """The command's docstring, its options, and every key of a config with its default and comment."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "options:"]
-    foreign = [
-        name for name in flags.FLAGS.flags_by_module_dict() if name.startswith(("absl.", "tensorflow_datasets."))
-    ]
-    of_others = {flag.name for name in foreign for flag in flags.FLAGS.flags_by_module_dict()[name]}
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    of_others = {flag.name for name, found in modules if name.startswith(_FOREIGN) for flag in found}
     for name in sorted({*flags.FLAGS} - of_others - {"flagfile", "undefok", "v"}):
         flag = flags.FLAGS[name]
         default = "" if flag.default in (None, False, []) else f" (default: {flag.default})"
