@@ -115,10 +115,11 @@ def _proposal(account: Account, processor: Processor, config: ml_collections.Con
     unit = processor.image_spec.layout.merge**2
     buckets = _buckets([size.num_tokens for size in prompts], 1)
     patches = _buckets([size.num_patches for size in prompts], unit)
-    flags = {"data.prompt_buckets": buckets, "data.patch_buckets": patches}
+    flags: dict[str, object] = {"data.prompt_buckets": buckets, "data.patch_buckets": patches}
     response_len = config.rollout.response_len
     if traces := [row.trace_len for row in account.rows if row.trace_len is not None]:
-        response_len = flags["rollout.response_len"] = _rounded(int(_SPARE * _largest(traces)), 1)
+        response_len = _rounded(int(_SPARE * _largest(traces)), 1)
+        flags["rollout.response_len"] = response_len
     if (needed := buckets[-1] + response_len) > config.train.stream_len:
         flags["train.stream_len"] = needed + needed % 2
     return ["proposed, as far as it differs:"] + [

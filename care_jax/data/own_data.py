@@ -230,7 +230,7 @@ def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:
         completion = raw.get("completion", [])
         turns = [*raw["prompt"], *(completion if isinstance(completion, list) else [_assistant(completion)])]
     exchange = read_turns(turns, raw.get("system"))
-    columns = {}
+    columns: dict[str, list[Any]] = {}
     for key, inside in (("images", exchange.images), ("videos", exchange.videos)):
         column = raw.get(key, [])
         column = column if isinstance(column, list) else [column]
