@@ -20,16 +20,16 @@ from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index, StoredParam
 from care_jax.checkpoints.checksums import PartialSum, require_equal
 from care_jax.checkpoints.load import find_params, open_params, read_sums
+from care_jax.convert import hf_folder, mapping, safetensors_io, staging
+from care_jax.convert.carried_files import add_end_of_turn, copy_files
+from care_jax.convert.extra_tensors import without_extras
+from care_jax.convert.hf_folder import INDEX_FILE, SINGLE_FILE
+from care_jax.convert.mapping import DTYPES, Source
+from care_jax.convert.safetensors_io import Shard, Spec
+from care_jax.convert.weight import Weight, row_ranges
 from care_jax.errors import InputError, one_line, shown
 from care_jax.models import ModelConfig
 from care_jax.models.model_folder import read_fields
-from convert import hf_folder, mapping, safetensors_io, staging
-from convert.carried_files import add_end_of_turn, copy_files
-from convert.extra_tensors import without_extras
-from convert.hf_folder import INDEX_FILE, SINGLE_FILE
-from convert.mapping import DTYPES, Source
-from convert.safetensors_io import Shard, Spec
-from convert.weight import Weight, row_ranges
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _WEIGHT_FILES = ("*.safetensors", INDEX_FILE, "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")

@@ -16,14 +16,14 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 
 from care_jax import models
+from care_jax.configs import demo
+from care_jax.convert import jax_to_hf
 from care_jax.data import loader
 from care_jax.inputs.batch import Example, collate
 from care_jax.inputs.processor import Processor, make_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.stages import rollout
-from configs import demo
-from convert import jax_to_hf
 from tests import weights
 from tests.end_to_end import SmallTask, apply, final_params, small
 
