@@ -31,6 +31,7 @@ ALLOW_CHANGE = "Resume even if a setting has changed that makes the rest of the 
 _CONTENT = "content of "
 # Keys, or groups of keys, that may change at any step. A path may, since what lies there is compared.
 _FREE = (
+    "tracker",
     "model.folder",
     "model.attention",
     "model.remat",
