@@ -22,14 +22,23 @@ CHOOSE_PLATFORMS = echo cpu > .venv/platforms; [ $(DEVICE) = cpu ] || \
 	then echo $(DEVICE),cpu > .venv/platforms; \
 	else echo "JAX cannot use DEVICE=$(DEVICE) (see .venv/device.log), so this computes on the CPU" >&2; fi
 
-.PHONY: demo test lint clean
+.PHONY: demo test coverage lint clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m care_jax.demo --workdir=runs/demo-$(SEED) --seed=$(SEED)
 
 # One process a core, since much of a test is one core's work; four at most, for the memory.
+PYTEST = pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 test: .venv/test.stamp
-	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	.venv/bin/python -m $(PYTEST)
+
+# The lines that the tests do not reach.
+coverage: .venv/test.stamp
+	rm -rf build/coverage && mkdir -p build/coverage
+	.venv/bin/python -m coverage run -m $(PYTEST)
+	.venv/bin/python -m coverage combine --quiet
+	.venv/bin/python -m coverage report
 
 lint: .venv/test.stamp
 	.venv/bin/python -m ruff check .

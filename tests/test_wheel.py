@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from care_jax import cli
 from care_jax.cli import COMMANDS as NAMED
 from tests import weights
 from tests.end_to_end import REPO, SmallTask, environment, flags, saved_steps, small
 from tests.test_imports import COMMANDS
+from tests.test_orchestrators import FILES, FOLDERS
 
 # Makes a source distribution, and the wheel from it, as an index would serve them.
 _BUILD = """
@@ -32,10 +36,10 @@ tarfile.open(pathlib.Path(sys.argv[1], sdist)).extractall(sys.argv[1], filter="d
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout."""
     root = tmp_path_factory.mktemp("wheel")
-    for name in ("care_jax", "configs", "convert"):
+    for name in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPO / name, root / "checkout" / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in FILES:
         shutil.copy(REPO / name, root / "checkout")
     _run([sys.executable, "-c", _BUILD, str(root)], cwd=root / "checkout")
     (unpacked,) = root.glob("care_jax-*/")
@@ -90,14 +94,20 @@ def test_it_works_in_an_empty_folder(installed: Path, small_task: SmallTask, tmp
     """Catches configs, model files or modules that only a checkout has, from training to export."""
     env = {name: value for name, value in environment(small_task.cache).items() if name != "PYTHONPATH"}
     env["PATH"] = os.pathsep.join((str(installed), env["PATH"]))
+    page = (REPO / "docs/install.md").read_text()
+    block = re.search(r"<!-- installed:[^\n]*-->\n```bash\n(.*?)```", page, re.DOTALL)
+    assert block is not None
     overrides = small(small_task.model, small_task.data, train__steps=1, optimizer__warmup_steps=0)
     config = "--config=configs/demo.py:cold_start"
-    assert "cold_start" in _run(["care-jax"], tmp_path, env)
-    _run(["care-jax", "cold-start", config, "--workdir=run", *flags(overrides)], tmp_path, env)
-    assert saved_steps(tmp_path / "run") == [1]
+    lines = block[1].replace(config, shlex.join([config, *flags(overrides)]))
+    _run(["bash", "-euc", lines], tmp_path, env)
+    assert saved_steps(tmp_path / "runs/cold_start") == [1]
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     model = f"--hf={small_task.model}"
-    _run(["care-jax", "jax_to_hf", "--checkpoint=run", model, "--out=export", "--dtype=float32"], tmp_path, env)
-    assert weights.read_hf(tmp_path / "export").keys()
+    _run(
+        ["care-jax", "jax-to-hf", "--checkpoint=runs/cold_start", model, "--out=out", "--dtype=float32"], tmp_path, env
+    )
+    assert weights.read_hf(tmp_path / "out").keys()
 
     code = """
 import importlib.util, json, pathlib
@@ -111,6 +121,31 @@ print(json.dumps([train.__file__, cold.model.folder, others]))
     assert (Path(folder) / "tokenizer.json").is_file()
     assert Path(folder).is_relative_to(installed.parent)
     assert others == []
+
+
+def test_the_folders_own_config_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the package's config in place of somebody's own of the same name, and another flag's value changed."""
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(cli.__file__).parent / "configs"
+    words = ["care-jax", "--config=configs/demo.py:grpo", "--config", "configs/own_data.py", "--config=configs/mine.py"]
+    others = ["--file=configs/demo.py", "--out", "configs/demo.py", "--config=demo.py"]
+    assert cli._with_shipped_config([*words, *others]) == [
+        "care-jax",
+        f"--config={shipped}/demo.py:grpo",
+        "--config",
+        f"{shipped}/own_data.py",
+        "--config=configs/mine.py",
+        *others,
+    ]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/demo.py").touch()
+    assert cli._with_shipped_config(words[:2]) == words[:2]
+
+
+def test_the_list_of_commands(installed: Path, tmp_path: Path) -> None:
+    """Catches a program that lists nothing when it is asked."""
+    told = _run([str(installed / "care-jax"), "--help"], tmp_path)
+    assert all(f"  {name} " in told for name in NAMED)
 
 
 def test_a_wrong_name_is_refused(installed: Path, tmp_path: Path) -> None:

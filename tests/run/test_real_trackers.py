@@ -1,4 +1,4 @@
-"""The trackers' own packages, offline: python -m pytest -m trackers, where wandb, mlflow and trackio are installed."""
+"""The trackers' own packages, offline: python -m pytest -m integration, with wandb, mlflow and trackio installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from care_jax.run.metrics_writer import MetricsWriter
 
 pytestmark = [
-    pytest.mark.trackers,
+    pytest.mark.integration,
     pytest.mark.filterwarnings("default"),  # theirs
 ]
 
