@@ -113,7 +113,8 @@ def test_the_jobset() -> None:
     jobset = yaml.safe_load((SCRIPTS / "gke.yaml").read_text())
     policy = jobset["spec"]["failurePolicy"]
     assert policy["maxRestarts"] >= 10
-    assert policy["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    failed = {"name": "badInput", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert policy["rules"] == [failed]
     (group,) = jobset["spec"]["replicatedJobs"]
     job = group["template"]["spec"]
     (rule,) = job["podFailurePolicy"]["rules"]

@@ -192,7 +192,6 @@ def test_a_run_tells_its_trackers(services: StandIns, cached: SmallTask, tmp_pat
     """Catches a session that does not hand the config's trackers on."""
     config = apply(demo.cold_start(), small(cached.model, cached.data, train__steps=2, train__checkpoint_every=2))
     config.tracker = "wandb"
-    services.modules()
     sys.modules["wandb"].__spec__ = SimpleNamespace()  # type: ignore[assignment]
     cold_start.run(config, tmp_path / "run")
     logged = services.of("wandb", "log")
