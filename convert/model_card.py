@@ -21,7 +21,7 @@ from care_jax import config as config_lib
 from care_jax import files
 from care_jax.checkpoints.load import find_params
 from care_jax.config_rules import RULES, type_problem
-from care_jax.errors import InputError, printable, shown
+from care_jax.errors import InputError, one_line, printable, shown
 from care_jax.method import objectives
 from care_jax.page.run_files import read_lines, read_object
 from care_jax.rewards.response_format import FORMATS
@@ -97,7 +97,10 @@ def _read_stage(params: epath.Path) -> _Stage | None:
     if steps.name != _CHECKPOINTS or not name.isdecimal() or not given:
         return None
     known = config_lib.flat(config_lib.base())
-    settings = known | config_lib.flat(ConfigDict(given))
+    try:
+        settings = known | config_lib.flat(ConfigDict(given))
+    except (TypeError, ValueError) as error:  # of a key that is none
+        raise InputError(f"{workdir / CONFIG_FILE} is no config ({one_line(error)})") from error
     for key, default in known.items():
         value = tuple(settings[key]) if isinstance(settings[key], list) else settings[key]
         if key in ("data.train", "data.eval"):
@@ -113,7 +116,7 @@ def _read_stage(params: epath.Path) -> _Stage | None:
 
 
 def _lines(stages: list[_Stage], params: epath.Path, folder: Path) -> Iterator[str]:
-    last, base = stages[-1], _base(folder)
+    last, base = stages[-1], Path(_hub_name(folder) or folder.absolute()).name
     yield from _front_matter(last, folder)
     yield from ("", f"# {_text(base)}, trained with care_jax", "")
     ways = [_objective(stage.settings) if stage.is_rl else "supervised traces" for stage in stages]
@@ -137,20 +140,18 @@ def _lines(stages: list[_Stage], params: epath.Path, folder: Path) -> Iterator[s
 
 def _front_matter(last: _Stage, folder: Path) -> Iterator[str]:
     yield "---"
-    if found := next(filter(None, (_HUB_CACHE.fullmatch(part) for part in folder.absolute().parts)), None):
-        yield f"base_model: {found['owner']}/{found['name']}"
-    else:
-        yield "# base_model: OWNER/NAME"
+    hub = _hub_name(folder)
+    yield f"base_model: {hub}" if hub else "# base_model: OWNER/NAME"
     yield "# license: yours to choose, as those of the base model and of the data allow"
     yield "library_name: transformers"
     yield "pipeline_tag: image-text-to-text"
     yield from ("tags:", "- care_jax", *(["- reinforcement-learning"] if last.is_rl else []), "---")
 
 
-def _base(folder: Path) -> str:
-    """The base model's name: the folder's, or the hub's if the folder lies in the hub's cache."""
-    found = next(filter(None, (_HUB_CACHE.fullmatch(part) for part in folder.absolute().parts)), None)
-    return found["name"] if found else folder.absolute().name
+def _hub_name(folder: Path) -> str:
+    """OWNER/NAME if `folder` lies in the hub's cache; a name is not guessed from a folder elsewhere."""
+    found = (_HUB_CACHE.fullmatch(part) for part in folder.absolute().parts)
+    return next((f"{match['owner']}/{match['name']}" for match in found if match), "")
 
 
 def _described(stage: _Stage) -> dict[str, str]:
