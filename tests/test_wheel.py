@@ -53,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path) -> Path:
     """The scripts of an environment with the wheel; what it depends on is this environment's."""
     folder = wheel.parent / "venv"
-    venv.create(folder)
+    venv.create(folder, symlinks=True)
     python = str(folder / "bin/python")
     # The path comes after the installation, or pip would see the package that runs these tests.
     _run([sys.executable, "-m", "pip", f"--python={python}", "install", "-q", "--no-deps", "--no-index", str(wheel)])
