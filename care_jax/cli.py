@@ -27,7 +27,7 @@ _SHIPPED_CONFIG = re.compile(r"(?P<flag>--?config=|)(?P<file>configs/\w+\.py)(?P
 
 # Module and purpose of each command of `care-jax`.
 COMMANDS = {
-    "demo": ("care_jax.demo", "everything below on a small task, in minutes on a CPU"),
+    "demo": ("care_jax.demo", "data, cold start, CARE, evaluation, export and report of a small model, on a CPU"),
     "prepare": ("care_jax.data.prepare", "check a downloaded data set and write it for training"),
     "hf_to_jax": ("care_jax.convert.hf_to_jax", "convert the weights of a Hugging Face folder"),
     "check_parity": ("care_jax.convert.check_parity", "compare converted weights with their Hugging Face folder"),
