@@ -119,8 +119,7 @@ def _lines(stages: list[_Stage], params: epath.Path, folder: Path) -> Iterator[s
     last, base = stages[-1], Path(_hub_name(folder) or folder.absolute()).name
     yield from _front_matter(last, folder)
     yield from ("", f"# {_text(base)}, trained with care_jax", "")
-    ways = [_objective(stage.settings) if stage.is_rl else "supervised traces" for stage in stages]
-    yield f"{_text(base)} after {' and then '.join(ways)}."
+    yield f"{_text(base)} after {' and then '.join(map(_way, stages))}."
     yield from ("", "## How it was trained", "")
     yield "| | " + " | ".join("RL" if stage.is_rl else "cold start" for stage in stages) + " |"
     yield "|---" * (len(stages) + 1) + "|"
@@ -157,10 +156,14 @@ def _hub_name(folder: Path) -> str:
 def _described(stage: _Stage) -> dict[str, str]:
     """The rows of a stage, by name."""
     values = stage.settings
+    objective = "cross-entropy of rationale and answer"
+    if stage.is_rl:
+        preset, differing = _objective(values)
+        objective = f"{preset}, with {', '.join(differing)}" if differing else preset
     rows = {
         "started from": _short(values["model.weights"]),
         "data": _shortened(values["data.train"]),
-        "objective": _objective(values) if stage.is_rl else "cross-entropy of rationale and answer",
+        "objective": objective,
         "steps": f"{stage.step:,} of {values['train.steps']:,}",
         "prompts a step": f"{values['train.prompts']:,}",
     }
@@ -173,7 +176,15 @@ def _described(stage: _Stage) -> dict[str, str]:
     return rows
 
 
-def _objective(settings: Mapping[str, Any]) -> str:
+def _way(stage: _Stage) -> str:
+    """The kind of training of a stage, in a few words."""
+    if not stage.is_rl:
+        return "supervised training on rationales"
+    preset, differing = _objective(stage.settings)
+    return f"RL with {'a variant of ' if differing else ''}{preset}"
+
+
+def _objective(settings: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The preset that the objective is nearest to, and each setting that differs from it."""
     prefix = "objective."
     ours = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
@@ -182,7 +193,7 @@ def _objective(settings: Mapping[str, Any]) -> str:
         preset = json.loads(json.dumps(config_lib.flat(make())))
         differing[name] = [f"{key}={value}" for key, value in ours.items() if preset.get(key) != value]
     nearest = min(differing, key=lambda name: len(differing[name]))
-    return f"{nearest}, with {', '.join(differing[nearest])}" if differing[nearest] else nearest
+    return nearest, differing[nearest]
 
 
 def _accuracy_table(stage: _Stage) -> Iterator[str]:

@@ -82,6 +82,7 @@ def test_the_objective_is_named_with_what_differs(tmp_path: Path) -> None:
     for setting in ("region.gamma\\_pos=1.0", "reflect.train\\_on=rewrite", "kl\\_coef=0.0"):
         assert setting in row
     assert "num\\_negatives" not in row
+    assert "Tiny-VL after RL with a variant of care." in text
     assert "Not evaluated." in text
 
 
@@ -98,12 +99,12 @@ def test_the_hub_reads_it(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub/models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/66285546"
     card = ModelCard(card_of(tmp_path, params, snapshot))
     assert card.data.base_model == "Qwen/Qwen2.5-VL-3B-Instruct"
-    assert card.content.count("# Qwen2.5-VL-3B-Instruct, trained with care\\_jax") == 1
+    assert card.content.count("# Qwen2.5-VL-3B-Instruct, trained with care_jax") == 1
 
 
 def test_paths_are_shortened(tmp_path: Path) -> None:
     """Catches the folders of somebody's machine on a page that is published."""
-    text = card_of(tmp_path, write_run(tmp_path / "run", []))
+    text = card_of(tmp_path, write_run(tmp_path / "run", [evaluation(20, 0.5)]))
     assert "sets/charts.jsonl" in text
     assert "sets/heldout.jsonl" in text
     assert "private" not in text
@@ -142,7 +143,7 @@ def test_an_export_has_its_card(small_task: SmallTask, tmp_path: Path) -> None:
     text = (tmp_path / "export/README.md").read_text()
     newest = [row for row in metrics(small_task.cold_start) if "eval/accuracy/mean" in row][-1]
     assert f"{newest['eval/accuracy/mean']:.3f}" in text
-    assert "Small-VL after supervised traces." in text
+    assert "Small-VL after supervised training on rationales." in text
     assert f"| steps | {step} of {step} |" in text
     assert "| started from | random |" in text
     assert "reinforcement-learning" not in text
