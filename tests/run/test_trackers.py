@@ -5,6 +5,7 @@ test_real_trackers.py does the same with the packages themselves.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -43,10 +44,10 @@ class StandIns:
         """The arguments of one kind of call."""
         return [arguments for tracker, kind, arguments in self.calls if (tracker, kind) == (name, what)]
 
-    def _init(self, name: str, arguments: dict[str, Any]) -> Any:
-        self.note(name, "init", arguments)
-        log = lambda values, step: self.note(name, "log", (step, values))  # noqa: E731
-        return SimpleNamespace(log=log, finish=lambda: self.note(name, "finish"))
+    def _init(self, package: str, /, **arguments: Any) -> Any:
+        self.note(package, "init", arguments)
+        log = lambda values, step: self.note(package, "log", (step, values))  # noqa: E731
+        return SimpleNamespace(log=log, finish=lambda: self.note(package, "finish"))
 
     def _start_run(self, run_id: str | None = None, run_name: str | None = None) -> Any:
         self.note("mlflow", "init", {"run_id": run_id, "run_name": run_name})
@@ -57,7 +58,7 @@ class StandIns:
         """The packages by name."""
         made = {name: ModuleType(name) for name in SERVICES}
         for name in ("wandb", "trackio"):
-            vars(made[name])["init"] = lambda name=name, **arguments: self._init(name, arguments)
+            vars(made[name])["init"] = functools.partial(self._init, name)
         vars(made["mlflow"]).update(
             set_experiment=lambda name: self.note("mlflow", "experiment", name),
             start_run=self._start_run,
