@@ -27,8 +27,8 @@ from tests.test_orchestrators import FILES, FOLDERS
 _BUILD = """
 import pathlib, sys, tarfile
 from setuptools import build_meta
-sdist = build_meta.build_sdist(sys.argv[1])
-tarfile.open(pathlib.Path(sys.argv[1], sdist)).extractall(sys.argv[1], filter="data")
+folder = pathlib.Path(sys.argv[1])  # setuptools puts arguments of its own there
+tarfile.open(folder / build_meta.build_sdist(str(folder))).extractall(folder, filter="data")
 """
 
 
