@@ -14,7 +14,7 @@ NOTEBOOK = REPO / "docs" / "notebook.ipynb"
 # Sizes of seconds in place of the notebook's, and a model that compiles quickly.
 SIZES = {
     "NUM_TRAIN, NUM_HELDOUT = 4000, 200": "NUM_TRAIN, NUM_HELDOUT = 48, 4",
-    "COLD_START_STEPS, STEPS = 300, 200": "COLD_START_STEPS, STEPS = 3, 1",
+    "COLD_START_STEPS, STEPS = 300, 200": "COLD_START_STEPS, STEPS = 3, 3",
     "--config.train.prompts=64": "--config.train.prompts=4 --config.model.folder={SMALL}",
     "--config.train.prompts=16": "--config.train.prompts=4 --config.model.folder={SMALL}",
     "care-jax evaluate {DATA}": "care-jax evaluate {DATA} --config.model.folder={SMALL}",
@@ -68,7 +68,7 @@ def test_every_cell_runs(small_task: SmallTask, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert saved_steps(tmp_path / "runs/cold_start") == [3]
-    assert saved_steps(tmp_path / "runs/care") == [1]
+    assert saved_steps(tmp_path / "runs/care") == [3]
     assert "| RL |" in done.stdout
     assert (tmp_path / "export/model.safetensors").exists()
 
