@@ -3,13 +3,15 @@
 A command ends in one of three calls: `run` (a config and a run folder), `run_config` (a config) or `run_flags` (only
 flags of its own). It defines its own flags under `if __name__ == "__main__"`, since commands that import each other
 have flags of the same names. One that imports JAX or more calls `read_first` above those imports: a typo is then
-refused in a second and not in twenty, and `--help` comes at once.
+refused in a second and not in twenty, and `--help` comes at once. `care-jax NAME` runs the command NAME of an installed
+package.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +23,30 @@ from etils import epath
 from ml_collections import config_flags
 
 from care_jax import config, files
-from care_jax.errors import InputError, one_line, printable
+from care_jax.errors import InputError, one_line, printable, shown
 
 _LONGEST = 1000  # characters of an error's line
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "-?"}
 _FROM_COMMANDS = ("model.folder", "data.train", "data.eval")  # keys that some commands let be empty
 _CONFIG_FLAG = re.compile(r"--?(config\.[\w.]+)(=.*)?", re.DOTALL)
 _FOREIGN = ("absl.", "tensorflow_datasets.")  # modules whose flags --help leaves out
+_SHIPPED_CONFIG = re.compile(r"(?P<flag>--?config=|)(?P<file>configs/\w+\.py)(?P<run>:.*|)")
 _is_read = False  # the flags of this process
+
+# Module and purpose of each command of `care-jax`.
+COMMANDS = {
+    "demo": ("care_jax.demo", "data, cold start, CARE, evaluation, export and report of a small model, on a CPU"),
+    "prepare": ("care_jax.data.prepare", "check a downloaded data set and write it for training"),
+    "hf_to_jax": ("care_jax.convert.hf_to_jax", "convert the weights of a Hugging Face folder"),
+    "check_parity": ("care_jax.convert.check_parity", "compare converted weights with their Hugging Face folder"),
+    "judge": ("care_jax.judge", "try a reward on pairs of gold answer and response"),
+    "plan": ("care_jax.plan", "memory and step time of a run on a TPU slice, computed without one"),
+    "cold_start": ("care_jax.cold_start", "supervised training before RL"),
+    "train": ("care_jax.train", "RL"),
+    "evaluate": ("care_jax.evaluate", "accuracy of a run on its held-out data or on benchmarks"),
+    "report": ("care_jax.report", "one HTML page about runs"),
+    "jax_to_hf": ("care_jax.convert.jax_to_hf", "export a run as a Hugging Face folder"),
+}
 
 
 def training_flags() -> None:
@@ -52,6 +70,20 @@ def read_first(*, with_run: bool = False) -> None:
     """
     with _in_one_line():
         _read(with_config=with_run, with_workdir=with_run)
+
+
+def main() -> None:
+    """Runs a command by its name: `care-jax train --config=...` is `python -m care_jax.train --config=...`."""
+    name = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else "help"
+    if name in ("help", "__help", "_h"):
+        print("care-jax COMMAND [--flag=value ...]; care-jax COMMAND --help lists the flags. Commands:\n")
+        print("\n".join(f"  {command:<14}{purpose}" for command, (_, purpose) in COMMANDS.items()))
+    elif name in COMMANDS:
+        del sys.argv[1]
+        runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
+    else:
+        print(f"error: no command {shown(sys.argv[1])}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
@@ -206,12 +238,25 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """Parses with absl; whatever is wrong with a flag, a config key or a config file becomes an InputError."""
     logging.set_verbosity(logging.ERROR)  # what ml_collections warns of becomes an error below
     try:
-        return list(flags.FLAGS(argv))
+        return list(flags.FLAGS(_with_shipped_config(argv)))
     except Exception as error:  # a config file is a program, and may raise anything
         given = next((word for word in argv if word.lstrip("-").startswith("config=")), "--config")
         raise InputError(one_line(_message(error, given), _LONGEST)) from error
     finally:
         logging.set_verbosity(logging.WARNING)
+
+
+def _with_shipped_config(argv: list[str]) -> list[str]:
+    """`argv` with --config=configs/F.py naming the package's own F.py, if the current folder has no such file."""
+
+    def resolved(word: str, before: str) -> str:
+        match = _SHIPPED_CONFIG.fullmatch(word)
+        if match is None or not (match["flag"] or before in ("--config", "-config")) or Path(match["file"]).exists():
+            return word
+        shipped = Path(__file__).parent / match["file"]
+        return f"{match['flag']}{shipped}{match['run']}" if shipped.is_file() else word
+
+    return [resolved(word, before) for word, before in zip(argv, ["", *argv], strict=False)]
 
 
 def _message(error: Exception, given: str) -> str:

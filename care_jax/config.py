@@ -21,6 +21,8 @@ def base() -> ConfigDict:
     """Returns the defaults: full CARE with the paper's values (docs/method.md section 7)."""
     c = ConfigDict()
     c.seed = 0
+    # Where curves go besides metrics.jsonl: tensorboard | wandb | mlflow | trackio, or several as "tensorboard,wandb".
+    c.tracker = "tensorboard"
 
     c.model = ConfigDict()
     c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config

@@ -24,13 +24,13 @@ from pathlib import Path
 import ml_collections
 
 from care_jax import cold_start, files, train
+from care_jax.configs import demo
+from care_jax.convert import jax_to_hf
 from care_jax.errors import InputError
 from care_jax.options import SKILLS
 from care_jax.report import write_report
 from care_jax.run.folder import METRICS_FILE
 from care_jax.run.stop import EXIT_CODE, StopFlag
-from configs import demo
-from convert import jax_to_hf
 
 
 def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:

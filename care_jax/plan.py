@@ -4,7 +4,7 @@
         [--mean_len=500 --accuracy=0.6 [--mean_prompt_len=700] | --metrics=RUN] [--price=4.2]
 
 Every program of a step (step.py) is compiled for the largest bucket, from shapes: neither weights nor data are
-needed, and of a published model not even its folder. Needs libtpu (pip install -e '.[libtpu]').
+needed, and of a published model not even its folder. Needs libtpu (pip install -e '.[tpu]').
 
 Printed is, for each program in the order of a step, what a chip holds while it runs, in GiB:
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import demo
+from care_jax.configs import demo
 
 
 def get_config() -> ml_collections.ConfigDict:

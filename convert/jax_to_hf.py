@@ -24,16 +24,17 @@ from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index, StoredParam
 from care_jax.checkpoints.checksums import PartialSum, require_equal
 from care_jax.checkpoints.load import find_params, open_params, read_sums
+from care_jax.convert import hf_folder, mapping, safetensors_io, staging, trained_with
+from care_jax.convert.carried_files import add_end_of_turn, copy_files
+from care_jax.convert.extra_tensors import without_extras
+from care_jax.convert.hf_folder import INDEX_FILE, SINGLE_FILE
+from care_jax.convert.mapping import DTYPES, Source
+from care_jax.convert.model_card import write_card
+from care_jax.convert.safetensors_io import Shard, Spec
+from care_jax.convert.weight import Weight, row_ranges
 from care_jax.errors import InputError, one_line, shown
 from care_jax.models import ModelConfig
 from care_jax.models.model_folder import read_fields
-from convert import hf_folder, mapping, safetensors_io, staging, trained_with
-from convert.carried_files import add_end_of_turn, copy_files
-from convert.extra_tensors import without_extras
-from convert.hf_folder import INDEX_FILE, SINGLE_FILE
-from convert.mapping import DTYPES, Source
-from convert.safetensors_io import Shard, Spec
-from convert.weight import Weight, row_ranges
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _WEIGHT_FILES = ("*.safetensors", INDEX_FILE, "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
@@ -57,7 +58,8 @@ def convert(
 
     If `folder` has weights, the new ones have their files, names, order and types, so that a model converted from it
     gives the same bytes again. If it has none, they have the names of the published files and the type that
-    config.json names. config.json stays as it is in any case.
+    config.json names. config.json stays as it is in any case. A run's export has a model card, README.md, that says how
+    it was trained.
 
     Args:
         path: a run, a checkpoint or a converted model.
@@ -98,6 +100,7 @@ def convert(
             shutil.copy(folder / INDEX_FILE, new)
         elif shards.keys() != {SINGLE_FILE}:
             write_index(new / INDEX_FILE, shards, num_bytes)
+        write_card(new, stored, folder)
         mapping.check_tensors(hf_folder.all_tensors(hf_folder.read_shards(new)), weights)
     return sum(np.prod(param.shape, dtype=int) for param in params.values())
 

@@ -22,7 +22,7 @@ setup() { # BUCKET
   git checkout -q --force --detach FETCH_HEAD
   [[ -x $HOME/.local/bin/uv ]] || python3 -m pip install -q --user "uv==$UV_VERSION"
   [[ -x .venv/bin/python ]] || "$HOME/.local/bin/uv" venv -q --python 3.11 .venv
-  "$HOME/.local/bin/uv" pip install -q --python .venv/bin/python -c constraints.txt -e '.[libtpu]'
+  "$HOME/.local/bin/uv" pip install -q --python .venv/bin/python -c constraints.txt -e '.[tpu]'
   mount_bucket "$1"
 }
 

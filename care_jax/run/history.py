@@ -29,6 +29,7 @@ from care_jax.run.folder import CONFIG_FILE, HISTORY_FILE, read_object
 _CONTENT = "content of "
 # Keys, or groups of keys, that may change at any step. A path may, since what lies there is compared.
 _FREE = (
+    "tracker",
     "model.folder",
     "model.attention",
     "model.remat",

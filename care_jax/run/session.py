@@ -30,7 +30,7 @@ from care_jax.inputs.processor import Processor
 from care_jax.parallel import sharding
 from care_jax.parallel.processes import HostShare, exchange, is_first, require_same, together
 from care_jax.rewards.judge import Verifier
-from care_jax.run import history, opening
+from care_jax.run import history, opening, trackers
 from care_jax.run import manifest as manifest_lib
 from care_jax.run.collapse import CollapseWatch
 from care_jax.run.compilation_cache import WarmUp, opened
@@ -118,8 +118,7 @@ class Session:
     def advance(self, state: TrainState) -> None:
         """Makes `state` the run's; its step is done and will not be given up."""
         self.state = state
-        # Taken now: at save time the device may be busy with a cancelled step.
-        self.sums = self.checkpointer.checksums(state)
+        self.sums = self.checkpointer.checksums(state)  # now: at a save the device may be busy with a cancelled step
         self.data.mark()
 
     def finish_step(self, figures: Mapping[str, float]) -> None:
@@ -173,10 +172,7 @@ class Session:
             self.checkpointer.save(self.state, self.data.iterator, metrics, sums=self.sums)
 
     def close(self) -> None:
-        """Finishes writing, a checkpoint under way included, and ends the worker processes. Saves nothing new.
-
-        If one of these fails, the others are done all the same.
-        """
+        """Finishes all writing, a checkpoint under way too, and ends the workers, whatever fails. Saves nothing new."""
         self.supervisor.watchdog.beat("finishing the last checkpoint")
         with contextlib.ExitStack() as closed:
             for part in (self.verifier, self.profile, self.progress, self.writer, self.checkpointer):  # the last first
@@ -211,6 +207,7 @@ def open_session(
         SystemExit: a SIGTERM has ended the run before it was complete; all is saved.
     """
     together(lambda: config_lib.validate(config))
+    together(lambda: trackers.require_packages(config.tracker))
     workdir = files.anywhere(workdir)
     profile = together(lambda: StepProfile(profile_steps, workdir, config.train.steps))
     with (
@@ -267,10 +264,12 @@ def _open(
     profile.warn_if_past(int(state.step))
     checkpointer.warm_up(state)
     data.mark()
+    writer = MetricsWriter(
+        workdir, resume_step=int(state.step), enabled=is_first(), share=inputs.share, settings=inputs.settings
+    )
     if is_first():
         history.write(workdir, inputs.settings, step=int(state.step))
         manifest_lib.write(workdir, config, manifest)
-    writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first(), share=inputs.share)
     writer.evaluated_steps = set(exchange(sorted(writer.evaluated_steps))[0])
     session = Session(
         config=config,

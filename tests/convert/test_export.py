@@ -22,6 +22,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 
 from care_jax import models
 from care_jax.checkpoints.load import find_params
+from care_jax.configs import demo
+from care_jax.convert import jax_to_hf, trained_with
 from care_jax.data import loader
 from care_jax.inputs import images, preprocessor
 from care_jax.inputs.batch import Example, collate
@@ -29,8 +31,6 @@ from care_jax.inputs.processor import Processor, make_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.stages import rollout
-from configs import demo
-from convert import jax_to_hf, trained_with
 from tests import weights
 from tests.end_to_end import (
     COLD_START,

@@ -12,12 +12,12 @@ import ml_collections
 import pytest
 
 from care_jax.config import base
+from care_jax.configs import own_data
 from care_jax.data import check, prepare
 from care_jax.data.accounting import take_account
 from care_jax.data.own_data import read_jsonl
 from care_jax.inputs.processor import make_processor
 from care_jax.inputs.prompts import encode_prompt
-from configs import own_data
 from tests.end_to_end import REPO, TINY, apply
 from tests.pictures import encode, picture
 

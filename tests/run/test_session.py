@@ -208,6 +208,25 @@ def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception)
     assert manifest.make_manifest(base(), "train")["commit"] == "unknown"
 
 
+def test_the_commit_is_of_this_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an installed package that names the commit of the project whose folder its environment lies in."""
+
+    def git(*words: str) -> str:
+        named = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+        return subprocess.run([*named, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    installed = tmp_path / ".venv/site-packages/care_jax/run/manifest.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "another project")
+    monkeypatch.setattr(manifest, "__file__", str(installed))
+    assert manifest.make_manifest(base(), "train")["commit"] == "unknown"
+    git("add", "-f", str(installed))
+    git("commit", "-qm", "a copy of the package")
+    assert manifest.make_manifest(base(), "train")["commit"] == git("rev-parse", "HEAD")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
