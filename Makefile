@@ -1,24 +1,44 @@
 # Each target works on a fresh clone with only make and Python >= 3.11, and installs everything in .venv.
-# PYTHON: the interpreter for .venv. SEED: the seed of the demo run.
+# PYTHON: the interpreter for .venv. SEED: the seed of the demo run. DEVICE: what to compute on.
 
 SEED ?= 1
 # Candidates are run, not only found: version managers leave shims for versions that are not active.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# cuda if there is an NVIDIA GPU, else cpu. On a TPU VM, say DEVICE=tpu.
+DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
 # Huge pages for glibc's malloc save a third of a training step on a CPU, most of it page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-# .venv has jax for CPUs only. It also has libtpu, whose search for TPUs would end in long warnings.
-export JAX_PLATFORMS ?= cpu
+# .venv/platforms is written after the installation. Without it JAX would look for a TPU, with long warnings, once libtpu
+# is there for the tests.
+export JAX_PLATFORMS ?= $(or $(shell cat .venv/platforms 2>/dev/null),cpu)
 PIP = .venv/bin/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test lint docs clean
+FOR_DEVICE = $(addprefix $(COMMA),$(filter-out cpu,$(DEVICE)))
+COMMA = ,
+# A GPU whose driver is too old is installed for and then not used.
+CHOOSE_PLATFORMS = echo cpu > .venv/platforms; [ $(DEVICE) = cpu ] || \
+	if JAX_PLATFORMS=$(DEVICE) .venv/bin/python -c 'import jax; jax.devices()' >.venv/device.log 2>&1; \
+	then echo $(DEVICE),cpu > .venv/platforms; \
+	else echo "JAX cannot use DEVICE=$(DEVICE) (see .venv/device.log), so this computes on the CPU" >&2; fi
+
+.PHONY: demo test coverage lint docs clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m care_jax.demo --workdir=runs/demo-$(SEED) --seed=$(SEED)
 
 # One process a core, since much of a test is one core's work; four at most, for the memory.
+PYTEST = pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 test: .venv/test.stamp
-	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	.venv/bin/python -m $(PYTEST)
+
+# The lines that the tests do not reach.
+coverage: .venv/test.stamp
+	rm -rf build/coverage && mkdir -p build/coverage
+	.venv/bin/python -m coverage run -m $(PYTEST)
+	.venv/bin/python -m coverage combine --quiet
+	.venv/bin/python -m coverage report
 
 lint: .venv/test.stamp
 	.venv/bin/python -m ruff check .
@@ -42,12 +62,14 @@ clean:
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/python.stamp
 	@echo "Installing what a run needs into .venv (a few minutes, once) ..."
-	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(PIP) install -c constraints.txt -e '.[demo$(FOR_DEVICE)]'
+	@$(CHOOSE_PLATFORMS)
 	@touch $@
 
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/python.stamp
 	@echo "Installing what runs and tests need into .venv (a few minutes, once) ..."
-	$(PIP) install -c constraints.txt -e '.[test]'
+	$(PIP) install -c constraints.txt -e '.[test$(FOR_DEVICE)]'
+	@$(CHOOSE_PLATFORMS)
 	@touch .venv/demo.stamp $@
 
 .venv/docs.stamp: pyproject.toml constraints.txt | .venv/python.stamp

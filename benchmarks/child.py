@@ -29,6 +29,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+_STOPPED = 4  # care_jax.run.stop.EXIT_CODE, whose module imports JAX
 _running: set[subprocess.Popen[str]] = set()
 
 
@@ -44,7 +45,7 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None) -> Usage:
     """Runs a command and drops its stdout.
 
     Raises:
-        ValueError: it failed; its own message has been printed.
+        ValueError: it failed; its own message has been printed. A run that was stopped has not: its folder tells.
     """
     words = [str(word) for word in command]
     command = [sys.executable, "-c", _MEASURE, *words]
@@ -54,7 +55,7 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None) -> Usage:
             measured, _ = process.communicate()
         finally:
             _running.discard(process)
-    if process.returncode != 0:
+    if process.returncode not in (0, _STOPPED):
         raise ValueError(f"{' '.join(words)} ended with exit code {process.returncode}")
     seconds, cpu_seconds, peak_kib = json.loads(measured)
     return Usage(seconds, cpu_seconds, peak_kib / 2**20)

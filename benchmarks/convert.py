@@ -24,9 +24,9 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks import child
+from care_jax.convert import hf_folder, jax_to_hf, mapping, safetensors_io
+from care_jax.convert.safetensors_io import Shard, Spec
 from care_jax.models import load_model_config
-from convert import hf_folder, jax_to_hf, mapping, safetensors_io
-from convert.safetensors_io import Shard, Spec
 
 _REPO = Path(__file__).parents[1]
 _POOL = 2**24  # random values; tensors are cut from them at different places

@@ -36,14 +36,14 @@ import numpy as np
 from benchmarks import made_model
 from care_jax import config as config_lib
 from care_jax.checkpoints.load import load_params
+from care_jax.configs import demo as demo_config
+from care_jax.convert import hf_to_jax
 from care_jax.inputs.processor import Processor
 from care_jax.models import QwenVL, load_model_config, params_from_dict
 from care_jax.models.vision import pixels
 from care_jax.stages import rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Prompts, Rollouts
-from configs import demo as demo_config
-from convert import hf_to_jax
 
 NUM_ROLLOUTS = 8  # G
 

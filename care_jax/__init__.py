@@ -18,3 +18,5 @@ page         the report
 Commands: cold_start (supervised), train (RL), evaluate, judge (pairs of gold and response), report, plan (compile for a
 TPU topology), demo.
 """
+
+__version__ = "0.1.0"

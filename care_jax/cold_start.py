@@ -8,6 +8,12 @@ wrong draft shows draft and cue without a loss on them, so that the policy knows
 
 from __future__ import annotations
 
+from care_jax import cli
+
+if __name__ == "__main__":
+    cli.training_flags()
+    cli.read_first(with_run=True)  # the imports below take seconds
+
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -19,7 +25,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from care_jax import cli, step
+from care_jax import step
 from care_jax.inputs.batch import BatchSizes, Example, collate
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
@@ -28,7 +34,6 @@ from care_jax.method.loss import Denominators, LossOutput
 from care_jax.method.objectives import Objective
 from care_jax.parallel.sharding import ROWS, abstract_arrays, place
 from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
-from care_jax.run import history, profile
 from care_jax.run.session import Session, open_session
 from care_jax.stages.compiled import CompiledStages, bucket_of, compile_all
 from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
@@ -139,9 +144,12 @@ def run(
     allow_change: bool = False,
     profile_steps: str | None = None,
 ) -> TrainState:
-    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state.
+    """Trains to train.steps; the same call resumes. Returns the last state.
 
     `allow_change` resumes with settings that differ more than history.py allows; `profile_steps` names steps to trace.
+
+    Raises:
+        SystemExit: a SIGTERM has ended it earlier, with run.stop.EXIT_CODE; all is saved.
     """
 
     def make_encoder(processor: Processor) -> EncodeTraced:
@@ -214,6 +222,4 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_boolean("allow_change", False, history.ALLOW_CHANGE)
-    flags.DEFINE_string("profile_steps", None, profile.HELP)
     cli.run(main)

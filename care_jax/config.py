@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +21,8 @@ def base() -> ConfigDict:
     """Returns the defaults: full CARE with the paper's values (docs/method.md section 7)."""
     c = ConfigDict()
     c.seed = 0
+    # Where curves go besides metrics.jsonl: tensorboard | wandb | mlflow | trackio, or several as "tensorboard,wandb".
+    c.tracker = "tensorboard"
 
     c.model = ConfigDict()
     c.model.folder = ""  # Hugging Face folder: config, tokenizer, chat template, processor and generation config
@@ -114,7 +118,7 @@ def base() -> ConfigDict:
     # ends, until a shard has too few groups to fill one.
     c.train.stream_len = 8192
     c.train.eval_every = 50  # steps; 0: only at the end
-    c.train.eval_examples = 0  # held-out examples of a periodic evaluation; 0: all
+    c.train.eval_examples = 0  # held-out examples of an evaluation, the same each time; 0: all
     c.train.checkpoint_every = 50  # steps
     c.train.keep_last = 2  # checkpoints kept besides the best
     c.train.samples_every = 10  # steps between sample groups written for the report
@@ -294,3 +298,33 @@ def flat(config: ConfigDict) -> dict[str, Any]:
         else:
             values[key] = value
     return values
+
+
+_SET = re.compile(r"    c\.([\w.]+) = (?!ConfigDict)(.*?)(?:  # (.*))?")  # a line of `base`
+_FIELD = re.compile(r"    (\w+): [^=]*? = .*?(?:  # (.*))?")  # a line of an objective's dataclass
+
+
+def described() -> Iterator[str]:
+    """A line for each key: KEY=DEFAULT, and the comment that stands behind or above it in the source."""
+    comments = _comments(inspect.getsource(base), _SET)
+    for group in (objectives.Objective, objectives.Rescue, objectives.Reflect, objectives.Region):
+        name = "" if group is objectives.Objective else f"{group.__name__.lower()}."
+        found = _comments(inspect.getsource(group), _FIELD)
+        comments |= {f"objective.{name}{field}": comment for field, comment in found.items()}
+    for key, value in flat(base()).items():
+        told = comments.get(key, "")
+        yield f"{key}={value!r}" + (f"  # {told}" if told else "")
+
+
+def _comments(source: str, line_of_key: re.Pattern[str]) -> dict[str, str]:
+    """The comment of each key in a source: the one behind its value, after those in the lines above it."""
+    comments: dict[str, str] = {}
+    above: list[str] = []
+    for line in source.splitlines():
+        if line.strip().startswith("# "):
+            above.append(line.strip()[2:])
+            continue
+        if (found := line_of_key.fullmatch(line)) is not None:
+            comments[found[1]] = " ".join([*above, found[found.re.groups] or ""]).strip()
+        above = []
+    return comments

@@ -69,6 +69,10 @@ _buckets = _holds(_is_ascending, "give one size or more, ascending and at least 
 _skills = _holds(
     lambda skills: bool(skills) and set(skills) <= set(options.SKILLS), f"choose some of {', '.join(options.SKILLS)}"
 )
+_trackers = _holds(
+    lambda names: {name.strip() for name in names.split(",")} <= {"", *options.TRACKERS},
+    f"choose some of {', '.join(options.TRACKERS)}, with commas between them",
+)
 _bound = _holds(lambda value: value == 0 or value >= 1, "must be at least 1, or 0 for none")
 _seed = _at_least(0)
 _count = _at_least(1)
@@ -76,6 +80,7 @@ _count = _at_least(1)
 # The range of each key whose type does not say it all.
 RULES: Mapping[str, Rule] = {
     "seed": _seed,
+    "tracker": _trackers,
     "model.folder": _all_of(_holds(bool, "name a folder with a config.json"), _local),
     "model.weights": _holds(bool, "give random, or the folder of a run or a checkpoint"),
     "model.compute_dtype": _one_of(options.COMPUTE_DTYPES),

@@ -7,22 +7,30 @@ Interrupt it at any time; the same command resumes. The last line is one JSON ob
 
 from __future__ import annotations
 
+from absl import flags
+
+from care_jax import cli
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
+    flags.DEFINE_integer("seed", 1, "Seed of initialisation, data order and sampling.")
+    cli.read_first()  # the imports below take seconds
+
 import contextlib
 import json
 import time
 from pathlib import Path
 
 import ml_collections
-from absl import flags
 
-from care_jax import cli, cold_start, files, train
+from care_jax import cold_start, files, train
+from care_jax.configs import demo
+from care_jax.convert import jax_to_hf
 from care_jax.errors import InputError
 from care_jax.options import SKILLS
 from care_jax.report import write_report
 from care_jax.run.folder import METRICS_FILE
-from care_jax.run.stop import StopFlag
-from configs import demo
-from convert import jax_to_hf
+from care_jax.run.stop import EXIT_CODE, StopFlag
 
 
 def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
@@ -36,19 +44,23 @@ def stage_configs(workdir: Path, seed: int) -> tuple[ml_collections.ConfigDict, 
 
 
 def accuracies(workdir: Path, step: int) -> dict[str, float]:
-    """Held-out accuracy per skill and their mean, as logged by the stage in `workdir` at `step`."""
+    """Accuracy on all held-out records per skill and their mean, as logged by the stage in `workdir` at `step`."""
     for line in (workdir / METRICS_FILE).read_text().splitlines():
         row = json.loads(line)
         if row["step"] == step and "eval/accuracy/mean" in row:
-            return {name: row[f"eval/accuracy/{name}"] for name in (*SKILLS, "mean")}
+            group = "eval_all" if "eval_all/accuracy/mean" in row else "eval"
+            return {name: row[f"{group}/accuracy/{name}"] for name in (*SKILLS, "mean")}
     raise InputError(f"{workdir} has no evaluation at step {step}; run the same command again")
 
 
-def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.ConfigDict) -> dict | None:
+def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.ConfigDict) -> dict:
     """Runs or resumes all stages.
 
     Returns:
-        The figures, whose "seconds" is the time of this call alone; None if a SIGTERM stopped a stage.
+        The figures, whose "seconds" is the time of this call alone.
+
+    Raises:
+        SystemExit: a SIGTERM has stopped it, with run.stop.EXIT_CODE.
     """
     started = time.time()
     with contextlib.closing(StopFlag()) as stop:  # a signal may come between the last step of a stage and the next
@@ -56,7 +68,7 @@ def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.Con
             _announce(f"{name.replace('_', ' ')}: {config.train.steps} steps in {workdir / name}")
             state = stage.run(config, workdir / name)
             if int(state.step) < config.train.steps or stop.poll():
-                return None
+                raise SystemExit(EXIT_CODE)
 
     exported = workdir / "export"
     _announce("export")
@@ -95,12 +107,8 @@ def _announce(text: str) -> None:
 def main() -> None:
     """Runs the demo and shows its figures."""
     workdir = files.on_disk(flags.FLAGS.workdir, "--workdir")  # data are built in it
-    result = run(workdir, *stage_configs(workdir, flags.FLAGS.seed))
-    if result is not None:
-        show(result)
+    show(run(workdir, *stage_configs(workdir, flags.FLAGS.seed)))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/demo-1", "Where everything goes; an existing one is resumed.")
-    flags.DEFINE_integer("seed", 1, "Seed of initialisation, data order and sampling.")
     cli.run_flags(main)

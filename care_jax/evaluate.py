@@ -11,20 +11,31 @@ needs neither a model nor a device.
 
 from __future__ import annotations
 
+from absl import flags
+
+from care_jax import cli
+
+if __name__ == "__main__":
+    flags.DEFINE_string("benchmark", None, "A prepared benchmark by the name of its --source, or all.")
+    flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
+    flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
+    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
+    cli.read_first(with_run=True)  # the imports below take seconds
+
 import functools
 import hashlib
 import json
-from collections.abc import Generator, Sequence
+import sys
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from care_jax import cli, files
 from care_jax import config as config_lib
+from care_jax import files
 from care_jax.checkpoints.initial_state import initial_model
 from care_jax.checkpoints.load import find_params
 from care_jax.data import loader
@@ -62,6 +73,10 @@ _PROMPT_KEYS = (
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     """Evaluates the newest checkpoint of `workdir` on all held-out records; writes samples and results there.
 
+    Returns:
+        The figures of `Evaluator.run` and `Evaluator.majority`; without the latter if the training data cannot be
+        opened here.
+
     Raises:
         InputError: a bad config, unusable data, or no checkpoint.
     """
@@ -75,10 +90,12 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
         return resolved, make_processor(resolved), loader.open_source(resolved, "eval"), mesh
 
     config, processor, source, mesh = together(open_inputs)
+    train = _training_data(config)
     items: list[JudgedItem] = []
     with CompileGuard() as guard, opened(workdir, guard) as warm_up, Verifier.from_config(config) as verifier:
         model, evaluator = _load(config, source, processor, verifier, mesh, warm_up)
-        summary = evaluator.run(model, limit=0, write=items.append)
+        summary = evaluator.run(model, limit=0, whole=True, write=items.append)
+        summary |= evaluator.majority(train, limit=0) if train is not None else {}
     if is_first():
         files.write_text(workdir / "eval_samples.jsonl", "".join(json.dumps(item) + "\n" for item in items))
         files.write_text(workdir / "eval_results.json", json.dumps(summary, indent=1) + "\n")
@@ -193,6 +210,16 @@ def _load(
     return model, evaluator
 
 
+def _training_data(config: ml_collections.ConfigDict) -> RecordSource | None:
+    """The data that majorities are counted in; None, on all processes, where they cannot be opened."""
+    try:
+        return together(lambda: loader.open_source(config, "train"))
+    except InputError as error:
+        if is_first():
+            print(f"note: no majority answers, since data.train cannot be opened: {error}", file=sys.stderr)
+        return None
+
+
 def _with_weights_of(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config with the newest checkpoint of `workdir` as weights. Raises InputError if there is none."""
     find_params(workdir)
@@ -213,14 +240,31 @@ def _settings(config: ml_collections.ConfigDict, params: epath.Path) -> dict[str
     }
 
 
+def held_out_table(summary: Mapping[str, float]) -> str:
+    """The accuracy of each source with its 95 % interval, and what its baselines reach."""
+    names = {"majority answer": "baseline/majority", "without image": "baseline/without_image"}
+    shown = {title: name for title, name in names.items() if f"{name}/mean" in summary}
+    prefix = "eval/accuracy/"
+    sources = [name.removeprefix(prefix) for name in summary if name.startswith(prefix)]
+    width = max(map(len, (*sources, "held-out")))
+    lines = [f"{'held-out':{width}}{'accuracy':>18}{'questions':>11}" + "".join(f"{title:>17}" for title in shown)]
+    for source in sources:
+        accuracy = f"{summary[prefix + source]:.3f} ± {summary[f'eval/interval/{source}']:.3f}"
+        baselines = [summary.get(f"{name}/{source}") for name in shown.values()]
+        told = "".join(f"{'' if value is None else format(value, '.3f'):>17}" for value in baselines)
+        lines.append(f"{source:{width}}{accuracy:>18}{summary[f'eval/n/{source}']:>11.0f}{told}")
+    return "\n".join(lines)
+
+
 def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """Prints the results: one JSON object for the held-out data; the table and the object for benchmarks."""
+    """Prints the results: a table, then one JSON object."""
     name, path = flags.FLAGS.benchmark, flags.FLAGS.responses
     if path is not None and name in (None, "all"):
         raise InputError("--responses needs --benchmark=NAME, the one benchmark that the file answers")
     if name is None:
         summary = run(config, workdir)
         if is_first():
+            print(held_out_table(summary))
             print(json.dumps(summary))
         return
     folder = files.on_disk(workdir, "--workdir")  # answers are appended to files
@@ -235,8 +279,4 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("benchmark", None, f"{', '.join(test_sets.BENCHMARKS)}, or all.")
-    flags.DEFINE_string("responses", None, "A file of JSON objects to score in place of a model.")
-    flags.DEFINE_string("response_field", "response", "Where its objects have the response, or a list of several.")
-    flags.DEFINE_string("id_field", "id", "Where its objects have the question's id, if they have one.")
     cli.run(main)

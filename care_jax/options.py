@@ -28,6 +28,7 @@ RATIO_LEVELS: tuple[RatioLevel, ...] = get_args(RatioLevel)
 SAMPLER_WEIGHTS: tuple[SamplerWeights, ...] = get_args(SamplerWeights)
 RESPONSE_FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # tracker
 COMPUTE_DTYPES = ("float32", "bfloat16")  # model.compute_dtype
 ATTENTION = ("auto", "xla")  # model.attention
 REMAT = ("full", "dots", "none")  # model.remat

@@ -4,7 +4,7 @@
         [--mean_len=500 --accuracy=0.6 [--mean_prompt_len=700] | --metrics=RUN] [--price=4.2]
 
 Every program of a step (step.py) is compiled for the largest bucket, from shapes alone: this needs no weights and no
-data, and for a published model not even its folder. It needs libtpu (pip install -e '.[libtpu]').
+data, and for a published model not even its folder. It needs libtpu (pip install -e '.[tpu]').
 
 The plan lists the programs in the order of a step, with what a chip holds while each one runs, in GiB:
 

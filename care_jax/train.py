@@ -8,6 +8,12 @@ one update. Programs are compiled before the first step; the host verifies answe
 
 from __future__ import annotations
 
+from care_jax import cli
+
+if __name__ == "__main__":
+    cli.training_flags()
+    cli.read_first(with_run=True)  # the imports below take seconds
+
 import functools
 import itertools
 import time
@@ -20,7 +26,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from care_jax import cli, step
+from care_jax import step
 from care_jax.checkpoints.initial_state import initial_model
 from care_jax.inputs.batch import Example
 from care_jax.inputs.processor import Processor
@@ -32,7 +38,7 @@ from care_jax.parallel.sharding import abstract_arrays
 from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
-from care_jax.run import history, profile, step_summary
+from care_jax.run import step_summary
 from care_jax.run.session import Session, open_session
 from care_jax.run.training_data import Encoder
 from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
@@ -43,17 +49,8 @@ from care_jax.stages.train_state import TrainState
 from care_jax.structs import Rollouts, zeros
 
 # What dynamic sampling puts together of the mixed groups of several draws.
-REGROUPED = (
-    "examples",
-    "records",
-    "padding",
-    "bucket",
-    "lengths",
-    "prompts",
-    "prefix",
-    "rollouts",
-    "judged",
-    "verdicts",
+REGROUPED = frozenset(
+    ("examples", "records", "padding", "bucket", "lengths", "prompts", "prefix", "rollouts", "judged", "verdicts")
 )
 
 
@@ -145,7 +142,7 @@ class Trainer:
         self.stages = CompiledStages(step.STEP, setup, processor.buckets, share)
         self.phases = self.stages.table.phases()
         if self.objective.dynamic_sampling:
-            left = self.stages.table.given_anew() - {*REGROUPED}
+            left = self.stages.table.given_anew() - REGROUPED
             assert not left, f"_draw_mixed_groups does not put {', '.join(left)} together"
         self.speed, self.idle_seconds = Speed(config, session.mesh), 0.0  # in which the devices wait for the host
         # What is there before every step, beside the state.
@@ -265,6 +262,7 @@ class Trainer:
         num_updated = sum(share.exchange(float(done.batch.sampled_mask.sum())))
         metrics["tokens_per_s/update"] = num_updated / times["time/update"]
         metrics |= self.speed.step(done, prompts, times, share) | memory()
+        metrics |= session.collapse.look(session.step, metrics)
         session.writer.scalars(session.step, metrics)
         session.writer.events(session.step, step_summary.events(done, anchored=anchored))
         if session.step % config.train.samples_every == 0:
@@ -296,9 +294,12 @@ def run(
     allow_change: bool = False,
     profile_steps: str | None = None,
 ) -> TrainState:
-    """Trains to train.steps, or to a SIGTERM; the same call resumes. Returns the last state.
+    """Trains to train.steps; the same call resumes. Returns the last state.
 
     `allow_change` resumes with settings that differ more than history.py allows; `profile_steps` names steps to trace.
+
+    Raises:
+        SystemExit: a SIGTERM has ended it earlier, with run.stop.EXIT_CODE; all is saved.
     """
 
     def make_encoder(processor: Processor) -> Encoder:
@@ -343,6 +344,4 @@ def main(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_boolean("allow_change", False, history.ALLOW_CHANGE)
-    flags.DEFINE_string("profile_steps", None, profile.HELP)
     cli.run(main)

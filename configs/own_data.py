@@ -2,15 +2,18 @@
 
     python -m care_jax.train --config=configs/own_data.py --workdir=runs/own --config.data.train=train.jsonl ...
 
-README.md has the lines from a folder of images to a report. For a real model start from care_jax.config.base()
+docs/own_data.md has the lines from a folder of images to a report. For a real model start from care_jax.config.base()
 instead, whose sizes are meant for one.
+
+Failures are not repaired: a model from random weights reads no words, and only rows with a "draft" can teach it what a
+cue asks for. With such rows set objective.reflect.enabled=True, for cold start and training alike.
 """
 
 from __future__ import annotations
 
 import ml_collections
 
-from configs import demo
+from care_jax.configs import demo
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -24,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.patch_buckets = (64,)
     c.data.max_image_tokens = 16
     c.rollout.response_len = 64
+    c.objective.reflect.enabled = False
     c.objective.reflect.max_rationale_len = 40
     c.model.weights = "random"
     c.train.steps = 100

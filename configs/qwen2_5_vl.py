@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import ml_collections
 
+from care_jax.configs import data_care_49k
 from care_jax.options import choose_one
-from configs import data_care_49k
 
 
 def get_config(size: str = "7b") -> ml_collections.ConfigDict:

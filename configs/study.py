@@ -20,8 +20,8 @@ from typing import Any
 
 import ml_collections
 
+from care_jax.configs import demo
 from care_jax.method import objectives
-from configs import demo
 
 GRPO, CARE, EQUAL = "grpo", "care", "care_equal"
 COLD_START = "cold_start"

@@ -25,11 +25,11 @@ from etils import epath
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import StoredParam
 from care_jax.checkpoints.load import open_params
-from convert import hf_folder, mapping
-from convert.extra_tensors import without_extras
-from convert.mapping import Source
-from convert.safetensors_io import Tensor
-from convert.weight import row_ranges
+from care_jax.convert import hf_folder, mapping
+from care_jax.convert.extra_tensors import without_extras
+from care_jax.convert.mapping import Source
+from care_jax.convert.safetensors_io import Tensor
+from care_jax.convert.weight import row_ranges
 
 
 @dataclasses.dataclass

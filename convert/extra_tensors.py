@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from care_jax.convert import mapping
+from care_jax.convert.mapping import DTYPES
+from care_jax.convert.safetensors_io import Tensor
+from care_jax.convert.weight import PIECE_BYTES, Weight
 from care_jax.errors import InputError, listed
 from care_jax.models import ModelConfig
-from convert import mapping
-from convert.mapping import DTYPES
-from convert.safetensors_io import Tensor
-from convert.weight import PIECE_BYTES, Weight
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FREQUENCIES = "inv_freq"

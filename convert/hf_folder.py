@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from care_jax.convert import safetensors_io
+from care_jax.convert.other_forms import no_weights, refuse_other_forms
+from care_jax.convert.safetensors_io import StoredShard, Tensor
 from care_jax.errors import InputError, listed, shown
 from care_jax.models import ModelConfig, load_model_config
 from care_jax.models.model_folder import read_fields
-from convert import safetensors_io
-from convert.other_forms import no_weights, refuse_other_forms
-from convert.safetensors_io import StoredShard, Tensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

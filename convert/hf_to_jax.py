@@ -17,12 +17,12 @@ from absl import flags
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index
 from care_jax.checkpoints.stream import StreamedParam, save_params
+from care_jax.convert import hf_folder, mapping, staging
+from care_jax.convert.extra_tensors import without_extras
+from care_jax.convert.mapping import DTYPES
+from care_jax.convert.safetensors_io import Tensor, are_finite
+from care_jax.convert.weight import Weight, row_ranges
 from care_jax.errors import InputError
-from convert import hf_folder, mapping, staging
-from convert.extra_tensors import without_extras
-from convert.mapping import DTYPES
-from convert.safetensors_io import Tensor, are_finite
-from convert.weight import Weight, row_ranges
 
 
 def convert(folder: Path, out: Path) -> int:

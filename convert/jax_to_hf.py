@@ -2,13 +2,16 @@
 
     python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite]
 
-The weights get the files, names, order and types that --hf has; its other files are copied.
+The weights get the files, names, order and types that --hf has; its other files are copied. The export of a run has the
+pixel limits and stop ids that the run trained with; a note on stderr names what could not be taken over. The command
+ends with a program that asks the export in transformers.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,16 +25,17 @@ from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index, StoredParam
 from care_jax.checkpoints.checksums import PartialSum, require_equal
 from care_jax.checkpoints.load import find_params, open_params, read_sums
+from care_jax.convert import hf_folder, mapping, safetensors_io, staging, trained_with
+from care_jax.convert.carried_files import add_end_of_turn, copy_files
+from care_jax.convert.extra_tensors import without_extras
+from care_jax.convert.hf_folder import INDEX_FILE, SINGLE_FILE
+from care_jax.convert.mapping import DTYPES, Source
+from care_jax.convert.model_card import write_card
+from care_jax.convert.safetensors_io import Shard, Spec
+from care_jax.convert.weight import Weight, row_ranges
 from care_jax.errors import InputError, one_line, shown
 from care_jax.models import ModelConfig
 from care_jax.models.model_folder import read_fields
-from convert import hf_folder, mapping, safetensors_io, staging
-from convert.carried_files import add_end_of_turn, copy_files
-from convert.extra_tensors import without_extras
-from convert.hf_folder import INDEX_FILE, SINGLE_FILE
-from convert.mapping import DTYPES, Source
-from convert.safetensors_io import Shard, Spec
-from convert.weight import Weight, row_ranges
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _WEIGHT_FILES = ("*.safetensors", INDEX_FILE, "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
@@ -48,11 +52,15 @@ def convert(
     overwrite: bool = False,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
 ) -> int:
-    """Writes the parameters at `path` to `out`, beside unchanged copies of the other files of `folder`.
+    """Writes the parameters at `path` to `out`, beside copies of the other files of `folder`.
+
+    The copies are unchanged but for the stop ids (`add_end_of_turn`) and the pixel limits of the run that the
+    parameters lie in (`trained_with`).
 
     If `folder` has weights, the new ones have their files, names, order and types, so that a model converted from it
     gives the same bytes again. If it has none, they have the names of the published files and the type that
-    config.json names. config.json stays as it is in any case.
+    config.json names. config.json stays as it is in any case. A run's export has a model card, README.md, that says how
+    it was trained.
 
     Args:
         path: a run, a checkpoint or a converted model.
@@ -79,7 +87,10 @@ def convert(
     num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
     with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
         copy_files(folder.resolve(), new, left_out=_NOT_CARRIED)
-        add_end_of_turn(new)  # before the weights: it may refuse the folder, and these take long
+        # Before the weights: both may refuse the folder, and these take long.
+        add_end_of_turn(new)
+        for note in trained_with.apply(trained_with.read(stored), stored, folder, new):
+            print(f"note: {note}", file=sys.stderr)
         found = _write_weights(new, shards, weights, params)
         if sums is not None:
             try:
@@ -90,6 +101,7 @@ def convert(
             shutil.copy(folder / INDEX_FILE, new)
         elif shards.keys() != {SINGLE_FILE}:
             write_index(new / INDEX_FILE, shards, num_bytes)
+        write_card(new, stored, folder)
         mapping.check_tensors(hf_folder.all_tensors(hf_folder.read_shards(new)), weights)
     return sum(np.prod(param.shape, dtype=int) for param in params.values())
 
@@ -248,6 +260,8 @@ def main() -> None:
     folder, out = files.on_disk(args.hf, "--hf"), files.on_disk(args.out, "--out")
     size = convert(args.checkpoint, folder, out, dtype=args.dtype, overwrite=args.overwrite)
     print(f"{size:,} parameters -> {out}")
+    if (trained := trained_with.read(find_params(args.checkpoint))) is not None:
+        print(f"\nTo ask it in transformers:\n\n{trained_with.snippet(out, trained)}")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
+from care_jax.convert import qwen2_5_vl, qwen3_vl
+from care_jax.convert.other_forms import refuse_other_tensors
+from care_jax.convert.weight import Layout, Weight
 from care_jax.errors import InputError, listed
 from care_jax.models import ModelConfig
-from convert import qwen2_5_vl, qwen3_vl
-from convert.other_forms import refuse_other_tensors
-from convert.weight import Layout, Weight
 
 _FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}  # by model_type
 _NESTED_TO_HUB = {"model.language_model.": "model.", "model.visual.": "visual.", "language_model.": "model."}

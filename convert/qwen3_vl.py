@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from care_jax.convert.qwen_text import text_weights
+from care_jax.convert.weight import Layout, Weight
 from care_jax.models.model_config import ModelConfig, VisionConfig
-from convert.qwen_text import text_weights
-from convert.weight import Layout, Weight
 
 LAYOUT: Layout = "nested"  # of the published files
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from care_jax.convert.weight import Weight
 from care_jax.models.model_config import TextConfig
-from convert.weight import Weight
 
 
 def text_weights(text: TextConfig) -> list[Weight]:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from care_jax.convert.mapping import DTYPES
 from care_jax.errors import InputError, shown
-from convert.mapping import DTYPES
 
 _ALIGNMENT = 8  # bytes, of where the data begin
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 # Files outside docs/, or with a name that the site has for something else, and their pages.
 PAGES = {
     "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "tpu_scripts/README.md": "tpu_slices.md",
     "docs/study/README.md": "study.md",
@@ -72,7 +73,7 @@ def _link(text: str, target: str, page: str, files: Files) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(SOURCES.get(page, f"docs/{page}")), path))
     there = PAGES.get(path, path.removeprefix("docs/"))
     if path.endswith(".py"):
-        module = path.removesuffix(".py").replace("/", ".")
+        module = re.sub(r"^(?=configs|convert)", "care_jax.", path.removesuffix(".py").replace("/", "."))
         there, anchor = next((there, module) for there, (_, modules) in _api().items() if module in modules)
     elif not files.get_file_from_path(there):
         return text
@@ -82,7 +83,6 @@ def _link(text: str, target: str, page: str, files: Files) -> str:
 def _api() -> dict[str, tuple[str, list[str]]]:
     """The pages of the API: the name and the modules of each."""
     folders = [ROOT / "care_jax", *sorted(path.parent for path in ROOT.glob("care_jax/*/__init__.py"))]
-    folders += [ROOT / name for name in ("configs", "convert")]
     pages = {}
     for folder in folders:
         name = folder.relative_to(ROOT).as_posix().replace("/", ".")

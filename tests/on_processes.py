@@ -13,6 +13,7 @@ import jax
 import ml_collections
 
 from care_jax import evaluate
+from care_jax.configs import demo
 from care_jax.data.loader import make_eval_batches
 from care_jax.errors import InputError
 from care_jax.evals import evaluator
@@ -20,7 +21,6 @@ from care_jax.inputs.batch import Example
 from care_jax.parallel import processes
 from care_jax.run.stop import StopFlag
 from care_jax.structs import Record
-from configs import demo
 from tests.end_to_end import SmallTask, apply, small
 
 BENCHMARKS = ("mathverse", "mmmu")  # of 5 and 4 questions, one of them too long

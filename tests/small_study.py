@@ -6,7 +6,7 @@ import dataclasses
 
 import ml_collections
 
-from configs import study
+from care_jax.configs import study
 
 ABOUT, OBJECTIVES, SHOWN = "A tiny model.", study.OBJECTIVES, (study.GRPO, study.CARE)
 TASKS = {"tiny": study.Task("tiny", 2, 46)}

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from care_jax import config
 from tests.end_to_end import REPO, flags, run_forked, small, write_small_model, write_squares
 
-TRAIN, EVALUATE = "care_jax.train", "care_jax.evaluate"
+TRAIN, EVALUATE, COLD_START = "care_jax.train", "care_jax.evaluate", "care_jax.cold_start"
 
 
 # What is asked for, changes to a good command, and what the line must say.
@@ -26,13 +27,26 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "no held-out data": (TRAIN, {"data.eval": "nowhere/eval.jsonl"}, ["nowhere/eval.jsonl", "JSON object a line"]),
     "no weights": (TRAIN, {"model.weights": "nowhere/run"}, ["nowhere/run", "checkpoint"]),
     "nothing to evaluate": (EVALUATE, {}, ["no finished checkpoint"]),
+    "prompts that are too long": (
+        TRAIN,
+        {"data.prompt_buckets": (6,)},
+        ["0 of 48 rows are usable", "too long for data.prompt_buckets=(6,)", "data.prompt_buckets=(", "keeps all"],
+    ),
+    "responses that are too long": (
+        COLD_START,
+        {"rollout.response_len": 8, "objective.reflect.enabled": False, "objective.overlong_buffer_len": 0},
+        ["0 of 48 rows are usable", "too long for rollout.response_len=8: 48, of up to", "keeps all"],
+    ),
 }
 # Whole command lines.
 FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "no workdir": (["--config=configs/demo.py"], ["--workdir"]),
     "no config": (["--workdir=run"], ["--config"]),
     "a word": (["--config=configs/demo.py", "--workdir=run", "extra"], ["extra"]),
-    "absent config": (["--config=configs/absent.py", "--workdir=run"], ["configs/absent.py"]),
+    "absent config": (
+        ["--config=configs/absent.py", "--workdir=run"],
+        ["there is no file configs/absent.py", "configs/demo.py"],
+    ),
     "no such run": (["--config=configs/demo.py:ppo", "--workdir=run"], ["configs/demo.py:ppo: ", "care, care_no_rgr"]),
     "no run to choose": (["--config=configs/own_data.py:7b", "--workdir=run"], ["configs/own_data.py:7b: ", "0 posit"]),
     "unknown group": (["--config=configs/demo.py", "--workdir=run", "--config.zzz.a=3"], ["zzz", "optimizer, rollout"]),
@@ -129,3 +143,60 @@ def test_the_exit_code_says_who_is_to_blame() -> None:
     assert codes.pop("done") == 0
     assert codes.pop("input") == 2
     assert set(codes.values()) == {1}, codes
+
+
+@pytest.mark.parametrize("command", [TRAIN, COLD_START, EVALUATE])
+def test_help_lists_every_option(command: str) -> None:
+    """Catches a help without options, and a key without its default or comment."""
+    done = subprocess.run(
+        [sys.executable, "-m", command, "--help"], capture_output=True, text=True, check=True, cwd=REPO
+    )
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert any(line.startswith("--workdir  The run folder") for line in lines)
+    assert any(line.startswith("--benchmark") for line in lines) == (command == EVALUATE)
+    shown = {line.partition("=")[0]: line for line in lines if "=" in line}
+    assert config.flat(config.base()).keys() <= shown.keys()
+    assert shown["optimizer.lr"] == "optimizer.lr=1e-06  # peak"
+    assert shown["data.train"].startswith(
+        "data.train=''  # jsonl: a file, images beside it; mini_vqa: the folder it is"
+    )
+    assert shown["objective.num_negatives"] == "objective.num_negatives=4  # K, target negatives of a subgroup"
+    assert shown["objective.rescue.delta"] == "objective.rescue.delta=0.1  # pseudo-reward of the pseudo-anchor"
+
+
+@pytest.mark.parametrize("command", [TRAIN, COLD_START, EVALUATE, "care_jax.demo"])
+def test_a_typo_is_refused_before_the_slow_imports(command: str) -> None:
+    """Catches a command that imports JAX for some seconds, only to say that an option is misspelt."""
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', '--config=configs/demo.py', '--workdir=run', '--config.train.stpes=3', '--sede=1']\n"
+        "try:\n"
+        f"    runpy.run_module({command!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    print(end.code, *sorted({'jax', 'flax', 'grain', 'transformers', 'numpy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPO)
+    assert done.stdout == "2\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["--config.data.prompt_buckets=(64,)", "--config.seed=1", "--config.data.prompt_buckets=(96,)"], "b=96 s=1"),
+        (["--config.data.prompt_buckets", "(64,)", "--config.data.prompt_buckets=(96,)"], "b=96 s=0"),
+        (
+            ["-config.data.prompt_buckets=(64,)", "--config.data.prompt_buckets", "(96,)", "--config.seed", "2"],
+            "b=96 s=2",
+        ),
+    ],
+)
+def test_an_option_given_twice_is_replaced(given: list[str], kept: str) -> None:
+    """Catches a tuple whose second value is appended to the first."""
+    program = (
+        "import sys\nfrom care_jax import cli\n"
+        "def main(c):\n    print('b=' + ','.join(map(str, c.data.prompt_buckets)), f's={c.seed}')\n"
+        "cli.run_config(main)\n"
+    )
+    words = ["--config=configs/own_data.py", "--config.data.train=x", *given]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True, cwd=REPO)
+    assert done.stdout.strip() == kept

@@ -19,12 +19,12 @@ import pytest
 
 from care_jax import config, options
 from care_jax.config_rules import type_problem
+from care_jax.configs import demo, qwen2_5_vl, qwen3_vl
 from care_jax.errors import InputError
 from care_jax.method import objectives
 from care_jax.models import published
 from care_jax.rewards import functions, response_format
 from care_jax.stages.optimizer import learning_rate
-from configs import demo, qwen2_5_vl, qwen3_vl
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

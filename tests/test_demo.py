@@ -13,7 +13,7 @@ import pytest
 
 from care_jax import demo
 from care_jax.models import load_model_config
-from care_jax.run.stop import StopFlag
+from care_jax.run.stop import EXIT_CODE, StopFlag
 from tests import weights
 from tests.end_to_end import SOURCES, SmallTask, apply, metrics, saved_steps, small, train_steps
 
@@ -56,14 +56,15 @@ def test_a_stop_at_the_end_of_a_stage_ends_the_demo(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(demo.cold_start, "run", stopped_after_its_last_step)
     monkeypatch.setattr(demo.train, "run", lambda *_: pytest.fail("the next stage began"))
-    assert demo.run(tmp_path, *demo.stage_configs(tmp_path, seed=3)) is None
+    with pytest.raises(SystemExit) as stopped:
+        demo.run(tmp_path, *demo.stage_configs(tmp_path, seed=3))
+    assert stopped.value.code == EXIT_CODE
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_demo(cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a stage that is left out or trained twice, an empty report, and a last line that programs cannot read."""
     first = demo.run(tmp_path, *_stages(cached, tmp_path))
-    assert first is not None
     assert first.keys() == {"accuracy", "seconds", "report", "checkpoint", "export"}
     assert tuple(first["accuracy"]) == STAGES
     for stage, folder, step in (("init", "cold_start", 0), ("cold_start", "cold_start", 20), ("care", "care", 2)):
@@ -94,7 +95,6 @@ def test_demo(cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[s
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     written = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cold_start", "care")]
     second = demo.run(tmp_path, *_stages(cached, tmp_path))
-    assert second is not None
     assert {stage: second["accuracy"][stage]["mean"] for stage in marks} == marks
     for stage in marks:
         second["accuracy"][stage]["mean"] = first["accuracy"][stage]["mean"]

@@ -24,6 +24,7 @@ import pytest
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from care_jax import cli
 from care_jax import config as config_lib
 from tests.end_to_end import REPO
 
@@ -82,12 +83,15 @@ def commands(page: str) -> Iterator[list[str]]:
             yield from words_of(block.body, variables)
     for text in _INLINE.findall(_FENCE.sub("", (REPO / page).read_text())):
         flat = re.sub(r"[\[\]]|\.\.\.", " ", " ".join(text.split()))  # optional parts, and what is left out
-        if re.match(r"(\.venv/bin/)?python -m |make |pip install ", flat):
+        if re.match(r"(\.venv/bin/)?python -m |care-jax |make |pip install ", flat):
             yield from words_of(flat, {})
 
 
 def module_command(words: list[str]) -> list[str] | None:
-    """Module and arguments of a `python -m` among the words, or None."""
+    """Module and arguments of a `python -m` among the words, or of a `care-jax`; None without one."""
+    if words[:1] == ["care-jax"] and len(words) > 1 and words[1].islower():  # COMMAND stands for any
+        module, _ = cli.COMMANDS.get(words[1], (f"care_jax.{words[1]}", ""))
+        return [module, *words[2:]]
     starts = [i for i in range(len(words) - 2) if words[i].endswith("python") and words[i + 1] == "-m"]
     return words[starts[0] + 2 :] if starts else None
 
@@ -115,6 +119,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     define_config = functools.partial(config_flags.DEFINE_config_file, flag_values=own)
     monkeypatch.setattr(config_flags, "DEFINE_config_file", define_config)
     monkeypatch.setattr(flags, "FLAGS", own)
+    monkeypatch.setattr(cli, "_is_read", False)
 
     def read_flags(main: object, *, argv: list[str] | None = None, flags_parser: Any) -> None:
         rest = flags_parser(argv or sys.argv)
@@ -152,7 +157,7 @@ def test_every_block_of_commands_has_its_mark() -> None:
     names = []
     for page in PAGES:
         for block in blocks(page):
-            has_commands = re.search(r"^\s*(\$ )?(python|make|pip|hf|tpu_scripts/\S+) ", block.body, re.M)
+            has_commands = re.search(r"^\s*(\$ )?(python|care-jax|make|pip|hf|tpu_scripts/\S+) ", block.body, re.M)
             if block.language != "bash":
                 assert not has_commands, f"{page}: commands in a block that is not bash: {block.body}"
                 continue
@@ -171,14 +176,16 @@ def test_every_block_of_commands_has_its_mark() -> None:
 
 
 @pytest.mark.parametrize(("page", "command"), list(module_commands()), ids=str)
-def test_commands_parse(page: str, command: tuple[str, ...], parse: Any) -> None:
+def test_commands_parse(page: str, command: tuple[str, ...], parse: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a module, a flag, a word of a flag, a config or a config key that does not exist."""
     module, *arguments = command
     if not arguments:  # only its name
         assert importlib.util.find_spec(module), module
         return
-    with pytest.raises(Parsed):
+    with pytest.raises((Parsed, SystemExit)) as ended:
         parse(module, tuple(arguments))
+    in_text = f"`python -m {' '.join(command)}`" in (REPO / page).read_text()  # which may name one option alone
+    assert ended.type is Parsed or (in_text and "--config=FILE is needed" in capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

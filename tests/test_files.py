@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from care_jax import config, files, judge, train
+from care_jax.configs import demo
 from care_jax.data.own_data import read_jsonl
 from care_jax.data.sources import split_files
 from care_jax.errors import InputError
@@ -17,7 +18,6 @@ from care_jax.evals.matching import Questions
 from care_jax.evals.responses import read_responses
 from care_jax.report import write_report
 from care_jax.rewards.response_format import READABLE
-from configs import demo
 from tests.bucket import buckets
 from tests.end_to_end import SmallTask, apply, assert_same_params, metrics, saved_steps, small
 

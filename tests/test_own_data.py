@@ -53,6 +53,22 @@ def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
     assert (runs / "report.html").stat().st_size > 10_000
 
 
+def test_the_recipe_of_docs_own_data(small_task: SmallTask, tmp_path: Path) -> None:
+    """Catches a page whose lines no longer run; only folders and numbers of steps differ from it."""
+    data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
+    lines = document_lines("own-data-recipe")
+    assert lines.count("python -m") == 6
+    changes = {"my_data": str(data), "runs/own": str(runs), "steps=200": "steps=20", "steps=100": "steps=2"}
+    run_lines(lines, changes, cwd=REPO, cache=small_task.cache)
+    assert (data / "check.html").read_text().count("<section>") == 10
+    results = json.loads((runs / "care" / "eval_results.json").read_text())
+    for name in ("eval/accuracy", "eval/n", "eval/interval", "baseline/majority", "baseline/without_image"):
+        assert {f"{name}/{source}" for source in ("digits", "chart", "geometry", "mean")} <= results.keys()
+    assert results["eval/n/mean"] == 12
+    limits = json.loads((runs / "export" / "preprocessor_config.json").read_text())["size"]
+    assert limits == {"shortest_edge": 3136, "longest_edge": 16 * 784}
+
+
 def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches rows that vanish silently, and strict=True that drops them all the same or leaves half a run."""
     model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")

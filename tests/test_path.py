@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from care_jax import train
-from configs import demo
+from care_jax.configs import demo
 from tests.end_to_end import REPO, apply, small
 
 

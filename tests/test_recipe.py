@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from care_jax.convert import jax_to_hf
 from care_jax.models import load_model_config
-from convert import jax_to_hf
 from tests import benchmark_sets, data_sets, weights
 from tests.end_to_end import REPO, SmallTask, document_lines, flags, run_lines, saved_steps, small
 

@@ -12,13 +12,13 @@ import torch
 import transformers
 
 from care_jax import cold_start, train
+from care_jax.configs import demo
+from care_jax.convert import hf_to_jax, jax_to_hf
 from care_jax.data import loader
 from care_jax.inputs.processor import make_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import load_model_config
 from care_jax.run.folder import METRICS_FILE
-from configs import demo
-from convert import hf_to_jax, jax_to_hf
 from tests.end_to_end import apply, small, write_squares
 from tests.families import FAMILIES, make_folder, random_oracle
 from tests.pictures import normalised

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from care_jax.checkpoints import stream
 from care_jax.checkpoints.load import load_params
 from care_jax.checkpoints.stream import StreamedParam
-from convert import hf_to_jax, mapping
-from convert.weight import Layout, Weight
+from care_jax.convert import hf_to_jax, mapping
+from care_jax.convert.weight import Layout, Weight
 from tests.families import edit_json, make_folder
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them

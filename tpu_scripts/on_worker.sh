@@ -22,7 +22,7 @@ setup() { # BUCKET
   git checkout -q --force --detach FETCH_HEAD
   [[ -x $HOME/.local/bin/uv ]] || python3 -m pip install -q --user "uv==$UV_VERSION"
   [[ -x .venv/bin/python ]] || "$HOME/.local/bin/uv" venv -q --python 3.11 .venv
-  "$HOME/.local/bin/uv" pip install -q --python .venv/bin/python -c constraints.txt -e '.[libtpu]'
+  "$HOME/.local/bin/uv" pip install -q --python .venv/bin/python -c constraints.txt -e '.[tpu]'
   mount_bucket "$1"
 }
 
@@ -76,7 +76,7 @@ job() { # NAME WORD ...
   while kill -0 "$child" 2>/dev/null; do wait "$child" || code=$?; done # a signal ends the first wait
   kill "$copier"
   cp "$JOB/log" "$logs/$(hostname).log" || true
-  # A run that SIGTERM ends exits with 0 and is not done: the machine is about to go, or stop was asked for.
+  # A run that SIGTERM ends exits with 4 and is not done: the machine is about to go, or stop was asked for.
   if [[ -n $stopped ]]; then echo stopped; else echo "exit $code"; fi >"$JOB/end.new"
   mv "$JOB/end.new" "$JOB/end"
 }

@@ -25,13 +25,13 @@ from benchmarks.faults import damage
 from benchmarks.faults.outcomes import Case
 from benchmarks.made_model import write_tiny
 from care_jax.checkpoints.load import load_params
+from care_jax.convert import hf_folder, hf_to_jax, mapping
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import load_model_config
 from care_jax.models.model_config import MODEL_TYPES, ModelConfig
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Record
-from convert import hf_folder, hf_to_jax, mapping
 
 _CONVERTED = {"config.json", hf_folder.INDEX_FILE}  # and the weights; the processor reads the rest, and config.json
 _QUESTION = "Add 1?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from care_jax.data.parsing import PLACEHOLDER
+from care_jax.data.parsing import PLACEHOLDER, VIDEO_PLACEHOLDER
 from care_jax.errors import BadRowError, shown
 
 _ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
@@ -18,6 +18,7 @@ class Exchange(NamedTuple):
 
     question: str  # with one "<image>" for each image
     images: list[Any]  # those that stand in the turns themselves, as `image_column.image_of` takes them
+    videos: list[Any]  # likewise, as `video_column.videos_of` takes them
     response: str | None
 
 
@@ -25,7 +26,8 @@ def read_turns(turns: Any, system: Any = None) -> Exchange:
     """Reads a list of turns: {"role", "content"}, or {"from", "value"}.
 
     A content is a text, or a list of parts: {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"}} or
-    {"type": "image", "image"}; a part of type "image" without an image stands for the next of the row's own images.
+    {"type": "image", "image"}, or qwen_vl_utils' {"type": "video", "video": [frames], "fps"}; a part of type "image" or
+    "video" without one stands for the next of the row's own.
 
     Args:
         turns: the list.
@@ -43,24 +45,24 @@ def read_turns(turns: Any, system: Any = None) -> Exchange:
     if system is not None:
         read.insert(0, ("system", *_content(system)))
     while read and read[0][0] == "system":
-        _, text, _ = read.pop(0)
+        _, text, *_ = read.pop(0)
         if text.strip() not in _PLAIN_SYSTEM:
             raise BadRowError(
                 f"the system turn {shown(text)} cannot be given to the model; move it into the question", "system turn"
             )
-    roles = tuple(role for role, _, _ in read)
+    roles = tuple(role for role, *_ in read)
     if roles not in (("user",), ("user", "assistant")):
         raise BadRowError(
             f"the roles are {shown(', '.join(roles))}; one question of the user and at most one response are needed",
             "several turns",
         )
-    _, question, images = read[0]
+    _, question, images, videos = read[0]
     if len(read) == 1:
-        return Exchange(question, images, None)
-    _, response, drawn = read[1]
-    if drawn:
-        raise BadRowError("the response holds an image")
-    return Exchange(question, images, response)
+        return Exchange(question, images, videos, None)
+    _, response, *drawn = read[1]
+    if any(drawn):
+        raise BadRowError("the response holds an image or a video")
+    return Exchange(question, images, videos, response)
 
 
 def split_response(response: str) -> tuple[str | None, str]:
@@ -78,14 +80,15 @@ def split_response(response: str) -> tuple[str | None, str]:
     return rationale.strip() or None, answer.strip()
 
 
-def _content(content: Any) -> tuple[str, list[Any]]:
-    """Reads the content of a turn: its text with image marks, and the images that stand in it."""
+def _content(content: Any) -> tuple[str, list[Any], list[Any]]:
+    """Reads the content of a turn: its text with marks, and the images and the videos that stand in it."""
     if isinstance(content, str):
-        return content, []
+        return content, [], []
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise BadRowError(f"a turn must hold a text or a list of parts, not {shown(content)}", "unreadable turn")
     texts: list[str] = []
     images: list[Any] = []
+    videos: list[Any] = []
     for part in content:
         kind = part.get("type")
         if kind in ("text", "input_text") and isinstance(part.get("text"), str):
@@ -95,9 +98,14 @@ def _content(content: Any) -> tuple[str, list[Any]]:
             image = _either(part, "image", "image_url")
             image = image["url"] if isinstance(image, dict) and "url" in image else image
             images += [] if image is None else [image]
+        elif kind == "video":
+            texts.append(VIDEO_PLACEHOLDER)
+            videos += [] if part.get("video") is None else [part]
         else:
-            raise BadRowError(f"a turn holds a part {shown(part)}; texts and images are read", "unreadable turn")
-    return "".join(texts), images
+            raise BadRowError(
+                f"a turn holds a part {shown(part)}; texts, images and videos are read", "unreadable turn"
+            )
+    return "".join(texts), images, videos
 
 
 def _either(fields: dict[str, Any], first: str, second: str) -> Any:

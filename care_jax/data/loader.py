@@ -58,10 +58,7 @@ class Mixture:
 
 
 class DropCounter(Generic[Example]):
-    """Wraps an encoder and counts the different records that it drops. Thread-safe.
-
-    A warning names the first one.
-    """
+    """Wraps an encoder and counts the different records that it drops; accounting.py says why. Thread-safe."""
 
     def __init__(self, encode: Callable[[Record], Example | None]) -> None:
         """Takes the encoder, which returns None for a record that it drops."""
@@ -73,14 +70,7 @@ class DropCounter(Generic[Example]):
         """Encodes a record; returns None if the encoder drops it."""
         example = self._encode(record)
         if example is None:
-            with self._lock:
-                if not self._dropped_ids:
-                    logging.warning(
-                        "record %r is left out: too long for the config's limits, or a field that this stage needs is "
-                        "missing; data/num_dropped counts such records",
-                        record.id,
-                    )
-                self._dropped_ids.add(record.id)
+            self.add([record.id])
         return example
 
     def add(self, record_ids: Iterable[str]) -> None:

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from care_jax.data.conversations import read_turns, split_response
 from care_jax.data.file_formats import Numbered, file_rows, split_files
 from care_jax.data.image_column import image_bytes, images_of
-from care_jax.data.parsing import Row, is_blank, is_number, meta_field, place_marks
+from care_jax.data.parsing import VIDEO_PLACEHOLDER, Row, is_blank, is_number, meta_field, place_marks
 from care_jax.data.validation import check_gold_of, check_texts, decode_picture, one_row
+from care_jax.data.video_column import videos_of
 from care_jax.errors import BadRowError, InputError, shown
 from care_jax.files import require_readable
-from care_jax.structs import Record
+from care_jax.structs import Record, Video
 
 REQUIRED = ("id", "prompt", "answer", "answer_kind")
-OPTIONAL = ("images", "choices", "rationale", "source", "meta")
+OPTIONAL = ("images", "videos", "choices", "rationale", "draft", "source", "meta")
 MAX_LISTED = 20  # problems spelled out in an error
 # Other columns of a row that is a conversation: those that are read, and those that change what is asked.
-_TURNS, _BESIDE_TURNS = ("messages", "conversations"), ("completion", "system", "image")
-_NOT_READ = ("videos", "audios", "tools", "history")
+_TURNS, _BESIDE_TURNS = ("messages", "conversations"), ("completion", "system")
+_NOT_READ = ("audios", "tools", "history")
+_ALONE = {"image": "images", "video": "videos"}  # columns of one, and the lists that they stand for
 _THREADS = 8  # that decode images
 _MOST_EMBEDDED = 2 << 30  # bytes of images inside a file, which stay in memory
+
+
+class _Size(NamedTuple):
+    """The size of an image."""
+
+    num_bytes: int
+    shape: tuple[int, int]  # pixels, width and height
 
 
 class JsonlSource:
@@ -37,9 +46,9 @@ class JsonlSource:
     """
 
     def __init__(
-        self, path: Path, rows: list[Row], problems: list[tuple[int, str]], sizes: Mapping[bytes | Path, int]
+        self, path: Path, rows: list[Row], problems: list[tuple[int, str]], sizes: Mapping[bytes | Path, _Size]
     ) -> None:
-        """Takes the rows that `read_jsonl` has checked, and the bytes of each of their images."""
+        """Takes the rows that `read_jsonl` has checked, and the size of each of their images and frames."""
         self.path = path
         self.problems = problems
         self._rows, self._sizes = rows, sizes
@@ -52,11 +61,15 @@ class JsonlSource:
         """Reads the images of a row and returns its record."""
         return self._rows[index].load()
 
+    def records(self) -> Iterator[Record]:
+        """All records, without reading an image: they lack the bytes of images and frames."""
+        return (row.record for row in self._rows)
+
     def fingerprint(self) -> str:
         """A digest of all texts of the rows, with the name and size of each image: other golds are other data."""
         digest = hashlib.blake2b(digest_size=16)
         for row in self._rows:
-            images = [(_name(image, self.path.parent), self._sizes[image]) for image in row.images]
+            images = [(_name(image, self.path.parent), self._sizes[image].num_bytes) for image in row.pictures]
             digest.update(repr((row.record, images)).encode())
         return digest.hexdigest()
 
@@ -68,12 +81,16 @@ class JsonlSource:
 def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> JsonlSource:
     """Checks every row of a file and decodes every image that it names, so that none can stop a run later.
 
-    A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null or empty, are
-    "images" (a list, each as `image_column.image_of` reads it, paths relative to the file's folder), "choices"
-    (strings; required for the kind "choice", whose answer is a letter or one of their texts), "rationale", "source" (by
-    default the file's name without its ending) and "meta" (`parsing.meta_field`). The prompt has one "<image>" for each
-    image; if it has none, they are put first. Instead of a prompt, a row may have a list of turns (`_from_turns`). The
-    file is UTF-8; empty lines are skipped.
+    A row is {"id", "prompt", "answer", "answer_kind"}, all strings. Optional keys, which may be null or empty:
+
+    * "images", a list, each as `image_column.image_of` reads it, paths relative to the file's folder; "videos", a list,
+      each as `video_column` reads it. One alone may be "image" or "video". The prompt has one "<image>" for each image
+      and one "<video>" for each video; if it has none of a sort, they are put first.
+    * "choices", strings; required for the kind "choice", whose answer is a letter or one of their texts.
+    * "rationale", and "draft", a wrong rationale that the cold start shows before the cue.
+    * "source", by default the file's name without its ending, and "meta" (`parsing.meta_field`).
+
+    Instead of a prompt, a row may have a list of turns (`_from_turns`). The file is UTF-8; empty lines are skipped.
 
     Args:
         path: the file: a JSON array if it ends in .json and starts with a bracket, parquet if it ends so, else JSON
@@ -93,15 +110,18 @@ def read_jsonl(path: Path, *, strict: bool, allow: Collection[str] = ()) -> Json
     problems: list[tuple[int, str]] = []
     first_lines: dict[str, int] = {}  # id -> line
     read = _read_rows(path, allow)
-    found = _decode_all({image for _, row in read if isinstance(row, Row) for image in row.images})
-    sizes = {image: size for image, size in found.items() if isinstance(size, int)}
+    found = _decode_all({image for _, row in read if isinstance(row, Row) for image in row.pictures})
+    sizes = {image: size for image, size in found.items() if isinstance(size, _Size)}
     unusable = {image: error for image, error in found.items() if isinstance(error, BadRowError)}
     for number, row in read:
         try:
             if isinstance(row, BadRowError):
                 raise row
-            for image in unusable.keys() & row.images:
+            for image in unusable.keys() & row.pictures:
                 raise unusable[image]
+            for video in row.videos:
+                if len(shapes := {sizes[frame].shape for frame in video.frames}) > 1:
+                    raise BadRowError(f"the frames of a video have sizes {sorted(shapes)}; give frames of one size")
             if row.record.id in first_lines:
                 raise BadRowError(f"id {shown(row.record.id)} was used in row {first_lines[row.record.id]}")
         except BadRowError as error:
@@ -131,9 +151,12 @@ def files(root: Path, split: str) -> list[Path]:
 
 def rows(path: Path) -> Numbered:
     """Yields the rows without their missing cells, with the file's name as the source of those that name none."""
-    for number, raw in file_rows(path, optional=(*REQUIRED, *OPTIONAL, *_TURNS, *_BESIDE_TURNS, *_NOT_READ)):
+    for number, raw in file_rows(path, optional=(*REQUIRED, *OPTIONAL, *_ALONE, *_TURNS, *_BESIDE_TURNS, *_NOT_READ)):
         if isinstance(raw, dict):
             raw = {"source": path.stem} | {key: cell for key, cell in raw.items() if not _is_missing(key, cell)}
+            for alone, several in _ALONE.items():
+                if alone in raw and several not in raw:
+                    raw[several] = [raw.pop(alone)]
         yield number, raw
 
 
@@ -156,29 +179,41 @@ def parse(where: str, raw: dict[str, Any], folder: Path) -> Row:
     if unknown:
         allowed = ", ".join((*REQUIRED, *OPTIONAL))
         raise BadRowError(f"unknown key {shown(', '.join(unknown))[1:-1]}; allowed: {allowed}", "unknown key")
-    for key in (*REQUIRED, "rationale", "source"):
+    for key in (*REQUIRED, "rationale", "draft", "source"):
         if key in raw and (not isinstance(raw[key], str) or is_blank(raw[key])):
             wanted = f"{key} must be a string that is not empty"
             raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
-    for key, types, named in (("images", str | dict | bytes, "images"), ("choices", str, "strings")):
+    if "draft" in raw and "rationale" not in raw:
+        raise BadRowError("draft needs a rationale, which corrects it")
+    lists = (
+        ("images", str | dict | bytes, "images"),
+        ("videos", dict | str, "videos"),
+        ("choices", str, "strings"),
+    )
+    for key, types, named in lists:
         if key in raw and not (isinstance(raw[key], list) and all(isinstance(x, types) and x for x in raw[key])):
             wanted = f"{key} must be a list of {named} that are not empty"
             raise BadRowError(f"{wanted}, not {shown(raw[key])}", wanted)
     if raw["answer_kind"] == "choice" and "choices" not in raw:
         raise BadRowError("answer_kind 'choice' needs choices, a list of texts")
-    images = images_of(raw.get("images"), folder)
+    images, videos = images_of(raw.get("images"), folder), videos_of(raw.get("videos"), folder)
+    prompt = place_marks(raw["prompt"], len(images), mend_up_to=len(images))
+    if videos:
+        prompt = place_marks(prompt, len(videos), mend_up_to=len(videos), mark=VIDEO_PLACEHOLDER)
     record = Record(
         id=raw["id"],
         source=raw["source"],
-        prompt=place_marks(raw["prompt"], len(images), mend_up_to=len(images)),
+        prompt=prompt,
         images=(),
         answer=raw["answer"].strip(),
         answer_kind=raw["answer_kind"],
         choices=tuple(raw["choices"]) if "choices" in raw else None,
         rationale=raw.get("rationale"),
+        draft=raw.get("draft"),
+        videos=tuple(Video((), video.fps) for video in videos),
         meta=meta_field(raw.get("meta")),
     )
-    return Row(where, record, images)
+    return Row(where, record, images, videos)
 
 
 def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:
@@ -189,18 +224,21 @@ def _from_turns(where: str, raw: dict[str, Any]) -> dict[str, Any]:
     that say nothing about the question are left out.
     """
     if given := [key for key in _NOT_READ if raw.get(key)]:
-        raise BadRowError(f"{', '.join(given)} cannot be read; texts and images are", "unreadable column")
+        raise BadRowError(f"{', '.join(given)} cannot be read; texts, images and videos are", "unreadable column")
     turns = next((raw[key] for key in _TURNS if key in raw), None)
     if turns is None:
         completion = raw.get("completion", [])
         turns = [*raw["prompt"], *(completion if isinstance(completion, list) else [_assistant(completion)])]
     exchange = read_turns(turns, raw.get("system"))
-    column = raw.get("images", raw.get("image", []))
-    column = column if isinstance(column, list) else [column]
-    if column and exchange.images:
-        raise BadRowError("images stand both in the turns and in a column of their own; give them once")
+    columns: dict[str, list[Any]] = {}
+    for key, inside in (("images", exchange.images), ("videos", exchange.videos)):
+        column = raw.get(key, [])
+        column = column if isinstance(column, list) else [column]
+        if column and inside:
+            raise BadRowError(f"{key} stand both in the turns and in a column of their own; give them once")
+        columns |= {key: column or inside} if column or inside or key == "images" else {}
     row = {key: raw[key] for key in (*REQUIRED, *OPTIONAL) if key in raw}
-    row |= {"id": str(raw.get("id", where)), "prompt": exchange.question, "images": column or exchange.images}
+    row |= {"id": str(raw.get("id", where)), "prompt": exchange.question} | columns
     if exchange.response is None:
         return row
     rationale, rest = split_response(exchange.response)
@@ -229,7 +267,7 @@ def _read_rows(path: Path, allow: Collection[str]) -> list[tuple[int, Row | BadR
         row = _read_row(f"{path.name}:{number}", raw, path.parent, allow)
         read.append((number, row))
         if isinstance(row, Row):
-            embedded += sum(len(image) for image in row.images if isinstance(image, bytes))
+            embedded += sum(len(image) for image in row.pictures if isinstance(image, bytes))
         if embedded > _MOST_EMBEDDED:
             raise InputError(
                 f"the images inside {path} take more than {_MOST_EMBEDDED >> 30} GiB of memory; prepare the file with "
@@ -252,21 +290,21 @@ def _read_row(where: str, raw: dict[str, Any] | BadRowError, folder: Path, allow
     return row
 
 
-def _decode_all(images: Collection[bytes | Path]) -> dict[bytes | Path, int | BadRowError]:
-    """Decodes images in threads, and returns the bytes of each, or the error of one that cannot be used.
+def _decode_all(images: Collection[bytes | Path]) -> dict[bytes | Path, _Size | BadRowError]:
+    """Decodes images in threads, and returns the size of each, or the error of one that cannot be used.
 
     Each file is read once: in a mounted bucket, asking for its size as well would take as long again.
     """
 
-    def decode(image: bytes | Path) -> int | BadRowError:
+    def decode(image: bytes | Path) -> _Size | BadRowError:
         name = "an image in the row" if isinstance(image, bytes) else shown(str(image))[1:-1]
         try:
             with one_row():
                 encoded = image_bytes(image)
-                decode_picture(encoded, name)
+                shape = decode_picture(encoded, name).size
         except BadRowError as error:
             return error
-        return len(encoded)
+        return _Size(len(encoded), shape)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = tqdm(pool.map(decode, images), desc="checking images", total=len(images), delay=5, mininterval=1.0)

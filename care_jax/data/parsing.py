@@ -16,9 +16,9 @@ from care_jax.errors import BadRowError, shown
 from care_jax.inputs.media import MARKS
 from care_jax.rewards.verifiers.number import read_number
 from care_jax.rewards.verifiers.reading.options import LETTERS
-from care_jax.structs import Record
+from care_jax.structs import Record, Video
 
-PLACEHOLDER, _ = MARKS
+PLACEHOLDER, VIDEO_PLACEHOLDER = MARKS
 OPEN_REQUEST = "\nAnswer with one number, word or phrase."  # behind a question without options
 MAX_META_LEN = 1 << 16  # bytes; they travel with every response to every reward function
 _LETTER = re.compile(rf"\(?([{LETTERS}])\)?")
@@ -29,16 +29,31 @@ _BROKEN_DEGREE = re.compile(r"(?<=[\d}]) ?(?:\u63b3|\u00c2\u00b0)")
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoFiles:
+    """A video whose frames are not read yet."""
+
+    frames: tuple[bytes | Path, ...]
+    fps: float  # frames a second, of these frames
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
-    """A parsed row; `record` lacks only the bytes of its images."""
+    """A parsed row; `record` lacks only the bytes of its images and frames."""
 
     where: str  # file and row number, for messages
     record: Record
     images: tuple[bytes | Path, ...]
+    videos: tuple[VideoFiles, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[bytes | Path, ...]:
+        """The images, and the frames of the videos."""
+        return (*self.images, *(frame for video in self.videos for frame in video.frames))
 
     def load(self) -> Record:
-        """Reads the images and returns the whole record; raises what `image_bytes` raises."""
-        return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)))
+        """Reads images and frames and returns the whole record; raises what `image_bytes` raises."""
+        videos = tuple(Video(tuple(map(image_bytes, video.frames)), video.fps) for video in self.videos)
+        return dataclasses.replace(self.record, images=tuple(map(image_bytes, self.images)), videos=videos)
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -164,24 +179,25 @@ def number_or(kind: str, gold: str) -> str:
     return "rounded" if all(map(read_number, gold.splitlines())) else kind
 
 
-def place_marks(prompt: str, num_images: int, *, mend_up_to: int = 1) -> str:
+def place_marks(prompt: str, num_images: int, *, mend_up_to: int = 1, mark: str = PLACEHOLDER) -> str:
     """Returns the prompt with one "<image>" mark for each image.
 
     Args:
         prompt: the question.
         num_images: how many images it has.
         mend_up_to: a prompt without marks gets them at its beginning if it has at most so many images.
+        mark: the mark; that of videos if it is these that are counted.
 
     Raises:
         BadRowError: the number of marks is wrong.
     """
-    count = prompt.count(PLACEHOLDER)
+    count, name = prompt.count(mark), f"{mark[1:-1]}s"
     if count == 0 and num_images <= mend_up_to:
-        return PLACEHOLDER * num_images + prompt
+        return mark * num_images + prompt
     if count != num_images:
         raise BadRowError(
-            f"the prompt holds {count} {PLACEHOLDER} for {num_images} images; give one each, or none",
-            f"{PLACEHOLDER} marks and images differ in number",
+            f"the prompt holds {count} {mark} for {num_images} {name}; give one each, or none",
+            f"{mark} marks and {name} differ in number",
         )
     return prompt
 

@@ -4,6 +4,8 @@
 
 The same command resumes after the last whole shard, or reports that everything is done; the bytes are the same either
 way. OUT appears when it is complete; until then the shards are in OUT.partial. OUT/report.json has every count.
+
+`--check=FILE --config=configs/F.py` only looks at a file of your own data, see check.py.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import ml_collections
 from absl import flags
 from tqdm import tqdm
 
 from care_jax import cli, files
+from care_jax import config as config_lib
 from care_jax.data import statistics
 from care_jax.data.array_records import ShardWriter, open_folder, write_metadata
 from care_jax.data.decontamination import Benchmarks, Thumbnail, thumbnail
@@ -59,6 +63,7 @@ class Settings:
     keep: tuple[ColumnRange, ...] = ()
     against: tuple[Path, ...] = ()
     model: Path | None = None
+    config: ml_collections.ConfigDict | None = None  # whose template, limits and format count tokens
     strict: bool = False
     allow: tuple[str, ...] = ()
 
@@ -153,7 +158,7 @@ def _build(
 def _records(settings: Settings, rows: Iterable[Row | Dropped], report: dict[str, Any]) -> Iterator[Record]:
     """Yields the records to keep; `report` counts every row up to the record yielded last."""
     benchmarks = _read_benchmarks(settings.against)
-    processor = _load_processor(settings.model) if settings.model else None
+    processor = _load_processor(settings) if settings.model or settings.config else None
     inspected = map_ahead(lambda row: _inspect(row, benchmarks, processor), rows)
     name = f"{settings.source} {settings.split}"
     for row in tqdm(inspected, desc=name, unit=" rows", initial=report["rows"], mininterval=1.0):
@@ -175,6 +180,9 @@ def _inspect(row: Row | Dropped, benchmarks: Benchmarks, processor: Processor | 
     try:
         with one_row():
             record = row.load()
+            if record.videos:
+                told = "videos are not stored in prepared data; train on the file itself, with data.format='jsonl'"
+                raise BadRowError(told, "video")
             pictures = [decode_picture(encoded) for encoded in record.images]
             num_tokens = _count_tokens(record, processor) if processor else None
     except BadRowError as error:
@@ -194,16 +202,22 @@ def _count_tokens(record: Record, processor: Processor) -> int:
     return len(example.token_ids)
 
 
-def _load_processor(folder: Path) -> Processor:
-    """Loads the processor of a model folder with the default config of training, but room for any prompt."""
-    from care_jax.config import base
+def _load_processor(settings: Settings) -> Processor:
+    """Loads the processor that training has with the settings' config, or by default, but with room for any prompt."""
     from care_jax.inputs.processor import make_processor  # imports JAX, and only counting tokens needs it
 
-    config = base()
-    config.model.folder = str(folder)
+    config = _token_config(settings.config, settings.model)
     config.data.overlong = "error"
     config.data.prompt_buckets = config.data.patch_buckets = (1 << 24,)
     return make_processor(config)
+
+
+def _token_config(config: ml_collections.ConfigDict | None, model: Path | None) -> ml_collections.ConfigDict:
+    """A copy of `config`, or the defaults, with the model folder `model` if one is given."""
+    config = config_lib.base() if config is None else ml_collections.ConfigDict(config)
+    if model is not None:
+        config.model.folder = str(model)
+    return config
 
 
 def _read_benchmarks(folders: Iterable[Path]) -> Benchmarks:
@@ -246,7 +260,14 @@ def _comparable(settings: Settings, files: list[Path], root: Path, shard_records
         "crc32": f"{digest:08x}",
         "shard_records": shard_records,
         **({"allow": list(settings.allow)} if settings.allow else {}),
+        **({"counted_with": _counted_with(settings.config)} if settings.config else {}),
     }
+
+
+def _counted_with(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The settings of a config that the number of a prompt's tokens depends on."""
+    keys = ("response_format", "ask_for_format", "max_image_tokens", "min_image_tokens")
+    return {"folder": config.model.folder} | {key: config.data[key] for key in keys}
 
 
 def _read_report(folder: Path) -> dict[str, Any] | None:
@@ -287,13 +308,25 @@ def _define_flags() -> None:
         "against", [], "A prepared folder of a benchmark; rows that repeat it are dropped. May be repeated."
     )
     flags.DEFINE_string("model", None, "A Hugging Face model folder to count tokens of prompts with.")
+    cli.define_config("The config of the run to come: tokens are counted with its template, limits and format.")
+    flags.DEFINE_string("check", None, "A file of your own data to look at; --out is then the page of samples.")
     flags.DEFINE_multi_string("allow", [], "module:function that rows may name as answer_kind; may be repeated.")
     flags.DEFINE_bool("strict", False, "Refuse broken rows instead of dropping them.")
 
 
 def main() -> None:
     """Prepares what the flags name, and prints the counts."""
-    args = flags.FLAGS
+    args, config = flags.FLAGS, cli.given_config()
+    model = files.on_disk(args.model, "--model") if args.model else None
+    if args.check is not None:
+        from care_jax.data import check  # imports JAX
+
+        config = _token_config(config, model)
+        if not config.model.folder:
+            raise InputError("--check needs --config=configs/F.py, that of the run to come, or --model=FOLDER")
+        out = files.on_disk(args.out or "check.html", "--out")
+        print(check.write(files.on_disk(args.check, "--check"), config, out))
+        return
     if args.source is None or args.root is None or args.out is None:
         raise InputError(f"--source, --root and --out are needed; a source is one of {', '.join(READERS)}")
     settings = Settings(
@@ -304,7 +337,8 @@ def main() -> None:
         images=files.on_disk(args.images, "--images") if args.images else None,
         keep=tuple(map(_column_range, args.keep)),
         against=tuple(files.on_disk(folder, "--against") for folder in args.against),
-        model=files.on_disk(args.model, "--model") if args.model else None,
+        model=model,
+        config=config,
         strict=args.strict,
         allow=tuple(args.allow),
     )

@@ -96,6 +96,7 @@ def check_texts(record: Record) -> None:
     if record.prompt.count(_VIDEO) != len(record.videos):
         raise BadRowError(f"prompt spells {_VIDEO}, and the row has no such video", f"prompt spells {_VIDEO}")
     fields = {"prompt": record.prompt, "answer": record.answer, "rationale": record.rationale or ""}
+    fields |= {"draft": record.draft} if record.draft else {}
     others = {"choices": "".join(record.choices or ())}
     for field, text in ({"id": record.id, "source": record.source} | fields | others).items():
         try:

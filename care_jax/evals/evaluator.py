@@ -15,9 +15,11 @@ from jax.sharding import Mesh
 from care_jax.data import loader
 from care_jax.data.loader import RecordSource
 from care_jax.errors import InputError
+from care_jax.evals.baselines import WithoutImages, majority_items
 from care_jax.evals.decoding import Decoder
-from care_jax.evals.judged_items import JudgedItem, judge_items, mean, mean_by_source
+from care_jax.evals.judged_items import JudgedItem, by_source, half_width, judge_items, mean, mean_by_source
 from care_jax.inputs.batch import BatchSizes, blank, collate
+from care_jax.inputs.media import MARKS
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
@@ -86,10 +88,16 @@ class Evaluator:
         model: QwenVL,
         *,
         limit: int,
+        whole: bool = False,
         write: Callable[[JudgedItem], None] | None = None,
         wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
     ) -> dict[str, float]:
-        """Accuracy per source and their mean, unparsed and format rates; the same on all processes.
+        """Accuracy per source and their mean, each with n and interval, unparsed and format rates; on all processes.
+
+        `eval/accuracy/S` is of the same `limit` records at every call, `eval/n/S` their number and `eval/interval/S`
+        half the width of its 95 % interval. With `whole` and a limit, the rest is asked too, and `eval_all/...` has the
+        same figures of all records; with `whole`, `baseline/without_image/S` is the accuracy with grey images on the
+        `limit` records, if there are images.
 
         A record whose prompt is too long has no response and counts as wrong; `eval/num_dropped` counts them. One that
         can no longer be read is left out; `eval/num_unreadable` counts these.
@@ -97,21 +105,20 @@ class Evaluator:
 
         Args:
             model: the model.
-            limit: how many of the held-out records to ask; 0 for all.
+            limit: how many of the held-out records to ask, evenly spread; 0 for all.
+            whole: ask all of them, and the `limit` ones without their images as well.
             write: called with each judged item, those without a response last.
             wait: called with each batch's rollouts; waits for them, or raises to leave the evaluation.
 
         Raises:
             InputError: no prompt is short enough.
         """
-        items: list[JudgedItem] = []
+        total = len(self._source)
+        count = min(limit, total) or total
         lost = self._lost_records()
-        with contextlib.closing(self._ask(model, self._source, lost, limit=limit, wait=wait)) as batches:
-            for answers in batches:
-                answered = [(one.record, one.texts) for one in answers]
-                judged = judge_items(self._verifier, answered, self._processor.response_format, self._share)
-                items += self._gather(answers, judged)
-        items.sort(key=lambda item: not item["responses"])
+        placed = self._judged(model, self._source, lost, limit=0 if whole else limit, wait=wait)
+        asked = {place * total // count for place in range(count)}
+        items = sorted((item for _, item in placed), key=lambda item: not item["responses"])
         num_dropped = sum(not item["responses"] for item in items)
         if num_dropped == len(items):
             raise InputError(f"every prompt of {self._source!r} is too long; raise the length limits")
@@ -127,7 +134,38 @@ class Evaluator:
             for item in items:
                 write(item)
         num_lost = sum(self._share.exchange(len(lost)))
-        return _summarise(items) | {"eval/num_dropped": float(num_dropped), "eval/num_unreadable": float(num_lost)}
+        summary = _summarise([item for place, item in placed if not whole or place in asked])
+        if whole and count < total:
+            summary |= {name.replace("eval/", "eval_all/", 1): value for name, value in _summarise(items).items()}
+        if whole and any(mark in item["prompt"] for item in items for mark in MARKS):
+            grey = self._judged(model, WithoutImages(self._source), self._lost_records(), limit=limit, wait=wait)
+            summary |= _accuracies("baseline/without_image", [item for _, item in grey])
+        return summary | {"eval/num_dropped": float(num_dropped), "eval/num_unreadable": float(num_lost)}
+
+    def majority(self, train: RecordSource, *, limit: int) -> dict[str, float]:
+        """The accuracy of the majority answers of `train` on the same records, as `baseline/majority/S`."""
+        answer_format = self._processor.response_format
+        items = majority_items(self._verifier, train, self._source, answer_format, limit=limit, share=self._share)
+        return _accuracies("baseline/majority", items) if items else {}
+
+    def _judged(
+        self,
+        model: QwenVL,
+        source: RecordSource,
+        lost: loader.LostRecords,
+        *,
+        limit: int,
+        wait: Callable[[Arrays], Arrays],
+    ) -> list[tuple[int, JudgedItem]]:
+        """Asks a source and judges the answers; returns each with the place of its record, on all processes."""
+        placed: list[tuple[int, JudgedItem]] = []
+        with contextlib.closing(self._ask(model, source, lost, limit=limit, wait=wait)) as batches:
+            for answers in batches:
+                answered = [(one.record, one.texts) for one in answers]
+                judged = judge_items(self._verifier, answered, self._processor.response_format, self._share)
+                pairs = [(one.place, item) for one, item in zip(answers, judged, strict=True)]
+                placed += self._gather(answers, pairs)
+        return placed
 
     def responses(
         self, model: QwenVL, source: RecordSource, *, first_batch: int = 0
@@ -204,15 +242,21 @@ class Evaluator:
 
 def _summarise(items: list[JudgedItem]) -> dict[str, float]:
     """Means over items; the overall accuracy is the mean over sources, as benchmarks are averaged."""
-    summary = _by_source("accuracy", mean_by_source(items, lambda item: mean(item["correct"])))
+    values = by_source(items, lambda item: mean(item["correct"]))
+    summary = _accuracies("eval/accuracy", items)
+    summary |= {f"eval/n/{source}": float(len(found)) for source, found in values.items()}
+    summary |= {f"eval/interval/{source}": half_width([found]) for source, found in values.items()}
+    summary |= {"eval/n/mean": float(len(items)), "eval/interval/mean": half_width(list(values.values()))}
     summary["eval/unparsed_rate"] = 1.0 - mean(mean(item["parsed"]) for item in items)
     summary["eval/format_rate"] = mean(mean(item["format_ok"]) for item in items)
     if len(items[0]["correct"]) > 1:
-        summary |= _by_source("pass_at_k", mean_by_source(items, lambda item: any(item["correct"])))
+        summary |= _with_mean("eval/pass_at_k", mean_by_source(items, lambda item: any(item["correct"])))
     return summary
 
 
-def _by_source(name: str, values: dict[str, float]) -> dict[str, float]:
-    return {f"eval/{name}/{source}": value for source, value in values.items()} | {
-        f"eval/{name}/mean": mean(values.values())
-    }
+def _accuracies(name: str, items: list[JudgedItem]) -> dict[str, float]:
+    return _with_mean(name, mean_by_source(items, lambda item: mean(item["correct"])))
+
+
+def _with_mean(name: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{name}/{source}": value for source, value in values.items()} | {f"{name}/mean": mean(values.values())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NotRequired, TypedDict
 
@@ -12,6 +13,7 @@ from care_jax.rewards.judge import Verifier, judge_texts
 from care_jax.rewards.response_format import ResponseFormat
 from care_jax.structs import Record
 
+_TWO_SIDED_95 = 1.96  # standard deviations
 Answered = tuple[Record, Sequence[str]]  # a question and the k responses to it; none if it was not answered
 
 
@@ -84,7 +86,26 @@ def mean(values: Iterable[float]) -> float:
 
 def mean_by_source(items: Iterable[JudgedItem], value: Callable[[JudgedItem], float]) -> dict[str, float]:
     """The mean of `value` over the items of each source, sources in alphabetical order."""
-    by_source: dict[str, list[float]] = collections.defaultdict(list)
+    return {source: mean(values) for source, values in by_source(items, value).items()}
+
+
+def by_source(items: Iterable[JudgedItem], value: Callable[[JudgedItem], float]) -> dict[str, list[float]]:
+    """The value of each item, by source, sources in alphabetical order."""
+    found: dict[str, list[float]] = collections.defaultdict(list)
     for item in items:
-        by_source[item["source"]].append(value(item))
-    return {source: mean(values) for source, values in sorted(by_source.items())}
+        found[item["source"]].append(value(item))
+    return dict(sorted(found.items()))
+
+
+def half_width(groups: Sequence[Sequence[float]]) -> float:
+    """Half the width of the 95 % interval of the mean of the groups' means, for values in 0 .. 1.
+
+    Two successes and two failures are added to each group, after Agresti and Coull, so that no group of equal values
+    has an interval of width 0. The groups are taken as they are: only the questions in them are a sample.
+    """
+    variance = 0.0
+    for group in groups:
+        values = [*group, 0.0, 0.0, 1.0, 1.0]
+        centre = mean(values)
+        variance += mean((value - centre) ** 2 for value in values) / len(values)
+    return _TWO_SIDED_95 * math.sqrt(variance) / len(groups)

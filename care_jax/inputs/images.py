@@ -146,6 +146,18 @@ def decode_image(encoded: bytes) -> Image.Image:
         raise InputError(f"{len(encoded)} bytes are not a readable image ({reason}); save it anew") from error
 
 
+def open_image(encoded: bytes) -> Image.Image:
+    """Opens the bytes of an image file for its size alone: no pixel is decoded, and EXIF orientation is not applied.
+
+    Raises:
+        InputError: the bytes have another format than FORMATS, or their header is damaged.
+    """
+    try:
+        return Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Exception as error:  # as `decode_image`
+        raise InputError(f"{len(encoded)} bytes are not a readable image; give one of {', '.join(FORMATS)}") from error
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF orientation says."""
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))

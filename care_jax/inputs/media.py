@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -41,8 +41,12 @@ class VisionItem:
         return self.frames[0].width
 
 
-def decode_items(record: Record, spec: ImageSpec) -> list[VisionItem]:
+def decode_items(
+    record: Record, spec: ImageSpec, decode: Callable[[bytes], Image.Image] = decode_image
+) -> list[VisionItem]:
     """Decodes the record's images and videos, in the order of their marks.
+
+    `decode` may be `images.open_image`, for their sizes alone.
 
     Raises:
         BadRowError: the marks do not agree with the images and videos, or one of these cannot be read; the message
@@ -58,21 +62,21 @@ def decode_items(record: Record, spec: ImageSpec) -> list[VisionItem]:
     encoded, videos = iter(record.images), iter(record.videos)
     try:
         return [
-            VisionItem((decode_image(next(encoded)),)) if mark == "<image>" else _decode_video(next(videos), spec)
+            VisionItem((decode(next(encoded)),)) if mark == "<image>" else _decode_video(next(videos), spec, decode)
             for mark in marks
         ]
     except InputError as error:
         raise BadRowError(f"record {shown(record.id)}: {error}", "unusable image") from error
 
 
-def _decode_video(video: Video, spec: ImageSpec) -> VisionItem:
+def _decode_video(video: Video, spec: ImageSpec, decode: Callable[[bytes], Image.Image]) -> VisionItem:
     at_least = 1 if spec.tokens_per_second else spec.temporal_patch_size  # as the families' video processors have it
     if len(video.frames) < at_least or not 0 < video.fps < math.inf:
         raise InputError(
             f"a video of {len(video.frames)} frames at {video.fps} a second; give {at_least} or more, at a finite rate "
             "above 0"
         )
-    decoded = tuple(decode_image(frame) for frame in video.frames)
+    decoded = tuple(decode(frame) for frame in video.frames)
     sizes = {frame.size for frame in decoded}
     if len(sizes) > 1:
         raise InputError(f"the frames of a video have sizes {sorted(sizes)}; give frames of one size")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from care_jax import files
 from care_jax.errors import InputError, shown
 from care_jax.inputs.images import RESCALE_FACTOR, ImageSpec
 from care_jax.inputs.positions import PatchLayout
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 _NESTED_FILE = "processor_config.json"  # of transformers 5, which puts all settings into this one file
 _IMAGE_FILE, _VIDEO_FILE = "preprocessor_config.json", "video_preprocessor_config.json"
 _MOST_PIXELS = 2**31
+_LIMITS = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # the hub's names, transformers 5's
 # The defaults of Qwen2VLImageProcessor for fields that its file may leave out; another value is refused, not ignored.
 _FIXED_FIELDS = {
     "do_resize": True,
@@ -53,8 +57,9 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
     if _check(video, vision) != (mean, std):
         raise InputError(f"{video.where} has another image_mean or image_std than {image.where}; they must be the same")
     area = (vision.patch_size * vision.spatial_merge_size) ** 2
-    low = max(_pixel_limit(image, "min_pixels", "shortest_edge"), min_image_tokens * area)
-    high = min(_pixel_limit(image, "max_pixels", "longest_edge"), max_image_tokens * area)
+    least, most = (_pixel_limit(image, *names) for names in _LIMITS)
+    video_least, video_most = (_pixel_limit(video, *names) for names in _LIMITS)
+    low, high = max(least, min_image_tokens * area), min(most, max_image_tokens * area)
     if not 1 <= min_image_tokens * area <= low <= high:
         raise InputError(
             f"no image size is allowed: data.min_image_tokens={min_image_tokens}, data.max_image_tokens="
@@ -71,12 +76,65 @@ def read_image_spec(folder: Path, vision: VisionConfig, min_image_tokens: int, m
         ),
         min_pixels=low,
         max_pixels=high,
-        video_min_pixels=_pixel_limit(video, "min_pixels", "shortest_edge"),
-        video_max_pixels=_pixel_limit(video, "max_pixels", "longest_edge"),
+        video_min_pixels=video_least,
+        video_max_pixels=video_most,
         tokens_per_second=vision.tokens_per_second,
         mean=mean,
         std=std,
     )
+
+
+def write_pixel_limits(folder: Path, spec: ImageSpec) -> None:
+    """Writes the pixel limits of `spec` into the files of a model folder, under the names that they have there.
+
+    A video's limits stay, except that a frame has no more pixels than an image, as `media.video_grid` counts them for
+    families with a limit a frame (those with `tokens_per_second`). Files that have these limits already stay as they
+    are.
+
+    Args:
+        folder: a folder that `read_image_spec` has read.
+        spec: the settings of the run.
+    """
+    image, video = _find_settings(folder)
+    wanted = (spec.min_pixels, spec.max_pixels)
+    low, high = spec.video_min_pixels, spec.video_max_pixels
+    if spec.tokens_per_second:
+        low, high = min(low, spec.max_pixels), min(high, spec.max_pixels)
+    if video is image and wanted != (low, high):  # so far one file holds for both
+        files.write_text(folder / _VIDEO_FILE, _as_json(_with_limits(image.values, low, high)))
+    elif video is not image:
+        _write_limits(folder, "video_processor", folder / _VIDEO_FILE, low, high)
+    _write_limits(folder, "image_processor", folder / _IMAGE_FILE, *wanted)
+
+
+def _write_limits(folder: Path, group: str, own_file: Path, low: int, high: int) -> None:
+    """Writes limits to the place where `_find_settings` finds them: a group of the nested file, or `own_file`."""
+    path = folder / _NESTED_FILE
+    nested = read_fields(path) if path.exists() else {}
+    if isinstance(nested.get(group), dict):
+        before, after = nested, nested | {group: _with_limits(nested[group], low, high)}
+    else:
+        path = own_file
+        before = read_fields(path)
+        after = _with_limits(before, low, high)
+    if after != before:
+        files.write_text(path, _as_json(after))
+
+
+def _with_limits(values: dict[str, Any], low: int, high: int) -> dict[str, Any]:
+    """The settings with other limits, under every name that they have for them."""
+    changed = copy.deepcopy(values)
+    size = changed.get("size")
+    for (name, edge), limit in zip(_LIMITS, (low, high), strict=True):
+        if changed.get(name) is not None:
+            changed[name] = limit
+        if isinstance(size, dict) and edge in size:
+            size[edge] = limit
+    return changed
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
 def _find_settings(folder: Path) -> tuple[Fields, Fields]:

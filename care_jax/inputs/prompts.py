@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,9 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
     spec = processor.image_spec
     items = media.decode_items(record, spec)
     text_ids = _encode_turn(processor, record, items)
-    is_vision = (text_ids == processor.image_token_id) | (text_ids == processor.video_token_id)
-    item_grids = _fit_grids(processor, record, len(text_ids) - int(is_vision.sum()), items)
+    is_vision = _are_vision(processor, text_ids)
+    demand = _demand(processor, record, text_ids, items)
+    item_grids = _fit_grids(processor, record, demand, items)
     if item_grids is None:
         return None
     pairs = list(zip(items, item_grids, strict=True))
@@ -75,6 +76,34 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
     )
 
 
+class PromptSize(NamedTuple):
+    """The size of a prompt whose images are as large as the limits of a single image allow."""
+
+    num_tokens: int
+    num_patches: int
+    is_usable: bool  # `encode_prompt` takes it, with smaller images if `overlong` is "shrink"
+
+
+def measure_prompt(processor: Processor, record: Record) -> PromptSize:
+    """Measures a prompt as `encode_prompt` would encode it, without decoding a pixel.
+
+    Raises:
+        BadRowError: as `encode_prompt`.
+        InputError: the chat template has no place for images.
+    """
+    items = media.decode_items(record, processor.image_spec, images.open_image)
+    demand = _demand(processor, record, _encode_turn(processor, record, items), items)
+    is_usable = demand.needed <= demand.room
+    if not is_usable and processor.overlong == "shrink":
+        is_usable = media.fit_grids(items, processor.image_spec, demand.room) is not None
+    unit = processor.image_spec.layout.merge**2
+    return PromptSize(demand.text_len + demand.needed, demand.needed * unit, is_usable)
+
+
+def _are_vision(processor: Processor, token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    return (token_ids == processor.image_token_id) | (token_ids == processor.video_token_id)
+
+
 def _encode_turn(processor: Processor, record: Record, items: Sequence[VisionItem]) -> npt.NDArray[np.int32]:
     """Encodes the rendered turn, [tokens], with one vision token in place of each run of them."""
     question = record.prompt + processor.response_format.request
@@ -104,27 +133,45 @@ def _encode_turn(processor: Processor, record: Record, items: Sequence[VisionIte
     return token_ids
 
 
-def _fit_grids(
-    processor: Processor, record: Record, text_len: int, items: Sequence[VisionItem]
-) -> list[GridTHW] | None:
-    """Returns the grids of the items within the largest buckets; if they do not fit, `overlong` decides."""
+class _Demand(NamedTuple):
+    """The tokens of a prompt."""
+
+    text_len: int
+    grids: list[GridTHW]  # of images and videos as large as their limits allow
+    needed: int  # tokens of the grids
+    room: int  # tokens that the largest buckets leave for them
+
+
+def _demand(
+    processor: Processor, record: Record, text_ids: npt.NDArray[np.int32], items: Sequence[VisionItem]
+) -> _Demand:
+    """Counts the tokens of a prompt; `text_ids` has one vision token in place of each run of them."""
     spec, unit = processor.image_spec, processor.image_spec.layout.merge**2
+    text_len = len(text_ids) - int(_are_vision(processor, text_ids).sum())
     try:
         grids = [media.item_grid(item, spec, spec.max_pixels) for item in items]
     except InputError as error:
         raise BadRowError(f"record {shown(record.id)}: {error}", "unusable image") from error
     needed = positions.count_tokens(grids, spec.layout.merge)
-    largest_prompt, largest_patches = processor.prompt_buckets[-1], processor.patch_buckets[-1]
-    room = min(largest_prompt - text_len, largest_patches // unit)
-    if needed <= room:
-        return grids
+    room = min(processor.prompt_buckets[-1] - text_len, processor.patch_buckets[-1] // unit)
+    return _Demand(text_len, grids, needed, room)
+
+
+def _fit_grids(
+    processor: Processor, record: Record, demand: _Demand, items: Sequence[VisionItem]
+) -> list[GridTHW] | None:
+    """Returns the grids of the items within the largest buckets; if they do not fit, `overlong` decides."""
+    spec, unit = processor.image_spec, processor.image_spec.layout.merge**2
+    if demand.needed <= demand.room:
+        return demand.grids
     if processor.overlong == "error":
         raise InputError(
-            f"record {shown(record.id)} needs {text_len + needed} tokens and {needed * unit} patches, the largest "
-            f"buckets hold {largest_prompt} and {largest_patches}; raise data.prompt_buckets or "
-            "data.patch_buckets, lower data.max_image_tokens, or set data.overlong to drop or shrink"
+            f"record {shown(record.id)} needs {demand.text_len + demand.needed} tokens and {demand.needed * unit} "
+            f"patches, the largest buckets hold {processor.prompt_buckets[-1]} and {processor.patch_buckets[-1]}; "
+            "raise data.prompt_buckets or data.patch_buckets, lower data.max_image_tokens, or set data.overlong to "
+            "drop or shrink"
         )
-    return media.fit_grids(items, spec, room) if processor.overlong == "shrink" else None
+    return media.fit_grids(items, spec, demand.room) if processor.overlong == "shrink" else None
 
 
 def _join(parts: Sequence[npt.NDArray], tail: tuple[int, ...], dtype: Any) -> npt.NDArray:

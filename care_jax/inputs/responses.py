@@ -26,6 +26,12 @@ class Trace:
 
 
 def encode_trace(processor: Processor, record: Record, *, cue: str, response_len: int) -> Trace | None:
+    """Encodes a trace as `whole_trace` does; None also for one that is longer than `response_len` tokens."""
+    trace = whole_trace(processor, record, cue=cue)
+    return None if trace is None or len(trace.token_ids) > response_len else trace
+
+
+def whole_trace(processor: Processor, record: Record, *, cue: str) -> Trace | None:
     """Encodes the response that the cold start learns: <think>[draft cue] rationale</think>, the answer, a stop.
 
     Draft and cue are read, not learned: their `loss_mask` is False. They are tokenised apart from the rest, as in
@@ -35,11 +41,10 @@ def encode_trace(processor: Processor, record: Record, *, cue: str, response_len
         processor: has the tokenizer and the response format.
         record: its rationale, answer and draft are used.
         cue: the text between a draft and the rationale.
-        response_len: tokens that a response may have.
 
     Returns:
-        The trace, or None if it is longer than `response_len` or one of its texts contains a mark of the response
-        format, which may happen with data that are sound for another format.
+        The trace, or None if one of its texts contains a mark of the response format, which may happen with data that
+        are sound for another format.
 
     Raises:
         InputError: the record has no rationale, or one of its texts holds a special token.
@@ -62,8 +67,6 @@ def encode_trace(processor: Processor, record: Record, *, cue: str, response_len
         # Offsets, not ids: the tag's last token may also hold the draft's first character.
         in_tag = [start < len(OPENING) for start, _ in opening.offsets]
         loss_mask = [*in_tag, *[False] * len(cue_ids), *[True] * len(ending_ids)]
-    if len(token_ids) + 1 > response_len:
-        return None
     return Trace(np.array([*token_ids, processor.stop_ids[0]], np.int32), np.array([*loss_mask, True], np.bool_))
 
 

@@ -136,5 +136,5 @@ def devices_of(topology: str) -> tuple[Chip, list[jax.Device]]:
         description = topologies.get_topology_desc(topology, "tpu", **options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--topology={topology}: {reason} (libtpu is needed: pip install -e '.[libtpu]')") from error
+        raise InputError(f"--topology={topology}: {reason} (libtpu is needed: pip install -e '.[tpu]')") from error
     return chip, list(description.devices)

@@ -3,9 +3,10 @@
     config.json     the resolved config
     history.json    what the run was started with and each change since (history.py)
     manifest.json   versions, commit, devices, seed
-    metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; TensorBoard gets the same
+    metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; the trackers get the same
     events.jsonl    {"step": 12, "id": "q17", "outcome": "MIXED", ...}  an `EventLine` a line: one group of a step
     samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   a `SampleLine` a line: one group in full
+    tracker.json    {"id": "1f0c..", "name": "demo-1/care", ...}        what trackers call the run (trackers.py)
 
 step_summary.py makes the lines, metrics_writer.py writes them; the report and the study read them.
 """
@@ -24,6 +25,7 @@ MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+TRACKER_FILE = "tracker.json"
 
 
 def read_object(path: epath.Path) -> dict[str, Any]:

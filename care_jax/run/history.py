@@ -26,11 +26,10 @@ from care_jax.data.loader import DataSource
 from care_jax.errors import InputError, shown
 from care_jax.run.folder import CONFIG_FILE, HISTORY_FILE, read_object
 
-ALLOW_CHANGE = "Resume even if a setting has changed that makes the rest of the run differ from its beginning."
-
 _CONTENT = "content of "
 # Keys, or groups of keys, that may change at any step. A path may, since what lies there is compared.
 _FREE = (
+    "tracker",
     "model.folder",
     "model.attention",
     "model.remat",

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 from etils import epath
 
+import care_jax
 from care_jax import files
 from care_jax.errors import InputError, shown
 from care_jax.run.folder import CONFIG_FILE, MANIFEST_FILE, read_object
@@ -27,6 +28,7 @@ def make_manifest(config: ml_collections.ConfigDict, stage: str) -> dict[str, An
     about = {
         "stage": stage,
         "seed": config.seed,
+        "care_jax": care_jax.__version__,
         "commit": _commit(),
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "processes": jax.process_count(),
@@ -35,15 +37,24 @@ def make_manifest(config: ml_collections.ConfigDict, stage: str) -> dict[str, An
 
 
 def _commit() -> str:
-    """The commit of this code, HASH-dirty if a file differs from it; "unknown" without git or outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this code, HASH-dirty if a file differs from it; "unknown" without git or outside a checkout.
+
+    A package installed inside a checkout of something else is outside of its own.
+    """
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent, timeout=_GIT_SECONDS
-        )
+        if not _git("ls-files", "--error-unmatch", Path(__file__).name):
+            return UNKNOWN
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or UNKNOWN
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return UNKNOWN
-    return done.stdout.strip() or UNKNOWN
+
+
+def _git(*words: str) -> str:
+    """The output of a git command in the folder of this file; "" if it fails."""
+    done = subprocess.run(
+        ["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent, timeout=_GIT_SECONDS
+    )
+    return done.stdout.strip()
 
 
 def write(workdir: epath.Path, config: ml_collections.ConfigDict, manifest: dict[str, Any]) -> None:

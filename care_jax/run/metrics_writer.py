@@ -1,4 +1,4 @@
-"""Writes a run folder's metrics.jsonl, events.jsonl, samples.jsonl and TensorBoard events as the run goes.
+"""Writes a run folder's metrics.jsonl, events.jsonl and samples.jsonl as the run goes, and tells its trackers.
 
 The files are plain JSON lines (folder.py says of what), so a run can be read while it is written.
 
@@ -16,20 +16,22 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from absl import logging
 from etils import epath
 
 from care_jax import files
-from care_jax.parallel.processes import ALL_ROWS, HostShare
+from care_jax.parallel.processes import ALL_ROWS, HostShare, together
 from care_jax.run.folder import EVENTS_FILE, METRICS_FILE, SAMPLES_FILE, Event, Sample
+from care_jax.run.trackers import open_trackers
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl, events.jsonl, samples.jsonl and tensorboard/ of a run folder.
+    """Appends to metrics.jsonl, events.jsonl and samples.jsonl of a run folder; trackers get the metrics too.
 
     Args:
         workdir: the run folder; made if it is missing.
@@ -37,6 +39,7 @@ class MetricsWriter:
             from nothing. Lines past it, and a line that a kill left torn, are cut off: they will come again.
         enabled: False on every process but the first: nothing is written.
         share: the rows of a batch whose groups this process tells of; the first writes those of all.
+        settings: of the run, by dotted key: `tracker` lists the trackers, which show the others.
     """
 
     def __init__(
@@ -46,15 +49,24 @@ class MetricsWriter:
         resume_step: int,
         enabled: bool = True,
         share: HostShare = ALL_ROWS,
+        settings: Mapping[str, Any] = MappingProxyType({"tracker": "tensorboard"}),
     ) -> None:
-        """Cuts the files back to `resume_step` and opens them."""
+        """Cuts the files back to `resume_step` and opens them.
+
+        Raises:
+            InputError: a tracker does not start; the files are as they were.
+        """
         self.evaluated_steps: set[int] = set()  # steps whose evaluation is in metrics.jsonl
         self._enabled, self._share = enabled, share
+        self._workdir = files.anywhere(workdir)
+        if enabled:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._local = Path(tempfile.mkdtemp() if files.in_bucket(workdir) else workdir)
+        self._trackers = together(
+            lambda: open_trackers(self._workdir, self._local, settings, resume_step=resume_step) if enabled else []
+        )
         if not enabled:
             return
-        self._workdir = files.anywhere(workdir)
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        self._local = Path(tempfile.mkdtemp() if files.in_bucket(workdir) else workdir)
         self._files = {}
         for name in (METRICS_FILE, EVENTS_FILE, SAMPLES_FILE):
             if files.in_bucket(workdir) and (self._workdir / name).exists():
@@ -62,23 +74,29 @@ class MetricsWriter:
             cut_after(self._local / name, resume_step)
             # Line-buffered: what was written before a kill is on its way to the disk.
             self._files[name] = open(self._local / name, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        for line in (self._local / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in self.past_rows():
             if any(name.startswith("eval/") for name in row):
                 self.evaluated_steps.add(row["step"])
-        self._tensorboard = _TensorBoard(self._local / "tensorboard", purge_step=resume_step + 1)
+
+    def past_rows(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl so far; none on a process that writes nothing."""
+        if self._enabled:
+            with open(self._local / METRICS_FILE, encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line of metrics.jsonl and the same scalars to TensorBoard.
+        """Writes one line of metrics.jsonl and gives the same scalars to the trackers.
 
         Args:
             step: the step the values belong to.
-            values: Python floats and ints by name ("time/rollout"). A non-finite one becomes null in the file and is
-                left out of TensorBoard.
+            values: Python floats and ints by name ("time/rollout"). A non-finite one becomes null in the file, and
+                trackers do not get it.
         """
         if self._enabled:
             self._append(METRICS_FILE, [_line(step, values)])
-            self._tensorboard.add({name: x for name, x in values.items() if math.isfinite(x)}, step)
+            finite = {name: x for name, x in values.items() if math.isfinite(x)}
+            for tracker in self._trackers:
+                tracker.add(finite, step)
 
     def events(self, step: int, events: Sequence[Event]) -> None:
         """Appends one line of events.jsonl for each group's outcome, in the batch's order; every process calls it."""
@@ -115,7 +133,8 @@ class MetricsWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self._tensorboard.flush()
+        for tracker in self._trackers:
+            tracker.flush()
         if files.in_bucket(self._workdir):
             for path in self._local.rglob("*"):
                 if path.is_file():
@@ -131,7 +150,8 @@ class MetricsWriter:
             self._enabled, is_copy = False, files.in_bucket(self._workdir)
             if is_copy:
                 closed.callback(shutil.rmtree, self._local)
-            closed.callback(self._tensorboard.close)
+            for tracker in self._trackers:
+                closed.callback(tracker.close)
             for file in self._files.values():
                 closed.callback(file.close)
             self._flush()
@@ -139,40 +159,6 @@ class MetricsWriter:
     def _append(self, name: str, lines: Sequence[str]) -> None:
         if self._enabled:
             self._files[name].write("".join(lines))
-
-
-class _TensorBoard:
-    """Writes scalars for TensorBoard, each when it is added.
-
-    tensorboardX's own SummaryWriter does so in a thread that reads the clock: it waits for a month if that is set back
-    by one. On a full disk it dies, and the next scalar waits for ever.
-    """
-
-    def __init__(self, folder: Path, *, purge_step: int) -> None:
-        """Opens a new file in `folder`; TensorBoard will forget what earlier ones have from `purge_step` on."""
-        # Imported here: tensorboardX imports torch, if that is installed (it is for the tests).
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._writer = EventsWriter(str(folder / "events"))
-        log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=log))
-
-    def add(self, values: Mapping[str, float], step: int) -> None:
-        """Writes finite scalars of a step."""
-        scalars = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
-        self.flush()
-
-    def flush(self) -> None:
-        """Hands everything to the operating system."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
 
 
 def _line(step: int, fields: Mapping[str, object]) -> str:

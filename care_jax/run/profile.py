@@ -15,7 +15,6 @@ from care_jax.errors import InputError, shown
 from care_jax.parallel.processes import is_first
 
 FLAG = "profile_steps"
-HELP = "FIRST:LAST, steps to trace with jax.profiler; the trace goes to profile/ in the run folder."
 FOLDER = "profile"  # of a run folder
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,23 +26,21 @@ from care_jax.checkpoints.initial_state import abstract_state, initial_state
 from care_jax.data import loader
 from care_jax.errors import InputError
 from care_jax.evals.evaluator import Evaluator
-from care_jax.inputs.processor import Processor, make_processor
-from care_jax.method.objectives import Objective
+from care_jax.inputs.processor import Processor
 from care_jax.parallel import sharding
 from care_jax.parallel.processes import HostShare, exchange, is_first, require_same, together
-from care_jax.rewards import functions, terms
 from care_jax.rewards.judge import Verifier
-from care_jax.run import history
+from care_jax.run import history, opening, trackers
 from care_jax.run import manifest as manifest_lib
+from care_jax.run.collapse import CollapseWatch
 from care_jax.run.compilation_cache import WarmUp, opened
 from care_jax.run.metrics_writer import MetricsWriter
 from care_jax.run.profile import StepProfile
 from care_jax.run.progress import Progress
-from care_jax.run.stop import Stopped
+from care_jax.run.stop import EXIT_CODE, Stopped
 from care_jax.run.supervisor import Supervisor, supervise
 from care_jax.run.training_data import Encoder, TrainingData
 from care_jax.stages.keys import stage_key
-from care_jax.stages.model import make_mesh
 from care_jax.stages.optimizer import make_optimizer, schedule_table
 from care_jax.stages.train_state import TrainState
 
@@ -71,6 +69,8 @@ class Session:
     supervisor: Supervisor
     warm_up: WarmUp
     profile: StepProfile
+    collapse: CollapseWatch
+    train: loader.RecordSource  # the training data, which the majority answers are counted in
     held_out: str | None = None  # accuracy at the last evaluation, for the progress line
 
     @property
@@ -95,6 +95,10 @@ class Session:
         """True when all steps are done, or a SIGTERM came."""
         return self.step >= self.config.train.steps or self.supervisor.stop.poll()
 
+    def is_complete(self) -> bool:
+        """True when all steps are done and the last is evaluated, so that the same command has nothing left to do."""
+        return self.step >= self.config.train.steps and self.step in self.writer.evaluated_steps
+
     @contextlib.contextmanager
     def until_stopped(self) -> Iterator[None]:
         """Ends its block at a SIGTERM. The step under way is given up, and its prompts will come again."""
@@ -114,8 +118,7 @@ class Session:
     def advance(self, state: TrainState) -> None:
         """Makes `state` the run's; its step is done and will not be given up."""
         self.state = state
-        # Taken now: at save time the device may be busy with a cancelled step.
-        self.sums = self.checkpointer.checksums(state)
+        self.sums = self.checkpointer.checksums(state)  # now: at a save the device may be busy with a cancelled step
         self.data.mark()
 
     def finish_step(self, figures: Mapping[str, float]) -> None:
@@ -129,11 +132,15 @@ class Session:
         self.writer.require_folder()
         metrics = self.evaluate_if_due()
         self.supervisor.guard.check(self.step)
-        self.progress.show(self.step, figures if self.held_out is None else {**figures, "held-out": self.held_out})
+        told = {"held-out": self.held_out, "COLLAPSE": " ".join(self.collapse.signs)}
+        self.progress.show(self.step, {**figures, **{name: text for name, text in told.items() if text}})
         self.checkpoint_if_due(metrics)
 
     def evaluate_if_due(self) -> dict[str, float] | None:
         """Evaluates before the first step, every train.eval_every steps and at the end; logs and returns the result.
+
+        All evaluations ask the same train.eval_examples records; the last one asks the others as well, and the first
+        adds the accuracy of the majority answer.
 
         A run that resumes at a step it has already evaluated does not do it again. After a SIGTERM there is no time
         for it: the run that resumes does it.
@@ -143,32 +150,29 @@ class Session:
         due = at_end or self.step == 0 or (config.eval_every > 0 and self.step % config.eval_every == 0)
         if not due or self.supervisor.stop.is_set or self.step in self.writer.evaluated_steps:
             return None
-        limit, timer = 0 if at_end else config.eval_examples, self.supervisor.timer
+        limit, timer = config.eval_examples, self.supervisor.timer
         with timer("evaluate"):
-            metrics = self.evaluator.run(self.state.params, limit=limit, wait=self.supervisor.wait)
+            metrics = self.evaluator.run(self.state.params, limit=limit, whole=at_end, wait=self.supervisor.wait)
+            if self.step == 0:
+                metrics |= self.evaluator.majority(self.train, limit=limit)
         self.writer.scalars(self.step, metrics | timer.take())
         self.writer.evaluated_steps.add(self.step)
-        self.held_out = f"{metrics[BEST_METRIC]:.3f} at step {self.step}"
+        self.held_out = "{:.3f} ± {:.3f} of {:.0f} at step {}".format(
+            *(metrics[f"eval/{name}/mean"] for name in ("accuracy", "interval", "n")), self.step
+        )
         return metrics
 
     def checkpoint_if_due(self, metrics: dict[str, float] | None) -> None:
-        """Saves every train.checkpoint_every steps, at the end, and when asked to stop.
-
-        If the last evaluation takes more records than the others, it does not count for the best checkpoint.
-        """
+        """Saves every train.checkpoint_every steps, at the end, and when asked to stop."""
         config = self.config.train
         due = self.step == config.steps or self.step % config.checkpoint_every == 0 or self.supervisor.stop.is_set
         if due and self.step > 0 and self.checkpointer.latest_step != self.step:
             self.supervisor.watchdog.beat(f"saving step {self.step}")
             self.writer.flush()
-            ranked = None if self.step == config.steps and config.eval_examples else metrics
-            self.checkpointer.save(self.state, self.data.iterator, ranked, sums=self.sums)
+            self.checkpointer.save(self.state, self.data.iterator, metrics, sums=self.sums)
 
     def close(self) -> None:
-        """Finishes writing, a checkpoint under way included, and ends the worker processes. Saves nothing new.
-
-        If one of these fails, the others are done all the same.
-        """
+        """Finishes all writing, a checkpoint under way too, and ends the workers, whatever fails. Saves nothing new."""
         self.supervisor.watchdog.beat("finishing the last checkpoint")
         with contextlib.ExitStack() as closed:
             for part in (self.verifier, self.profile, self.progress, self.writer, self.checkpointer):  # the last first
@@ -200,8 +204,10 @@ def open_session(
             be written or holds another stage's run, one with other settings or only damaged checkpoints, before
             anything is written.
         RuntimeError: input that was fine at the start can no longer be used: images are gone, data have run dry.
+        SystemExit: a SIGTERM has ended the run before it was complete; all is saved.
     """
     together(lambda: config_lib.validate(config))
+    together(lambda: trackers.require_packages(config.tracker))
     workdir = files.anywhere(workdir)
     profile = together(lambda: StepProfile(profile_steps, workdir, config.train.steps))
     with (
@@ -217,18 +223,9 @@ def open_session(
             yield session
         except InputError as error:  # a supervisor would take it for a command that can never succeed
             raise RuntimeError(f"the run in {workdir} ends: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Inputs:
-    """Opens all that can be refused before anything is written."""
-
-    processor: Processor
-    data: TrainingData
-    held_out: loader.RecordSource
-    mesh: Mesh
-    share: HostShare
-    settings: dict[str, Any]  # of history.py; empty on every process but the first
+    if not session.is_complete():
+        _say(f"stopped at {session.step} of {config.train.steps}; run again to resume")
+        raise SystemExit(EXIT_CODE)
 
 
 def _open(
@@ -248,14 +245,14 @@ def _open(
     if manifest_lib.UNKNOWN in exchange(manifest["commit"]):  # git was too slow somewhere
         del same["commit"]
     require_same(same)
-    inputs = together(lambda: _open_inputs(config, workdir, stage, make_encoder, allow_change=allow_change))
+    inputs = together(lambda: opening.open_inputs(config, workdir, stage, make_encoder, allow_change=allow_change))
     processor, data, mesh = inputs.processor, inputs.data, inputs.mesh
     held.callback(data.close)
     optimizer = make_optimizer(config)
     state = None
     if not any(exchange((workdir / "checkpoints").is_dir())):
         state = together(lambda: initial_state(config, optimizer, mesh))
-    together(lambda: _lock(workdir, held))
+    together(lambda: opening.lock(workdir, held))
     if is_first():
         warm_up.write_cache()
     verifier = Verifier.from_config(config, on_progress=supervisor.watchdog.beat)
@@ -267,12 +264,14 @@ def _open(
     profile.warn_if_past(int(state.step))
     checkpointer.warm_up(state)
     data.mark()
+    writer = MetricsWriter(
+        workdir, resume_step=int(state.step), enabled=is_first(), share=inputs.share, settings=inputs.settings
+    )
     if is_first():
         history.write(workdir, inputs.settings, step=int(state.step))
         manifest_lib.write(workdir, config, manifest)
-    writer = MetricsWriter(workdir, resume_step=int(state.step), enabled=is_first(), share=inputs.share)
     writer.evaluated_steps = set(exchange(sorted(writer.evaluated_steps))[0])
-    return Session(
+    session = Session(
         config=config,
         processor=processor,
         verifier=verifier,
@@ -299,52 +298,17 @@ def _open(
         supervisor=supervisor,
         warm_up=warm_up,
         profile=profile,
+        collapse=CollapseWatch(writer.past_rows(), enabled=is_first()),
+        train=inputs.train,
     )
+    if session.is_complete():
+        _say(f"{workdir} is finished: step {session.step} of {config.train.steps}; raise train.steps to train on")
+    else:
+        _say(*inputs.account, *([f"resuming from step {session.step}"] if session.step else []))
+    return session
 
 
-def _open_inputs(
-    config: ml_collections.ConfigDict,
-    workdir: epath.Path,
-    stage: str,
-    make_encoder: Callable[[Processor], Encoder],
-    *,
-    allow_change: bool,
-) -> _Inputs:
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir} is a file; name a folder")
-    manifest_lib.require_stage(workdir, stage)
-    for term in terms.read_terms(config.verify.rewards):
-        functions.load(term.function)
-    processor = make_processor(config)
-    train, held_out = loader.open_source(config, "train"), loader.open_source(config, "eval")
-    settings: dict[str, Any] = {}
+def _say(*lines: str) -> None:
+    """Prints lines on stderr, by the first process alone."""
     if is_first():
-        settings = history.settings(config, train=train, held_out=held_out)
-        history.require_same_run(workdir, settings, allow_change=allow_change)
-    mesh = make_mesh(config, training=True)
-    # Dynamic sampling moves groups to any row, so there every process has all of them.
-    is_whole = Objective.from_config(config.objective).dynamic_sampling
-    share = sharding.whole_share(mesh) if is_whole else sharding.own_share(mesh)
-    data = TrainingData(train, make_encoder(processor), batch_size=config.train.prompts, seed=config.seed, share=share)
-    return _Inputs(processor, data, held_out, mesh, share, settings)
-
-
-def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
-    """Makes the run folder and keeps other runs out of it until `held` is closed, or the process ends in any way.
-
-    A folder in a bucket is not locked.
-
-    Raises:
-        InputError: the folder cannot be written, or another process is in it.
-    """
-    if not is_first():
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not files.in_bucket(workdir):
-            message = f"--workdir={workdir}: another process trains in it; wait for its end"
-            held.enter_context(files.locked(Path(workdir) / ".lock", message))
-    except OSError as error:
-        if files.is_of_the_machine(error):
-            raise
-        raise InputError(f"--workdir={workdir} cannot be written: {error.strerror or error}; name another") from error
+        print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -173,6 +173,7 @@ def _totals(step: Step, *, anchored: bool) -> _Totals:
         "groups/mixed": _total(some & ~every),
         "groups/all_wrong": _total(~some),
         "groups/all_correct": _total(every),
+        "groups/no_gradient": _total(~(magnitude > 0).any(axis=1)),  # of those that are updated
         "entropy": _total(step.scores.entropy, scored),
         "response_len/mean": _total(sampled.sum(-1)),
         "finished": _total(rollouts.finished),

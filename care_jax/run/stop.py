@@ -11,13 +11,15 @@ import jax
 
 from care_jax.parallel.processes import exchange, is_alone
 
+EXIT_CODE = 4  # of a run that a SIGTERM ended: it has saved, and the same command resumes
+
 
 class Stopped(Exception):  # noqa: N818 (a request, not an error)
     """The run was asked to stop: the step under way is given up."""
 
 
 class StopFlag:
-    """Notes a SIGTERM (a preemption notice) to any process; the loop polls it, saves and leaves with exit code 0.
+    """Notes a SIGTERM (a preemption notice) to any process; the loop polls it, saves and leaves with exit code 4.
 
     Several processes agree on it at every poll, so that all leave at the same place. JAX's own
     `reached_preemption_sync_point` does not serve: it counts its calls by one number, which Orbax sets to the training

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import plan_check
 from care_jax import train
-from configs import demo
+from care_jax.configs import demo
 from tests.end_to_end import SmallTask, apply, small
 
 

@@ -17,7 +17,7 @@ import pytest
 from benchmarks import study as study_main
 from benchmarks import study_claims, study_page, study_record
 from benchmarks import study_stats as stats
-from configs import study
+from care_jax.configs import study
 from tests import small_study
 from tests.end_to_end import REPO, environment
 

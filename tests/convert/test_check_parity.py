@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from care_jax.checkpoints import load
-from convert import check_parity, hf_to_jax
+from care_jax.convert import check_parity, hf_to_jax
 from tests import weights
 from tests.families import FAMILIES
 

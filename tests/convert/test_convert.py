@@ -16,8 +16,8 @@ from safetensors import safe_open
 
 from care_jax.checkpoints import array_store, load
 from care_jax.checkpoints.array_store import StoredParam
-from convert import hf_to_jax, jax_to_hf, mapping, weight
-from convert.safetensors_io import Tensor
+from care_jax.convert import hf_to_jax, jax_to_hf, mapping, weight
+from care_jax.convert.safetensors_io import Tensor
 from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder
 

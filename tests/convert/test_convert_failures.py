@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from care_jax.checkpoints import load
-from convert import hf_folder, hf_to_jax, jax_to_hf, staging
+from care_jax.convert import hf_folder, hf_to_jax, jax_to_hf, staging
 from tests import weights
 from tests.end_to_end import REPO, run_forked
 from tests.families import edit_json
@@ -42,8 +42,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from care_jax.checkpoints.array_store import StoredParam
-from convert import hf_to_jax, jax_to_hf
-from convert.safetensors_io import Tensor
+from care_jax.convert import hf_to_jax, jax_to_hf
+from care_jax.convert.safetensors_io import Tensor
 
 direction, at, *paths = sys.argv[1:]
 kind, convert = {"in": (Tensor, hf_to_jax.convert), "out": (StoredParam, jax_to_hf.convert)}[direction]
@@ -62,7 +62,7 @@ convert(*map(Path, paths))
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from convert import hf_to_jax, jax_to_hf
+from care_jax.convert import hf_to_jax, jax_to_hf
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from care_jax import models
-from convert import hf_to_jax, mapping
-from convert import weight as weight_lib
-from convert.weight import Weight, row_ranges
+from care_jax.convert import hf_to_jax, mapping
+from care_jax.convert import weight as weight_lib
+from care_jax.convert.weight import Weight, row_ranges
 from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from care_jax.checkpoints import load
+from care_jax.convert import hf_to_jax, jax_to_hf
 from care_jax.errors import InputError
-from convert import hf_to_jax, jax_to_hf
 from tests import weights
 from tests.families import FAMILIES, edit_json, read_json
 

@@ -19,12 +19,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from care_jax import config as config_lib
+from care_jax.configs import data_care_49k
 from care_jax.data import array_records, loader
 from care_jax.data.prepare import Settings, prepare
 from care_jax.errors import BadRowError, InputError
 from care_jax.parallel.processes import HostShare
 from care_jax.structs import Record
-from configs import data_care_49k
 
 
 @dataclasses.dataclass

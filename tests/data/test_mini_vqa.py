@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from care_jax import config
+from care_jax.configs import study
 from care_jax.data.array_records import StoredRecords
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
@@ -28,7 +29,6 @@ from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
 from care_jax.inputs.processor import make_processor
 from care_jax.inputs.responses import encode_trace
 from care_jax.structs import Record
-from configs import study
 
 
 def difficulty(**knobs: Any) -> Difficulty:

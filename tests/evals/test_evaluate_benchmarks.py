@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from care_jax import evaluate
+from care_jax.configs import demo
 from care_jax.errors import InputError
 from care_jax.evals.evaluator import Evaluator
 from care_jax.evals.test_sets import BENCHMARKS, PAPER
-from configs import demo
 from tests.benchmark_sets import WRITERS, prepare_all
 from tests.data_sets import picture
 from tests.end_to_end import REPO, SmallTask, apply, environment, run_forked, small

@@ -17,9 +17,9 @@ import pytest
 
 from care_jax import train
 from care_jax.config import flat
+from care_jax.configs import demo
 from care_jax.method import objectives
 from care_jax.method.objectives import Objective
-from configs import demo
 from tests.end_to_end import SmallTask, apply, final_params, metrics, small
 
 NAMES = {

@@ -12,9 +12,9 @@ import pytest
 from transformers import AutoConfig
 
 from care_jax import models
+from care_jax.convert import mapping
 from care_jax.models.model_config import TextConfig, VisionConfig
 from care_jax.models.published import published_config
-from convert import mapping
 from tests.families import FAMILIES, make_folder, read_json
 
 # Of transformers 5.23's models of the same configs, on torch's meta device; a tied head counts once.

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from care_jax import models
+from care_jax.convert import mapping
 from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
@@ -26,7 +27,6 @@ from care_jax.models.vision import own_patches, rotary_tables
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout
 from care_jax.structs import Prompts, Record, Video
-from convert import mapping
 from tests import weights
 from tests.families import FAMILIES, make_folder, random_oracle
 from tests.packings import branch_logprobs, make_packing

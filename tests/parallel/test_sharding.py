@@ -17,13 +17,13 @@ from flax import nnx
 
 from care_jax import config as config_lib
 from care_jax import models
+from care_jax.configs import demo
 from care_jax.errors import InputError
 from care_jax.models.layers import make_param
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.stages.model import mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
-from configs import demo
 from tests import families
 from tests.end_to_end import finish, start
 from tests.on_shards import APART, CHUNK, MESHES, R, S

@@ -14,13 +14,13 @@ import pytest
 
 from care_jax import config as config_lib
 from care_jax import plan, step
+from care_jax.configs import qwen2_5_vl
 from care_jax.models import abstract_model, params_to_dict
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
 from care_jax.planning.estimate import PARTS, Bytes, Plan, StageMemory
 from care_jax.stages import sampler
-from configs import qwen2_5_vl
 from tests.end_to_end import TINY, run_forked
 
 MESH = {"data": 1, "fsdp": 2, "tensor": 2}

@@ -182,7 +182,7 @@ class FullDisk:
 def full_disk(writer: MetricsWriter, name: str) -> None:
     """One of the writer's files cannot grow any more."""
     if name == "tensorboard":
-        record_writer = writer._tensorboard._writer._py_recordio_writer
+        record_writer = writer._trackers[0]._writer._py_recordio_writer
         record_writer._writer.close()
         record_writer._writer = FullDisk()
     else:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from care_jax.run.stop import EXIT_CODE
 from tests.end_to_end import (
     COLD_START,
     Fork,
@@ -160,10 +161,13 @@ def _survive(stage: Stage, workdir: Path, num_kills: int, seed: int) -> list[str
         if number == signal.SIGKILL:
             assert ended.returncode == -signal.SIGKILL, (told, ended.stderr)
             continue
-        # Before it can know what to do with it, SIGTERM just ends it.
-        assert ended.returncode in (0, -signal.SIGTERM), (told, ended.stderr)
-        if ended.returncode == 0:
-            assert train_steps(workdir)[-1:] == saved_steps(workdir)[-1:], told
+        # Before it can know what to do with it, SIGTERM just ends it; after the last evaluation nothing is left to do.
+        assert ended.returncode in (0, EXIT_CODE, -signal.SIGTERM), (told, ended.stderr)
+        if ended.returncode != -signal.SIGTERM:
+            saved = saved_steps(workdir)[-1:]
+            assert train_steps(workdir)[-1:] == saved, told
+            line = f"stopped at {saved[0] if saved else 0} of {stage.steps}; run again to resume"
+            assert (line in ended.stderr.splitlines()) == (ended.returncode == EXIT_CODE), (told, ended.stderr)
     stage.finish(workdir)
     _assert_as_uninterrupted(stage, workdir)
     return told
@@ -201,7 +205,9 @@ def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
     watched = [workdir / name for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl")]
     before = [path.read_bytes() for path in watched]
     written = os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns
-    care.finish(workdir)
+    ended = care.start(workdir).finish()
+    assert ended.returncode == 0, ended.stderr
+    assert f"{workdir} is finished: step {STEPS} of {STEPS}; raise train.steps to train on" in ended.stderr
     assert [path.read_bytes() for path in watched] == before
     assert saved_steps(workdir)[-1] == STEPS
     assert os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns == written
@@ -214,6 +220,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(care: Stage, tmp
     ended = care.start(workdir).finish()
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count(f"step {STEPS} is damaged") == 1, ended.stderr
+    assert f"\nresuming from step {STEPS - EVERY}\n" in ended.stderr
     shutil.rmtree(workdir / "checkpoints" / f"{STEPS}.damaged")
     _assert_as_uninterrupted(care, workdir)
 

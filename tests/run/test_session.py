@@ -19,7 +19,8 @@ from care_jax.config import base
 from care_jax.errors import InputError
 from care_jax.run import manifest
 from care_jax.run import session as session_lib
-from care_jax.run.session import Session, _lock
+from care_jax.run.opening import lock, open_inputs
+from care_jax.run.session import Session
 from care_jax.run.stage_timer import StageTimer
 
 PROGRAM = """
@@ -39,11 +40,14 @@ def test_training_loads_no_reader_of_benchmarks() -> None:
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     """Catches a run that is started again while the first still writes, and a lock that outlives its holder."""
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
-        _lock(epath.Path(tmp_path), first)
+        lock(epath.Path(tmp_path), first)
         with pytest.raises(ValueError, match="another process trains in it"):
-            _lock(epath.Path(tmp_path), second)
+            lock(epath.Path(tmp_path), second)
         first.close()
-        _lock(epath.Path(tmp_path), second)
+        lock(epath.Path(tmp_path), second)
+
+
+EVALUATION = {"eval/accuracy/mean": 0.5, "eval/interval/mean": 0.04, "eval/n/mean": 600.0}
 
 
 def stand_in(step: int, eval_examples: int) -> Any:
@@ -51,6 +55,7 @@ def stand_in(step: int, eval_examples: int) -> Any:
     config = base()
     config.train.update(steps=10, eval_every=5, checkpoint_every=5, eval_examples=eval_examples)
     told: list[Any] = []
+    asked: list[Any] = []
     return SimpleNamespace(
         step=step,
         config=config,
@@ -69,27 +74,33 @@ def stand_in(step: int, eval_examples: int) -> Any:
         writer=SimpleNamespace(
             flush=lambda: None, evaluated_steps=set(), scalars=lambda step, values: told.append(values)
         ),
-        evaluator=SimpleNamespace(run=lambda params, limit, wait: {"eval/accuracy/mean": 0.5}),
+        evaluator=SimpleNamespace(
+            run=lambda params, limit, whole, wait: asked.append({"limit": limit, "whole": whole}) or {**EVALUATION},
+            majority=lambda train, limit: asked.append({"majority": limit}) or {"baseline/majority/mean": 0.4},
+        ),
+        train=None,
         told=told,
+        asked=asked,
     )
 
 
-@pytest.mark.parametrize(("eval_examples", "ranked"), [(0, True), (3, False)])
-def test_only_evaluations_of_the_same_records_are_ranked(eval_examples: int, ranked: bool) -> None:
-    """Catches a best checkpoint that is best on other questions than those it is compared on."""
-    for step, expected in ((5, True), (10, ranked)):
-        session = stand_in(step, eval_examples)
-        Session.checkpoint_if_due(session, {"eval/accuracy/mean": 0.5})
-        assert session.told == [{"eval/accuracy/mean": 0.5} if expected else None]
+@pytest.mark.parametrize(("step", "whole"), [(0, False), (5, False), (10, True)])
+def test_every_evaluation_asks_the_same_records(step: int, whole: bool) -> None:
+    """Catches accuracies of two held-out sets on one curve, and a majority answer that is asked at every step."""
+    session = stand_in(step, eval_examples=3)
+    found = Session.evaluate_if_due(session)
+    assert session.asked == [{"limit": 3, "whole": whole}, *([{"majority": 3}] if step == 0 else [])]
+    Session.checkpoint_if_due(session, found)
+    assert session.told[1:] == ([found] if step else [])  # what ranks the checkpoint
 
 
 def test_the_time_of_an_evaluation_is_told_with_it() -> None:
     """Catches a time that is added to the next step's, and lost after the last."""
     session = stand_in(10, 0)
-    assert Session.evaluate_if_due(session) == {"eval/accuracy/mean": 0.5}
-    assert session.told[0].keys() == {"eval/accuracy/mean", "time/evaluate"}
+    assert Session.evaluate_if_due(session) == EVALUATION
+    assert session.told[0].keys() == {*EVALUATION, "time/evaluate"}
     assert not session.supervisor.timer.take()
-    assert session.held_out == "0.500 at step 10"
+    assert session.held_out == "0.500 ± 0.040 of 600 at step 10"
 
 
 @pytest.mark.parametrize("error", [InputError("no image images/3.png"), InputError("the data have run dry")])
@@ -141,7 +152,7 @@ def test_a_reward_that_is_no_function_is_refused_at_the_start(tmp_path: Path) ->
     config = base()
     config.verify.rewards = ("no_such_module:f=1",)
     with pytest.raises(InputError, match="reward 'no_such_module:f' cannot be imported"):
-        session_lib._open_inputs(config, epath.Path(tmp_path), "train", lambda processor: None, allow_change=False)
+        open_inputs(config, epath.Path(tmp_path), "train", lambda processor: None, allow_change=False)
 
 
 @pytest.mark.parametrize("below", ["file", "file/run"])
@@ -149,7 +160,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, below: str) -> 
     """Catches a traceback where one line says what to do."""
     (tmp_path / "file").write_text("")
     with contextlib.ExitStack() as held, pytest.raises(InputError, match=r"--workdir=.* cannot be written"):
-        _lock(epath.Path(tmp_path / below), held)
+        lock(epath.Path(tmp_path / below), held)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +185,7 @@ def test_a_folder_that_cannot_be_locked_is_refused(
 
     monkeypatch.setattr(os, "open", fail)
     with contextlib.ExitStack() as held, pytest.raises(kind, match=os.strerror(number)):
-        _lock(epath.Path(tmp_path), held)
+        lock(epath.Path(tmp_path), held)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +206,25 @@ def test_a_run_needs_no_git(monkeypatch: pytest.MonkeyPatch, problem: Exception)
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert manifest.make_manifest(base(), "train")["commit"] == "unknown"
+
+
+def test_the_commit_is_of_this_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an installed package that names the commit of the project whose folder its environment lies in."""
+
+    def git(*words: str) -> str:
+        named = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+        return subprocess.run([*named, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    installed = tmp_path / ".venv/site-packages/care_jax/run/manifest.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "another project")
+    monkeypatch.setattr(manifest, "__file__", str(installed))
+    assert manifest.make_manifest(base(), "train")["commit"] == "unknown"
+    git("add", "-f", str(installed))
+    git("commit", "-qm", "a copy of the package")
+    assert manifest.make_manifest(base(), "train")["commit"] == git("rev-parse", "HEAD")
 
 
 @pytest.mark.parametrize(

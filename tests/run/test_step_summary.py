@@ -132,6 +132,7 @@ def test_metrics_by_hand(step):
             "groups/mixed": 1 / 3,
             "groups/all_wrong": 1 / 3,
             "groups/all_correct": 1 / 3,
+            "groups/no_gradient": 1 / 3,
             "entropy": (0.5 * 11 + 2.5) / 12,
             "response_len/mean": 16 / 12,
             "truncated_rate": 3 / 12,
