@@ -99,7 +99,7 @@ def _api_page(name: str, modules: list[str]) -> str:
     """Markdown for mkdocstrings. Of the package itself only the docstring; of the config also the source."""
     parts = [f"# {name}\n"]
     for module in modules:
-        own = ["members: false"] * (module == name) + ["show_source: true"] * (module == "care_jax.config")
+        own = ["members: false", "show_root_heading: false"] * (module == name) + ["show_source: true"] * (module == "care_jax.config")
         options = "".join(f"      {option}\n" for option in own)
         parts.append(f"::: {module}\n" + f"    options:\n{options}" * bool(own))
     return "\n".join(parts)
