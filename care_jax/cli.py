@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import ml_collections
 from absl import app, flags, logging
@@ -20,10 +21,14 @@ from care_jax import config, files
 from care_jax.errors import InputError, one_line, printable
 
 _LONGEST = 1000  # characters of an error's line
+_RECORDED = Path(__file__).parent / "run" / "recorded_config.py"  # the config that a run folder has
 
 
 def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
-    """Parses `--config=configs/F.py --workdir=DIR [--config.a.b=v]`, joins the other processes, calls `main`."""
+    """Parses `--config=configs/F.py --workdir=DIR [--config.a.b=v]`, joins the other processes, calls `main`.
+
+    Without --config it is the config that the run in DIR has recorded.
+    """
     from care_jax.parallel import processes  # imports JAX, which a command without a config may do without
 
     workdir_flag = flags.DEFINE_string("workdir", None, "The run folder, local or gs://; an existing one is resumed.")
@@ -89,13 +94,26 @@ def run_flags(main: Callable[[], None], *, on_host: bool = False) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses with absl; whatever is wrong with a flag, a config key or a config file becomes an InputError."""
     logging.set_verbosity(logging.ERROR)  # what ml_collections warns of becomes an error below
+    workdir = _value(argv, "workdir") if "config" in flags.FLAGS and _value(argv, "config") is None else None
+    recorded = [] if workdir is None else [f"--config={_RECORDED}:{workdir}"]
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([*argv[:1], *recorded, *argv[1:]])
     except Exception as error:  # a config file is a program, and may raise anything
         given = next((word for word in argv if word.lstrip("-").startswith("config=")), "--config")
+        if recorded:
+            given = f"--workdir={workdir}"
         raise InputError(one_line(_message(error, given), _LONGEST)) from error
     finally:
         logging.set_verbosity(logging.WARNING)
+
+
+def _value(argv: list[str], name: str) -> str | None:
+    """The value of a flag on a command line that is not parsed yet; None if it is not there."""
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        flag, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag == name:
+            return value if equals else following
+    return None
 
 
 def _message(error: Exception, given: str) -> str:
