@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,7 +84,7 @@ def open_engine(
 
 
 class _Terminal:
-    """One sample on the terminal, printed as it is decoded: the rationale and the answer, each under its name."""
+    """One sample on the terminal, printed as it is decoded: rationale and answer, each under its name."""
 
     def __init__(self, title: str) -> None:
         """Prints the title, if it has one."""
@@ -94,7 +93,7 @@ class _Terminal:
             print(title, flush=True)
 
     def add(self, piece: Piece) -> None:
-        """Prints what a piece adds."""
+        """Prints what a piece adds, and a line behind the last one if something is missing."""
         parts = split_response(piece.text, is_whole=bool(piece.finish))
         for heading, old, new in zip(("Rationale", "Answer"), self._parts, parts, strict=True):
             if len(new) == len(old):
@@ -105,7 +104,12 @@ class _Terminal:
             print(printable(new[len(old) :]), end="", flush=True)
         self._parts = parts
         if piece.finish:
-            print(f"{chr(10) if self._heading else ''}{_remark(piece, parts)}", flush=True)
+            print(end="\n" if self._heading else "", flush=True)
+            if piece.finish == "length":
+                cut = f"cut off at {piece.num_tokens} tokens"
+                print(f"({cut}; --config.rollout.response_len=N gives more room)", flush=True)
+            elif not parts.answer:
+                print("(no answer)", flush=True)
 
 
 def show(pieces: Iterable[Piece], num_samples: int) -> None:
@@ -121,14 +125,8 @@ def show(pieces: Iterable[Piece], num_samples: int) -> None:
                 break
             sample += 1
             if sample < num_samples:
+                print()
                 terminal = _Terminal(titles[sample])
-
-
-def _remark(piece: Piece, parts: Parts) -> str:
-    """The line behind a sample that says what it lacks; else an empty one."""
-    if piece.finish == "length":
-        return f"(cut off at {piece.num_tokens} tokens; --config.rollout.response_len=N gives more room)\n"
-    return "" if parts.answer else "(no answer)\n"
 
 
 def describe(pieces: Iterable[Piece]) -> list[dict[str, Any]]:
@@ -235,9 +233,9 @@ def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
         row = read_question({"prompt": args.question, "images": [str(Path(name)) for name in args.image]}, Path())
         question = _question(processor, row, drawing)
         bucket = bucket_of(collate(processor, [question.example]))
-        with open_engine(config, workdir, processor, row_counts=[drawing.num_samples], buckets=[bucket]) as engine:
-            with engine.ask(question) as pieces:
-                show(pieces, drawing.num_samples)
+        sizes: dict[str, Any] = {"row_counts": [drawing.num_samples], "buckets": [bucket]}
+        with open_engine(config, workdir, processor, **sizes) as engine, engine.ask(question) as pieces:
+            show(pieces, drawing.num_samples)
 
 
 def _print_line(line: dict[str, Any]) -> bool:

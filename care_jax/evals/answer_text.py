@@ -62,9 +62,9 @@ class ResponseText:
         searched = max(0, len(self._text) - max(map(len, self._stops), default=0))
         new = b"".join([self._token_bytes[token_id] for token_id in token_ids])
         self._text += self._decoder.decode(new, is_last)
-        found = [at for stop in self._stops if (at := self._text.find(stop, searched)) >= 0]
-        if found:
-            self._text, self.is_stopped = self._text[: min(found)], True
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._text.find(stop, searched)) >= 0]
+        if found:  # the one that is whole first, however many tokens came at once
+            self._text, self.is_stopped = self._text[: min(found)[1]], True
         is_final = is_last or self.is_stopped
         return self._text if is_final else self._text[: len(self._text) - _len_of_start(self._text, self._stops)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from care_jax.data import own_data
 from care_jax.data.parsing import Row, is_blank
-from care_jax.data.validation import one_row
+from care_jax.data.validation import check_texts, one_row
 from care_jax.errors import BadRowError, InputError
 from care_jax.inputs.batch import Example
 from care_jax.inputs.processor import Processor
@@ -32,7 +32,9 @@ def read_question(raw: dict[str, Any], folder: Path, *, where: str = "question")
     with one_row():
         if "messages" not in raw and is_blank(str(raw.get("prompt") or "")):
             raise BadRowError("the question is empty; give a prompt")
-        return own_data.parse(where, _UNASKED | {"id": where} | raw, folder)
+        row = own_data.parse(where, _UNASKED | {"id": where} | raw, folder)
+        check_texts(row.record)
+    return row
 
 
 def encode_question(processor: Processor, record: Record) -> Example:

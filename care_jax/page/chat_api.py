@@ -2,8 +2,8 @@
 
 A message's `content` is the answer and its `reasoning_content` the rationale, as vLLM names them. A request has one
 question, as in training: no earlier turns, and no system turn that says something. Images are data: URLs; nothing is
-fetched and no path is opened. `max_tokens` beyond a run's own limit is cut to it. Keys that would change the answers and
-cannot be obeyed (`_REFUSED`) are errors; other keys that are not known are ignored.
+fetched and no path is opened. `max_tokens` beyond a run's own limit is cut to it. Keys that cannot be obeyed and would
+change the answers (`_REFUSED`) are errors; other unknown keys are ignored.
 """
 
 from __future__ import annotations
