@@ -209,7 +209,7 @@ def test_rows_that_are_no_questions_are_listed(tmp_path: Path) -> None:
     """Catches a file of which a part is asked without a word about the rest."""
     rows = ['{"prompt": "?"}', "{}", "no JSON", '{"prompt": "?", "images": 3}']
     (tmp_path / "questions.jsonl").write_text("\n".join(rows))
-    with pytest.raises(InputError, match="3 rows cannot be asked: row 2: .*; row 3: not JSON.*; row 4: "):
+    with pytest.raises(InputError, match=r"3 rows cannot be asked: row 2: .*; row 3: not JSON.*; row 4: "):
         generate.read_file(tmp_path / "questions.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="empty"):

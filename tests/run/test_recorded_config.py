@@ -39,7 +39,7 @@ def test_keys_that_a_run_did_not_have(tmp_path: Path) -> None:
     assert (config.seed, config.model.remat, config.eval.num_samples) == (7, "full", 1)
     recorded["model"]["colour"] = "red"
     config = get_config(str(_write(tmp_path / "new", json.dumps(recorded))))
-    with pytest.raises(InputError, match="model.colour: no such key"):
+    with pytest.raises(InputError, match=r"model\.colour: no such key"):
         config_lib.validate(config)
 
 
