@@ -40,6 +40,7 @@ _STAGE = 2000  # past an evaluation's, so that no key is drawn twice
 _SECONDS_A_PIECE = 0.15  # of decoding, before the host looks at the tokens
 _MOST_TOKENS_A_PIECE = 64
 MOST_WAITING = 512  # samples
+_CLOSED = "no more questions are answered: the engine is closed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Engine:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Ends after the batch under way."""
+        """Gives up what is decoded and what waits."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -176,8 +177,10 @@ class Engine:
         pieces: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
         samples = [_Sample(question, index, self, pieces) for index in range(question.num_samples)]
         with self._changed:
-            if self._is_closed or len(self._waiting) + len(samples) > MOST_WAITING:
-                raise BusyError
+            if self._is_closed:
+                raise BusyError(_CLOSED)
+            if len(self._waiting) + len(samples) > MOST_WAITING:
+                raise BusyError("too many questions are waiting; ask again later")
             self._waiting.extend(samples)
             self._changed.notify()
         try:
@@ -195,7 +198,7 @@ class Engine:
                 for sample in batch:
                     sample.pieces.put(error)
         for sample in self._waiting:
-            sample.pieces.put(BusyError())
+            sample.pieces.put(BusyError(_CLOSED))
 
     def _next_batch(self) -> list[_Sample]:
         """Waits for samples, and takes as many as a batch holds; none once the engine is closed."""
@@ -230,6 +233,8 @@ class Engine:
             values |= stages.run(stage, bucket, values)
         num_tokens, num_more = 0, 1
         while not all(sample.is_over for sample in samples):
+            if self._is_closed:
+                raise BusyError(_CLOSED)
             started = time.perf_counter()
             num_tokens = min(num_tokens + num_more, self.response_len)
             going = column([not sample.is_over for sample in samples], np.bool_)

@@ -18,11 +18,12 @@ import http.server
 import json
 import re
 import signal
+import socketserver
 import sys
 import time
 import traceback
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
@@ -49,8 +50,8 @@ class ChatServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, model: str) -> None:
         """Binds the port."""
-        super().__init__((host, port), _Handler)
         self.host, self.model, self.started = host, model, int(time.time())
+        super().__init__((host, port), _Handler)
         self.engine: Engine | None = None
         self.page = _PAGE.read_bytes()
         script = _SCRIPT.search(self.page.decode())
@@ -60,6 +61,11 @@ class ChatServer(http.server.ThreadingHTTPServer):
             f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
+
+    def server_bind(self) -> None:
+        """Binds the port, without the library's question to the network for this machine's name."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.host, self.server_address[1]
 
     def knows(self, host: str) -> bool:
         """True if a request's Host names this server, which has other names only behind an address of its own."""
@@ -117,50 +123,53 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Sends the page, or the model."""
-        with self._answering():
-            path = urllib.parse.unquote(self.path.partition("?")[0])
-            about = {"id": self.server.model, "object": "model", "created": self.server.started, "owned_by": "care_jax"}
-            if path == "/":
-                policy = {"Content-Security-Policy": self.server.policy}
-                self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8", policy)
-            elif path == "/v1/models":
-                self._send_json(HTTPStatus.OK, {"object": "list", "data": [about]})
-            elif path == f"/v1/models/{self.server.model}":
-                self._send_json(HTTPStatus.OK, about)
-            else:
-                raise _no_such(path, is_known=path == _CHAT)
+        self._answer(self._get)
 
     def do_POST(self) -> None:
         """Answers a question."""
-        with self._answering():
-            path = self.path.partition("?")[0]
-            if path != _CHAT:
-                raise _no_such(path, is_known=path in ("/", "/v1/models"))
-            engine = self.server.engine
-            assert engine is not None
-            request = read_request(self._body(), engine.processor)
-            completion = Completion(request, self.server.model)
-            with engine.ask(request.question) as pieces:
-                if request.is_streamed:
-                    self._send_events(completion.chunks(pieces))
-                else:
-                    self._send_json(HTTPStatus.OK, completion.whole(pieces))
+        self._answer(self._post)
 
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Turns whatever goes wrong in the block into a response in OpenAI's form."""
+    def _get(self) -> None:
+        path = urllib.parse.unquote(self.path.partition("?")[0])
+        about = {"id": self.server.model, "object": "model", "created": self.server.started, "owned_by": "care_jax"}
+        if path == "/":
+            policy = {"Content-Security-Policy": self.server.policy}
+            self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8", policy)
+        elif path == "/v1/models":
+            self._send_json(HTTPStatus.OK, {"object": "list", "data": [about]})
+        elif path == f"/v1/models/{self.server.model}":
+            self._send_json(HTTPStatus.OK, about)
+        else:
+            raise _no_such(path, is_known=path == _CHAT)
+
+    def _post(self) -> None:
+        path = self.path.partition("?")[0]
+        if path != _CHAT:
+            raise _no_such(path, is_known=path in ("/", "/v1/models"))
+        engine = self.server.engine
+        assert engine is not None
+        request = read_request(self._body(), engine.processor)
+        completion = Completion(request, self.server.model)
+        with engine.ask(request.question) as pieces:
+            if request.is_streamed:
+                self._send_events(completion.chunks(pieces))
+            else:
+                self._send_json(HTTPStatus.OK, completion.whole(pieces))
+
+    def _answer(self, method: Callable[[], None]) -> None:
+        """Calls a method; whatever goes wrong in it becomes a response in OpenAI's form."""
         try:
             if not self.server.knows(self.headers.get("Host", "")):
                 raise _RefusedError(HTTPStatus.FORBIDDEN, "the Host of the request is not this server")
-            yield
-        except ConnectionError:  # nobody is there to read an answer
+            method()
+        except (ConnectionError, TimeoutError):  # nobody is there to read an answer
             self.close_connection = True
         except InputError as error:
             self._send_error(HTTPStatus.BAD_REQUEST, str(error))
         except _RefusedError as error:
             self._send_error(error.status, str(error))
-        except BusyError:
-            self._send_error(HTTPStatus.TOO_MANY_REQUESTS, "too many questions are waiting; ask again later")
+        except BusyError as error:
+            self._send_error(HTTPStatus.TOO_MANY_REQUESTS, str(error))
         except Exception as error:
             traceback.print_exc()
             self._send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {one_line(error)}")
@@ -215,7 +224,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True  # what is left of the request would be taken for another
         kind = _TYPES.get(status, "invalid_request_error")
         error = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, TimeoutError):
             if self._is_streaming:
                 self._send_event(json.dumps(error))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def page(tmp_path_factory) -> Iterator[Page]:
 
 @pytest.fixture
 def engine(tiny_processor) -> ScriptedEngine:
-    """An engine that says ANSWER."""
-    return ScriptedEngine(tiny_processor)
+    """An engine that says ANSWER, with room for the questions of a person."""
+    return ScriptedEngine(dataclasses.replace(tiny_processor, prompt_buckets=(200,)))
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_what_goes_wrong_is_said(page, server, engine, tmp_path) -> None:
     _open(page, server)
     page.run("document.querySelector('#ask').click()")
     assert _texts(page, "#error") == ["Type a question first."]
-    page.type("#question", "1+2=?" * 40)
+    page.type("#question", "1+2=?" * 80)
     page.press_enter()
     page.wait_for("document.querySelector('#error').textContent.includes('data.prompt_buckets')")
     assert _texts(page, "article") == []
