@@ -22,6 +22,7 @@ from care_jax.evals.questions import encode_question, read_question
 from care_jax.inputs.batch import Example, collate
 from care_jax.inputs.processor import Processor
 from care_jax.parallel import sharding
+from care_jax.parallel.mesh import create_device_mesh
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run.compile_guard import CompileGuard
 from care_jax.stages.keys import stage_key
@@ -29,7 +30,11 @@ from tests.end_to_end import apply
 from tests.pictures import encode, picture, question
 
 R = 12
-ONE, FOUR = (1, 1, 1), (1, 2, 2)
+
+
+def _mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return create_device_mesh(sizes, jax.devices()[: data * fsdp * tensor])
 
 
 def _config(**changes: Any) -> ml_collections.ConfigDict:
@@ -49,7 +54,7 @@ def examples(tiny_processor) -> list[Example]:
 @pytest.fixture(scope="module")
 def mesh() -> jax.sharding.Mesh:
     """One device."""
-    return jax.make_mesh(ONE, ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    return _mesh(1, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +196,7 @@ def test_a_closed_engine_answers_nobody(tiny_model, tiny_processor, mesh, exampl
 @pytest.mark.parametrize("tensor", [0, 2])
 def test_on_several_devices(tiny_model, tiny_processor, examples, evaluated, tensor) -> None:
     """Catches a part of the cache, the vocabulary or the batch that lies on another device than where it is read."""
-    shape = FOUR if tensor == 0 else (1, 4, 1)
-    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), devices=jax.devices()[:4])
+    mesh = _mesh(1, 4, 1) if tensor else _mesh(1, 2, 2)
     model = jax.device_put(tiny_model, sharding.named(mesh, sharding.param_specs(tiny_model)))
     config = _config(rollout__tensor=tensor)
     with Engine(config, tiny_processor, model, mesh, row_counts=(1, 3)) as engine, ThreadPoolExecutor(3) as pool:
