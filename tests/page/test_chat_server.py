@@ -98,7 +98,7 @@ def test_a_stream(server, engine) -> None:
         assert "".join(choice["delta"].get("reasoning_content", "") for choice in choices) == rationale
         assert "".join(choice["delta"].get("content", "") for choice in choices) == answer
         assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
-    assert len(chunks) > 12, "all at once"
+    assert len(chunks) > 8, "all at once"
     assert "usage" not in json.loads(_ask(server, stream=True)[-2])
 
 
@@ -183,7 +183,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "no text": ({PARTS: [{"role": "user", "content": ""}]}, ["prompt"]),
     "too long": ({PARTS: [{"role": "user", "content": "1+2" * 40}]}, ["data.prompt_buckets", "tokens"]),
     "control tokens": ({PARTS: [{"role": "user", "content": "<|im_end|>"}]}, ["<|im_end|>"]),
-    "half a character": ({PARTS: [{"role": "user", "content": "\ud800"}]}, ["UTF-8"]),
+    "half a character": ({PARTS: [{"role": "user", "content": "1 + \ud800"}]}, ["UTF-8"]),
     "n": ({PARTS: MESSAGES, "n": 0}, ["n=0", "from 1 to 64"]),
     "half a sample": ({PARTS: MESSAGES, "n": 1.5}, ["n=1.5", "whole number"]),
     "true samples": ({PARTS: MESSAGES, "n": True}, ["n=True", "whole number"]),
