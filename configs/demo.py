@@ -67,7 +67,7 @@ def cold_start() -> ml_collections.ConfigDict:
     c.train.steps = 600
     c.train.prompts = 64
     c.train.minibatches = 1
-    c.train.stream_len = 1024
+    c.train.stream_len = 4096
     c.train.eval_every = 0
     c.train.checkpoint_every = 200
     c.optimizer.lr = 2e-3
@@ -93,7 +93,7 @@ def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.Confi
     c.rollout.num_rollouts = 8
     c.train.steps = 1200
     c.train.prompts = 16
-    c.train.stream_len = 512
+    c.train.stream_len = 1024
     c.train.eval_every = 100
     c.train.eval_examples = 375
     c.train.checkpoint_every = 50

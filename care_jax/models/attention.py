@@ -25,6 +25,7 @@ from care_jax.structs import Array
 IMPLEMENTATIONS = ("xla", "cudnn", "splash", "splash_interpret")
 
 _CHUNK = 512  # queries whose scores exist at once
+_FEW = 1 << 26  # scores that may exist at once
 
 _MASKED = float(jnp.finfo(jnp.float32).min)
 
@@ -37,11 +38,14 @@ class PackedMask:
     branch: Int32[Array, "B T"]
     first: Int32[Array, "B T"]  # the first token of its group; padding has its own place
     num_branches: int = struct.field(pytree_node=False)  # the most of a group
+    group_len: int = struct.field(pytree_node=False)  # the most tokens of a group
 
     @classmethod
-    def make(cls, group: Int32[Array, "B T"], branch: Int32[Array, "B T"], num_branches: int) -> PackedMask:
+    def make(
+        cls, group: Int32[Array, "B T"], branch: Int32[Array, "B T"], *, num_branches: int, group_len: int
+    ) -> PackedMask:
         """The mask of a packing's groups and branches (structs.Packing)."""
-        return cls(group, branch, _starts(group), num_branches)
+        return cls(group, branch, _starts(group), num_branches, group_len)
 
 
 def _starts(ids: Int32[Array, "B T"]) -> Int32[Array, "B T"]:
@@ -54,7 +58,7 @@ def _starts(ids: Int32[Array, "B T"]) -> Int32[Array, "B T"]:
     return jax.lax.cummax(jnp.where(is_first | (ids == 0), place, 0), axis=1)
 
 
-def _in_windows(
+def _attend_near(
     attend: Callable[[Array, Array, Array, Any, Any], Array],
     q: Float[Array, "B T H C"],
     k: Float[Array, "B T N C"],
@@ -62,13 +66,19 @@ def _in_windows(
     tokens: Any,
     first: Int32[Array, "B T"],
     end: Int32[Array, "B T"],
+    *,
+    reach: int,
+    is_causal: bool,
 ) -> Float[Array, "B T H C"]:
-    """Computes attend(q, k, v, tokens of q, tokens of k) for _CHUNK queries at a time and the keys in their reach.
+    """Computes attend(q, k, v, tokens of q, tokens of k) for queries that lie side by side and the keys in their reach.
 
-    `tokens` is a tree of arrays [B, T, ...], a row a token; a token sees none outside of its keys `first` to `end`.
-    The keys of a chunk are a slice of one of a few sizes. Chunks are recomputed in the backward pass.
+    `tokens` is a tree of arrays [B, T, ...], a row a token; a token sees none outside of its keys `first` to `end`, and
+    these are at most `reach` tokens before it and, unless `is_causal`, behind it. Short reaches: all at once. Else
+    _CHUNK queries at a time, whose keys are a slice of one of a few sizes; they are recomputed in the backward pass.
     """
     num_tokens = q.shape[1]
+    if (out := _in_blocks(attend, q, k, v, tokens, reach=reach, is_causal=is_causal)) is not None:
+        return out
     if num_tokens <= _CHUNK:
         return attend(q, k, v, tokens, tokens)
     sizes = [_CHUNK]
@@ -96,6 +106,42 @@ def _in_windows(
 
     chunks = cut(q), jax.tree.map(cut, tokens), cut(first, num_tokens), cut(end)
     out = jnp.moveaxis(jax.lax.map(jax.checkpoint(of_chunk), chunks), 0, 1)
+    return out.reshape(q.shape[0], -1, *q.shape[2:])[:, :num_tokens]
+
+
+def _in_blocks(
+    attend: Callable[[Array, Array, Array, Any, Any], Array],
+    q: Float[Array, "B T H C"],
+    k: Float[Array, "B T N C"],
+    v: Float[Array, "B T N C"],
+    tokens: Any,
+    *,
+    reach: int,
+    is_causal: bool,
+) -> Float[Array, "B T H C"] | None:
+    """`_attend_near` for all tokens at once, in blocks with their neighbours. None: too many scores, or no fewer."""
+    num_tokens, num_before = q.shape[1], max(1, min(4, reach // 24))
+    block = -(-reach // num_before)
+    num_near = num_before + 1 if is_causal else 2 * num_before + 1  # blocks
+    if q.shape[0] * num_tokens * q.shape[2] * num_near * block > _FEW or num_near * block >= num_tokens:
+        return None
+
+    def cut(x: Array, before: int, after: int) -> Array:
+        padding = [(0, 0), (before * block, -num_tokens % block + after * block)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding, constant_values=-1 if jnp.issubdtype(x.dtype, jnp.integer) else 0)
+        return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+
+    def around(x: Array) -> Array:
+        blocks = cut(x, num_before, num_near - num_before - 1)
+        num_blocks = blocks.shape[1] - num_near + 1
+        return jnp.concatenate([blocks[:, i : i + num_blocks] for i in range(num_near)], axis=2)
+
+    def together(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[2:])
+
+    keys = jax.tree.map(lambda x: together(around(x)), (k, v, tokens))
+    queries = jax.tree.map(lambda x: together(cut(x, 0, 0)), (q, tokens))
+    out = attend(queries[0], keys[0], keys[1], queries[1], keys[2])
     return out.reshape(q.shape[0], -1, *q.shape[2:])[:, :num_tokens]
 
 
@@ -148,7 +194,10 @@ def segment_attention(
             return cudnn.masked_attention(q, k, v, segment_ids[:, :, None] == segment_ids[:, None], False)
 
         return jax.lax.cond(is_one, functools.partial(cudnn.prefix_attention, num_real=num_real), several, q, k, v)
+    return _segment_products(q, k, v, segment_ids, segment_len)
 
+
+def _segment_products(q: Array, k: Array, v: Array, segment_ids: Array, segment_len: int | None) -> Array:
     def attend(q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array) -> Array:
         scores = jnp.einsum("bihc,bzhc->bhiz", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         visible = (q_ids[:, :, None] == k_ids[:, None, :])[:, None]
@@ -157,28 +206,8 @@ def segment_attention(
 
     ids = jnp.asarray(segment_ids)
     end = ids.shape[1] - jnp.flip(_starts(jnp.flip(ids, axis=1)), axis=1)
-    return _in_windows(attend, q, k, v, ids, _starts(ids), end)
-
-
-def _in_blocks(q: Array, k: Array, v: Array, *, segment_ids: Array, block: int) -> Array:
-    """`segment_attention` of segments of at most `block` tokens: a block of tokens sees its neighbours and itself."""
-    num_tokens = q.shape[1]
-
-    def cut(x: Array, before: int, after: int) -> Array:
-        padding = [(0, 0), (before, -num_tokens % block + after)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, padding, constant_values=-1 if x.ndim == 2 else 0)
-        return x.reshape(x.shape[0], -1, block, *x.shape[2:])
-
-    def around(x: Array) -> Array:
-        blocks = cut(x, block, block)
-        return jnp.concatenate([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], axis=2)
-
-    scores = jnp.einsum("bnihc,bnzhc->bnhiz", cut(q, 0, 0), around(k), preferred_element_type=jnp.float32)
-    visible = cut(segment_ids, 0, 0)[..., :, None] == around(segment_ids)[..., None, :]
-    scores = jnp.where(visible[:, :, None], scores * q.shape[-1] ** -0.5, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bnhiz,bnzhc->bnihc", weights, around(v))
-    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :num_tokens]
+    reach = q.shape[1] if segment_len is None else segment_len
+    return _attend_near(attend, q, k, v, ids, _starts(ids), end, reach=reach, is_causal=False)
 
 
 def windowed_attention(
@@ -189,18 +218,20 @@ def windowed_attention(
     is_full: Bool[Array, ""],
     image_ids: Int32[Array, "B I"],
     window_ids: Int32[Array, "B I"],
+    image_len: int | None,
     window_len: int,
     implementation: str,
 ) -> Float[Array, "B I H C"]:
-    """`segment_attention` in whole images if `is_full`, else in windows of at most `window_len` patches."""
-    attend = functools.partial(segment_attention, implementation=implementation)
-    if implementation == "xla":
-        return attend(q, k, v, jnp.where(is_full, image_ids, window_ids))
-    in_images = functools.partial(attend, segment_ids=image_ids)
-    if implementation == "cudnn":
-        in_windows = functools.partial(_in_blocks, segment_ids=window_ids, block=window_len)
+    """`segment_attention` in images, of at most `image_len` patches, if `is_full`; else in windows of `window_len`."""
+    in_images = functools.partial(
+        segment_attention, segment_ids=image_ids, segment_len=image_len, implementation=implementation
+    )
+    if implementation.startswith("splash"):
+        in_windows = functools.partial(
+            segment_attention, segment_ids=window_ids, segment_len=window_len, implementation=implementation
+        )
     else:
-        in_windows = functools.partial(attend, segment_ids=window_ids, segment_len=window_len)
+        in_windows = functools.partial(_segment_products, segment_ids=window_ids, segment_len=window_len)
     return jax.lax.cond(is_full, in_images, in_windows, q, k, v)
 
 
@@ -271,7 +302,7 @@ def packed_attention(
     tokens = jnp.stack([mask.group, mask.branch, place], axis=-1)
     if implementation == "cudnn":
         return cudnn.masked_attention(q, k, v, visible(tokens, tokens), True)
-    return _in_windows(attend, q, k, v, tokens, mask.first, place + 1)
+    return _attend_near(attend, q, k, v, tokens, mask.first, place + 1, reach=mask.group_len, is_causal=True)
 
 
 def branch_attention(

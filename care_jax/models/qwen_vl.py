@@ -38,8 +38,8 @@ class Tower(Protocol):
     def __init__(self, config: VisionConfig, *, remat: str, attention: str, rngs: nnx.Rngs):
         """Makes the parameters with `rngs`."""
 
-    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
-        """The features of the prompts' patches, computed in `dtype`."""
+    def __call__(self, prompts: Prompts, dtype: jnp.dtype, image_len: int | None = None) -> VisionFeatures:
+        """The features of the prompts' patches, computed in `dtype`; an image has at most `image_len`, if given."""
 
     def parts(self) -> tuple[list[nnx.Module], list[nnx.Module]]:
         """The modules that run on every patch, and those that run on every merged token."""
@@ -74,7 +74,14 @@ class QwenVL(nnx.Module):
         )
 
     def forward_stream(
-        self, tokens: Prompts, group: Int32[Array, "B T"], branch: Int32[Array, "B T"], *, num_branches: int
+        self,
+        tokens: Prompts,
+        group: Int32[Array, "B T"],
+        branch: Int32[Array, "B T"],
+        *,
+        num_branches: int,
+        group_len: int,
+        image_len: int,
     ) -> Float[Array, "B T D"]:
         """Runs prompts and branches that lie behind each other in streams.
 
@@ -83,17 +90,19 @@ class QwenVL(nnx.Module):
             group: as in structs.Packing.
             branch: as in structs.Packing.
             num_branches: the most of a group.
+            group_len: the most tokens of a group.
+            image_len: the most patches of an image.
 
         Returns:
             The hidden states after the final norm.
         """
-        x, deepstack = self._embed_prompts(tokens)
+        x, deepstack = self._embed_prompts(tokens, image_len)
         x = decoder.forward_stream(
             self.layers,
             x,
             self._rope(tokens.position_ids),
             deepstack,
-            PackedMask.make(group, branch, num_branches),
+            PackedMask.make(group, branch, num_branches=num_branches, group_len=group_len),
             remat=self.config.remat,
             attention=self.config.attention,
         )
@@ -192,7 +201,9 @@ class QwenVL(nnx.Module):
     def _rope(self, position_ids: Int32[Array, "B 3 T"]) -> decoder.Rope:
         return decoder.mrope(position_ids, self.config.text, self._dtype)
 
-    def _embed_prompts(self, prompts: Prompts) -> tuple[Float[Array, "B P D"], Float[Array, "E B P D"]]:
+    def _embed_prompts(
+        self, prompts: Prompts, image_len: int | None = None
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "E B P D"]]:
         """Embeds the tokens of prompts, with vision features in the places of images.
 
         Returns:
@@ -200,7 +211,7 @@ class QwenVL(nnx.Module):
             never by a scatter.
         """
         text = self.embed_tokens(prompts.token_ids, self._dtype)
-        features = self.visual(prompts, self._dtype)
+        features = self.visual(prompts, self._dtype, image_len)
         features = jax.lax.stop_gradient(features) if self.config.freeze_vision else features
         rows = jnp.maximum(prompts.vision_index, 0)[..., None]
         is_vision = prompts.vision_index[..., None] >= 0

@@ -84,7 +84,7 @@ class VisionTower(nnx.Module):
         """The modules that run on every patch, and those that run on every merged token."""
         return [self.patch_embed, self.blocks], [self.merger]
 
-    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
+    def __call__(self, prompts: Prompts, dtype: jnp.dtype, image_len: int | None = None) -> VisionFeatures:
         """Features in window order; rows of padding are finite and unread."""
         own = own_patches(prompts, self.config)
         cos, sin = rotary_tables(own.position_ids, self.config)
@@ -97,6 +97,7 @@ class VisionTower(nnx.Module):
                 is_full=full,
                 image_ids=prompts.image_ids,
                 window_ids=prompts.window_ids,
+                image_len=image_len,
                 window_len=self.config.window_len,
                 implementation=self.attention,
             )

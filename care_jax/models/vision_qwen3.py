@@ -124,13 +124,18 @@ class VisionTower(nnx.Module):
         """The modules that run on every patch, and those that run on every merged token."""
         return [self.patch_embed, self.blocks], [self.merger, self.deepstack_merger_list]
 
-    def __call__(self, prompts: Prompts, dtype: jnp.dtype) -> VisionFeatures:
+    def __call__(self, prompts: Prompts, dtype: jnp.dtype, image_len: int | None = None) -> VisionFeatures:
         """Features in the patches' order; rows of padding are finite and unread."""
         own = own_patches(prompts, self.config)
         cos, sin = rotary_tables(own.position_ids, self.config)
         tapped = jnp.asarray(self.config.deepstack_visual_indexes, jnp.int32)
 
-        attend = functools.partial(segment_attention, segment_ids=prompts.image_ids, implementation=self.attention)
+        attend = functools.partial(
+            segment_attention,
+            segment_ids=prompts.image_ids,
+            segment_len=image_len,
+            implementation=self.attention,
+        )
 
         def block(x: Array, module: VisionBlock) -> Array:
             return gather(module, dtype)(x, cos, sin, attend)

@@ -191,8 +191,15 @@ def score_stream(
     None: over all.
     """
     stream = packed.stream(index, merge_unit=model.config.vision.merge_unit, length=length)
-    num_branches = packed.token_ids.shape[1]
-    hidden = model.forward_stream(stream.tokens, stream.group, stream.branch, num_branches=num_branches)[0]
+    (_, num_branches, row_len), prompts = packed.token_ids.shape, packed.prompts
+    hidden = model.forward_stream(
+        stream.tokens,
+        stream.group,
+        stream.branch,
+        num_branches=num_branches,
+        group_len=prompts.token_ids.shape[1] + num_branches * row_len,
+        image_len=prompts.image_ids.shape[1],
+    )[0]
     tokens = token_scores(
         model,
         hidden[stream.predictor][None, None],

@@ -139,7 +139,7 @@ def test_streams():
     branch = np.zeros((2, 16), np.int32)
     branch[0, 4:14] = [1, 1, 1, 2, 2, 0, 0, 1, 1, 1]
     branch[1, 3:12] = [1, 1, 1, 2, 2, 3, 3, 3, 3]
-    mask = attention.PackedMask.make(jnp.asarray(group), jnp.asarray(branch), 3)
+    mask = attention.PackedMask.make(jnp.asarray(group), jnp.asarray(branch), num_branches=3, group_len=14)
     attend = functools.partial(attention.packed_attention, mask=mask)
     compare(attend, group > 0, *draw((B, 16, H, C), (B, 16, N, C), (B, 16, N, C)))
 
@@ -168,6 +168,7 @@ def test_windows(is_full):
         is_full=jnp.asarray(is_full),
         image_ids=jnp.asarray(images, jnp.int32),
         window_ids=jnp.asarray(windows, jnp.int32),
+        image_len=None,
         window_len=window_len,
     )
     compare(attend, images > 0, *draw(*[(B, length, H, C)] * 3))
@@ -217,7 +218,7 @@ def test_lowered_streams():
     length = 216
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, group: jax.Array, branch: jax.Array) -> jax.Array:
-        mask = attention.PackedMask.make(group, branch, J)
+        mask = attention.PackedMask.make(group, branch, num_branches=J, group_len=length)
         return attention.packed_attention(q, k, v, mask, implementation="cudnn").astype(jnp.float32).sum()
 
     qkv = shape(B, length, H, C), shape(B, length, N, C), shape(B, length, N, C)

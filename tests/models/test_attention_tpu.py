@@ -60,8 +60,9 @@ def check(
     visible: np.ndarray,
     real: np.ndarray,
     attend: Callable[..., jax.Array],
+    implementations: tuple[str, ...] = ("xla", "splash_interpret"),
 ) -> None:
-    """Output and gradients of both implementations against `plain`, where the loss is of the queries `real` [B, T].
+    """Output and gradients of implementations against `plain`, where the loss is of the queries `real` [B, T].
 
     Differences are measured against the largest value of each array.
     """
@@ -77,7 +78,7 @@ def check(
         return jnp.where(real[..., None, None], out, 0.0), *grads
 
     expected = run(functools.partial(plain, jnp.asarray(visible)), *[x.astype(dtype).astype(jnp.float32) for x in qkv])
-    for implementation in ("xla", "splash_interpret"):
+    for implementation in implementations:
         found = run(functools.partial(attend, implementation=implementation), *[x.astype(dtype) for x in qkv])
         for name, theirs, ours in zip(("out", "q", "k", "v"), expected, found, strict=True):
             gap = np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max()
@@ -89,6 +90,7 @@ STREAMS = {
     "whole blocks": [[128, 64, 64], [128]],
     "across blocks": [[150, 70, 3, 1, 40], [20, 1], [9, 30]],
     "one long group": [[100, 90, 90, 90]],
+    "short groups": [[17, 5, 8], [20, 1], [3, 2, 2, 9]] * 6,
 }
 
 
@@ -106,22 +108,35 @@ def visible_in(group: np.ndarray, branch: np.ndarray) -> np.ndarray:
     return (group[:, None] == group[None]) & seen & (place[None] <= place[:, None])
 
 
+@pytest.fixture(params=[True, False], ids=["at once", "in chunks"])
+def implementations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Both, or XLA's where scores are too many to be computed at once."""
+    if request.param:
+        return "xla", "splash_interpret"
+    monkeypatch.setattr(attention, "_FEW", 0)
+    return ("xla",)
+
+
 @pytest.mark.parametrize("name", STREAMS)
-def test_packed(dtype, name):
+def test_packed(dtype, name, implementations):
     """Catches a branch that sees another one, a group that sees its neighbour, and heads of the wrong query heads.
 
     Also a window or a block that leaves out keys which are seen, and padding to whole blocks that leaks.
     """
-    rows = [packed(groups, 420) for groups in (STREAMS[name], STREAMS["across blocks"])]
+    rows = [packed(groups, 420) for groups in (STREAMS[name], STREAMS[name][::-1])]
     group, branch = (np.stack(x) for x in zip(*rows, strict=True))
     visible = np.stack([visible_in(*row) for row in rows])
-    mask = attention.PackedMask.make(jnp.asarray(group), jnp.asarray(branch), int(branch.max()))
+    longest = max(map(sum, STREAMS[name]))
+    mask = attention.PackedMask.make(
+        jnp.asarray(group), jnp.asarray(branch), num_branches=int(branch.max()), group_len=longest
+    )
     check(
         dtype,
         draw((B, 420, H, C), (B, 420, N, C), (B, 420, N, C)),
         visible,
         group > 0,
         functools.partial(attention.packed_attention, mask=mask),
+        implementations,
     )
 
 
@@ -133,11 +148,12 @@ def test_prompt(dtype):
     check(dtype, qkv, visible, np.ones((B, length), bool), attention.causal_attention)
 
 
+@pytest.mark.parametrize("image_len", [None, 200])
 @pytest.mark.parametrize("is_full", [True, False], ids=["images", "windows"])
-def test_images(dtype, is_full):
+def test_images(dtype, is_full, image_len, implementations):
     """Catches windows of which a part is in a block that is skipped, and images that see each other or padding."""
-    window_len, length = 30, 400
-    images = np.stack([np.repeat([1, 2, 3, 0], [200, 90, 60, 50]), np.repeat([1, 0], [130, 270])])
+    window_len, length = 30, 560
+    images = np.stack([np.repeat([1, 2, 3, 0], [200, 90, 60, 210]), np.repeat([1, 0], [130, 430])])
     windows = np.where(images > 0, 1 + np.arange(length)[None] // window_len + 20 * images, 0)
     ids = images if is_full else windows
     check(
@@ -150,8 +166,10 @@ def test_images(dtype, is_full):
             is_full=jnp.asarray(is_full),
             image_ids=jnp.asarray(images),
             window_ids=jnp.asarray(windows),
+            image_len=image_len,
             window_len=window_len,
         ),
+        implementations,
     )
 
 
@@ -198,7 +216,7 @@ def test_compiled_streams(chip):
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, group: jax.Array, branch: jax.Array) -> jax.Array:
-        mask = attention.PackedMask.make(group, branch, 8)
+        mask = attention.PackedMask.make(group, branch, num_branches=8, group_len=12288)
         return attention.packed_attention(q, k, v, mask, implementation="splash")
 
     shapes = (1, 12288, 28, 128), (1, 12288, 4, 128), (1, 12288, 4, 128), (1, 12288), (1, 12288)
