@@ -11,6 +11,7 @@ Everything lies as the sampler's layout has it (stages/sampler.py).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +65,7 @@ def _make_begin(setup: Setup) -> Callable[[QwenVL, Prefix, Asked], Loop]:
 
     def begin(sampler: QwenVL, prefix: Prefix, asked: Asked) -> Loop:
         stacks, prefix = sampler.in_stacks(prefix)
-        forced = nothing_forced(*asked.room.shape).replace(active=asked.room > 0)
+        forced = dataclasses.replace(nothing_forced(*asked.room.shape), active=asked.room > 0)
         return start_loop(sampler, stacks, prefix, forced, setup.sampling)
 
     def specs(sampler: QwenVL, *_: Any) -> tuple[tuple, Any]:
@@ -96,7 +97,7 @@ def _make_go_on(setup: Setup) -> Callable[..., tuple[Loop, Progress]]:
         loop = jax.lax.while_loop(
             lambda loop: (loop.t < last) & (most(jnp.sum(loop.alive)) > 0),
             functools.partial(decode, sampling=sampling),
-            decoding.replace(alive=decoding.alive & going),  # type: ignore[attr-defined]
+            dataclasses.replace(decoding, alive=decoding.alive & going),
         )
         written = loop.written
         return loop, Progress(
