@@ -197,7 +197,7 @@ def _divisor(branches: Branches, sampling: Sampling) -> Any:
     return jnp.where(branches.temperature > 0, branches.temperature, 1.0)[..., None]
 
 
-def _choose(branches: Branches, logprobs: Array, key: Array, sampling: Sampling) -> Int32[Array, "B J"]:
+def _choose(branches: Branches, logprobs: Array, key: Array, sampling: Sampling) -> Int32[Array, "rows J"]:
     """The next id of each branch: a draw, or the likeliest at temperature 0."""
     if branches.temperature is not None:
         drawn = draw(key, branches.number, jnp.exp(logprobs))
