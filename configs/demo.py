@@ -83,8 +83,8 @@ def cold_start() -> ml_collections.ConfigDict:
 def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """RL from the cold start with an objective; all else is the same for every objective.
 
-    The learning rate ends at 0: a step's noise costs several points of accuracy, which the decay gives back. At 2e-4 some
-    seeds lose accuracy again after 100 steps; at 3e-4 the policy falls apart.
+    The learning rate ends at 0: a step's noise costs several points of accuracy, which the decay gives back. At 2e-4
+    some seeds lose accuracy again after 100 steps; at 3e-4 the policy falls apart.
     """
     c = cold_start()
     reflect = c.objective.reflect
