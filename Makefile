@@ -22,7 +22,7 @@ CHOOSE_PLATFORMS = echo cpu > .venv/platforms; [ $(DEVICE) = cpu ] || \
 	then echo $(DEVICE),cpu > .venv/platforms; \
 	else echo "JAX cannot use DEVICE=$(DEVICE) (see .venv/device.log), so this computes on the CPU" >&2; fi
 
-.PHONY: demo test coverage lint clean
+.PHONY: demo test coverage lint docs clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m care_jax.demo --workdir=runs/demo-$(SEED) --seed=$(SEED)
@@ -44,6 +44,10 @@ lint: .venv/test.stamp
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+
+# The site, in build/site; a broken link or anchor is an error.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -67,3 +71,8 @@ clean:
 	$(PIP) install -c constraints.txt -e '.[test$(FOR_DEVICE)]'
 	@$(CHOOSE_PLATFORMS)
 	@touch .venv/demo.stamp $@
+
+.venv/docs.stamp: pyproject.toml constraints.txt | .venv/python.stamp
+	@echo "Installing what the site needs into .venv (a minute, once) ..."
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@

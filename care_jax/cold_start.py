@@ -1,4 +1,4 @@
-"""Supervised cold start: the model learns <think>/<answer> traces before RL.
+"""Trains the model on <think>/<answer> traces, supervised, before RL: the cold start.
 
     python -m care_jax.cold_start --config=configs/F.py --workdir=DIR
 

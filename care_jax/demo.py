@@ -1,4 +1,4 @@
-"""The main job end to end: data, cold start, CARE, evaluation, export, report. `make demo` runs it.
+"""Runs everything on a small task: data, cold start, CARE, evaluation, export, report. `make demo` runs it.
 
     python -m care_jax.demo --workdir=runs/demo-1 --seed=1
 

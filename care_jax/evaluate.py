@@ -4,9 +4,9 @@
     python -m care_jax.evaluate --config=configs/F.py --workdir=DIR --benchmark=NAME    # or all
     python -m care_jax.evaluate --config=configs/F.py --workdir=DIR --benchmark=NAME --responses=FILE
 
-The held-out data leave DIR/eval_samples.jsonl (one line a record) and DIR/eval_results.json; the results are the last
-line printed. For benchmarks see evals/test_sets.py; the third form scores a file of responses, and needs neither a
-model nor a device.
+The first form writes DIR/eval_samples.jsonl (one line a record) and DIR/eval_results.json, and prints the results as
+its last line. The second one writes DIR/benchmarks/ (evals/test_sets.py). The third one scores a file of responses, and
+needs neither a model nor a device.
 """
 
 from __future__ import annotations

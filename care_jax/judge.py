@@ -1,4 +1,4 @@
-r"""Judges pairs of gold and response, to test a reward before a run is paid for.
+r"""Judges pairs of gold and response: try a reward before you pay for a run.
 
     python -m care_jax.judge --file=pairs.jsonl [--format=answer_tags|boxed|any|bare] [--allow=module:function ...]
         [--rewards=NAME=WEIGHT ...] [--correct_when=NAME>=NUMBER]
@@ -7,17 +7,17 @@ A line of the file is one JSON object:
 
     {"gold": "3/4", "response": "So it is \\boxed{0.75}.", "kind": "latex", "choices": null, "expected": true}
 
-`kind` is an answer_kind (README, "Your own data"), `choices` the option texts of a choice. "expected", or "theirs" as
-published verdicts have it, is the verdict to compare with. Both may be left out. `--format` says how the answer is
-found in the response (rewards/response_format.py); with "bare" the whole response is the answer. `--rewards` and
-`--correct_when` are verify.rewards and verify.correct_when of a config (rewards/functions.py). What such functions look
-at may stand in the line too: "prompt", "images" (as in own data) and "meta".
+`kind` is an answer_kind (docs/rewards.md), and `choices` has the option texts of a choice. `expected` is the verdict to
+compare with; files of published verdicts call it `theirs`. `choices` and the verdict may be left out. `--format` says
+where the answer is in a response (rewards/response_format.py); with "bare" the whole response is the answer.
+`--rewards` and `--correct_when` are verify.rewards and verify.correct_when of a config (rewards/functions.py). For such
+functions, a line may also have "prompt", "images" (as in own data) and "meta".
 
-One line is printed for each pair, with tabs between: its number; right, wrong, unparsed, or bad for a line that cannot
-be judged; the reason; the answer that was found; the value of each reward; what was expected, if that is something
-else. The last line is JSON: n, right, unparsed (those without a readable answer), bad, and the same by kind; with
-expected verdicts also how many were compared, agree, refused_right (right by theirs alone) and accepted_wrong (right by
-ours alone); with rewards the mean of each, and the number of pairs for which it is missing.
+Each pair is printed as one line with tabs between the fields: its number; right, wrong, unparsed, or bad for a line
+that cannot be judged; the reason; the answer that was found; the value of each reward; and the expected verdict, if it
+differs. The last line is JSON: n, right, unparsed (no readable answer), bad, and the same by kind. With expected
+verdicts it also counts compared, agree, refused_right (right by theirs alone) and accepted_wrong (right by ours alone).
+With rewards it has the mean of each, and the number of pairs for which it is missing.
 """
 
 from __future__ import annotations

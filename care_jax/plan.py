@@ -3,10 +3,10 @@
     python -m care_jax.plan --config=configs/F.py --topology=v5p:2x2x2 [--json=FILE] [--sweep] [--config.a.b=v]
         [--mean_len=500 --accuracy=0.6 [--mean_prompt_len=700] | --metrics=RUN] [--price=4.2]
 
-Every program of a step (step.py) is compiled for the largest bucket, from shapes: neither weights nor data are
-needed, and of a published model not even its folder. Needs libtpu (pip install -e '.[tpu]').
+Every program of a step (step.py) is compiled for the largest bucket, from shapes alone: this needs no weights and no
+data, and for a published model not even its folder. It needs libtpu (pip install -e '.[tpu]').
 
-Printed is, for each program in the order of a step, what a chip holds while it runs, in GiB:
+The plan lists the programs in the order of a step, with what a chip holds while each one runs, in GiB:
 
     params      parameters, float32                 prompt_kv    keys and values of the prompts
     optimizer   Adam's moments                      branch_kv    of the rollouts, or of the reflection
@@ -14,16 +14,16 @@ Printed is, for each program in the order of a step, what a chip holds while it 
     sampler     the copy that decoding reads        batch        prompts with their patches, responses, scores
     gradients   of a minibatch, float32             temporaries  all else that the compiler allots, and padding
 
-The peak is the compiler's own, with what lives beside the program added. Then the tokens and FLOPs of a full step, the
-least seconds that its arithmetic, its reads of HBM and its transfers take on that chip, and the bytes of each kind of
-collective, with those of all kinds for which the chip waits. Stages run one after another, so a step takes at least the
-sum of what bounds each most ("least"). Exit code 0: the run fits; 1: it does not, and what would change that is listed;
-2: bad input.
+The peak is the compiler's own figure plus what lives beside the program. Below the table are the tokens and FLOPs of a
+full step, the least seconds that its arithmetic, its reads of HBM and its transfers take on that chip, and the bytes of
+each kind of collective, with the bytes for which the chip waits. Stages run one after another, so a step takes at least
+the sum of what bounds each most ("least"). Exit code 0: the run fits; 1: it does not, and the settings that would
+change that are listed; 2: bad input.
 
-With the mean length of responses and the accuracy, or a run's metrics, also the seconds that a step is expected to take
-(planning/expected.py says how), what each stage moves against what it must, the share of the chips' FLOP/s that does
-useful work, and with a price in dollars of a chip and hour the response tokens for a dollar. "padded" are the seconds
-if score, reference and update computed every row of every group in its full length.
+With --mean_len and --accuracy, or with --metrics of a run, the plan adds the seconds that a step is expected to take
+(planning/expected.py says how), what each stage moves against what it must, and the share of the chips' FLOP/s that
+does useful work. --price adds the response tokens for a dollar. "padded" are the seconds if score, reference and update
+computed every row of every group in its full length.
 
 --sweep tries the meshes, the config's prompts and fewer, and shorter streams, from the lowest floor up, until one
 fits.
@@ -164,12 +164,14 @@ def main(config: ml_collections.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("topology", None, "The slice: v4, v5e, v5p, v6e or tpu7x and its chips along each axis.")
-    flags.DEFINE_string("json", None, "A file for the same figures.")
-    flags.DEFINE_float("mean_len", None, "Tokens of a response on average.")
-    flags.DEFINE_float("accuracy", None, "The share of right answers.")
-    flags.DEFINE_float("mean_prompt_len", None, "Tokens of a prompt; half of the largest bucket if not given.")
-    flags.DEFINE_string("metrics", None, "A run, or its metrics.jsonl, whose last steps have these averages.")
-    flags.DEFINE_float("price", None, "Dollars of a chip and hour.")
+    flags.DEFINE_string(
+        "topology", None, "The slice: v4, v5e, v5p, v6e or tpu7x, and its chips along each axis, as v5p:4x4x4."
+    )
+    flags.DEFINE_string("json", None, "A file to write the same figures to.")
+    flags.DEFINE_float("mean_len", None, "Mean tokens of a response.")
+    flags.DEFINE_float("accuracy", None, "Share of right answers, 0 to 1.")
+    flags.DEFINE_float("mean_prompt_len", None, "Mean tokens of a prompt; by default half of the largest bucket.")
+    flags.DEFINE_string("metrics", None, "A run folder or its metrics.jsonl, to take these means from its last steps.")
+    flags.DEFINE_float("price", None, "Dollars for a chip and hour.")
     flags.DEFINE_boolean("sweep", False, "Try meshes, prompts and streams; print the best that fits.")
     cli.run_config(main)

@@ -1,8 +1,10 @@
-"""One self-contained HTML page from run folders: `python -m care_jax.report --workdir=DIR --out=report.html`.
+"""Writes one self-contained HTML page about one or several runs.
 
-Reads what a run leaves behind (config.json, manifest.json, metrics.jsonl, events.jsonl, samples.jsonl), reduces it to
-what is drawn, and embeds that as JSON beside the page's own style and scripts. The page asks no other host for
-anything: its content policy allows its own two scripts by their hash, and images only as data.
+    python -m care_jax.report --workdir=DIR [--workdir=DIR2 ...] --out=report.html
+
+It reads a run's config.json, manifest.json, metrics.jsonl, events.jsonl and samples.jsonl, reduces them to what is
+drawn, and embeds that as JSON beside the page's own style and scripts. The page asks no other host for anything: its
+content policy allows its own two scripts by their hash, and images only as data.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def write_report(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> Non
         out: the HTML file to write.
 
     Raises:
-        InputError: no workdir, one that is no run folder, or `out` cannot be written; nothing is written.
+        InputError: no workdir, one that is not a run folder, or `out` cannot be written; nothing is written.
     """
     if not workdirs:
         raise InputError("no run folder given; name at least one: --workdir=DIR (it holds metrics.jsonl)")
@@ -65,7 +67,7 @@ def _require_run(given: str, folder: epath.Path) -> None:
             return
     except OSError as error:
         raise InputError(f"--workdir={given} cannot be read: {error.strerror}") from error
-    raise InputError(f"--workdir={given} is no run folder, which holds metrics.jsonl; none of a run's files is in it")
+    raise InputError(f"--workdir={given} is not a run folder: it has neither metrics.jsonl nor another file of a run")
 
 
 def _run_names(workdirs: Sequence[epath.Path]) -> list[str]:

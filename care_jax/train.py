@@ -1,9 +1,9 @@
-"""CARE, or any objective of method/objectives.py: the training loop.
+"""Trains with RL: CARE, or any objective of method/objectives.py.
 
     python -m care_jax.train --config=configs/F.py --workdir=DIR [--config.a.b=v]     # the same command resumes
 
 A step is the table of step.py, walked from top to bottom: rollouts, verdicts, one scoring pass, subgroups, repairs, and
-one update. Programs are compiled before the first step; the host verifies answers and keeps the books.
+one update. Programs are compiled before the first step; the host verifies answers and writes the log.
 """
 
 from __future__ import annotations

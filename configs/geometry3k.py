@@ -1,4 +1,4 @@
-"""CARE on Geometry3K alone, with Qwen2.5-VL-3B-Instruct; README.md has the lines from the download to the table.
+"""CARE on Geometry3K alone, with Qwen2.5-VL-3B-Instruct; docs/data.md has the lines that prepare the data.
 
     python -m convert.hf_to_jax --hf=Qwen2.5-VL-3B-Instruct --out=weights/qwen2_5_vl_3b
     python -m care_jax.train --config=configs/geometry3k.py --workdir=runs/geometry3k

@@ -180,7 +180,7 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
     """
     task, _, name = run.partition("/")
     if task not in TASKS or name not in (*ARMS, COLD_START):
-        raise ValueError(f"{run!r} is no run of the study: give TASK/ARM, TASK one of {', '.join(TASKS)}")
+        raise ValueError(f"{run!r} is not a run of the study: give TASK/ARM, TASK one of {', '.join(TASKS)}")
     if name == COLD_START:
         c = demo.cold_start()
         c.train.steps = TASKS[task].cold_start_steps

@@ -1,6 +1,8 @@
 """Hugging Face folder to our parameters, bit for bit and a few tens of megabytes at a time.
 
-python -m convert.hf_to_jax --hf=DIR --out=DIR
+    python -m convert.hf_to_jax --hf=DIR --out=DIR
+
+Each weight keeps its type.
 """
 
 from __future__ import annotations

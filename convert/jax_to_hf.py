@@ -1,9 +1,10 @@
 """Our parameters to a Hugging Face folder that transformers, vLLM and SGLang load.
 
-python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite]
+    python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite]
 
-A run's export has the pixel limits and stop ids that it trained with; a note on stderr names what could not be taken
-over, and the command ends with a program that asks the export in transformers.
+The weights get the files, names, order and types that --hf has; its other files are copied. The export of a run has the
+pixel limits and stop ids that the run trained with; a note on stderr names what could not be taken over. The command
+ends with a program that asks the export in transformers.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Run, checkpoint, or converted model with the parameters.", required=True)
     flags.DEFINE_string("hf", None, "Hugging Face folder whose non-weight files are carried over.", required=True)
     flags.DEFINE_string("out", None, "New Hugging Face folder.", required=True)
-    flags.DEFINE_enum("dtype", "source", ["source", *_DTYPES], "Of the weights; source: what --hf has.")
+    flags.DEFINE_enum("dtype", "source", ["source", *_DTYPES], "The type of the weights; source: what --hf has.")
     flags.DEFINE_bool("overwrite", False, "Replace an --out that is a Hugging Face folder.")
 
 

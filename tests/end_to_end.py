@@ -310,18 +310,18 @@ def run_forked(jobs: list[tuple[Path, str, list[str]]], *, cache: Path) -> None:
             forks.start(folder, module, *arguments).finish()
 
 
-def readme_lines(mark: str, page: str = "README.md") -> str:
-    """The fenced block of a page behind the comment that begins with `mark`."""
-    block = re.search(rf"<!-- {mark}:[^\n]*-->\n```bash\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
-    assert block is not None
-    return block[1]
+def document_lines(name: str) -> str:
+    """The block of commands, in README or a page of docs/, behind the comment that begins with `name`."""
+    text = "".join(path.read_text() for path in (REPO / "README.md", *sorted(REPO.glob("docs/*.md"))))
+    [lines] = re.findall(rf"<!-- {name}: [^\n]*-->\n```bash\n(.*?)```", text, re.DOTALL)
+    return lines
 
 
-def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path, path: Path | None = None) -> None:
-    """Runs shell lines until one fails.
+def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path, path: Path | None = None) -> str:
+    """Runs shell lines until one fails, and returns what they print.
 
     Args:
-        lines: as README has them.
+        lines: as a document has them.
         changes: text of the lines, and what replaces it.
         cwd: the folder to run them in.
         cache: of compilations.
@@ -335,6 +335,7 @@ def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path,
         env["PATH"] = os.pathsep.join((str(path), env["PATH"]))
     ended = subprocess.run(["bash", "-euc", lines], cwd=cwd, env=env, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 from care_jax import judge
 from care_jax.errors import InputError
 from care_jax.rewards.response_format import READABLE
+from tests.end_to_end import document_lines, run_lines
 
 OPTIONS = ["red", "blue"]
 PAIRS = [
@@ -147,3 +148,10 @@ def test_the_command(tmp_path):
     for wrong in (["--file=absent.jsonl"], ["--format=box"]):
         failed = subprocess.run([*command, *wrong], capture_output=True, text=True)
         assert (failed.returncode, len(failed.stderr.splitlines())) == (2, 1), failed.stderr
+
+
+def test_the_documents_lines(tmp_path):
+    """Catches an example of docs/rewards.md whose quoting the shell or JSON reads in another way."""
+    *lines, last = run_lines(document_lines("judge"), {}, cwd=tmp_path, cache=tmp_path).splitlines()
+    assert lines == ["1\tright\tsame value\t'0.75'"]
+    assert json.loads(last)["agree"] == 1

@@ -12,10 +12,10 @@ import pytest
 from tests.end_to_end import (
     REPO,
     SmallTask,
+    document_lines,
     finish,
     flags,
     metrics,
-    readme_lines,
     run,
     run_lines,
     saved_steps,
@@ -35,7 +35,7 @@ BROKEN = [
 def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a README that no longer runs; only the two folders differ from its lines."""
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
-    lines = readme_lines("own-data")
+    lines = document_lines("own-data")
     assert lines.count("python -m") == 4
     run_lines(lines, {"my_data": str(data), "runs/own": str(runs)}, cwd=REPO, cache=small_task.cache)
 
@@ -56,7 +56,7 @@ def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
 def test_the_recipe_of_docs_own_data(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a page whose lines no longer run; only folders and numbers of steps differ from it."""
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
-    lines = readme_lines("own-data-recipe", "docs/own_data.md")
+    lines = document_lines("own-data-recipe")
     assert lines.count("python -m") == 6
     changes = {"my_data": str(data), "runs/own": str(runs), "steps=200": "steps=20", "steps=100": "steps=2"}
     run_lines(lines, changes, cwd=REPO, cache=small_task.cache)

@@ -1,4 +1,4 @@
-"""The way from `python -m care_jax.train` to `jax.grad`, as README tells it."""
+"""The way from `python -m care_jax.train` to `jax.grad`, as CONTRIBUTING.md tells it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from tests.end_to_end import REPO, apply, small
 
 
 def told() -> set[str]:
-    """The files that README names."""
-    sentence = re.search(
-        r"From `python -m care_jax.train` to `jax.grad` you pass.*?\.\n", REPO.joinpath("README.md").read_text(), re.S
-    )
+    """The files that CONTRIBUTING.md names."""
+    text = REPO.joinpath("CONTRIBUTING.md").read_text()
+    sentence = re.search(r"From `python -m care_jax.train` to `jax.grad` you pass.*?\.\n", text, re.S)
     assert sentence is not None
     return set(re.findall(r"care_jax/[\w/]+\.py", sentence[0]))
 
 
 def test_the_way_to_the_gradient(cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a layer that is put in between, and a README that tells of another way."""
+    """Catches a layer that is put in between, and a text that tells of another way."""
 
     def stop(*args: object, **kwargs: object) -> None:
         raise RuntimeError("here")

@@ -5,7 +5,7 @@
 #   run.sh --name=N --zone=Z --project=P --type=T --version=V [--spot] --bucket=B [--poll=30] [--restarts=5]
 #          [--dry-run] -- python -m care_jax.train --config=configs/F.py --workdir=bucket/runs/R [--config.a.b=v]
 # --restarts: how often a failed command is started again; preemptions do not count. Exit code 2, bad input, ends
-# everything at once; README.md, "A run folder", lists the codes.
+# everything at once; docs/run_folder.md lists the codes.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 parse "name zone project type version spot bucket poll restarts --" "$@"

@@ -173,7 +173,7 @@ def exchange(value: T) -> list[T]:
             lengths = [int.from_bytes(row[:_HEADER].tobytes(), "little") for row in frames[0]]
             if max(lengths) > _LARGEST:
                 raise RuntimeError(
-                    f"process {np.argmax(lengths)} sent {max(lengths)} bytes; it is no process of this run"
+                    f"process {np.argmax(lengths)} sent {max(lengths)} bytes; it does not belong to this run"
                 )
     rows = np.concatenate(frames, axis=1)
     return [

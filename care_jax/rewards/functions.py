@@ -110,7 +110,7 @@ def compute(name: str, records: Sequence[Mapping[str, Any]], responses: Sequence
     try:
         returned = function([_decode(record) for record in records], list(responses))
         if isinstance(returned, (*_TEXTS, Mapping, Set)):  # list() would take them apart, or in any order
-            raise TypeError(f"{type(returned).__name__} is no list of rewards")
+            raise TypeError(f"{type(returned).__name__} is not a list of rewards")
         values = list(returned)
         if len(values) != len(responses):
             raise ValueError(f"{len(values)} rewards for {len(responses)} responses")

@@ -32,7 +32,7 @@ _UNREAD = ParsedResponse(think=None, answer=None, several_answers=False, format_
 
 
 class Judged(NamedTuple):
-    """A batch of judged responses; the lists are [B][G], for people and logs."""
+    """A batch of judged responses; the lists are `[B][G]`, for people and logs."""
 
     verdicts: Verdicts  # NumPy arrays
     texts: list[list[str]]  # decoded responses, special tokens left out

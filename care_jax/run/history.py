@@ -161,7 +161,7 @@ def _is_among(key: str, groups: tuple[str, ...]) -> bool:
 
 def _tell(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if not key.isprintable():
-        return f"the key {shown(key)} is no setting"
+        return f"the key {shown(key)} is not a setting"
     if key.startswith(_CONTENT):
         return f"the {key} has changed"
     return f"{key} was {shown(before.get(key))} and is {shown(now.get(key))}"
@@ -192,5 +192,5 @@ def _read(path: epath.Path) -> dict[str, Any]:
         isinstance(change, dict) and all(isinstance(change.get(side), dict) for side in ("from", "to"))
         for change in changes or ()
     ):
-        raise InputError(f"{path} is no history of a run; put back a copy, or name another --workdir")
+        raise InputError(f"{path} is not the history of a run; put back a copy, or name another --workdir")
     return history

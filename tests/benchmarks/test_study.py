@@ -230,7 +230,7 @@ def test_every_arm_has_a_config_of_its_own() -> None:
     named = {name for claim in claims for name in (claim.arm, claim.than)}
     named |= {name for default in study_claims.DEFAULTS for name in (default.arm, *default.others.values())}
     assert named <= study.ARMS.keys()
-    with pytest.raises(ValueError, match="'three_skills/sft' is no run of the study"):
+    with pytest.raises(ValueError, match="'three_skills/sft' is not a run of the study"):
         study.get_config("three_skills/sft")
 
 

@@ -379,5 +379,5 @@ def test_nothing_that_a_stranger_sends_is_run(monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.setattr(
         processes.multihost_utils, "process_allgather", lambda frame: np.full((2, len(frame)), 255, np.uint8)
     )
-    with pytest.raises(RuntimeError, match="it is no process of this run"):
+    with pytest.raises(RuntimeError, match="it does not belong to this run"):
         processes.exchange(True)
