@@ -31,6 +31,7 @@ _FROM_COMMANDS = ("model.folder", "data.train", "data.eval")  # keys that some c
 _CONFIG_FLAG = re.compile(r"--?(config\.[\w.]+)(=.*)?", re.DOTALL)
 _FOREIGN = ("absl.", "tensorflow_datasets.")  # modules whose flags --help leaves out
 _SHIPPED_CONFIG = re.compile(r"(?P<flag>--?config=|)(?P<file>configs/\w+\.py)(?P<run>:.*|)")
+_RECORDED = Path(__file__).parent / "run" / "recorded_config.py"  # the config that a run folder has
 _is_read = False  # the flags of this process
 
 # Module and purpose of each command of `care-jax`.
@@ -44,6 +45,7 @@ COMMANDS = {
     "cold_start": ("care_jax.cold_start", "supervised training before RL"),
     "train": ("care_jax.train", "RL"),
     "evaluate": ("care_jax.evaluate", "accuracy of a run on its held-out data or on benchmarks"),
+    "generate": ("care_jax.generate", "questions to a model: on the terminal, from a file, on a page, over HTTP"),
     "report": ("care_jax.report", "one HTML page about runs"),
     "jax_to_hf": ("care_jax.convert.jax_to_hf", "export a run as a Hugging Face folder"),
 }
@@ -87,7 +89,10 @@ def main() -> None:
 
 
 def run(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
-    """Parses `--config=configs/F.py --workdir=DIR [--config.a.b=v]`, joins the other processes, calls `main`."""
+    """Parses `--config=configs/F.py --workdir=DIR [--config.a.b=v]`, joins the other processes, calls `main`.
+
+    Without --config it is the config that the run in DIR has recorded.
+    """
 
     def with_workdir() -> None:
         from care_jax.parallel import processes  # imports JAX, which a command without a config may do without
@@ -237,10 +242,14 @@ def _help(*, with_config: bool) -> str:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses with absl; whatever is wrong with a flag, a config key or a config file becomes an InputError."""
     logging.set_verbosity(logging.ERROR)  # what ml_collections warns of becomes an error below
+    workdir = _value(argv, "workdir") if "config" in flags.FLAGS and _value(argv, "config") is None else None
+    recorded = [] if workdir is None else [f"--config={_RECORDED}:{workdir}"]
     try:
-        return list(flags.FLAGS(_with_shipped_config(argv)))
+        return list(flags.FLAGS(_with_shipped_config([*argv[:1], *recorded, *argv[1:]])))
     except Exception as error:  # a config file is a program, and may raise anything
         given = next((word for word in argv if word.lstrip("-").startswith("config=")), "--config")
+        if recorded:
+            given = f"--workdir={workdir}"
         raise InputError(one_line(_message(error, given), _LONGEST)) from error
     finally:
         logging.set_verbosity(logging.WARNING)
@@ -257,6 +266,15 @@ def _with_shipped_config(argv: list[str]) -> list[str]:
         return f"{match['flag']}{shipped}{match['run']}" if shipped.is_file() else word
 
     return [resolved(word, before) for word, before in zip(argv, ["", *argv], strict=False)]
+
+
+def _value(argv: list[str], name: str) -> str | None:
+    """The value of a flag on a command line that is not parsed yet; None if it is not there."""
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        flag, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag == name:
+            return value if equals else following
+    return None
 
 
 def _message(error: Exception, given: str) -> str:

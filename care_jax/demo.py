@@ -97,6 +97,8 @@ def show(result: dict) -> None:
         print(f"{title:24}" + "".join(f"{result['accuracy'][stage][name]:10.3f}" for name in (*SKILLS, "mean")))
     for name in ("report", "checkpoint", "export"):
         print(f"{name:12}{result[name]}")
+    run = Path(result["checkpoint"]).parents[1]
+    print(f"ask it      python -m care_jax.generate --workdir={run} --serve")
     print(json.dumps(result), flush=True)
 
 

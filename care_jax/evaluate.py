@@ -36,7 +36,7 @@ from jax.sharding import Mesh
 
 from care_jax import config as config_lib
 from care_jax import files
-from care_jax.checkpoints.initial_state import initial_model
+from care_jax.checkpoints.initial_state import initial_model, with_weights_of
 from care_jax.checkpoints.load import find_params
 from care_jax.data import loader
 from care_jax.data.array_records import StoredRecords
@@ -85,7 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
     require_same({"--workdir": str(workdir)} | config_lib.flat(config))
 
     def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, RecordSource, Mesh]:
-        resolved = _with_weights_of(workdir, config)
+        resolved = with_weights_of(workdir, config)
         mesh = make_mesh(resolved, training=False)
         return resolved, make_processor(resolved), loader.open_source(resolved, "eval"), mesh
 
@@ -118,7 +118,7 @@ def run_benchmarks(config: ml_collections.ConfigDict, workdir: Path, names: Sequ
     root, folder = Path(config.eval.benchmarks), workdir / "benchmarks"
 
     def open_inputs() -> tuple[ml_collections.ConfigDict, Processor, dict[str, StoredRecords], Mesh]:
-        sources, resolved = test_sets.open_benchmarks(root, names), _with_weights_of(workdir, config)
+        sources, resolved = test_sets.open_benchmarks(root, names), with_weights_of(workdir, config)
         return resolved, make_processor(resolved), sources, make_mesh(resolved, training=False)
 
     config, processor, sources, mesh = together(open_inputs)
@@ -218,14 +218,6 @@ def _training_data(config: ml_collections.ConfigDict) -> RecordSource | None:
         if is_first():
             print(f"note: no majority answers, since data.train cannot be opened: {error}", file=sys.stderr)
         return None
-
-
-def _with_weights_of(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with the newest checkpoint of `workdir` as weights. Raises InputError if there is none."""
-    find_params(workdir)
-    config = ml_collections.ConfigDict(config)
-    config.model.weights = str(workdir)
-    return config
 
 
 def _settings(config: ml_collections.ConfigDict, params: epath.Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ ROOMS = (
     "planning",
     "page",
 )
-COMMANDS = ("train", "cold_start", "evaluate", "judge", "plan", "report", "demo", "data.prepare")
+COMMANDS = ("train", "cold_start", "evaluate", "generate", "judge", "plan", "report", "demo", "data.prepare")
 NOT_INSTALLED = ("benchmarks", "configs", "convert", "tests", "tpu_scripts")
 MOST_FILES, MOST_PACKAGES, MOST_LINES = 16, 12, 350
 

@@ -8,9 +8,10 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
-from care_jax.checkpoints.load import load_params
+from care_jax.checkpoints.load import find_params, load_params
 from care_jax.models import QwenVL, abstract_model, init_model, params_from_dict, params_to_dict
 from care_jax.parallel import sharding
 from care_jax.stages.model import make_model_config
@@ -33,6 +34,14 @@ def initial_model(config: ml_collections.ConfigDict, mesh: Mesh) -> QwenVL:
         return make(model_config, jax.random.key(config.seed))
     by_name: dict[str, Any] = params_to_dict(shardings)
     return params_from_dict(model_config, load_params(config.model.weights, by_name))
+
+
+def with_weights_of(folder: epath.PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the newest checkpoint under `folder` as weights. Raises InputError if there is none."""
+    find_params(folder)
+    config = ml_collections.ConfigDict(config)
+    config.model.weights = str(folder)
+    return config
 
 
 def initial_state(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

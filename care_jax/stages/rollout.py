@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Home, Prefix, empty_branch_cache
 from care_jax.models.decoder import DecoderLayer
-from care_jax.parallel.collectives import argmax, first_row, log_softmax, most, num_shards, part_start, pick, sum_parts
+from care_jax.parallel.collectives import argmax, first_row, log_softmax, most, pick
+from care_jax.stages.draws import draw
 from care_jax.stages.score import entropy_of, masked_logits
 from care_jax.structs import Array, Forced, Rollouts
 
@@ -57,7 +58,7 @@ class _Written:
 
 
 @struct.dataclass
-class _Loop:
+class Loop:
     """The decoding loop's state after t sampled tokens: of all branches [B, J], or of the n that are left as [n, 1]."""
 
     t: Int32[Array, ""]
@@ -68,13 +69,14 @@ class _Loop:
 
 
 @struct.dataclass
-class _Branches:
+class Branches:
     """The part of a loop that stays as it is while branches are decoded; rows are prompts, or moved branches."""
 
     prefix: Prefix
     forced_len: Int32[Array, "rows J"]
     room: Int32[Array, "rows J"]  # tokens that may be sampled
     number: Int32[Array, "rows J"]  # among all branches, so that draws do not depend on the batch
+    temperature: Float32[Array, "rows J"] | None = None  # 0 decodes greedily; None: the sampling's, for all
     home: Home | None = None  # of moved branches, whose prompts stay where they are
 
 
@@ -101,69 +103,24 @@ def generate(
 
     `key` is used for this call alone; token t of branch n is drawn with fold_in(fold_in(key, t), n).
     """
-    batch, num_branches, num_forced = forced.token_ids.shape
-    slots = jnp.arange(num_forced + sampling.response_len, dtype=jnp.int32)
+    batch, num_branches, _ = forced.token_ids.shape
     stacks, prefix = model.in_stacks(prefix)
     counted = nothing_forced(batch, num_branches) if sampling.drop_forced else forced  # what a response holds of it
     room = sampling.response_len - counted.forced_len
 
-    def decode_token(branches: _Branches, loop: _Loop) -> _Loop:
-        logits = masked_logits(
-            model.head, loop.hidden, forbidden_mask=forbidden_mask, temperature=sampling.logits_temperature
-        )
-        logprobs = log_softmax(logits)
-        if sampling.temperature > 0:
-            token = _draw(jax.random.fold_in(key, loop.t), branches.number, jnp.exp(logprobs))
-        else:
-            token = argmax(logprobs)
-        is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
-        sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
-        is_full = sampled_len >= branches.room
-        forced_visible = slots[None, None] < branches.forced_len[..., None]
-        own_visible = forced_visible | ((slots >= num_forced) & (slots <= num_forced + loop.t))[None, None]
-        hidden, cache = model.extend(
-            token[..., None],
-            stacks=stacks,
-            prefix=branches.prefix,
-            cache=loop.cache,
-            slot=num_forced + loop.t,
-            offset=(branches.forced_len + loop.t)[..., None],
-            own_visible=own_visible[:, :, None],
-            home=branches.home,
-        )
+    decode = functools.partial(
+        decode_token, model=model, stacks=stacks, forbidden_mask=forbidden_mask, key=key, sampling=sampling
+    )
 
-        def record(column: Array, value: Array) -> Array:
-            """Writes value [B, J, ...] as token t of the branches that are alive."""
-            value = jnp.where(jnp.expand_dims(loop.alive, tuple(range(2, value.ndim))), value, jnp.zeros_like(value))
-            return jax.lax.dynamic_update_index_in_dim(column, value, loop.t, axis=2)
-
-        written = loop.written
-        return _Loop(
-            t=loop.t + 1,
-            hidden=hidden[:, :, 0],
-            cache=cache,
-            written=_Written(
-                token_ids=record(written.token_ids, token),
-                logprobs=record(written.logprobs, pick(logprobs, token)),
-                sampled_len=sampled_len,
-                stopped=written.stopped | (loop.alive & is_stop),
-                entropy=None
-                if written.entropy is None
-                else record(written.entropy, entropy_of(logprobs, forbidden_mask)),
-                states=None if written.states is None else record(written.states, hidden[:, :, 0]),
-            ),
-            alive=loop.alive & ~is_stop & ~is_full,
-        )
-
-    def finish(branches: _Branches, loop: _Loop, sizes: list[int]) -> _Written:
+    def finish(branches: Branches, loop: Loop, sizes: list[int]) -> _Written:
         """Decodes to the end; once no more than sizes[0] branches are alive, these alone."""
         enough = sizes[0] if sizes else 0
 
-        def goes_on(loop: _Loop) -> Array:
+        def goes_on(loop: Loop) -> Array:
             # On shards all go on together: none leaves a loop in which others still exchange data.
             return (loop.t < sampling.response_len) & (most(jnp.sum(loop.alive)) > enough)
 
-        loop = jax.lax.while_loop(goes_on, functools.partial(decode_token, branches), loop)
+        loop = jax.lax.while_loop(goes_on, functools.partial(decode, branches), loop)
         if not sizes:
             return loop.written
         left = jnp.argsort(~loop.alive.reshape(-1), stable=True)[:enough]
@@ -173,45 +130,79 @@ def generate(
     total = batch * num_branches
     sizes = sorted({max(1, int(share * total)) for share in sampling.compact_shares} - {total}, reverse=True)
     number = first_row(batch) * num_branches + jnp.arange(total, dtype=jnp.int32)
-    everyone = _Branches(prefix, forced.forced_len, room, number.reshape(batch, num_branches))
+    everyone = Branches(prefix, forced.forced_len, room, number.reshape(batch, num_branches))
     forced = dataclasses.replace(forced, active=forced.active & (room > 0))
-    return _join(counted, finish(everyone, _start(model, stacks, prefix, forced, slots, sampling), sizes))
+    return _join(counted, finish(everyone, start_loop(model, stacks, prefix, forced, sampling), sizes))
 
 
-_BLOCK = 512  # ids
+def decode_token(
+    branches: Branches,
+    loop: Loop,
+    *,
+    model: QwenVL,
+    stacks: Sequence[DecoderLayer],
+    forbidden_mask: Bool[Array, "V"],
+    key: Array,
+    sampling: Sampling,
+) -> Loop:
+    """Samples token t of the branches that are alive, and runs it through the model: one round of a decoding loop."""
+    slots = jnp.arange(loop.cache.k[0].shape[-2], dtype=jnp.int32)
+    num_forced = slots.size - sampling.response_len
+    logprobs = log_softmax(
+        masked_logits(model.head, loop.hidden, forbidden_mask=forbidden_mask, temperature=_divisor(branches, sampling))
+    )
+    token = _choose(branches, logprobs, jax.random.fold_in(key, loop.t), sampling)
+    is_stop = jnp.any(token[..., None] == jnp.asarray(sampling.stop_ids, jnp.int32)[None, None], axis=-1)
+    sampled_len = loop.written.sampled_len + loop.alive.astype(jnp.int32)
+    is_full = sampled_len >= branches.room
+    forced_visible = slots[None, None] < branches.forced_len[..., None]
+    own_visible = forced_visible | ((slots >= num_forced) & (slots <= num_forced + loop.t))[None, None]
+    hidden, cache = model.extend(
+        token[..., None],
+        stacks=stacks,
+        prefix=branches.prefix,
+        cache=loop.cache,
+        slot=num_forced + loop.t,
+        offset=(branches.forced_len + loop.t)[..., None],
+        own_visible=own_visible[:, :, None],
+        home=branches.home,
+    )
+
+    def record(column: Array, value: Array) -> Array:
+        """Writes value [B, J, ...] as token t of the branches that are alive."""
+        value = jnp.where(jnp.expand_dims(loop.alive, tuple(range(2, value.ndim))), value, jnp.zeros_like(value))
+        return jax.lax.dynamic_update_index_in_dim(column, value, loop.t, axis=2)
+
+    written = loop.written
+    return Loop(
+        t=loop.t + 1,
+        hidden=hidden[:, :, 0],
+        cache=cache,
+        written=_Written(
+            token_ids=record(written.token_ids, token),
+            logprobs=record(written.logprobs, pick(logprobs, token)),
+            sampled_len=sampled_len,
+            stopped=written.stopped | (loop.alive & is_stop),
+            entropy=None if written.entropy is None else record(written.entropy, entropy_of(logprobs, forbidden_mask)),
+            states=None if written.states is None else record(written.states, hidden[:, :, 0]),
+        ),
+        alive=loop.alive & ~is_stop & ~is_full,
+    )
 
 
-def _draw(key: Array, number: Int32[Array, "B J"], probs: Float32[Array, "B J part"]) -> Int32[Array, "B J"]:
-    """Draws an id for each branch from probs, with a key of its own made from its number [B, J].
-
-    A block of ids is drawn first, then an id in it: two random numbers a branch, where Gumbel noise takes V. One number
-    for both would lose ids of the tail, whose probabilities are smaller than the spacing of float32 numbers below 1.
-    On shards a device has a part of the vocabulary: it tells the others the sums of its blocks, and who has the one
-    that was drawn tells that block.
-    """
-    keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
-    at = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
-    size, parts = probs.shape[-1], num_shards("tensor")
-    first, offset = jnp.divmod(jnp.int32(part_start(size)), _BLOCK)  # the part may begin and end within a block
-    rows, num_blocks = probs.shape[:-1], -(-size * parts // _BLOCK)
-    num_own = -(-(size + (_BLOCK if parts > 1 else 0)) // _BLOCK)
-    own = jnp.zeros((*rows, num_own * _BLOCK), probs.dtype)
-    own = jax.lax.dynamic_update_slice(own, probs, (0, 0, offset)).reshape(*rows, num_own, _BLOCK)
-    sums = jnp.zeros((*rows, num_blocks + num_own), probs.dtype)
-    sums = jax.lax.dynamic_update_slice(sums, jnp.sum(own, axis=-1), (0, 0, first))
-    block = _find(jnp.asarray(sum_parts(sums))[..., :num_blocks], at[..., 0])
-    mine = block - first
-    drawn = jnp.take_along_axis(own, jnp.clip(mine, 0, num_own - 1)[..., None, None], axis=-2)[..., 0, :]
-    drawn = jnp.where(((mine >= 0) & (mine < num_own))[..., None], drawn, 0.0)
-    return block * _BLOCK + _find(jnp.asarray(sum_parts(drawn)), at[..., 1])
+def _divisor(branches: Branches, sampling: Sampling) -> Any:
+    """The divisor of the logits: a float, or one for each branch [B, J, 1]."""
+    if branches.temperature is None:
+        return sampling.logits_temperature
+    return jnp.where(branches.temperature > 0, branches.temperature, 1.0)[..., None]
 
 
-def _find(weights: Array, at: Array) -> Array:
-    """Index at which a share `at` [...] in [0, 1) of the sum of weights [..., n] is reached; never at a weight of 0."""
-    upto = jnp.cumsum(weights, axis=-1)
-    index = jnp.sum(upto <= at[..., None] * upto[..., -1:], axis=-1, dtype=jnp.int32)
-    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1).astype(jnp.int32)
-    return jnp.minimum(index, last)  # a share that is rounded up to all of it is past the last
+def _choose(branches: Branches, logprobs: Array, key: Array, sampling: Sampling) -> Int32[Array, "rows J"]:
+    """The next id of each branch: a draw, or the likeliest at temperature 0."""
+    if branches.temperature is not None:
+        drawn = draw(key, branches.number, jnp.exp(logprobs))
+        return jnp.where(branches.temperature > 0, drawn, argmax(logprobs))
+    return draw(key, branches.number, jnp.exp(logprobs)) if sampling.temperature > 0 else argmax(logprobs)
 
 
 def _take(x: Array, rows: Array) -> Array:
@@ -224,8 +215,8 @@ def _put(x: Array, rows: Array, new: Array) -> Array:
     return jnp.asarray(x).reshape(-1, *x.shape[2:]).at[rows].set(new[:, 0]).reshape(x.shape)
 
 
-def _take_branches(branches: _Branches, rows: Array) -> Any:
-    """Branches `rows` [n], as _Branches with n in place of B.
+def _take_branches(branches: Branches, rows: Array) -> Any:
+    """Branches `rows` [n], as Branches with n in place of B.
 
     Each takes along a copy of its prompt's keys and values once that is no more to read than all prompts'.
     """
@@ -243,19 +234,20 @@ def _take_branches(branches: _Branches, rows: Array) -> Any:
             next_position=prefix.next_position[prompt],
             last_hidden=prefix.last_hidden[prompt],
         )
-    return _Branches(
+    return Branches(
         prefix=prefix,
         forced_len=_take(branches.forced_len, rows),
         room=_take(branches.room, rows),
         number=_take(branches.number, rows),
+        temperature=None if branches.temperature is None else _take(branches.temperature, rows),
         home=home,
     )
 
 
-def _take_loop(loop: _Loop, rows: Array) -> Any:
-    """The loop's state of branches `rows` [n]: a _Loop with n in place of B."""
+def _take_loop(loop: Loop, rows: Array) -> Any:
+    """The loop's state of branches `rows` [n]: a Loop with n in place of B."""
     take = functools.partial(_take, rows=rows)
-    return _Loop(
+    return Loop(
         t=loop.t,
         hidden=take(loop.hidden),
         cache=jax.tree.map(jax.vmap(take), loop.cache),
@@ -264,16 +256,16 @@ def _take_loop(loop: _Loop, rows: Array) -> Any:
     )
 
 
-def _start(
+def start_loop(
     model: QwenVL,
     stacks: Sequence[DecoderLayer],
     prefix: Prefix,
     forced: Forced,
-    slots: Array,
     sampling: Sampling,
-) -> _Loop:
+) -> Loop:
     """The state before the first sampled token: forced tokens are run through the model all at once."""
     batch, num_branches, num_forced = forced.token_ids.shape
+    slots = jnp.arange(num_forced + sampling.response_len, dtype=jnp.int32)
     cache = empty_branch_cache(prefix, num_branches, slots.size)
     hidden = jnp.broadcast_to(prefix.last_hidden[:, None], (batch, num_branches, prefix.last_hidden.shape[-1]))
     if num_forced:
@@ -291,7 +283,7 @@ def _start(
         at_last = jnp.take_along_axis(states, last, axis=2)[:, :, 0]
         hidden = jnp.where((forced.forced_len > 0)[..., None], at_last, hidden)
     shape = (batch, num_branches, sampling.response_len)
-    return _Loop(
+    return Loop(
         t=jnp.int32(0),
         hidden=hidden,
         cache=cache,

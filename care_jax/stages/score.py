@@ -33,7 +33,11 @@ class TokenScores:
 
 
 def masked_logits(
-    head: Embedding | Linear, hidden: Float[Array, "*rows D"], *, forbidden_mask: Bool[Array, "V"], temperature: float
+    head: Embedding | Linear,
+    hidden: Float[Array, "*rows D"],
+    *,
+    forbidden_mask: Bool[Array, "V"],
+    temperature: float | Float32[Array, "*rows 1"],
 ) -> Float32[Array, "*rows part"]:
     """Logits / temperature, with forbidden ids out of reach; on shards this device's part of the vocabulary."""
     values = logits(head, hidden) / temperature

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from benchmarks import padded
 from care_jax.models import QwenVL, decoder, qwen_vl
 from care_jax.parallel import collectives
-from care_jax.stages import rollout, score
+from care_jax.stages import draws, rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Forced, Rollouts, Verdicts
 from tests.packings import make_packing
@@ -283,7 +283,7 @@ def test_draws_have_the_probabilities_they_are_drawn_from():
     weights[512:1024] *= 1e-6  # a block of the tail
     probs = (weights / weights.sum()).astype(np.float32)
     number = jnp.arange(num_draws, dtype=jnp.int32)[None]
-    ids = rollout._draw(jax.random.key(5), number, jnp.broadcast_to(probs, (1, num_draws, num_ids)))
+    ids = draws.draw(jax.random.key(5), number, jnp.broadcast_to(probs, (1, num_draws, num_ids)))
     counts = np.bincount(np.asarray(ids)[0], minlength=num_ids)
     assert counts[probs == 0].sum() == 0
     expected = num_draws * probs.astype(np.float64)
@@ -308,7 +308,7 @@ def test_parts_of_the_vocabulary_draw_as_the_whole(num_parts, num_ids):
         return np.asarray(jax.jit(run)(probs))
 
     def draw(probs: jax.Array) -> jax.Array:
-        return rollout._draw(KEY, number, probs)
+        return draws.draw(KEY, number, probs)
 
     whole = np.asarray(draw(probs))
     # A share within rounding of a border may fall on its other side.
@@ -323,7 +323,7 @@ def test_parts_of_the_vocabulary_draw_as_the_whole(num_parts, num_ids):
 def test_a_draw_at_the_edges():
     """Catches an id past the last, or of probability 0, where a share is rounded to nothing or to all."""
     weights = jnp.asarray([[0, 0, 1, 0, 3, 0], [0.1] * 6, [0, 0, 0, 0, 0, 1e-30], [1, 0, 0, 0, 0, 0]], jnp.float32)
-    assert rollout._find(weights, jnp.zeros(4)).tolist() == [2, 0, 5, 0]
-    assert rollout._find(weights, jnp.full(4, np.nextafter(np.float32(1), np.float32(0)))).tolist() == [4, 5, 5, 0]
-    assert rollout._find(weights, jnp.ones(4)).tolist() == [4, 5, 5, 0]
-    assert rollout._find(weights[:1], jnp.full(1, 0.25)).tolist() == [4]
+    assert draws._find(weights, jnp.zeros(4)).tolist() == [2, 0, 5, 0]
+    assert draws._find(weights, jnp.full(4, np.nextafter(np.float32(1), np.float32(0)))).tolist() == [4, 5, 5, 0]
+    assert draws._find(weights, jnp.ones(4)).tolist() == [4, 5, 5, 0]
+    assert draws._find(weights[:1], jnp.full(1, 0.25)).tolist() == [4]
