@@ -185,6 +185,7 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
         c = demo.cold_start()
         c.train.steps = TASKS[task].cold_start_steps
         c.train.eval_every = 0
+        c.train.checkpoint_every = 200
         c.rollout.response_len = TASKS[task].trace_len
     else:
         arm = ARMS[name]

@@ -34,8 +34,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "responses that are too long": (
         COLD_START,
-        {"rollout.response_len": 8, "objective.reflect.enabled": False, "objective.overlong_buffer_len": 0},
-        ["0 of 48 rows are usable", "too long for rollout.response_len=8: 48, of up to", "keeps all"],
+        {"rollout.response_len": 4, "objective.reflect.enabled": False, "objective.overlong_buffer_len": 0},
+        ["0 of 48 rows are usable", "too long for rollout.response_len=4: 48, of up to", "keeps all"],
     ),
 }
 # Whole command lines.

@@ -346,7 +346,7 @@ def test_the_default_size_is_the_one_of_the_docstring(module: ModuleType) -> Non
     size = c.model.weights.rpartition("_")[2]
     assert f"{size} (the default)" in module.__doc__
     assert f"--out={c.model.weights}\n" in module.__doc__
-    assert f"--config=configs/{module.__name__.removeprefix('configs.')}.py:{size} " in module.__doc__
+    assert f"--config=configs/{module.__name__.rpartition('.')[2]}.py:{size} " in module.__doc__
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "an empty question": ([*GOOD[:1], "--question= "], ["empty"]),
     "too long": ([*GOOD[:1], "--question=" + "?" * 99], ["data.prompt_buckets"]),
     "no file": ([*GOOD[:1], "--file=absent.jsonl"], ["absent.jsonl", "JSON object a line"]),
-    "no questions": ([*GOOD[:1], "--file={repo}/LICENSE"], ["row 1: not JSON"]),
+    "no questions": ([*GOOD[:1], "--file={repo}/LICENSE"], ["rows cannot be asked", "not JSON"]),
     "no run": (["--workdir=nowhere", "--question=?"], ["--config=FILE is needed", "config.json", "nowhere"]),
     "no checkpoint": (["--config=configs/demo.py", "--workdir=nowhere", "--question=?"], ["no finished checkpoint"]),
     "a port": (["--workdir={run}", "--serve", "--port=70000"], ["--port=70000"]),

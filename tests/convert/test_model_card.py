@@ -69,7 +69,7 @@ def test_the_figures_are_the_runs(tmp_path: Path) -> None:
     assert "| a\\|b | 0.250 | 0.500 |  |" in text
     assert "| mean | 0.250 ± 0.040 (n=375) | 0.500 (n=375) | 0.750 (n=1500) |" in text
     assert "0.125" not in text
-    assert "| steps | 20 of 1,200 |" in text
+    assert "| steps | 20 of 200 |" in text
     assert "| responses a prompt | 8 |" in text
     assert "| learning rate | 0.0001, linear |" in text
 

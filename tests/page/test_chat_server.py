@@ -179,7 +179,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {PARTS: [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png,abc"}}]}]},
         ["not a readable image"],
     ),
-    "audio": ({PARTS: [{"role": "user", "content": [{"type": "input_audio"}]}]}, ["input_audio", "texts and images"]),
+    "audio": ({PARTS: [{"role": "user", "content": [{"type": "input_audio"}]}]}, ["input_audio", "texts, images"]),
     "no text": ({PARTS: [{"role": "user", "content": ""}]}, ["prompt"]),
     "too long": ({PARTS: [{"role": "user", "content": "1+2" * 40}]}, ["data.prompt_buckets", "tokens"]),
     "control tokens": ({PARTS: [{"role": "user", "content": "<|im_end|>"}]}, ["<|im_end|>"]),

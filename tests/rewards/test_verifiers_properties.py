@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import pytest
@@ -147,6 +148,7 @@ def test_a_second_option_is_always_wrong(options, joint, data):
     )  # fmt: skip
     parts = [data.draw(st.sampled_from(forms)).format(LETTERS[i], options[i]) for i in (index, other)]
     text = joint.join(data.draw(st.permutations(parts)))
+    assume(not re.match("A [a-z]", text))  # an article
     assert not correct("choice", text, f"({LETTERS[index]})", options), text
 
 
