@@ -171,6 +171,22 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {PARTS: [{"role": "user", "content": [{"type": "image", "image": {"path": "/etc/passwd"}}]}]},
         ["data: URL"],
     ),
+    "frames in files": (
+        {PARTS: [{"role": "user", "content": [{"type": "video", "video": ["/etc/passwd"] * 2, "fps": 1}]}]},
+        ["holds a video"],
+    ),
+    "a folder of frames": (
+        {PARTS: [{"role": "user", "content": [{"type": "video", "video": "/etc", "fps": 1}]}]},
+        ["holds a video"],
+    ),
+    "no folder of frames": (
+        {PARTS: [{"role": "user", "content": [{"type": "video", "video": "/absent", "fps": 1}]}]},
+        ["holds a video"],
+    ),
+    "frames in a turn of another form": (
+        {PARTS: [{"role": "user", "value": [{"type": "video", "video": ["/etc/passwd"] * 2, "fps": 1}]}]},
+        ["holds a video"],
+    ),
     "the web": (
         {PARTS: [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}]}]},
         ["https://a.b/c.png", "nothing is downloaded"],
@@ -179,7 +195,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {PARTS: [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png,abc"}}]}]},
         ["not a readable image"],
     ),
-    "audio": ({PARTS: [{"role": "user", "content": [{"type": "input_audio"}]}]}, ["input_audio", "texts and images"]),
+    "audio": ({PARTS: [{"role": "user", "content": [{"type": "input_audio"}]}]}, ["input_audio", "texts, images"]),
     "no text": ({PARTS: [{"role": "user", "content": ""}]}, ["prompt"]),
     "too long": ({PARTS: [{"role": "user", "content": "1+2" * 40}]}, ["data.prompt_buckets", "tokens"]),
     "control tokens": ({PARTS: [{"role": "user", "content": "<|im_end|>"}]}, ["<|im_end|>"]),
