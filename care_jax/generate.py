@@ -63,7 +63,7 @@ from care_jax.stages.table import Bucket
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How the samples of every question are drawn."""
+    """The settings that the samples of every question are drawn with."""
 
     num_samples: int
     temperature: float  # 0 decodes greedily

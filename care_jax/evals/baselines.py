@@ -105,7 +105,7 @@ def _spread(source: RecordSource, limit: int) -> Iterator[Record]:
 
 
 def _keys(record: Record) -> list[Hashable]:
-    """What questions are grouped by, from the question itself to the kind of its answer."""
+    """The keys that questions are grouped by, from the question itself to the kind of its answer."""
     kind = record.answer_kind
     return [(kind, record.source, record.prompt, record.choices), (kind, record.source), (kind,)]
 

@@ -29,7 +29,7 @@ from care_jax.stages.model import make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run reads."""
+    """The inputs of a run, opened."""
 
     processor: Processor
     account: list[str]  # lines about the data
