@@ -66,8 +66,9 @@ def run(workdir: Path, cold: ml_collections.ConfigDict, care: ml_collections.Con
     with contextlib.closing(StopFlag()) as stop:  # a signal may come between the last step of a stage and the next
         for stage, config, name in ((cold_start, cold, "cold_start"), (train, care, "care")):
             _announce(f"{name.replace('_', ' ')}: {config.train.steps} steps in {workdir / name}")
-            state = stage.run(config, workdir / name)
-            if int(state.step) < config.train.steps or stop.poll():
+            stage.run(config, workdir / name)
+            if stop.poll():
+                _announce(f"stopped after the stage {name}; run again to resume")
                 raise SystemExit(EXIT_CODE)
 
     exported = workdir / "export"

@@ -44,12 +44,12 @@ from care_jax import config as config_lib
 from care_jax import files
 from care_jax.checkpoints.initial_state import initial_model, with_weights_of
 from care_jax.checkpoints.load import find_params
-from care_jax.data.file_formats import file_rows
+from care_jax.data import own_data
 from care_jax.data.parsing import Row
 from care_jax.errors import BadRowError, InputError, listed, printable
 from care_jax.evals.answer_text import Parts, split_response
 from care_jax.evals.decoding import batch_size
-from care_jax.evals.engine import MOST_ROWS, Engine, Piece, Question
+from care_jax.evals.engine import MOST_ROWS, MOST_SAMPLES, MOST_WAITING, Engine, Piece, Question
 from care_jax.evals.questions import encode_question, read_question
 from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, make_processor
@@ -63,7 +63,7 @@ from care_jax.stages.table import Bucket
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How the samples of every question are drawn."""
+    """The settings that the samples of every question are drawn with."""
 
     num_samples: int
     temperature: float  # 0 decodes greedily
@@ -166,7 +166,7 @@ def read_file(path: Path) -> list[Row]:
     files.require_readable(path, f"no file {path}; give a file with one JSON object a line")
     rows: list[Row] = []
     problems: list[str] = []
-    for number, raw in file_rows(path):
+    for number, raw in own_data.rows(path):
         try:
             if isinstance(raw, BadRowError):
                 raise raw
@@ -191,7 +191,8 @@ def answer_file(engine: Engine, rows: Sequence[Row], drawing: Drawing) -> Iterat
         with engine.ask(question) as pieces:
             return {"id": row.record.id, "samples": describe(pieces)}
 
-    with ThreadPoolExecutor(2 * MOST_ROWS) as pool:  # a batch is encoded while another is decoded
+    # A batch is encoded while another is decoded, and no more wait than the engine takes.
+    with ThreadPoolExecutor(min(2 * MOST_ROWS, MOST_WAITING // drawing.num_samples)) as pool:
         yield from pool.map(answer, range(len(rows)), rows)
 
 
@@ -207,8 +208,8 @@ def _question(processor: Processor, row: Row, drawing: Drawing, number: int = 0)
 
 def _read_drawing(config: ml_collections.ConfigDict) -> Drawing:
     n, temperature = flags.FLAGS.n, flags.FLAGS.temperature
-    if not 1 <= n <= 64:
-        raise InputError(f"--n={n}: ask for 1 to 64 samples")
+    if not 1 <= n <= MOST_SAMPLES:
+        raise InputError(f"--n={n}: ask for 1 to {MOST_SAMPLES} samples")
     if temperature is None:
         temperature = 0.0 if n == 1 else 1.0
     if not (math.isfinite(temperature) and 0 <= temperature <= 100):

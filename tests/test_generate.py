@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import shlex
 import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,9 @@ import pytest
 
 from care_jax import generate
 from care_jax.errors import InputError
-from care_jax.evals.engine import Piece
+from care_jax.evals.engine import MOST_SAMPLES, MOST_WAITING, BusyError, Piece, Question
+from care_jax.evals.questions import read_question
+from care_jax.inputs.processor import Processor
 from tests.chat import request
 from tests.end_to_end import COLOURS, REPO, SmallTask, finish, run_forked, run_lines, square, start
 
@@ -214,3 +220,38 @@ def test_rows_that_are_no_questions_are_listed(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="empty"):
         generate.read_file(tmp_path / "empty.jsonl")
+
+
+class _FullEngine:
+    """An engine that takes as many samples as `Engine` does, and answers none at once."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor, self._num_waiting, self._lock = processor, 0, threading.Lock()
+
+    @contextlib.contextmanager
+    def ask(self, question: Question) -> Iterator[Iterator[Piece]]:
+        with self._lock:
+            self._num_waiting += question.num_samples
+            if self._num_waiting > MOST_WAITING:
+                raise BusyError
+        time.sleep(0.2)
+        yield (Piece(sample, "1", 1, "stop") for sample in range(question.num_samples))
+        with self._lock:
+            self._num_waiting -= question.num_samples
+
+
+def test_a_file_of_many_samples_waits(tiny_processor: Processor) -> None:
+    """Catches a file that is broken off because it asks for more samples at once than may wait."""
+    rows = [read_question({"prompt": "1+1"}, Path(), where=str(number)) for number in range(16)]
+    engine: Any = _FullEngine(tiny_processor)
+    lines = list(generate.answer_file(engine, rows, generate.Drawing(MOST_SAMPLES, 1.0, 0)))
+    assert [len(line["samples"]) for line in lines] == [MOST_SAMPLES] * 16
+
+
+def test_rows_are_read_as_those_of_own_data(tmp_path: Path) -> None:
+    """Catches a held-out file that trains and cannot be asked: cells that are null, and an image without a list."""
+    (tmp_path / "a.png").write_bytes(square(COLOURS["red"], 4))
+    row = {"id": "7", "prompt": "?", "image": "a.png", "choices": None, "rationale": "", "answer": "1"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row | {"answer_kind": "integer"}) + "\n")
+    [read] = generate.read_file(tmp_path / "questions.jsonl")
+    assert (read.record.id, read.record.prompt, len(read.images)) == ("7", "<image>?", 1)

@@ -390,6 +390,23 @@ def test_run_resumes_after_a_preemption(world: World) -> None:
     ]
 
 
+STOPPED_ONCE = """
+[[ ! -e $WORLD/first-$(hostname) ]] || exit 0
+touch "$WORLD/first-$(hostname)"
+[[ $(hostname) != worker1 ]] || { kill -TERM "$PPID"; exec sleep 60; }
+exit 4
+"""
+
+
+def test_run_starts_again_what_a_sigterm_has_stopped(world: World) -> None:
+    """Catches a preemption notice, which one worker gets and all obey, that counts as a failure."""
+    world.train(STOPPED_ONCE)
+    result = world.call("run.sh", *RUN, "--restarts=0", "--", *TRAIN)
+    assert result.returncode == 0, result.stderr
+    assert [world.seen(0), world.seen(1)] == [[TRAIN[1:]] * 2] * 2
+    assert "worker0 exit 4" in result.stderr
+
+
 FAILS_ON_WORKER_1 = '[[ $(hostname) == worker0 ]] && exec sleep 60; echo "out of memory"; exit 1'
 
 

@@ -4,8 +4,8 @@
 # resumes. If the command is already running, it only watches it.
 #   run.sh --name=N --zone=Z --project=P --type=T --version=V [--spot] --bucket=B [--poll=30] [--restarts=5]
 #          [--dry-run] -- python -m care_jax.train --config=configs/F.py --workdir=bucket/runs/R [--config.a.b=v]
-# --restarts: how often a failed command is started again; preemptions do not count. Exit code 2, bad input, ends
-# everything at once; docs/run_folder.md lists the codes.
+# --restarts: how often a failed command is started again; preemptions, and runs that a SIGTERM has stopped (exit code 4),
+# do not count. Exit code 2, bad input, ends everything at once; docs/run_folder.md lists the codes.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 parse "name zone project type version spot bucket poll restarts --" "$@"
@@ -31,7 +31,7 @@ start() {
 }
 
 # Returns when the command has ended. 0: it succeeded on all workers; 1: it failed on one; 2: bad input; 3: the slice
-# is gone.
+# is gone; 4: a SIGTERM has stopped it.
 follow() {
   local lines unreachable=0
   while :; do
@@ -40,7 +40,8 @@ follow() {
       ! grep -q ' exit 2$' <<<"$lines" || return 2
       if grep -vqE ' (running|exit 0)$' <<<"$lines"; then
         echo "$lines" >&2
-        return 1
+        ! grep -vqE ' (running|exit 0|exit 4|stopped)$' <<<"$lines" || return 1
+        return 4
       fi
       grep -q ' running$' <<<"$lines" || return 0
     else
@@ -75,6 +76,11 @@ while :; do
       fail "the command rejected its input, as above"
       ;;
     3) say "the slice is gone; making it anew" ;;
+    4)
+      say "stopped; starting it again"
+      on_worker all stop || true # others may still be saving
+      sleep "${flag[poll]}"
+      ;;
     *)
       case $(node_state) in
         READY | UNKNOWN)

@@ -104,7 +104,7 @@ class Account:
         return row.prompt is None or (self.learns_traces and row.has_rationale and row.trace_len is None)
 
     def prompts_told(self) -> str:
-        """How many prompts are too long, by how much, and the buckets that would keep them."""
+        """Tells the number of prompts that are too long, their sizes, and the buckets that would keep them."""
         long = [row.prompt for row in self.rows if row.prompt is not None and not row.prompt.is_usable]
         if not long:
             return "0"

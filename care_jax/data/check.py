@@ -33,7 +33,7 @@ _FAR_OUT = 2.0  # times the 99 % quantile: such a length is not worth a bucket
 
 
 class Check(NamedTuple):
-    """What was found."""
+    """The findings about a file."""
 
     lines: list[str]
     page: str  # HTML, with ten samples

@@ -20,7 +20,7 @@ _ENDS_RATIONALE = re.compile(f"{CLOSING}|{ANSWER.decode()}")
 
 
 class Parts(NamedTuple):
-    """What a reader is shown of a response."""
+    """The parts of a response that a reader is shown."""
 
     rationale: str
     answer: str  # everything else, tags left out; several answers are lines

@@ -8,6 +8,7 @@ size in place of each image and frame, so that its prompts keep their length.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import io
@@ -20,13 +21,13 @@ from care_jax.data.parsing import letter_gold
 from care_jax.errors import BadRowError
 from care_jax.evals.judged_items import JudgedItem, judge_items
 from care_jax.inputs.images import decode_image
-from care_jax.parallel.processes import ALL_ROWS, HostShare
+from care_jax.parallel.processes import exchange
 from care_jax.rewards.judge import Verifier
 from care_jax.rewards.response_format import OPENING, ResponseFormat
 from care_jax.structs import Record
 
 _MOST_RECORDS = 5000  # of the training data that are counted; of more, as many, evenly spread
-_AT_ONCE = 512  # records whose pictures are in memory
+_AT_ONCE = 128  # records whose pictures are in memory
 _GREY = (128, 128, 128)
 
 
@@ -37,9 +38,8 @@ def majority_items(
     response_format: ResponseFormat,
     *,
     limit: int,
-    share: HostShare = ALL_ROWS,
 ) -> list[JudgedItem]:
-    """Judges the majority answer to each held-out question.
+    """Judges the majority answer to each held-out question; every process calls it, and gets all items.
 
     Args:
         verifier: the pool that checks answers.
@@ -47,10 +47,9 @@ def majority_items(
         held_out: the questions.
         response_format: the layout that the answers are written in.
         limit: how many questions, evenly spread; 0 for all.
-        share: as in `HostShare.run`.
 
     Returns:
-        The judged answers; questions that cannot be read, or whose kind no training record has, are left out.
+        The judged answers; questions that a process cannot read, or whose kind no training record has, are left out.
     """
     counts: dict[Hashable, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for record in _spread(train, _MOST_RECORDS):
@@ -64,9 +63,9 @@ def majority_items(
             (answer, _), *_ = counts[key].most_common(1)
             asked.append((record, [OPENING + response_format.ending("", answer.splitlines()[0])]))
         if len(asked) == _AT_ONCE:
-            items += judge_items(verifier, asked, response_format, share)
+            items += judge_items(verifier, asked, response_format)
             asked = []
-    return items + (judge_items(verifier, asked, response_format, share) if asked else [])
+    return items + (judge_items(verifier, asked, response_format) if asked else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +91,21 @@ class WithoutImages:
 
 
 def _spread(source: RecordSource, limit: int) -> Iterator[Record]:
-    """Reads records as `loader.make_eval_batches` spreads them; passes over those that cannot be read."""
+    """Reads records as `loader.make_eval_batches` spreads them; passes over those that a process cannot read."""
     total = len(source)
     count = min(limit, total) or total
-    for place in range(count):
-        try:
-            yield source[place * total // count]
-        except (BadRowError, OSError):  # counted when the run reads it
-            continue
+    places = [place * total // count for place in range(count)]
+    for some in (places[start : start + _AT_ONCE] for start in range(0, count, _AT_ONCE)):
+        records: dict[int, Record] = {}
+        for place in some:
+            with contextlib.suppress(BadRowError, OSError):  # counted when the run reads it
+                records[place] = source[place]
+        lost = exchange([place for place in some if place not in records])
+        yield from (record for place, record in records.items() if not any(place in part for part in lost))
 
 
 def _keys(record: Record) -> list[Hashable]:
-    """What questions are grouped by, from the question itself to the kind of its answer."""
+    """The keys that questions are grouped by, from the question itself to the kind of its answer."""
     kind = record.answer_kind
     return [(kind, record.source, record.prompt, record.choices), (kind, record.source), (kind,)]
 

@@ -40,6 +40,7 @@ _STAGE = 2000  # past an evaluation's, so that no key is drawn twice
 _SECONDS_A_PIECE = 0.15  # of decoding, before the host looks at the tokens
 _MOST_TOKENS_A_PIECE = 64
 MOST_WAITING = 512  # samples
+MOST_SAMPLES = 64  # of a question
 _CLOSED = "no more questions are answered: the engine is closed"
 
 
@@ -85,9 +86,11 @@ class _Sample:
             return
         alive, num_tokens = bool(progress.alive[row]), int(progress.sampled_len[row])
         text = self._text.add(progress.token_ids[row, self._num_read : num_tokens].tolist(), is_last=not alive)
-        self._num_read, self.is_over = num_tokens, self._text.is_stopped or not alive
-        ending = "stop" if progress.stopped[row] or self._text.is_stopped else "length"
-        self.pieces.put(Piece(self.index, text, num_tokens, ending if self.is_over else ""))
+        self._num_read, finish = num_tokens, ""
+        if self._text.is_stopped or not alive:
+            finish = "stop" if progress.stopped[row] or self._text.is_stopped else "length"
+            self.is_over = True  # never back to False: whoever asked may have left meanwhile
+        self.pieces.put(Piece(self.index, text, num_tokens, finish))
 
 
 def _start_of_generation(setup: Setup, bucket: Bucket) -> dict[str, Any]:

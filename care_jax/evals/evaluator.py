@@ -145,7 +145,7 @@ class Evaluator:
     def majority(self, train: RecordSource, *, limit: int) -> dict[str, float]:
         """The accuracy of the majority answers of `train` on the same records, as `baseline/majority/S`."""
         answer_format = self._processor.response_format
-        items = majority_items(self._verifier, train, self._source, answer_format, limit=limit, share=self._share)
+        items = majority_items(self._verifier, train, self._source, answer_format, limit=limit)
         return _accuracies("baseline/majority", items) if items else {}
 
     def _judged(

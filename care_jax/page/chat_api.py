@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from care_jax import files
+from care_jax.data.conversations import read_turns
 from care_jax.data.parsing import is_number
 from care_jax.errors import InputError, shown
 from care_jax.evals.answer_text import Parts, split_response
-from care_jax.evals.engine import Piece, Question
+from care_jax.evals.engine import MOST_SAMPLES, Piece, Question
 from care_jax.evals.questions import encode_question, read_question
 from care_jax.inputs.processor import Processor
 from care_jax.structs import Record
 
-_MOST_SAMPLES, _MOST_STOPS = 64, 16
+_MOST_STOPS = 16
 _SEEDS = 1 << 64
 # Keys that would change the answers, with the values that do not.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -75,7 +76,7 @@ def read_request(body: bytes, processor: Processor) -> ChatRequest:
     seed = _whole_number(raw, "seed", -_SEEDS, _SEEDS)
     question = Question(
         example=encode_question(processor, _record(raw.get("messages"))),
-        num_samples=_whole_number(raw, "n", 1, _MOST_SAMPLES) or 1,
+        num_samples=_whole_number(raw, "n", 1, MOST_SAMPLES) or 1,
         temperature=float(temperature),
         max_tokens=_whole_number(raw, limit, 1, 1 << 31),
         stops=_stops(raw.get("stop", [])),
@@ -90,7 +91,10 @@ def _record(messages: Any) -> Record:
         raise InputError(f"messages={shown(messages)}: must be a list of turns, each with a role and its content")
     if (role := messages[-1].get("role")) != "user":
         raise InputError(f"the last of messages is of the role {shown(role)}; it must be the user's question")
-    row = read_question({"messages": messages}, Path())
+    exchange = read_turns(messages)
+    if exchange.videos:  # their frames would be files of this machine
+        raise InputError("a message holds a video; send its frames as images, each as a data: URL")
+    row = read_question({"prompt": exchange.question, "images": exchange.images}, Path())
     if not all(isinstance(image, bytes) for image in row.images):
         raise InputError('an image must be a data: URL, {"type": "image_url", "image_url": {"url": "data:..."}}')
     return row.load()

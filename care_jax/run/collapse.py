@@ -7,6 +7,7 @@ mixed at the least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class CollapseWatch:
     def _add(self, metrics: Mapping[str, float | None]) -> None:
         for name, sign in _SIGNS.items():
             value = metrics.get(sign.metric)
-            if value is not None:
+            if value is not None and math.isfinite(value):  # as metrics.jsonl keeps it, for a run that resumes
                 first, newest = self._values[name]
                 first += [value] if len(first) < _STEPS else []
                 newest[:] = [*newest, value][-_STEPS:]

@@ -22,13 +22,14 @@ from care_jax.parallel.processes import HostShare, is_first
 from care_jax.rewards import functions, terms
 from care_jax.run import history
 from care_jax.run import manifest as manifest_lib
+from care_jax.run.folder import CONFIG_FILE
 from care_jax.run.training_data import Encoder, TrainingData
 from care_jax.stages.model import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run reads."""
+    """The inputs of a run, opened."""
 
     processor: Processor
     account: list[str]  # lines about the data
@@ -76,7 +77,7 @@ def open_inputs(
 def lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
     """Makes the run folder and keeps other runs out of it until `held` is closed, or the process ends in any way.
 
-    A folder in a bucket is not locked.
+    A folder in a bucket is not locked. One that was made here goes again with `held` if no run has begun in it.
 
     Raises:
         InputError: the folder cannot be written, or another process is in it.
@@ -84,6 +85,8 @@ def lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
     if not is_first():
         return
     try:
+        if not workdir.exists():
+            held.callback(_remove_unused, workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         if not files.in_bucket(workdir):
             message = f"--workdir={workdir}: another process trains in it; wait for its end"
@@ -92,3 +95,9 @@ def lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
         if files.is_of_the_machine(error):
             raise
         raise InputError(f"--workdir={workdir} cannot be written: {error.strerror or error}; name another") from error
+
+
+def _remove_unused(workdir: epath.Path) -> None:
+    """Removes a run folder whose session was never opened, such as one whose tracker did not start."""
+    if workdir.exists() and not (workdir / CONFIG_FILE).exists():
+        workdir.rmtree()

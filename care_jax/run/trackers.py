@@ -98,7 +98,7 @@ def open_trackers(workdir: epath.Path, local: Path, settings: Mapping[str, Any],
 
 
 def _read_known(workdir: epath.Path) -> dict[str, Any]:
-    """What the trackers call the run in `workdir`: id, name, and `started`, those that it has been recorded by."""
+    """The names that trackers have for the run in `workdir`: id, name, and `started`, those that recorded it."""
     if (workdir / TRACKER_FILE).is_file():
         known = read_object(workdir / TRACKER_FILE)
         if {"id", "name", "started"} <= known.keys():

@@ -42,7 +42,7 @@ class Asked:
 
 @struct.dataclass
 class Progress:
-    """What the host reads between two calls."""
+    """The tokens so far, which the host reads between two calls."""
 
     token_ids: Int32[Array, "B R"]
     logprobs: Float32[Array, "B R"]

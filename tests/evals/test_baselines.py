@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from care_jax.evals import baselines
 from care_jax.evals.baselines import WithoutImages, majority_items
 from care_jax.evals.judged_items import half_width
 from care_jax.inputs.images import decode_image
@@ -67,6 +68,14 @@ def test_the_majority_of_a_choice_is_a_letter(verifier: Verifier) -> None:
     ]
     held_out = [_record(n, "else?", gold, "choice", choices=("1", "2")) for n, gold in ((9, "2"), (8, "A"))]
     assert _judged(verifier, train, held_out, ANSWER_TAGS) == {"9": ("(B)", True), "8": ("(B)", False)}
+
+
+def test_a_record_that_another_process_cannot_read(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches processes that judge other questions, and wait for one another for ever: a file is missing on one."""
+    monkeypatch.setattr(baselines, "exchange", lambda lost: [lost, [0]])
+    train = [_record(0, "?", "blue"), _record(1, "?", "red"), _record(2, "?", "red"), _record(3, "?", "blue")]
+    held_out = [_record(100, "?", "red"), _record(101, "?", "red")]
+    assert _judged(verifier, train, held_out, ANSWER_TAGS) == {"101": ("red", True)}
 
 
 def test_without_images_nothing_is_seen_and_nothing_else_changes() -> None:

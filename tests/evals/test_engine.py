@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import queue
 import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -150,6 +152,25 @@ def test_a_question_that_is_given_up_frees_its_rows(engine, examples, monkeypatc
         next(pieces)
     _ask(engine, examples[1])
     assert sum(decoded) < 9 + 2 * R  # nine samples would have taken 9 * R pieces
+
+
+def test_a_question_stays_given_up(monkeypatch) -> None:
+    """Catches a client that leaves while its tokens are read, and for whom all others would be decoded too."""
+
+    class Text:
+        is_stopped = False
+
+        def add(self, token_ids: list[int], *, is_last: bool) -> str:
+            sample.is_over = True  # as `ask` says from another thread
+            return "a"
+
+    engine: Any = SimpleNamespace(response_len=4, token_bytes={})
+    asked = Question(example=None)  # type: ignore[arg-type]
+    sample = engine_lib._Sample(asked, 0, engine, queue.SimpleQueue())
+    monkeypatch.setattr(sample, "_text", Text())
+    progress: Any = SimpleNamespace(alive=[True], sampled_len=[1], token_ids=np.array([[1]]), stopped=[False])
+    sample.read(progress, 0)
+    assert sample.is_over
 
 
 def _counting(read: Callable, calls: list[int]) -> Callable:

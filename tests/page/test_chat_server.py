@@ -171,6 +171,22 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {PARTS: [{"role": "user", "content": [{"type": "image", "image": {"path": "/etc/passwd"}}]}]},
         ["data: URL"],
     ),
+    "frames in files": (
+        {PARTS: [{"role": "user", "content": [{"type": "video", "video": ["/etc/passwd"] * 2, "fps": 1}]}]},
+        ["holds a video"],
+    ),
+    "a folder of frames": (
+        {PARTS: [{"role": "user", "content": [{"type": "video", "video": "/etc", "fps": 1}]}]},
+        ["holds a video"],
+    ),
+    "no folder of frames": (
+        {PARTS: [{"role": "user", "content": [{"type": "video", "video": "/absent", "fps": 1}]}]},
+        ["holds a video"],
+    ),
+    "frames in a turn of another form": (
+        {PARTS: [{"role": "user", "value": [{"type": "video", "video": ["/etc/passwd"] * 2, "fps": 1}]}]},
+        ["holds a video"],
+    ),
     "the web": (
         {PARTS: [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}]}]},
         ["https://a.b/c.png", "nothing is downloaded"],

@@ -50,6 +50,14 @@ def test_a_run_that_resumes_shows_the_same() -> None:
     assert follow(watch, 20, 1, response_len__mean=13.0)["collapse/length"] == 1.0
 
 
+def test_a_value_that_is_not_finite_is_passed_over() -> None:
+    """Catches a NaN among the first steps, after which nothing is a collapse until the run resumes without it."""
+    watch = CollapseWatch()
+    follow(watch, 1, 1, entropy=float("nan"))
+    follow(watch, 2, 10)
+    assert follow(watch, 12, 10, entropy=0.001)["collapse/entropy"] == 1.0
+
+
 def test_no_run_of_the_study_is_a_collapse() -> None:
     """Catches bounds that cry wolf: the study's curves are means of several steps each, of healthy runs."""
     num_runs = 0
