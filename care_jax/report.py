@@ -3,9 +3,9 @@
     python -m care_jax.report --workdir=DIR [--workdir=DIR2 ...] --out=report.html
     python -m care_jax.report --workdir=DIR [--workdir=DIR2 ...] --serve
 
-It reads a run's config.json, manifest.json, metrics.jsonl, events.jsonl, samples.jsonl and held_out.jsonl, reduces them
-to what is drawn, and embeds that as JSON beside the page's own style and scripts (page/render.py). With --serve the
-page follows the files as they grow (page/report_server.py).
+It reads a run's config.json, manifest.json, metrics.jsonl, events.jsonl and samples.jsonl, reduces them to what is
+drawn, and embeds that as JSON beside the page's own style and scripts (page/render.py). With --serve the page follows
+the files as they grow (page/report_server.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from etils import epath
 
 from care_jax import cli, files
 from care_jax.errors import InputError, printable
-from care_jax.page import render
+from care_jax.page import render, report_server
 from care_jax.page.run_data import load_run
 from care_jax.page.run_files import is_run
 
@@ -65,7 +65,7 @@ def _require_run(given: str, folder: epath.Path) -> None:
             return
     except OSError as error:
         raise InputError(f"--workdir={given} cannot be read: {error.strerror}") from error
-    raise InputError(f"--workdir={given} is not a run folder: it has neither metrics.jsonl nor another file of a run")
+    raise InputError(f"--workdir={given} is not a run folder, which holds metrics.jsonl: it has no file of a run")
 
 
 def _run_names(workdirs: Sequence[epath.Path]) -> list[str]:
@@ -79,8 +79,14 @@ def _run_names(workdirs: Sequence[epath.Path]) -> list[str]:
 
 
 def main() -> None:
-    """Writes the page that the flags ask for."""
-    out = flags.FLAGS.out
+    """Writes or serves the page that the flags ask for."""
+    args = flags.FLAGS
+    if args.serve and args["out"].present:
+        raise InputError("--out does not go with --serve, which writes nothing")
+    if args.serve:
+        report_server.serve(args.host, args.port, _run_folders(args.workdir))
+        return
+    out = args.out
     write_report(flags.FLAGS.workdir, out)
     print(f"{printable(out)} ({epath.Path(out).stat().length / 1e6:.1f} MB)")
 
@@ -88,4 +94,7 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_multi_string("workdir", None, "Run folder; may be given more than once.", required=True)
     flags.DEFINE_string("out", "report.html", "HTML file to write.")
+    flags.DEFINE_boolean("serve", False, "Serve the page instead, which follows the runs while they train.")
+    flags.DEFINE_string("host", "127.0.0.1", "The address to serve on; another one lets other machines read.")
+    flags.DEFINE_integer("port", 8001, "The port to serve on; 0 takes a free one.")
     cli.run_flags(main)

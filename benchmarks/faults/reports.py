@@ -1,7 +1,7 @@
 """Damaged run folders before the report: each file that it reads, cut, emptied, flipped or replaced.
 
-Right is a page that is whole: its elements are closed, it runs its own three scripts alone, no invisible character is in
-it, and its curve of the loss has the points that json alone finds in metrics.jsonl.
+Right is a page that is whole: its elements are closed, it runs its own three scripts alone, no invisible character is
+in it, and its curve of the loss has the points that json alone finds in metrics.jsonl.
 """
 
 from __future__ import annotations
