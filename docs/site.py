@@ -97,9 +97,9 @@ def _api() -> dict[str, tuple[str, list[str]]]:
 
 def _api_page(name: str, modules: list[str]) -> str:
     """Markdown for mkdocstrings. Of the package itself only the docstring; of the config also the source."""
+    own = {name: ["members: false", "show_root_heading: false"], "care_jax.config": ["show_source: true"]}
     parts = [f"# {name}\n"]
     for module in modules:
-        own = ["members: false"] * (module == name) + ["show_source: true"] * (module == "care_jax.config")
-        options = "".join(f"      {option}\n" for option in own)
-        parts.append(f"::: {module}\n" + f"    options:\n{options}" * bool(own))
+        options = "".join(f"      {option}\n" for option in own.get(module, []))
+        parts.append(f"::: {module}\n" + f"    options:\n{options}" * bool(options))
     return "\n".join(parts)

@@ -153,5 +153,5 @@ def test_the_command(tmp_path):
 def test_the_documents_lines(tmp_path):
     """Catches an example of docs/rewards.md whose quoting the shell or JSON reads in another way."""
     *lines, last = run_lines(document_lines("judge"), {}, cwd=tmp_path, cache=tmp_path).splitlines()
-    assert lines == ["1\tright\tsame value\t'0.75'"]
+    assert lines == ["1\tright\tcorrect\t'0.75'"]
     assert json.loads(last)["agree"] == 1
