@@ -1,7 +1,7 @@
 """Damaged run folders before the report: each file that it reads, cut, emptied, flipped or replaced.
 
-Right is a page that is whole: its elements are closed, it runs its own two scripts alone, no invisible character is in
-it, and its curve of the loss has the points that json alone finds in metrics.jsonl.
+Right is a page that is whole: its elements are closed, it runs its own three scripts alone, no invisible character is
+in it, and its curve of the loss has the points that json alone finds in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _Page(HTMLParser):
         self._scripts, self._is_balanced, self._data = 0, True, ""
         self.feed(text)
         hidden = [c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn")]
-        self.is_whole = self._is_balanced and not self._open and self._scripts == 3 and not hidden
+        self.is_whole = self._is_balanced and not self._open and self._scripts == 4 and not hidden
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Opens an element."""

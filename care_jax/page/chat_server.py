@@ -14,12 +14,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import http.server
 import json
 import re
-import signal
-import socketserver
-import sys
 import time
 import traceback
 import urllib.parse
@@ -32,26 +28,23 @@ from typing import Any
 from care_jax.errors import InputError, one_line, shown
 from care_jax.evals.engine import BusyError, Engine
 from care_jax.page.chat_api import Completion, read_request
+from care_jax.page.local_server import LocalHandler, LocalServer, bind, serve_until_stopped
 
 MOST_BYTES = 64 << 20  # of a request
 _CHAT = "/v1/chat/completions"
 _PAGE = Path(__file__).parent / "assets" / "chat.html"
 _SCRIPT = re.compile(r"<script>(.*)</script>", re.DOTALL)
-_HERE = ("127.0.0.1", "localhost", "::1")
-_SECONDS = 60  # that a client may be silent
 # What OpenAI calls the error of each status.
 _TYPES = {429: "rate_limit_error", 500: "server_error"}
 
 
-class ChatServer(http.server.ThreadingHTTPServer):
+class ChatServer(LocalServer):
     """The server; it answers questions once `serve` has given it an engine."""
-
-    daemon_threads, request_queue_size = True, 128
 
     def __init__(self, host: str, port: int, model: str) -> None:
         """Binds the port."""
-        self.host, self.model, self.started = host, model, int(time.time())
-        super().__init__((host, port), _Handler)
+        self.model, self.started = model, int(time.time())
+        super().__init__(host, port, _Handler)
         self.engine: Engine | None = None
         self.page = _PAGE.read_bytes()
         script = _SCRIPT.search(self.page.decode())
@@ -62,21 +55,6 @@ class ChatServer(http.server.ThreadingHTTPServer):
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
 
-    def server_bind(self) -> None:
-        """Binds the port, without the library's question to the network for this machine's name."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.host, self.server_address[1]
-
-    def knows(self, host: str) -> bool:
-        """True if a request's Host names this server, which has other names only behind an address of its own."""
-        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-        return self.host not in _HERE or name.strip("[]").lower() in _HERE
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that went away."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
-
 
 def make_server(host: str, port: int, model: str) -> ChatServer:
     """Binds the port; requests wait until `serve`.
@@ -84,11 +62,7 @@ def make_server(host: str, port: int, model: str) -> ChatServer:
     Raises:
         InputError: there is no such address, or the port is taken.
     """
-    try:
-        return ChatServer(host, port, model)
-    except (OSError, OverflowError) as error:
-        reason = one_line(error.strerror if isinstance(error, OSError) and error.strerror else error)
-        raise InputError(f"--host={host} --port={port}: {reason}; name another port, or 0 for a free one") from error
+    return bind(lambda: ChatServer(host, port, model), host, port)
 
 
 def serve(server: ChatServer, engine: Engine) -> None:
@@ -96,15 +70,7 @@ def serve(server: ChatServer, engine: Engine) -> None:
     server.engine = engine
     address = f"http://{server.host}:{server.server_port}"
     print(f"{server.model}: a page at {address}, an OpenAI endpoint at {address}/v1 (end with Ctrl-C)", flush=True)
-    if server.host not in _HERE:
-        print(f"warning: whoever reaches {server.host} may ask", file=sys.stderr, flush=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    serve_until_stopped(server, "ask")
 
 
 class _RefusedError(Exception):
@@ -115,17 +81,15 @@ class _RefusedError(Exception):
         self.status = status
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version, server_version, sys_version = "HTTP/1.1", "care_jax", ""
-    timeout = _SECONDS
+class _Handler(LocalHandler):
     server: ChatServer
     _is_streaming = False  # the status of the response under way has been sent
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (the library's name)
         """Sends the page, or the model."""
         self._answer(self._get)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 (the library's name)
         """Answers a question."""
         self._answer(self._post)
 
@@ -134,7 +98,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         about = {"id": self.server.model, "object": "model", "created": self.server.started, "owned_by": "care_jax"}
         if path == "/":
             policy = {"Content-Security-Policy": self.server.policy}
-            self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8", policy)
+            self.send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8", policy)
         elif path == "/v1/models":
             self._send_json(HTTPStatus.OK, {"object": "list", "data": [about]})
         elif path == f"/v1/models/{self.server.model}":
@@ -188,18 +152,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise ConnectionAbortedError
         return body
 
-    def _send(
-        self, status: HTTPStatus, body: bytes, content_type: str, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
-        self.send_response(status)
-        about = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-        for name, value in {**about, "X-Content-Type-Options": "nosniff", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
     def _send_json(self, status: HTTPStatus, value: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        self._send(status, json.dumps(value).encode(), "application/json", headers)
+        self.send(status, json.dumps(value).encode(), "application/json", headers)
 
     def _send_events(self, events: Iterable[dict[str, Any]]) -> None:
         """Sends server-sent events; the end of the connection is the end of the response."""
@@ -233,9 +187,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answers what the library finds wrong, in the same form."""
         self._send_error(HTTPStatus(code), message or HTTPStatus(code).phrase)
-
-    def log_message(self, *args: object) -> None:
-        """Keeps requests off stderr."""
 
 
 def _no_such(path: str, *, is_known: bool) -> _RefusedError:

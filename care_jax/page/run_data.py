@@ -73,6 +73,11 @@ class Run:
         """The newest step that has metrics."""
         return max(self.metrics, default=0)
 
+    @property
+    def seconds(self) -> float:
+        """The time of all steps and evaluations; compiling comes on top."""
+        return sum(row.get("time/step", 0.0) + row.get("time/evaluate", 0.0) for row in self.metrics.values())
+
 
 def load_run(workdir: epath.Path, name: str) -> Run:
     """Reads a run folder. Missing and damaged files, torn lines and lines of another shape become notices."""
@@ -129,6 +134,29 @@ def _guess_stage(metrics: Mapping[int, Mapping[str, float]]) -> str:
 def _safe_sample(sample: SampleLine) -> SampleLine:
     """The sample with embedded bitmaps as its only images: the page would load an address when it is opened."""
     return {**sample, "images": [image for image in sample["images"] if image.startswith(_IMAGE_PREFIXES)]}
+
+
+def explanation(sample: SampleLine) -> str:
+    """Why the advantages of a sampled group are what they are; "" if that is plain."""
+    rollouts = sample["rollouts"]
+    is_zero = not any(rollout["advantage"] for rollout in rollouts)
+    if sample["outcome"] == "ALL_CORRECT" and is_zero:
+        return f"All {len(rollouts)} responses are right. None is better than another, so all advantages are 0."
+    if sample["outcome"] == "ALL_WRONG":
+        if is_zero:
+            return f"All {len(rollouts)} responses are wrong. None is better than another, so all advantages are 0."
+        return (
+            f"All {len(rollouts)} responses are wrong. The likeliest one stands in for an anchor, with small "
+            "pseudo-rewards (objective.rescue), so the group still gives a gradient."
+        )
+    if not is_zero:
+        return ""
+    repair = sample["reflection"]
+    if repair is not None and repair["correct"] and not any(one["role"] == "negative" for one in rollouts):
+        return (
+            "The subgroup's only failure was repaired. Anchor and repair have the same reward, so all advantages are 0."
+        )
+    return "All rewards in the subgroup are the same, so all advantages are 0."
 
 
 def mechanism(events: Sequence[Group]) -> list[MechanismPoint]:

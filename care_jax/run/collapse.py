@@ -71,10 +71,13 @@ class CollapseWatch:
         self._add(metrics)
         for name in self.signs:
             if self._is_enabled and name not in before:
-                first, newest = self._values[name]
-                told = _SIGNS[name].told.format(now=_mean(newest), start=_mean(first))
-                logging.warning("step %d: %s", step, told)
+                logging.warning("step %d: %s", step, self.told(name))
         return {f"collapse/{name}": float(name in self.signs) for name in _SIGNS}
+
+    def told(self, name: str) -> str:
+        """A sign in words, with its figures and what to do about it; `name` is one of `signs`."""
+        first, newest = self._values[name]
+        return _SIGNS[name].told.format(now=_mean(newest), start=_mean(first))
 
     def _add(self, metrics: Mapping[str, float | None]) -> None:
         for name, sign in _SIGNS.items():

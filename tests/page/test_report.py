@@ -17,7 +17,8 @@ import pytest
 from care_jax import report
 from care_jax.errors import InputError
 from care_jax.page import run_data
-from care_jax.page.charts import sections
+from care_jax.page.charts import COLD_START_CHARTS, FORM_CHART, SKILL_CHART, TRAIN_CHARTS, sections
+from care_jax.page.figures import accuracy_rows, findings
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{policy}}"
@@ -117,24 +118,153 @@ def chart_titles(data: dict, section: str) -> list[str]:
     return [chart["title"] for chart in charts]
 
 
+def measured(step: int, value: float, *, of_all: float | None = None, n: int = 100) -> dict:
+    """A line of metrics.jsonl with an evaluation of one skill as today's runs write it."""
+    row = {"step": step, "time/evaluate": 30.0}
+    for group, accuracy, number in (("eval", value, n), ("eval_all", of_all, 4 * n)):
+        for name in ("count", "mean") if accuracy is not None else ():
+            row |= {f"{group}/accuracy/{name}": accuracy, f"{group}/n/{name}": number, f"{group}/interval/{name}": 0.08}
+    return row
+
+
+def run_of(folder: Path, rows: list[dict], **config) -> run_data.Run:
+    """A training with these metrics."""
+    folder.mkdir()
+    write_lines(folder / "metrics.jsonl", rows)
+    (folder / "manifest.json").write_text(json.dumps({"stage": "train", "seed": 3, "device": "cpu x 1"}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return run_data.load_run(folder, "rl")
+
+
 def test_accuracy_at_start_after_cold_start_and_after_training(tmp_path):
-    """Catches stages in the wrong column, the first evaluation shown as the last, and a start shown twice."""
+    """Catches stages in the wrong row, the first evaluation shown as the last, and a start shown twice."""
     page = Page([cold_start_run(tmp_path / "cold"), train_run(tmp_path / "rl")], tmp_path / "out/report.html")
-    head = "skill at the start cold after cold start, step 2 cold after training, step 3 rl"
-    rows = "bars 10.0% 50.0% 70.0% count 0.0% 30.0% 90.0% mean over skills 5.0% 40.0% 80.0%"
-    assert f"{head} {rows}" in page.text
-    assert "5.0% at the start (cold), 40.0% after cold start, step 2 (cold), 80.0% after training" in page.text
+    rows = "at the start cold 5.0% 10.0% 0.0% after cold start, step 2 cold 40.0% 50.0% 30.0%"
+    assert f"model mean over skills bars count {rows} after training, step 3 rl 80.0% 70.0% 90.0%" in page.text
     widths = re.findall(r'class="bar"><i style="width:([\d.]+)%"', page.html)
-    assert widths == ["10.0", "50.0", "70.0", "0.0", "30.0", "90.0", "5.0", "40.0", "80.0"]
+    assert widths == ["5.0", "10.0", "0.0", "40.0", "50.0", "30.0", "80.0", "70.0", "90.0"]
 
 
 def test_a_training_run_alone_shows_its_own_start(tmp_path):
     """Catches a run without a cold start whose gain cannot be seen."""
-    columns = report.accuracy_columns([run_data.load_run(train_run(tmp_path / "rl"), "rl")])
-    assert [(column.when, column.accuracy["mean"]) for column in columns] == [
+    rows = accuracy_rows([run_data.load_run(train_run(tmp_path / "rl"), "rl")])
+    assert [(row.when, row.accuracy["mean"].value) for row in rows] == [
         ("at the start", 0.4),
         ("after training, step 3", 0.8),
     ]
+
+
+def test_n_interval_all_held_out_data_and_baselines(tmp_path):
+    """Catches two held-out sets that pass for one, an accuracy without its n, and a mean beside a single skill."""
+    baselines = {"baseline/majority/count": 0.31, "baseline/majority/mean": 0.31}
+    grey = {"baseline/without_image/count": 0.22, "baseline/without_image/mean": 0.22}
+    folder = tmp_path / "rl"
+    run_of(folder, [measured(0, 0.5) | baselines, measured(4, 0.75, of_all=0.71) | grey])
+    page = Page([folder], tmp_path / "report.html")
+    rows = "at the start rl 50.0% ± 8.0 n 100 after training, step 4 rl 75.0% ± 8.0 n 100"
+    rows += " after training, step 4, all held-out data rl 71.0% ± 8.0 n 400"
+    assert f"model count {rows} majority answer rl 31.0% without the image rl 22.0%" in page.text
+    assert "mean over skills" not in page.text
+    (first,) = [one["charts"] for one in page.data["sections"] if one["id"] == "first"]
+    (line,) = first[0]["lines"]
+    assert (line["label"], line["y"], line["interval"]) == ("count", [0.5, 0.75], [0.08, 0.08])
+
+
+def test_facts_of_a_run(tmp_path):
+    """Catches a page that does not say which data, model and seed it is about, and how long it took."""
+    folder = tmp_path / "rl"
+    steps = [{"step": step, "time/step": 1800.0} for step in (1, 2, 3, 4)]
+    config = {"data": {"train": "/sets/charts/train"}, "model": {"folder": "/models/qwen"}, "train": {"steps": 9}}
+    run_of(folder, [measured(0, 0.5), *steps, measured(4, 0.6)], **config)
+    page = Page([folder], tmp_path / "report.html")
+    heads = "run stage data model seed steps time device"
+    assert f"{heads} rl training charts/train models/qwen 3 4 of 9 2 h 1 min cpu x 1" in page.text
+
+
+def test_what_to_look_at_first(tmp_path):
+    """Catches a collapse that only a curve hints at, a gain that may be chance, and a model that does not look."""
+    long = [{"step": step, "response_len/mean": 24.0} for step in range(1, 21)]
+    short = [{"step": step, "response_len/mean": 13.0, "truncated_rate": 0.25} for step in range(21, 31)]
+    rows = [measured(0, 0.5), *long, *short, measured(30, 0.55), {"step": 30, "data/num_dropped": 1234}]
+    rows += [{"step": 30, "baseline/majority/count": 0.53, "baseline/without_image/count": 0.1}]
+    found = findings([run_of(tmp_path / "rl", rows, rollout={"response_len": 32})])
+    assert [(one.level, one.text) for one in found] == [
+        (
+            "bad",
+            "responses have 13.0 tokens and had 24.0 at the start: the rationale is being given up; lower "
+            "optimizer.lr or raise objective.kl_coef",
+        ),
+        ("bad", "the commonest answer to each question gets 53.0%, this model 55.0% ± 8.0"),
+        (
+            "doubt",
+            "held-out accuracy went from 50.0% ± 8.0 at step 0 to 55.0% ± 8.0 at step 30 of 100 questions: within "
+            "± 11.3 points, which may be chance",
+        ),
+        ("doubt", "25% of the responses are cut off: raise rollout.response_len=32"),
+        ("doubt", "1,234 training rows were left out; the start of the run said why"),
+        ("good", "55.0% ± 8.0 is above its baselines: without the image 10.0%"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last", "level", "end"),
+    [(0.75, "good", "+25.0 points, more than the 11.3 that chance explains"), (0.3, "bad", "-20.0 points, more than")],
+)
+def test_a_gain_and_a_loss(tmp_path, last, level, end):
+    """Catches a fall that is called fine."""
+    found = findings([run_of(tmp_path / "rl", [measured(0, 0.5), measured(2, last)])])
+    (told,) = [one for one in found if "went from" in one.text]
+    assert told.level == level
+    assert end in told.text
+
+
+def test_a_fall_from_the_best(tmp_path):
+    """Catches a run that was better once, which first and last alone do not show."""
+    found = findings([run_of(tmp_path / "rl", [measured(0, 0.5), measured(2, 0.9), measured(4, 0.7)])])
+    assert "its best was 90.0% ± 8.0 at step 2: that checkpoint is kept" in [one.text for one in found]
+
+
+def test_six_charts_first_and_each_says_what_is_healthy(tmp_path):
+    """Catches thirty charts of one size, and a curve that nobody can read."""
+    names = ("reward/mean", "groups/no_gradient", "response_len/mean", "entropy", "reflect/success_rate", "loss", "lr")
+    steps = [{"step": step, **dict.fromkeys(names, 0.5)} for step in (1, 2)]
+    grids = {one["id"]: one["charts"] for one in sections([run_of(tmp_path / "rl", [measured(0, 0.5), *steps])])}
+    assert [chart["title"] for chart in grids["first"]] == [
+        "Held-out accuracy", "Reward", "Groups without a gradient", "Response length", "Entropy",
+        "Reflections that repaired",
+    ]  # fmt: skip
+    assert [chart["title"] for chart in grids["train"]] == ["Policy loss", "Learning rate"]
+    for chart in (*TRAIN_CHARTS, *COLD_START_CHARTS, SKILL_CHART, FORM_CHART):
+        assert chart.healthy
+        assert "\n" not in chart.healthy
+        assert len(chart.healthy) <= 80
+
+
+def group(outcome: str, *roles: str, advantage: float = 0.0, repaired: bool | None = None) -> dict:
+    """A sample group with rollouts of these roles."""
+    rollouts = [sample()["rollouts"][0] | {"role": role, "advantage": advantage} for role in roles]
+    reflection = {"rollout": 1, "before": "a", "cue": "!", "after": "b", "correct": repaired}
+    return sample(outcome=outcome, rollouts=rollouts, reflection=None if repaired is None else reflection)
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        (group("ALL_CORRECT", "unselected", "unselected"), "All 2 responses are right. None is better"),
+        (group("ALL_WRONG", "unselected", "unselected"), "All 2 responses are wrong. None is better"),
+        (group("ALL_WRONG", "anchor", "negative", advantage=0.1), "The likeliest one stands in for an anchor"),
+        (group("MIXED", "anchor", "reflected", repaired=True), "only failure was repaired"),
+        (group("MIXED", "anchor", "reflected", "negative", repaired=True), "All rewards in the subgroup are the same"),
+    ],
+)
+def test_why_advantages_are_0(shown, words):
+    """Catches a group of zeros that nothing explains."""
+    assert words in run_data.explanation(shown)
+
+
+def test_an_ordinary_group_is_not_explained():
+    """Catches a line beside every group."""
+    assert run_data.explanation(group("MIXED", "anchor", "negative", advantage=1.0)) == ""
 
 
 def test_summary_counts_groups_and_repairs(tmp_path):
@@ -156,7 +286,7 @@ def test_model_text_stays_inert(tmp_path):
     (folder / "config.json").write_text(json.dumps({"train": {"steps": 9}, HOSTILE: HOSTILE}))
     page = Page([folder], tmp_path / "report.html")
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-    assert scripts == [{"type": "application/json", "id": "data"}, {}, {}]
+    assert scripts == [{"type": "application/json", "id": "data"}, {}, {}, {}]
     assert not [tag for tag, _ in page.elements if tag == "img"]
     (shown,) = page.data["samples"]
     assert shown["rollouts"][0]["text"] == HOSTILE
@@ -179,7 +309,7 @@ def test_page_calls_no_other_host_and_runs_only_its_own_scripts(tmp_path):
     assert "url(" not in page.html
     (policy,) = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; img-src data:; ")
-    assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", policy)) == 2
+    assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", policy)) == 3
 
 
 def test_mechanism_points_follow_the_theory():
@@ -208,13 +338,14 @@ def test_charts_draw_what_was_logged(tmp_path):
     run = run_data.load_run(train_run(tmp_path / "rl"), "rl")
     grids = {one["id"]: {chart["title"]: chart for chart in one["charts"]} for one in sections([run])}
     assert grids["cold_start"] == {}
+    grids["train"] |= grids["first"]
     (loss,) = grids["train"]["Policy loss"]["lines"]
     assert loss["x"] == [1, 2, 3]
     assert loss["y"] == pytest.approx([0.1, 0.2, 0.3])
     negatives = grids["train"]["Hard negatives in a subgroup, K′"]  # noqa: RUF001 (the page's own text)
     assert negatives["kind"] == "stack"
     assert [line["label"] for line in negatives["lines"]] == [f"K′ = {count}" for count in range(11)]  # noqa: RUF001
-    skills = grids["skills"]["Held-out accuracy"]["lines"]
+    skills = grids["first"]["Held-out accuracy"]["lines"]
     assert [(line["label"], line["x"], line["y"]) for line in skills] == [
         ("bars", [0, 3], [0.5, 0.7]),
         ("count", [0, 3], [0.3, 0.9]),
@@ -226,13 +357,15 @@ def test_charts_draw_what_was_logged(tmp_path):
 def test_runs_of_one_stage_share_a_picture(tmp_path):
     """Catches two runs that cannot be told apart, and a comparison that hides which setting differs."""
     page = Page([train_run(tmp_path / "care"), train_run(tmp_path / "grpo", final=0.6)], tmp_path / "report.html")
-    titles = chart_titles(page.data, "skills")
-    assert titles[:5] == [
-        "Held-out accuracy · care", "Held-out accuracy · grpo", "Held-out: bars", "Held-out: count", "Held-out: mean"
+    assert chart_titles(page.data, "first") == [
+        "Held-out: mean over skills", "Reward", "What the groups came to · care", "What the groups came to · grpo"
+    ]  # fmt: skip
+    assert chart_titles(page.data, "skills") == [
+        "Held-out: count", "Held-out: bars", "Held-out accuracy · care", "Held-out accuracy · grpo"
     ]  # fmt: skip
     (charts,) = [one["charts"] for one in page.data["sections"] if one["id"] == "skills"]
-    assert [(line["label"], line["y"][-1]) for line in charts[3]["lines"]] == [("care", 0.9), ("grpo", 0.6)]
-    assert chart_titles(page.data, "train").count("What the groups came to · grpo") == 1
+    assert [(line["label"], line["y"][-1]) for line in charts[0]["lines"]] == [("care", 0.9), ("grpo", 0.6)]
+    assert charts[2]["axes"] == charts[3]["axes"] != charts[0]["axes"]
     assert chart_titles(page.data, "train").count("Policy loss") == 1
     assert "Settings that differ 1 care grpo objective.kl_coef 0.9 0.6" in page.text
 
@@ -266,7 +399,7 @@ def test_a_run_in_progress_is_shown_as_far_as_it_goes(tmp_path):
     assert "rl metrics.jsonl: 1 line(s) not whole, left out" in page.text
     assert "rl events.jsonl is empty so far" in page.text
     assert "rl samples.jsonl: 1 line(s) not whole, left out" in page.text
-    assert chart_titles(page.data, "train") == ["Reward"]
+    assert chart_titles(page.data, "first") == ["Reward"]
     assert page.data["samples"] == []
 
 
@@ -291,7 +424,7 @@ def test_a_long_run_is_thinned_and_says_so(tmp_path, monkeypatch):
     run = run_data.load_run(folder, "rl")
     assert [group["step"] for group in run.samples] == [0, 4, 8]
     assert "1 in 4 of 10 sample groups is shown; all are in samples.jsonl" in run.notices
-    (grid,) = [one["charts"] for one in sections([run]) if one["id"] == "train"]
+    (grid,) = [one["charts"] for one in sections([run]) if one["id"] == "first"]
     (line,) = grid[0]["lines"]
     assert len(line["x"]) <= 1501
     assert (line["x"][0], line["x"][-1]) == (0, 4000)

@@ -1,7 +1,6 @@
 "use strict";
-// Draws the charts of the page from the embedded data. Every text goes in as a text node, never as markup.
+// Makes the charts of the page. Every text goes in as a text node, never as markup.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const SMALL = { width: 300, height: 180 }, LARGE = { width: 600, height: 340 };
 const LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 24;
@@ -95,6 +94,14 @@ function drawLine(svg, x, y, line, index) {
   if (line.strong) bold.setAttribute("stroke-width", 3.4);
   bold.style.stroke = color(index);
   svg.append(bold);
+  if (line.hasWhiskers) {
+    xs.forEach((cx, point) => {
+      const half = line.interval[point];
+      const whisker = shape("line", { x1: cx, x2: cx, y1: y(Math.min(1, line.y[point] + half)), y2: y(Math.max(0, line.y[point] - half)), opacity: 0.55 });
+      whisker.style.stroke = color(index);
+      svg.append(whisker);
+    });
+  }
   if (line.x.length <= 15) {
     xs.forEach((cx, point) => {
       const dot = shape("circle", { cx, cy: y(line.y[point]), r: 2.6 });
@@ -147,20 +154,33 @@ function legend(lines) {
     when.textContent = step === null ? "last:" : `step ${step}:`;
     lines.forEach((line, index) => {
       const at = step === null ? line.x.length - 1 : line.x.indexOf(step);
-      values[index].textContent = at < 0 ? "–" : format(line.y[at]);
+      const half = line.interval[at];
+      values[index].textContent = at < 0 ? "–" : format(line.y[at]) + (half ? ` ± ${+half.toPrecision(2)}` : "");
     });
   };
   show(null);
   return { node: element("div", { class: "legend" }, when, ...entries), show };
 }
 
-function chartCard(chart) {
-  const { lines } = chart;
-  const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+const stepsOf = (lines) => [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+
+// The range of steps and of values of charts that are drawn on the same axes.
+function ranges(charts) {
+  const steps = stepsOf(charts.flatMap((chart) => chart.lines));
+  const values = charts.flatMap(({ kind, lines }) => (kind === "stack" ? stack(lines).flatMap((layer) => layer.above) : lines.flatMap((line) => line.y)));
+  return {
+    xRange: steps.length > 1 ? [steps[0], steps[steps.length - 1]] : [steps[0] - 1, steps[0] + 1],
+    yRange: extent(values, charts[0].low, charts[0].high),
+  };
+}
+
+function chartCard(chart, { xRange, yRange }) {
+  const strong = chart.lines.filter((line) => line.strong);
+  const lone = strong.length === 1 ? strong : chart.lines.length <= 4 && !strong.length ? chart.lines : [];
+  const lines = chart.lines.map((line) => ({ ...line, hasWhiskers: lone.some((one) => one.label === line.label) && line.interval.some((half) => half > 0) }));
+  const steps = stepsOf(lines);
   const layers = chart.kind === "stack" ? stack(lines) : null;
-  const all = layers ? layers.flatMap((layer) => layer.above) : lines.flatMap((line) => line.y);
-  const xRange = steps.length > 1 ? [steps[0], steps[steps.length - 1]] : [steps[0] - 1, steps[0] + 1];
-  const { svg, x, y } = frame(chart.title, SMALL, xRange, extent(all, chart.low, chart.high));
+  const { svg, x, y } = frame(chart.title, SMALL, xRange, yRange);
   if (layers) layers.forEach((layer, index) => drawLayer(svg, x, y, layer, index));
   else lines.forEach((line, index) => drawLine(svg, x, y, line, index));
   const { node, show } = legend(lines);
@@ -178,7 +198,8 @@ function chartCard(chart) {
   });
   svg.addEventListener("pointerleave", () => { cursor.setAttribute("visibility", "hidden"); show(null); });
   const heading = element("h3", {}, chart.title, element("small", {}, chart.unit));
-  return element("div", { class: "card" }, heading, svg, node);
+  const healthy = element("p", { class: "healthy" }, element("b", {}, "Healthy: "), chart.healthy);
+  return element("div", { class: "card" }, heading, svg, node, healthy);
 }
 
 // Raw advantages of one role against the theory's x, where the theory is the straight line y = x or y = -x.
@@ -216,18 +237,4 @@ function mechanismCard(role, runs) {
   });
   const unit = `raw advantage against ${isAnchor ? "√K′" : "1/√K′"}; dashed: y = ${isAnchor ? "√K′" : "−1/√K′"}`;
   return element("div", { class: "card" }, element("h3", {}, title, element("small", {}, unit)), svg, element("div", { class: "legend" }, ...entries));
-}
-
-for (const { id, charts } of DATA.sections) {
-  const section = document.querySelector(`[data-section="${id}"]`);
-  if (charts.length) section.append(element("div", { class: "grid" }, ...charts.map(chartCard)));
-  else if (id === "skills") section.append(element("p", { class: "empty" }, "No held-out evaluation yet."));
-  else section.remove();
-}
-{
-  const section = document.getElementById("mechanism");
-  if (DATA.mechanism.length) {
-    section.append(element("div", { class: "grid wide" }, mechanismCard("anchor", DATA.mechanism), mechanismCard("negative", DATA.mechanism)));
-  } else if (!DATA.has_training) section.remove();
-  else section.append(element("p", { class: "empty" }, "No anchored subgroup yet: events.jsonl holds no such mixed group."));
 }

@@ -49,41 +49,70 @@ function advantageCell(value, largest) {
 // The anchor of an all-wrong group is no right answer: the rescue only ranks it above the others.
 const roleName = (role, outcome) => (role === "anchor" && outcome === "ALL_WRONG" ? "pseudo-anchor" : role);
 
-function rolloutRow(rollout, number, largest, outcome) {
+const COLUMNS = ["#", "role", "verdict", "answer", "advantage", "tokens", "response"];
+
+// A row of the table; the name of a cell's column stands beside it on a narrow screen.
+function row(className, cells) {
+  cells.forEach((cell, index) => cell.setAttribute("data-label", COLUMNS[index]));
+  return element("tr", { class: className }, ...cells);
+}
+
+const noAdvantage = (why) => element("td", { class: "number" }, "–", element("small", { class: "why" }, why));
+
+function rolloutRow(rollout, number, largest, sample) {
   const verdicts = element("div", { class: "badges" }, badge(rollout.correct ? "correct" : "wrong", rollout.correct ? "good" : "bad"));
   if (!rollout.parsed) verdicts.append(badge("no readable answer", ""));
   if (!rollout.format_ok) verdicts.append(badge("badly formed", ""));
-  return element("tr", { class: rollout.role === "unselected" ? "outside" : "" },
+  const isReplaced = sample.reflection !== null && sample.reflection.rollout === number;
+  const advantage = isReplaced ? noAdvantage("its repair has it")
+    : rollout.role === "unselected" ? element("td", { class: "number" }, "–") : advantageCell(rollout.advantage, largest);
+  return row(isReplaced ? "replaced" : "", [
     element("td", { class: "number" }, String(number)),
-    element("td", {}, badge(roleName(rollout.role, outcome), rollout.role)),
+    element("td", {}, isReplaced ? badge("failure", "reflected") : badge(roleName(rollout.role, sample.outcome), rollout.role)),
     element("td", {}, verdicts),
     element("td", {}, rollout.extracted ?? "–"),
-    advantageCell(rollout.advantage, largest),
+    advantage,
     element("td", { class: "number" }, String(rollout.response_len)),
-    element("td", {}, clipped(rollout.text)));
+    element("td", {}, clipped(rollout.text))]);
 }
 
-function rolloutTable({ rollouts, outcome }) {
+// The repair of a failure takes its place in the subgroup, and has its advantage.
+function repairRow(reflection, { advantage }, largest) {
+  const words = reflection.before === "" ? [element("p", { class: "label" }, "the prompt was sampled once more")]
+    : [element("p", { class: "text" }, element("span", { class: "failed" }, reflection.before), element("mark", {}, reflection.cue.trim() || "(no cue)")),
+      element("p", { class: "label" }, "the failed rationale and the cue were given; the model went on with")];
+  return row("repair", [
+    element("td", { class: "number" }, `${reflection.rollout}′`),
+    element("td", {}, badge("repair", "reflected")),
+    element("td", {}, element("div", { class: "badges" }, badge(reflection.correct ? "repaired" : "still wrong", reflection.correct ? "good" : "bad"))),
+    element("td", {}, (reflection.after.match(/<answer>(.*?)<\/answer>/s) ?? ["", "–"])[1]),
+    advantageCell(advantage, largest),
+    element("td", {}, "–"),
+    element("td", {}, ...words, clipped(reflection.after))]);
+}
+
+function rolloutTable(sample) {
+  const { rollouts, reflection } = sample;
   const largest = Math.max(1e-9, ...rollouts.map((rollout) => Math.abs(rollout.advantage)));
   const rows = rollouts.map((rollout, number) => ({ rollout, number }))
     .sort((a, b) => ROLES.indexOf(a.rollout.role) - ROLES.indexOf(b.rollout.role) || a.number - b.number);
-  const heads = ["#", "role", "verdict", "answer", "advantage", "tokens", "response"].map((name) => element("th", {}, name));
-  const table = element("table", { class: "rollouts" }, element("tr", {}, ...heads));
-  table.append(...rows.map(({ rollout, number }) => rolloutRow(rollout, number, largest, outcome)));
-  return element("div", { class: "scroll" }, table);
-}
-
-function reflectionBlock(reflection) {
-  if (reflection === null) return null;
-  const verdict = badge(reflection.correct ? "repaired" : "still wrong", reflection.correct ? "good" : "bad");
-  const words = reflection.before === "" ? element("p", { class: "text" }, "(nothing: the prompt was sampled once more)")
-    : element("p", { class: "text" },
-      element("span", { class: "failed" }, reflection.before),
-      element("mark", {}, reflection.cue.trim() || "(no cue)"), "\n");
-  return element("div", { class: "reflection" },
-    element("h4", {}, `Reflection on rollout ${reflection.rollout} `, verdict),
-    element("p", { class: "label" }, "failed rationale, then the cue (both forced, no loss)"), words,
-    element("p", { class: "label" }, "what the model went on with"), tagged(reflection.after));
+  const table = (some) => {
+    const made = element("table", { class: "rollouts" }, element("tr", { class: "head" }, ...COLUMNS.map((name) => element("th", {}, name))));
+    for (const { rollout, number } of some) {
+      made.append(rolloutRow(rollout, number, largest, sample));
+      if (reflection !== null && reflection.rollout === number) made.append(repairRow(reflection, rollout, largest));
+    }
+    return element("div", { class: "scroll" }, made);
+  };
+  const isOutside = ({ rollout }) => rollout.role === "unselected";
+  const inside = rows.filter((one) => !isOutside(one)), outside = rows.filter(isOutside);
+  const tables = inside.length ? [table(inside)] : [];
+  if (outside.length) {
+    const right = outside.filter(({ rollout }) => rollout.correct).length;
+    const words = `${outside.length} ${inside.length ? "responses outside the subgroup" : "responses"}: ${right} right, ${outside.length - right} wrong`;
+    tables.push(element("details", { class: "outside" }, element("summary", {}, words), table(outside)));
+  }
+  return element("div", {}, ...tables);
 }
 
 function groupCard(sample) {
@@ -93,20 +122,22 @@ function groupCard(sample) {
     element("p", { class: "label" }, "question"), element("p", { class: "text" }, sample.prompt),
     element("p", { class: "label" }, "right answer"), element("p", { class: "text" }, element("b", {}, sample.answer)));
   const question = element("div", { class: "question" }, element("div", { class: "images" }, ...sample.images.map(picture)), words);
-  return element("div", { class: "card group" }, head, question, rolloutTable(sample), reflectionBlock(sample.reflection));
+  const note = sample.note ? element("p", { class: "explained" }, sample.note) : null;
+  return element("div", { class: "card group" }, head, question, note, rolloutTable(sample));
 }
 
-function browser(section, samples) {
+const chosen = {};  // the browser's filters, and its place; they outlive an update
+let first = 0;
+
+function browser(samples) {
   const filters = { run: "run", source: "skill", outcome: "outcome", step: "step" };
-  const chosen = {};
   const bar = element("div", { class: "filters" });
   const list = element("div");
   const count = element("span");
   const earlier = element("button", { type: "button" }, "← earlier");
   const later = element("button", { type: "button" }, "later →");
-  let first = 0;
   const show = () => {
-    const found = samples.filter((sample) => Object.entries(chosen).every(([key, value]) => value === "" || String(sample[key]) === value));
+    const found = samples.filter((sample) => Object.keys(filters).every((key) => (chosen[key] ?? "") === "" || String(sample[key]) === chosen[key]));
     first = Math.max(0, Math.min(first, found.length - 1));
     const shown = found.slice(first, first + PAGE_SIZE);
     count.textContent = shown.length ? `${first + 1}–${first + shown.length} of ${found.length}` : "none match";
@@ -120,19 +151,13 @@ function browser(section, samples) {
     if (values.length < 2) continue;
     const select = element("select", {}, element("option", { value: "" }, "all"));
     values.forEach((value) => select.append(element("option", { value }, OUTCOMES[value] ?? value)));
+    if (values.includes(chosen[key])) select.value = chosen[key];
     select.addEventListener("change", () => { chosen[key] = select.value; first = 0; show(); });
     bar.append(element("label", {}, `${name} `, select));
   }
   earlier.addEventListener("click", () => { first -= PAGE_SIZE; show(); });
   later.addEventListener("click", () => { first += PAGE_SIZE; show(); });
   bar.append(earlier, later, count);
-  section.append(bar, list);
   show();
-}
-
-{
-  const section = document.getElementById("samples");
-  if (DATA.samples.length) browser(section, DATA.samples);
-  else if (!DATA.has_training) section.remove();
-  else section.append(element("p", { class: "empty" }, "No sample groups yet: samples.jsonl is missing or empty."));
+  return [bar, list];
 }
