@@ -184,8 +184,7 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
     if name == COLD_START:
         c = demo.cold_start()
         c.train.steps = TASKS[task].cold_start_steps
-        c.train.eval_every = 0
-        c.train.checkpoint_every = 200
+        c.train.eval_every, c.train.eval_examples, c.train.checkpoint_every = 0, 0, 200
         c.rollout.response_len = TASKS[task].trace_len
     else:
         arm = ARMS[name]

@@ -71,7 +71,7 @@ def test_the_figures_are_the_runs(tmp_path: Path) -> None:
     assert "0.125" not in text
     assert "| steps | 20 of 200 |" in text
     assert "| responses a prompt | 8 |" in text
-    assert "| learning rate | 0.0001, linear |" in text
+    assert "| learning rate | 0.00015, linear |" in text
 
 
 def test_the_objective_is_named_with_what_differs(tmp_path: Path) -> None:
