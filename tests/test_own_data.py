@@ -58,7 +58,7 @@ def test_the_recipe_of_docs_own_data(small_task: SmallTask, tmp_path: Path) -> N
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
     lines = document_lines("own-data-recipe")
     assert lines.count("python -m") == 6
-    changes = {"my_data": str(data), "runs/own": str(runs), "steps=200": "steps=20", "steps=100": "steps=2"}
+    changes = {"my_data": str(data), "runs/own": str(runs), "steps=200": "steps=20", "steps=100": "steps=3"}
     run_lines(lines, changes, cwd=REPO, cache=small_task.cache)
     assert (data / "check.html").read_text().count("<section>") == 10
     results = json.loads((runs / "care" / "eval_results.json").read_text())
