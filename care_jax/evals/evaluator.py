@@ -111,7 +111,7 @@ class Evaluator:
             wait: called with each batch's rollouts; waits for them, or raises to leave the evaluation.
 
         Raises:
-            InputError: no prompt is short enough.
+            InputError: no prompt is short enough, or none of the `limit` records can be read.
         """
         total = len(self._source)
         count = min(limit, total) or total
@@ -134,11 +134,17 @@ class Evaluator:
             for item in items:
                 write(item)
         num_lost = sum(self._share.exchange(len(lost)))
-        summary = _summarise([item for place, item in placed if not whole or place in asked])
+        chosen = [item for place, item in placed if not whole or place in asked]
+        if not chosen:
+            raise InputError(f"none of the {count} records of {self._source!r} that every evaluation asks can be read")
+        summary = _summarise(chosen)
         if whole and count < total:
             summary |= {name.replace("eval/", "eval_all/", 1): value for name, value in _summarise(items).items()}
         if whole and any(mark in item["prompt"] for item in items for mark in MARKS):
-            grey = self._judged(model, WithoutImages(self._source), self._lost_records(), limit=limit, wait=wait)
+            # There are no more batches than records, so that no key is drawn twice.
+            grey = self._judged(
+                model, WithoutImages(self._source), self._lost_records(), limit=limit, first_batch=total, wait=wait
+            )
             summary |= _accuracies("baseline/without_image", [item for _, item in grey])
         return summary | {"eval/num_dropped": float(num_dropped), "eval/num_unreadable": float(num_lost)}
 
@@ -155,11 +161,13 @@ class Evaluator:
         lost: loader.LostRecords,
         *,
         limit: int,
+        first_batch: int = 0,
         wait: Callable[[Arrays], Arrays],
     ) -> list[tuple[int, JudgedItem]]:
         """Asks a source and judges the answers; returns each with the place of its record, on all processes."""
         placed: list[tuple[int, JudgedItem]] = []
-        with contextlib.closing(self._ask(model, source, lost, limit=limit, wait=wait)) as batches:
+        asking = self._ask(model, source, lost, limit=limit, first_batch=first_batch, wait=wait)
+        with contextlib.closing(asking) as batches:
             for answers in batches:
                 answered = [(one.record, one.texts) for one in answers]
                 judged = judge_items(self._verifier, answered, self._processor.response_format, self._share)

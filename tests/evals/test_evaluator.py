@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from care_jax.config import base
+from care_jax.errors import InputError
 from care_jax.evals import evaluator as evaluator_lib
 from care_jax.evals.decoding import batch_size
 from care_jax.inputs.processor import Processor
@@ -24,7 +25,7 @@ from care_jax.rewards.judge import Verifier
 from care_jax.run.stop import Stopped
 from care_jax.structs import Record
 from tests.end_to_end import SOURCES, SmallTask, apply, flags, run, small
-from tests.pictures import question
+from tests.pictures import encode, picture, question
 
 MESHES = ((1, (1, 1, 1)), (4, (2, 2, 1)))  # devices and axis sizes
 
@@ -87,10 +88,15 @@ class _SaysThree:
     def __init__(self, processor: Processor) -> None:
         self.ids = encode_rewrites(processor, ["<answer>3</answer>"])[0]
         self.asked: list[list[bool]] = []
+        self.keys: list[tuple[int, ...]] = []
 
     def open(self, model: None) -> Callable[..., None]:
         """Starts nothing."""
-        return lambda prompts, asked, key: self.asked.append(asked)
+        return self._decode
+
+    def _decode(self, prompts: object, asked: list[bool], key: jax.Array) -> None:
+        self.asked.append(asked)
+        self.keys.append(tuple(jax.random.key_data(key).tolist()))
 
     def fetch(self, _: None) -> SimpleNamespace:
         """Answers every prompt alike."""
@@ -137,6 +143,23 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     assert [item["id"] for item in items] == ["a", "b", "long"]
     assert says.asked == [[True, False, True, False]]
     assert "1 of 3 held-out prompts" in caplog.text
+
+
+def test_keys_are_drawn_once_and_records_that_cannot_be_read_are_named(
+    tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches samples without the image that are drawn with the keys of those with it, and a mean of nothing."""
+    picture_data = encode(picture(56, 56))
+    records = [question("<image>1+2?", picture_data, id=str(number)) for number in range(9)]
+    lost = [question("<image>1+2?", b"no picture", id="lost"), *records]
+    says = _SaysThree(tiny_processor)
+    monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
+        summary = _evaluator(records, tiny_processor, verifier).run(None, limit=0, whole=True)
+        assert summary["baseline/without_image/mean"] == summary["eval/accuracy/mean"] == 1.0
+        assert (len(says.keys), len(set(says.keys))) == (6, 6)
+        with pytest.raises(InputError, match="none of the 1 records .* can be read"):
+            _evaluator(lost, tiny_processor, verifier).run(None, limit=1, whole=True)
 
 
 def test_a_stop_leaves_at_once(tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
