@@ -53,7 +53,7 @@ from care_jax.evals.engine import MOST_ROWS, MOST_SAMPLES, MOST_WAITING, Engine,
 from care_jax.evals.questions import encode_question, read_question
 from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, make_processor
-from care_jax.page.chat_server import make_server, serve
+from care_jax.page.chat_server import ChatServer, serve
 from care_jax.run.compilation_cache import opened
 from care_jax.run.compile_guard import CompileGuard
 from care_jax.stages.compiled import bucket_of
@@ -264,7 +264,7 @@ def _serve(config: ml_collections.ConfigDict, workdir: epath.Path, processor: Pr
     args = flags.FLAGS
     named = [part for part in find_params(workdir).parts if part not in ("checkpoints", "params")]
     with (
-        make_server(args.host, args.port, model="/".join(named[-2:])) as server,
+        ChatServer(args.host, args.port, model="/".join(named[-2:])) as server,
         open_engine(config, workdir, processor, row_counts=[1, MOST_ROWS]) as engine,
     ):
         serve(server, engine)

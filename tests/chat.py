@@ -11,7 +11,8 @@ from typing import Any
 
 from care_jax.evals.engine import Piece, Question
 from care_jax.inputs.processor import Processor
-from care_jax.page.chat_server import ChatServer, make_server
+from care_jax.page.chat_server import ChatServer
+from care_jax.page.local_server import LocalServer
 
 ANSWER = "<think>1 < 2 & 3</think><answer>3</answer>"
 
@@ -52,16 +53,22 @@ class ScriptedEngine:
 
 @contextlib.contextmanager
 def serving(engine: Any, host: str = "127.0.0.1") -> Iterator[ChatServer]:
-    """A server in a thread, on a free port."""
-    with make_server(host, 0, model="run/30") as server:
+    """A chat server in a thread, on a free port."""
+    with ChatServer(host, 0, model="run/30") as server, in_thread(server):
         server.engine = engine
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server
+
+
+@contextlib.contextmanager
+def in_thread(server: LocalServer) -> Iterator[None]:
+    """Serves in a thread until the end of the block."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 def request(server: ChatServer, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

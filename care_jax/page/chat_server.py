@@ -11,9 +11,7 @@ across origins without asking first.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import re
 import time
@@ -28,7 +26,7 @@ from typing import Any
 from care_jax.errors import InputError, one_line, shown
 from care_jax.evals.engine import BusyError, Engine
 from care_jax.page.chat_api import Completion, read_request
-from care_jax.page.local_server import LocalHandler, LocalServer, bind, serve_until_stopped
+from care_jax.page.local_server import LocalHandler, LocalServer, content_policy, serve_until_stopped
 
 MOST_BYTES = 64 << 20  # of a request
 _CHAT = "/v1/chat/completions"
@@ -42,27 +40,24 @@ class ChatServer(LocalServer):
     """The server; it answers questions once `serve` has given it an engine."""
 
     def __init__(self, host: str, port: int, model: str) -> None:
-        """Binds the port."""
+        """Binds the port.
+
+        Args:
+            host: the address.
+            port: 0 for a free one.
+            model: what the model is called.
+
+        Raises:
+            InputError: there is no such address, or the port is taken.
+        """
         self.model, self.started = model, int(time.time())
         super().__init__(host, port, _Handler)
         self.engine: Engine | None = None
         self.page = _PAGE.read_bytes()
         script = _SCRIPT.search(self.page.decode())
         assert script is not None
-        digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-        self.policy = (
-            f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-
-
-def make_server(host: str, port: int, model: str) -> ChatServer:
-    """Binds the port; requests wait until `serve`.
-
-    Raises:
-        InputError: there is no such address, or the port is taken.
-    """
-    return bind(lambda: ChatServer(host, port, model), host, port)
+        # No other page may hold this one in a frame and have its buttons pressed.
+        self.policy = f"{content_policy([script[1]], asks_server=True)}; frame-ancestors 'none'"
 
 
 def serve(server: ChatServer, engine: Engine) -> None:

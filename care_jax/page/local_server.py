@@ -1,25 +1,26 @@
-"""What the servers of pages have in common: they are for this machine alone unless another address is given.
+"""A server of pages for this machine alone, unless it is given another address.
 
-There, pages of other origins are kept out: a request must name this host.
+Pages of other origins are kept out of it: a request must name this host.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.server
 import re
 import signal
 import socketserver
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from care_jax.errors import InputError, one_line
 
 _HERE = ("127.0.0.1", "localhost", "::1")
 _SECONDS = 60  # that a client may be silent
-Server = TypeVar("Server", bound="LocalServer")
 
 
 class LocalServer(http.server.ThreadingHTTPServer):
@@ -28,9 +29,19 @@ class LocalServer(http.server.ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 128
 
     def __init__(self, host: str, port: int, handler: type[http.server.BaseHTTPRequestHandler]) -> None:
-        """Binds the port."""
+        """Binds the port.
+
+        Raises:
+            InputError: there is no such address, or the port is taken.
+        """
         self.host = host
-        super().__init__((host, port), handler)
+        try:
+            super().__init__((host, port), handler)
+        except (OSError, OverflowError) as error:
+            reason = one_line(error.strerror if isinstance(error, OSError) and error.strerror else error)
+            raise InputError(
+                f"--host={host} --port={port}: {reason}; name another port, or 0 for a free one"
+            ) from error
 
     def server_bind(self) -> None:
         """Binds the port, without the library's question to the network for this machine's name."""
@@ -69,17 +80,15 @@ class LocalHandler(http.server.BaseHTTPRequestHandler):
         """Keeps requests off stderr."""
 
 
-def bind(make: Callable[[], Server], host: str, port: int) -> Server:
-    """Makes a server, which binds its port.
-
-    Raises:
-        InputError: there is no such address, or the port is taken.
-    """
-    try:
-        return make()
-    except (OSError, OverflowError) as error:
-        reason = one_line(error.strerror if isinstance(error, OSError) and error.strerror else error)
-        raise InputError(f"--host={host} --port={port}: {reason}; name another port, or 0 for a free one") from error
+def content_policy(scripts: Sequence[str], *, asks_server: bool) -> str:
+    """The content policy of a page that runs these scripts and loads nothing; it may ask the server it came from."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
+    asked = " connect-src 'self';" if asks_server else ""
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline';{asked} script-src {hashes}; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def serve_until_stopped(server: LocalServer, verb: str) -> None:

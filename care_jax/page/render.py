@@ -6,8 +6,6 @@ changes when a run goes on: a page that is served replaces them (report_server.p
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import Any
 from care_jax.errors import printable
 from care_jax.page.charts import sections
 from care_jax.page.figures import LEVELS, Accuracy, AccuracyRow, accuracy_rows, findings, percent, summary
+from care_jax.page.local_server import content_policy
 from care_jax.page.run_data import STAGES, Run, explanation
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -31,7 +30,7 @@ def page(runs: Sequence[Run], *, is_live: bool = False) -> str:
     names = _LIVE_SCRIPTS if is_live else _SCRIPTS
     scripts = [(_ASSETS / name).read_text(encoding="utf-8") for name in names]
     fields = parts(runs) | {
-        "policy": policy(scripts, is_live=is_live),
+        "policy": content_policy(scripts, asks_server=is_live),
         "style": (_ASSETS / "style.css").read_text(encoding="utf-8"),
         "data": _script_json(data(runs)),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
@@ -39,14 +38,6 @@ def page(runs: Sequence[Run], *, is_live: bool = False) -> str:
     # One pass over the template: a field's own text is never searched for another field's mark.
     head, *pieces = (_ASSETS / "page.html").read_text(encoding="utf-8").split("{{")
     return head + "".join(fields[name] + rest for name, rest in (piece.split("}}", maxsplit=1) for piece in pieces))
-
-
-def policy(scripts: Sequence[str], *, is_live: bool) -> str:
-    """The content policy of a page with these scripts."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    asks = " connect-src 'self';" if is_live else ""
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline';{asks} script-src {allowed}"
 
 
 def data(runs: Sequence[Run]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from etils import epath
 
 from care_jax.page import render
-from care_jax.page.local_server import LocalHandler, LocalServer, bind, serve_until_stopped
+from care_jax.page.local_server import LocalHandler, LocalServer, serve_until_stopped
 from care_jax.page.run_data import Run, load_run
 from care_jax.page.run_files import RUN_NAMES
 
@@ -31,7 +31,16 @@ class ReportServer(LocalServer):
     """The server of the page about some run folders, by name."""
 
     def __init__(self, host: str, port: int, folders: Mapping[str, epath.Path]) -> None:
-        """Binds the port."""
+        """Binds the port.
+
+        Args:
+            host: the address.
+            port: 0 for a free one.
+            folders: the run folders by the names that the page has for them.
+
+        Raises:
+            InputError: there is no such address, or the port is taken.
+        """
         super().__init__(host, port, _Handler)
         self._folders, self._lock = folders, threading.Lock()
         self._runs: list[Run] = []
@@ -58,14 +67,9 @@ def serve(host: str, port: int, folders: Mapping[str, epath.Path]) -> None:
     Raises:
         InputError: there is no such address, or the port is taken.
     """
-    with make_server(host, port, folders) as server:
+    with ReportServer(host, port, folders) as server:
         print(f"the report is at http://{server.host}:{server.server_port} (end with Ctrl-C)", flush=True)
         serve_until_stopped(server, "read")
-
-
-def make_server(host: str, port: int, folders: Mapping[str, epath.Path]) -> ReportServer:
-    """Binds the port; requests wait until the server serves."""
-    return bind(lambda: ReportServer(host, port, folders), host, port)
 
 
 def _stamp(folders: Mapping[str, epath.Path]) -> str:

@@ -158,7 +158,7 @@ def test_keys_are_drawn_once_and_records_that_cannot_be_read_are_named(
         summary = _evaluator(records, tiny_processor, verifier).run(None, limit=0, whole=True)
         assert summary["baseline/without_image/mean"] == summary["eval/accuracy/mean"] == 1.0
         assert (len(says.keys), len(set(says.keys))) == (6, 6)
-        with pytest.raises(InputError, match="none of the 1 records .* can be read"):
+        with pytest.raises(InputError, match=r"none of the 1 records .* can be read"):
             _evaluator(lost, tiny_processor, verifier).run(None, limit=1, whole=True)
 
 

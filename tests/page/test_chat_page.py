@@ -9,19 +9,12 @@ from pathlib import Path
 import pytest
 
 from care_jax.page.chat_server import ChatServer
-from tests.browser import CHROMIUM, Page, open_page
+from tests.browser import CHROMIUM, Page
 from tests.chat import ScriptedEngine, serving
 from tests.pictures import encode, picture
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 HOSTILE = "<think><img src=x onerror=alert(1)> & 2</think><answer><b>3</b></answer>"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Iterator[Page]:
-    """A tab."""
-    with open_page(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture

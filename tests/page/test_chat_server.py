@@ -14,7 +14,7 @@ import pytest
 from care_jax.errors import InputError
 from care_jax.evals.engine import BusyError
 from care_jax.page import chat_server
-from care_jax.page.chat_server import ChatServer, make_server
+from care_jax.page.chat_server import ChatServer
 from tests.chat import ANSWER, ScriptedEngine, request, serving
 from tests.pictures import encode, picture
 
@@ -310,10 +310,10 @@ def test_one_connection_takes_several_questions(server) -> None:
 def test_a_port_that_is_taken() -> None:
     """Catches a traceback, or minutes of loading a model, before it is said."""
     with (
-        make_server("127.0.0.1", 0, model="a") as first,
+        ChatServer("127.0.0.1", 0, model="a") as first,
         pytest.raises(InputError, match=f"--port={first.server_port}: .*another port"),
     ):
-        make_server("127.0.0.1", first.server_port, model="b")
+        ChatServer("127.0.0.1", first.server_port, model="b")
     for host, port in (("127.0.0.1", 70_000), ("no such host", 0)):
         with pytest.raises(InputError, match="--host="):
-            make_server(host, port, model="b")
+            ChatServer(host, port, model="b")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +11,12 @@ import pytest
 from etils import epath
 
 from care_jax.errors import InputError
-from care_jax.page.report_server import ReportServer, make_server
-from tests.browser import CHROMIUM, Page, open_page
+from care_jax.page.report_server import ReportServer
+from tests.browser import CHROMIUM
+from tests.chat import in_thread
 from tests.page.test_report import event, measured, sample, write_lines
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Iterator[Page]:
-    """A tab."""
-    with open_page(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture
@@ -51,14 +44,8 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def server(folder) -> Iterator[ReportServer]:
     """Its server, in a thread."""
-    with make_server("127.0.0.1", 0, {"rl": epath.Path(folder)}) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with ReportServer("127.0.0.1", 0, {"rl": epath.Path(folder)}) as server, in_thread(server):
+        yield server
 
 
 def _get(server: ReportServer, path: str, **headers: str) -> tuple[int, str, str]:
@@ -92,7 +79,7 @@ def test_others_are_kept_out(server) -> None:
 def test_a_port_that_is_taken(server) -> None:
     """Catches a traceback for a second server."""
     with pytest.raises(InputError, match=r"--port=\d+: .*name another port"):
-        make_server("127.0.0.1", server.server_port, {})
+        ReportServer("127.0.0.1", server.server_port, {})
 
 
 @needs_browser
