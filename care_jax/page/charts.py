@@ -29,6 +29,17 @@ class Chart:
     rank: int | None = None  # among those that are not folded away, while there is room
 
 
+_NORM_CHART = Chart(
+    "Gradient norm", "before clipping", "steady; a jump that stays announces trouble", {"grad_norm": "norm"}, low=0.0
+)
+_LR_CHART = Chart("Learning rate", "", "as optimizer.lr and optimizer.schedule ask for", {"lr": "lr"}, low=0.0)
+_THROUGHPUT_CHART = Chart(
+    "Throughput",
+    "tokens per second",
+    "steady after the first steps",
+    {"tokens_per_s/rollout": "sampling", "tokens_per_s/update": "updating"},
+    low=0.0,
+)
 TRAIN_CHARTS = (
     Chart(
         "Reward",
@@ -181,15 +192,9 @@ TRAIN_CHARTS = (
         {"tis/weight": "mean weight", "tis/truncated": "truncated", "tis/masked": "masked"},
         low=0.0,
     ),
-    Chart(
-        "Gradient norm",
-        "before clipping",
-        "steady; a jump that stays announces trouble",
-        {"grad_norm": "norm"},
-        low=0.0,
-    ),
+    _NORM_CHART,
     Chart("Policy loss", "mean over sequences", "says little: it is no measure of progress", {"loss": "loss"}),
-    Chart("Learning rate", "", "as optimizer.lr and optimizer.schedule ask for", {"lr": "lr"}, low=0.0),
+    _LR_CHART,
     Chart(
         "Time of a step by stage",
         "seconds",
@@ -199,13 +204,7 @@ TRAIN_CHARTS = (
         low=0.0,
     ),
     Chart("Whole step", "seconds", "steady after the first steps", {"time/step": "step"}, low=0.0),
-    Chart(
-        "Throughput",
-        "tokens per second",
-        "steady after the first steps",
-        {"tokens_per_s/rollout": "sampling", "tokens_per_s/update": "updating"},
-        low=0.0,
-    ),
+    _THROUGHPUT_CHART,
     Chart(
         "Padding",
         "share of what is computed",
@@ -221,17 +220,9 @@ TRAIN_CHARTS = (
 )
 COLD_START_CHARTS = (
     Chart("Loss", "nats per target token", "falls steeply, then flattens", {"loss": "loss"}, low=0.0, rank=7),
-    Chart(
-        "Gradient norm",
-        "before clipping",
-        "steady; a jump that stays announces trouble",
-        {"grad_norm": "norm"},
-        low=0.0,
-    ),
-    Chart("Learning rate", "", "as optimizer.lr and optimizer.schedule ask for", {"lr": "lr"}, low=0.0),
-    Chart(
-        "Throughput", "tokens per second", "steady after the first steps", {"tokens_per_s/update": "updating"}, low=0.0
-    ),
+    _NORM_CHART,
+    _LR_CHART,
+    dataclasses.replace(_THROUGHPUT_CHART, metrics={"tokens_per_s/update": "updating"}),
 )
 SKILL_CHART = Chart(
     "Held-out accuracy",

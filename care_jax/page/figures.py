@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from care_jax.page.run_data import OUTCOMES, STAGES, Run
+from care_jax.page.run_data import OUTCOMES, STAGES, Run, setting
 from care_jax.run.collapse import CollapseWatch
 
 LEVELS = {"bad": "problem", "doubt": "doubt", "good": "fine"}  # of a finding, the worst first
@@ -100,7 +100,7 @@ def percent(accuracy: Accuracy) -> str:
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """How the groups of training came out, in a sentence or two of plain text."""
+    """The shares of the outcomes of groups, and of repaired failures, in a sentence or two of plain text."""
     words = []
     for run in runs:
         num_groups = sum(run.num_groups.values())
@@ -118,7 +118,7 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 def findings(runs: Sequence[Run]) -> list[Finding]:
-    """What to look at first, the worst first: collapse, gain, baselines, form of the responses, lost data."""
+    """The findings about some runs, the worst first: collapse, gain, baselines, form of the responses, lost data."""
     found = [Finding(level, run.name, text) for run in runs for level, text in _findings(run)]
     return sorted(found, key=lambda one: list(LEVELS).index(one.level))
 
@@ -199,9 +199,9 @@ def _against_baselines(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _form(run: Run) -> Iterator[tuple[str, str]]:
-    """What keeps a training from learning, by the newest steps."""
-    config = run.config.get("rollout")
-    limit = f"={config['response_len']}" if isinstance(config, dict) and "response_len" in config else ""
+    """Findings on what keeps a training from learning, by its newest steps."""
+    response_len = setting(run.config, "rollout", "response_len")
+    limit = "" if response_len is None else f"={response_len}"
     signs = (
         ("truncated_rate", _FEW, f"{{:.0%}} of the responses are cut off: raise rollout.response_len{limit}"),
         (

@@ -16,7 +16,7 @@ from care_jax.errors import printable
 from care_jax.page.charts import sections
 from care_jax.page.figures import LEVELS, Accuracy, AccuracyRow, accuracy_rows, findings, percent, summary
 from care_jax.page.local_server import content_policy
-from care_jax.page.run_data import STAGES, Run, explanation
+from care_jax.page.run_data import STAGES, Run, explanation, setting
 
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("charts.js", "samples.js", "draw.js")
@@ -41,7 +41,7 @@ def page(runs: Sequence[Run], *, is_live: bool = False) -> str:
 
 
 def data(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page's scripts draw."""
+    """The data that the page's scripts draw, as JSON has it."""
     return {
         "has_training": any(run.stage == "train" for run in runs),
         "sections": sections(runs),
@@ -102,7 +102,7 @@ def _table(kind: str, heads: Sequence[str], rows: Iterable[tuple[str, str, Seque
 
 
 def _facts(runs: Sequence[Run]) -> str:
-    """What each run is: data, model, seed, steps, duration, device."""
+    """A table with the stage, data, model, seed, steps, duration and device of each run."""
     heads = ("run", "stage", "data", "model", "seed", "steps", "time", "device")
     return _table(
         "plain facts",
@@ -112,21 +112,16 @@ def _facts(runs: Sequence[Run]) -> str:
 
 
 def _facts_of(run: Run) -> list[str]:
-    planned = _setting(run, "train", "steps")
+    planned = setting(run.config, "train", "steps")
     return [
         STAGES[run.stage],
-        _tail(_setting(run, "data", "train")),
-        _tail(_setting(run, "model", "folder")),
+        _tail(setting(run.config, "data", "train")),
+        _tail(setting(run.config, "model", "folder")),
         _text(run.manifest.get("seed", run.config.get("seed"))),
         f"{run.last_step} of {planned}" if isinstance(planned, int) else str(run.last_step),
         _duration(run.seconds),
         _text(run.manifest.get("device")),
     ]
-
-
-def _setting(run: Run, group: str, name: str) -> Any:
-    values = run.config.get(group)
-    return values.get(name) if isinstance(values, dict) else None
 
 
 def _text(value: Any) -> str:

@@ -79,6 +79,12 @@ class Run:
         return sum(row.get("time/step", 0.0) + row.get("time/evaluate", 0.0) for row in self.metrics.values())
 
 
+def setting(config: Mapping[str, Any], group: str, name: str) -> Any:
+    """A value of a recorded config, which may have any shape; None if it is not there."""
+    values = config.get(group)
+    return values.get(name) if isinstance(values, dict) else None
+
+
 def load_run(workdir: epath.Path, name: str) -> Run:
     """Reads a run folder. Missing and damaged files, torn lines and lines of another shape become notices."""
     notices: list[str] = []
@@ -97,7 +103,7 @@ def load_run(workdir: epath.Path, name: str) -> Run:
     stride = -(-len(samples) // MAX_SAMPLES) or 1
     if stride > 1:
         notices.append(f"1 in {stride} of {len(samples)} sample groups is shown; all are in {SAMPLES_FILE}")
-    planned = config["train"].get("steps") if isinstance(config.get("train"), dict) else None
+    planned = setting(config, "train", "steps")
     if metrics and isinstance(planned, int) and max(metrics) < planned:
         notices.append(f"in progress or stopped early: step {max(metrics)} of {planned}")
     reflected = [event for event in events if event["reflected"] is not None]
