@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from care_jax import config as config_lib
 from care_jax import files
-from care_jax.checkpoints.load import find_params
+from care_jax.checkpoints.load import find_params, run_of
 from care_jax.config_rules import RULES, type_problem
 from care_jax.errors import InputError, one_line, printable, shown
 from care_jax.method import objectives
@@ -28,7 +28,6 @@ from care_jax.rewards.response_format import FORMATS
 from care_jax.run.folder import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE
 
 CARD_FILE = "README.md"
-_CHECKPOINTS = "checkpoints"
 _HUB_CACHE = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)")
 _MOST_STAGES = 10  # runs that start from one another
 _ACCURACY = "eval/accuracy/"
@@ -91,11 +90,10 @@ def _read_stage(params: epath.Path) -> _Stage | None:
     Raises:
         InputError: its config.json has a value that the setting does not allow.
     """
-    steps, name = params.parent.parent, params.parent.name
-    workdir, notices = steps.parent, list[str]()
-    given = read_object(workdir / CONFIG_FILE, notices)
-    if steps.name != _CHECKPOINTS or not name.isdecimal() or not given:
+    found, notices = run_of(params), list[str]()
+    if found is None or not (given := read_object(found[0] / CONFIG_FILE, notices)):
         return None
+    workdir, last_step = found
     known = config_lib.flat(config_lib.base())
     try:
         settings = known | config_lib.flat(ConfigDict(given))
@@ -110,9 +108,9 @@ def _read_stage(params: epath.Path) -> _Stage | None:
     accuracy = {}
     for row in read_lines(workdir / METRICS_FILE, dict[str, float | None], notices, is_sound=lambda row: "step" in row):
         values = {key: value for key, value in row.items() if value is not None}
-        if values.get("step", math.inf) <= int(name) and f"{_ACCURACY}mean" in values:
+        if values.get("step", math.inf) <= last_step and f"{_ACCURACY}mean" in values:
             accuracy[int(values["step"])] = values
-    return _Stage(settings, read_object(workdir / MANIFEST_FILE, notices), accuracy, int(name))
+    return _Stage(settings, read_object(workdir / MANIFEST_FILE, notices), accuracy, last_step)
 
 
 def _lines(stages: list[_Stage], params: epath.Path, folder: Path) -> Iterator[str]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 
+from care_jax.checkpoints.load import run_of
 from care_jax.inputs.preprocessor import read_image_spec, write_pixel_limits
 from care_jax.models import load_model_config
 from care_jax.rewards.response_format import FORMATS
-from care_jax.run.folder import CONFIG_FILE, HISTORY_FILE, read_object
-
-_CHECKPOINTS = "checkpoints"  # the folder of a run's steps
-_CONTENT = "content of model.folder/"  # of a file's digest in history.json
+from care_jax.run import history
+from care_jax.run.folder import CONFIG_FILE, read_object
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedWith:
     """The settings of a run that its prompts and responses depend on."""
 
+    workdir: epath.Path
     min_image_tokens: int
     max_image_tokens: int
     overlong: str
@@ -30,7 +27,6 @@ class TrainedWith:
     largest_patches: int  # patches of a prompt's images
     request: str  # appended to every question
     response_len: int  # tokens
-    digests: Mapping[str, str]  # of the model folder's files, by name; empty if the run kept none
 
 
 def read(params: epath.Path) -> TrainedWith | None:
@@ -39,14 +35,15 @@ def read(params: epath.Path) -> TrainedWith | None:
     Raises:
         InputError: the run's config.json is damaged.
     """
-    steps = params.parent.parent
-    path = steps.parent / CONFIG_FILE
-    if steps.name != _CHECKPOINTS or not path.is_file():
+    found = run_of(params)
+    if found is None or not (found[0] / CONFIG_FILE).is_file():
         return None
-    config = read_object(path)
+    workdir = found[0]
+    config = read_object(workdir / CONFIG_FILE)
     try:
         data = config["data"]
         return TrainedWith(
+            workdir=workdir,
             min_image_tokens=int(data["min_image_tokens"]),
             max_image_tokens=int(data["max_image_tokens"]),
             overlong=str(data["overlong"]),
@@ -54,7 +51,6 @@ def read(params: epath.Path) -> TrainedWith | None:
             largest_patches=int(max(data["patch_buckets"])),
             request=FORMATS[data["response_format"]].request if data["ask_for_format"] else "",
             response_len=int(config["rollout"]["response_len"]),
-            digests=_digests(steps.parent / HISTORY_FILE),
         )
     except (KeyError, TypeError, ValueError):  # of another version of this program
         return None
@@ -73,10 +69,11 @@ def apply(trained: TrainedWith | None, params: epath.Path, source: Path, new: Pa
         A line for each thing that the export cannot take over.
 
     Raises:
-        InputError: the limits of the run and those of `source` leave no image size.
+        InputError: the limits of the run and those of `source` leave no image size, or the run's history.json is
+            damaged.
     """
     if trained is None:
-        if params.parent.parent.name != _CHECKPOINTS and not params.parent.name.isdecimal():
+        if not params.parent.name.isdecimal():
             return []  # a converted model, which nothing has trained
         return [
             f"{params} lies in no run folder, so nothing says which pixel limits it was trained with: the export has "
@@ -85,7 +82,8 @@ def apply(trained: TrainedWith | None, params: epath.Path, source: Path, new: Pa
     spec = read_image_spec(new, load_model_config(new).vision, trained.min_image_tokens, trained.max_image_tokens)
     unit, area = spec.layout.merge**2, (spec.patch_size * spec.layout.merge) ** 2
     notes = [
-        f"{name} of {source} is not the file that the run trained with" for name in _changed(trained.digests, source)
+        f"{name} of {source} is not the file that the run trained with"
+        for name in history.changed_files(trained.workdir, source)
     ]
     if trained.overlong == "shrink":
         most = max(spec.min_pixels, min(spec.max_pixels, trained.largest_patches // unit * area))
@@ -118,29 +116,3 @@ inputs = processor.apply_chat_template(
 ids = model.generate(**inputs, do_sample=False, repetition_penalty=1.0, max_new_tokens={trained.response_len})
 print(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
-
-
-def _digests(path: epath.Path) -> dict[str, str]:
-    """The digests of the model folder's files, as they were at the run's last start."""
-    if not path.is_file():
-        return {}
-    history = read_object(path)
-    values: dict[str, Any] = {**history["started"]}
-    for change in history["changes"]:
-        gone = change["from"].keys() - change["to"].keys()
-        values = {key: value for key, value in values.items() if key not in gone} | change["to"]
-    return {
-        key.removeprefix(_CONTENT): value
-        for key, value in values.items()
-        if key.startswith(_CONTENT) and isinstance(value, str)
-    }
-
-
-def _changed(digests: Mapping[str, str], source: Path) -> list[str]:
-    """The files of `source` that are others than those with these digests."""
-    return [
-        name
-        for name, digest in digests.items()
-        if not (source / name).is_file()
-        or hashlib.blake2b((source / name).read_bytes(), digest_size=16).hexdigest() != digest
-    ]

@@ -40,6 +40,14 @@ def find_params(path: epath.PathLike) -> epath.Path:
     raise InputError(f"no finished checkpoint in {path}; give a run folder, its checkpoints folder or one step of it")
 
 
+def run_of(params: epath.Path) -> tuple[epath.Path, int] | None:
+    """The run folder that parameters lie in, as checkpoints/STEP/params, and their step; None if in none."""
+    step, checkpoints = params.parent, params.parent.parent
+    if checkpoints.name != "checkpoints" or not step.name.isdecimal():
+        return None
+    return checkpoints.parent, int(step.name)
+
+
 def _is_finished(params: epath.Path) -> bool:
     # On gs:// a checkpoint has its name from the start, and a file of its own says that it is finished.
     return (params / "_METADATA").is_file() and ocp.utils.is_checkpoint_finalized(params)

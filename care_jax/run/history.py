@@ -76,10 +76,23 @@ def settings(config: ml_collections.ConfigDict, *, train: DataSource, held_out: 
     folder = Path(config.model.folder)
     content = {"data.train": train.fingerprint(), "data.eval": held_out.fingerprint()}
     for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()}):
-        content[f"model.folder/{path.name}"] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        content[f"model.folder/{path.name}"] = _digest(path)
     values = config_lib.flat(config) | {_CONTENT + name: digest for name, digest in content.items()}
     plain: dict[str, Any] = json.loads(json.dumps(values))  # as they come back from the file
     return plain
+
+
+def changed_files(workdir: epath.Path, folder: Path) -> list[str]:
+    """The files that differ in `folder`, or are missing, from those of model.folder when the run last started.
+
+    Raises:
+        InputError: the history or the config in `workdir` cannot be read.
+    """
+    prefix = _CONTENT + "model.folder/"
+    digests = {key.removeprefix(prefix): value for key, value in _current(workdir).items() if key.startswith(prefix)}
+    return [
+        name for name, digest in digests.items() if not (folder / name).is_file() or _digest(folder / name) != digest
+    ]
 
 
 def newest_step(workdir: epath.Path) -> int | None:
@@ -141,6 +154,10 @@ def write(workdir: epath.Path, now: Mapping[str, Any], *, step: int) -> None:
         old, new = ({key: values[key] for key in changes if key in values} for values in (before, now))
         history["changes"].append({"step": step, "from": old, "to": new})
     files.write_text(path, json.dumps(history, indent=1, sort_keys=True) + "\n")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -199,7 +199,7 @@ def _run_with(folder: Path, config: dict[str, Any], model: Path | None = None) -
     params.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     if model is not None:
-        values = {f"content of model.folder/{path.name}": "0" for path in model.glob("*config.json")}
+        values = {"seed": 0} | {f"content of model.folder/{path.name}": "0" for path in model.glob("*config.json")}
         (folder / "history.json").write_text(json.dumps({"started": values, "changes": []}))
     return trained_with.read(epath.Path(params))
 
