@@ -16,7 +16,7 @@ from tests.end_to_end import REPO, flags, run_forked, small, write_small_model, 
 TRAIN, EVALUATE, COLD_START = "care_jax.train", "care_jax.evaluate", "care_jax.cold_start"
 
 
-# What is asked for, changes to a good command, and what the line must say.
+# What is asked for, changes to a good command, and what the line must say; {data} is the folder of the good one's data.
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "unknown key": (TRAIN, {"train.stepz": 3}, ["stepz", "steps"]),
     "bad value": (TRAIN, {"train.steps": 0}, ["train.steps=0", "at least 1"]),
@@ -34,8 +34,13 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "responses that are too long": (
         COLD_START,
-        {"rollout.response_len": 4, "objective.reflect.enabled": False, "objective.overlong_buffer_len": 0},
-        ["0 of 48 rows are usable", "too long for rollout.response_len=4: 48, of up to", "keeps all"],
+        {
+            "data.train": "{data}/long.jsonl",
+            "rollout.response_len": 8,
+            "objective.reflect.enabled": False,
+            "objective.overlong_buffer_len": 0,
+        },
+        ["0 of 48 rows are usable", "too long for rollout.response_len=8: 48, of up to", "keeps all"],
     ),
 }
 # Whole command lines.
@@ -76,9 +81,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each case, with its exit code and what it printed."""
     root = tmp_path_factory.mktemp("cli")
     model, data = write_small_model(root / "model"), write_squares(root / "data")
+    rows = [json.loads(line) | {"rationale": "1 2 3 4"} for line in (data / "train.jsonl").read_text().splitlines()]
+    (data / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     good = small(model, data, model__weights="random")
     jobs: list[tuple[Path, str, list[str]]] = []
     for name, (module, changes, _) in CASES.items():
+        changes = {key: value.format(data=data) if isinstance(value, str) else value for key, value in changes.items()}
         arguments = ["--config=configs/demo.py", f"--workdir={root / name / 'run'}", *flags(good | changes)]
         jobs.append((root / name, module, arguments))
     jobs += [(root / name, TRAIN, arguments) for name, (arguments, _) in FLAGS.items()]
