@@ -70,7 +70,7 @@ _skills = _holds(
     lambda skills: bool(skills) and set(skills) <= set(options.SKILLS), f"choose some of {', '.join(options.SKILLS)}"
 )
 _trackers = _holds(
-    lambda names: {name.strip() for name in names.split(",")} <= {"", *options.TRACKERS},
+    lambda tracker: set(options.tracker_names(tracker)) <= set(options.TRACKERS),
     f"choose some of {', '.join(options.TRACKERS)}, with commas between them",
 )
 _bound = _holds(lambda value: value == 0 or value >= 1, "must be at least 1, or 0 for none")

@@ -30,7 +30,6 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +48,7 @@ from care_jax.data.parsing import Row
 from care_jax.errors import BadRowError, InputError, listed, printable
 from care_jax.evals.answer_text import Parts, split_response
 from care_jax.evals.decoding import batch_size
-from care_jax.evals.engine import MOST_ROWS, MOST_SAMPLES, MOST_WAITING, Engine, Piece, Question
+from care_jax.evals.engine import HOTTEST, MOST_ROWS, MOST_SAMPLES, MOST_WAITING, Engine, Piece, Question
 from care_jax.evals.questions import encode_question, read_question
 from care_jax.inputs.batch import collate
 from care_jax.inputs.processor import Processor, make_processor
@@ -212,8 +211,8 @@ def _read_drawing(config: ml_collections.ConfigDict) -> Drawing:
         raise InputError(f"--n={n}: ask for 1 to {MOST_SAMPLES} samples")
     if temperature is None:
         temperature = 0.0 if n == 1 else 1.0
-    if not (math.isfinite(temperature) and 0 <= temperature <= 100):
-        raise InputError(f"--temperature={temperature}: must lie in 0 .. 100; 0 decodes greedily")
+    if not 0 <= temperature <= HOTTEST:
+        raise InputError(f"--temperature={temperature}: must lie in 0 .. {HOTTEST:g}; 0 decodes greedily")
     if n > 1 and temperature == 0:
         raise InputError(f"--n={n} --temperature=0: greedy samples are all alike; give a temperature above 0")
     return Drawing(n, temperature, config.seed)

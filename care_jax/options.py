@@ -1,4 +1,4 @@
-"""The words that config keys allow, each list in one place. Imports nothing, so that any room may read it."""
+"""The words that config keys allow, each list in one place, and the reading of one. Any room may import it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ SKILLS = ("digits", "chart", "geometry")  # data.mini_vqa.skills
 OLD_FROM = ("pass", "sampler")  # score.old_from
 REWARDS = ("iou", "repetition", "length")  # verify.rewards, beside functions of one's own
 SCHEDULES = ("constant", "cosine", "linear")  # optimizer.schedule
+
+
+def tracker_names(tracker: str) -> tuple[str, ...]:
+    """Reads the config's `tracker`: "tensorboard, wandb" names two trackers, "" none."""
+    return tuple(name for word in tracker.split(",") if (name := word.strip()))
 
 
 def choose_one(words: Collection[str]) -> str:

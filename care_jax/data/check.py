@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import ml_collections
 
+from care_jax import config as config_lib
 from care_jax import files
 from care_jax.data.accounting import Account, quantile, take_account
 from care_jax.data.own_data import JsonlSource, listing, read_jsonl
@@ -122,17 +123,10 @@ def _proposal(account: Account, processor: Processor, config: ml_collections.Con
         flags["rollout.response_len"] = response_len
     if (needed := buckets[-1] + response_len) > config.train.stream_len:
         flags["train.stream_len"] = needed + needed % 2
+    given = config_lib.flat(config)
     return ["proposed, as far as it differs:"] + [
-        f"  --config.{name}={str(value).replace(' ', '')}"
-        for name, value in flags.items()
-        if value != _value(config, name)
+        f"  --config.{name}={str(value).replace(' ', '')}" for name, value in flags.items() if value != given[name]
     ]
-
-
-def _value(config: ml_collections.ConfigDict, name: str) -> object:
-    group, key = name.split(".")
-    value = config[group][key]
-    return tuple(value) if isinstance(value, tuple | list) else value
 
 
 def _largest(lengths: Sequence[int]) -> int:

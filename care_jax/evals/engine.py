@@ -41,6 +41,7 @@ _SECONDS_A_PIECE = 0.15  # of decoding, before the host looks at the tokens
 _MOST_TOKENS_A_PIECE = 64
 MOST_WAITING = 512  # samples
 MOST_SAMPLES = 64  # of a question
+HOTTEST = 100.0  # temperature of a question
 _CLOSED = "no more questions are answered: the engine is closed"
 
 

@@ -120,6 +120,7 @@ def _in_blocks(
     is_causal: bool,
 ) -> Float[Array, "B T H C"] | None:
     """`_attend_near` for all tokens at once, in blocks with their neighbours. None: too many scores, or no fewer."""
+    # More and smaller blocks compute fewer scores that nothing sees, in smaller products: 24 tokens or more of a block.
     num_tokens, num_before = q.shape[1], max(1, min(4, reach // 24))
     block = -(-reach // num_before)
     num_near = num_before + 1 if is_causal else 2 * num_before + 1  # blocks

@@ -9,7 +9,6 @@ change the answers (`_REFUSED`) are errors; other unknown keys are ignored.
 from __future__ import annotations
 
 import dataclasses
-import math
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +20,7 @@ from care_jax.data.conversations import read_turns
 from care_jax.data.parsing import is_number
 from care_jax.errors import InputError, shown
 from care_jax.evals.answer_text import Parts, split_response
-from care_jax.evals.engine import MOST_SAMPLES, Piece, Question
+from care_jax.evals.engine import HOTTEST, MOST_SAMPLES, Piece, Question
 from care_jax.evals.questions import encode_question, read_question
 from care_jax.inputs.processor import Processor
 from care_jax.structs import Record
@@ -64,8 +63,9 @@ def read_request(body: bytes, processor: Processor) -> ChatRequest:
     raw = files.parse_object(body, "the request", remedy="send a JSON object")
     raw = {key: value for key, value in raw.items() if value is not None}
     temperature = raw.get("temperature", 1.0)
-    if not (is_number(temperature) and math.isfinite(temperature) and 0 <= temperature <= 100):
-        raise InputError(f"temperature={shown(temperature)}: must be a number from 0, which decodes greedily, to 100")
+    if not (is_number(temperature) and 0 <= temperature <= HOTTEST):
+        message = f"temperature={shown(temperature)}: must be a number from 0, which decodes greedily, to {HOTTEST:g}"
+        raise InputError(message)
     for key, neutral in _REFUSED.items():
         if key in raw and raw[key] not in neutral and not (key in _OF_DRAWS and temperature == 0):
             raise InputError(f"{key}={shown(raw[key])} is not supported; leave it out")

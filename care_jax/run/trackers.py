@@ -4,8 +4,8 @@
 by their own environment variables: WANDB_PROJECT, WANDB_MODE=offline, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME,
 TRACKIO_PROJECT, TRACKIO_SPACE_ID and so on.
 
-A run folder is one run of each tracker, which a resumed run goes on with. Steps that it repeats after a kill come a
-second time, with the same values.
+A run folder is one run of each tracker, which a resumed run goes on with. After a kill it repeats the steps behind its
+newest checkpoint and sends them again, with the same values; Weights & Biases ignores steps that it already has.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from etils import epath
 
 from care_jax import files
 from care_jax.errors import InputError, one_line, raised
+from care_jax.options import tracker_names
 from care_jax.run.folder import TRACKER_FILE, read_object
 
 _PROJECT = "care_jax"  # of a run whose environment names none
@@ -45,18 +46,13 @@ class Tracker(Protocol):
         """Ends the recording."""
 
 
-def read_names(tracker: str) -> tuple[str, ...]:
-    """The trackers in the config's `tracker`: "tensorboard, wandb" names two, "" none."""
-    return tuple(name for word in tracker.split(",") if (name := word.strip()))
-
-
 def require_packages(tracker: str) -> None:
     """Looks whether the packages of the config's `tracker` are installed, without importing them.
 
     Raises:
         InputError: one is not.
     """
-    for name in read_names(tracker):
+    for name in tracker_names(tracker):
         package = _MODULES.get(name, name)
         if importlib.util.find_spec(package) is None:
             raise InputError(f"tracker={name} needs the package {package}: pip install {package}, or leave it out")
@@ -75,7 +71,7 @@ def open_trackers(workdir: epath.Path, local: Path, settings: Mapping[str, Any],
         InputError: a tracker does not start and never has for this run. If it did before, its server may be down, and
             the run goes on without it.
     """
-    names = read_names(settings["tracker"])
+    names = tracker_names(settings["tracker"])
     services = [name for name in names if name in _SERVICES]
     known = _read_known(workdir) if services else {}
     opened: list[Tracker] = []

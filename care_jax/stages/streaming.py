@@ -91,12 +91,18 @@ def _make_go_on(setup: Setup) -> Callable[..., tuple[Loop, Progress]]:
         stacks, prefix = sampler.in_stacks(prefix)  # if it splits them, that copies all weights once a call
         branches = Branches(prefix, jnp.zeros_like(asked.room), asked.room, asked.number, asked.temperature)
         decode = functools.partial(
-            decode_token, branches, model=sampler, stacks=stacks, forbidden_mask=forbidden_mask, key=key
+            decode_token,
+            branches,
+            model=sampler,
+            stacks=stacks,
+            forbidden_mask=forbidden_mask,
+            key=key,
+            sampling=sampling,
         )
         last = jnp.minimum(until, sampling.response_len)
         loop = jax.lax.while_loop(
             lambda loop: (loop.t < last) & (most(jnp.sum(loop.alive)) > 0),
-            functools.partial(decode, sampling=sampling),
+            decode,
             dataclasses.replace(decoding, alive=decoding.alive & going),
         )
         written = loop.written
