@@ -64,11 +64,12 @@ class Model:
         """Writes the model's Hugging Face folder in `folder`, and draws parameters and batch."""
         path = families.make_folder(family, TINY, folder / family)
         config = models.load_model_config(path)
+        heads: dict[str, Any] = {"head_dim": 16, "mrope_section": (2, 3, 3)}
+        if "linear_attention" in config.text.period:
+            heads = {"linear_num_key_heads": 8, "linear_num_value_heads": 16}
         self.config = dataclasses.replace(
             config,
-            text=dataclasses.replace(
-                config.text, num_attention_heads=8, num_key_value_heads=8, head_dim=16, mrope_section=(2, 3, 3)
-            ),
+            text=dataclasses.replace(config.text, num_attention_heads=8, num_key_value_heads=8, **heads),
             vision=dataclasses.replace(config.vision, num_heads=8),
             remat="full",
         )
@@ -261,7 +262,11 @@ def compare(
             for shard in leaf.addressable_shards
         ),
         "rows_of_a_shard": rollouts.token_ids.addressable_shards[0].data.shape[0],
-        "kernel_part": sampler["layers.mlp.up_proj.kernel"].addressable_shards[0].data.size,
+        "kernel_part": sum(
+            kernel.addressable_shards[0].data.size
+            for name, kernel in sampler.items()
+            if name.startswith("layers.") and name.endswith("mlp.up_proj.kernel")
+        ),
         "collectives": collectives(shards.update),
         "row_shapes": [list(leaf.shape[1:]) for leaf in jax.tree.leaves(model.batch)],
         "whole_stacks": whole_stacks(shards),
@@ -313,9 +318,9 @@ def converted(shards: Shards, folder: Path) -> float:
 
 
 def main(folder: Path) -> dict[str, Any]:
-    """Compares every mesh of both families, and steps across a restore and a conversion."""
+    """Compares meshes of every family, and steps across a restore and a conversion."""
     found: dict[str, Any] = {"meshes": {}, "restored": {}}
-    for family, meshes in (("qwen2_5_vl", MESHES), ("qwen3_vl", ("2x2x2",))):
+    for family, meshes in (("qwen2_5_vl", MESHES), ("qwen3_vl", ("2x2x2",)), ("qwen3_5", ("2x2x2", "1x8x1"))):
         model = Model(family, folder)
         single = Shards(model, "1x1x1")
         expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()

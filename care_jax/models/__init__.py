@@ -27,6 +27,7 @@ __all__ = [
 _TOWERS: dict[str, type[Tower]] = {
     "qwen2_5_vl": vision_qwen2_5.VisionTower,
     "qwen3_vl": vision_qwen3.VisionTower,
+    "qwen3_5": vision_qwen3.VisionTower,
 }
 
 

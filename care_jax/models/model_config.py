@@ -12,7 +12,8 @@ from care_jax.errors import InputError, shown
 from care_jax.models.layers import ACTIVATIONS
 from care_jax.models.model_folder import Fields, read_fields
 
-MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
+MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
+LAYER_TYPES = ("full_attention", "linear_attention")
 _MOST_LAYERS, _MOST_PATCH = 1024, 1024  # bounds that keep a broken file from being built
 # The values of fields that a file leaves out: transformers 4.49 leaves out those at their default. Source: the
 # configuration files of transformers 4.49 to 5.23, which agree.
@@ -34,6 +35,19 @@ _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "qwen3_vl": {
         "deepstack_visual_indexes": [8, 16, 24],
+        "depth": 27,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "in_channels": 3,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 3584,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "qwen3_5": {
         "depth": 27,
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_size": 1152,
@@ -74,10 +88,32 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "vocab_size": 151936,
     },
+    "qwen3_5": {
+        "attention_bias": False,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 4,
+        "partial_rotary_factor": 0.25,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e4,
+        "tie_word_embeddings": False,
+        "vocab_size": 248320,
+    },
 }
 _ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"mrope_interleaved": False, "mrope_section": [16, 24, 24]},
     "qwen3_vl": {"mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+    "qwen3_5": {"mrope_interleaved": True, "mrope_section": [11, 11, 10]},
 }
 _VISION_ROPE_DEFAULTS = {"rope_theta": 10000.0}  # fixed in Qwen's code; transformers 5 also writes it down
 
@@ -156,6 +192,39 @@ class TextConfig:
     o_bias: bool
     qk_norm: bool  # RMSNorm on each head of q and k
     tie_word_embeddings: bool
+    # The kinds of a few layers, of LAYER_TYPES, which repeat to all layers.
+    period: tuple[str, ...] = ("full_attention",)
+    # Qwen3.5
+    zero_centered_norm: bool = False  # norms multiply by 1 + weight
+    output_gate: bool = False  # of full attention: its q_proj also makes a gate of each output
+    partial_rotary_factor: float = 1.0  # share of a head's channels that is turned
+    linear_conv_kernel_dim: int = 0  # taps; of linear attention, as what follows
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+
+    @property
+    def rotary_dim(self) -> int:
+        """The channels of a head that the rotary embedding turns."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def values_per_key(self) -> int:
+        """Value heads that share a key head of linear attention."""
+        return self.linear_num_value_heads // self.linear_num_key_heads
+
+    @property
+    def linear_channels(self) -> int:
+        """Channels of q, k and v of all heads of linear attention."""
+        return (
+            2 * self.linear_num_key_heads * self.linear_key_head_dim
+            + self.linear_num_value_heads * self.linear_value_head_dim
+        )
+
+    def layers_of(self, kind: str) -> tuple[int, ...]:
+        """The numbers of the layers of a kind."""
+        return tuple(i for i in range(self.num_hidden_layers) if self.period[i % len(self.period)] == kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +243,11 @@ class ModelConfig:
     def decoder_needs(self) -> dict[str, int]:
         """Numbers of the decoder that the devices along `tensor` have to divide."""
         text = self.text
+        linear = {f"{text.linear_num_key_heads} key heads of linear attention": text.linear_num_key_heads}
         return {
             f"{text.num_attention_heads} heads": text.num_attention_heads,
             f"{text.num_key_value_heads} key/value heads": text.num_key_value_heads,
+            **(linear if "linear_attention" in text.period else {}),
             f"intermediate_size {text.intermediate_size}": text.intermediate_size,
             f"vocab_size {text.vocab_size}": text.vocab_size,
         }
@@ -209,17 +280,24 @@ def parse_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
     """Reads the object that a config.json holds; `where` names it in errors."""
     outer = Fields(raw, where)
     model_type = outer.one_of("model_type", MODEL_TYPES)
-    is_qwen3 = model_type == "qwen3_vl"
     vision, text = _read_vision(outer, model_type), _read_text(outer, model_type)
+    has_windows = "window_size" in _VISION_DEFAULTS[model_type]
     laws = {
         "num_key_value_heads must divide num_attention_heads": text.num_attention_heads % text.num_key_value_heads == 0,
-        "num_attention_heads must divide hidden_size": is_qwen3 or text.hidden_size % text.num_attention_heads == 0,
-        "mrope_section must be three sizes that add up to half of a head's channels": len(text.mrope_section) == 3
-        and 2 * sum(text.mrope_section) == text.head_dim,
+        "num_attention_heads must divide hidden_size": "head_dim" in _TEXT_DEFAULTS[model_type]
+        or text.hidden_size % text.num_attention_heads == 0,
+        "mrope_section must be three sizes that add up to half of a head's channels, or of those that turn": len(
+            text.mrope_section
+        )
+        == 3
+        and 2 * sum(text.mrope_section) == text.rotary_dim,
+        "linear_num_key_heads must divide linear_num_value_heads": "linear_attention" not in text.period
+        or text.linear_num_value_heads % text.linear_num_key_heads == 0,
+        "some of layer_types must be full_attention": "full_attention" in text.period,
         "hidden_size of vision_config must be a multiple of 4 num_heads": vision.hidden_size % (4 * vision.num_heads)
         == 0,
         "out_hidden_size of vision_config must be hidden_size": vision.out_hidden_size == text.hidden_size,
-        "window_size of vision_config must be at least a merged token": is_qwen3
+        "window_size of vision_config must be at least a merged token": not has_windows
         or vision.window_size >= vision.patch_size * vision.spatial_merge_size,
     }
     if broken := [law for law, holds in laws.items() if not holds]:
@@ -231,8 +309,10 @@ def _read_vision(outer: Fields, model_type: str) -> VisionConfig:
     vision = outer.sub("vision_config", defaults=_VISION_DEFAULTS[model_type])
     depth = vision.count("depth", most=_MOST_LAYERS)
     family: dict[str, Any]
-    if model_type == "qwen3_vl":
-        indexes, cells = vision.indexes("deepstack_visual_indexes"), vision.count("num_position_embeddings")
+    if "num_position_embeddings" in _VISION_DEFAULTS[model_type]:
+        cells = vision.count("num_position_embeddings")
+        has_deepstack = "deepstack_visual_indexes" in _VISION_DEFAULTS[model_type]
+        indexes = vision.indexes("deepstack_visual_indexes") if has_deepstack else ()
         if list(indexes) != sorted(set(indexes)) or not all(index < depth for index in indexes):
             raise InputError(
                 f"{vision.where} has deepstack_visual_indexes {shown(indexes)}; they must be ascending blocks"
@@ -263,10 +343,11 @@ def _read_vision(outer: Fields, model_type: str) -> VisionConfig:
 
 
 def _read_text(outer: Fields, model_type: str) -> TextConfig:
-    is_qwen3, defaults = model_type == "qwen3_vl", _TEXT_DEFAULTS[model_type]
+    is_qwen3, defaults = model_type != "qwen2_5_vl", _TEXT_DEFAULTS[model_type]
     nested = is_qwen3 or outer.has("text_config")
     text = outer.sub("text_config", defaults=defaults) if nested else Fields(outer.values, outer.where, defaults)
-    rope = _rope_of(text, {"rope_theta": text.values["rope_theta"], **_ROPE_DEFAULTS[model_type]})
+    outside = {name: text.values[name] for name in ("rope_theta", "partial_rotary_factor") if text.has(name)}
+    rope = _rope_of(text, {**outside, **_ROPE_DEFAULTS[model_type]})
     for name in ("rope_type", "type"):  # of transformers 5, and of the hub
         rope.one_of(name, ("default", "mrope", None))
     rope.one_of("mrope_interleaved", (is_qwen3,))
@@ -292,7 +373,35 @@ def _read_text(outer: Fields, model_type: str) -> TextConfig:
         o_bias=bias,
         qk_norm=is_qwen3,
         tie_word_embeddings=tied.one_of("tie_word_embeddings", (False, True)),
+        **(_read_hybrid(text, rope) if "linear_key_head_dim" in defaults else {}),
     )
+
+
+def _read_hybrid(text: Fields, rope: Fields) -> dict[str, Any]:
+    """The fields of a decoder whose layers are of two kinds, as Qwen3.5's."""
+    text.one_of("attn_output_gate", (True, None))
+    layers = text.count("num_hidden_layers", most=_MOST_LAYERS)
+    if text.has("layer_types"):
+        kinds = text.words("layer_types", LAYER_TYPES)
+    else:
+        interval = text.count("full_attention_interval")
+        kinds = tuple("full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(layers))
+    if len(kinds) != layers:
+        raise InputError(
+            f"{text.where} has {len(kinds)} layer_types for num_hidden_layers {layers}; copy the file from the source "
+            "checkpoint"
+        )
+    lengths = (length for length in range(1, layers + 1) if layers % length == 0)
+    period = next(kinds[:length] for length in lengths if kinds == kinds[:length] * (layers // length))
+    sizes = ("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim")
+    heads = ("linear_num_key_heads", "linear_num_value_heads")
+    return {
+        "period": period,
+        "zero_centered_norm": True,
+        "output_gate": True,
+        "partial_rotary_factor": rope.real("partial_rotary_factor"),
+        **{name: text.count(name) for name in (*sizes, *heads)},
+    }
 
 
 def _rope_of(tower: Fields, defaults: dict[str, Any]) -> Fields:

@@ -260,7 +260,8 @@ def _made(call: Call, sizes: flops.Sizes, mesh: Mesh) -> dict[str, int]:
     if compute is not None and compute.mode == "decode":
         forced = call.values[compute.forced].token_ids
         slots = forced.shape[1] * (forced.shape[2] + sizes.response_len)
-        return {"branch_kv": sizes.prompts * sizes.key_bytes(slots) // mesh.size}
+        own = sizes.key_bytes(slots) + forced.shape[1] * sizes.state_bytes
+        return {"branch_kv": sizes.prompts * own // mesh.size}
     if compute is not None and compute.mode == "train":
         return {"gradients": _bytes(call.values["state"].params), "activations": sizes.activation_bytes()}
     made = _by_part(call.results)

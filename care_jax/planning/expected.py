@@ -278,7 +278,7 @@ class _Counter:
             turns=num_tokens,
             padded=seconds + received,
             moved=moved,
-            needed=weights + keys_read(prompts, lengths) * sizes.key_bytes(1) / sizes.num_chips,
+            needed=weights + sizes.cache_bytes(keys_read(prompts, lengths), lengths.sum()) / sizes.num_chips,
             useful=self._decode_flops(lengths, forced),
         )
 

@@ -2,9 +2,10 @@
 
 Counts are of full buckets: every prompt of P tokens and I patches in one image, every response of R tokens, a forced
 prefix included; one that is dropped is not counted. A matrix product of m x k by k x n has 2 m k n FLOPs; a query and a
-key that meet have 4 C a head (the score and its share of the value). Norms, activations and rotations, about one per
-cent, are left out. What chips send each other is what ZeRO-3 and Megatron's halves need (sharding.py), each collective
-sending the least that it can.
+key that meet have 4 C a head (the score and its share of the value); a token of linear attention has 6 C Cv a value
+head (its state is read twice and corrected, as in the recurrent form; chunks have up to twice as many). Norms,
+activations and rotations, about one per cent, are left out. What chips send each other is what ZeRO-3 and Megatron's
+halves need (sharding.py), each collective sending the least that it can.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Work:
     recomputed: float  # FLOPs of products that the backward pass computes again
     parameter_bytes: float  # of parameters that are read in their whole length along fsdp
     state_bytes: float  # of parameters and optimizer, read and written where they lie
-    cache_bytes: float  # of keys and values that decoding reads
+    cache_bytes: float  # of keys, values and states that decoding reads, and of states that it writes
     link_bytes: float  # that one chip receives
 
 
@@ -159,8 +160,10 @@ class Sizes:
     def decoder_flops(self, tokens: float, pairs: float) -> float:
         """The decoder over tokens, of which so many pairs of a query and a key meet; the LM head is not counted."""
         text = self.model.text
-        attended = 4 * text.num_attention_heads * text.head_dim * text.num_hidden_layers * pairs
-        return 2 * tokens * _count_in_matrices(self.params.layers) + attended
+        full, linear = self._num_full_layers, text.num_hidden_layers - self._num_full_layers
+        attended = 4 * text.num_attention_heads * text.head_dim * full * pairs
+        recurred = 6 * self._state_size * linear * tokens
+        return 2 * tokens * _count_in_matrices(self.params.layers) + attended + recurred
 
     def head_flops(self) -> float:
         """The LM head over one response."""
@@ -172,10 +175,32 @@ class Sizes:
         return _BYTES[self.model.compute_dtype]
 
     def key_bytes(self, tokens: int) -> int:
-        """Bytes of the keys and values of so many tokens in all layers."""
+        """Bytes of the keys and values of so many tokens in all layers of full attention."""
         text = self.model.text
-        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        per_token = 2 * self._num_full_layers * text.num_key_value_heads * text.head_dim
         return tokens * per_token * _BYTES[self.model.compute_dtype]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a sequence's states in all layers of linear attention."""
+        text = self.model.text
+        linear = text.num_hidden_layers - self._num_full_layers
+        conv = max(text.linear_conv_kernel_dim - 1, 0) * text.linear_channels * self.weight_bytes
+        return linear * (conv + 4 * self._state_size)
+
+    def cache_bytes(self, keys: float, tokens: float) -> float:
+        """Bytes of so many keys and their values, and of states, read and written, for so many decoded tokens."""
+        return keys * self.key_bytes(1) + 2 * tokens * self.state_bytes
+
+    @property
+    def _num_full_layers(self) -> int:
+        return len(self.model.text.layers_of("full_attention"))
+
+    @property
+    def _state_size(self) -> int:
+        """Numbers in the states of one layer of linear attention."""
+        text = self.model.text
+        return text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
 
     def num_streams(self, rows: int, parts: int = 1) -> int:
         """Streams that each shard has for all prompts with `rows` rows each; parts take turns of the prompts."""
@@ -272,6 +297,7 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
         """`rows` branches of each prompt, a token at a time."""
         weights: float = sizes.decode_bytes
         keys = sizes.key_bytes(sizes.bucket[0]) * length + rows * sizes.key_bytes(length * (length + 1) // 2)
+        keys += rows * 2 * sizes.state_bytes * length
         flops = rows * (sizes.branch_flops() + sizes.head_flops())
         tokens = prompts * rows * length
         received = sizes.summed_bytes(tokens, sums=2, parts=sizes.decode_tensor)
@@ -329,6 +355,7 @@ def least_bytes(sizes: Sizes, config: ml_collections.ConfigDict) -> float:
     numbers, tensor = sizes.num_params, sizes.mesh["tensor"]
     kept = (16 if config.objective.kl_coef > 0 else 12) * numbers / (sizes.mesh["fsdp"] * tensor)
     keys = sizes.key_bytes(sizes.bucket[0]) + sizes.num_rollouts * sizes.key_bytes(sizes.response_len)
+    keys += (1 + sizes.num_rollouts) * sizes.state_bytes
     decodes = sizes.sampler_bytes / sizes.decode_tensor
     decodes += sizes.prompts * keys / sizes.num_chips
     updates = 4 * numbers / (sizes.mesh["fsdp"] * tensor) + sizes.activation_bytes()

@@ -145,7 +145,8 @@ class Speed:
         """Tokens a second and device, their share of the rows' slots, and the share of the memory's bandwidth.
 
         A token that is decoded reads the weights once for all rows, the prompt's keys once for its rows, and the row's
-        own; the rows [B, G] that have ended read nothing. Prefill is part of the seconds.
+        own, and reads and writes the row's states; the rows [B, G] that have ended read nothing. Prefill is part of the
+        seconds.
         """
         sizes, lengths = self._sizes, np.asarray(row_len, np.float64)
         own = (lengths.max(), lengths.size, lengths.sum(), keys_read(prompts, lengths))
@@ -158,7 +159,7 @@ class Speed:
         }
         if self._peak is not None:
             weights = sizes.decode_bytes * num_steps / sizes.decode_tensor
-            read = weights + keys * sizes.key_bytes(1) / self._num_devices
+            read = weights + sizes.cache_bytes(keys, num_tokens) / self._num_devices
             figures["speed/decode_bandwidth"] = read / seconds / self._peak.bytes_per_s
         return {name: float(value) for name, value in figures.items()}
 

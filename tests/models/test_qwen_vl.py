@@ -1,4 +1,4 @@
-"""Both model families against transformers' own, on random weights in float32: stages, logits, gradients, tokens."""
+"""The model families against transformers' own, on random weights in float32: stages, logits, gradients, tokens."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from care_jax.stages import rollout
 from care_jax.structs import Prompts, Record, Video
 from tests import weights
 from tests.families import FAMILIES, make_folder, random_oracle
+from tests.oracle import layer_of
 from tests.packings import branch_logprobs, make_packing
 from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question
 
@@ -150,8 +151,9 @@ def run_prompts(model: models.QwenVL, prompts: Prompts) -> Stages:
     x, deepstack = model._embed_prompts(prompts)
     layers = [x]
     for index in range(config.text.num_hidden_layers):
-        layer = jax.tree.map(lambda x, i=index: x[i : i + 1], model.layers)
-        layers.append(decoder.prefill(layer, layers[-1], rope, deepstack[index : index + 1], attention="xla")[0])
+        layer = jax.tree.map(lambda x: x[None], layer_of(model, index))
+        added = deepstack[index : index + 1]
+        layers.append(decoder.prefill(layer, layers[-1], rope, added, prompts.prompt_len, attention="xla")[0])
     layers[-1] = model.norm(layers[-1])
     return Stages(blocks, deepstack, layers, logits(model.head, layers[-1]))
 
@@ -288,6 +290,7 @@ def test_greedy_generation_equals_transformers(family):
     config = transformers.GenerationConfig(
         max_new_tokens=NUM_NEW, do_sample=False, use_cache=True, suppress_tokens=np.flatnonzero(forbidden).tolist()
     )
+    oracle.generation_config.eos_token_id = None  # nothing ends a response here
     for b, name in enumerate(names):
         inputs = rows[name].inputs()
         theirs = oracle.generate(

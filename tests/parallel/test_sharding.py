@@ -28,7 +28,7 @@ from tests import families
 from tests.end_to_end import finish, start
 from tests.on_shards import APART, CHUNK, MESHES, R, S
 
-CASES = (*(f"qwen2_5_vl {mesh}" for mesh in MESHES), "qwen3_vl 2x2x2")
+CASES = (*(f"qwen2_5_vl {mesh}" for mesh in MESHES), "qwen3_vl 2x2x2", "qwen3_5 2x2x2", "qwen3_5 1x8x1")
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,10 @@ def test_rollouts_are_those_of_one_device(found: dict[str, Any], case: str) -> N
     assert mesh["logprobs"] <= 1e-4
 
 
-@pytest.mark.parametrize("shape", APART)
-def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, Any], shape: str) -> None:
+@pytest.mark.parametrize("case", [*(f"qwen2_5_vl {shape}" for shape in APART), "qwen3_5 1x8x1"])
+def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, Any], case: str) -> None:
     """Catches keys of other heads or prompts, parts of parameters in the wrong order, and rollouts of other chips."""
-    mesh = found["meshes"][f"qwen2_5_vl {shape}"]
+    mesh = found["meshes"][case]
     assert mesh["apart"]
     assert mesh["apart_layout"]
     assert mesh["apart_logprobs"] <= 1e-4

@@ -91,6 +91,25 @@ def test_a_step_of_the_7b():
     assert list(flops.step_work(sizes, config)) == ["prefill", "rollout", "update"]
 
 
+def test_layers_of_two_kinds():
+    """Catches keys that are counted for layers without any, and states that decoding reads for nothing; by hand."""
+    sizes = sizes_of("Qwen3.5-9B")
+    width, keys, values, mlp = 4096, 16 * 128, 32 * 128, 3 * 4096 * 12288
+    channels = 2 * keys + values
+    linear = width * (channels + values + 2 * 32) + values * width + 4 * channels + mlp
+    full = width * (2 * 4096 + 2 * 1024) + 4096 * width + mlp
+    layers = 24 * linear + 8 * full
+    state = 32 * 128 * 128
+    pairs = 2048 * 2048 + 2048 * 2049 / 2
+    recurred = 24 * 6 * state * 2048
+    assert sizes.branch_flops() == 2 * layers * 2048 + recurred + 8 * 4 * 4096 * pairs
+    assert sizes.key_bytes(1) == 8 * 2 * 4 * 256 * 2
+    assert sizes.state_bytes == 24 * (3 * channels * 2 + 4 * state)
+    work = flops.step_work(sizes, config_lib.base())["rollout"]
+    of_keys = sizes.key_bytes(1) * (2048 * 2048 + 8 * 2048 * 2049 / 2)
+    assert work.cache_bytes == 512 * (of_keys + 8 * 2048 * 2 * sizes.state_bytes)
+
+
 def test_what_chips_send_each_other():
     """Catches bytes of a table that is looked up and not gathered, or of pieces that are left out."""
     mesh = {"data": 1, "fsdp": 8, "tensor": 1}

@@ -1,0 +1,54 @@
+"""CARE on Qwen3.5 with the paper's data and values: 4b, 9b (the default) or 27b after the colon.
+
+    python -m convert.hf_to_jax --hf=Qwen3.5-9B --out=weights/qwen3_5_9b
+    python -m care_jax.train --config=configs/qwen3_5.py:9b --workdir=runs/qwen3_5_9b
+    python -m convert.jax_to_hf --checkpoint=runs/qwen3_5_9b --hf=Qwen3.5-9B --out=export
+
+configs/data_care_49k.py has the data. Each size is set up for one TPU slice; docs/planning.md shows what it takes.
+Qwen3.6-27B and Qwen3.8-27B have the architecture of Qwen3.5-27B: set --config.model.folder and --config.model.weights.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from care_jax.configs import data_care_49k
+from care_jax.options import choose_one
+
+
+def get_config(size: str = "9b") -> ml_collections.ConfigDict:
+    """Returns the paper's run of one size, from the converted weights.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"Qwen3.5 has no size {size!r}: {choose_one(SIZES)}")
+    return SIZES[size]()
+
+
+def size_4b() -> ml_collections.ConfigDict:
+    """For a v5p:4x4x4."""
+    return _paper_run("4b")
+
+
+def size_9b() -> ml_collections.ConfigDict:
+    """For a v5p:4x4x4 or a v6e:8x8."""
+    return _paper_run("9b")
+
+
+def size_27b() -> ml_collections.ConfigDict:
+    """For a v5p:4x4x8."""
+    c = _paper_run("27b")
+    c.mesh.tensor = 4
+    return c
+
+
+def _paper_run(size: str) -> ml_collections.ConfigDict:
+    c = data_care_49k.get_config()
+    c.model.folder = f"Qwen3.5-{size.upper()}"
+    c.model.weights = f"weights/qwen3_5_{size}"
+    return c
+
+
+SIZES = {"4b": size_4b, "9b": size_9b, "27b": size_27b}
