@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import child, convert
+from care_jax.run.stop import EXIT_CODE
 
 
 def test_figures_are_the_last_line_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +29,11 @@ def test_memory_is_that_of_the_command_alone() -> None:
     assert child.run([sys.executable, "-c", "pass"]).peak_gib < 0.1 < ballast.nbytes / 2**30
     with pytest.raises(ValueError, match="ended with exit code 3"):
         child.run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_a_stopped_run_is_no_failure() -> None:
+    """Catches a copy of the exit code that is no longer a stopped run's."""
+    child.run([sys.executable, "-c", f"raise SystemExit({EXIT_CODE})"])
 
 
 def test_a_difference_is_noticed(tmp_path: Path) -> None:
