@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -308,13 +307,6 @@ def run_forked(jobs: list[tuple[Path, str, list[str]]], *, cache: Path) -> None:
     with Forks(*{module for _, module, _ in jobs}, cache=cache) as forks:
         for folder, module, arguments in jobs:
             forks.start(folder, module, *arguments).finish()
-
-
-def document_lines(name: str) -> str:
-    """The block of commands, in README or a page of docs/, behind the comment that begins with `name`."""
-    text = "".join(path.read_text() for path in (REPO / "README.md", *sorted(REPO.glob("docs/*.md"))))
-    [lines] = re.findall(rf"<!-- {name}: [^\n]*-->\n```bash\n(.*?)```", text, re.DOTALL)
-    return lines
 
 
 def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path, path: Path | None = None) -> str:

@@ -22,17 +22,11 @@ from care_jax.evals.engine import MOST_SAMPLES, MOST_WAITING, BusyError, Piece, 
 from care_jax.evals.questions import read_question
 from care_jax.inputs.processor import Processor
 from tests.chat import request
+from tests.documents import document_lines
 from tests.end_to_end import COLOURS, REPO, SmallTask, finish, run_forked, run_lines, square, start
 
 # The tiny tokenizer has a token a letter, so the page's questions take more room than the small task's.
 ROOM = ["--config.data.prompt_buckets=(128,)", "--config.data.patch_buckets=(16, 32)", "--config.train.stream_len=256"]
-
-
-def _lines(name: str, language: str = "bash") -> str:
-    """A block of commands on the page."""
-    page = (REPO / "docs/generate.md").read_text()
-    [lines] = re.findall(rf"<!-- {name}: [^\n]*-->\n```{language}\n(.*?)```", page, re.DOTALL)
-    return lines
 
 
 @pytest.fixture
@@ -51,7 +45,7 @@ def _with_room(line: str) -> dict[str, str]:
 
 def test_one_question(small_task: SmallTask, folder: Path) -> None:
     """Catches a page whose commands do not run, an answer that is not shown, and samples that are lost."""
-    lines = _lines("ask").strip().splitlines()
+    lines = document_lines("ask").strip().splitlines()
     assert len(lines) == 3
     for number, line in enumerate(lines):
         run_lines(f"{line} > {number}.txt", _with_room(line), cwd=folder, cache=small_task.cache)
@@ -72,7 +66,7 @@ def test_a_file_of_questions(small_task: SmallTask, folder: Path) -> None:
     ]
     rows = [*heldout, {"prompt": "?", "images": ["a.png"]}, {"messages": turns}]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    line = _lines("ask-file")
+    line = document_lines("ask-file")
     run_lines(line, {}, cwd=folder, cache=small_task.cache)
     answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in answers] == [*(row["id"] for row in heldout), "13", "14"]
@@ -98,7 +92,7 @@ def test_a_file_of_questions(small_task: SmallTask, folder: Path) -> None:
 
 def test_the_server(small_task: SmallTask, folder: Path) -> None:
     """Catches a server that does not answer with the run's weights, and one that does not end when it is told to."""
-    arguments = shlex.split(_lines("serve").removeprefix("python -m "))
+    arguments = shlex.split(document_lines("serve").removeprefix("python -m "))
     process = start(*arguments, "--port=0", cache=small_task.cache, cwd=folder)
     assert process.stdout is not None
     try:

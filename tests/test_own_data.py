@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import document_lines
 from tests.end_to_end import (
     REPO,
     SmallTask,
-    document_lines,
     finish,
     flags,
     metrics,

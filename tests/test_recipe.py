@@ -8,7 +8,8 @@ from pathlib import Path
 from care_jax.convert import jax_to_hf
 from care_jax.models import load_model_config
 from tests import benchmark_sets, data_sets, weights
-from tests.end_to_end import REPO, SmallTask, document_lines, flags, run_lines, saved_steps, small
+from tests.documents import document_lines
+from tests.end_to_end import REPO, SmallTask, flags, run_lines, saved_steps, small
 
 # Takes the place of the hub's program: copies the fixture.
 _HF = """#!/bin/bash -eu
