@@ -103,7 +103,7 @@ def base() -> ConfigDict:
     # Corrects the update for a sampler that is not quite the policy, by the ratio of what the two give to the sampled
     # tokens (docs/method.md section 5). Levels: token | sequence (product over a row) | geometric (mean over a row).
     c.loss = ConfigDict()
-    c.loss.tis_cap = 0.0  # the policy loss is weighed with the ratio, but with no more than this; 0: no weights
+    c.loss.tis_cap = 0.0  # the policy loss is weighted by the ratio, but by no more than this; 0: no weights
     c.loss.tis_level = "token"  # of the weights
     c.loss.mask_level = "sequence"  # of the ratio that is held against the bounds
     c.loss.mask_low = 0.0  # tokens with a lower ratio are left out of the loss; 0: none
