@@ -20,6 +20,7 @@ def promotion() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_no_logits_of_all_tokens_and_growth_as_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a head that is not chunked, or whose chunks are kept for the backward pass."""
     figures = memory.main(FLAGS)

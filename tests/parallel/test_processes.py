@@ -119,6 +119,7 @@ def kill_one(task: SmallTask, workdir: Path, *, killed: int, after: int) -> None
     assert [line.startswith(f"error: process {1 - killed} of 2") for line in ours] == [True] * len(ours), told
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: Path, tmp_path: Path) -> None:
     """Catches processes that train on other examples, parameters or random keys than one alone.
 

@@ -171,6 +171,7 @@ def test_changes_name_a_setting_and_what_it_saves():
     assert "train.stream_len" not in " ".join(found)
 
 
+@pytest.mark.slow
 def test_candidates_of_a_sweep():
     """Catches a sweep that compiles what cannot fit, misses the mesh that does, or starts with the slow ones."""
     config = qwen2_5_vl.size_7b()
@@ -214,19 +215,28 @@ def test_devices_of_each_chip():
     assert {name: len(devices_of(name)[1]) for name in counts} == counts
 
 
+COMMON = ["--config=configs/demo.py", f"--config.model.folder={TINY}", "--config.mesh.fsdp=1"]
+
+
+def run_cases(cases: dict[str, list[str]], folder: Path) -> dict[str, list[str]]:
+    """Exit code, stdout and stderr of each command line."""
+    run_forked([(folder / name, "care_jax.plan", args) for name, args in cases.items()], cache=folder / "cache")
+    return {name: [(folder / name / file).read_text() for file in ("code", "stdout", "stderr")] for name in cases}
+
+
+@pytest.mark.slow
 def test_command_line(tmp_path: Path):
     """Catches a traceback where a run does not fit, a wrong exit code, and figures that are not written."""
     room = {"train.prompts": 2**19, "objective.reflect.enabled": False, "rollout.compact_shares": ()}
-    common = ["--config=configs/demo.py", f"--config.model.folder={TINY}", "--config.mesh.fsdp=1"]
     cases = {
         "too large": [
-            *common,
+            *COMMON,
             "--topology=v5e:1x1",
             f"--json={tmp_path}/plan.json",
             *(f"--config.{name}={value}" for name, value in room.items()),
         ],
         "expected": [
-            *common,
+            *COMMON,
             "--topology=v5e:1x1",
             f"--json={tmp_path}/expected.json",
             "--mean_len=12",
@@ -234,18 +244,8 @@ def test_command_line(tmp_path: Path):
             "--price=1.5",
             "--config.objective.reflect.enabled=False",
         ],
-        "no slice": [*common, "--topology=v5e-8"],
-        "no topology": common,
-        "does not divide": [*common, "--topology=v5e:2x2"],
-        "no accuracy": [*common, "--topology=v5e:1x1", "--mean_len=12"],
-        "too long": [*common, "--topology=v5e:1x1", "--mean_len=33", "--accuracy=0.5"],
-        "nothing to expect": [*common, "--topology=v5e:1x1", "--price=2"],
-        "no price": [*common, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--price=0"],
-        "both": [*common, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--metrics=runs/none"],
-        "no run": [*common, "--topology=v5e:1x1", "--metrics=runs/none"],
     }
-    run_forked([(tmp_path / name, "care_jax.plan", args) for name, args in cases.items()], cache=tmp_path / "cache")
-    read = {name: [(tmp_path / name / file).read_text() for file in ("code", "stdout", "stderr")] for name in cases}
+    read = run_cases(cases, tmp_path)
     code, stdout, stderr = read.pop("too large")
     assert code == "1", stderr
     assert "Traceback" not in stderr
@@ -262,6 +262,22 @@ def test_command_line(tmp_path: Path):
     assert expected["seconds"] == pytest.approx(sum(of["seconds"] for of in expected["stages"].values()), abs=1e-3)
     assert f"a step: {expected['seconds']:.1f} s, {expected['useful_mfu']:.1%} of the chips' FLOP/s useful" in stdout
     assert 0 < expected["useful_mfu"] < 0.6
+
+
+def test_command_lines_without_a_sense_are_refused(tmp_path: Path):
+    """Catches a traceback, and flags that are looked at only after minutes of compiling."""
+    cases = {
+        "no slice": [*COMMON, "--topology=v5e-8"],
+        "no topology": COMMON,
+        "does not divide": [*COMMON, "--topology=v5e:2x2"],
+        "no accuracy": [*COMMON, "--topology=v5e:1x1", "--mean_len=12"],
+        "too long": [*COMMON, "--topology=v5e:1x1", "--mean_len=33", "--accuracy=0.5"],
+        "nothing to expect": [*COMMON, "--topology=v5e:1x1", "--price=2"],
+        "no price": [*COMMON, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--price=0"],
+        "both": [*COMMON, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--metrics=runs/none"],
+        "no run": [*COMMON, "--topology=v5e:1x1", "--metrics=runs/none"],
+    }
+    read = run_cases(cases, tmp_path)
     wrong = {
         "no slice": "v5e-8",
         "no topology": "--topology",

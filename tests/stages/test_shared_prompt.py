@@ -30,6 +30,7 @@ from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
 from tests.families import FAMILIES, make_folder
+from tests.marks import slow_but
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
@@ -227,7 +228,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_but(["one stream"], VARIANTS))
 def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant):
     """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way.
 
