@@ -71,6 +71,7 @@ def test_the_recipe_of_docs_own_data(small_task: SmallTask, tmp_path: Path) -> N
     assert limits == {"shortest_edge": 3136, "longest_edge": 16 * 784}
 
 
+@pytest.mark.slow
 def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches rows that vanish silently, and strict=True that drops them all the same or leaves half a run."""
     model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")

@@ -27,7 +27,7 @@ REFLECTION_NAMES = {"reflect/tried", "time/reflect"}
 STEPS = 3
 
 
-@pytest.mark.parametrize("preset", slow_but(["care", "grpo"], objectives.PRESETS))
+@pytest.mark.parametrize("preset", slow_but(["grpo"], objectives.PRESETS))
 def test_preset_trains(preset: str, cached: SmallTask, tmp_path: Path) -> None:
     """Catches a preset that does not load, compile or learn, and a metric that is lost, renamed or not a number."""
     config = demo.get_config(preset)

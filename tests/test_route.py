@@ -21,12 +21,12 @@ from care_jax.models import load_model_config
 from care_jax.run.folder import METRICS_FILE
 from tests.end_to_end import apply, small, write_squares
 from tests.families import FAMILIES, make_folder, random_oracle
-from tests.marks import slow_but
 from tests.pictures import normalised
 
 
 @pytest.mark.usefixtures("cached")
-@pytest.mark.parametrize("family", slow_but(["qwen3_vl"], FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_path: Path) -> None:
     """Catches a stage that only knows one family, weights that are not handed on, and files lost on the way."""
     hub = make_folder(family, tiny_folder, tmp_path / "hub")

@@ -47,6 +47,7 @@ def test_our_side_of_the_comparison_with_tunix(tmp_path: Path) -> None:
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

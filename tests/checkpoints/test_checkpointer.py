@@ -233,6 +233,7 @@ def test_damaged_parameters_are_not_loaded(tiny_model, tmp_path):
         load_params(tmp_path)
 
 
+@pytest.mark.slow
 def test_checksums_see_every_bit_and_no_mesh(tiny_model):
     """Catches a checksum that two errors cancel in, that an order of summation or a division over devices changes."""
     state = state_at(tiny_model, 1)

@@ -87,6 +87,7 @@ def test_sizes_and_balance(wanted: Difficulty, train: list[Record], heldout: lis
     assert len({record.id for record in train + heldout}) == wanted.num_train + 1_500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", study.TASKS)
 def test_every_trace_and_answer_of_the_study_fits(task: str) -> None:
     """Catches a length that leaves out the traces which teach a repair, the longest, or cuts right answers off."""
@@ -319,6 +320,7 @@ def test_order_of_the_records(tmp_path: Path) -> None:
     assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "de5d44d6513844c6"
 
 
+@pytest.mark.slow
 def test_killed_build_does_not_look_finished(tmp_path: Path) -> None:
     """Catches half-written data being taken for whole after a kill -9."""
     script = f"""

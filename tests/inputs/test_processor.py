@@ -520,6 +520,7 @@ def test_json_that_is_no_object_is_refused(tiny_folder, tmp_path, name, text):
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "value"),
     [

@@ -25,7 +25,7 @@ B, H, N, C = 2, 4, 2, 20  # two query heads a key/value head; no channel count o
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=slow_but(["float32"], ["float32", "bfloat16"]))
 def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
     """The type of q, k and v."""
     return jnp.dtype(request.param)
@@ -149,7 +149,7 @@ def test_prompt(dtype):
     check(dtype, qkv, visible, np.ones((B, length), bool), attention.causal_attention)
 
 
-@pytest.mark.parametrize("image_len", [None, 200])
+@pytest.mark.parametrize("image_len", slow_but([200], [None, 200]))
 @pytest.mark.parametrize("is_full", [True, False], ids=["images", "windows"])
 def test_images(dtype, is_full, image_len, implementations):
     """Catches windows of which a part is in a block that is skipped, and images that see each other or padding."""

@@ -179,6 +179,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_all(tmp_path_factory.mktemp("benchmarks"))
 
 
+@pytest.mark.slow
 def test_processes_tell_each_other(cached: SmallTask, prepared: Path, tmp_path: Path) -> None:
     """Catches values of the wrong process or cut off, work left out or done twice, and an error that only one knows.
 

@@ -356,6 +356,7 @@ def test_a_size_that_is_none_is_refused(size: Any) -> None:
         functions.batch_reward_function(size=size)
 
 
+@pytest.mark.slow
 def test_a_batch_of_a_judge_that_hangs_fails_and_is_late(address: str) -> None:
     """Catches responses that are lost because a judge failed on another one of their batch."""
     words = ["fine1", "hangs", "fine2", "late", "fails", "fine3", "recovers", "fine4", "unclear", "fine5"]

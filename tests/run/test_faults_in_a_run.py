@@ -98,7 +98,8 @@ REFUSED: dict[str, tuple[Callable[[SmallTask, Path], dict[str, Any]], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["golds", "steps"], REFUSED))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
 def test_another_run_is_refused(small_task: SmallTask, command: Command, done: Path, tmp_path: Path, name: str) -> None:
     """Catches a run that goes on with other data or settings as if it had always been so."""
     change, told = REFUSED[name]

@@ -75,7 +75,7 @@ def make_objective() -> Objective:
     )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_but(["qwen3_vl"], FAMILIES))
 def case(request, tiny_folder, tmp_path_factory) -> Case:
     """Six prompts of different lengths with none, one or two images; rollouts by the sampler."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("shared") / "model")
