@@ -30,7 +30,9 @@ demo: .venv/demo.stamp
 # One process a core, since much of a test is one core's work; four at most, for the memory.
 PYTEST = pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-# All but the slow ones, which are whole runs, kills, benchmarks and further cases.
+# All but the slow ones, which are whole runs, kills, benchmarks and further cases. Compiling is most of the work, and
+# without XLA's optimisations takes half as long.
+test test-fast: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: .venv/test.stamp
 	.venv/bin/python -m $(PYTEST)
 
@@ -39,7 +41,7 @@ test-fast: .venv/test.stamp
 	.venv/bin/python -m $(PYTEST) $(FAST)
 FAST = tests/method tests/rewards tests/data
 
-# The slow ones too.
+# The slow ones too, compiled as in a run.
 test-all: .venv/test.stamp
 	.venv/bin/python -m $(PYTEST) $(ALL)
 ALL = -m 'not chaos and not plan and not integration'
