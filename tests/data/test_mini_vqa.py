@@ -40,7 +40,7 @@ def difficulty(**knobs: Any) -> Difficulty:
 DEFAULT, SMALL = difficulty(), difficulty(num_train=90, num_heldout=30)
 
 
-@pytest.fixture(scope="module", params=slow_but([4_000], [4_000, DEFAULT.num_train]))
+@pytest.fixture(scope="module", params=slow_but([12_000], [12_000, DEFAULT.num_train]))
 def wanted(request: pytest.FixtureRequest) -> Difficulty:
     """The defaults, and the same with fewer records."""
     return difficulty(num_train=request.param)

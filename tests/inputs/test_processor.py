@@ -444,15 +444,17 @@ def test_a_template_that_does_not_end_a_turn_is_refused(tiny_folder, tmp_path, t
 
 # Files that hang, or are no files
 
+SLOW = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        pytest.param("{{ 7 ** (9 ** 9) }}", marks=pytest.mark.slow),
+        pytest.param("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", marks=SLOW),
+        pytest.param("{{ 7 ** (9 ** 9) }}", marks=SLOW),
         pytest.param(
             "{% set n = namespace(x='a' * 99999) %}{% for i in range(99999) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],

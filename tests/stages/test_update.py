@@ -125,6 +125,7 @@ def test_importance_weights_of_rows_in_streams(run, batch):
     assert min(metrics["tis/masked"], metrics["tis/truncated"]) > 0
 
 
+@pytest.mark.slow
 def test_each_minibatch_is_an_update(run, batch, tiny_model):
     """Catches minibatches whose gradients are added up, and a step that keeps only the last one's update."""
     once, _, opt_state = run(batch, minibatches=2)
