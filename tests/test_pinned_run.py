@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.end_to_end import COLD_START, SmallTask, finish, flags, metrics, saved_steps, small, start
 
 # One instruction set and one thread, so that sums have one order on every x86 processor.
@@ -27,6 +29,7 @@ def digest(rows: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([row for row in kept if len(row) > 1], sort_keys=True).encode()).hexdigest()[:16]
 
 
+@pytest.mark.slow
 def test_metrics_of_ten_steps(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a rebuild that draws other numbers, reorders a step, or loses or renames a metric.
 

@@ -90,6 +90,7 @@ def test_every_command_has_a_name() -> None:
     assert modules == {*COMMANDS, "convert.hf_to_jax", "convert.jax_to_hf", "convert.check_parity"}
 
 
+@pytest.mark.slow
 def test_it_works_in_an_empty_folder(installed: Path, small_task: SmallTask, tmp_path: Path) -> None:
     """Catches configs, model files or modules that only a checkout has, from training to export."""
     env = {name: value for name, value in environment(small_task.cache).items() if name != "PYTHONPATH"}

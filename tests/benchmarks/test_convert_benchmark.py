@@ -13,6 +13,7 @@ from benchmarks import child, convert
 from care_jax.run.stop import EXIT_CODE
 
 
+@pytest.mark.slow
 def test_figures_are_the_last_line_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a command that fails, a result that differs from the source, and gigabytes left behind."""
     figures = convert.main(["--folder", str(tmp_path), "--model", "tiny"])

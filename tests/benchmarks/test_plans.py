@@ -31,6 +31,7 @@ def promotion() -> Iterator[None]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.mark.slow
 def test_only_the_block_of_the_config_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches figures of another config or slice, a block that is lost, and text that is written over."""
     config, document = tmp_path / "small.py", tmp_path / "planning.md"

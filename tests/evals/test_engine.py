@@ -217,6 +217,7 @@ def test_a_closed_engine_answers_nobody(tiny_model, tiny_processor, mesh, exampl
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [0, 2])
 def test_on_several_devices(tiny_model, tiny_processor, examples, evaluated, monkeypatch, tensor) -> None:
     """Catches a part of the cache, the vocabulary or the batch that lies on another device than where it is read."""

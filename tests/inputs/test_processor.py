@@ -444,13 +444,18 @@ def test_a_template_that_does_not_end_a_turn_is_refused(tiny_folder, tmp_path, t
 
 # Files that hang, or are no files
 
+SLOW = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 7 ** (9 ** 9) }}",
-        "{% set ns = namespace(x='a' * 99999) %}{% for i in range(99999) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        pytest.param("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", marks=SLOW),
+        pytest.param("{{ 7 ** (9 ** 9) }}", marks=SLOW),
+        pytest.param(
+            "{% set n = namespace(x='a' * 99999) %}{% for i in range(99999) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            marks=SLOW,
+        ),
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
     ids=["loops", "a power", "memory", "recursion"],
@@ -517,6 +522,7 @@ def test_json_that_is_no_object_is_refused(tiny_folder, tmp_path, name, text):
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "value"),
     [

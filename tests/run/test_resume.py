@@ -27,6 +27,7 @@ from tests.end_to_end import (
     small,
     train_steps,
 )
+from tests.marks import slow_but
 
 STEPS, EVERY = 24, 4
 _numbers = itertools.count()
@@ -173,6 +174,7 @@ def _survive(stage: Stage, workdir: Path, num_kills: int, seed: int) -> list[str
     return told
 
 
+@pytest.mark.slow
 def test_care_survives_kills(care: Stage, tmp_path: Path) -> None:
     """Catches lost or repeated steps and data, random keys that restart, and half-written checkpoints taken for whole.
 
@@ -189,14 +191,15 @@ def test_care_survives_twenty_kills(small_task: SmallTask, forks: Forks, tmp_pat
     print(*_survive(stage, tmp_path / "run", num_kills=20, seed=seed), sep="\n")
 
 
-def test_cold_start_survives_a_kill(cold_start: Stage, tmp_path: Path) -> None:
-    """Catches the same in the other loop."""
-    workdir = tmp_path / "run"
-    process = cold_start.start(workdir)
+@pytest.mark.parametrize("stage", slow_but(["care"], ["care", "cold_start"]))
+def test_a_stage_survives_a_kill(request: pytest.FixtureRequest, stage: str, tmp_path: Path) -> None:
+    """Catches the same in both loops, with one kill, while a checkpoint is written."""
+    killed, workdir = request.getfixturevalue(stage), tmp_path / "run"
+    process = killed.start(workdir)
     assert _signal_when(process, signal.SIGKILL, _saving, workdir), process.finish().stderr
     process.finish()
-    cold_start.finish(workdir)
-    _assert_as_uninterrupted(cold_start, workdir)
+    killed.finish(workdir)
+    _assert_as_uninterrupted(killed, workdir)
 
 
 def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
@@ -213,6 +216,7 @@ def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
     assert os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(care: Stage, tmp_path: Path) -> None:
     """Catches metrics, events or an evaluation past the older checkpoint that stay, and so come twice."""
     workdir = shutil.copytree(care.expected, tmp_path / "run")

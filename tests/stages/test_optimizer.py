@@ -73,6 +73,7 @@ def test_only_matrices_decay(tiny_model):
     assert {"norm.weight", "layers.self_attn.q_proj.bias"} <= updates.keys()
 
 
+@pytest.mark.slow
 def test_learned_positions_do_not_decay(tiny_folder, tmp_path):
     """Catches decay of every parameter with two dimensions."""
     config = models.load_model_config(make_folder("qwen3_vl", tiny_folder, tmp_path / "model"))

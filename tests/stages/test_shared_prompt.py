@@ -30,6 +30,7 @@ from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
 from tests.families import FAMILIES, make_folder
+from tests.marks import slow_but
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
@@ -74,7 +75,7 @@ def make_objective() -> Objective:
     )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_but(["qwen3_vl"], FAMILIES))
 def case(request, tiny_folder, tmp_path_factory) -> Case:
     """Six prompts of different lengths with none, one or two images; rollouts by the sampler."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("shared") / "model")
@@ -227,7 +228,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_but(["one stream"], VARIANTS))
 def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant):
     """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way.
 

@@ -98,6 +98,7 @@ def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(run, batch, whole, tiny_model):
     """Catches denominators of a micro-batch in place of the minibatch's, and a piece that is left out."""
     pieces = run(batch, stream_len=48)
@@ -107,6 +108,7 @@ def test_micro_batches_change_nothing(run, batch, whole, tiny_model):
         assert pieces[1][name] == pytest.approx(whole[1][name], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_importance_weights_of_rows_in_streams(run, batch):
     """Catches a row's ratio over a part of it, another row's sampler, and a metric that is lost or divided wrongly."""
     correction = Correction(1.05, "geometric", "sequence", 0.5, 2.0, False)
@@ -123,6 +125,7 @@ def test_importance_weights_of_rows_in_streams(run, batch):
     assert min(metrics["tis/masked"], metrics["tis/truncated"]) > 0
 
 
+@pytest.mark.slow
 def test_each_minibatch_is_an_update(run, batch, tiny_model):
     """Catches minibatches whose gradients are added up, and a step that keeps only the last one's update."""
     once, _, opt_state = run(batch, minibatches=2)
