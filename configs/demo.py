@@ -67,13 +67,13 @@ def cold_start() -> ml_collections.ConfigDict:
     c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
     c.objective.reflect.max_rationale_len = 24
 
-    c.train.steps = 360
+    c.train.steps = 400
     c.train.prompts = 64
     c.train.minibatches = 1
     c.train.stream_len = 4096
-    c.train.eval_every = 120
+    c.train.eval_every = 200
     c.train.eval_examples = 375
-    c.train.checkpoint_every = 120
+    c.train.checkpoint_every = 200
     c.optimizer.lr = 1.5e-3
     c.optimizer.warmup_steps = 20
     c.optimizer.schedule = "constant"
@@ -95,11 +95,11 @@ def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.Confi
 
     c.model.weights = "runs/cold_start"
     c.rollout.num_rollouts = 8
-    c.train.steps = 270
+    c.train.steps = 280
     c.train.prompts = 16
     c.train.stream_len = 1024
-    c.train.eval_every = 90
-    c.train.checkpoint_every = 90
+    c.train.eval_every = 70
+    c.train.checkpoint_every = 70
     c.train.samples_every = 10
     c.optimizer.lr = 2e-4
     c.optimizer.warmup_steps = 10
