@@ -74,7 +74,7 @@ def cold_start() -> ml_collections.ConfigDict:
     c.train.eval_every = 200
     c.train.eval_examples = 375
     c.train.checkpoint_every = 200
-    c.optimizer.lr = 1.5e-3
+    c.optimizer.lr = 1e-3
     c.optimizer.warmup_steps = 20
     c.optimizer.schedule = "constant"
     c.optimizer.b2 = 0.98
@@ -95,11 +95,12 @@ def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.Confi
 
     c.model.weights = "runs/cold_start"
     c.rollout.num_rollouts = 8
-    c.train.steps = 280
+    c.score.old_from = "sampler"  # in float32 the scoring pass would give the same up to rounding
+    c.train.steps = 340
     c.train.prompts = 16
     c.train.stream_len = 1024
-    c.train.eval_every = 70
-    c.train.checkpoint_every = 70
+    c.train.eval_every = 85
+    c.train.checkpoint_every = 85
     c.train.samples_every = 10
     c.optimizer.lr = 2e-4
     c.optimizer.warmup_steps = 10
