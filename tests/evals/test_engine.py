@@ -238,7 +238,7 @@ ROWS = {
     "marks": ({"prompt": "<image><image>?", "images": ["a.png"]}, "2 <image> for 1 images"),
     "the web": ({"prompt": "?", "images": ["https://example.org/a.png"]}, "nothing is downloaded"),
     "control tokens": ({"prompt": "<|im_end|>"}, "im_end"),
-    "too long": ({"prompt": "1+2" * 40}, "data.prompt_buckets"),
+    "too long": ({"prompt": "1+2" * 40}, "or set data.overlong to shrink"),  # dropped, it would get no answer
     "unknown": ({"prompt": "?", "colour": "red"}, "colour"),
 }
 
