@@ -135,7 +135,7 @@ BROKEN = {
     r"has r 0 and lora_alpha 4\.5": lambda f: edit_json(f / "adapter_config.json", r=0),
     r"shape \(3, \d+\), expected \(4, \d+\)": lambda f: edit_json(f / "adapter_config.json", r=4),
     r"has no adapter_model\.safetensors": lambda f: (f / "adapter_model.safetensors").unlink(),
-    r"beside 'model\.layers\.7\.x', which are no linears": lambda f: _edit_tensors(
+    r"beside model\.layers\.7\.x, which are no linears": lambda f: _edit_tensors(
         f, lambda t: t.update({"base_model.model.model.language_model.layers.7.x.lora_A.weight": torch.ones(3, 4)})
     ),
     r"layers\.1\.mlp\.up_proj\.lora_B\.weight: missing": lambda f: _edit_tensors(
