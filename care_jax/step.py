@@ -19,6 +19,8 @@ from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import keeps_forced
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
+from care_jax.models import QwenVL
+from care_jax.models.trained import reference_policy
 from care_jax.parallel.sharding import ROWS, WHOLE, place
 from care_jax.stages import host, sampler, score
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
@@ -99,6 +101,13 @@ def _with_reference(config: ml_collections.ConfigDict) -> bool:
     return config.objective.kl_coef > 0
 
 
+def _reference(setup: Setup) -> Callable:
+    def logprobs(part: QwenVL, params: QwenVL, *args: Any) -> Any:
+        return score.batch_logprobs(reference_policy(part, params), *args, **_scoring(setup))
+
+    return logprobs
+
+
 def num_updated(config: ml_collections.ConfigDict) -> int:
     """Rows of a prompt that an update sees, S."""
     objective = config.objective
@@ -121,7 +130,7 @@ def start_of_step(setup: Setup, bucket: Bucket) -> dict[str, Any]:
         "state": setup.state,
         "reflection": place(setup.mesh, abstract_reflection(setup), ROWS),
     }
-    return values | ({"reference": setup.params} if _with_reference(setup.config) else {})
+    return values | ({"reference": setup.reference} if setup.reference is not None else {})
 
 
 SAMPLER = DeviceStage(
@@ -334,9 +343,9 @@ _STAGES: tuple[Stage, ...] = (
     DeviceStage(
         "reference",
         timer="score",
-        takes=("reference", "batch", "batch_packing", "forbidden_mask"),
+        takes=("reference", "params", "batch", "batch_packing", "forbidden_mask"),
         gives=("batch",),
-        function=lambda setup: functools.partial(score.batch_logprobs, **_scoring(setup)),
+        function=_reference,
         unpack=lambda logprobs, values: {"batch": values["batch"].replace(logprobs_ref=logprobs)},
         is_on=_with_reference,
         compute=Compute("forward", num_updated),

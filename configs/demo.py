@@ -5,8 +5,8 @@
     python -m care_jax.train --config=configs/demo.py --workdir=runs/care
     python -m care_jax.train --config=configs/demo.py:grpo --workdir=runs/grpo
 
-After the colon: care (the default), care_no_rgr, grpo, dapo, gspo, dr_grpo or cold_start. `care_for_tiny` says what
-differs from the paper's values, and why.
+After the colon: care (the default), care_no_rgr, grpo, dapo, gspo, dr_grpo, lora or cold_start. `care_for_tiny` says
+what differs from the paper's values, and why.
 """
 
 from __future__ import annotations
@@ -130,6 +130,15 @@ def care_for_tiny(objective: ml_collections.ConfigDict) -> ml_collections.Config
     return objective
 
 
+def lora() -> ml_collections.ConfigDict:
+    """CARE that trains adapters beside the decoder's linears (LoRA) and leaves the cold start's weights as they are."""
+    c = with_objective(care_for_tiny(objectives.care()))
+    c.model.lora.rank = 8
+    c.model.lora.alpha = 16.0
+    c.optimizer.lr = 1.5e-3
+    return c
+
+
 def dapo_for_tiny() -> ml_collections.ConfigDict:
     """DAPO with a length penalty that fits responses of 32 tokens."""
     objective = objectives.dapo()
@@ -150,5 +159,6 @@ OBJECTIVES = {
 }
 RUNS: dict[str, Callable[[], ml_collections.ConfigDict]] = {
     **{name: functools.partial(_with_preset, make) for name, make in OBJECTIVES.items()},
+    "lora": lora,
     "cold_start": cold_start,
 }

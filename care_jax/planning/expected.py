@@ -221,12 +221,11 @@ class _Counter:
         computed = flops.Pass(*parts)._replace(head=2 * num_targets * sizes.head)
         used = workload.prompts.only(np.any(row_len, axis=1))
         useful = useful_pass(sizes, used, row_len)
-        freeze_vision, whole, needed = sizes.model.freeze_vision, self._whole(), turns * self._whole()
+        backward, whole, needed = sizes.backward, self._whole(), turns * self._whole()
         work, done = useful.flops, computed.flops
         if is_update:
-            work = useful.updated(freeze_vision=freeze_vision)
-            done = computed.updated(freeze_vision=freeze_vision)
-            done += computed.recomputed(freeze_vision=freeze_vision, remat=sizes.model.remat)
+            work = useful.updated(backward)
+            done = computed.updated(backward) + computed.recomputed(backward, remat=sizes.model.remat)
             needed = 2 * turns * whole + self.plan.work[stage.name].state_bytes / sizes.num_chips
         more = {"needed": needed, "useful": work, "padded": self._padded(stage.name)}
         return self._cost(stage, program, turns, done / sizes.mesh["tensor"], program.hbm_bytes.of(turns), **more)

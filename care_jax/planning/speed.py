@@ -134,9 +134,9 @@ class Speed:
     def update(
         self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float, share: HostShare = ALL_ROWS
     ) -> dict[str, float]:
-        """Figures of `forward` with the backward pass, twice the work of the parts that it runs through."""
+        """Figures of `forward` with the backward pass, twice its work if all of the model is trained."""
         done = self._pass(prompts, row_len, share)
-        work = done.updated(freeze_vision=self._sizes.model.freeze_vision)
+        work = done.updated(self._sizes.backward)
         return self._figures("update", done.tokens, work, seconds)
 
     def decode(

@@ -65,7 +65,7 @@ def test_the_document_has_blocks_that_the_command_finds() -> None:
         assert {len(row) for row in rows} == {len(header)}
         config = load_config(block["config"])
         sizes = flops.Sizes.of(config, planned_model(config), (2048, 4096), {"data": 1, "fsdp": 1, "tensor": 1})
-        assert f"\n\n{plans.size_of(sizes.num_params)}\n\n" in block[0]
+        assert f"\n\n{plans.size_of(sizes)}\n\n" in block[0]
 
 
 def test_a_config_that_the_document_lacks_is_refused(tmp_path: Path) -> None:

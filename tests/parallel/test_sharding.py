@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -24,12 +25,16 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.stages.model import mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
+from care_jax.stages.train_state import TrainState
 from tests import families
 from tests.end_to_end import finish, start
 from tests.marks import slow_but
-from tests.on_shards import APART, CHUNK, MESHES, QUICK, R, S
+from tests.on_shards import APART, CHUNK, LORA_MESHES, MESHES, QUICK, R, S
 
-CASES = slow_but([f"qwen2_5_vl {QUICK}"], [*(f"qwen2_5_vl {mesh}" for mesh in MESHES), f"qwen3_vl {QUICK}"])
+LORA_CASES = tuple(f"qwen2_5_vl_lora {mesh}" for mesh in LORA_MESHES)
+CASES = slow_but(
+    [f"qwen2_5_vl {QUICK}"], [*(f"qwen2_5_vl {mesh}" for mesh in MESHES), f"qwen3_vl {QUICK}", *LORA_CASES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +80,10 @@ def test_rollouts_are_those_of_one_device(found: dict[str, Any], case: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", APART)
-def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, Any], shape: str) -> None:
+@pytest.mark.parametrize("case", [*(f"qwen2_5_vl {mesh}" for mesh in APART), "qwen2_5_vl_lora 2x4x1"])
+def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, Any], case: str) -> None:
     """Catches keys of other heads or prompts, parts of parameters in the wrong order, and rollouts of other chips."""
-    mesh = found["meshes"][f"qwen2_5_vl {shape}"]
+    mesh = found["meshes"][case]
     assert mesh["apart"]
     assert mesh["apart_layout"]
     assert mesh["apart_logprobs"] <= 1e-4
@@ -265,9 +270,9 @@ def test_a_slice_of_a_stack_keeps_the_axes_of_a_layer(tiny_folder: Path, tmp_pat
 def test_what_an_optimizer_keeps_is_divided_like_the_parameters(tiny_folder: Path, tmp_path: Path) -> None:
     """Catches moments that every device holds whole, and a frozen tower's that are looked for and are not there."""
     model = tiny("qwen2_5_vl", tiny_folder, tmp_path)
-    config = config_lib.base()
-    config.model.freeze_vision = True
-    state = jax.eval_shape(make_optimizer(config).init, model)
+    model = models.abstract_model(dataclasses.replace(model.config, freeze=("vision", "merger")))
+    optimizer = make_optimizer(config_lib.base())
+    state = jax.eval_shape(lambda params: TrainState.start(params, optimizer), model).opt_state
     specs = models.params_to_dict(sharding.param_specs(model))
     kept = [
         (sharding.param_name(path), spec)

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -68,7 +68,7 @@ def cold_start(small_task: SmallTask, forks: Forks) -> Stage:
     return Stage(forks, "care_jax.cold_start", arguments, COLD_START["train__steps"], small_task.cold_start)
 
 
-def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int) -> Stage:
+def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int, **changes: Any) -> Stage:
     """CARE on the small task, once run without an interruption."""
     overrides = small(
         small_task.model,
@@ -78,6 +78,7 @@ def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int) -> St
         train__checkpoint_every=EVERY,
         train__eval_every=EVERY,
         optimizer__lr=1e-3,
+        **changes,
     )
     stage = Stage(forks, "care_jax.train", ["--config=configs/demo.py", *flags(overrides)], steps, expected)
     stage.finish(expected)
@@ -189,6 +190,14 @@ def test_care_survives_twenty_kills(small_task: SmallTask, forks: Forks, tmp_pat
     """Many kills, and each seed at other moments."""
     stage = _care(small_task, forks, tmp_path / "uninterrupted", steps=60)
     print(*_survive(stage, tmp_path / "run", num_kills=20, seed=seed), sep="\n")
+
+
+@pytest.mark.slow
+def test_adapters_survive_kills(small_task: SmallTask, forks: Forks, tmp_path: Path) -> None:
+    """Catches a base that is loaded from elsewhere or anew at random, and adapters that are drawn again."""
+    changes = {"model__lora__rank": 2, "model__compute_dtype": "bfloat16", "objective__kl_coef": 1e-2}
+    stage = _care(small_task, forks, tmp_path / "uninterrupted", 12, **changes)
+    print(*_survive(stage, tmp_path / "run", num_kills=2, seed=5), sep="\n")
 
 
 @pytest.mark.parametrize("stage", slow_but(["care"], ["care", "cold_start"]))

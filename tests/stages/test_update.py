@@ -75,7 +75,7 @@ def run(tiny_model, tiny_processor):
             stream_len=stream_len,
             parts=minibatches,
         )
-        state = TrainState(step=jnp.int32(3), params=model, opt_state=optimizer.init(model))
+        state = TrainState.start(model, optimizer).replace(step=jnp.int32(3))
         update, forbidden = program(optimizer, minibatches, correction), jnp.asarray(tiny_processor.forbidden_mask)
         # Adam of optax raises a float to an integer's power.
         with jax.numpy_dtype_promotion("strict" if optimizer is SGD else "standard"):
@@ -166,9 +166,10 @@ def test_rows_that_do_not_count_change_nothing(run, batch, whole):
 def test_a_frozen_tower_stays(run, batch, tiny_model):
     """Catches weight decay or a gradient that moves a frozen tower, and a freeze that takes the decoder along."""
     c = config.base()
-    c.model.freeze_vision, c.optimizer.lr = True, 1e-3
+    c.optimizer.lr = 1e-3
     before = jax.device_get(models.params_to_dict(tiny_model))
-    frozen = models.params_from_dict(dataclasses.replace(tiny_model.config, freeze_vision=True), jax.device_put(before))
+    config_of_frozen = dataclasses.replace(tiny_model.config, freeze=("vision", "merger"))
+    frozen = models.params_from_dict(config_of_frozen, jax.device_put(before))
     after = run(batch, optimizer=make_optimizer(c), model=frozen)[0]
     for name, value in before.items():
         assert np.array_equal(after[name], value) == name.startswith("visual."), name
