@@ -30,16 +30,16 @@ demo: .venv/demo.stamp
 # One process a core, since much of a test is one core's work; four at most, for the memory.
 PYTEST = pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-# All but the slow ones, which are whole runs, kills, benchmarks and further cases. Compiling is most of the work, and
-# without XLA's optimisations takes half as long.
+# All but the slow ones, which are whole runs, kills, benchmarks and further cases. Compiling is much of the work, and
+# quicker without XLA's optimisations.
 test test-fast: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: .venv/test.stamp
 	.venv/bin/python -m $(PYTEST)
 
-# The rooms without a model: the method, the rewards and the data.
+# Two rooms that need no model: the method and the rewards.
 test-fast: .venv/test.stamp
 	.venv/bin/python -m $(PYTEST) $(FAST)
-FAST = tests/method tests/rewards tests/data
+FAST = tests/method tests/rewards
 
 # The slow ones too, compiled as in a run.
 test-all: .venv/test.stamp
