@@ -252,22 +252,16 @@ def _rewards_are_known(c: ConfigDict) -> str:
     return ""
 
 
-def _adapters_have_weights_beneath(c: ConfigDict) -> str:
-    if c.model.lora.rank == 0 or c.model.weights != "random":
-        return ""
-    return f"model.lora.rank={c.model.lora.rank} needs model.weights: name the checkpoint that the adapters lie beside"
-
-
 def _something_is_trained(c: ConfigDict) -> str:
-    if c.model.lora.rank > 0 and c.model.freeze:
-        return f"model.freeze={c.model.freeze}: adapters alone are trained with model.lora.rank above 0; leave it empty"
-    if set(options.GROUPS) <= set(c.model.freeze):
-        return f"model.freeze={c.model.freeze}: leaves nothing to train"
-    return ""
+    rank, frozen = c.model.lora.rank, f"model.freeze={c.model.freeze}"
+    if rank > 0 and c.model.weights == "random":
+        return f"model.lora.rank={rank} needs model.weights: name the checkpoint that the adapters lie beside"
+    if rank > 0 and c.model.freeze:
+        return f"{frozen}: adapters alone are trained with model.lora.rank above 0; leave it empty"
+    return f"{frozen}: leaves nothing to train" if set(options.GROUPS) <= set(c.model.freeze) else ""
 
 
 CHECKS: tuple[Check, ...] = (
-    _adapters_have_weights_beneath,
     _something_is_trained,
     _rewards_are_known,
     functools.partial(_is_path_or_mixture, split="train"),

@@ -1,6 +1,6 @@
 """CARE on Qwen2.5-VL with the paper's data and values: 3b, 7b (the default), 32b or 72b after the colon.
 
-7b_lora and 3b_lora train adapters alone (LoRA), on eight chips and on one.
+7b_lora trains adapters alone (LoRA) on eight chips.
 
     python -m convert.hf_to_jax --hf=Qwen2.5-VL-7B-Instruct --out=weights/qwen2_5_vl_7b
     python -m care_jax.train --config=configs/qwen2_5_vl.py:7b --workdir=runs/qwen2_5_vl_7b
@@ -57,16 +57,9 @@ def size_72b() -> ml_collections.ConfigDict:
 
 
 def size_7b_lora() -> ml_collections.ConfigDict:
-    """For a v5e:2x4 or a v6e:2x4."""
+    """For a v5e:2x4."""
     c = data_care_49k.with_lora(_paper_run("7b"))
     c.rollout.tensor = 4
-    return c
-
-
-def size_3b_lora() -> ml_collections.ConfigDict:
-    """For one chip of v6e."""
-    c = data_care_49k.with_lora(_paper_run("3b"))
-    c.train.prompts = 32
     return c
 
 
@@ -77,11 +70,4 @@ def _paper_run(size: str) -> ml_collections.ConfigDict:
     return c
 
 
-SIZES = {
-    "3b": size_3b,
-    "7b": size_7b,
-    "32b": size_32b,
-    "72b": size_72b,
-    "3b_lora": size_3b_lora,
-    "7b_lora": size_7b_lora,
-}
+SIZES = {"3b": size_3b, "7b": size_7b, "32b": size_32b, "72b": size_72b, "7b_lora": size_7b_lora}
