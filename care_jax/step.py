@@ -19,8 +19,6 @@ from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import keeps_forced
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
-from care_jax.models import QwenVL
-from care_jax.models.trained import reference_policy
 from care_jax.parallel.sharding import ROWS, WHOLE, place
 from care_jax.stages import host, sampler, score
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
@@ -99,13 +97,6 @@ def _with_reflection(config: ml_collections.ConfigDict) -> bool:
 
 def _with_reference(config: ml_collections.ConfigDict) -> bool:
     return config.objective.kl_coef > 0
-
-
-def _reference(setup: Setup) -> Callable:
-    def logprobs(part: QwenVL, params: QwenVL, *args: Any) -> Any:
-        return score.batch_logprobs(reference_policy(part, params), *args, **_scoring(setup))
-
-    return logprobs
 
 
 def num_updated(config: ml_collections.ConfigDict) -> int:
@@ -345,7 +336,7 @@ _STAGES: tuple[Stage, ...] = (
         timer="score",
         takes=("reference", "params", "batch", "batch_packing", "forbidden_mask"),
         gives=("batch",),
-        function=_reference,
+        function=lambda setup: functools.partial(score.reference_logprobs, **_scoring(setup)),
         unpack=lambda logprobs, values: {"batch": values["batch"].replace(logprobs_ref=logprobs)},
         is_on=_with_reference,
         compute=Compute("forward", num_updated),

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -23,6 +23,7 @@ from care_jax.models import ModelConfig, QwenVL, abstract_model
 from care_jax.models.trained import is_trained, partition, reference_part
 from care_jax.parallel.sharding import is_matrix, map_params, mesh_axes
 from care_jax.planning.chips import Chip
+from care_jax.planning.passes import Backward, Pass
 from care_jax.stages.packing import stream_patches
 from care_jax.stages.table import Bucket, Compute, DeviceStage
 
@@ -41,42 +42,6 @@ class Work:
     state_bytes: float  # of parameters and optimizer, read and written where they lie
     cache_bytes: float  # of keys and values that decoding reads
     link_bytes: float  # that one chip receives
-
-
-class Pass(NamedTuple):
-    """Tokens of a forward pass, and its FLOPs by part of the model; of several passes all parts add up."""
-
-    tokens: float  # of the decoder
-    tower: float
-    layers: float
-    head: float
-
-    @property
-    def flops(self) -> float:
-        """The whole pass."""
-        return self.tower + self.layers + self.head
-
-    def updated(self, backward: Backward) -> float:
-        """The pass and its backward pass, without what is computed again."""
-        parts = (backward.tower * self.tower, backward.layers * self.layers, backward.head * self.head)
-        return self.flops + sum(parts)
-
-    def recomputed(self, backward: Backward, *, remat: str) -> float:
-        """Products that the backward pass computes again; chunks of the head are in any case."""
-        if remat != "full":
-            return self.head
-        return self.head + (self.layers if backward.layers else 0) + (self.tower if backward.tower else 0)
-
-
-class Backward(NamedTuple):
-    """FLOPs of a backward pass for each of the forward pass, by part of the model.
-
-    Of each product 1 for the gradient of its input, if anything before it is trained, and 1 if its matrix is trained.
-    """
-
-    tower: float
-    layers: float
-    head: float
 
 
 @dataclasses.dataclass(frozen=True)

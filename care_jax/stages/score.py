@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import QwenVL
 from care_jax.models.layers import Embedding, Linear
 from care_jax.models.qwen_vl import logits
-from care_jax.models.trained import is_trained
+from care_jax.models.trained import is_trained, reference_policy
 from care_jax.parallel.collectives import log_softmax, own_part, pick, rows_at, sum_parts, to_parts
 from care_jax.stages.streams import Packed, Stream
 from care_jax.structs import Array, Packing, Prompts, Rollouts, Scores, TrainBatch, Verdicts
@@ -293,7 +293,7 @@ def batch_logprobs(
     temperature: float,
     chunk: int,
 ) -> Float32[Array, "B S R"]:
-    """Log-probs of a batch's packed rows under `model`, the reference policy's; 0 in the others."""
+    """Log-probs of a batch's packed rows under `model`; 0 in the others."""
     prompts, token_ids = rows_at((batch.prompts, batch.token_ids), packing.order)
     packed = Packed(prompts, token_ids, packing.streams)
 
@@ -305,3 +305,8 @@ def batch_logprobs(
 
     zeros: Array = jnp.zeros(batch.token_ids.shape, jnp.float32)
     return rows_at(packed.for_each(add, zeros), packing.home)
+
+
+def reference_logprobs(part: QwenVL, params: QwenVL, *args: Any, **options: Any) -> Float32[Array, "B S R"]:
+    """`batch_logprobs` of the reference policy, which is its own part and what is not trained of the params."""
+    return batch_logprobs(reference_policy(part, params), *args, **options)
