@@ -67,13 +67,13 @@ def cold_start() -> ml_collections.ConfigDict:
     c.objective.reflect.cue = "!"  # one token; the traces with a draft teach what it asks for
     c.objective.reflect.max_rationale_len = 24
 
-    c.train.steps = 350
+    c.train.steps = 400
     c.train.prompts = 64
     c.train.minibatches = 1
     c.train.stream_len = 4096
-    c.train.eval_every = 175
+    c.train.eval_every = 200
     c.train.eval_examples = 375
-    c.train.checkpoint_every = 175
+    c.train.checkpoint_every = 200
     c.optimizer.lr = 1e-3
     c.optimizer.warmup_steps = 20
     c.optimizer.schedule = "constant"
@@ -96,11 +96,11 @@ def with_objective(objective: ml_collections.ConfigDict) -> ml_collections.Confi
     c.model.weights = "runs/cold_start"
     c.rollout.num_rollouts = 8
     c.score.old_from = "sampler"  # in float32 the scoring pass would give the same up to rounding
-    c.train.steps = 390
+    c.train.steps = 340
     c.train.prompts = 16
     c.train.stream_len = 1024
-    c.train.eval_every = 130
-    c.train.checkpoint_every = 65
+    c.train.eval_every = 85
+    c.train.checkpoint_every = 85
     c.train.samples_every = 10
     c.optimizer.lr = 2e-4
     c.optimizer.warmup_steps = 10
