@@ -23,7 +23,7 @@ ITEM = "base"  # of a checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Where the weights beneath adapters are, and what adapters they are made for."""
+    """The folder of the weights beneath adapters, and the settings of these."""
 
     params: str  # the folder of the parameters
     digest: str  # of their checksums (checksums.digest); "" before they are loaded
@@ -50,9 +50,9 @@ def read_base(params: epath.Path) -> Base | None:
         return None
     fields = read_json(file)
     try:
-        lora = dict(fields["lora"])
-        lora["targets"] = tuple(lora["targets"])
-        return Base(str(fields["params"]), str(fields["digest"]), LoraConfig(**lora))
+        if (lora := LoraConfig.from_settings(fields["lora"])) is None:
+            raise ValueError("adapters of rank 0")
+        return Base(str(fields["params"]), str(fields["digest"]), lora)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not name the weights beneath adapters; name another step's folder") from error
 
@@ -67,21 +67,13 @@ def find_base(config: ml_collections.ConfigDict, workdir: epath.Path | None = No
         InputError: there is no finished checkpoint at config.model.weights, or the adapters there are none of
             config.model.lora.
     """
-    lora = LoraConfig(**config.model.lora) if config.model.lora.rank > 0 else None
-    recorded = _recorded(workdir) if lora is not None and workdir is not None else None
+    if (lora := LoraConfig.from_settings(config.model.lora.to_dict())) is None:
+        return None
+    recorded = None if workdir is None else _recorded(workdir)
     if recorded is not None and files.anywhere(recorded.params).exists():
         return recorded
-    if config.model.weights == "random":
-        return None
     params = find_params(config.model.weights)
     base = read_base(params)
-    if lora is None and base is not None:
-        raise InputError(
-            f"model.weights={config.model.weights} holds adapters; set model.lora to {_settings(base.lora)}, or merge "
-            "them with python -m convert.jax_to_hf and convert the result"
-        )
-    if lora is None:
-        return None
     if base is not None and dataclasses.replace(base.lora, targets=lora.targets) != lora:  # names are checked on load
         raise InputError(
             f"model.weights={config.model.weights} holds adapters with {_settings(base.lora)}; set model.lora to the "
@@ -89,6 +81,19 @@ def find_base(config: ml_collections.ConfigDict, workdir: epath.Path | None = No
         )
     base = base or Base(str(params), "", lora)
     return base if recorded is None else dataclasses.replace(base, digest=recorded.digest)
+
+
+def require_whole_model(weights: str) -> None:
+    """Looks whether model.weights names a whole model.
+
+    Raises:
+        InputError: it names adapters, or there is no finished checkpoint.
+    """
+    if (base := read_base(find_params(weights))) is not None:
+        raise InputError(
+            f"model.weights={weights} holds adapters; set model.lora to {_settings(base.lora)}, or merge them with "
+            "python -m convert.jax_to_hf and convert the result"
+        )
 
 
 def adapters_at(config: ml_collections.ConfigDict) -> epath.Path | None:

@@ -12,7 +12,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from care_jax.checkpoints.base import Base, adapters_at, base_params, find_base
+from care_jax.checkpoints.base import Base, adapters_at, base_params, find_base, require_whole_model
 from care_jax.checkpoints.load import find_params, load_params, load_summed
 from care_jax.errors import InputError
 from care_jax.models import ModelConfig, QwenVL, abstract_model, init_model, params_from_dict, params_to_dict
@@ -68,12 +68,12 @@ def initial_model(config: ml_collections.ConfigDict, mesh: Mesh, loaded: LoadedB
         loaded = loaded or load_base(config, mesh)
         assert loaded is not None
         return combine(_initial_adapters(config, model_config, mesh), loaded.frozen)
-    find_base(config)  # refuses adapters
     abstract = abstract_model(model_config)
     shardings: Any = sharding.named(mesh, sharding.param_specs(abstract))
     if config.model.weights == "random":
         make = jax.jit(init_model, static_argnums=0, out_shardings=shardings)
         return make(model_config, jax.random.key(config.seed))
+    require_whole_model(config.model.weights)
     by_name: dict[str, Any] = params_to_dict(shardings)
     return params_from_dict(model_config, load_params(config.model.weights, by_name))
 

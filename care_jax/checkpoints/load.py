@@ -89,9 +89,9 @@ def load_summed(path: epath.PathLike, shardings: Mapping[str, jax.sharding.Shard
     try:
         stored = open_arrays(folder)
         where = {name: (shardings or {}).get(name, here) for name in stored}
-        names_of_all, at_once = list(stored), len(stored) if dtype == np.float32 else _AT_ONCE
-        for start in range(0, len(stored), at_once):
-            names = names_of_all[start : start + at_once]
+        at_once = len(stored) if dtype == np.float32 else _AT_ONCE
+        for start in range(0, len(stored), max(at_once, 1)):
+            names = list(stored)[start : start + at_once]
             like = {name: jax.ShapeDtypeStruct(stored[name].shape, np.float32, sharding=where[name]) for name in names}
             arrays = {"params": read_stored(folder, stored, like)}
             found |= jax.device_get(checksums(arrays))["params"]

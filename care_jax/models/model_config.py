@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,11 @@ class LoraConfig:
     alpha: float
     rank_stabilised: bool
     targets: tuple[str, ...]  # patterns of the linears' names
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> LoraConfig | None:
+        """The adapters of a run's model.lora, or of what a checkpoint has recorded of it; None with rank 0."""
+        return cls(**{**settings, "targets": tuple(settings["targets"])}) if settings["rank"] > 0 else None
 
     @property
     def scale(self) -> float:

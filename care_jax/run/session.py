@@ -257,12 +257,8 @@ def _open(
     if is_first():
         warm_up.write_cache()
     verifier = Verifier.from_config(config, on_progress=supervisor.watchdog.beat)
-    checkpointer = Checkpointer(
-        workdir,
-        keep_last=config.train.keep_last,
-        best_metric=BEST_METRIC,
-        base=loaded.base if loaded is not None else None,
-    )
+    base = None if loaded is None else loaded.base
+    checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC, base=base)
     if state is None:
         state = checkpointer.restore(abstract_state(config, optimizer, mesh, loaded), data.iterator)
     if state is None:  # killed before its first checkpoint

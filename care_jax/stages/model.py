@@ -31,7 +31,7 @@ def make_model_config(
         remat=config.model.remat,
         attention=_attention(config, platform),
         freeze=tuple(config.model.freeze),
-        lora=LoraConfig(**config.model.lora) if config.model.lora.rank > 0 else None,
+        lora=LoraConfig.from_settings(config.model.lora.to_dict()),
         scan_decoding=platform == "tpu",
     )
 

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from care_jax import train
+from care_jax.configs import demo
 from care_jax.run.stop import EXIT_CODE
 from tests.end_to_end import (
     COLD_START,
     Fork,
     Forks,
     SmallTask,
+    apply,
     assert_same_params,
     flags,
     metrics,
@@ -223,6 +226,18 @@ def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in watched] == before
     assert saved_steps(workdir)[-1] == STEPS
     assert os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns == written
+
+
+def test_a_run_goes_on_without_the_weights_it_began_with(cached: SmallTask, tmp_path: Path) -> None:
+    """Catches a resumed run that needs the initial weights, which its own checkpoints have replaced."""
+    weights = shutil.copytree(cached.cold_start, tmp_path / "weights")
+    changes = {"model__weights": str(weights), "train__steps": 2, "train__checkpoint_every": 1}
+    config = apply(demo.get_config(), small(cached.model, cached.data, **changes))
+    train.run(config, tmp_path / "run")
+    shutil.rmtree(weights)
+    config.train.steps = 3
+    train.run(config, tmp_path / "run")
+    assert train_steps(tmp_path / "run") == [1, 2, 3]
 
 
 @pytest.mark.slow
