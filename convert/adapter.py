@@ -30,18 +30,17 @@ from care_jax.models.model_folder import read_fields
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Fields of adapter_config.json that change what an adapter computes, and the values at which they do not.
+# Fields of adapter_config.json that are read, or that change nothing of what a saved adapter computes.
+_ANY = {
+    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("lora_dropout", "megatron_config", "megatron_core", "eva_config", "qalora_group_size", "ensure_weight_tying"),
+}
+# Values of a plain adapter. Other ways to begin, as pissa, change the weights beneath. All other fields must be empty.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "use_dora": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "layer_replication": (None, []),
-    "target_parameters": (None, []),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 
 
@@ -139,6 +138,7 @@ def read_settings(folder: Path) -> LoraConfig:
     path = folder / CONFIG_FILE
     fields = read_fields(path)
     other = [name for name, plain in _PLAIN.items() if fields.get(name, plain[0]) not in plain]
+    other += [name for name, value in fields.items() if value and name not in _ANY and name not in _PLAIN]
     if other:
         told = ", ".join(f"{name} {shown(fields[name])}" for name in other)
         raise InputError(

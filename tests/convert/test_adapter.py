@@ -130,6 +130,9 @@ def _edit_tensors(folder: Path, change: Any) -> None:
 
 BROKEN = {
     r"has use_dora True": lambda f: edit_json(f / "adapter_config.json", use_dora=True),
+    r"has init_lora_weights 'pissa'": lambda f: edit_json(f / "adapter_config.json", init_lora_weights="pissa"),
+    r"has alora_invocation_tokens": lambda f: edit_json(f / "adapter_config.json", alora_invocation_tokens=[7]),
+    r"has a_field_of_tomorrow True": lambda f: edit_json(f / "adapter_config.json", a_field_of_tomorrow=True),
     r"has peft_type 'IA3'": lambda f: edit_json(f / "adapter_config.json", peft_type="IA3"),
     r"has rank_pattern": lambda f: edit_json(f / "adapter_config.json", rank_pattern={"q_proj": 8}),
     r"has r 0 and lora_alpha 4\.5": lambda f: edit_json(f / "adapter_config.json", r=0),
