@@ -41,7 +41,7 @@ def cold_start() -> ml_collections.ConfigDict:
 
     It stops before the task is solved and before its learning rate has come down, so that groups are mixed and RL has
     something to learn from. Part of what RL then gains, a decayed learning rate would have gained as well. Charts have
-    fewer levels and bars than the task's default, and images fewer digits, so that a tiny model learns all in minutes.
+    fewer levels and bars than the task's default, and images fewer digits, so that a tiny model learns them in minutes.
 
     Traces with a wrong draft that pass 32 tokens, 7 % of all, are left out.
     """

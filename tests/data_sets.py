@@ -66,7 +66,7 @@ def write_parquet(path: Path, rows: Sequence[dict], schema: pa.Schema, row_group
 
 
 def _feature(kind: pa.DataType) -> dict:
-    """How `datasets` describes a column, so that it and what stands on it (lmms-eval) read these files too."""
+    """A column's description in the form of `datasets`, which then reads these files, and so does lmms-eval."""
     if kind == IMAGE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):

@@ -34,7 +34,7 @@ def lora_config(task: SmallTask, **changes: Any) -> ml_collections.ConfigDict:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs of this file lie."""
+    """The folder of this file's runs."""
     return tmp_path_factory.mktemp("lora")
 
 
@@ -172,7 +172,7 @@ def _bytes(tree: Any) -> int:
 
 
 def test_a_run_goes_on_when_its_base_has_moved(cached: SmallTask, tmp_path: Path) -> None:
-    """Catches a resumed run that cannot be told where its weights are, or that starts anew."""
+    """Catches a resumed run that does not find its base at the place that model.weights now names, or starts anew."""
     place, workdir = tmp_path / "place", tmp_path / "run"
     shutil.copytree(cached.cold_start, place)
     config = lora_config(cached, model__weights=str(place), train__steps=2, train__checkpoint_every=1)
