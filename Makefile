@@ -22,7 +22,7 @@ CHOOSE_PLATFORMS = echo cpu > .venv/platforms; [ $(DEVICE) = cpu ] || \
 	then echo $(DEVICE),cpu > .venv/platforms; \
 	else echo "JAX cannot use DEVICE=$(DEVICE) (see .venv/device.log), so this computes on the CPU" >&2; fi
 
-.PHONY: demo test coverage lint docs clean
+.PHONY: demo test test-fast test-all coverage lint docs clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m care_jax.demo --workdir=runs/demo-$(SEED) --seed=$(SEED)
@@ -30,13 +30,26 @@ demo: .venv/demo.stamp
 # One process a core, since much of a test is one core's work; four at most, for the memory.
 PYTEST = pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
+# All but the slow ones, which are whole runs, kills, benchmarks and further cases. Compiling is much of the work, and
+# quicker without XLA's optimisations.
+test test-fast: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: .venv/test.stamp
 	.venv/bin/python -m $(PYTEST)
 
-# The lines that the tests do not reach.
+# Two rooms that need no model: the method and the rewards.
+test-fast: .venv/test.stamp
+	.venv/bin/python -m $(PYTEST) $(FAST)
+FAST = tests/method tests/rewards
+
+# The slow ones too, compiled as in a run.
+test-all: .venv/test.stamp
+	.venv/bin/python -m $(PYTEST) $(ALL)
+ALL = -m 'not chaos and not plan and not integration'
+
+# The lines that none of them reaches.
 coverage: .venv/test.stamp
 	rm -rf build/coverage && mkdir -p build/coverage
-	.venv/bin/python -m coverage run -m $(PYTEST)
+	.venv/bin/python -m coverage run -m $(PYTEST) $(ALL)
 	.venv/bin/python -m coverage combine --quiet
 	.venv/bin/python -m coverage report
 

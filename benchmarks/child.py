@@ -28,8 +28,7 @@ print(json.dumps([time.perf_counter() - start, usage.ru_utime + usage.ru_stime, 
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
-
-_STOPPED = 4  # care_jax.run.stop.EXIT_CODE, whose module imports JAX
+_STOPPED = 4  # care_jax.run.stop.EXIT_CODE, whose module takes seconds to import
 _running: set[subprocess.Popen[str]] = set()
 
 

@@ -183,7 +183,7 @@ def _make_state(setup: Setup, model: ModelConfig) -> TrainState:
 
     def make(key: jax.Array) -> TrainState:
         params = init_model(model, key)
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        return TrainState.start(params, optimizer)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.state)
     state: TrainState = jax.jit(make, out_shardings=shardings)(jax.random.key(0))

@@ -1,12 +1,12 @@
 """Other people's clients against `care_jax.generate --serve`: openai's own, and lmms-eval's model "openai".
 
-    python -m venv clients && clients/bin/pip install openai lmms-eval
+    python -m venv clients && clients/bin/pip install openai lmms-eval 'filelock<4'
     clients/bin/python benchmarks/openai_clients.py --url=http://127.0.0.1:8000/v1 --data=my_data/heldout.jsonl
 
 Neither client is a dependency, so this file imports nothing of care_jax and runs in an environment of its own. The data
-is a file of your own data (docs/generate.md). Each greedy answer is asked for whole and streamed, by eight threads of
-lmms-eval at once, and compared. The last line is one JSON object; "accuracy" counts answers that are the row's, letter
-for letter.
+is a file of your own data (docs/generate.md). lmms-eval asks for all greedy answers, eight at a time, and openai for
+the first eight, whole and streamed; these must be equal. The last line is one JSON object; "accuracy" counts answers
+that are the row's, letter for letter.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def ask_openai(client: openai.OpenAI, row: dict[str, Any]) -> str:
     raise AssertionError("logprobs were neither given nor refused")
 
 
-def ask_lmms_eval(url: str, rows: list[dict[str, Any]]) -> list[str]:
-    """The answers of lmms-eval's client to all rows, which it asks for eight at a time."""
+def ask_lmms_eval(url: str, rows: list[dict[str, Any]]) -> tuple[list[str], float]:
+    """The answers of lmms-eval's client to all rows, which it asks for eight at a time, and the seconds that took."""
     from lmms_eval.api.instance import Instance
     from lmms_eval.models.chat.openai import OpenAICompatible
 
@@ -75,7 +75,9 @@ def ask_lmms_eval(url: str, rows: list[dict[str, Any]]) -> list[str]:
         )
         for number in range(len(rows))
     ]
-    return [result.text for result in model.generate_until(instances)]
+    started = time.perf_counter()  # the imports above take longer than the questions
+    answers = [result.text for result in model.generate_until(instances)]
+    return answers, time.perf_counter() - started
 
 
 def main() -> None:
@@ -88,9 +90,7 @@ def main() -> None:
     client = openai.OpenAI(base_url=args.url, api_key="none")
     [model] = client.models.list().data
     some = [ask_openai(client, row) for row in rows[:8]]
-    started = time.perf_counter()
-    answers = ask_lmms_eval(args.url, rows)
-    seconds = time.perf_counter() - started
+    answers, seconds = ask_lmms_eval(args.url, rows)
     assert answers[: len(some)] == some, list(zip(answers, some, strict=False))
     right = sum(answer.strip() == row["answer"] for answer, row in zip(answers, rows, strict=True))
     figures = {"model": model.id, "questions": len(rows), "accuracy": right / len(rows)}

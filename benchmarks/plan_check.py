@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         workdir = Path(made)
         cold, care = demo.stage_configs(workdir, seed=1)
         care.train.steps, care.train.eval_every = args.steps, 0
+        care.score.old_from = "pass"  # compares the scoring pass too, which the demo does without
         if args.cold_start is None:
             cold_start.run(cold, workdir / "cold_start")
         else:

@@ -19,7 +19,7 @@ import jax
 from benchmarks.config_file import load_config
 from care_jax.planning.chips import GIB
 from care_jax.planning.estimate import PARTS, Plan, make_plan
-from care_jax.planning.flops import BOUNDS
+from care_jax.planning.flops import BOUNDS, Sizes
 
 _BLOCK = re.compile(
     r"(?P<command><!-- python -m care_jax\.plan --config=(?P<config>\S+) --topology=(?P<topology>\S+) -->\n)"
@@ -29,12 +29,15 @@ _BLOCK = re.compile(
 _SHOWN = ("rollout", "score", "update")  # stages
 
 
-def size_of(num_params: int) -> str:
+def size_of(sizes: Sizes) -> str:
     """Returns the sentence about a model's size."""
-    return (
-        f"{num_params / 1e9:.2f} billion parameters; with Adam's two moments, all float32, {12 * num_params / 1e9:.0f} "
-        "GB of the slice."
-    )
+    count, trained = sizes.num_params, sizes.num_trained
+    if trained == count:
+        what, num_bytes = "with Adam's two moments, all float32,", 12 * count
+    else:
+        what = f"{trained / 1e6:.0f} million of them trained; with Adam's two moments of these, float32,"
+        num_bytes = sizes.weight_bytes * (count - trained) + 12 * trained
+    return f"{count / 1e9:.2f} billion parameters; {what} {num_bytes / 1e9:.0f} GB of the slice."
 
 
 def block(plan: Plan) -> str:
@@ -42,7 +45,7 @@ def block(plan: Plan) -> str:
     sizes, limit = plan.sizes, plan.chip.hbm_gib
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.mesh.items())
     lines = [
-        size_of(sizes.num_params),
+        size_of(sizes),
         "",
         "```",
         f"GiB of a chip's {limit}, mesh {mesh}:",

@@ -10,13 +10,13 @@ method       the paper: objectives, subgroup, rescue, reflection, advantages, lo
 data         records from files and the embedded task, through a loader that resumes
 stages       the device programs of a step, compiled before its first run
 checkpoints  state and data position in one folder, verified when read
-evals        held-out questions and benchmarks
+evals        held-out questions, benchmarks, and questions that are asked with generate
 run          a session: resuming, stopping, what is written down
 planning     what a step takes of a TPU slice
-page         the report
+page         the report, and the page and endpoint that generate serves
 
-Commands: cold_start (supervised), train (RL), evaluate, judge (pairs of gold and response), report, plan (compile for a
-TPU topology), demo.
+Commands: cold_start (supervised), train (RL), evaluate, generate (answers to questions), judge (pairs of gold and
+response), report, plan (compile for a TPU topology), demo.
 """
 
 __version__ = "0.1.0"

@@ -29,9 +29,17 @@ def base() -> ConfigDict:
     c.model.weights = "random"  # random | the run folder or checkpoint folder to start from, local or gs://
     c.model.compute_dtype = "bfloat16"  # float32 | bfloat16; parameters and softmax stay float32
     c.model.attention = "auto"  # auto | xla; auto takes splash on a TPU, and cuDNN on a GPU in bfloat16
-    c.model.freeze_vision = False  # no gradient into the vision tower
+    # Parts that are not trained, some of vision, merger, decoder and head; a head that is tied is the embedding table.
+    c.model.freeze = ()
     c.model.remat = "full"  # what the backward pass recomputes: full (each layer) | dots (all but its products) | none
     c.model.logits_chunk = 256  # tokens of one chunk of the LM head, on GPUs rather 2048; [tokens, V] never exists
+    # Adapters beside linears (LoRA, arXiv 2106.09685). They alone are trained; all else stays as it was loaded, in
+    # model.compute_dtype and without optimizer state. Checkpoints hold the adapters and name the weights beneath them.
+    c.model.lora = ConfigDict()
+    c.model.lora.rank = 0  # 0: no adapters
+    c.model.lora.alpha = 64.0  # an adapter's output is multiplied by alpha / rank
+    c.model.lora.rank_stabilised = False  # by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)
+    c.model.lora.targets = ("layers.*",)  # patterns of the linears' names; layers.* are those of the decoder
 
     # Devices along each axis of the mesh; one may be -1, which takes all that the others leave. sharding.py says what
     # each axis divides.
@@ -106,7 +114,7 @@ def base() -> ConfigDict:
     # Corrects the update for a sampler that is not quite the policy, by the ratio of what the two give to the sampled
     # tokens (docs/method.md section 5). Levels: token | sequence (product over a row) | geometric (mean over a row).
     c.loss = ConfigDict()
-    c.loss.tis_cap = 0.0  # the policy loss is weighed with the ratio, but with no more than this; 0: no weights
+    c.loss.tis_cap = 0.0  # the policy loss is weighted by the ratio, but by no more than this; 0: no weights
     c.loss.tis_level = "token"  # of the weights
     c.loss.mask_level = "sequence"  # of the ratio that is held against the bounds
     c.loss.mask_low = 0.0  # tokens with a lower ratio are left out of the loss; 0: none
@@ -247,7 +255,17 @@ def _rewards_are_known(c: ConfigDict) -> str:
     return ""
 
 
+def _something_is_trained(c: ConfigDict) -> str:
+    rank, frozen = c.model.lora.rank, f"model.freeze={c.model.freeze}"
+    if rank > 0 and c.model.weights == "random":
+        return f"model.lora.rank={rank} needs model.weights: name the checkpoint that the adapters lie beside"
+    if rank > 0 and c.model.freeze:
+        return f"{frozen}: adapters alone are trained with model.lora.rank above 0; leave it empty"
+    return f"{frozen}: leaves nothing to train" if set(options.GROUPS) <= set(c.model.freeze) else ""
+
+
 CHECKS: tuple[Check, ...] = (
+    _something_is_trained,
     _rewards_are_known,
     functools.partial(_is_path_or_mixture, split="train"),
     functools.partial(_is_path_or_mixture, split="eval"),

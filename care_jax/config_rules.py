@@ -85,8 +85,14 @@ RULES: Mapping[str, Rule] = {
     "model.weights": _holds(bool, "give random, or the folder of a run or a checkpoint"),
     "model.compute_dtype": _one_of(options.COMPUTE_DTYPES),
     "model.attention": _one_of(options.ATTENTION),
+    "model.freeze": _holds(
+        lambda groups: set(groups) <= set(options.GROUPS), f"choose some of {', '.join(options.GROUPS)}"
+    ),
     "model.remat": _one_of(options.REMAT),
     "model.logits_chunk": _count,
+    "model.lora.rank": _at_least(0),
+    "model.lora.alpha": _above(0),
+    "model.lora.targets": _holds(bool, "name linears, as layers.* for all of the decoder"),
     "mesh.data": _axis,
     "mesh.fsdp": _axis,
     "mesh.tensor": _axis,

@@ -32,6 +32,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # tracker
 COMPUTE_DTYPES = ("float32", "bfloat16")  # model.compute_dtype
 ATTENTION = ("auto", "xla")  # model.attention
 REMAT = ("full", "dots", "none")  # model.remat
+GROUPS = ("vision", "merger", "decoder", "head")  # model.freeze
 DATA_FORMATS = ("jsonl", "mini_vqa", "prepared")  # data.format
 OVERLONG = ("drop", "shrink", "error")  # data.overlong
 SKILLS = ("digits", "chart", "geometry")  # data.mini_vqa.skills

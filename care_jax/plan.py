@@ -8,7 +8,7 @@ data, and for a published model not even its folder. It needs libtpu (pip instal
 
 The plan lists the programs in the order of a step, with what a chip holds while each one runs, in GiB:
 
-    params      parameters, float32                 prompt_kv    keys and values of the prompts
+    params      parameters, float32 if trained      prompt_kv    keys and values of the prompts
     optimizer   Adam's moments                      branch_kv    of the rollouts, or of the reflection
     reference   the KL's reference parameters       activations  what the backward pass keeps of the forward pass
     sampler     the copy that decoding reads        batch        prompts with their patches, responses, scores

@@ -121,7 +121,7 @@ def start_of_step(setup: Setup, bucket: Bucket) -> dict[str, Any]:
         "state": setup.state,
         "reflection": place(setup.mesh, abstract_reflection(setup), ROWS),
     }
-    return values | ({"reference": setup.params} if _with_reference(setup.config) else {})
+    return values | ({"reference": setup.reference} if setup.reference is not None else {})
 
 
 SAMPLER = DeviceStage(
@@ -334,9 +334,9 @@ _STAGES: tuple[Stage, ...] = (
     DeviceStage(
         "reference",
         timer="score",
-        takes=("reference", "batch", "batch_packing", "forbidden_mask"),
+        takes=("reference", "params", "batch", "batch_packing", "forbidden_mask"),
         gives=("batch",),
-        function=lambda setup: functools.partial(score.batch_logprobs, **_scoring(setup)),
+        function=lambda setup: functools.partial(score.reference_logprobs, **_scoring(setup)),
         unpack=lambda logprobs, values: {"batch": values["batch"].replace(logprobs_ref=logprobs)},
         is_on=_with_reference,
         compute=Compute("forward", num_updated),

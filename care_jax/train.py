@@ -27,7 +27,7 @@ from absl import flags
 from etils import epath
 
 from care_jax import step
-from care_jax.checkpoints.initial_state import initial_model
+from care_jax.checkpoints.initial_state import initial_reference
 from care_jax.inputs.batch import Example
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
@@ -124,6 +124,7 @@ class Trainer:
             share=share,
         )
         state = abstract_arrays(session.state)
+        reference = initial_reference(config, session.mesh) if self.objective.kl_coef > 0 else None
         setup = Setup(
             config=config,
             objective=self.objective,
@@ -136,6 +137,7 @@ class Trainer:
             image_spec=processor.image_spec,
             num_forced=reflect.forced_width(processor, self.objective),
             params=state.params,
+            reference=abstract_arrays(reference),
             state=state,
             optimizer=session.optimizer,
         )
@@ -154,8 +156,8 @@ class Trainer:
             "reflection": session.put(no_reflection),
             "forbidden_mask": session.forbidden_mask,
         }
-        if self.objective.kl_coef > 0:
-            self.start["reference"] = initial_model(config, session.mesh)
+        if reference is not None:
+            self.start["reference"] = reference
 
     def step(self) -> dict[str, float]:
         """One step; returns its metrics, and writes events and samples."""

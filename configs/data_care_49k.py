@@ -40,3 +40,19 @@ def get_config() -> ml_collections.ConfigDict:
         c.data.train = MIXTURE
     c.data.eval = "data/geometry3k_test"
     return c
+
+
+def with_lora(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A run of the paper with adapters of rank 64 in place of all parameters, for the chips that most people have.
+
+    Adapters want about ten times the learning rate of a full training. Batch and responses are smaller than the
+    paper's: decoding is what fills a small chip.
+    """
+    c.model.lora.rank = 64
+    c.model.lora.alpha = 64.0
+    c.optimizer.lr = 1e-5
+    c.train.prompts = 64
+    c.rollout.response_len = 1024
+    c.objective.reflect.max_rationale_len = 512
+    c.train.stream_len = 4096
+    return c

@@ -1,5 +1,7 @@
 """CARE on Qwen2.5-VL with the paper's data and values: 3b, 7b (the default), 32b or 72b after the colon.
 
+7b_lora trains adapters alone (LoRA) on eight chips.
+
     python -m convert.hf_to_jax --hf=Qwen2.5-VL-7B-Instruct --out=weights/qwen2_5_vl_7b
     python -m care_jax.train --config=configs/qwen2_5_vl.py:7b --workdir=runs/qwen2_5_vl_7b
     python -m convert.jax_to_hf --checkpoint=runs/qwen2_5_vl_7b --hf=Qwen2.5-VL-7B-Instruct --out=export
@@ -54,6 +56,13 @@ def size_72b() -> ml_collections.ConfigDict:
     return c
 
 
+def size_7b_lora() -> ml_collections.ConfigDict:
+    """For a v5e:2x4."""
+    c = data_care_49k.with_lora(_paper_run("7b"))
+    c.rollout.tensor = 4
+    return c
+
+
 def _paper_run(size: str) -> ml_collections.ConfigDict:
     c = data_care_49k.get_config()
     c.model.folder = f"Qwen2.5-VL-{size.upper()}-Instruct"
@@ -61,4 +70,4 @@ def _paper_run(size: str) -> ml_collections.ConfigDict:
     return c
 
 
-SIZES = {"3b": size_3b, "7b": size_7b, "32b": size_32b, "72b": size_72b}
+SIZES = {"3b": size_3b, "7b": size_7b, "32b": size_32b, "72b": size_72b, "7b_lora": size_7b_lora}

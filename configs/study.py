@@ -184,6 +184,7 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
     if name == COLD_START:
         c = demo.cold_start()
         c.train.steps = TASKS[task].cold_start_steps
+        c.optimizer.lr = 2e-3
         c.train.eval_every, c.train.eval_examples, c.train.checkpoint_every = 0, 0, 200
         c.rollout.response_len = TASKS[task].trace_len
     else:
@@ -207,7 +208,9 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
         c.rollout.num_rollouts = arm.num_rollouts
         c.rollout.response_len = arm.response_len
         c.score.old_from = "sampler"  # the same log-probs up to rounding, without the time of a scoring pass
-    c.data.mini_vqa.num_levels, c.data.mini_vqa.max_bars = 9, 5  # charts are harder than the demo's
+    # Charts have more levels and bars, and images more digits, than the demo's.
+    c.data.mini_vqa.num_levels, c.data.mini_vqa.max_bars, c.data.mini_vqa.num_digits = 9, 5, 3
+    c.data.mini_vqa.num_train = 40_000
     c.data.mini_vqa.num_heldout = 750  # they are asked nine times in a run
     c.update_from_flattened_dict(TASKS[task].changes)
     return c

@@ -1,28 +1,37 @@
 """Hugging Face folder to our parameters, bit for bit and a few tens of megabytes at a time.
 
     python -m convert.hf_to_jax --hf=DIR --out=DIR
+    python -m convert.hf_to_jax --hf=DIR --adapter=DIR --base=DIR --out=DIR
 
-Each weight keeps its type.
+Each weight keeps its type. The second form reads a LoRA adapter of the peft library, for a model of the --hf folder;
+--base names the converted weights of that model, which the result will lie beside.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from etils import epath
 
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index
+from care_jax.checkpoints.base import Base
+from care_jax.checkpoints.checksums import digest
+from care_jax.checkpoints.load import find_params, open_params, read_sums
 from care_jax.checkpoints.stream import StreamedParam, save_params
+from care_jax.convert import adapter as adapter_lib
 from care_jax.convert import hf_folder, mapping, staging
 from care_jax.convert.extra_tensors import without_extras
 from care_jax.convert.mapping import DTYPES
 from care_jax.convert.safetensors_io import Tensor, are_finite
 from care_jax.convert.weight import Weight, row_ranges
 from care_jax.errors import InputError
+from care_jax.models import load_model_config
 
 
 def convert(folder: Path, out: Path) -> int:
@@ -45,6 +54,34 @@ def convert(folder: Path, out: Path) -> int:
         params[weight.ours] = _streamed(weight, {name: tensors[name] for name in names})
     with staging.new_folder(out, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as new:
         save_params(new, params)
+    return sum(param.size for param in params.values())
+
+
+def convert_adapter(adapter: Path, folder: Path, base: epath.PathLike, out: Path) -> int:
+    """Writes the adapter of a peft folder as model.weights take it, and returns the number of its parameters.
+
+    Args:
+        adapter: the peft folder.
+        folder: a Hugging Face folder with the config.json of the model that it is for.
+        base: the converted weights of that model.
+        out: the new folder.
+
+    Raises:
+        InputError: another kind of adapter, or one for another model (listed); no checkpoint at `base`, or one without
+            checksums; or an `out` that exists or cannot be written.
+    """
+    weights = mapping.weights_of(load_model_config(folder))
+    lora = adapter_lib.read_settings(adapter)
+    tensors, ours = adapter_lib.read_tensors(adapter, weights, lora.rank)
+    beneath = find_params(base)
+    mapping.check_params(open_params(beneath), weights)
+    if (sums := read_sums(beneath)) is None:
+        raise InputError(f"{beneath} has no checksums; convert the model with python -m convert.hf_to_jax")
+    params = {weight.ours: _streamed(weight, {name: tensors[name] for name in weight.hf_names}) for weight in ours}
+    lora = dataclasses.replace(lora, targets=tuple(adapter_lib.linears_of(list(params))))
+    with staging.new_folder(out, num_bytes=sum(tensor.nbytes for tensor in tensors.values())) as new:
+        save_params(new, params)
+        adapter_lib.write_base(new, Base(str(beneath), digest(sums), lora))
     return sum(param.size for param in params.values())
 
 
@@ -78,13 +115,21 @@ def _read(name: str, tensor: Tensor, rows: slice = slice(None)) -> np.ndarray:
 
 def _define_flags() -> None:
     flags.DEFINE_string("hf", None, "Hugging Face folder with config.json and safetensors.", required=True)
+    flags.DEFINE_string("adapter", None, "Folder of a LoRA adapter that peft has saved, to read in place of weights.")
+    flags.DEFINE_string("base", None, "With --adapter: the converted weights of its model.")
     flags.DEFINE_string("out", None, "New folder for the parameters.", required=True)
 
 
 def main() -> None:
     """The command; raises InputError on bad input."""
-    out = files.on_disk(flags.FLAGS.out, "--out")
-    size = convert(files.on_disk(flags.FLAGS.hf, "--hf"), out)
+    args = flags.FLAGS
+    out, folder = files.on_disk(args.out, "--out"), files.on_disk(args.hf, "--hf")
+    if (args.adapter is None) != (args.base is None):
+        raise InputError("--adapter and --base go together: the adapter, and the converted weights beneath it")
+    if args.adapter is None:
+        size = convert(folder, out)
+    else:
+        size = convert_adapter(files.on_disk(args.adapter, "--adapter"), folder, args.base, out)
     print(f"{size:,} parameters -> {out}")
 
 

@@ -1,10 +1,13 @@
 """Our parameters to a Hugging Face folder that transformers, vLLM and SGLang load.
 
-    python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite]
+    python -m convert.jax_to_hf --checkpoint=DIR --hf=DIR --out=DIR [--dtype=bfloat16] [--overwrite] [--adapter]
 
 The weights get the files, names, order and types that --hf has; its other files are copied. The export of a run has the
 pixel limits and stop ids that the run trained with; a note on stderr names what could not be taken over. The command
 ends with a program that asks the export in transformers.
+
+Adapters are added to the weights beneath them. With --adapter they are written alone, in a folder that the peft library
+loads onto the model of --hf.
 """
 
 from __future__ import annotations
@@ -23,9 +26,12 @@ from etils import epath
 
 from care_jax import cli, files
 from care_jax.checkpoints.array_store import Index, StoredParam
-from care_jax.checkpoints.checksums import PartialSum, require_equal
+from care_jax.checkpoints.base import base_params, read_base
+from care_jax.checkpoints.checksums import PartialSum, digest, require_equal
 from care_jax.checkpoints.load import find_params, open_params, read_sums
+from care_jax.convert import adapter as adapter_lib
 from care_jax.convert import hf_folder, mapping, safetensors_io, staging, trained_with
+from care_jax.convert.adapter import Adapters
 from care_jax.convert.carried_files import add_end_of_turn, copy_files
 from care_jax.convert.extra_tensors import without_extras
 from care_jax.convert.hf_folder import INDEX_FILE, SINGLE_FILE
@@ -82,8 +88,14 @@ def convert(
     weights = mapping.weights_of(config)
     shards = _plan(folder, config, weights, dtype, max_shard_bytes)
     stored = find_params(path)  # the newest now: a run may go on
-    params, sums = open_params(stored), read_sums(stored)
+    base, adapters = read_base(stored), None
+    if base is not None:
+        adapters = Adapters.load(stored, base.lora)
+    beneath = stored if base is None else base_params(base, str(stored))
+    params, sums = open_params(beneath), read_sums(beneath)
     mapping.check_params(params, weights)
+    if adapters is not None:
+        adapters.weights(weights)  # refuses those that do not fit
     num_bytes = sum(spec.nbytes for shard in shards.values() for spec in shard.tensors.values())
     with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
         copy_files(folder.resolve(), new, left_out=_NOT_CARRIED)
@@ -92,12 +104,14 @@ def convert(
         for note in trained_with.apply(trained_with.read(stored), stored, folder, new):
             print(f"note: {note}", file=sys.stderr)
         carried = {name for shard in shards.values() for name in shard.tensors if mapping.is_carried(name, config)}
-        found = _write_weights(new, shards, weights, params, carried)
+        found = _write_weights(new, shards, weights, params, carried, adapters)
         if sums is not None:
             try:
                 require_equal({"params": found}, {"params": sums})
             except InputError as error:
-                raise InputError(f"{stored} is damaged ({error}); name another step's folder") from error
+                raise InputError(f"{beneath} is damaged ({error}); name another step's folder") from error
+        if base is not None and digest(found) != base.digest:
+            raise InputError(f"{beneath} holds other weights than those that the adapters in {stored} were trained on")
         if _is_index_of(folder, shards) and dtype == "source":
             shutil.copy(folder / INDEX_FILE, new)
         elif shards.keys() != {SINGLE_FILE}:
@@ -108,8 +122,32 @@ def convert(
     return sum(np.prod(param.shape, dtype=int) for param in params.values())
 
 
-def _check_out(out: Path, folder: Path, *, overwrite: bool) -> None:
-    """Refuses to write over anything but a Hugging Face folder, and over the source."""
+def convert_adapter(path: epath.PathLike, folder: Path, out: Path, *, overwrite: bool = False) -> int:
+    """Writes the adapters at `path` to `out`, a folder of the peft library; returns the number of their parameters.
+
+    Args:
+        path: a run with adapters, a checkpoint of one, or a converted adapter.
+        folder: the Hugging Face folder of the model beneath them.
+        out: the new folder.
+        overwrite: replace `out`, if it is a peft folder.
+
+    Raises:
+        InputError: no checkpoint at `path`, one without adapters, adapters that do not fit config.json (listed), or an
+            `out` that may not or cannot be written.
+    """
+    _check_out(out, folder, overwrite=overwrite, kind=adapter_lib.CONFIG_FILE)
+    stored = find_params(path)
+    if (base := read_base(stored)) is None:
+        raise InputError(f"{stored} holds a whole model and no adapters; export it without --adapter")
+    adapters = Adapters.load(stored, base.lora)
+    num_bytes = sum(value.nbytes for value in adapters.params.values())
+    with staging.new_folder(out, num_bytes=num_bytes, replace=overwrite) as new:
+        adapters.write(new, mapping.weights_of(hf_folder.read_config(folder)), str(folder))
+    return sum(value.size for value in adapters.params.values())
+
+
+def _check_out(out: Path, folder: Path, *, overwrite: bool, kind: str = "config.json") -> None:
+    """Refuses to write over anything but a folder with a file of this `kind`, and over the source."""
     ours, source = out.resolve(), folder.resolve()
     if ours == source or ours in source.parents or source in ours.parents:
         raise InputError(f"--out={out} and --hf={folder} lie inside each other; name a folder beside it")
@@ -117,8 +155,8 @@ def _check_out(out: Path, folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"--out={out} exists already; name a new folder or pass --overwrite")
-    if not (out / "config.json").is_file():
-        raise InputError(f"--out={out} is not a Hugging Face folder (no config.json), so --overwrite leaves it alone")
+    if not (out / kind).is_file():
+        raise InputError(f"--out={out} is not a Hugging Face folder (no {kind}), so --overwrite leaves it alone")
 
 
 def _plan(
@@ -188,8 +226,12 @@ def _write_weights(
     weights: list[Weight],
     params: Mapping[str, StoredParam],
     carried: set[str],
+    adapters: Adapters | None,
 ) -> dict[str, int]:
-    """Writes the files, and returns the checksum of each parameter as it was read; copies the tensors `carried`."""
+    """Writes the files, with what adapters add, and returns the checksum of each parameter as it was read.
+
+    Tensors in `carried` are copied.
+    """
     sources = mapping.by_hf_name(weights)
     sums = {name: PartialSum(param.shape) for name, param in params.items()}
     for file, shard in shards.items():
@@ -202,7 +244,7 @@ def _write_weights(
                 else _pieces(name, sources[mapping.hub_name(name)], params, DTYPES[spec.dtype])
             )
         )
-        safetensors_io.write(folder / file, shard, (_values(piece, sums) for piece in _one_ahead(pieces)))
+        safetensors_io.write(folder / file, shard, (_values(piece, sums, adapters) for piece in _one_ahead(pieces)))
     return {name: each.value() for name, each in sums.items()}
 
 
@@ -230,8 +272,8 @@ def _pieces(name: str, source: Source, params: Mapping[str, StoredParam], dtype:
         yield _Piece(name, source.weight, place, param.read(place), dtype)
 
 
-def _values(piece: _Piece | np.ndarray, sums: Mapping[str, PartialSum]) -> np.ndarray:
-    """The rows to write. Adds what was read of our arrays to the checksums."""
+def _values(piece: _Piece | np.ndarray, sums: Mapping[str, PartialSum], adapters: Adapters | None) -> np.ndarray:
+    """The rows to write, with what adapters add. Adds what was read of our arrays to the checksums."""
     if isinstance(piece, np.ndarray):
         return piece
     try:
@@ -239,6 +281,8 @@ def _values(piece: _Piece | np.ndarray, sums: Mapping[str, PartialSum]) -> np.nd
     except ValueError as error:
         raise InputError(f"{piece.name} cannot be read ({one_line(error)}); name another step's folder") from error
     sums[piece.weight.ours].add(piece.place, part)
+    if adapters is not None:
+        part = adapters.merge(piece.weight, piece.place, part)
     with np.errstate(over="ignore"):  # is looked for next
         values = piece.weight.to_hf(part.astype(piece.dtype, copy=False))
     if not safetensors_io.are_finite(values):
@@ -271,12 +315,21 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "New Hugging Face folder.", required=True)
     flags.DEFINE_enum("dtype", "source", ["source", *_DTYPES], "The type of the weights; source: what --hf has.")
     flags.DEFINE_bool("overwrite", False, "Replace an --out that is a Hugging Face folder.")
+    flags.DEFINE_bool("adapter", False, "Write the adapters of --checkpoint alone, as the peft library has them.")
 
 
 def main() -> None:
     """The command; raises InputError on bad input."""
     args = flags.FLAGS
     folder, out = files.on_disk(args.hf, "--hf"), files.on_disk(args.out, "--out")
+    if args.adapter:
+        if args.dtype != "source":
+            raise InputError(
+                f"--dtype={args.dtype} does not go with --adapter: adapters are written as they are, float32"
+            )
+        size = convert_adapter(args.checkpoint, folder, out, overwrite=args.overwrite)
+        print(f"{size:,} parameters -> {out}")
+        return
     size = convert(args.checkpoint, folder, out, dtype=args.dtype, overwrite=args.overwrite)
     print(f"{size:,} parameters -> {out}")
     if (trained := trained_with.read(find_params(args.checkpoint))) is not None:

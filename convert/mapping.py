@@ -81,7 +81,15 @@ def check_tensors(tensors: Mapping[str, Typed], weights: Sequence[Weight]) -> di
         InputError: listing every missing, unknown or mis-shaped tensor, and every type that is not kept.
     """
     refuse_other_tensors({name: tensor.dtype for name, tensor in tensors.items()})
-    wanted = by_hf_name(weights)
+    return check_fit(tensors, by_hf_name(weights))
+
+
+def check_fit(tensors: Mapping[str, Typed], wanted: Mapping[str, Source]) -> dict[str, Source]:
+    """The source that each tensor, in either layout, is; each is there once.
+
+    Raises:
+        InputError: listing every missing, unknown or mis-shaped tensor, and every type that is not kept.
+    """
     given = {hub_name(name): name for name in tensors}
     untied = " (or set tie_word_embeddings to true in config.json)"
     problems = [f"{name}: missing{untied * (name == 'lm_head.weight')}" for name in wanted if name not in given]

@@ -168,6 +168,10 @@ def _described(stage: _Stage) -> dict[str, str]:
     if stage.is_rl:
         rows["responses a prompt"] = f"{values['rollout.num_rollouts']}"
         rows["updates a step"] = f"{values['train.minibatches']}"
+    if rank := values.get("model.lora.rank"):
+        rows["trained"] = f"adapters of rank {rank} (LoRA)"
+    elif groups := values.get("model.freeze"):
+        rows["trained"] = f"all but {', '.join(groups)}"
     rows["learning rate"] = f"{values['optimizer.lr']:g}, {values['optimizer.schedule']}"
     rows["tokens of a response, at most"] = f"{values['rollout.response_len']:,}"
     rows["seed"] = f"{values['seed']}"

@@ -72,7 +72,8 @@ def _quantization(config: dict[str, Any]) -> object:
 
 def _adapter(what: str) -> InputError:
     return InputError(
-        f"{what}, not a whole model; merge it into its base model (merge_and_unload of peft), save that and convert it"
+        f"{what}, not a whole model; give the folder of its base model as --hf and this one as --adapter, or merge it "
+        "(merge_and_unload of peft), save that and convert it"
     )
 
 

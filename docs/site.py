@@ -1,4 +1,4 @@
-"""What mkdocs cannot do by itself: pages from outside docs/, the API, links of the repository, and formulas.
+"""Hooks for mkdocs: they add pages from outside docs/ and the API, and rewrite links and formulas.
 
 Every page is written for GitHub, so its links lead to files of the repository. On the site, a link to a page leads to
 that page, a link to a module to its place in the API, and any other link becomes plain text.

@@ -113,10 +113,11 @@ def small_task(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Smal
 @pytest.fixture(scope="module")
 def quick_to_compile() -> Iterator[None]:
     """For tests of which compiling is most, and whose results do not hang on how well it is done."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.clear_caches()  # whose keys do not know of it
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
 
 
@@ -126,6 +127,7 @@ def cached(small_task: SmallTask, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     only = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: only)
     handler = signal.getsignal(signal.SIGTERM)
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     with (
         CompileGuard() as guard,
@@ -134,5 +136,5 @@ def cached(small_task: SmallTask, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     ):
         warm_up.write_cache()
         yield small_task
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
     signal.signal(signal.SIGTERM, handler)

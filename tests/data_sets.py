@@ -58,11 +58,22 @@ def embedded(encoded: bytes | None, path: str | None = None) -> dict[str, Any]:
 def write_parquet(path: Path, rows: Sequence[dict], schema: pa.Schema, row_group_size: int = 2) -> Path:
     """Rows as the hub writes them, its own schema among the metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    features = {name: {"_type": "Sequence"} for name in schema.names}
+    features = {field.name: _feature(field.type) for field in schema}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     table = pa.Table.from_pylist(list(rows), schema.with_metadata(metadata))
     pq.write_table(table, path, row_group_size=row_group_size)
     return path
+
+
+def _feature(kind: pa.DataType) -> dict:
+    """A column's description in the form of `datasets`, which then reads these files, and so does lmms-eval."""
+    if kind == IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"_type": "Sequence", "feature": _feature(kind.value_type)}
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    return {"_type": "Value", "dtype": {"double": "float64"}.get(str(kind), str(kind))}
 
 
 def write_geometry3k(root: Path) -> Path:

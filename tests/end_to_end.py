@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -65,6 +64,7 @@ SMALL: dict[str, Any] = {
     "train.samples_every": 1,
     "train.eval_every": 0,
     "optimizer.warmup_steps": 1,
+    "score.old_from": "pass",  # runs all stages
     "eval.batch_size": 12,
     "verify.workers": 1,
 }
@@ -308,13 +308,6 @@ def run_forked(jobs: list[tuple[Path, str, list[str]]], *, cache: Path) -> None:
     with Forks(*{module for _, module, _ in jobs}, cache=cache) as forks:
         for folder, module, arguments in jobs:
             forks.start(folder, module, *arguments).finish()
-
-
-def document_lines(name: str) -> str:
-    """The block of commands, in README or a page of docs/, behind the comment that begins with `name`."""
-    text = "".join(path.read_text() for path in (REPO / "README.md", *sorted(REPO.glob("docs/*.md"))))
-    [lines] = re.findall(rf"<!-- {name}: [^\n]*-->\n```bash\n(.*?)```", text, re.DOTALL)
-    return lines
 
 
 def run_lines(lines: str, changes: Mapping[str, str], *, cwd: Path, cache: Path, path: Path | None = None) -> str:

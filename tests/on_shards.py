@@ -1,6 +1,6 @@
 """The program that test_sharding.py runs on eight fake devices: one update and greedy rollouts on many meshes.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.on_shards DIR
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.on_shards DIR [--quick]
 
 Writes checkpoints in DIR; the last line is one JSON object of results.
 
@@ -35,6 +35,8 @@ from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective
+from care_jax.models.model_config import LoraConfig
+from care_jax.models.trained import partition
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.parallel.sharding import ROWS, WHOLE
@@ -53,6 +55,11 @@ B, S, R, G, CHUNK = 8, 2, 5, 3, 4
 BUCKET = (40, 64)
 APART = {"2x4x1": 4, "1x8x1": 2}  # rollout.tensor of a sampler with its own layout, on these meshes
 MESHES = ("8x1x1", "2x4x1", "2x2x2", "1x8x1", "1x1x8")
+QUICK = "2x2x2"
+QWEN3_5_MESHES = ("2x2x2", "1x8x1")
+# A step moves these adapters by 0.1 at most, and the parameters of a full training, to which the bar belongs, by 0.3.
+LORA = LoraConfig(rank=4, alpha=0.3, rank_stabilised=True, targets=("layers.*", "visual.blocks.*", "visual.merger.*"))
+LORA_MESHES = ("2x4x1", "2x2x2", "1x1x8")
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 TINY = Path(__file__).parents[1] / "care_jax" / "models" / "tiny_qwen2_5_vl"
 
@@ -60,9 +67,9 @@ TINY = Path(__file__).parents[1] / "care_jax" / "models" / "tiny_qwen2_5_vl"
 class Model:
     """A tiny model with heads for eight devices, its prompts and a batch of rows to update."""
 
-    def __init__(self, family: str, folder: Path):
-        """Writes the model's Hugging Face folder in `folder`, and draws parameters and batch."""
-        path = families.make_folder(family, TINY, folder / family)
+    def __init__(self, family: str, folder: Path, lora: LoraConfig | None = None):
+        """Writes the model's Hugging Face folder in `folder`, and draws parameters, adapters too, and batch."""
+        path = families.make_folder(family, TINY, folder)
         config = models.load_model_config(path)
         heads: dict[str, Any] = {"head_dim": 16, "mrope_section": (2, 3, 3)}
         if "linear_attention" in config.text.period:
@@ -72,6 +79,7 @@ class Model:
             text=dataclasses.replace(config.text, num_attention_heads=8, num_key_value_heads=8, **heads),
             vision=dataclasses.replace(config.vision, num_heads=8),
             remat="full",
+            lora=lora,
         )
         self.processor = load_processor(
             path,
@@ -85,8 +93,9 @@ class Model:
         rng = np.random.default_rng(0)
         self.params = {}
         for name, leaf in models.params_to_dict(models.abstract_model(self.config)).items():
-            spread = leaf.shape[-2] ** -0.5 if name.endswith("kernel") else 0.1
-            mean = 0.0 if name.endswith(("kernel", "bias")) or name == "embed_tokens.weight" else 1.0
+            is_matrix = name.endswith(("kernel", "lora_a", "lora_b"))
+            spread = leaf.shape[-2] ** -0.5 if is_matrix else 0.1
+            mean = 0.0 if is_matrix or name.endswith("bias") or name == "embed_tokens.weight" else 1.0
             self.params[name] = rng.normal(mean, spread, leaf.shape).astype(np.float32)
         side = FACTOR[family]
         records = [question(f"{i}+{i}=?") for i in range(B // 2)]
@@ -124,11 +133,12 @@ class Shards:
         params = models.params_from_dict(
             model.config, {name: jax.device_put(value, where[name]) for name, value in model.params.items()}
         )
-        opt_specs = sharding.param_specs(jax.eval_shape(OPTIMIZER.init, params))
+        trained = partition(params)[0]
+        opt_specs = sharding.param_specs(jax.eval_shape(OPTIMIZER.init, trained))
         self.state = TrainState(
             step=sharding.put(mesh, np.int32(3), WHOLE),
             params=params,
-            opt_state=jax.jit(OPTIMIZER.init, out_shardings=sharding.named(mesh, opt_specs))(params),
+            opt_state=jax.jit(OPTIMIZER.init, out_shardings=sharding.named(mesh, opt_specs))(trained),
         )
         self.batch = sharding.put(mesh, model.batch)
         self.forbidden = sharding.put(mesh, model.processor.forbidden_mask, WHOLE)
@@ -317,21 +327,29 @@ def converted(shards: Shards, folder: Path) -> float:
     return difference(shards.step(shards.state.replace(params=params)), shards.step(shards.state))
 
 
-def main(folder: Path) -> dict[str, Any]:
-    """Compares meshes of every family, and steps across a restore and a conversion."""
+def main(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Compares every mesh of every family, and steps across a restore and a conversion; `quick`: QUICK alone."""
     found: dict[str, Any] = {"meshes": {}, "restored": {}}
-    for family, meshes in (("qwen2_5_vl", MESHES), ("qwen3_vl", ("2x2x2",)), ("qwen3_5", ("2x2x2", "1x8x1"))):
-        model = Model(family, folder)
+    cases: tuple[tuple[str, LoraConfig | None, tuple[str, ...]], ...] = (
+        ("qwen2_5_vl", None, MESHES),
+        ("qwen3_vl", None, (QUICK,)),
+        ("qwen3_5", None, QWEN3_5_MESHES),
+        ("qwen2_5_vl", LORA, LORA_MESHES),
+    )
+    for family, lora, meshes in (("qwen2_5_vl", None, (QUICK,)),) if quick else cases:
+        name = family if lora is None else f"{family}_lora"
+        model = Model(family, folder / name, lora)
         single = Shards(model, "1x1x1")
         expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()
         made = {}
         for shape in meshes:
             made[shape] = Shards(model, shape)
-            found["meshes"][f"{family} {shape}"] = compare(model, single, expected, made[shape], shape)
-        if family == "qwen2_5_vl":
+            found["meshes"][f"{name} {shape}"] = compare(model, single, expected, made[shape], shape)
+        if name == "qwen2_5_vl" and not quick:
             found["restored"]["8x1x1 2x4x1"] = restored(made["8x1x1"], made["2x4x1"], folder / "a")
             found["restored"]["1x4x1 1x2x1"] = restored(Shards(model, "1x4x1"), Shards(model, "1x2x1"), folder / "b")
             found["restored"]["converted 2x4x1"] = converted(made["2x4x1"], folder / "c")
+        if family == "qwen2_5_vl":
             found["sizes"] = {
                 "parameters": sum(value.size for value in model.params.values()),
                 "layer": max(
@@ -340,9 +358,10 @@ def main(folder: Path) -> dict[str, Any]:
                     model.params["visual.patch_embed.proj.kernel"].size,
                 ),
                 "head": model.params["embed_tokens.weight"].size,
+                "kernel": model.params["layers.mlp.up_proj.kernel"].size,
             }
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]))))
+    print(json.dumps(main(Path(sys.argv[1]), quick="--quick" in sys.argv)))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from care_jax import config
-from tests.end_to_end import REPO, flags, run_forked, small, write_small_model, write_squares
+from tests.end_to_end import REPO, Forks, flags, small, write_small_model, write_squares
+from tests.marks import slow_but
 
 TRAIN, EVALUATE, COLD_START = "care_jax.train", "care_jax.evaluate", "care_jax.cold_start"
 
@@ -76,42 +78,59 @@ FILES: dict[str, tuple[str, list[str]]] = {
 }
 
 
+class Commands(NamedTuple):
+    """The folder for all cases, and each one's module and arguments."""
+
+    root: Path
+    jobs: dict[str, tuple[str, list[str]]]
+
+
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each case, with its exit code and what it printed."""
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """The command line of every case."""
     root = tmp_path_factory.mktemp("cli")
     model, data = write_small_model(root / "model"), write_squares(root / "data")
     rows = [json.loads(line) | {"rationale": "1 2 3 4"} for line in (data / "train.jsonl").read_text().splitlines()]
     (data / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     good = small(model, data, model__weights="random")
-    jobs: list[tuple[Path, str, list[str]]] = []
+    jobs: dict[str, tuple[str, list[str]]] = {}
     for name, (module, changes, _) in CASES.items():
         changes = {key: value.format(data=data) if isinstance(value, str) else value for key, value in changes.items()}
         arguments = ["--config=configs/demo.py", f"--workdir={root / name / 'run'}", *flags(good | changes)]
-        jobs.append((root / name, module, arguments))
-    jobs += [(root / name, TRAIN, arguments) for name, (arguments, _) in FLAGS.items()]
+        jobs[name] = (module, arguments)
+    jobs |= {name: (TRAIN, arguments) for name, (arguments, _) in FLAGS.items()}
     for name, (text, _) in FILES.items():
         (root / name).with_suffix(".py").write_text(text)
         config = f"--config={(root / name).with_suffix('.py')}"
-        jobs.append((root / name, TRAIN, [config, f"--workdir={root / name / 'run'}"]))
-    run_forked(jobs, cache=root / "cache")
-    return root
+        jobs[name] = (TRAIN, [config, f"--workdir={root / name / 'run'}"])
+    return Commands(root, jobs)
 
 
-@pytest.mark.parametrize("name", [*CASES, *FLAGS, *FILES])
-def test_one_line_and_exit_code_2(name: str, outcomes: Path) -> None:
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """A process that has imported the commands."""
+    with Forks(TRAIN, EVALUATE, COLD_START, cache=tmp_path_factory.mktemp("cache")) as forks:
+        yield forks
+
+
+QUICK = ("unknown key", "bad value", "no data", "nothing to evaluate", "no workdir", "syntax error")
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, [*CASES, *FLAGS, *FILES]))
+def test_one_line_and_exit_code_2(name: str, commands: Commands, forks: Forks) -> None:
     """Catches a traceback, a wrong exit code, a message without the culprit, and half a run folder."""
-    code, stdout, stderr = [(outcomes / name / file).read_text() for file in ("code", "stdout", "stderr")]
-    assert code == "2", stderr
-    assert "Traceback" not in stderr
-    assert stdout == ""
-    lines = stderr.strip().splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: "), stderr
-    assert "\\" not in lines[0], stderr
+    module, arguments = commands.jobs[name]
+    ended = forks.start(commands.root / name, module, *arguments).finish()
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("error: "), ended.stderr
+    assert "\\" not in lines[0], ended.stderr
     for word in CASES[name][2] if name in CASES else (FLAGS | FILES)[name][1]:
         assert word in lines[0]
-    assert not (outcomes / name / "run").exists()
+    assert not (commands.root / name / "run").exists()
     assert not (REPO / "run").exists()
 
 

@@ -171,7 +171,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ),
     *itertools.product(["optimizer.b1", "optimizer.b2", "verify.tolerance"], [1.5, 1.0, -0.5, math.nan, "0.9"]),
     *itertools.product(
-        ["model.freeze_vision", "data.strict", "objective.region.enabled"], [1, 0, "True", None, 1.0, ()]
+        ["model.lora.rank_stabilised", "data.strict", "objective.region.enabled"], [1, 0, "True", None, 1.0, ()]
     ),
     *itertools.product(["model.folder", "model.weights", "eval.benchmarks"], [3, None, (), "a\0b", "\ud800", "", b"x"]),
     *itertools.product(
@@ -181,6 +181,10 @@ BAD_VALUES: list[tuple[str, Any]] = [
     *itertools.product(["rollout.compact_shares"], [(1.5,), (0.1, 0.5), (math.nan,), ("a",), 0.5, [0.5], (True,)]),
     *itertools.product(["data.mini_vqa.skills"], [(), ("digit",), (1,), "digits", None]),
     *itertools.product(["data.train"], [3, None, (), (("a", math.inf),), (("a", True),), "a\0", {"a": 1.0}]),
+    *itertools.product(["model.freeze"], ["vision", ("tower",), (1,), None, options.GROUPS]),
+    *itertools.product(["model.lora.targets"], [(), "layers.*", (1,), None]),
+    *itertools.product(["model.lora.alpha"], [0.0, -1.0, math.inf, "64"]),
+    ("model.lora.rank", -1),
     ("train.steps", 10**8),
     ("train.minibatches", -2),
     ("data.min_image_tokens", 2000),
@@ -198,6 +202,19 @@ def test_every_value_is_of_its_type_and_in_its_range(key: str, value: Any) -> No
     assert key in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert str(error.value).isprintable()
+
+
+def test_adapters_need_weights_and_train_alone() -> None:
+    """Catches adapters beside random weights, and groups that somebody believes to be trained beside them."""
+    c = good()
+    c.model.lora.rank = 4
+    with pytest.raises(InputError, match=r"model\.lora\.rank=4 needs model\.weights: name the checkpoint"):
+        config.validate(c)
+    c.model.weights = "weights/base"
+    config.validate(c)
+    c.model.freeze = ("vision",)
+    with pytest.raises(InputError, match=r"model\.freeze=\('vision',\): adapters alone are trained"):
+        config.validate(c)
 
 
 def test_every_key_has_a_type_and_every_number_a_range() -> None:
@@ -332,7 +349,7 @@ def test_configs_of_real_models_are_valid(family: str, size: str) -> None:
     module = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}[family]
     c = module.get_config(size)
     config.validate(c)
-    assert c.model.weights == f"weights/{family}_{size}"
+    assert c.model.weights == f"weights/{family}_{size.removesuffix('_lora')}"
     assert c.model.folder.removesuffix("-Instruct") in published.PUBLISHED
     slice_name = module.SIZES[size].__doc__.removeprefix("For a ").rstrip(".")
     plan = f"<!-- python -m care_jax.plan --config=configs/{family}.py:{size} --topology={slice_name} -->"
@@ -352,8 +369,8 @@ def test_the_default_size_is_the_one_of_the_docstring(module: ModuleType) -> Non
 @pytest.mark.parametrize(
     ("get_config", "argument", "listed"),
     [
-        (demo.get_config, "ppo", "'ppo': choose one of care, care_no_rgr, grpo, dapo, gspo, dr_grpo, cold_start"),
-        (qwen2_5_vl.get_config, "8b", "'8b': choose one of 3b, 7b, 32b, 72b"),
+        (demo.get_config, "ppo", "'ppo': choose one of care, care_no_rgr, grpo, dapo, gspo, dr_grpo, lora, cold_start"),
+        (qwen2_5_vl.get_config, "8b", "'8b': choose one of 3b, 7b, 32b, 72b, 7b_lora"),
         (qwen3_vl.get_config, "7b", "'7b': choose one of 4b, 8b, 32b"),
     ],
 )
@@ -374,4 +391,4 @@ def test_runs_of_the_demo_are_valid_and_start_from_its_cold_start(run: str) -> N
     assert c.objective.reflect.cue == cold_start.objective.reflect.cue
     assert c.model.weights == ("random" if run == "cold_start" else "runs/cold_start")
     assert c.objective.anchored == (run not in ("grpo", "dapo", "gspo", "dr_grpo"))
-    assert c.objective.reflect.enabled == (run in ("care", "cold_start"))
+    assert c.objective.reflect.enabled == (run in ("care", "lora", "cold_start"))

@@ -22,6 +22,7 @@ from tests.bucket import buckets
 from tests.end_to_end import SmallTask, apply, assert_same_params, metrics, saved_steps, small
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_and_ends_with_the_same_bits(cached: SmallTask, tmp_path: Path) -> None:
     """Catches a checkpoint, a metric or a report that goes to a local folder named gs:, or is read from nowhere."""
 

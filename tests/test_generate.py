@@ -22,17 +22,12 @@ from care_jax.evals.engine import MOST_SAMPLES, MOST_WAITING, BusyError, Piece, 
 from care_jax.evals.questions import read_question
 from care_jax.inputs.processor import Processor
 from tests.chat import request
-from tests.end_to_end import COLOURS, REPO, SmallTask, finish, run_forked, run_lines, square, start
+from tests.documents import document_lines
+from tests.end_to_end import COLOURS, REPO, Forks, SmallTask, finish, run_lines, square, start
+from tests.marks import slow_but
 
 # The tiny tokenizer has a token a letter, so the page's questions take more room than the small task's.
 ROOM = ["--config.data.prompt_buckets=(128,)", "--config.data.patch_buckets=(16, 32)", "--config.train.stream_len=256"]
-
-
-def _lines(name: str, language: str = "bash") -> str:
-    """A block of commands on the page."""
-    page = (REPO / "docs/generate.md").read_text()
-    [lines] = re.findall(rf"<!-- {name}: [^\n]*-->\n```{language}\n(.*?)```", page, re.DOTALL)
-    return lines
 
 
 @pytest.fixture
@@ -49,9 +44,10 @@ def _with_room(line: str) -> dict[str, str]:
     return {"--workdir=runs/care": shlex.join(["--workdir=runs/care", *ROOM])} if "runs/care" in line else {}
 
 
+@pytest.mark.slow
 def test_one_question(small_task: SmallTask, folder: Path) -> None:
     """Catches a page whose commands do not run, an answer that is not shown, and samples that are lost."""
-    lines = _lines("ask").strip().splitlines()
+    lines = document_lines("ask").strip().splitlines()
     assert len(lines) == 3
     for number, line in enumerate(lines):
         run_lines(f"{line} > {number}.txt", _with_room(line), cwd=folder, cache=small_task.cache)
@@ -62,6 +58,7 @@ def test_one_question(small_task: SmallTask, folder: Path) -> None:
     assert shown[2].count("Rationale\n") == 4
 
 
+@pytest.mark.slow
 def test_a_file_of_questions(small_task: SmallTask, folder: Path) -> None:
     """Catches lines that change places, a row of own data that is refused, and a question that is lost."""
     heldout = [json.loads(line) for line in (small_task.data / "heldout.jsonl").read_text().splitlines()]
@@ -72,7 +69,7 @@ def test_a_file_of_questions(small_task: SmallTask, folder: Path) -> None:
     ]
     rows = [*heldout, {"prompt": "?", "images": ["a.png"]}, {"messages": turns}]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    line = _lines("ask-file")
+    line = document_lines("ask-file")
     run_lines(line, {}, cwd=folder, cache=small_task.cache)
     answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in answers] == [*(row["id"] for row in heldout), "13", "14"]
@@ -98,7 +95,7 @@ def test_a_file_of_questions(small_task: SmallTask, folder: Path) -> None:
 
 def test_the_server(small_task: SmallTask, folder: Path) -> None:
     """Catches a server that does not answer with the run's weights, and one that does not end when it is told to."""
-    arguments = shlex.split(_lines("serve").removeprefix("python -m "))
+    arguments = shlex.split(document_lines("serve").removeprefix("python -m "))
     process = start(*arguments, "--port=0", cache=small_task.cache, cwd=folder)
     assert process.stdout is not None
     try:
@@ -142,25 +139,21 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(small_task: SmallTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each case, with its exit code and what it printed."""
-    root = tmp_path_factory.mktemp("generate")
-    names = {"run": small_task.cold_start, "repo": REPO}
-    jobs = [
-        (root / name, "care_jax.generate", [word.format(**names) for word in words]) for name, (words, _) in BAD.items()
-    ]
-    run_forked(jobs, cache=small_task.cache)
-    return root
+def forks(small_task: SmallTask) -> Iterator[Forks]:
+    """A process that has imported the command."""
+    with Forks("care_jax.generate", cache=small_task.cache) as forks:
+        yield forks
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_one_line_and_exit_code_2(name: str, outcomes: Path) -> None:
+@pytest.mark.parametrize("name", slow_but(["nothing to ask", "two things", "no image", "no run"], BAD))
+def test_one_line_and_exit_code_2(name: str, small_task: SmallTask, forks: Forks, tmp_path: Path) -> None:
     """Catches a traceback, minutes of loading before a word, and a message without the culprit."""
-    code, stdout, stderr = [(outcomes / name / file).read_text() for file in ("code", "stdout", "stderr")]
-    assert code == "2", stderr
-    assert stdout == ""
-    lines = stderr.strip().splitlines()
-    assert len(lines) == 1, stderr
+    words = [word.format(run=small_task.cold_start, repo=REPO) for word in BAD[name][0]]
+    ended = forks.start(tmp_path / "log", "care_jax.generate", *words).finish()
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
     assert lines[0].startswith("error: ")
     for word in BAD[name][1]:
         assert word in lines[0]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end import SmallTask, flags, metrics, run, small, write_small_model, write_squares
 
 
+@pytest.mark.slow
 def test_boxes_are_trained_with_flags_alone(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a reward that needs code, curves that are missing, and images that do not reach a function."""
     model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")

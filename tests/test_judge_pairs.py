@@ -12,7 +12,8 @@ import pytest
 from care_jax import judge
 from care_jax.errors import InputError
 from care_jax.rewards.response_format import READABLE
-from tests.end_to_end import document_lines, run_lines
+from tests.documents import document_lines
+from tests.end_to_end import run_lines
 
 OPTIONS = ["red", "blue"]
 PAIRS = [

@@ -67,3 +67,18 @@ def test_the_tests_leave_the_gpu_usable(tmp_path: Path) -> None:
     again, _ = make(tmp_path, "demo", gpus=1, WORKING="cuda")
     assert again[-1].startswith("cuda,cpu|-m care_jax.demo")
     assert sum("-m pip" in call for call in again) == 1
+
+
+def test_slow_tests_run_on_request(tmp_path: Path) -> None:
+    """Catches a marker that the command for all tests leaves out, and one for an account or a slice that it brings."""
+    chosen = "-m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile"
+    rest = {}
+    for target in ("test", "test-fast", "test-all", "coverage"):
+        calls, _ = make(tmp_path, target, gpus=0)
+        call = [call for call in calls if chosen in call][-1]
+        rest[target] = call.partition(chosen)[2].strip()
+    assert rest["test"] == ""
+    assert rest["test-all"] == rest["coverage"] == "-m not chaos and not plan and not integration"
+    folders = rest["test-fast"].split()
+    assert folders
+    assert all((REPO / folder).is_dir() for folder in folders)

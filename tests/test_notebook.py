@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end import REPO, SmallTask, environment, saved_steps
 
 NOTEBOOK = REPO / "docs" / "notebook.ipynb"
@@ -52,6 +54,7 @@ def as_python(cell: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 def test_every_cell_runs(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a cell that needs what an earlier one does not leave, and a command or key that is no longer there."""
     source = "\n".join(as_python(cell) for cell in cells("code").values())

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import document_lines
 from tests.end_to_end import (
     REPO,
     SmallTask,
-    document_lines,
     finish,
     flags,
     metrics,
@@ -32,6 +32,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a README that no longer runs; only the two folders differ from its lines."""
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
@@ -53,6 +54,7 @@ def test_the_readmes_lines(small_task: SmallTask, tmp_path: Path) -> None:
     assert (runs / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_recipe_of_docs_own_data(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a page whose lines no longer run; only folders and numbers of steps differ from it."""
     data, runs = write_squares(tmp_path / "squares"), tmp_path / "runs"
@@ -69,6 +71,7 @@ def test_the_recipe_of_docs_own_data(small_task: SmallTask, tmp_path: Path) -> N
     assert limits == {"shortest_edge": 3136, "longest_edge": 16 * 784}
 
 
+@pytest.mark.slow
 def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches rows that vanish silently, and strict=True that drops them all the same or leaves half a run."""
     model, data = write_small_model(tmp_path / "model"), write_squares(tmp_path / "data")
@@ -96,6 +99,7 @@ def test_broken_rows_are_listed_or_refused(small_task: SmallTask, tmp_path: Path
         assert "row 4: not JSON" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_lost", "code"), [(2, 0), (48, 1)])
 def test_images_that_vanish_in_mid_run(small_task: SmallTask, tmp_path: Path, num_lost: int, code: int) -> None:
     """Catches a run that one lost file ends, one that goes on without its data, and exit code 2 for a lost disk."""

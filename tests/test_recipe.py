@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from care_jax.convert import jax_to_hf
 from care_jax.models import load_model_config
 from tests import benchmark_sets, data_sets, weights
-from tests.end_to_end import REPO, SmallTask, document_lines, flags, run_lines, saved_steps, small
+from tests.documents import document_lines
+from tests.end_to_end import REPO, SmallTask, flags, run_lines, saved_steps, small
 
 # Takes the place of the hub's program: copies the fixture.
 _HF = """#!/bin/bash -eu
@@ -19,6 +22,7 @@ cp -r {fixture} downloads/geometry3k
 _OURS = ("model.folder", "data.format", "data.train", "data.eval")  # keys that are to stay as the config has them
 
 
+@pytest.mark.slow
 def test_the_lines_for_geometry3k_and_a_real_model(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches lines that do not fit together: folders, splits, formats, a benchmark or weights that are not found.
 

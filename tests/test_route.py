@@ -25,6 +25,7 @@ from tests.pictures import normalised
 
 
 @pytest.mark.usefixtures("cached")
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_a_hub_folder_to_a_hub_folder(family: str, tiny_folder: Path, tmp_path: Path) -> None:
     """Catches a stage that only knows one family, weights that are not handed on, and files lost on the way."""

@@ -71,6 +71,20 @@ def test_every_value_is_there_when_a_stage_takes_it(preset, old_from, tis_cap):
     assert updated == [(x.shape, x.dtype) for x in jax.tree.leaves(setup.state)]
 
 
+def test_adapters_need_no_second_model():
+    """Catches a reference policy that is held beside the one whose adapters can be switched off, and moments of it."""
+    config = config_of("care", model__lora__rank=2, model__weights="base")
+    setup, table = setup_of(config), step.STEP.when(config)
+    assert config.objective.kl_coef > 0
+    assert not jax.tree.leaves(setup.reference)
+    calls = {call.stage.name: call for call in trace(table, make_programs(table, setup), setup, all_buckets(config)[0])}
+    assert calls["reference"].values["params"] is setup.params
+    sampler = [leaf.shape for leaf in jax.tree.leaves(calls["rollout"].values["sampler"])]
+    full = setup_of(config_of("care"))
+    assert len(sampler) == len(jax.tree.leaves(full.params)) - len(jax.tree.leaves(full.params.visual))
+    assert len(jax.tree.leaves(full.reference)) == len(jax.tree.leaves(full.params))
+
+
 def test_a_value_lives_until_its_last_use():
     """Catches a sampler or a prompt cache that takes room while the update runs, and one that is freed before it."""
     table = step.STEP.when(config_of("care"))

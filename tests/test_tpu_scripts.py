@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow_but
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_scripts"
 NAME = "my 'slice' $HOME"
@@ -410,6 +412,7 @@ def test_run_starts_again_what_a_sigterm_has_stopped(world: World) -> None:
 FAILS_ON_WORKER_1 = '[[ $(hostname) == worker0 ]] && exec sleep 60; echo "out of memory"; exit 1'
 
 
+@pytest.mark.slow
 def test_run_restarts_all_workers_when_one_fails_and_gives_up_in_the_end(world: World) -> None:
     """Catches workers that wait forever for one that failed, endless restarts, and a log that is lost."""
     world.train(FAILS_ON_WORKER_1)
@@ -421,7 +424,7 @@ def test_run_restarts_all_workers_when_one_fails_and_gives_up_in_the_end(world: 
     assert "out of memory" in (world.folder / "bucket" / "logs" / NAME / "worker1.log").read_text()
 
 
-@pytest.mark.parametrize("code", [1, 3, 134])
+@pytest.mark.parametrize("code", slow_but([134], [1, 3, 134]))
 def test_run_restarts_after_every_code_but_that_of_bad_input(world: World, code: int) -> None:
     """Catches a run that hung (3) or that JAX ended (134) and that is given up with restarts left."""
     world.train(f"exit {code}")

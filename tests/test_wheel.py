@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from care_jax import cli
 from care_jax.cli import COMMANDS as NAMED
 from tests import weights
+from tests.documents import document_lines
 from tests.end_to_end import REPO, SmallTask, environment, flags, saved_steps, small
 from tests.test_imports import COMMANDS
 from tests.test_orchestrators import FILES, FOLDERS
@@ -90,16 +90,14 @@ def test_every_command_has_a_name() -> None:
     assert modules == {*COMMANDS, "convert.hf_to_jax", "convert.jax_to_hf", "convert.check_parity"}
 
 
+@pytest.mark.slow
 def test_it_works_in_an_empty_folder(installed: Path, small_task: SmallTask, tmp_path: Path) -> None:
     """Catches configs, model files or modules that only a checkout has, from training to export."""
     env = {name: value for name, value in environment(small_task.cache).items() if name != "PYTHONPATH"}
     env["PATH"] = os.pathsep.join((str(installed), env["PATH"]))
-    page = (REPO / "docs/install.md").read_text()
-    block = re.search(r"<!-- installed:[^\n]*-->\n```bash\n(.*?)```", page, re.DOTALL)
-    assert block is not None
     overrides = small(small_task.model, small_task.data, train__steps=1, optimizer__warmup_steps=0)
     config = "--config=configs/demo.py:cold_start"
-    lines = block[1].replace(config, shlex.join([config, *flags(overrides)]))
+    lines = document_lines("installed").replace(config, shlex.join([config, *flags(overrides)]))
     _run(["bash", "-euc", lines], tmp_path, env)
     assert saved_steps(tmp_path / "runs/cold_start") == [1]
     assert (tmp_path / "report.html").stat().st_size > 10_000

@@ -168,6 +168,9 @@ CHOICES = [
     Group("choice", "(B)", (r"$\pi \mathrm{cm}^2$", r"$2\pi \mathrm{cm}^2$", r"$3\pi \mathrm{cm}^2$"),
         (r"(B)~10 \pi \mathrm{cm}^2", r"2\pi", "B. 2π cm²"), (r"3\pi", r"\pi", "π cm^2"),
         (r"(B) \pi \mathrm{cm}^2", r"(B) 3\pi", r"2\pi or 3\pi", r"(B) is \pi \mathrm{cm}^2")),
+    # A whole number and a fraction are two options, and no mixed number.
+    Group("choice", "(A)", ("1", "red", "blue", r"\frac{1}{2}"), ("A. 1", "(A) 1"), (r"D. \frac{1}{2}", "1/2"),
+          (r"A. 1 \frac{1}{2}", "(A) 1 1/2", "A. 1 0.5", r"1 \frac{1}{2} (A)")),
     # Options of one text.
     Group("choice", "(C)\n(D)", SAME, ("18", "C", "D", "(D) 18", "C. 18", "18.0", "(C) 18", "The segment is 18."),
           ("9", "12", "A", "(B) 12"), ("18 or 12", "C or D", "C, D", "19", "A. 18", "(C) (D)", "C. 12")),

@@ -107,6 +107,15 @@ def read_arrays(folder: epath.Path, like: Mapping[str, Any]) -> dict[str, jax.Ar
     ]
     if problems:
         raise InputError(f"{folder.name}: {'; '.join(problems)}")
+    return read_stored(folder, stored, like)
+
+
+def read_stored(folder: epath.Path, stored: Mapping[str, StoredParam], like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Those of the arrays in `folder`, as `open_arrays` gives them, that `like` names, in its types and shardings.
+
+    Raises:
+        InputError: one line that names an array that cannot be read.
+    """
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         arrays = pool.map(lambda name: _read(f"{folder.name}: {name}", stored[name], like[name]), like)
         return dict(zip(like, arrays, strict=True))

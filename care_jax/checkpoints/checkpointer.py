@@ -22,10 +22,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from care_jax import files
 from care_jax.checkpoints.array_store import open_arrays, read_arrays, save_args
+from care_jax.checkpoints.base import ITEM, Base, read_base
 from care_jax.checkpoints.checksums import NamedArrays, Sums, are_finite, checksums, require_equal, require_finite
 from care_jax.checkpoints.load import read_json
 from care_jax.errors import InputError, one_line, shown
-from care_jax.models import params_to_dict
+from care_jax.models import QwenVL, params_to_dict
+from care_jax.models.trained import combine, partition
 from care_jax.parallel.processes import exchange
 from care_jax.stages.train_state import TrainState
 
@@ -37,9 +39,10 @@ class Checkpointer:
         workdir: the run folder, local or gs://.
         keep_last: how many of the newest checkpoints are kept; the best one is kept besides.
         best_metric: the metric whose highest value makes a checkpoint the best.
+        base: the weights beneath the adapters that are trained; None if there are none.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep_last: int, best_metric: str) -> None:
+    def __init__(self, workdir: epath.PathLike, *, keep_last: int, best_metric: str, base: Base | None = None) -> None:
         """Opens the folder, or makes it; removes what a kill left half written.
 
         Raises:
@@ -63,7 +66,9 @@ class Checkpointer:
             "opt_state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             "data": ocp.JsonCheckpointHandler(),
             "checksums": ocp.JsonCheckpointHandler(),
+            **({ITEM: ocp.JsonCheckpointHandler()} if base is not None else {}),
         }
+        self._base = base
         folder = files.anywhere(workdir) / "checkpoints"
         try:
             self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
@@ -110,6 +115,7 @@ class Checkpointer:
             **{name: ocp.args.PyTreeSave(tree, save_args=save_args(tree)) for name, tree in arrays.items()},
             data=ocp.args.JsonSave(iterator.get_state()),  # the same on every process
             checksums=ocp.args.JsonSave(jax.tree.map(int, sums) | {"data": _crc(iterator.get_state())}),
+            **({ITEM: ocp.args.JsonSave(self._base.to_json())} if self._base is not None else {}),
         )
         self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
@@ -119,7 +125,8 @@ class Checkpointer:
         A damaged checkpoint is reported in one line on stderr, renamed to STEP.damaged and passed over.
 
         Args:
-            state: arrays or ShapeDtypeStructs with the structure and shardings of the result.
+            state: arrays or ShapeDtypeStructs with the structure and shardings of the result. What lies beneath
+                adapters is taken from it as it is.
             iterator: the data iterator to set.
 
         Returns:
@@ -157,6 +164,9 @@ class Checkpointer:
         stored, problem, is_other = None, "another process cannot read it", False
         try:
             stored = _read_step(folder, state, iterator.get_state())
+            base = read_base(folder / "params") if self._base is not None else None
+            if self._base is not None and (base is None or base.digest != self._base.digest):
+                raise InputError("it names other weights beneath its adapters")
         except (OSError, ValueError) as error:
             problem, is_other = one_line(error), isinstance(error, _OtherModelError)
         told = exchange([stored is not None, is_other])
@@ -165,7 +175,7 @@ class Checkpointer:
         like: Any = state.step
         restored = TrainState(
             step=jax.make_array_from_callback((), like.sharding, lambda _: np.int32(step)),
-            params=jax.tree.unflatten(jax.tree.structure(state.params), list(stored.arrays["params"].values())),
+            params=_with_params(state.params, list(stored.arrays["params"].values())),
             opt_state=_from_paths(state.opt_state, stored.arrays["opt_state"]),
         )
         require_equal(jax.device_get(checksums(named_arrays(restored))), stored.sums)
@@ -207,8 +217,18 @@ class Checkpointer:
 
 
 def named_arrays(state: TrainState) -> NamedArrays:
-    """The arrays of a state as they are stored: folder -> name -> array."""
-    return {"params": params_to_dict(state.params), "opt_state": _by_path(state.opt_state)}
+    """The arrays of a state as they are stored: folder -> name -> array. Of a model with adapters they alone are."""
+    return {"params": params_to_dict(_stored(state.params)), "opt_state": _by_path(state.opt_state)}
+
+
+def _stored(params: QwenVL) -> QwenVL:
+    return partition(params)[0] if params.config.lora is not None else params
+
+
+def _with_params(like: QwenVL, stored: list[jax.Array]) -> QwenVL:
+    """The model with these arrays in the places of those that are stored."""
+    params: QwenVL = jax.tree.unflatten(jax.tree.structure(_stored(like)), stored)
+    return combine(params, partition(like)[1]) if like.config.lora is not None else params
 
 
 def _by_path(tree: Any) -> dict[str, jax.Array]:

@@ -8,6 +8,8 @@ sums its parts on the host.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,9 +86,23 @@ def require_finite(arrays: NamedArrays) -> None:
     Raises:
         InputError: some are NaN or infinite; names those arrays.
     """
-    finite = jax.device_get(are_finite(arrays))
+    require_all_finite(jax.device_get(are_finite(arrays)))
+
+
+def require_all_finite(finite: Mapping[str, Mapping[str, Any]]) -> None:
+    """Looks at what `are_finite` has found, on the host.
+
+    Raises:
+        InputError: some are NaN or infinite; names those arrays.
+    """
     if broken := [name for named in finite.values() for name, is_finite in named.items() if not is_finite]:
         raise InputError(f"NaN or infinity in {listed(broken)}; use weights from before they broke")
+
+
+def digest(sums: Mapping[str, Any]) -> str:
+    """One short text for the checksums of a model's parameters, by name."""
+    text = json.dumps({name: int(value) for name, value in sums.items()}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def require_equal(actual: Mapping[str, Mapping[str, Any]], saved: Mapping[str, Any]) -> None:

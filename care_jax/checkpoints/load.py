@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,9 +12,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from care_jax import files
-from care_jax.checkpoints.array_store import StoredParam, open_arrays, read_arrays
-from care_jax.checkpoints.checksums import checksums, require_equal, require_finite, sums_file
+from care_jax.checkpoints.array_store import StoredParam, open_arrays, read_stored
+from care_jax.checkpoints.checksums import are_finite, checksums, digest, require_all_finite, require_equal, sums_file
 from care_jax.errors import InputError, one_line
+
+_AT_ONCE = 4  # float32 arrays that exist while parameters are loaded in another type
 
 
 def find_params(path: epath.PathLike) -> epath.Path:
@@ -63,22 +65,47 @@ def load_params(
     Raises:
         InputError: there is no finished checkpoint at `path`, or it is damaged.
     """
+    return load_summed(path, shardings, np.dtype(np.float32)).params
+
+
+class Summed(NamedTuple):
+    """Parameters, and the digest of the checksums that they have on disk."""
+
+    params: dict[str, jax.Array]
+    digest: str
+
+
+def load_summed(path: epath.PathLike, shardings: Mapping[str, jax.sharding.Sharding] | None, dtype: np.dtype) -> Summed:
+    """`load_params` in another type. The float32 values, which are what is checked, exist of a few arrays at a time.
+
+    Raises:
+        InputError: there is no finished checkpoint at `path`, or it is damaged.
+    """
     folder = find_params(path)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params: dict[str, jax.Array] = {}
+    found: dict[str, Any] = {}
+    finite: dict[str, Any] = {}
     try:
-        shapes = {name: param.shape for name, param in open_arrays(folder).items()}
-        where = {name: (shardings or {}).get(name, here) for name in shapes}
-        like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=where[name]) for name, shape in shapes.items()}
-        params = read_arrays(folder, like)
+        stored = open_arrays(folder)
+        where = {name: (shardings or {}).get(name, here) for name in stored}
+        at_once = len(stored) if dtype == np.float32 else _AT_ONCE
+        for start in range(0, len(stored), max(at_once, 1)):
+            names = list(stored)[start : start + at_once]
+            like = {name: jax.ShapeDtypeStruct(stored[name].shape, np.float32, sharding=where[name]) for name in names}
+            arrays = {"params": read_stored(folder, stored, like)}
+            found |= jax.device_get(checksums(arrays))["params"]
+            finite |= jax.device_get(are_finite(arrays))["params"]
+            params |= {name: x.astype(dtype) for name, x in arrays["params"].items()}
         if (sums := read_sums(folder)) is not None:
-            require_equal(jax.device_get(checksums({"params": params})), {"params": sums})
+            require_equal({"params": found}, {"params": sums})
     except ValueError as error:
         raise InputError(f"{folder} is damaged ({one_line(error)}); name another step's folder") from error
     try:
-        require_finite({"params": params})
+        require_all_finite({"params": finite})
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    return params
+    return Summed(params, digest(found))
 
 
 def open_params(path: epath.PathLike) -> dict[str, StoredParam]:

@@ -83,7 +83,7 @@ class Account:
 
     def lines(self) -> list[str]:
         """The account in four lines."""
-        looked = f"{self.num_rows:,}" if self.is_whole else f"{len(self.rows):,} looked at, of {self.num_rows:,},"
+        some = "" if self.is_whole else f" ({self.num_rows:,} in all, of which these are a sample)"
         broken = f"; {self.num_broken:,} more are broken" if self.num_broken else ""
         without = sum(row.prompt is not None and not row.has_rationale for row in self.rows)
         unfit = sum(self._is_unfit(row) for row in self.rows)
@@ -93,7 +93,7 @@ class Account:
         long = [length for length in traces if length > self.response_len]
         whose = "" if self.learns_traces else " by the answer alone"
         return [
-            f"data {self.name}: {self.num_usable:,} of {looked} rows are usable{broken}",
+            f"data {self.name}: {self.num_usable:,} of {len(self.rows):,} rows are usable{some}{broken}",
             f"  without a rationale: {without:,}{needless}{what}",
             f"  too long for rollout.response_len={self.response_len}: " + _responses_told(long, traces, whose),
             f"  too long for data.prompt_buckets={self.prompt_buckets} or data.patch_buckets={self.patch_buckets}: "

@@ -99,8 +99,8 @@ class StoredRecords:
         return StoredRecords, (self._folder, self._split)
 
     def __repr__(self) -> str:
-        """Names the folder, for error messages."""
-        return f"StoredRecords({self._folder}, {self._split}, {len(self)} records)"
+        """Names the folder and the split, for messages."""
+        return f"{self._folder} ({self._split})"
 
 
 def open_folder(folder: Path) -> StoredRecords:

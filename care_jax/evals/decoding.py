@@ -80,6 +80,31 @@ def batch_size(config: ml_collections.ConfigDict, mesh: Mesh, num_records: int) 
     return round_up(-(-num_records // num_batches), mesh)
 
 
+def evaluation_setup(
+    config: ml_collections.ConfigDict,
+    processor: Processor,
+    model: QwenVL,
+    mesh: Mesh,
+    *,
+    num_prompts: int,
+    num_samples: int,
+    temperature: float,
+) -> Setup:
+    """The setup of programs that decode `num_samples` responses to each of `num_prompts` prompts, and train nothing."""
+    return Setup(
+        config=config,
+        objective=Objective.from_config(config.objective),
+        mesh=mesh,
+        num_prompts=num_prompts,
+        num_rollouts=num_samples,
+        temperature=temperature,
+        stop_ids=processor.stop_ids,
+        forbidden_mask=processor.forbidden_mask,
+        image_spec=processor.image_spec,
+        params=abstract_arrays(model),
+    )
+
+
 class Decoder:
     """Decodes the responses to batches of prompts: greedily, or eval.num_samples of them.
 
@@ -103,17 +128,14 @@ class Decoder:
         greedy = config.eval.num_samples == 1
         self.batch_size = batch_size(config, mesh, num_records)  # prompts
         self._mesh, self._share = mesh, own_share(mesh)
-        setup = Setup(
-            config=config,
-            objective=Objective.from_config(config.objective),
-            mesh=mesh,
+        setup = evaluation_setup(
+            config,
+            processor,
+            model,
+            mesh,
             num_prompts=self.batch_size,
-            num_rollouts=config.eval.num_samples,
+            num_samples=config.eval.num_samples,
             temperature=0.0 if greedy else config.eval.temperature,
-            stop_ids=processor.stop_ids,
-            forbidden_mask=processor.forbidden_mask,
-            image_spec=processor.image_spec,
-            params=abstract_arrays(model),
         )
         self.stages = CompiledStages(EVALUATION, setup, processor.buckets, self._share)
         num_own = len(self._share.rows(self.batch_size))

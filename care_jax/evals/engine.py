@@ -22,12 +22,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from care_jax.evals.answer_text import ResponseText
-from care_jax.evals.decoding import PREFILL, SAMPLER, start_of_evaluation
+from care_jax.evals.decoding import PREFILL, SAMPLER, evaluation_setup, start_of_evaluation
 from care_jax.inputs.batch import Example, blank, collate
 from care_jax.inputs.processor import Processor
-from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
-from care_jax.parallel.sharding import WHOLE, abstract_arrays, fetch_rows, place, put, round_up
+from care_jax.parallel.sharding import WHOLE, fetch_rows, place, put, round_up
 from care_jax.rewards.spans import TokenBytes
 from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
 from care_jax.stages.keys import stage_key
@@ -135,17 +134,8 @@ class Engine:
         self.response_len, self._mesh = config.rollout.response_len, mesh
         self._stages: dict[int, CompiledStages] = {}  # by rows, ascending
         for num_rows in sorted({round_up(count, mesh) for count in row_counts}):
-            setup = Setup(
-                config=config,
-                objective=Objective.from_config(config.objective),
-                mesh=mesh,
-                num_prompts=num_rows,
-                num_rollouts=1,
-                temperature=0.0,
-                stop_ids=processor.stop_ids,
-                forbidden_mask=processor.forbidden_mask,
-                image_spec=processor.image_spec,
-                params=abstract_arrays(model),
+            setup = evaluation_setup(
+                config, processor, model, mesh, num_prompts=num_rows, num_samples=1, temperature=0.0
             )
             self._stages[num_rows] = CompiledStages(GENERATION, setup, buckets or processor.buckets)
         self._sampler_mesh = setup.sampler_mesh

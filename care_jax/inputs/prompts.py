@@ -179,7 +179,7 @@ def _fit_grids(
             f"record {shown(record.id)} needs {demand.text_len + demand.needed} tokens and {demand.needed * unit} "
             f"patches, the largest buckets hold {processor.prompt_buckets[-1]} and {processor.patch_buckets[-1]}; "
             "raise data.prompt_buckets or data.patch_buckets, lower data.max_image_tokens, or set data.overlong to "
-            "drop or shrink"
+            "shrink"
         )
     return media.fit_grids(items, spec, demand.room) if processor.overlong == "shrink" else None
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from care_jax.errors import InputError, listed
 from care_jax.models import vision_qwen2_5, vision_qwen3
 from care_jax.models.model_config import ModelConfig, load_model_config
 from care_jax.models.qwen_vl import QwenVL, Tower
+from care_jax.models.trained import add_adapters, freeze_groups
 from care_jax.parallel.sharding import param_name
 
 __all__ = [
@@ -29,11 +31,19 @@ _TOWERS: dict[str, type[Tower]] = {
     "qwen3_vl": vision_qwen3.VisionTower,
     "qwen3_5": vision_qwen3.VisionTower,
 }
+_ADAPTERS = 1  # folded into the model's key
 
 
 def init_model(config: ModelConfig, key: jax.Array) -> QwenVL:
-    """A randomly initialised model."""
-    return QwenVL(config, _TOWERS[config.model_type], rngs=nnx.Rngs(key))
+    """A randomly initialised model.
+
+    Raises:
+        InputError: config.lora names linears that the model does not have.
+    """
+    model = QwenVL(config, _TOWERS[config.model_type], rngs=nnx.Rngs(key))
+    if config.lora is not None:
+        return add_adapters(model, config.lora, jnp.dtype(config.compute_dtype), jax.random.fold_in(key, _ADAPTERS))
+    return freeze_groups(model, config.freeze, tied=config.text.tie_word_embeddings)
 
 
 def abstract_model(config: ModelConfig) -> QwenVL:

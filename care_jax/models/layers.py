@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Float, Int32
 
 from care_jax.parallel.collectives import lookup, most, sum_parts
-from care_jax.parallel.sharding import mesh_axes
+from care_jax.parallel.sharding import mesh_axes, param_name
 from care_jax.structs import Array
 
 M = TypeVar("M", bound=nnx.Module)
@@ -61,7 +61,10 @@ def _align(vector: Float[Array, "width"], x: Float[Array, "*batch width"]) -> Fl
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, over the last axis. A kernel of int8 has a scale for each output (`in_int8`)."""
+    """y = x @ kernel + bias, over the last axis. A kernel of int8 has a scale for each output (`in_int8`).
+
+    With an adapter (`with_adapter`) x @ lora_a @ lora_b * lora_scale is added.
+    """
 
     def __init__(
         self,
@@ -90,6 +93,9 @@ class Linear(nnx.Module):
         init = jax.nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
         self.kernel = make_param(init(rngs.params(), (in_features, out_features), jnp.float32), *axes)
         self.scale: nnx.Param | None = None
+        self.lora_a: nnx.Param | None = None
+        self.lora_b: nnx.Param | None = None
+        self.lora_scale = 1.0
         bias = (bias_axis or axes[1]) if use_bias else None
         self.bias = make_param(jnp.zeros((out_features,), jnp.float32), bias) if bias else None
         self.from_parts = from_parts
@@ -104,9 +110,57 @@ class Linear(nnx.Module):
         else:
             y = jnp.matmul(flat, kernel, preferred_element_type=jnp.float32)
             y = (y * _align(self.scale[...], y)).astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            y += flat @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype) * self.lora_scale
         y = y.reshape(*x.shape[:-1], -1)
         y = sum_parts(y) if self.from_parts else y
         return y if self.bias is None else y + _align(self.bias[...], y)
+
+    def with_adapter(self, rank: int, scale: float, key: jax.Array) -> Linear:
+        """The layer, or stack of layers, with a low-rank adapter (LoRA, arXiv 2106.09685) that adds nothing yet.
+
+        lora_a is drawn as peft draws it, uniformly and as wide as the kernel of a PyTorch linear; lora_b is 0. Each has
+        one of the kernel's axes and is divided along it as the kernel is; the one that fsdp does not divide there it
+        divides along the rank.
+        """
+        *stacked, inputs, outputs = self.kernel.get_metadata("out_sharding")
+        ranks = ("rank" if axis == "fsdp" else "rank_parts" for axis in mesh_axes((inputs, outputs)))
+        axes = tuple(zip((inputs, outputs), ranks, strict=True))
+        *sizes, num_inputs, num_outputs = self.kernel.shape
+        bound = num_inputs**-0.5
+        lora_a = jax.random.uniform(key, (*sizes, num_inputs, rank), jnp.float32, -bound, bound)
+        layer = copy.copy(self)
+        layer.lora_a = nnx.data(make_param(lora_a, *stacked, *axes[0]))
+        layer.lora_b = nnx.data(make_param(jnp.zeros((*sizes, rank, num_outputs)), *stacked, *axes[1][::-1]))
+        layer.lora_scale = scale
+        return layer
+
+    def without_adapter(self) -> Linear:
+        """The layer, or stack of layers, as it was before `with_adapter`."""
+        layer = copy.copy(self)
+        layer.lora_a, layer.lora_b, layer.lora_scale = None, None, 1.0
+        return layer
+
+    def merged(self) -> Linear:
+        """The layer, or stack of layers, with its adapter added to its kernel: in float32, then in the kernel's type.
+
+        It must be whole along fsdp.
+        """
+        if self.lora_a is None or self.lora_b is None:
+            return self
+
+        def add(parts: tuple[Array, Array, Array]) -> Array:
+            kernel, lora_a, lora_b = parts
+            highest, float32 = jax.lax.Precision.HIGHEST, jnp.float32
+            product = jnp.matmul(lora_a, lora_b, precision=highest, preferred_element_type=float32)
+            return (kernel.astype(jnp.float32) + product * self.lora_scale).astype(kernel.dtype)
+
+        parts = self.kernel[...], self.lora_a[...], self.lora_b[...]
+        layer = self.without_adapter()
+        # One layer after the other: their float32 products need not exist at once.
+        kernel: Any = self.kernel.replace(add(parts) if self.kernel.ndim == 2 else jax.lax.map(add, parts))
+        layer.kernel = kernel
+        return layer
 
     def in_int8(self) -> Linear:
         """The layer, or stack of layers, with its kernel rounded to 255 steps between each output's largest weights.
@@ -226,13 +280,23 @@ class GatedMLP(nnx.Module):
         return self.down_proj(ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
 
 
+def map_linears(function: Callable[[str, Linear], Linear], module: M) -> M:
+    """A copy of a module with `function(name, layer)` in place of each Linear layer, or stack of them."""
+
+    def changed(path: tuple, node: Any) -> Any:
+        return function(param_name(path), node) if isinstance(node, Linear) else node
+
+    return jax.tree_util.tree_map_with_path(changed, module, is_leaf=lambda node: isinstance(node, Linear))
+
+
 def in_int8(module: M) -> M:
     """A copy of a module with the kernels of all its Linear layers in int8."""
-    return jax.tree.map(
-        lambda node: node.in_int8() if isinstance(node, Linear) else node,
-        module,
-        is_leaf=lambda node: isinstance(node, Linear),
-    )
+    return map_linears(lambda _, layer: layer.in_int8(), module)
+
+
+def merged(module: M) -> M:
+    """A copy of a module with its adapters added to the kernels that they lie beside."""
+    return map_linears(lambda _, layer: layer.merged(), module)
 
 
 def recompute(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:

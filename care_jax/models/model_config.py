@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +228,28 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """The adapters beside the linears of a model."""
+
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+    targets: tuple[str, ...]  # patterns of the linears' names
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> LoraConfig | None:
+        """The adapters of a run's model.lora, or of what a checkpoint has recorded of it; None with rank 0."""
+        return cls(**{**settings, "targets": tuple(settings["targets"])}) if settings["rank"] > 0 else None
+
+    @property
+    def scale(self) -> float:
+        """The factor of an adapter's output."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Both towers, and how they are computed (the last five come from the run's config, not from config.json)."""
+    """Both towers, and how they are computed (the last six come from the run's config, not from config.json)."""
 
     model_type: str  # one of MODEL_TYPES
     vision: VisionConfig
@@ -237,7 +257,8 @@ class ModelConfig:
     compute_dtype: str = "float32"
     remat: str = "none"  # what of a layer is recomputed in the backward pass, one of options.REMAT
     attention: str = "xla"  # of full sequences, one of attention.IMPLEMENTATIONS
-    freeze_vision: bool = False  # no gradient into the vision tower
+    freeze: tuple[str, ...] = ()  # parts that are not trained, some of options.GROUPS
+    lora: LoraConfig | None = None  # adapters, which are then all that is trained
     scan_decoding: bool = True  # over all layers as one stack; else each large one is a stack alone (QwenVL.in_stacks)
 
     def decoder_needs(self) -> dict[str, int]:
@@ -256,7 +277,9 @@ class ModelConfig:
         """Numbers that the axes of a mesh have to divide (parallel.mesh.Needs), with batches of these patch buckets."""
         text, vision = self.text, self.vision
         tokens = [size // vision.merge_unit for size in patch_buckets]
+        adapters = {} if self.lora is None else {f"model.lora.rank {self.lora.rank}": (self.lora.rank, ("fsdp",))}
         return {
+            **adapters,
             f"hidden_size {text.hidden_size}": (text.hidden_size, ("fsdp",)),
             f"the vision tower's hidden_size {vision.hidden_size}": (vision.hidden_size, ("fsdp",)),
             **{what: (count, ("tensor",)) for what, count in self.decoder_needs().items()},

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import decoder
 from care_jax.models.attention import PackedMask
 from care_jax.models.cache import BranchCache, Home, Prefix
-from care_jax.models.layers import Embedding, Linear, RMSNorm, in_int8, to_float32
+from care_jax.models.layers import Embedding, Linear, RMSNorm, in_int8, merged, to_float32
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.options import SamplerWeights
 from care_jax.parallel.collectives import gather
@@ -46,7 +46,7 @@ class Tower(Protocol):
 
 
 class QwenVL(nnx.Module):
-    """The model. A pytree of float32 parameters; `config` says how it is computed."""
+    """The model. A pytree of parameters, float32 if they are trained; `config` says how it is computed."""
 
     def __init__(self, config: ModelConfig, tower: type[Tower], *, rngs: nnx.Rngs):
         """Makes the parameters with `rngs`."""
@@ -188,11 +188,12 @@ class QwenVL(nnx.Module):
     def for_sampling(self, weights: SamplerWeights = "auto") -> QwenVL:
         """The model that decoding reads: without the tower, in the compute type, and on shards whole along fsdp.
 
-        With weights "int8" the kernels of the layers are int8. Its embeddings, head and norms are not.
+        Adapters are added to the kernels that they lie beside. With weights "int8" the kernels of the layers are int8.
+        Its embeddings, head and norms are not.
         """
         model = copy.copy(self)
         model.visual = None  # type: ignore[assignment]
-        model = jax.tree.map(lambda x: x.astype(self._dtype), gather(model, self._dtype))
+        model = merged(jax.tree.map(lambda x: x.astype(self._dtype), gather(model, self._dtype)))
         if weights == "int8":
             model.layers = in_int8(model.layers)
         return model
@@ -224,7 +225,6 @@ class QwenVL(nnx.Module):
         """
         text = self.embed_tokens(prompts.token_ids, self._dtype)
         features = self.visual(prompts, self._dtype, image_len)
-        features = jax.lax.stop_gradient(features) if self.config.freeze_vision else features
         rows = jnp.maximum(prompts.vision_index, 0)[..., None]
         is_vision = prompts.vision_index[..., None] >= 0
         x = jnp.where(is_vision, jnp.take_along_axis(features.merged, rows, axis=1), text)

@@ -138,7 +138,8 @@ def sum_gradients(grads: Any) -> Any:
     def total(axes: tuple[str, ...], x: Array) -> Array:
         divided = mesh_axes(axes)  # over fsdp `gather` has added them up
         over = [axis for axis in ("data", "fsdp") if axis not in divided]
-        over += ["tensor"] if any(axis in PARTIAL_AXES for axis in axes) else []
+        is_partial = "tensor" not in divided and any(axis in PARTIAL_AXES for axis in axes)
+        over += ["tensor"] if is_partial else []
         present = _divided(*over)
         return jax.lax.psum(x, present) if present else x
 

@@ -50,10 +50,12 @@ RULES: dict[str, str | None] = {
     "vision_mlp": None,
     "vision_merged": "fsdp",
     "vision_out": None,
+    "rank": None,  # of the matrix of an adapter whose other axis, one of its linear's, is divided over fsdp
+    "rank_parts": "fsdp",  # of the other matrix
 }
 
-# A parameter with one of these axes lies whole on each device of `tensor`, which uses it on its own heads or patches
-# alone: its gradient there is a part of a sum.
+# A parameter with one of these axes, and none that `tensor` divides, lies whole on each device of `tensor`, which uses
+# it on its own heads or patches alone: its gradient there is a part of a sum.
 PARTIAL_AXES = (
     "head_channels",
     "vision_embed",
@@ -62,6 +64,8 @@ PARTIAL_AXES = (
     "vision_mlp",
     "vision_merged",
     "vision_out",
+    "rank",
+    "rank_parts",
 )
 
 T = TypeVar("T")

@@ -41,6 +41,9 @@ def changes(plan: Plan) -> list[Change]:
                 "parameters, optimizer, reference and gradients divided over all of them",
             )
         )
+    if config.model.lora.rank == 0:
+        kept = parts["optimizer"] + parts["gradients"] + parts["reference"] + parts["params"] // 2
+        found.append(Change("model.lora.rank=64", kept, "adapters alone are trained, beside weights in bfloat16"))
     if parts["reference"]:
         found.append(Change("objective.kl_coef=0", parts["reference"], "no reference parameters (another objective)"))
     if plan.peak.name == "update":

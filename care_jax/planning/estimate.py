@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -26,6 +25,7 @@ from care_jax.method.objectives import Objective
 from care_jax.models import ModelConfig, abstract_model
 from care_jax.models.model_config import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
+from care_jax.models.trained import partition, reference_part
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
@@ -208,9 +208,7 @@ def forced_width_bound(config: ml_collections.ConfigDict) -> int:
 def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh) -> Setup:
     """The setup of a step's programs, from shapes alone."""
     optimizer = make_optimizer(config)
-    state = jax.eval_shape(
-        lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)), abstract_model(model)
-    )
+    state = jax.eval_shape(lambda params: TrainState.start(params, optimizer), abstract_model(model))
     state = sharding.place(mesh, state, state_specs(state))
     return Setup(
         config=config,
@@ -224,6 +222,7 @@ def planned_setup(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
         image_spec=model.vision,
         num_forced=forced_width_bound(config),
         params=state.params,
+        reference=reference_part(state.params) if config.objective.kl_coef > 0 else None,
         state=state,
         optimizer=optimizer,
     )
@@ -263,7 +262,7 @@ def _made(call: Call, sizes: flops.Sizes, mesh: Mesh) -> dict[str, int]:
         own = sizes.key_bytes(slots) + forced.shape[1] * sizes.state_bytes
         return {"branch_kv": sizes.prompts * own // mesh.size}
     if compute is not None and compute.mode == "train":
-        return {"gradients": _bytes(call.values["state"].params), "activations": sizes.activation_bytes()}
+        return {"gradients": _bytes(partition(call.values["state"].params)[0]), "activations": sizes.activation_bytes()}
     made = _by_part(call.results)
     return {part: made[part] for part in ("sampler", "prompt_kv") if part in made}
 

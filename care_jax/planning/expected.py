@@ -28,6 +28,7 @@ from care_jax.planning import flops
 from care_jax.planning.chips import Rates
 from care_jax.planning.decode import Decode, phases
 from care_jax.planning.estimate import Plan, StageMemory, forced_width_bound
+from care_jax.planning.passes import Pass
 from care_jax.planning.speed import keys_read, useful_pass
 from care_jax.planning.workload import Averages, Workload, draw
 from care_jax.stages.packing import StreamSizes, pack, shorter_len, stream_patches
@@ -195,13 +196,13 @@ class _Counter:
         """Bytes of all parameters as one chip reads them."""
         return self._sizes.num_params * self._sizes.weight_bytes / self._sizes.mesh["tensor"]
 
-    def _pass(self, tokens: int, patches: int) -> flops.Pass:
+    def _pass(self, tokens: int, patches: int) -> Pass:
         """The pass over one sequence of tokens and patches, as it is computed; without the head."""
         sizes, in_blocks = self._sizes, self._sizes.model.attention.startswith("splash")
         pairs = tokens * (tokens + 1) / 2 if in_blocks else tokens**2
         windows = patches * min(patches, _WINDOW_KEYS) if in_blocks else patches**2
         tower = sizes.tower_flops(patches, patches**2, windows)
-        return flops.Pass(tokens, tower, sizes.decoder_flops(tokens, pairs), 0.0)
+        return Pass(tokens, tower, sizes.decoder_flops(tokens, pairs), 0.0)
 
     def _prefill(self, stage: DeviceStage, program: StageMemory) -> Cost:
         computed = self._pass(*self._sizes.bucket).flops * self._sizes.prompts / self._sizes.num_chips
@@ -218,15 +219,14 @@ class _Counter:
         patches = stream_patches(sizes.stream_len, sizes.bucket, sizes.response_len)
         long, short = (self._pass(n, patches) for n in (sizes.stream_len, shorter_len(sizes.stream_len)))
         parts = (num_long * one + (turns - num_long) * other for one, other in zip(long, short, strict=True))
-        computed = flops.Pass(*parts)._replace(head=2 * num_targets * sizes.head)
+        computed = Pass(*parts)._replace(head=2 * num_targets * sizes.head)
         used = workload.prompts.only(np.any(row_len, axis=1))
         useful = useful_pass(sizes, used, row_len)
-        freeze_vision, whole, needed = sizes.model.freeze_vision, self._whole(), turns * self._whole()
+        backward, whole, needed = sizes.backward, self._whole(), turns * self._whole()
         work, done = useful.flops, computed.flops
         if is_update:
-            work = useful.updated(freeze_vision=freeze_vision)
-            done = computed.updated(freeze_vision=freeze_vision)
-            done += computed.recomputed(freeze_vision=freeze_vision, remat=sizes.model.remat)
+            work = useful.updated(backward)
+            done = computed.updated(backward) + computed.recomputed(backward, remat=sizes.model.remat)
             needed = 2 * turns * whole + self.plan.work[stage.name].state_bytes / sizes.num_chips
         more = {"needed": needed, "useful": work, "padded": self._padded(stage.name)}
         return self._cost(stage, program, turns, done / sizes.mesh["tensor"], program.hbm_bytes.of(turns), **more)

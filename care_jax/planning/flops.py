@@ -14,15 +14,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
 
 from care_jax import step
 from care_jax.models import ModelConfig, QwenVL, abstract_model
+from care_jax.models.trained import is_trained, partition, reference_part
 from care_jax.parallel.sharding import is_matrix, map_params, mesh_axes
 from care_jax.planning.chips import Chip
+from care_jax.planning.passes import Backward, Pass
 from care_jax.stages.packing import stream_patches
 from care_jax.stages.table import Bucket, Compute, DeviceStage
 
@@ -41,32 +43,6 @@ class Work:
     state_bytes: float  # of parameters and optimizer, read and written where they lie
     cache_bytes: float  # of keys, values and states that decoding reads, and of states that it writes
     link_bytes: float  # that one chip receives
-
-
-class Pass(NamedTuple):
-    """Tokens of a forward pass, and its FLOPs by part of the model; of several passes all parts add up."""
-
-    tokens: float  # of the decoder
-    tower: float
-    layers: float
-    head: float
-
-    @property
-    def flops(self) -> float:
-        """The whole pass."""
-        return self.tower + self.layers + self.head
-
-    def trained(self, *, freeze_vision: bool) -> float:
-        """The parts that a backward pass runs through, with twice as many FLOPs."""
-        return self.flops - (self.tower if freeze_vision else 0)
-
-    def updated(self, *, freeze_vision: bool) -> float:
-        """The pass and its backward pass, without what is computed again."""
-        return self.flops + 2 * self.trained(freeze_vision=freeze_vision)
-
-    def recomputed(self, *, freeze_vision: bool, remat: str) -> float:
-        """Products that the backward pass computes again; chunks of the head are in any case."""
-        return self.trained(freeze_vision=freeze_vision) if remat == "full" else self.head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +93,27 @@ class Sizes:
     def num_params(self) -> int:
         """Parameters of the whole model."""
         return _count(self.params)
+
+    @property
+    def num_trained(self) -> int:
+        """Parameters that are trained."""
+        return _count(partition(self.params)[0])
+
+    @functools.cached_property
+    def backward(self) -> Backward:
+        """The work of a backward pass, by what is trained."""
+        model, trained = self.params, partition(self.params)[0]
+
+        def share(module: Any, of: Any) -> float:
+            return _count_in_matrices(module) / _count_in_matrices(of)
+
+        tower = share(trained.visual, model.visual)
+        tower += 1.0 if is_trained(model.visual.parts()[0]) else tower
+        reaches_layers = is_trained((model.visual, model.embed_tokens, model.layers))
+        layers = share(trained.layers, model.layers) + (1.0 if reaches_layers else 0.0)
+        reaches_head = reaches_layers or is_trained(model.norm)
+        head = (1.0 if is_trained(model.head) else 0.0) + (1.0 if reaches_head else 0.0)
+        return Backward(tower, layers, head)
 
     @property
     def decode_bytes(self) -> int:
@@ -235,22 +232,21 @@ class Sizes:
 
         return self.weight_bytes * sum(jax.tree.leaves(map_params(received, modules))) * (num_parts - 1) / num_parts
 
-    @property
-    def gathered_modules(self) -> tuple[Any, ...]:
+    def gathered_modules(self, model: QwenVL) -> tuple[Any, ...]:
         """Modules whose parameters are gathered for a forward pass: all but a table that is only looked up."""
-        model = self.params
         table = model.embed_tokens if self.model.text.tie_word_embeddings else None
         return table, model.layers, model.lm_head, model.norm, model.visual
 
     def fsdp_minimum(self) -> float:
         """Bytes that a chip must receive in an update.
 
-        For every micro-batch the parameters once, those of layers that are recomputed twice, and float32 gradients
-        once.
+        For every micro-batch the parameters once, those of layers that are recomputed twice, and float32 gradients of
+        what is trained once.
         """
-        once = self.gathered_bytes(*self.gathered_modules)
+        once = self.gathered_bytes(*self.gathered_modules(self.params))
+        gradients = 4 / self.weight_bytes * self.gathered_bytes(*self.gathered_modules(partition(self.params)[0]))
         again = self.gathered_bytes(self.params.layers, self.params.visual) if self.model.remat != "none" else 0
-        return self.micro_batches * ((1 + 4 / self.weight_bytes) * once + again)
+        return self.micro_batches * (once + gradients + again)
 
     def summed_bytes(self, tokens: float, sums: int, parts: int | None = None) -> float:
         """Bytes that a chip receives when `parts` chips add up `sums` [tokens, D] arrays in every layer of the decoder.
@@ -290,7 +286,7 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
     def passes(rows: int) -> Work:
         """Prompt and `rows` full branches of each prompt in one forward pass."""
         done = full_pass(rows)
-        received = sizes.gathered_bytes(*sizes.gathered_modules) + sizes.summed_bytes(done.tokens, sums=2)
+        received = sizes.gathered_bytes(*sizes.gathered_modules(sizes.params)) + sizes.summed_bytes(done.tokens, sums=2)
         return Work(round(done.tokens), done.flops, 0, whole, 0, 0, received)
 
     def decodes(rows: int) -> Work:
@@ -306,17 +302,17 @@ def step_work(sizes: Sizes, config: ml_collections.ConfigDict) -> dict[str, Work
         return Work(tokens, prompts * flops, 0, weights, 0, prompts * keys, received)
 
     def update(rows: int) -> Work:
-        forward, freeze_vision = full_pass(rows), sizes.model.freeze_vision
+        forward, backward = full_pass(rows), sizes.backward
         # Forward and backward two a layer; of a layer that is computed again the MLP's sum is not needed.
         num_data, sums = sizes.mesh["data"], 5 if sizes.model.remat != "none" else 4
-        of_gradients = 4 * sizes.num_params / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
+        of_gradients = 4 * sizes.num_trained / (sizes.mesh["fsdp"] * sizes.mesh["tensor"])
         return Work(
             tokens=round(forward.tokens),
-            flops=forward.updated(freeze_vision=freeze_vision),
-            recomputed=forward.recomputed(freeze_vision=freeze_vision, remat=sizes.model.remat),
+            flops=forward.updated(backward),
+            recomputed=forward.recomputed(backward, remat=sizes.model.remat),
             parameter_bytes=2 * sizes.micro_batches * whole,
-            # Parameter, gradient and Adam's two moments are read, all but the gradient written.
-            state_bytes=sizes.minibatches * 7 * 4 * sizes.num_params,
+            # Of what is trained parameter, gradient and Adam's two moments are read, all but the gradient written.
+            state_bytes=sizes.minibatches * 7 * 4 * sizes.num_trained,
             cache_bytes=0,
             link_bytes=sizes.fsdp_minimum()
             + sizes.summed_bytes(forward.tokens, sums)
@@ -352,11 +348,12 @@ def least_seconds(sizes: Sizes, config: ml_collections.ConfigDict, chip: Chip) -
 
 def least_bytes(sizes: Sizes, config: ml_collections.ConfigDict) -> float:
     """Lower bound on one chip's memory: the larger of decoding and updating."""
-    numbers, tensor = sizes.num_params, sizes.mesh["tensor"]
-    kept = (16 if config.objective.kl_coef > 0 else 12) * numbers / (sizes.mesh["fsdp"] * tensor)
+    trained, parts = sizes.num_trained, sizes.mesh["fsdp"] * sizes.mesh["tensor"]
+    kept = _count_bytes(sizes.params) + 8 * trained  # Adam's two moments
+    kept += _count_bytes(reference_part(sizes.params)) if config.objective.kl_coef > 0 else 0
     keys = sizes.key_bytes(sizes.bucket[0]) + sizes.num_rollouts * sizes.key_bytes(sizes.response_len)
     keys += (1 + sizes.num_rollouts) * sizes.state_bytes
     decodes = sizes.sampler_bytes / sizes.decode_tensor
     decodes += sizes.prompts * keys / sizes.num_chips
-    updates = 4 * numbers / (sizes.mesh["fsdp"] * tensor) + sizes.activation_bytes()
-    return kept + max(decodes, updates)
+    updates = 4 * trained / parts + sizes.activation_bytes()
+    return kept / parts + max(decodes, updates)

@@ -24,6 +24,7 @@ from care_jax.inputs.batch import Example
 from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.planning import flops
 from care_jax.planning.chips import GIB, PEAKS
+from care_jax.planning.passes import Pass
 from care_jax.run.step_summary import Step
 from care_jax.stages.model import make_model_config
 from care_jax.structs import Array
@@ -59,15 +60,13 @@ class PromptSizes(NamedTuple):
         return PromptSizes(*(size * is_used for size in self))
 
 
-def useful_pass(sizes: flops.Sizes, prompts: PromptSizes, row_len: npt.ArrayLike) -> flops.Pass:
+def useful_pass(sizes: flops.Sizes, prompts: PromptSizes, row_len: npt.ArrayLike) -> Pass:
     """The forward pass over prompts and the rows [B, J] behind them, in their true length; 0 for a row left out."""
     lengths = np.asarray(row_len, np.float64)
     tokens, num_tokens = prompts.tokens, float(prompts.tokens.sum() + lengths.sum())
     pairs = np.sum(tokens * (tokens + 1) / 2) + np.sum(lengths * (tokens[:, None] + (lengths + 1) / 2))
     tower = sizes.tower_flops(*(float(np.sum(size)) for size in prompts[1:]))
-    return flops.Pass(
-        num_tokens, tower, sizes.decoder_flops(num_tokens, float(pairs)), 2 * float(lengths.sum()) * sizes.head
-    )
+    return Pass(num_tokens, tower, sizes.decoder_flops(num_tokens, float(pairs)), 2 * float(lengths.sum()) * sizes.head)
 
 
 def keys_read(prompts: PromptSizes, row_len: npt.ArrayLike) -> float:
@@ -134,9 +133,9 @@ class Speed:
     def update(
         self, prompts: PromptSizes, row_len: Int32[Array, "B J"], seconds: float, share: HostShare = ALL_ROWS
     ) -> dict[str, float]:
-        """Figures of `forward` with the backward pass, twice the work of the parts that it runs through."""
+        """Figures of `forward` with the backward pass, twice its work if all of the model is trained."""
         done = self._pass(prompts, row_len, share)
-        work = done.updated(freeze_vision=self._sizes.model.freeze_vision)
+        work = done.updated(self._sizes.backward)
         return self._figures("update", done.tokens, work, seconds)
 
     def decode(
@@ -163,11 +162,11 @@ class Speed:
             figures["speed/decode_bandwidth"] = read / seconds / self._peak.bytes_per_s
         return {name: float(value) for name, value in figures.items()}
 
-    def _pass(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], share: HostShare) -> flops.Pass:
+    def _pass(self, prompts: PromptSizes, row_len: Int32[Array, "B J"], share: HostShare) -> Pass:
         """The forward pass over the rows of all processes; a prompt without a row is left out."""
         used = prompts.only(np.any(row_len, axis=1))
         parts = share.exchange(list(useful_pass(self._sizes, used, row_len)))
-        return flops.Pass(*map(sum, zip(*parts, strict=True)))
+        return Pass(*map(sum, zip(*parts, strict=True)))
 
     def _figures(self, name: str, num_tokens: float, work: float, seconds: float) -> dict[str, float]:
         figures = {f"speed/{name}_tokens_per_s": num_tokens / seconds / self._num_devices}

@@ -22,7 +22,7 @@ from care_jax import config as config_lib
 from care_jax import files
 from care_jax.checkpoints.checkpointer import Checkpointer
 from care_jax.checkpoints.checksums import Sums
-from care_jax.checkpoints.initial_state import abstract_state, initial_state
+from care_jax.checkpoints.initial_state import abstract_state, initial_state, load_base
 from care_jax.data import loader
 from care_jax.errors import InputError
 from care_jax.evals.evaluator import Evaluator
@@ -249,18 +249,20 @@ def _open(
     processor, data, mesh = inputs.processor, inputs.data, inputs.mesh
     held.callback(data.close)
     optimizer = make_optimizer(config)
+    loaded = together(lambda: load_base(config, mesh, workdir))
     state = None
     if not any(exchange((workdir / "checkpoints").is_dir())):
-        state = together(lambda: initial_state(config, optimizer, mesh))
+        state = together(lambda: initial_state(config, optimizer, mesh, loaded))
     together(lambda: opening.lock(workdir, held))
     if is_first():
         warm_up.write_cache()
     verifier = Verifier.from_config(config, on_progress=supervisor.watchdog.beat)
-    checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC)
+    base = None if loaded is None else loaded.base
+    checkpointer = Checkpointer(workdir, keep_last=config.train.keep_last, best_metric=BEST_METRIC, base=base)
     if state is None:
-        state = checkpointer.restore(abstract_state(config, optimizer, mesh), data.iterator)
+        state = checkpointer.restore(abstract_state(config, optimizer, mesh, loaded), data.iterator)
     if state is None:  # killed before its first checkpoint
-        state = together(lambda: initial_state(config, optimizer, mesh))
+        state = together(lambda: initial_state(config, optimizer, mesh, loaded))
     profile.warn_if_past(int(state.step))
     checkpointer.warm_up(state)
     data.mark()

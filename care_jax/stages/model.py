@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from care_jax.errors import InputError
 from care_jax.models import ModelConfig, load_model_config
+from care_jax.models.model_config import LoraConfig
 from care_jax.parallel.mesh import create_device_mesh, fit_sizes
 
 
@@ -29,7 +30,8 @@ def make_model_config(
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
         attention=_attention(config, platform),
-        freeze_vision=config.model.freeze_vision,
+        freeze=tuple(config.model.freeze),
+        lora=LoraConfig.from_settings(config.model.lora.to_dict()),
         scan_decoding=platform == "tpu",
     )
 

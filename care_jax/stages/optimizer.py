@@ -33,26 +33,14 @@ def schedule_table(config: ml_collections.ConfigDict) -> np.ndarray:
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Clips the global norm, then AdamW; weight decay on matrices only. A frozen tower gets no update at all."""
+    """Clips the global norm, then AdamW; weight decay on matrices only."""
     o = config.optimizer
-
-    adamw = optax.chain(
+    return optax.chain(
         optax.clip_by_global_norm(o.clip_norm),
         optax.adamw(learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=_decayed),
     )
-    if not config.model.freeze_vision:
-        return adamw
-
-    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, _frozen_tower)
 
 
 def _decayed(params: QwenVL) -> QwenVL:
     """True where weight decay applies: matrices, except the learned position table, whose rows act as biases."""
     return map_params(lambda axes, _: is_matrix(axes) and "grid_cells" not in axes, params)
-
-
-def _frozen_tower(params: QwenVL) -> QwenVL:
-    """Labels of the parameters: the vision tower's are frozen, the others trained."""
-    labels = jax.tree.map(lambda _: "trained", params)
-    labels.visual = jax.tree.map(lambda _: "frozen", params.visual)
-    return labels

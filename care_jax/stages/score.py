@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import QwenVL
 from care_jax.models.layers import Embedding, Linear
 from care_jax.models.qwen_vl import logits
+from care_jax.models.trained import is_trained, reference_policy
 from care_jax.parallel.collectives import log_softmax, own_part, pick, rows_at, sum_parts, to_parts
 from care_jax.stages.streams import Packed, Stream
 from care_jax.structs import Array, Packing, Prompts, Rollouts, Scores, TrainBatch, Verdicts
@@ -93,7 +94,8 @@ def token_scores(
     hidden = jnp.pad(hidden.reshape(-1, width), ((0, padding), (0, 0))).reshape(num_chunks, chunk, width)
     ids = jnp.pad(token_ids.reshape(-1), (0, padding)).reshape(num_chunks, chunk)
     num_used = jnp.int32(num_chunks) if num_tokens is None else -(-num_tokens // chunk)
-    scores = _score_chunks(temperature, head, hidden, ids, num_used, jnp.asarray(forbidden_mask))
+    mask = jnp.asarray(forbidden_mask)
+    scores = _score_chunks(temperature, is_trained(head), head, hidden, ids, num_used, mask)
     return TokenScores(*(values.reshape(-1)[: token_ids.size].reshape(shape) for values in scores))
 
 
@@ -105,14 +107,14 @@ def _score_chunk(
     return pick(logprobs, ids), entropy_of(logprobs, forbidden_mask)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _score_chunks(
-    temperature: float, head: Any, hidden: Array, ids: Array, num_used: Array, forbidden_mask: Array
+    temperature: float, trains_head: bool, head: Any, hidden: Array, ids: Array, num_used: Array, forbidden_mask: Array
 ) -> tuple[Array, Array]:
     """Log-probs and entropy of the first `num_used` chunks of hidden [chunks, chunk, D] and ids [chunks, chunk].
 
     The others get zeros. The backward pass is written here: that of a loop with a condition would keep the head once
-    for each chunk.
+    for each chunk. A head that is not trained gets no gradient.
     """
 
     def step(index: Array, scores: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -126,21 +128,22 @@ def _score_chunks(
     return _loop(step, len(ids), num_used, (zeros, zeros))
 
 
-def _score_chunks_forward(temperature: float, *args: Any) -> tuple[tuple, tuple]:
-    return _score_chunks(temperature, *args), args
+def _score_chunks_forward(temperature: float, trains_head: bool, *args: Any) -> tuple[tuple, tuple]:
+    return _score_chunks(temperature, trains_head, *args), args
 
 
-def _score_chunks_backward(temperature: float, saved: tuple, gradient: tuple) -> tuple:
+def _score_chunks_backward(temperature: float, trains_head: bool, saved: tuple, gradient: tuple) -> tuple:
     head, hidden, ids, num_used, forbidden_mask = saved
+    trained = head if trains_head else None
 
     def step(index: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
-        def score(head: Any, states: Array) -> tuple[Array, Array]:
-            return _score_chunk(temperature, head, states, ids[index], forbidden_mask)
+        def score(trained: Any, states: Array) -> tuple[Array, Array]:
+            return _score_chunk(temperature, head if trained is None else trained, states, ids[index], forbidden_mask)
 
-        of_head, of_states = jax.vjp(score, head, hidden[index])[1](jax.tree.map(lambda x: x[index], gradient))
+        of_head, of_states = jax.vjp(score, trained, hidden[index])[1](jax.tree.map(lambda x: x[index], gradient))
         return jax.tree.map(jnp.add, total[0], of_head), jnp.asarray(total[1]).at[index].set(of_states)
 
-    zeros = jax.tree.map(jnp.zeros_like, (head, hidden))
+    zeros = jax.tree.map(jnp.zeros_like, (trained, hidden))
     return *_loop(step, len(ids), num_used, zeros), None, None, None
 
 
@@ -291,7 +294,7 @@ def batch_logprobs(
     temperature: float,
     chunk: int,
 ) -> Float32[Array, "B S R"]:
-    """Log-probs of a batch's packed rows under `model`, the reference policy's; 0 in the others."""
+    """Log-probs of a batch's packed rows under `model`; 0 in the others."""
     prompts, token_ids = rows_at((batch.prompts, batch.token_ids), packing.order)
     packed = Packed(prompts, token_ids, packing.streams)
 
@@ -303,3 +306,8 @@ def batch_logprobs(
 
     zeros: Array = jnp.zeros(batch.token_ids.shape, jnp.float32)
     return rows_at(packed.for_each(add, zeros), packing.home)
+
+
+def reference_logprobs(part: QwenVL, params: QwenVL, *args: Any, **options: Any) -> Float32[Array, "B S R"]:
+    """`batch_logprobs` of the reference policy, which is its own part and what is not trained of the params."""
+    return batch_logprobs(reference_policy(part, params), *args, **options)

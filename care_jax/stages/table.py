@@ -55,6 +55,7 @@ class Setup:
     forbidden_mask: Any  # [V] bool, an array or its shape
     image_spec: PatchSizes
     params: QwenVL  # shapes with shardings
+    reference: QwenVL | None = None  # trained.reference_part, as shapes with shardings; None: there is no KL
     num_forced: int = 0  # tokens of the longest forced prefix of a reflection
     # What is trained, as shapes with shardings, and how; None in an evaluation.
     state: TrainState | None = None
@@ -118,7 +119,7 @@ class Value:
 VALUES: dict[str, Value] = {
     "state": Value(state_specs, lasting=True),
     "params": Value(param_specs, lasting=True),  # the state's, not a copy
-    "reference": Value(param_specs, lasting=True),
+    "reference": Value(param_specs, lasting=True),  # the part of that policy that is none of the params'
     "forbidden_mask": Value(WHOLE, lasting=True),
     "unforced": Value(lasting=True),
     "key": Value(WHOLE, lasting=True),

@@ -21,6 +21,7 @@ from jaxtyping import Float32
 
 from care_jax.method.loss import Denominators, LossOutput, count_denominators
 from care_jax.models import QwenVL
+from care_jax.models.trained import combine, partition
 from care_jax.parallel.collectives import rows_at, sum_gradients, sum_rows
 from care_jax.parallel.sharding import ROWS, WHOLE, named, on_shards, param_specs
 from care_jax.stages.score import score_stream
@@ -83,11 +84,12 @@ def make_update(
 
     Minibatch m has the prompts m, m + minibatches, ... of each shard, so that every shard has some; the packing's parts
     are those. A micro-batch is one stream of the packing on each shard of the mesh (None: one device). The optimizer
-    works on parameters as they lie.
+    works on parameters as they lie. What is not trained has no gradient, and goes through as it is.
     """
 
     def loss_of(
-        params: QwenVL,
+        trained: QwenVL,
+        frozen: QwenVL,
         batch: TrainBatch,
         streams: Streams,
         denominators: Denominators,
@@ -96,7 +98,7 @@ def make_update(
         length: int,
     ) -> tuple[Array, dict[str, Array]]:
         stream, tokens, _ = score_stream(
-            params,
+            combine(trained, frozen),
             Packed(batch.prompts, batch.token_ids, streams),
             index,
             forbidden_mask,
@@ -112,14 +114,19 @@ def make_update(
         return output.loss, output.aux
 
     def gradient(
-        params: QwenVL, batch: TrainBatch, streams: Streams, minibatch: Array, forbidden_mask: Array
+        trained: QwenVL,
+        frozen: QwenVL,
+        batch: TrainBatch,
+        streams: Streams,
+        minibatch: Array,
+        forbidden_mask: Array,
     ) -> tuple[QwenVL, dict[str, Array]]:
         turn = jnp.arange(batch.row_mask.shape[0], dtype=jnp.int32)[:, None] % minibatches
         mine = dataclasses.replace(batch, row_mask=jnp.asarray(batch.row_mask) & (turn == minibatch))
         denominators = sum_rows(count_denominators(mine))
         streams = jax.tree.map(lambda x: jnp.asarray(x).reshape(minibatches, -1, *x.shape[1:])[minibatch], streams)
         packed = Packed(batch.prompts, batch.token_ids, streams)
-        given = params, batch, streams, denominators, forbidden_mask
+        given = trained, frozen, batch, streams, denominators, forbidden_mask
         grad = functools.partial(jax.grad(loss_of, has_aux=True), *given)
 
         def add(index: Array, length: int, total: tuple) -> tuple:
@@ -130,25 +137,27 @@ def make_update(
         grads, aux = packed.for_each(add, zeros)
         return sum_gradients(grads), sum_rows(aux)
 
-    def specs(params: QwenVL, *_: Any) -> tuple[tuple, Any]:
-        return (param_specs(params), ROWS, ROWS, WHOLE, WHOLE), (param_specs(params), WHOLE)
+    def specs(trained: QwenVL, frozen: QwenVL, *_: Any) -> tuple[tuple, Any]:
+        parts = param_specs(trained), param_specs(frozen)
+        return (*parts, ROWS, ROWS, WHOLE, WHOLE), (parts[0], WHOLE)
 
     gradient_of_all = on_shards(mesh, gradient, specs)
     divide = on_shards(mesh, rows_at, lambda *_: ((ROWS, ROWS), ROWS))
 
     def update(state: TrainState, batch: TrainBatch, packing: Packing, forbidden_mask: Array) -> UpdateOutput:
         groups = divide(batch, packing.order)
+        trained, frozen = partition(state.params)
 
         def step(carry: tuple, minibatch: Array) -> tuple[tuple, dict[str, Array]]:
-            params, opt_state = carry
-            grads, aux = gradient_of_all(params, groups, packing.streams, minibatch, forbidden_mask)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, opt_state), _metrics(aux) | {"grad_norm": optax.tree.norm(grads)}
+            trained, opt_state = carry
+            grads, aux = gradient_of_all(trained, frozen, groups, packing.streams, minibatch, forbidden_mask)
+            updates, opt_state = optimizer.update(grads, opt_state, trained)
+            trained = optax.apply_updates(trained, updates)
+            return (trained, opt_state), _metrics(aux) | {"grad_norm": optax.tree.norm(grads)}
 
         turns = jnp.arange(minibatches, dtype=jnp.int32)
-        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), turns)
-        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+        (trained, opt_state), metrics = jax.lax.scan(step, (trained, state.opt_state), turns)
+        state = TrainState(step=state.step + 1, params=combine(trained, frozen), opt_state=opt_state)
         return UpdateOutput(state=state, metrics=jax.tree.map(jnp.mean, metrics))
 
     return update

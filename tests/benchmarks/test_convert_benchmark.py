@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import child, convert
+from care_jax.run.stop import EXIT_CODE
 
 
+@pytest.mark.slow
 def test_figures_are_the_last_line_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a command that fails, a result that differs from the source, and gigabytes left behind."""
     figures = convert.main(["--folder", str(tmp_path), "--model", "tiny"])
@@ -28,6 +30,11 @@ def test_memory_is_that_of_the_command_alone() -> None:
     assert child.run([sys.executable, "-c", "pass"]).peak_gib < 0.1 < ballast.nbytes / 2**30
     with pytest.raises(ValueError, match="ended with exit code 3"):
         child.run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_a_stopped_run_is_no_failure() -> None:
+    """Catches a copy of the exit code that is no longer a stopped run's."""
+    child.run([sys.executable, "-c", f"raise SystemExit({EXIT_CODE})"])
 
 
 def test_a_difference_is_noticed(tmp_path: Path) -> None:

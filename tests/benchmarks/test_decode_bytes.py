@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks import decode_bytes
 
 
+@pytest.mark.slow
 def test_a_step_reads_what_it_must(tmp_path: Path, capsys):
     """Catches a count of the wrong loop or of too few bytes, and logits that are mostly padding after a gather.
 

@@ -10,9 +10,10 @@ import pytest
 from benchmarks.faults import models
 from benchmarks.faults.outcomes import Case, Outcome, run_case
 from care_jax.checkpoints.load import load_params
+from tests.marks import slow_but
 
 
-@pytest.fixture(params=models.MODEL_TYPES)
+@pytest.fixture(params=slow_but(["qwen3_vl"], models.MODEL_TYPES))
 def sound(request, tmp_path) -> dict[str, bytes]:
     """The files of a sound folder of each family."""
     folder = models.write_tiny(tmp_path / "sound", request.param)
@@ -44,6 +45,7 @@ def test_a_wrong_reading_is_seen(sound, tmp_path, monkeypatch):
     assert outcome(tmp_path / "used", sound, models.weights_are_right) is Outcome.WRONG
 
 
+@pytest.mark.slow
 def test_damaged_files_are_right_or_refused(tmp_path):
     """Catches a traceback of a reader; a few of the cases, the benchmark runs all."""
     results = [run_case(case) for case in models.model_folders(tmp_path, 12, seed=3)]

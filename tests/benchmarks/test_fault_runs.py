@@ -13,6 +13,7 @@ from benchmarks.faults.outcomes import Outcome, run_case, run_cases
 from care_jax.run import metrics_writer
 
 
+@pytest.mark.slow
 def test_damaged_run_folders_are_resumed_rightly_or_refused(tmp_path: Path) -> None:
     """Catches a traceback, or a run that goes on from something else than what json and NumPy read."""
     results = list(run_cases(runs.runs(tmp_path, 8, 5)))
@@ -20,6 +21,7 @@ def test_damaged_run_folders_are_resumed_rightly_or_refused(tmp_path: Path) -> N
     assert {result.outcome for result in results} <= {Outcome.RIGHT, Outcome.REFUSED}, results
 
 
+@pytest.mark.slow
 def test_a_wrong_resumption_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a section that counts whatever happens as right."""
     past = b'{"step": 1}\n{"step": 9}\n'

@@ -11,6 +11,7 @@ from benchmarks import host
 SIZES = {"prompts": 4, "hosts": 2, "rollouts": 4, "response_len": 1200, "steps": 1, "times": 2, "vocabulary": 3000}
 
 
+@pytest.mark.slow
 def test_figures_of_a_tiny_batch(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a stage that cannot run or does nothing, and a last line that is no JSON."""
     figures = host.main([f"--{name}={size}" for name, size in SIZES.items()])

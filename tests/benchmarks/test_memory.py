@@ -20,6 +20,7 @@ def promotion() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_no_logits_of_all_tokens_and_growth_as_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a head that is not chunked, or whose chunks are kept for the backward pass."""
     figures = memory.main(FLAGS)
@@ -31,6 +32,7 @@ def test_no_logits_of_all_tokens_and_growth_as_predicted(capsys: pytest.CaptureF
     assert figures["bytes_per_token"] < figures["logits_bytes_per_token"] / 10
 
 
+@pytest.mark.slow
 def test_a_head_over_all_tokens_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a check that cannot fail: it must reject one chunk as long as all tokens."""
     args = memory.parse(FLAGS)

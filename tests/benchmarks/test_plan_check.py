@@ -23,6 +23,7 @@ def promotion() -> Iterator[None]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("promotion")
 def test_a_small_run_is_compared_stage_by_stage(
     cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -31,6 +31,7 @@ def promotion() -> Iterator[None]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.mark.slow
 def test_only_the_block_of_the_config_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches figures of another config or slice, a block that is lost, and text that is written over."""
     config, document = tmp_path / "small.py", tmp_path / "planning.md"
@@ -57,14 +58,14 @@ def test_only_the_block_of_the_config_is_written(tmp_path: Path, monkeypatch: py
 def test_the_document_has_blocks_that_the_command_finds() -> None:
     """Catches a comment edited so that its figures are not written again, another layout, and another model's size."""
     blocks = list(plans._BLOCK.finditer(DOCUMENT.read_text()))
-    assert len(blocks) == DOCUMENT.read_text().count("<!-- python") == 7
+    assert len(blocks) == DOCUMENT.read_text().count("<!-- python") == 8
     for block in blocks:
         header, *rows = (line for line in block[0].splitlines() if line.startswith((" ", "rollout", "score", "update")))
         assert header == " " * 9 + "".join(f" {part}" for part in plans.PARTS) + "  peak"
         assert {len(row) for row in rows} == {len(header)}
         config = load_config(block["config"])
         sizes = flops.Sizes.of(config, planned_model(config), (2048, 4096), {"data": 1, "fsdp": 1, "tensor": 1})
-        assert f"\n\n{plans.size_of(sizes.num_params)}\n\n" in block[0]
+        assert f"\n\n{plans.size_of(sizes)}\n\n" in block[0]
 
 
 def test_a_config_that_the_document_lacks_is_refused(tmp_path: Path) -> None:

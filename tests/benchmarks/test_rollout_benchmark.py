@@ -19,6 +19,7 @@ TINY_TUNIX = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_figures_of_tiny_rollouts(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a side that cannot run, responses that do not end on their own, and a last line that is no JSON."""
     sizes = {"layers": 1, "width": 128, "vocab": 288, "prompt_len": 40, "response_len": 32, "tail_prompts": 2}
@@ -30,6 +31,7 @@ def test_figures_of_tiny_rollouts(capsys: pytest.CaptureFixture[str]) -> None:
     assert min(value for name, value in figures.items() if name.endswith("ratio")) > 0
 
 
+@pytest.mark.slow
 def test_our_side_of_the_comparison_with_tunix(tmp_path: Path) -> None:
     """Catches a job of another size than theirs, and an update that changes nothing."""
     args = peer_tunix.parse(TINY_TUNIX)
@@ -45,6 +47,7 @@ def test_our_side_of_the_comparison_with_tunix(tmp_path: Path) -> None:
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ def flags(**changes: int) -> list[str]:
     return [f"--{name}={value}" for name, value in {**TINY, **changes}.items()]
 
 
+@pytest.mark.slow
 def test_figures_of_a_tiny_step(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a side that leaves a stage out or computes other rows, and a last line that is no JSON."""
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam

@@ -250,6 +250,7 @@ def test_plan_has_the_seeds_of_every_arm() -> None:
     assert not seeds("care_long", "probe")
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_runs_and_goes_on(tmp_path: Path) -> None:
     """Catches a run that is made twice, a record that lacks what the page needs, and a page that loads from a host."""
 

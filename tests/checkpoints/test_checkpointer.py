@@ -189,6 +189,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tiny_model, tmp
         assert (run / "checkpoints" / "2.damaged").is_dir(), damage
 
 
+@pytest.mark.slow
 def test_training_past_a_damaged_checkpoint_saves_it_anew(tiny_model, tmp_path, capfd):
     """Catches a save that meets the damaged one's name, and one that is damaged twice."""
     save(tmp_path, tiny_model, {1: None, 2: None}).close()
@@ -232,6 +233,7 @@ def test_damaged_parameters_are_not_loaded(tiny_model, tmp_path):
         load_params(tmp_path)
 
 
+@pytest.mark.slow
 def test_checksums_see_every_bit_and_no_mesh(tiny_model):
     """Catches a checksum that two errors cancel in, that an order of summation or a division over devices changes."""
     state = state_at(tiny_model, 1)
@@ -379,6 +381,7 @@ OTHER_SHAPES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_files_of_another_form_are_damage_too(tiny_model, tmp_path, capfd):
     """Catches a traceback at a position or a checksum that is JSON, and of another type than what is expected there."""
     save(tmp_path / "whole", tiny_model, {1: None, 2: None}).close()
@@ -392,6 +395,7 @@ def test_files_of_another_form_are_damage_too(tiny_model, tmp_path, capfd):
         assert "step 2 is damaged (" in told, (damage, told)
 
 
+@pytest.mark.slow
 def test_another_model_is_not_called_damaged(tiny_model, tiny_folder, tmp_path):
     """Catches a sound checkpoint that is set aside since model.folder has changed, and a message that says so."""
     save(tmp_path, tiny_model, {1: None, 2: None}).close()

@@ -13,9 +13,10 @@ from care_jax.checkpoints import load
 from care_jax.convert import check_parity, hf_to_jax
 from tests import weights
 from tests.families import FAMILIES
+from tests.marks import slow_but
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(["qwen3_vl"], FAMILIES))
 def test_each_difference_is_found_in_its_stage(tiny_folder, tmp_path, family):
     """Catches a comparison that skips tensors, rounds, forgets the sign of zero, or lets a NaN pass for 0."""
     source = weights.make_source(family, tiny_folder, tmp_path / "source", tied=False, dtype=torch.bfloat16)

@@ -158,6 +158,7 @@ def test_exported_folder_loads_in_transformers(tiny_folder, tmp_path, caplog, fa
     weights.assert_same_bits({mapping.hub_name(name): value for name, value in model.state_dict().items()}, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folder_without_weights_gets_the_names_that_transformers_writes(tiny_folder, tmp_path, family):
     """Catches a default layout that drifts from what transformers itself saves."""

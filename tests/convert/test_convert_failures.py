@@ -137,6 +137,7 @@ def test_out_folders_that_are_refused(good, tmp_path):
             jax_to_hf.convert(params, source, out, overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(good, tmp_path):
     """Catches a traceback of the library that writes, and gigabytes left on a disk that has none."""
     told = run(FULL, good / "source", good / "params", tmp_path / "out")
@@ -156,6 +157,7 @@ def test_too_little_space_is_told_before_anything_is_written(good, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["in", "out"])
 def test_what_a_kill_leaves_is_refused_and_the_same_command_succeeds(good, tmp_path, direction):
     """Catches a checkpoint or a model folder that looks finished and is not, and one that blocks the next try."""

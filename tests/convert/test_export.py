@@ -152,6 +152,7 @@ def _pixel_limits(folder: Path) -> list[int]:
     return [size["shortest_edge"], size["longest_edge"]]
 
 
+@pytest.mark.slow
 def test_the_export_is_as_good_in_transformers(
     small_task: SmallTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

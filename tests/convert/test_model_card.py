@@ -69,9 +69,9 @@ def test_the_figures_are_the_runs(tmp_path: Path) -> None:
     assert "| a\\|b | 0.250 | 0.500 |  |" in text
     assert "| mean | 0.250 ± 0.040 (n=375) | 0.500 (n=375) | 0.750 (n=1500) |" in text
     assert "0.125" not in text
-    assert "| steps | 20 of 200 |" in text
+    assert f"| steps | 20 of {demo.get_config().train.steps} |" in text
     assert "| responses a prompt | 8 |" in text
-    assert "| learning rate | 0.00015, linear |" in text
+    assert f"| learning rate | {demo.get_config().optimizer.lr:g}, linear |" in text
 
 
 def test_the_objective_is_named_with_what_differs(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_a_missing_head_says_what_to_set(source, tmp_path):
     assert "set tie_word_embeddings to true" in refusal(lambda: hf_to_jax.convert(source, tmp_path / "params"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix", ["model.", "module.", "_orig_mod.", "base_model.model.", "module._orig_mod.model.", "module.module."]
 )

@@ -161,5 +161,6 @@ def test_more_rows_than_are_looked_at(tiny_processor: Processor, tmp_path: Path)
     """Catches a start that measures 40,000 rows, and a count of some that passes for a count of all."""
     source = _source(tmp_path, *[{}] * 7)
     (account,) = take_account(source, tiny_processor, response_len=64, cue=CUE, learns_traces=True, most_rows=3)
-    assert account.lines()[0] == f"data {tmp_path / 'mine.jsonl'}: 3 of 3 looked at, of 7, rows are usable"
+    usable = "3 of 3 rows are usable (7 in all, of which these are a sample)"
+    assert account.lines()[0] == f"data {tmp_path / 'mine.jsonl'}: {usable}"
     account.require(4)  # some are usable, and the rest is not known

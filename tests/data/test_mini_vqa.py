@@ -29,6 +29,7 @@ from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
 from care_jax.inputs.processor import make_processor
 from care_jax.inputs.responses import encode_trace
 from care_jax.structs import Record
+from tests.marks import slow_but
 
 
 def difficulty(**knobs: Any) -> Difficulty:
@@ -39,24 +40,30 @@ def difficulty(**knobs: Any) -> Difficulty:
 DEFAULT, SMALL = difficulty(), difficulty(num_train=90, num_heldout=30)
 
 
+@pytest.fixture(scope="module", params=slow_but([12_000], [12_000, DEFAULT.num_train]))
+def wanted(request: pytest.FixtureRequest) -> Difficulty:
+    """The defaults, and the same with fewer records."""
+    return difficulty(num_train=request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default data set, built once."""
+def folder(wanted: Difficulty, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set, built once."""
     path = tmp_path_factory.mktemp("mini_vqa")
-    mini_vqa.build(path, DEFAULT)
+    mini_vqa.build(path, wanted)
     return path
 
 
 @pytest.fixture(scope="module")
-def train(folder: Path) -> list[Record]:
+def train(wanted: Difficulty, folder: Path) -> list[Record]:
     """All train records."""
-    return list(mini_vqa.open_split(folder, "train", DEFAULT))
+    return list(mini_vqa.open_split(folder, "train", wanted))
 
 
 @pytest.fixture(scope="module")
-def heldout(folder: Path) -> list[Record]:
+def heldout(wanted: Difficulty, folder: Path) -> list[Record]:
     """All held-out records."""
-    return list(mini_vqa.open_split(folder, "heldout", DEFAULT))
+    return list(mini_vqa.open_split(folder, "heldout", wanted))
 
 
 def _of(records: list[Record], skill: str) -> list[Record]:
@@ -69,16 +76,18 @@ def _pixels(record: Record) -> np.ndarray:
     return np.asarray(image)[:, :, 0]
 
 
-def test_sizes_and_balance(train: list[Record], heldout: list[Record]) -> None:
+def test_sizes_and_balance(wanted: Difficulty, train: list[Record], heldout: list[Record]) -> None:
     """Catches a skill that is missing or too rare, and records written twice."""
-    assert (len(train), len(heldout)) == (40_000, 1_500)
+    assert (len(train), len(heldout)) == (wanted.num_train, 1_500)
+    assert DEFAULT.num_train == 40_000
     for records in (train, heldout):
         counts = collections.Counter(record.source for record in records)
         assert set(counts) == {"digits", "chart", "geometry"}
         assert max(counts.values()) - min(counts.values()) <= 1
-    assert len({record.id for record in train + heldout}) == 41_500
+    assert len({record.id for record in train + heldout}) == wanted.num_train + 1_500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", study.TASKS)
 def test_every_trace_and_answer_of_the_study_fits(task: str) -> None:
     """Catches a length that leaves out the traces which teach a repair, the longest, or cuts right answers off."""
@@ -311,6 +320,7 @@ def test_order_of_the_records(tmp_path: Path) -> None:
     assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "de5d44d6513844c6"
 
 
+@pytest.mark.slow
 def test_killed_build_does_not_look_finished(tmp_path: Path) -> None:
     """Catches half-written data being taken for whole after a kill -9."""
     script = f"""
@@ -351,10 +361,10 @@ def test_two_builds_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not [path for path in tmp_path.rglob("*") if "incomplete" in path.name]
 
 
-def test_build_twice_changes_nothing(folder: Path) -> None:
+def test_build_twice_changes_nothing(wanted: Difficulty, folder: Path) -> None:
     """Catches a second run that builds again."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*record*")}
-    mini_vqa.build(folder, DEFAULT)
+    mini_vqa.build(folder, wanted)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.*record*")}
     assert len(before) == 2
 

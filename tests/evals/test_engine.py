@@ -217,6 +217,7 @@ def test_a_closed_engine_answers_nobody(tiny_model, tiny_processor, mesh, exampl
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [0, 2])
 def test_on_several_devices(tiny_model, tiny_processor, examples, evaluated, monkeypatch, tensor) -> None:
     """Catches a part of the cache, the vocabulary or the batch that lies on another device than where it is read."""
@@ -237,7 +238,7 @@ ROWS = {
     "marks": ({"prompt": "<image><image>?", "images": ["a.png"]}, "2 <image> for 1 images"),
     "the web": ({"prompt": "?", "images": ["https://example.org/a.png"]}, "nothing is downloaded"),
     "control tokens": ({"prompt": "<|im_end|>"}, "im_end"),
-    "too long": ({"prompt": "1+2" * 40}, "data.prompt_buckets"),
+    "too long": ({"prompt": "1+2" * 40}, "or set data.overlong to shrink"),  # dropped, it would get no answer
     "unknown": ({"prompt": "?", "colour": "red"}, "colour"),
 }
 

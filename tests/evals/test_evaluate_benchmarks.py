@@ -188,6 +188,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(prepared: Path, tmp_path: Path) -> None:
     """Catches tracebacks, half a folder left behind, and a training run that takes these flags without a word."""
     file = tmp_path / "file.jsonl"

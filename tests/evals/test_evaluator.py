@@ -68,6 +68,7 @@ def test_greedy(small_task: SmallTask, tmp_path: Path) -> None:
     assert last["eval/accuracy/mean"] == results["eval/accuracy/mean"]
 
 
+@pytest.mark.slow
 def test_pass_at_k(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches samples that are all the same, and pass@k taken for the mean or the reverse."""
     results, records = _evaluate(small_task, tmp_path / "run", eval__num_samples=2)

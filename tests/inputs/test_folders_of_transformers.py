@@ -19,6 +19,7 @@ from care_jax.models import load_model_config
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Record
 from tests.families import edit_json, make_folder
+from tests.marks import slow_but
 from tests.pictures import encode, picture
 
 WRITTEN = Path(__file__).parents[1] / "written_by_transformers"
@@ -34,7 +35,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(params=RELEASES, ids="-".join)
+@pytest.fixture(params=slow_but(RELEASES[-2:], RELEASES), ids="-".join)
 def folders(request, tiny_folder, tmp_path) -> tuple[Path, Path]:
     """The source in the hub's layout, and what the release made of it, with the same tokenizer."""
     release, family = request.param

@@ -24,6 +24,7 @@ from care_jax.structs import Record
 from tests.families import edit_json
 from tests.pictures import encode, picture
 
+SLOW = pytest.mark.slow
 DEFAULTS = {
     "response_format": dataclasses.replace(ANSWER_TAGS, request="\nAnswer."),
     "prompt_buckets": (64, 512),
@@ -327,8 +328,12 @@ def test_missing_files_are_named(tiny_folder, tmp_path, missing):
     ("name", "text", "message"),
     [
         ("tokenizer.json", "{", "model has unreadable tokenizer files"),
-        ("chat_template.jinja", "{% for x in %}", "model has a chat template that cannot be rendered"),
-        ("chat_template.jinja", "{{ messages[0].content }}", "renders 0 image tokens where 1 is needed"),
+        pytest.param(
+            "chat_template.jinja", "{% for x in %}", "model has a chat template that cannot be rendered", marks=SLOW
+        ),
+        pytest.param(
+            "chat_template.jinja", "{{ messages[0].content }}", "renders 0 image tokens where 1 is needed", marks=SLOW
+        ),
         ("chat_template.json", "{}", "chat_template.json has no field 'chat_template'"),
     ],
 )
@@ -413,8 +418,8 @@ def test_answers_stop_where_the_template_ends_a_turn(tiny_folder, tmp_path, caps
     ("template", "end"),
     [
         ("{{ m.content if m.content is string else m.content[0].text or '<|image_pad|>' }}<|endoftext|>", 272),
-        ("<|im_start|>{{ m.content[0].text or '<|image_pad|>' }}\n<|im_end|>\n", 274),
-        ("{{ '<|image_pad|>' if m.role == 'user' else m.content + '<|vision_pad|>' }}", 277),
+        pytest.param("<|im_start|>{{ m.content[0].text or '<|image_pad|>' }}\n<|im_end|>\n", 274, marks=SLOW),
+        pytest.param("{{ '<|image_pad|>' if m.role == 'user' else m.content + '<|vision_pad|>' }}", 277, marks=SLOW),
     ],
     ids=["another token", "a line before it", "an answer that is a string"],
 )
@@ -428,8 +433,10 @@ def test_the_end_is_that_of_the_template(tiny_folder, tmp_path, template, end):
 @pytest.mark.parametrize(
     "template",
     [
-        "<|image_pad|>",
-        "{% for m in messages %}{% if m.role == 'user' %}<|image_pad|>{% endif %}<|im_end|>{% endfor %}",
+        pytest.param("<|image_pad|>", marks=SLOW),
+        pytest.param(
+            "{% for m in messages %}{% if m.role == 'user' %}<|image_pad|>{% endif %}<|im_end|>{% endfor %}", marks=SLOW
+        ),
         "{% for m in messages %}{{ m.content if m.content is string else '<|image_pad|>' }}\n{% endfor %}",
     ],
     ids=["no turns", "no answers", "no end"],
@@ -448,9 +455,12 @@ def test_a_template_that_does_not_end_a_turn_is_refused(tiny_folder, tmp_path, t
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 7 ** (9 ** 9) }}",
-        "{% set ns = namespace(x='a' * 99999) %}{% for i in range(99999) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        pytest.param("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", marks=SLOW),
+        pytest.param("{{ 7 ** (9 ** 9) }}", marks=SLOW),
+        pytest.param(
+            "{% set n = namespace(x='a' * 99999) %}{% for i in range(99999) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            marks=SLOW,
+        ),
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
     ids=["loops", "a power", "memory", "recursion"],
@@ -517,6 +527,7 @@ def test_json_that_is_no_object_is_refused(tiny_folder, tmp_path, name, text):
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "value"),
     [

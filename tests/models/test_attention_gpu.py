@@ -23,6 +23,7 @@ from care_jax.models import abstract_model, attention, cudnn
 from care_jax.models.cache import KeyValues, Prefix
 from care_jax.stages.model import make_model_config
 from care_jax.stages.rollout import Sampling, generate, nothing_forced
+from tests.marks import slow_but
 
 B, J, H, N, C = 2, 3, 4, 2, 16
 
@@ -174,7 +175,7 @@ def test_windows(is_full):
     compare(attend, images > 0, *draw(*[(B, length, H, C)] * 3))
 
 
-@pytest.mark.parametrize("num_new", [1, 3])
+@pytest.mark.parametrize("num_new", slow_but([3], [1, 3]))
 @pytest.mark.usefixtures("by_products")
 def test_new_tokens(num_new):
     """Catches query heads that read another head's keys, slots that are not filled yet, and a hole among them."""

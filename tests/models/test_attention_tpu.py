@@ -19,12 +19,13 @@ from jax.sharding import AxisType
 from care_jax.config import base
 from care_jax.models import attention, splash
 from care_jax.stages.model import make_model_config
+from tests.marks import slow_but
 
 B, H, N, C = 2, 4, 2, 20  # two query heads a key/value head; no channel count of a power of two
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=slow_but(["float32"], ["float32", "bfloat16"]))
 def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
     """The type of q, k and v."""
     return jnp.dtype(request.param)
@@ -117,7 +118,7 @@ def implementations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     return ("xla",)
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", slow_but(["across blocks"], STREAMS))
 def test_packed(dtype, name, implementations):
     """Catches a branch that sees another one, a group that sees its neighbour, and heads of the wrong query heads.
 
@@ -148,7 +149,7 @@ def test_prompt(dtype):
     check(dtype, qkv, visible, np.ones((B, length), bool), attention.causal_attention)
 
 
-@pytest.mark.parametrize("image_len", [None, 200])
+@pytest.mark.parametrize("image_len", slow_but([200], [None, 200]))
 @pytest.mark.parametrize("is_full", [True, False], ids=["images", "windows"])
 def test_images(dtype, is_full, image_len, implementations):
     """Catches windows of which a part is in a block that is skipped, and images that see each other or padding."""
@@ -183,7 +184,7 @@ def test_on_shards():
     np.testing.assert_array_equal(jax.jit(divided)(*qkv), jax.jit(attend)(*qkv))
 
 
-@pytest.fixture(params=["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.fixture(params=slow_but(["v5e:2x2"], ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"]))
 def chip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> jax.Device:
     """One that can be compiled for, without having it; blocks as large as they really are."""
     monkeypatch.undo()

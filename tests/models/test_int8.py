@@ -76,6 +76,7 @@ def setup_of(*shape: int, tensor: int = 0) -> Setup:
     return estimate.planned_setup(c, estimate.planned_model(c), mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "tensor"), [((1, 1, 2), 0), ((1, 2, 2), 0), ((1, 4, 1), 2)], ids=str)
 def test_every_mesh_has_the_same_numbers(tiny_model, shape, tensor):
     """Catches scales of one device's part of an output's weights, and parts that are put together in another order."""

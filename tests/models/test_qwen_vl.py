@@ -29,6 +29,7 @@ from care_jax.stages import rollout
 from care_jax.structs import Prompts, Record, Video
 from tests import weights
 from tests.families import FAMILIES, make_folder, random_oracle
+from tests.marks import slow_but
 from tests.oracle import layer_of
 from tests.packings import branch_logprobs, make_packing
 from tests.pictures import encode, frames_of, hub_order, hub_video, picture, question
@@ -200,7 +201,7 @@ def assert_close(ours: jax.Array, expected: np.ndarray, tolerance: float, stage:
     np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance, err_msg=stage)
 
 
-@pytest.mark.parametrize("case", [*CASES, ALL])
+@pytest.mark.parametrize("case", slow_but([ALL], [*CASES, ALL]))
 def test_prompts_equal_transformers(family, case):
     """Catches windows, rotary sections, deepstack layers, biases, norms, activations and positions that differ.
 
@@ -234,6 +235,7 @@ def test_prompts_equal_transformers(family, case):
         assert_close(ours.logits[b, :length], theirs["logits"][0], LOGIT_TOLERANCE, name)
 
 
+@pytest.mark.slow
 def test_a_whole_forward_is_its_stages(family):
     """Catches deepstack features that the layer scan adds after another layer or not at all."""
     _, model, processor, _ = family
@@ -244,6 +246,7 @@ def test_a_whole_forward_is_its_stages(family):
     assert_close(model.prefill(prompts).last_hidden, expected, STATE_TOLERANCE, "prefill")
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_as_near_as_transformers(family):
     """Catches rotary angles or logits that are computed in bfloat16, which trains, and trains another model."""
     oracle, model, processor, rows = family
@@ -324,6 +327,7 @@ def test_gradients_equal_transformers(family):
     assert max(off.values()) <= GRADIENT_TOLERANCE, sorted(off.items(), key=lambda item: -item[1])[:5]
 
 
+@pytest.mark.slow
 def test_text_alone_has_finite_gradients(family):
     """Catches NaN from softmax over patches that are all padding, where a batch holds no image at all."""
     _, model, processor, _ = family

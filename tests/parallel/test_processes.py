@@ -119,6 +119,7 @@ def kill_one(task: SmallTask, workdir: Path, *, killed: int, after: int) -> None
     assert [line.startswith(f"error: process {1 - killed} of 2") for line in ours] == [True] * len(ours), told
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: Path, tmp_path: Path) -> None:
     """Catches processes that train on other examples, parameters or random keys than one alone.
 
@@ -178,6 +179,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_all(tmp_path_factory.mktemp("benchmarks"))
 
 
+@pytest.mark.slow
 def test_processes_tell_each_other(cached: SmallTask, prepared: Path, tmp_path: Path) -> None:
     """Catches values of the wrong process or cut off, work left out or done twice, and an error that only one knows.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -24,24 +25,33 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.stages.model import mesh_sizes
 from care_jax.stages.optimizer import make_optimizer
+from care_jax.stages.train_state import TrainState
 from tests import families
 from tests.end_to_end import finish, start
-from tests.on_shards import APART, CHUNK, MESHES, R, S
+from tests.marks import slow_but
+from tests.on_shards import APART, CHUNK, LORA_MESHES, MESHES, QUICK, QWEN3_5_MESHES, R, S
 
-CASES = (*(f"qwen2_5_vl {mesh}" for mesh in MESHES), "qwen3_vl 2x2x2", "qwen3_5 2x2x2", "qwen3_5 1x8x1")
+LORA_CASES = tuple(f"qwen2_5_vl_lora {mesh}" for mesh in LORA_MESHES)
+QWEN3_5_CASES = tuple(f"qwen3_5 {mesh}" for mesh in QWEN3_5_MESHES)
+CASES = slow_but(
+    [f"qwen2_5_vl {QUICK}"],
+    [*(f"qwen2_5_vl {mesh}" for mesh in MESHES), f"qwen3_vl {QUICK}", *QWEN3_5_CASES, *LORA_CASES],
+)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The findings of tests/on_shards.py; one process for all meshes."""
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The findings of tests/on_shards.py; one process for all meshes, or for one if no slow test is selected."""
     folder = tmp_path_factory.mktemp("on_shards")
+    ours = [item for item in request.session.items if item.path == request.path]
+    quick = [] if any(item.get_closest_marker("slow") for item in ours) else ["--quick"]
     xla_flags = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=500"
     extra = {
         "XLA_FLAGS": xla_flags,  # eight threads meet late on a machine with other work
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
     }
-    ended = finish(start("tests.on_shards", str(folder), cache=folder / "cache", extra=extra), seconds=600)
+    ended = finish(start("tests.on_shards", str(folder), *quick, cache=folder / "cache", extra=extra), seconds=600)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -71,7 +81,8 @@ def test_rollouts_are_those_of_one_device(found: dict[str, Any], case: str) -> N
     assert mesh["logprobs"] <= 1e-4
 
 
-@pytest.mark.parametrize("case", [*(f"qwen2_5_vl {shape}" for shape in APART), "qwen3_5 1x8x1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*(f"qwen2_5_vl {mesh}" for mesh in APART), "qwen3_5 1x8x1", "qwen2_5_vl_lora 2x4x1"])
 def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, Any], case: str) -> None:
     """Catches keys of other heads or prompts, parts of parameters in the wrong order, and rollouts of other chips."""
     mesh = found["meshes"][case]
@@ -113,7 +124,7 @@ def test_arrays_are_divided_and_groups_are_not(found: dict[str, Any], case: str)
     data, fsdp, tensor = (int(size) for size in case.split()[1].split("x"))
     assert mesh["groups_whole"]
     assert mesh["rows_of_a_shard"] == 8 // (data * fsdp)
-    whole = found["meshes"]["qwen2_5_vl 8x1x1"]["kernel_part"] if "2_5" in case else 4 * 96 * 192
+    whole = found["sizes"]["kernel"] if "2_5" in case else 4 * 96 * 192
     assert mesh["kernel_part"] * fsdp * tensor == whole
 
 
@@ -146,6 +157,7 @@ def test_logits_are_made_a_chunk_at_a_time(found: dict[str, Any], case: str) -> 
     assert CHUNK <= mesh["vocabulary_rows"] < mesh["rows_of_a_shard"] * S * R
 
 
+@pytest.mark.slow
 def test_gradients_are_summed_where_they_are_kept(found: dict[str, Any]) -> None:
     """Catches gradients that are summed whole on every device, in place of to the parts that it keeps."""
     all_collectives = found["meshes"]["qwen2_5_vl 1x8x1"]["collectives"]
@@ -155,6 +167,7 @@ def test_gradients_are_summed_where_they_are_kept(found: dict[str, Any]) -> None
     assert max(math.prod(shape) for shape in sums) <= vectors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["8x1x1 2x4x1", "1x4x1 1x2x1", "converted 2x4x1"])
 def test_a_run_goes_on_on_another_mesh(found: dict[str, Any], change: str) -> None:
     """Catches parts of parameters or moments that are restored to other places."""
@@ -259,9 +272,9 @@ def test_a_slice_of_a_stack_keeps_the_axes_of_a_layer(tiny_folder: Path, tmp_pat
 def test_what_an_optimizer_keeps_is_divided_like_the_parameters(tiny_folder: Path, tmp_path: Path) -> None:
     """Catches moments that every device holds whole, and a frozen tower's that are looked for and are not there."""
     model = tiny("qwen2_5_vl", tiny_folder, tmp_path)
-    config = config_lib.base()
-    config.model.freeze_vision = True
-    state = jax.eval_shape(make_optimizer(config).init, model)
+    model = models.abstract_model(dataclasses.replace(model.config, freeze=("vision", "merger")))
+    optimizer = make_optimizer(config_lib.base())
+    state = jax.eval_shape(lambda params: TrainState.start(params, optimizer), model).opt_state
     specs = models.params_to_dict(sharding.param_specs(model))
     kept = [
         (sharding.param_name(path), spec)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import padded
 from care_jax import config as config_lib
 from care_jax import models
-from care_jax.models.model_config import parse_model_config
+from care_jax.models.model_config import LoraConfig, parse_model_config
 from care_jax.models.published import published_config
 from care_jax.planning import flops
 from care_jax.planning.chips import CHIPS
@@ -138,3 +138,24 @@ def test_floors_scale_with_the_slice():
     assert floors[0]["links"] == 0 < floors[1]["links"]
     assert flops.least_seconds(two, config, CHIPS["v5p"]) < flops.least_seconds(one, config, CHIPS["v5p"])
     assert flops.least_bytes(two, config) < flops.least_bytes(one, config)
+
+
+def test_adapters_leave_out_the_work_of_what_is_not_trained():
+    """Catches gradients, moments or a backward pass that are counted for weights beneath adapters, or not for these."""
+    full = sizes_of("Qwen2.5-VL-7B")
+    lora = LoraConfig(rank=64, alpha=64.0, rank_stabilised=False, targets=("layers.*",))
+    model = dataclasses.replace(full.model, lora=lora)
+    config = config_lib.base()
+    config.model.lora.rank, config.objective.kl_coef = 64, 1e-2
+    sizes = flops.Sizes.of(config, model, full.bucket, ONE)
+    adapters = 28 * 64 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944))
+    assert sizes.num_trained == adapters == sizes.num_params - full.num_params
+    base = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    assert sizes.backward == pytest.approx((0.0, 1 + adapters / (base + adapters), 1.0))
+    assert full.backward == (2.0, 2.0, 2.0)
+    work, of_full = flops.step_work(sizes, config)["update"], flops.step_work(full, config)["update"]
+    assert work.state_bytes == of_full.state_bytes * adapters / full.num_params
+    assert 0.65 < work.flops / of_full.flops < 0.7
+    # The base in bfloat16, adapters with their moments in float32, and no reference; else 16 bytes a parameter.
+    saved = flops.least_bytes(full, config) - flops.least_bytes(sizes, config)
+    assert saved == pytest.approx(14 * full.num_params - 12 * adapters, rel=0.01)

@@ -21,7 +21,8 @@ from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
 from care_jax.planning.estimate import PARTS, Bytes, Plan, StageMemory
 from care_jax.stages import sampler
-from tests.end_to_end import TINY, run_forked
+from tests.end_to_end import TINY, Forks, run_forked
+from tests.marks import slow_but
 
 MESH = {"data": 1, "fsdp": 2, "tensor": 2}
 
@@ -171,6 +172,7 @@ def test_changes_name_a_setting_and_what_it_saves():
     assert "train.stream_len" not in " ".join(found)
 
 
+@pytest.mark.slow
 def test_candidates_of_a_sweep():
     """Catches a sweep that compiles what cannot fit, misses the mesh that does, or starts with the slow ones."""
     config = qwen2_5_vl.size_7b()
@@ -214,19 +216,22 @@ def test_devices_of_each_chip():
     assert {name: len(devices_of(name)[1]) for name in counts} == counts
 
 
+COMMON = ["--config=configs/demo.py", f"--config.model.folder={TINY}", "--config.mesh.fsdp=1"]
+
+
+@pytest.mark.slow
 def test_command_line(tmp_path: Path):
     """Catches a traceback where a run does not fit, a wrong exit code, and figures that are not written."""
     room = {"train.prompts": 2**19, "objective.reflect.enabled": False, "rollout.compact_shares": ()}
-    common = ["--config=configs/demo.py", f"--config.model.folder={TINY}", "--config.mesh.fsdp=1"]
     cases = {
         "too large": [
-            *common,
+            *COMMON,
             "--topology=v5e:1x1",
             f"--json={tmp_path}/plan.json",
             *(f"--config.{name}={value}" for name, value in room.items()),
         ],
         "expected": [
-            *common,
+            *COMMON,
             "--topology=v5e:1x1",
             f"--json={tmp_path}/expected.json",
             "--mean_len=12",
@@ -234,15 +239,6 @@ def test_command_line(tmp_path: Path):
             "--price=1.5",
             "--config.objective.reflect.enabled=False",
         ],
-        "no slice": [*common, "--topology=v5e-8"],
-        "no topology": common,
-        "does not divide": [*common, "--topology=v5e:2x2"],
-        "no accuracy": [*common, "--topology=v5e:1x1", "--mean_len=12"],
-        "too long": [*common, "--topology=v5e:1x1", "--mean_len=33", "--accuracy=0.5"],
-        "nothing to expect": [*common, "--topology=v5e:1x1", "--price=2"],
-        "no price": [*common, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--price=0"],
-        "both": [*common, "--topology=v5e:1x1", "--mean_len=12", "--accuracy=0.5", "--metrics=runs/none"],
-        "no run": [*common, "--topology=v5e:1x1", "--metrics=runs/none"],
     }
     run_forked([(tmp_path / name, "care_jax.plan", args) for name, args in cases.items()], cache=tmp_path / "cache")
     read = {name: [(tmp_path / name / file).read_text() for file in ("code", "stdout", "stderr")] for name in cases}
@@ -262,22 +258,41 @@ def test_command_line(tmp_path: Path):
     assert expected["seconds"] == pytest.approx(sum(of["seconds"] for of in expected["stages"].values()), abs=1e-3)
     assert f"a step: {expected['seconds']:.1f} s, {expected['useful_mfu']:.1%} of the chips' FLOP/s useful" in stdout
     assert 0 < expected["useful_mfu"] < 0.6
-    wrong = {
-        "no slice": "v5e-8",
-        "no topology": "--topology",
-        "does not divide": "on 4 devices",
-        "no accuracy": "--mean_len needs",
-        "too long": "--mean_len=33.0: give a number from 1 to 32, rollout.response_len",
-        "nothing to expect": "--price needs --mean_len",
-        "no price": "--price=0.0",
-        "both": "--mean_len and --metrics",
-        "no run": "runs/none': no such file",
-    }
-    for name, words in wrong.items():
-        code, stdout, stderr = read[name]
-        assert (code, stdout) == ("2", ""), stderr
-        (line,) = stderr.strip().splitlines()
-        assert words in line
+
+
+# The flags behind COMMON, and words of the line that refuses them.
+SLICE = "--topology=v5e:1x1"
+REFUSED = {
+    "no slice": (["--topology=v5e-8"], "v5e-8"),
+    "no topology": ([], "--topology"),
+    "does not divide": (["--topology=v5e:2x2"], "on 4 devices"),
+    "no accuracy": ([SLICE, "--mean_len=12"], "--mean_len needs"),
+    "too long": (
+        [SLICE, "--mean_len=33", "--accuracy=0.5"],
+        "--mean_len=33.0: give a number from 1 to 32, rollout.response_len",
+    ),
+    "nothing to expect": ([SLICE, "--price=2"], "--price needs --mean_len"),
+    "no price": ([SLICE, "--mean_len=12", "--accuracy=0.5", "--price=0"], "--price=0.0"),
+    "both": ([SLICE, "--mean_len=12", "--accuracy=0.5", "--metrics=runs/none"], "--mean_len and --metrics"),
+    "no run": ([SLICE, "--metrics=runs/none"], "runs/none': no such file"),
+}
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """A process that has imported the command."""
+    with Forks("care_jax.plan", cache=tmp_path_factory.mktemp("cache")) as forks:
+        yield forks
+
+
+@pytest.mark.parametrize("name", slow_but(["no slice", "too long"], REFUSED))
+def test_bad_command_lines_are_refused(forks: Forks, tmp_path: Path, name: str) -> None:
+    """Catches a traceback, and flags that are looked at only after minutes of compiling."""
+    arguments, words = REFUSED[name]
+    ended = forks.start(tmp_path / "log", "care_jax.plan", *COMMON, *arguments).finish()
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    (line,) = ended.stderr.strip().splitlines()
+    assert words in line
 
 
 @pytest.mark.plan

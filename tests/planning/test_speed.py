@@ -59,10 +59,10 @@ def whole(config: ml_collections.ConfigDict, bucket: tuple[int, int]) -> tuple[P
     return PromptSizes(tokens, patches, patches**2, patches * window), model
 
 
-@pytest.mark.parametrize("freeze_vision", [False, True])
-def test_full_prompts_and_responses_take_what_a_plan_counts(config, known, freeze_vision):
+@pytest.mark.parametrize("freeze", [(), ("vision", "merger"), ("vision", "head")])
+def test_full_prompts_and_responses_take_what_a_plan_counts(config, known, freeze):
     """Catches a utilisation that counts a tower, a head or a backward pass otherwise than the plan does."""
-    config.model.freeze_vision = freeze_vision
+    config.model.freeze = freeze
     prompts, sizes = whole(config, (40, 64))
     work = flops.step_work(sizes, config)
     row_len = {"score": np.full((4, 8), 24, np.int32), "update": np.full((4, 5), 24, np.int32)}

@@ -21,6 +21,7 @@ from care_jax.rewards.pool import Call, _Batch
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Record
 from tests.made_rollouts import rollouts_of
+from tests.marks import slow_but
 
 TAGGED = RewardConfig(ANSWER_TAGS, correct_weight=0.9, format_weight=0.1)
 OWN = "tests.own_rewards:"
@@ -295,7 +296,7 @@ ONE_VALUE = ["none", "nan", "huge", "text", "list", "object", "part", "octets", 
 
 
 @pytest.mark.parametrize("fault", [*WHOLE_CALL, "one number", *ONE_VALUE])
-@pytest.mark.parametrize("place", [0, 3, 5])
+@pytest.mark.parametrize("place", slow_but([3], [0, 3, 5]))
 def test_a_response_that_breaks_a_batch_costs_itself_alone(fault: str, place: int) -> None:
     """Catches neighbours that are lost with it or get each other's values, and a wrong list taken for a right one."""
     words = ["a", "aa", "aaa", "aaaa", "aaaaa", "aaaaaa", "aaaaaaa"]
@@ -355,6 +356,7 @@ def test_a_size_that_is_none_is_refused(size: Any) -> None:
         functions.batch_reward_function(size=size)
 
 
+@pytest.mark.slow
 def test_a_batch_of_a_judge_that_hangs_fails_and_is_late(address: str) -> None:
     """Catches responses that are lost because a judge failed on another one of their batch."""
     words = ["fine1", "hangs", "fine2", "late", "fails", "fine3", "recovers", "fine4", "unclear", "fine5"]

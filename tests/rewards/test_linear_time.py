@@ -13,6 +13,7 @@ from care_jax.rewards.judge import MAX_RESPONSE_LEN, judge_texts
 from care_jax.rewards.response_format import ANSWER_TAGS, BOXED, READABLE
 from care_jax.rewards.verifiers.verdict import CORRECT, TOO_LONG, Verdict
 from care_jax.structs import Record
+from tests.marks import slow_but
 
 # fmt: off
 PIECES = (
@@ -75,7 +76,10 @@ def seconds(read: Callable[[str], object], text: str) -> float:
     return time.process_time() - start
 
 
-@pytest.mark.parametrize("name", READERS)
+SLOW = {"any", *(name for name in READERS if name.startswith("lmms-eval") and name != "lmms-eval, text")}
+
+
+@pytest.mark.parametrize("name", slow_but(READERS.keys() - SLOW, READERS))
 def test_twice_the_text_takes_twice_the_time(name):
     """Catches a pattern that tries every end for every start: 128 kB of spaces or of "<answer>" took seconds."""
     read = READERS[name]

@@ -153,6 +153,7 @@ with Watchdog(2.0, sys.argv[1]) as watchdog:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beats", "code"), [(True, 0), (False, EXIT_CODE)])
 def test_a_verifier_that_is_late_every_time_is_progress(tmp_path, beats, code):
     """Catches a watchdog that ends a run whose verifiers are slow, again and again after each restart."""
@@ -172,12 +173,14 @@ def test_every_verdict_is_progress_and_many_lost_ones_are_said_once(caplog):
     assert message.startswith("of 10 answers 1 ran past verify.deadline=0.3 s and 2 killed their worker")
 
 
+@pytest.mark.slow
 def test_a_slow_start_is_not_a_missed_deadline():
     """Catches a new worker that is killed while Python starts, for ever."""
     with stub_verifier("import time; time.sleep(1)\n" + STUB, deadline=0.3) as pool:
         assert pool.check([integer("hang"), integer(5)]) == [Verdict(False, False, "deadline"), RIGHT]
 
 
+@pytest.mark.slow
 def test_loading_is_not_a_missed_deadline():
     """Catches a worker that is killed while it imports what the first item of a kind needs, for ever."""
     loads = 'print(json.dumps("loading"), flush=True); time.sleep(1); print(json.dumps("ready"), flush=True)'

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end import Forks, SmallTask, flags, metrics, small, train_steps
+from tests.marks import slow_but
 
 STEPS = 2
 _numbers = itertools.count()
@@ -97,6 +98,7 @@ REFUSED: dict[str, tuple[Callable[[SmallTask, Path], dict[str, Any]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_run_is_refused(small_task: SmallTask, command: Command, done: Path, tmp_path: Path, name: str) -> None:
     """Catches a run that goes on with other data or settings as if it had always been so."""
@@ -110,6 +112,7 @@ def test_another_run_is_refused(small_task: SmallTask, command: Command, done: P
     assert contents(workdir) == before
 
 
+@pytest.mark.slow
 def test_another_model_is_not_called_damaged(
     small_task: SmallTask, command: Command, done: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +126,7 @@ def test_another_model_is_not_called_damaged(
     assert train_steps(workdir) == [1, 2]
 
 
+@pytest.mark.slow
 def test_what_may_change_is_recorded_with_its_step(command: Command, done: Path, tmp_path: Path) -> None:
     """Catches a config that seems to have been so from the start, and an --allow_change that lets nothing through."""
     workdir = shutil.copytree(done, tmp_path / "run")
@@ -142,6 +146,7 @@ def test_what_may_change_is_recorded_with_its_step(command: Command, done: Path,
     assert train_steps(workdir) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_end_the_run_at_their_stage(command: Command, tmp_path: Path) -> None:
     """Catches a subgroup, a loss or a log that is computed from NaN, and a run that goes on with it."""
     workdir = tmp_path / "run"
@@ -152,6 +157,7 @@ def test_numbers_that_are_not_finite_end_the_run_at_their_stage(command: Command
     assert train_steps(workdir) == [1]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_deleted_ends_the_run(command: Command, tmp_path: Path) -> None:
     """Catches a run that goes on for days and ends with exit code 0, without config, metrics or checkpoints."""
     workdir = tmp_path / "run"
@@ -168,7 +174,7 @@ def test_a_folder_that_is_deleted_ends_the_run(command: Command, tmp_path: Path)
     assert train_steps(tmp_path / "gone")[-1] < 500
 
 
-@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run", "/dev/null"])
+@pytest.mark.parametrize("place", slow_but(["file/run"], ["file", "file/run", "/proc/run", "/dev/null"]))
 def test_a_folder_that_cannot_be_written_is_refused(command: Command, tmp_path: Path, place: str) -> None:
     """Catches a traceback where one line says what to do."""
     (tmp_path / "file").write_text("")

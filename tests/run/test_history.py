@@ -52,7 +52,7 @@ NEVER = [
     {"objective__kl_coef": 0.0},
     {"objective__reflect__enabled": False},
     {"objective__region__gamma_pos": 1.0},
-    {"model__freeze_vision": True},
+    {"model__freeze": ("vision",)},
     {"content of data__train": "ff"},
 ]
 IN_DOUBT = [

@@ -54,6 +54,7 @@ def test_folders_without_a_record(tmp_path: Path) -> None:
         get_config(str(_write(tmp_path / "torn", '{"seed": ')))
 
 
+@pytest.mark.slow
 def test_evaluate_takes_it(small_task: SmallTask, tmp_path: Path) -> None:
     """Catches a command that asks for a config which the run folder has, or drops the keys that were given with it."""
     for name in ("checkpoints", "config.json", "manifest.json"):

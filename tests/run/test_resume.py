@@ -10,16 +10,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from care_jax import train
+from care_jax.configs import demo
 from care_jax.run.stop import EXIT_CODE
 from tests.end_to_end import (
     COLD_START,
     Fork,
     Forks,
     SmallTask,
+    apply,
     assert_same_params,
     flags,
     metrics,
@@ -27,6 +30,7 @@ from tests.end_to_end import (
     small,
     train_steps,
 )
+from tests.marks import slow_but
 
 STEPS, EVERY = 24, 4
 _numbers = itertools.count()
@@ -67,7 +71,7 @@ def cold_start(small_task: SmallTask, forks: Forks) -> Stage:
     return Stage(forks, "care_jax.cold_start", arguments, COLD_START["train__steps"], small_task.cold_start)
 
 
-def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int) -> Stage:
+def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int, **changes: Any) -> Stage:
     """CARE on the small task, once run without an interruption."""
     overrides = small(
         small_task.model,
@@ -77,6 +81,7 @@ def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int) -> St
         train__checkpoint_every=EVERY,
         train__eval_every=EVERY,
         optimizer__lr=1e-3,
+        **changes,
     )
     stage = Stage(forks, "care_jax.train", ["--config=configs/demo.py", *flags(overrides)], steps, expected)
     stage.finish(expected)
@@ -173,6 +178,7 @@ def _survive(stage: Stage, workdir: Path, num_kills: int, seed: int) -> list[str
     return told
 
 
+@pytest.mark.slow
 def test_care_survives_kills(care: Stage, tmp_path: Path) -> None:
     """Catches lost or repeated steps and data, random keys that restart, and half-written checkpoints taken for whole.
 
@@ -189,14 +195,23 @@ def test_care_survives_twenty_kills(small_task: SmallTask, forks: Forks, tmp_pat
     print(*_survive(stage, tmp_path / "run", num_kills=20, seed=seed), sep="\n")
 
 
-def test_cold_start_survives_a_kill(cold_start: Stage, tmp_path: Path) -> None:
-    """Catches the same in the other loop."""
-    workdir = tmp_path / "run"
-    process = cold_start.start(workdir)
+@pytest.mark.slow
+def test_adapters_survive_kills(small_task: SmallTask, forks: Forks, tmp_path: Path) -> None:
+    """Catches a base that is loaded from elsewhere or anew at random, and adapters that are drawn again."""
+    changes = {"model__lora__rank": 2, "model__compute_dtype": "bfloat16", "objective__kl_coef": 1e-2}
+    stage = _care(small_task, forks, tmp_path / "uninterrupted", 12, **changes)
+    print(*_survive(stage, tmp_path / "run", num_kills=2, seed=5), sep="\n")
+
+
+@pytest.mark.parametrize("stage", slow_but(["care"], ["care", "cold_start"]))
+def test_a_stage_survives_a_kill(request: pytest.FixtureRequest, stage: str, tmp_path: Path) -> None:
+    """Catches the same in both loops, with one kill, while a checkpoint is written."""
+    killed, workdir = request.getfixturevalue(stage), tmp_path / "run"
+    process = killed.start(workdir)
     assert _signal_when(process, signal.SIGKILL, _saving, workdir), process.finish().stderr
     process.finish()
-    cold_start.finish(workdir)
-    _assert_as_uninterrupted(cold_start, workdir)
+    killed.finish(workdir)
+    _assert_as_uninterrupted(killed, workdir)
 
 
 def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
@@ -213,6 +228,19 @@ def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
     assert os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns == written
 
 
+def test_a_run_goes_on_without_the_weights_it_began_with(cached: SmallTask, tmp_path: Path) -> None:
+    """Catches a resumed run that needs the initial weights, which its own checkpoints have replaced."""
+    weights = shutil.copytree(cached.cold_start, tmp_path / "weights")
+    changes = {"model__weights": str(weights), "train__steps": 2, "train__checkpoint_every": 1}
+    config = apply(demo.get_config(), small(cached.model, cached.data, **changes))
+    train.run(config, tmp_path / "run")
+    shutil.rmtree(weights)
+    config.train.steps = 3
+    train.run(config, tmp_path / "run")
+    assert train_steps(tmp_path / "run") == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(care: Stage, tmp_path: Path) -> None:
     """Catches metrics, events or an evaluation past the older checkpoint that stay, and so come twice."""
     workdir = shutil.copytree(care.expected, tmp_path / "run")

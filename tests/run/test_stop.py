@@ -25,6 +25,7 @@ def stop():
     signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.mark.slow
 def test_a_long_computation_is_left_at_once(stop):
     """Catches a rollout of minutes that is waited for after a notice of seconds, and one that is given up unasked."""
     work = jax.jit(lambda x: jax.lax.fori_loop(0, 3000, lambda _, y: jnp.tanh(y @ y), x)).lower(jnp.eye(400)).compile()

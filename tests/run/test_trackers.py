@@ -189,6 +189,7 @@ def test_names_for_mlflow(name: str) -> None:
     assert set(given) & set("%()") == set()
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_trackers(services: StandIns, cached: SmallTask, tmp_path: Path) -> None:
     """Catches a session that does not hand the config's trackers on."""
     config = apply(demo.cold_start(), small(cached.model, cached.data, train__steps=2, train__checkpoint_every=2))

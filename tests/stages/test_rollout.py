@@ -19,6 +19,7 @@ from care_jax.parallel import collectives
 from care_jax.stages import draws, rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Forced, Rollouts, Verdicts
+from tests.marks import slow_but
 from tests.packings import make_packing
 
 R, J = 12, 4
@@ -102,6 +103,7 @@ def test_sampler_and_scorer_agree(case, request):
     assert not ours.logprobs[~ours.sampled_mask].any()
 
 
+@pytest.mark.slow
 def test_short_reads_hold_all_that_is_stored(run, monkeypatch):
     """Catches a read that ends before the newest token: at a border between two lengths, or behind a forced prefix."""
     monkeypatch.setattr(decoder, "_STRIDE", 4)
@@ -190,7 +192,7 @@ def test_forced_tokens_that_are_dropped_take_no_room(run):
         np.testing.assert_allclose(ours.logprobs[row], kept.logprobs[row][behind], rtol=0, atol=GAP)
 
 
-@pytest.mark.parametrize("row", [(0, 2), (1, 0), (2, 3)])
+@pytest.mark.parametrize("row", slow_but([(2, 3)], [(0, 2), (1, 0), (2, 3)]))
 def test_a_branch_sees_neither_branches_nor_other_prompts(run, greedy, row):
     """Catches attention across branches or prompts: a branch alone gives the same tokens and log-probs."""
     b, j = row
@@ -221,7 +223,7 @@ def test_greedy_takes_the_scorers_first_choice(greedy):
     np.testing.assert_array_equal(ours.token_ids[ours.sampled_mask], greedy.argmax[ours.sampled_mask])
 
 
-@pytest.mark.parametrize("forces", [False, True])
+@pytest.mark.parametrize("forces", slow_but([True], [False, True]))
 def test_a_smaller_batch_for_the_last_branches_changes_nothing(run, forces):
     """Catches a branch that loses its prompt, cache, draws or place when the last ones are decoded by themselves."""
     given = forced_prefixes() if forces else rollout.nothing_forced(3, J)
@@ -234,6 +236,7 @@ def test_a_smaller_batch_for_the_last_branches_changes_nothing(run, forces):
     assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
 
 
+@pytest.mark.slow
 def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_model, tiny_prompts, tiny_processor):
     """Catches a layer, or what it kept, in the place of another's, in a smaller batch too."""
     monkeypatch.setattr(qwen_vl, "_CACHED", 0)
@@ -254,6 +257,7 @@ def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_model, tiny_
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, rtol=0, atol=GAP)
 
 
+@pytest.mark.slow
 def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_processor):
     """Catches states that are one token off, lost in the smaller batch, or of another distribution."""
     sampling = dataclasses.replace(SAMPLED, compact_shares=(0.5,), keep_states=True)
@@ -275,6 +279,7 @@ def test_the_sampler_can_stand_in_for_the_scorer(tiny_model, tiny_prompts, tiny_
     np.testing.assert_allclose(ours.think_states, theirs.think_states, rtol=0, atol=GAP)
 
 
+@pytest.mark.slow
 def test_draws_have_the_probabilities_they_are_drawn_from():
     """Catches a block or an id that is never drawn, drawn twice as often, or drawn at probability 0."""
     rng = np.random.default_rng(0)
@@ -294,7 +299,7 @@ def test_draws_have_the_probabilities_they_are_drawn_from():
 
 
 @pytest.mark.parametrize("num_parts", [2, 3, 4])
-@pytest.mark.parametrize("num_ids", [12, 1320, 6 * 512])
+@pytest.mark.parametrize("num_ids", slow_but([1320], [12, 1320, 6 * 512]))
 def test_parts_of_the_vocabulary_draw_as_the_whole(num_parts, num_ids):
     """Catches a block that two devices share and one forgets, an id of another's part, and ties that go elsewhere."""
     rng = np.random.default_rng(1)

@@ -30,6 +30,7 @@ from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle
 from tests.families import FAMILIES, make_folder
+from tests.marks import slow_but
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
@@ -74,7 +75,7 @@ def make_objective() -> Objective:
     )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_but(["qwen3_vl"], FAMILIES))
 def case(request, tiny_folder, tmp_path_factory) -> Case:
     """Six prompts of different lengths with none, one or two images; rollouts by the sampler."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("shared") / "model")
@@ -224,7 +225,7 @@ def shared_update(case: Case, *, stream_len: int, **computed) -> tuple[dict[str,
     packing = make_packing(
         case.prompts, np.where(batch.row_mask, batch.response_len, 0), padded_len=R, stream_len=stream_len
     )
-    state = TrainState(jnp.int32(0), model, keep_gradient().init(model))
+    state = TrainState.start(model, keep_gradient())
     output = jax.jit(update)(state, batch, packing, jnp.asarray(case.forbidden_mask))
     assert {int(n) for n in batch.row_mask.sum(1)} == {0, 3, 4}, "the case has lost its kinds of group"
     return jax.device_get(output.metrics), jax.device_get(models.params_to_dict(output.state.opt_state))
@@ -232,12 +233,12 @@ def shared_update(case: Case, *, stream_len: int, **computed) -> tuple[dict[str,
 
 VARIANTS = {
     "one stream": {"stream_len": 512},
-    "several streams, recomputed, frozen vision": {"stream_len": 100, "remat": "full", "freeze_vision": True},
+    "several streams, recomputed, frozen vision": {"stream_len": 100, "remat": "full", "freeze": ("vision", "merger")},
     "groups cut in two, products kept": {"stream_len": STREAM, "remat": "dots"},
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_but(["one stream"], VARIANTS))
 def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant):
     """Catches a branch that sees another, padding or a wrong position, and any gradient lost on its way.
 
@@ -252,7 +253,7 @@ def test_loss_and_gradients_are_those_of_single_rows(drifted, expected, variant)
     assert 0 < float(metrics["clip_fraction"]) < 1
     for name, theirs in grads.items():
         if "frozen vision" in variant and name.startswith("visual."):
-            assert not ours[name].any(), name
+            assert name not in ours
             continue
         size = np.abs(theirs).max()
         assert size > 0, name

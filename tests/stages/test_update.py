@@ -75,7 +75,7 @@ def run(tiny_model, tiny_processor):
             stream_len=stream_len,
             parts=minibatches,
         )
-        state = TrainState(step=jnp.int32(3), params=model, opt_state=optimizer.init(model))
+        state = TrainState.start(model, optimizer).replace(step=jnp.int32(3))
         update, forbidden = program(optimizer, minibatches, correction), jnp.asarray(tiny_processor.forbidden_mask)
         # Adam of optax raises a float to an integer's power.
         with jax.numpy_dtype_promotion("strict" if optimizer is SGD else "standard"):
@@ -98,6 +98,7 @@ def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(run, batch, whole, tiny_model):
     """Catches denominators of a micro-batch in place of the minibatch's, and a piece that is left out."""
     pieces = run(batch, stream_len=48)
@@ -107,6 +108,7 @@ def test_micro_batches_change_nothing(run, batch, whole, tiny_model):
         assert pieces[1][name] == pytest.approx(whole[1][name], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_importance_weights_of_rows_in_streams(run, batch):
     """Catches a row's ratio over a part of it, another row's sampler, and a metric that is lost or divided wrongly."""
     correction = Correction(1.05, "geometric", "sequence", 0.5, 2.0, False)
@@ -123,6 +125,7 @@ def test_importance_weights_of_rows_in_streams(run, batch):
     assert min(metrics["tis/masked"], metrics["tis/truncated"]) > 0
 
 
+@pytest.mark.slow
 def test_each_minibatch_is_an_update(run, batch, tiny_model):
     """Catches minibatches whose gradients are added up, and a step that keeps only the last one's update."""
     once, _, opt_state = run(batch, minibatches=2)
@@ -163,9 +166,10 @@ def test_rows_that_do_not_count_change_nothing(run, batch, whole):
 def test_a_frozen_tower_stays(run, batch, tiny_model):
     """Catches weight decay or a gradient that moves a frozen tower, and a freeze that takes the decoder along."""
     c = config.base()
-    c.model.freeze_vision, c.optimizer.lr = True, 1e-3
+    c.optimizer.lr = 1e-3
     before = jax.device_get(models.params_to_dict(tiny_model))
-    frozen = models.params_from_dict(dataclasses.replace(tiny_model.config, freeze_vision=True), jax.device_put(before))
+    config_of_frozen = dataclasses.replace(tiny_model.config, freeze=("vision", "merger"))
+    frozen = models.params_from_dict(config_of_frozen, jax.device_put(before))
     after = run(batch, optimizer=make_optimizer(c), model=frozen)[0]
     for name, value in before.items():
         assert np.array_equal(after[name], value) == name.startswith("visual."), name

@@ -156,6 +156,8 @@ def _letter_with_text(index: int, words: str, options: tuple[str, ...], *, is_ma
     in_reasons = _mentioned_letters(words[len(unreasoned) :]) & set(range(len(options) or len(LETTERS)))
     others = (_mentioned_letters(unreasoned) | in_reasons) - _mentioned_letters(own)
     others |= same | {i for i in _mentioned(words, options) if options[i].casefold() not in own.casefold()}
+    if own and (rest := words.removeprefix(own)) != words and rest[:1].isspace():
+        others |= _with_text(rest, options) or _with_value(rest, options)  # "A. 1 1/2" names 1 and 1/2, not 1.5
     if others - {index}:
         return others | {index}
     if index in same or index in _with_text(said.partition(",")[0], options):
