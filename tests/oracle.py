@@ -18,6 +18,7 @@ from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.models import QwenVL, decoder
 from care_jax.models.delta_net import GatedDeltaNet, Inputs
+from care_jax.models.full_attention import mrope
 from care_jax.models.qwen_vl import logits
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Verdicts
 from tests import reference
@@ -116,7 +117,7 @@ def row_logprobs(
     features = model.visual(joined, jnp.dtype("float32"))
     at_token = jnp.maximum(joined.vision_index[0], 0)
     x = jnp.where(is_vision, features.merged[0][at_token], model.embed_tokens.weight[...][token_ids])[None]
-    rope = decoder.mrope(joined.position_ids, model.config.text, jnp.dtype("float32"))
+    rope = mrope(joined.position_ids, model.config.text, jnp.dtype("float32"))
     for index in range(model.config.text.num_hidden_layers):
         layer = layer_of(model, index)
         x, _ = layer(x, rope, causal_attention if layer.kind == "full_attention" else plain_recurrence)

@@ -22,7 +22,7 @@ from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images, media
 from care_jax.inputs import tokenizer as tokenizer_lib
 from care_jax.inputs.preprocessor import read_image_spec
-from care_jax.models.model_config import load_model_config
+from care_jax.models.config_json import load_model_config
 from care_jax.models.model_folder import read_fields
 from care_jax.options import OVERLONG, choose_one
 from care_jax.rewards.response_format import FORMATS, ResponseFormat

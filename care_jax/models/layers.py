@@ -310,33 +310,6 @@ def recompute(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
     return jax.checkpoint(layer, policy=keep)
 
 
-def to_float32(x: Array, kernel: Array, spec: str) -> Array:
-    """einsum(spec, x, kernel) with a float32 result.
-
-    Its gradient is rounded to x's type before the two products of the backward pass. Unrounded, a GPU would compute
-    them in float32, which takes several times as long.
-    """
-    return (_einsum if x.dtype == jnp.float32 else _einsum_of_rounded)(x, kernel, spec)
-
-
-def _einsum(x: Array, kernel: Array, spec: str) -> Array:
-    return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
-
-
-_einsum_of_rounded = jax.custom_vjp(_einsum, nondiff_argnums=(2,))
-
-
-def _backward_of_rounded(spec: str, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    gradient = gradient.astype(x.dtype)
-    (of_x,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, kernel), x)(gradient)
-    (of_kernel,) = jax.linear_transpose(lambda kernel: jnp.einsum(spec, x, kernel), kernel)(gradient)
-    return of_x, of_kernel
-
-
-_einsum_of_rounded.defvjp(lambda x, kernel, spec: (_einsum(x, kernel, spec), (x, kernel)), _backward_of_rounded)
-
-
 def residual_init_scale(num_layers: int) -> float:
     """Scales the two projections of a layer that write into the residual stream, so that its variance stays."""
     return (2 * num_layers) ** -0.5

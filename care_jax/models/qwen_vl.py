@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import decoder
 from care_jax.models.attention import PackedMask
 from care_jax.models.cache import BranchCache, Home, Prefix
-from care_jax.models.layers import Embedding, Linear, RMSNorm, in_int8, merged, to_float32
+from care_jax.models.full_attention import Rope, mrope
+from care_jax.models.layers import Embedding, Linear, RMSNorm, in_int8, merged
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.options import SamplerWeights
 from care_jax.parallel.collectives import gather
@@ -29,6 +30,33 @@ def logits(head: Embedding | Linear, hidden: Float[Array, "*batch D"]) -> Float3
     if isinstance(head, Embedding):
         return to_float32(hidden, head.weight[...].astype(hidden.dtype), "...d,vd->...v")
     return to_float32(hidden, head.kernel[...].astype(hidden.dtype), "...d,dv->...v")
+
+
+def to_float32(x: Array, kernel: Array, spec: str) -> Array:
+    """einsum(spec, x, kernel) with a float32 result.
+
+    Its gradient is rounded to x's type before the two products of the backward pass. Unrounded, a GPU would compute
+    them in float32, which takes several times as long.
+    """
+    return (_einsum if x.dtype == jnp.float32 else _einsum_of_rounded)(x, kernel, spec)
+
+
+def _einsum(x: Array, kernel: Array, spec: str) -> Array:
+    return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
+
+
+_einsum_of_rounded = jax.custom_vjp(_einsum, nondiff_argnums=(2,))
+
+
+def _backward_of_rounded(spec: str, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    (of_x,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, kernel), x)(gradient)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: jnp.einsum(spec, x, kernel), kernel)(gradient)
+    return of_x, of_kernel
+
+
+_einsum_of_rounded.defvjp(lambda x, kernel, spec: (_einsum(x, kernel, spec), (x, kernel)), _backward_of_rounded)
 
 
 @runtime_checkable
@@ -211,8 +239,8 @@ class QwenVL(nnx.Module):
     def _dtype(self) -> jnp.dtype:
         return jnp.dtype(self.config.compute_dtype)
 
-    def _rope(self, position_ids: Int32[Array, "B 3 T"]) -> decoder.Rope:
-        return decoder.mrope(position_ids, self.config.text, self._dtype)
+    def _rope(self, position_ids: Int32[Array, "B 3 T"]) -> Rope:
+        return mrope(position_ids, self.config.text, self._dtype)
 
     def _embed_prompts(
         self, prompts: Prompts, image_len: int | None = None

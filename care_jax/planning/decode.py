@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from care_jax.planning import flops
+from care_jax.planning.sizes import Sizes
 
 
 class Phase(NamedTuple):
@@ -42,7 +42,7 @@ def phases(lengths: npt.NDArray[np.int32], shares: Sequence[float]) -> list[Phas
 class Decode:
     """The FLOPs and reads of one chip, for branches that start with `forced` tokens or with room for as many."""
 
-    sizes: flops.Sizes
+    sizes: Sizes
     branches: int  # of a prompt
     forced: int = 0
 

@@ -22,9 +22,9 @@ from jaxtyping import Int32
 
 from care_jax.inputs.batch import Example
 from care_jax.parallel.processes import ALL_ROWS, HostShare
-from care_jax.planning import flops
 from care_jax.planning.chips import GIB, PEAKS
 from care_jax.planning.passes import Pass
+from care_jax.planning.sizes import Sizes
 from care_jax.run.step_summary import Step
 from care_jax.stages.model import make_model_config
 from care_jax.structs import Array
@@ -60,7 +60,7 @@ class PromptSizes(NamedTuple):
         return PromptSizes(*(size * is_used for size in self))
 
 
-def useful_pass(sizes: flops.Sizes, prompts: PromptSizes, row_len: npt.ArrayLike) -> Pass:
+def useful_pass(sizes: Sizes, prompts: PromptSizes, row_len: npt.ArrayLike) -> Pass:
     """The forward pass over prompts and the rows [B, J] behind them, in their true length; 0 for a row left out."""
     lengths = np.asarray(row_len, np.float64)
     tokens, num_tokens = prompts.tokens, float(prompts.tokens.sum() + lengths.sum())
@@ -82,7 +82,7 @@ class Speed:
         """Reads the sizes of the model."""
         device, self._config = mesh.devices.flat[0], config
         model = make_model_config(config, device.platform)
-        self._sizes = flops.Sizes.of(config, model, (0, 0), dict(mesh.shape))
+        self._sizes = Sizes.of(config, model, (0, 0), dict(mesh.shape))
         self._num_devices, self._peak = mesh.size, PEAKS.get(device.device_kind)
 
     def step(

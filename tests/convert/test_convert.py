@@ -182,8 +182,8 @@ def test_parts_that_are_not_trained_are_carried_over(tiny_folder, tmp_path, smal
     source = weights.make_source("qwen3_5", tiny_folder, tmp_path / "source", layout="nested", dtype=bfloat16)
     head = {"mtp.fc.weight": torch.randn(96, 192).to(bfloat16), "mtp.norm.weight": torch.full((96,), torch.nan)}
     tensors = weights.load(source) | head
-    weights.write(source, tensors, num_files=3)
     (source / "model.safetensors").unlink()
+    weights.write(source, tensors, num_files=3)
     num_params = hf_to_jax.convert(source, tmp_path / "params")
     assert num_params == sum(tensor.numel() for name, tensor in tensors.items() if name not in head)
     jax_to_hf.convert(tmp_path / "params", source, tmp_path / "out", dtype=dtype)
