@@ -56,10 +56,14 @@ BUCKET = (40, 64)
 APART = {"2x4x1": 4, "1x8x1": 2}  # rollout.tensor of a sampler with its own layout, on these meshes
 MESHES = ("8x1x1", "2x4x1", "2x2x2", "1x8x1", "1x1x8")
 QUICK = "2x2x2"
-QWEN3_5_MESHES = ("2x2x2", "1x8x1")
 # A step moves these adapters by 0.1 at most, and the parameters of a full training, to which the bar belongs, by 0.3.
 LORA = LoraConfig(rank=4, alpha=0.3, rank_stabilised=True, targets=("layers.*", "visual.blocks.*", "visual.merger.*"))
-LORA_MESHES = ("2x4x1", "2x2x2", "1x1x8")
+MODELS = {
+    "qwen2_5_vl": MESHES,
+    "qwen3_vl": (QUICK,),
+    "qwen3_5": (QUICK, "1x8x1"),
+    "qwen2_5_vl_lora": ("2x4x1", QUICK, "1x1x8"),
+}
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 TINY = Path(__file__).parents[1] / "care_jax" / "models" / "tiny_qwen2_5_vl"
 
@@ -273,10 +277,9 @@ def compare(
         ),
         "rows_of_a_shard": rollouts.token_ids.addressable_shards[0].data.shape[0],
         "kernel_part": sum(
-            kernel.addressable_shards[0].data.size
-            for name, kernel in sampler.items()
-            if name.startswith("layers.") and name.endswith("mlp.up_proj.kernel")
+            kernel.addressable_shards[0].data.size for name, kernel in sampler.items() if _is_up_proj(name)
         ),
+        "kernel": sum(value.size for name, value in model.params.items() if _is_up_proj(name)),
         "collectives": collectives(shards.update),
         "row_shapes": [list(leaf.shape[1:]) for leaf in jax.tree.leaves(model.batch)],
         "whole_stacks": whole_stacks(shards),
@@ -327,41 +330,37 @@ def converted(shards: Shards, folder: Path) -> float:
     return difference(shards.step(shards.state.replace(params=params)), shards.step(shards.state))
 
 
-def main(folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Compares every mesh of every family, and steps across a restore and a conversion; `quick`: QUICK alone."""
-    found: dict[str, Any] = {"meshes": {}, "restored": {}}
-    cases: tuple[tuple[str, LoraConfig | None, tuple[str, ...]], ...] = (
-        ("qwen2_5_vl", None, MESHES),
-        ("qwen3_vl", None, (QUICK,)),
-        ("qwen3_5", None, QWEN3_5_MESHES),
-        ("qwen2_5_vl", LORA, LORA_MESHES),
-    )
-    for family, lora, meshes in (("qwen2_5_vl", None, (QUICK,)),) if quick else cases:
-        name = family if lora is None else f"{family}_lora"
-        model = Model(family, folder / name, lora)
-        single = Shards(model, "1x1x1")
-        expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()
-        made = {}
-        for shape in meshes:
-            made[shape] = Shards(model, shape)
-            found["meshes"][f"{name} {shape}"] = compare(model, single, expected, made[shape], shape)
-        if name == "qwen2_5_vl" and not quick:
+def _is_up_proj(name: str) -> bool:
+    """True for a stack of the decoder's."""
+    return name.startswith("layers.") and name.endswith("mlp.up_proj.kernel")
+
+
+def main(folder: Path, name: str, meshes: tuple[str, ...]) -> dict[str, Any]:
+    """Compares meshes of one of MODELS; with all of the first also steps across a restore and a conversion."""
+    found: dict[str, Any] = {"meshes": {}, "restored": {}, "sizes": {}}
+    model = Model(name.removesuffix("_lora"), folder / name, LORA if name.endswith("_lora") else None)
+    single = Shards(model, "1x1x1")
+    expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()
+    made = {}
+    for shape in meshes:
+        made[shape] = Shards(model, shape)
+        found["meshes"][f"{name} {shape}"] = compare(model, single, expected, made[shape], shape)
+    if name == "qwen2_5_vl":
+        found["sizes"] = {
+            "parameters": sum(value.size for value in model.params.values()),
+            "layer": max(
+                model.params["layers.mlp.up_proj.kernel"][0].size,
+                model.params["visual.merger.fc1.kernel"].size,
+                model.params["visual.patch_embed.proj.kernel"].size,
+            ),
+            "head": model.params["embed_tokens.weight"].size,
+        }
+        if meshes == MESHES:
             found["restored"]["8x1x1 2x4x1"] = restored(made["8x1x1"], made["2x4x1"], folder / "a")
             found["restored"]["1x4x1 1x2x1"] = restored(Shards(model, "1x4x1"), Shards(model, "1x2x1"), folder / "b")
             found["restored"]["converted 2x4x1"] = converted(made["2x4x1"], folder / "c")
-        if family == "qwen2_5_vl":
-            found["sizes"] = {
-                "parameters": sum(value.size for value in model.params.values()),
-                "layer": max(
-                    model.params["layers.mlp.up_proj.kernel"][0].size,
-                    model.params["visual.merger.fc1.kernel"].size,
-                    model.params["visual.patch_embed.proj.kernel"].size,
-                ),
-                "head": model.params["embed_tokens.weight"].size,
-                "kernel": model.params["layers.mlp.up_proj.kernel"].size,
-            }
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), quick="--quick" in sys.argv)))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], tuple(sys.argv[3:]))))
