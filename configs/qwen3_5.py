@@ -1,5 +1,7 @@
 """CARE on Qwen3.5 with the paper's data and values: 4b, 9b (the default) or 27b after the colon.
 
+9b_lora trains adapters alone (LoRA) on eight chips.
+
     python -m convert.hf_to_jax --hf=Qwen3.5-9B --out=weights/qwen3_5_9b
     python -m care_jax.train --config=configs/qwen3_5.py:9b --workdir=runs/qwen3_5_9b
     python -m convert.jax_to_hf --checkpoint=runs/qwen3_5_9b --hf=Qwen3.5-9B --out=export
@@ -29,18 +31,29 @@ def get_config(size: str = "9b") -> ml_collections.ConfigDict:
 
 def size_4b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x4."""
-    return _paper_run("4b")
+    c = _paper_run("4b")
+    c.rollout.tensor = 2
+    return c
 
 
 def size_9b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x4 or a v6e:8x8."""
-    return _paper_run("9b")
+    c = _paper_run("9b")
+    c.rollout.tensor = 4
+    return c
 
 
 def size_27b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x8."""
     c = _paper_run("27b")
     c.mesh.tensor = 4
+    return c
+
+
+def size_9b_lora() -> ml_collections.ConfigDict:
+    """For a v5e:2x4."""
+    c = data_care_49k.with_lora(_paper_run("9b"))
+    c.rollout.tensor = 4
     return c
 
 
@@ -51,4 +64,4 @@ def _paper_run(size: str) -> ml_collections.ConfigDict:
     return c
 
 
-SIZES = {"4b": size_4b, "9b": size_9b, "27b": size_27b}
+SIZES = {"4b": size_4b, "9b": size_9b, "27b": size_27b, "9b_lora": size_9b_lora}
