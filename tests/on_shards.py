@@ -47,7 +47,7 @@ from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
 from care_jax.structs import Record, Rollouts, TrainBatch, Verdicts
-from tests import families
+from tests import families, weights
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
@@ -96,11 +96,12 @@ class Model:
         )
         rng = np.random.default_rng(0)
         self.params = {}
-        for name, leaf in models.params_to_dict(models.abstract_model(self.config)).items():
+        initial = jax.device_get(models.params_to_dict(models.init_model(self.config, jax.random.key(0))))
+        for name, leaf in initial.items():
             is_matrix = name.endswith(("kernel", "lora_a", "lora_b"))
             spread = leaf.shape[-2] ** -0.5 if is_matrix else 0.1
-            mean = 0.0 if is_matrix or name.endswith("bias") or name == "embed_tokens.weight" else 1.0
-            self.params[name] = rng.normal(mean, spread, leaf.shape).astype(np.float32)
+            drawn = rng.normal(0.0 if is_matrix else leaf.mean(), spread, leaf.shape).astype(np.float32)
+            self.params[name] = weights.settled(name, drawn, self.config.text)
         side = FACTOR[family]
         records = [question(f"{i}+{i}=?") for i in range(B // 2)]
         for i in range(B // 2, B):  # some with more than half of the bucket's patches, some with fewer

@@ -28,7 +28,7 @@ from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
-from tests import oracle
+from tests import oracle, weights
 from tests.families import FAMILIES, make_folder
 from tests.marks import slow_but
 from tests.packings import make_packing
@@ -117,17 +117,8 @@ def random_model(config: models.ModelConfig) -> models.QwenVL:
     rng = np.random.default_rng(0)
     initial = models.params_to_dict(models.init_model(config, jax.random.key(0)))
     noisy = {name: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in initial.items()}
-    text = config.text
-    for name, leaf in noisy.items():
-        if name.endswith("A_log"):
-            noisy[name] = leaf - 4.0  # a state lasts for several tokens
-        if name.endswith(("in_proj_qkv.kernel", "conv1d.kernel")):
-            # Keys like queries: one that a query has nothing in common with is a gradient without bound, since a norm
-            # follows.
-            heads = leaf.reshape(*leaf.shape[:-1], text.linear_num_key_heads, -1)
-            q, k, v = jnp.split(heads, (text.linear_key_head_dim, 2 * text.linear_key_head_dim), axis=-1)
-            noisy[name] = jnp.concatenate([q, 0.8 * q + 0.2 * k, v], axis=-1).reshape(leaf.shape)
-    return models.params_from_dict(config, jax.device_put(noisy))
+    settled = {name: weights.settled(name, leaf, config.text) for name, leaf in noisy.items()}
+    return models.params_from_dict(config, jax.device_put(settled))
 
 
 def make_verdicts(response_len: np.ndarray) -> Verdicts:
