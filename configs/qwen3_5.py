@@ -1,13 +1,11 @@
-"""CARE on Qwen3.5 with the paper's data and values: 4b, 9b (the default) or 27b after the colon.
-
-9b_lora trains adapters alone (LoRA) on eight chips.
+"""CARE on Qwen3.5 with the paper's data and values: 9b (the default), or 9b_lora, adapters alone on eight chips.
 
     python -m convert.hf_to_jax --hf=Qwen3.5-9B --out=weights/qwen3_5_9b
     python -m care_jax.train --config=configs/qwen3_5.py:9b --workdir=runs/qwen3_5_9b
     python -m convert.jax_to_hf --checkpoint=runs/qwen3_5_9b --hf=Qwen3.5-9B --out=export
 
-configs/data_care_49k.py has the data. Each size is set up for one TPU slice; docs/planning.md shows what it takes.
-Qwen3.6-27B and Qwen3.8-27B have the architecture of Qwen3.5-27B: set --config.model.folder and --config.model.weights.
+configs/data_care_49k.py has the data, docs/planning.md what a run takes of a slice. For another size, from 0.8B to 27B,
+or for Qwen3.6-27B and Qwen3.8-27B, set --config.model.folder and --config.model.weights, and ask care_jax.plan.
 """
 
 from __future__ import annotations
@@ -29,24 +27,10 @@ def get_config(size: str = "9b") -> ml_collections.ConfigDict:
     return SIZES[size]()
 
 
-def size_4b() -> ml_collections.ConfigDict:
-    """For a v5p:4x4x4."""
-    c = _paper_run("4b")
-    c.rollout.tensor = 2
-    return c
-
-
 def size_9b() -> ml_collections.ConfigDict:
     """For a v5p:4x4x4 or a v6e:8x8."""
     c = _paper_run("9b")
     c.rollout.tensor = 4
-    return c
-
-
-def size_27b() -> ml_collections.ConfigDict:
-    """For a v5p:4x4x8."""
-    c = _paper_run("27b")
-    c.mesh.tensor = 4
     return c
 
 
@@ -64,4 +48,4 @@ def _paper_run(size: str) -> ml_collections.ConfigDict:
     return c
 
 
-SIZES = {"4b": size_4b, "9b": size_9b, "27b": size_27b, "9b_lora": size_9b_lora}
+SIZES = {"9b": size_9b, "9b_lora": size_9b_lora}

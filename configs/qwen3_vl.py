@@ -1,7 +1,5 @@
 """CARE on Qwen3-VL with the paper's data and values: 4b, 8b (the default) or 32b after the colon.
 
-8b_lora trains adapters alone (LoRA) on eight chips.
-
     python -m convert.hf_to_jax --hf=Qwen3-VL-8B-Instruct --out=weights/qwen3_vl_8b
     python -m care_jax.train --config=configs/qwen3_vl.py:8b --workdir=runs/qwen3_vl_8b
     python -m convert.jax_to_hf --checkpoint=runs/qwen3_vl_8b --hf=Qwen3-VL-8B-Instruct --out=export
@@ -45,13 +43,6 @@ def size_32b() -> ml_collections.ConfigDict:
     return c
 
 
-def size_8b_lora() -> ml_collections.ConfigDict:
-    """For a v5e:2x4."""
-    c = data_care_49k.with_lora(_paper_run("8b"))
-    c.rollout.tensor = 4
-    return c
-
-
 def _paper_run(size: str) -> ml_collections.ConfigDict:
     c = data_care_49k.get_config()
     c.model.folder = f"Qwen3-VL-{size.upper()}-Instruct"
@@ -59,4 +50,4 @@ def _paper_run(size: str) -> ml_collections.ConfigDict:
     return c
 
 
-SIZES = {"4b": size_4b, "8b": size_8b, "32b": size_32b, "8b_lora": size_8b_lora}
+SIZES = {"4b": size_4b, "8b": size_8b, "32b": size_32b}
