@@ -40,10 +40,11 @@ from benchmarks.device_step import DeviceStep, make_prompts
 from care_jax import config as config_lib
 from care_jax import options
 from care_jax.models import ModelConfig, QwenVL, init_model
-from care_jax.models.model_config import parse_model_config
+from care_jax.models.config_json import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
 from care_jax.planning import flops
 from care_jax.planning.chips import GIB, PEAKS, Peak
+from care_jax.planning.sizes import Sizes
 from care_jax.stages.model import make_model_config
 from care_jax.stages.rollout import Sampling, generate, nothing_forced
 from care_jax.structs import Prompts, Rollouts
@@ -100,7 +101,7 @@ def measure(args: argparse.Namespace, run: Run, device: jax.Device) -> dict[str,
     steps = [stepper.run() for _ in range(args.repeats + 1)][1:]
     seconds = {stage: statistics.median(step[stage] for step in steps) for stage in steps[0]}
 
-    of_run = flops.Sizes.of(config, model, stepper.bucket, dict(stepper.setup.mesh.shape))
+    of_run = Sizes.of(config, model, stepper.bucket, dict(stepper.setup.mesh.shape))
     work, peak = flops.step_work(of_run, config), PEAKS.get(device.device_kind)
     figures: dict[str, Any] = {
         "parameters": of_run.num_params,

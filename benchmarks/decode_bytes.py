@@ -25,14 +25,15 @@ import jax
 from benchmarks.config_file import load_config
 from care_jax.options import SAMPLER_WEIGHTS
 from care_jax.parallel.mesh import create_device_mesh
-from care_jax.planning import flops, hlo
+from care_jax.planning import hlo
 from care_jax.planning.chips import devices_of
 from care_jax.planning.estimate import make_plan, planned_calls, planned_model
+from care_jax.planning.sizes import Sizes
 from care_jax.stages.compiled import all_buckets
 from care_jax.stages.model import mesh_sizes
 
 
-def needed_bytes(sizes: flops.Sizes) -> dict[str, float]:
+def needed_bytes(sizes: Sizes) -> dict[str, float]:
     """Bytes that a chip must read for one token of every branch, averaged over a response, by what they hold."""
     own = sizes.num_rollouts * sizes.key_bytes(sizes.response_len + 1) / 2
     return {
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     decoding.rollout.compact_shares = ()
     mesh = create_device_mesh(mesh_sizes(decoding, model, len(devices)), devices)
     bucket = max(all_buckets(decoding))
-    sizes = flops.Sizes.of(decoding, model, bucket, dict(mesh.shape))
+    sizes = Sizes.of(decoding, model, bucket, dict(mesh.shape))
     started = time.time()
     call = next(call for call in planned_calls(decoding, model, mesh, bucket) if call.stage.name == "rollout")
     step = hlo.HloModule(str(call.program.lower(*call.args).compile().as_text()))

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from care_jax.method.loss import count_denominators
-from care_jax.models import QwenVL, attention, decoder
+from care_jax.models import QwenVL, attention, decoder, delta_net
+from care_jax.models.delta_net import GatedDeltaNet, Inputs
+from care_jax.models.delta_rule import Chunks
 from care_jax.models.layers import recompute
 from care_jax.stages.score import pooled_tokens, token_scores
 from care_jax.stages.train_state import TrainState
@@ -41,19 +43,38 @@ def forward_branches(model: QwenVL, prompts: Prompts, token_ids: Array) -> Branc
     rope = model._rope(jnp.concatenate([prompts.position_ids, positions], axis=-1))
     attend = functools.partial(_attend, prompt_len=prompts.prompt_len, num_prompt=num_prompt, num_branches=num_branches)
 
-    def step(x: jax.Array, inputs: tuple[decoder.DecoderLayer, Array]) -> tuple[Any, None]:
-        layer, index = inputs
-        out, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
+    mixes: dict[str, Any] = {
+        "full_attention": lambda q, k, v: (attend(q, k, v), None),
+        "linear_attention": functools.partial(_recur, prompts.prompt_len, num_prompt, num_branches),
+    }
+
+    def step(x: jax.Array, layer: decoder.DecoderLayer, number: Array, _: Array) -> tuple[Any, None]:
+        out, _ = layer(x, rope, mixes[layer.kind])
         # A branch has no images.
-        of_prompt = decoder._add_deepstack(out[:, :num_prompt], deepstack, index)
+        of_prompt = decoder._add_deepstack(out[:, :num_prompt], deepstack, number)
         return jnp.concatenate([of_prompt, out[:, num_prompt:]], axis=1), None
 
-    run: Any = recompute(step, model.config.remat)
-    hidden = model.norm(jax.lax.scan(run, x, decoder._indexed(model.layers))[0])
+    hidden = model.norm(decoder._scan(model.layers, recompute(step, model.config.remat), x)[0])
     own = einops.rearrange(hidden[:, num_prompt:], "b (j r) d -> b j r d", j=num_branches)
     last = jnp.take_along_axis(hidden, prompts.prompt_len[:, None, None] - 1, axis=1)[:, None]
     first = jnp.broadcast_to(last, own[:, :, :1].shape)
     return BranchHidden(jnp.concatenate([first, own[:, :, :-1]], axis=2), own)
+
+
+def _recur(
+    prompt_len: Array, num_prompt: int, num_branches: int, layer: GatedDeltaNet, inputs: Inputs
+) -> tuple[Array, None]:
+    """Branches of [B, P + J * R, ...] go on from the states of their prompts."""
+    of_prompts, of_branches = (
+        Inputs(*(x[:, part] for x in inputs)) for part in (slice(num_prompt), slice(num_prompt, None))
+    )
+    chunks = Chunks.of_sequences(prompt_len, num_prompt)
+    out, memory = delta_net.prefill(chunks, prompt_len, layer, of_prompts)
+    shared = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), num_branches, *x.shape[1:])), memory)
+    length = of_branches.decay.shape[1] // num_branches
+    whole = jnp.full((len(prompt_len), num_branches), length, jnp.int32)
+    own, _ = delta_net.extend(shared, whole, layer, of_branches)
+    return jnp.concatenate([out, own], axis=1), None
 
 
 def _attend(q: Array, k: Array, v: Array, *, prompt_len: Array, num_prompt: int, num_branches: int) -> Array:

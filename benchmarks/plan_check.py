@@ -31,10 +31,11 @@ from benchmarks.accelerator import multiply, negate
 from care_jax import cold_start, demo, train
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.plan import expected_table
-from care_jax.planning import estimate, flops
+from care_jax.planning import estimate
 from care_jax.planning.chips import GIB, Chip, Rates
 from care_jax.planning.estimate import Plan
 from care_jax.planning.expected import Expected, expect
+from care_jax.planning.sizes import Sizes
 from care_jax.planning.workload import Averages
 from care_jax.run.folder import METRICS_FILE
 from care_jax.stages.compiled import all_buckets
@@ -54,7 +55,7 @@ def median_seconds(run: Callable[[], jax.Array], repeats: int = 50) -> float:
     return statistics.median(times)
 
 
-def measure_rates(sizes: flops.Sizes) -> Rates:
+def measure_rates(sizes: Sizes) -> Rates:
     """FLOP/s of a decoder layer's products over one stream's tokens, and bytes/s of a copy of the parameters."""
     text, tokens = sizes.model.text, sizes.stream_len
     dtype = jnp.dtype(sizes.model.compute_dtype)
@@ -75,7 +76,7 @@ def plan_here(config: ml_collections.ConfigDict, rates: Rates) -> Plan:
     device = jax.devices()[0]
     model = make_model_config(config, device.platform)
     mesh = create_device_mesh(mesh_sizes(config, model, 1), [device])
-    sizes = flops.Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
+    sizes = Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
     chip = Chip(device.device_kind, 1024.0, rates.flops, rates.bytes_per_s, rates.link_bytes_per_s, axes=1)
     return Plan(config, device.device_kind, chip, sizes, estimate.measure(config, model, mesh, sizes), num_hosts=1)
 
@@ -94,7 +95,7 @@ def compare(config: ml_collections.ConfigDict, run: Path) -> tuple[Expected, dic
     """The expected step of a finished run, and the figures that the command prints."""
     model = make_model_config(config, jax.devices()[0].platform)
     bucket = max(all_buckets(config))
-    rates = measure_rates(flops.Sizes.of(config, model, bucket, {"data": 1, "fsdp": 1, "tensor": 1}))
+    rates = measure_rates(Sizes.of(config, model, bucket, {"data": 1, "fsdp": 1, "tensor": 1}))
     plan, averages = plan_here(config, rates), Averages.of_run(config, bucket, epath.Path(run))
     expected, measured = expect(plan, averages, rates), measured_seconds(run)
     predicted = {timer: seconds for timer, seconds in expected.by_timer().items() if timer in measured}

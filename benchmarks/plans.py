@@ -19,7 +19,8 @@ import jax
 from benchmarks.config_file import load_config
 from care_jax.planning.chips import GIB
 from care_jax.planning.estimate import PARTS, Plan, make_plan
-from care_jax.planning.flops import BOUNDS, Sizes
+from care_jax.planning.flops import BOUNDS
+from care_jax.planning.sizes import Sizes
 
 _BLOCK = re.compile(
     r"(?P<command><!-- python -m care_jax\.plan --config=(?P<config>\S+) --topology=(?P<topology>\S+) -->\n)"

@@ -53,7 +53,7 @@ class Sides:
     """Makes one set of weights for both libraries."""
 
     ours: QwenVL
-    theirs: Any  # transformers.Qwen2_5_VLForConditionalGeneration
+    theirs: Any  # transformers' model
 
 
 def make_sides(folder: Path) -> Sides:
@@ -63,7 +63,7 @@ def make_sides(folder: Path) -> Sides:
 
     torch.manual_seed(0)
     hub_config = transformers.AutoConfig.from_pretrained(folder)
-    theirs = transformers.Qwen2_5_VLForConditionalGeneration(hub_config).eval()
+    theirs = transformers.AutoModelForImageTextToText.from_config(hub_config).eval()
     saved, converted = (folder.parent / f"{folder.name}-{kind}" for kind in ("hub", "jax"))
     theirs.save_pretrained(saved)
     hf_to_jax.convert(saved, converted)
@@ -173,7 +173,8 @@ def prompt_growth(model: QwenVL, folder: Path, response_len: int, lengths: tuple
     """The ratio of decoding time after the longer prompt to that after the shorter one."""
     runs = {}
     for length in lengths:
-        processor, prompts = made_model.make_prompts(folder, num_prompts=1, prompt_len=length, image_side=84)
+        side = 3 * made_model.image_unit(folder)
+        processor, prompts = made_model.make_prompts(folder, num_prompts=1, prompt_len=length, image_side=side)
         prefix = jax.block_until_ready(jax.jit(QwenVL.prefill)(model, jax.device_put(prompts)))
         forced = rollout.nothing_forced(1, NUM_ROLLOUTS)
         runs[str(length)] = functools.partial(
@@ -200,7 +201,8 @@ def long_tail(model: QwenVL, folder: Path, num_prompts: int, response_len: int, 
     Raises:
         ValueError: the two sampled different responses.
     """
-    processor, prompts = made_model.make_prompts(folder, num_prompts=num_prompts, prompt_len=64, image_side=84)
+    side = 3 * made_model.image_unit(folder)
+    processor, prompts = made_model.make_prompts(folder, num_prompts=num_prompts, prompt_len=64, image_side=side)
     allowed = np.flatnonzero(~processor.forbidden_mask)
     stop_ids = np.random.default_rng(0).permutation(allowed)[: round(8 * len(allowed) / response_len)]
     waiting = Sampling(response_len, 1.0, stop_ids=tuple(map(int, stop_ids)))
@@ -223,6 +225,7 @@ def long_tail(model: QwenVL, folder: Path, num_prompts: int, response_len: int, 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the four parts and returns the figures that it prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="qwen2_5_vl", choices=made_model.SIZED, help="the family")
     parser.add_argument("--layers", type=int, default=12, help="of decoder and vision tower")
     parser.add_argument("--width", type=int, default=512, help="of the decoder")
     parser.add_argument("--vocab", type=int, default=32_768, help="ids")
@@ -235,11 +238,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = made_model.write_folder(
-            Path(temporary) / "model", num_layers=args.layers, width=args.width, vocab_size=args.vocab
+            Path(temporary) / "model",
+            num_layers=args.layers,
+            width=args.width,
+            vocab_size=args.vocab,
+            model_type=args.model,
         )
         sides = make_sides(folder)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(sides.ours))
-        side = made_model.IMAGE_UNIT * max(1, int((args.prompt_len / 4) ** 0.5))
+        side = made_model.image_unit(folder) * max(1, int((args.prompt_len / 4) ** 0.5))
         print(f"{parameters / 1e6:.1f} M parameters, prompt of {args.prompt_len} tokens, {side} x {side} pixels")
         processor, prompts = made_model.make_prompts(folder, num_prompts=1, prompt_len=args.prompt_len, image_side=side)
         ratios = against_transformers(sides, processor, prompts, args.response_len, args.repeats)
@@ -258,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     figures: dict[str, Any] = {
         "benchmark": "rollout",
+        "model": args.model,
         "device": jax.devices()[0].device_kind,
         "parameters": parameters,
         "greedy_ratio": round(ratios["greedy"], 2),

@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 from benchmarks import padded
-from benchmarks.made_model import make_prompts, write_folder
+from benchmarks.made_model import SIZED, make_prompts, write_folder
 from care_jax import models
 from care_jax.method import objectives, train_batch
 from care_jax.method.loss import policy_loss
@@ -269,7 +269,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "rollouts": (8, "G, rollouts of a prompt"),
         "negatives": (4, "K, negatives of a subgroup"),
         "prompt_len": (1000, "P, tokens with the image's"),
-        "image_side": (448, "pixels, a multiple of 28"),
+        "image_side": (448, "pixels, a multiple of 28, or of 32 for Qwen3.5"),
         "response_len": (256, "R, tokens"),
         "forced_len": (64, "tokens of a repair that are forced"),
         "layers": (4, "of decoder and tower each"),
@@ -278,6 +278,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "chunk": (256, "tokens of one chunk of the head"),
         "repeats": (5, "timed steps of each side"),
     }
+    parser.add_argument("--model", default="qwen2_5_vl", choices=SIZED, help="the family (qwen2_5_vl)")
     parser.add_argument("--lengths", default="full", choices=("full", "lognormal"), help="of responses (full)")
     parser.add_argument("--mean_share", type=float, default=0.25, help="mean length as a share of R (0.25)")
     parser.add_argument("--all_correct", type=float, default=0.0, help="share of groups without a failure (0)")
@@ -299,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Takes steps of both sides in turn and returns the figures that it prints."""
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
-        made = write_folder(Path(folder), num_layers=args.layers, width=args.width, vocab_size=args.vocabulary)
+        sizes = {"num_layers": args.layers, "width": args.width, "vocab_size": args.vocabulary}
+        made = write_folder(Path(folder), **sizes, model_type=args.model)
         config = dataclasses.replace(models.load_model_config(made), compute_dtype=args.dtype, remat="full")
         processor, prompts = make_prompts(
             made, num_prompts=args.prompts, prompt_len=args.prompt_len, image_side=args.image_side

@@ -3,7 +3,7 @@
 A step is the table in step.py. The rooms, from low to high; each imports only lower ones:
 
 parallel     the mesh, what its axes divide, what shards and processes exchange
-models       Qwen2.5-VL and Qwen3-VL as pytrees of named parameters
+models       Qwen2.5-VL, Qwen3-VL and Qwen3.5 as pytrees of named parameters
 rewards      the form of a response, and whether its answer is right
 inputs       records to arrays on the host: chat template, images, positions
 method       the paper: objectives, subgroup, rescue, reflection, advantages, loss

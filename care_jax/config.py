@@ -73,6 +73,8 @@ def base() -> ConfigDict:
     c.data.max_image_tokens = 1024  # tokens of one image; larger ones are scaled down
     c.data.min_image_tokens = 4  # tokens of one image; smaller ones are scaled up
     c.data.response_format = "answer_tags"  # answer_tags | boxed: what is asked for and read, see response_format.py
+    # Of chat templates with such a switch; False puts an empty rationale before the response (inputs/prompts.py).
+    c.data.thinking = True
     c.data.ask_for_format = True  # append the format's request to every question; False: the cold start teaches it
 
     c.rollout = ConfigDict()

@@ -62,6 +62,7 @@ _BATCHES_OF_A_BENCHMARK = 1 << 16  # more than any has
 _PROMPT_KEYS = (
     "response_format",
     "ask_for_format",
+    "thinking",
     "overlong",
     "prompt_buckets",
     "patch_buckets",

@@ -1,12 +1,16 @@
-"""The demo: mini_vqa with the 1 M-parameter model, on 2 CPU cores; CARE, its cold start, or another objective.
+"""The demo: mini_vqa with a model of 1 M parameters, on 2 CPU cores; CARE, its cold start, or another objective.
 
     make demo        # data, cold start, CARE, evaluation, export, report
     python -m care_jax.cold_start --config=configs/demo.py:cold_start --workdir=runs/cold_start
     python -m care_jax.train --config=configs/demo.py --workdir=runs/care
     python -m care_jax.train --config=configs/demo.py:grpo --workdir=runs/grpo
 
-After the colon: care (the default), care_no_rgr, grpo, dapo, gspo, dr_grpo, lora or cold_start. `care_for_tiny` says
-what differs from the paper's values, and why.
+After the colon: care (the default), care_no_rgr, grpo, dapo, gspo, dr_grpo, lora, qwen3_5 or cold_start.
+`care_for_tiny` says what differs from the paper's values, and why. lora and qwen3_5 are CARE, with adapters and with a
+tiny Qwen3.5 in place of the tiny Qwen2.5-VL; the cold start of qwen3_5 has its --config.model.folder. This does both
+stages of a run:
+
+    python -m care_jax.demo --run=qwen3_5 --workdir=runs/demo-qwen3_5
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from care_jax import config
 from care_jax.method import objectives
 from care_jax.options import choose_one
 
-TINY_MODEL = str(Path(care_jax.__file__).parent / "models" / "tiny_qwen2_5_vl")
+_MODELS = Path(care_jax.__file__).parent / "models"
+TINY_MODEL, TINY_QWEN3_5 = str(_MODELS / "tiny_qwen2_5_vl"), str(_MODELS / "tiny_qwen3_5")
 
 
 def get_config(run: str = "care") -> ml_collections.ConfigDict:
@@ -139,6 +144,13 @@ def lora() -> ml_collections.ConfigDict:
     return c
 
 
+def qwen3_5() -> ml_collections.ConfigDict:
+    """CARE on the tiny Qwen3.5."""
+    c = with_objective(care_for_tiny(objectives.care()))
+    c.model.folder = TINY_QWEN3_5
+    return c
+
+
 def dapo_for_tiny() -> ml_collections.ConfigDict:
     """DAPO with a length penalty that fits responses of 32 tokens."""
     objective = objectives.dapo()
@@ -160,5 +172,6 @@ OBJECTIVES = {
 RUNS: dict[str, Callable[[], ml_collections.ConfigDict]] = {
     **{name: functools.partial(_with_preset, make) for name, make in OBJECTIVES.items()},
     "lora": lora,
+    "qwen3_5": qwen3_5,
     "cold_start": cold_start,
 }

@@ -51,9 +51,12 @@ def adapter_weights(weights: Sequence[Weight], linears: Sequence[str], rank: int
         linear = weight.ours.removesuffix(".kernel")
         if weight.kernel and linear in linears:
             module, inputs = weight.hf.removesuffix(".weight"), math.prod(weight.shape[1:])
-            for name, ours, shape in (("A", "a", (rank, inputs)), ("B", "b", (weight.shape[0], rank))):
-                hf = f"{module}.lora_{name}.weight"
-                found.append(Weight(hf, f"{linear}.lora_{ours}", shape, kernel=True, layers=weight.layers))
+            (hf_a, lora_a), (hf_b, lora_b) = (
+                (f"{module}.lora_{name}.weight", f"{linear}.lora_{name.lower()}") for name in "AB"
+            )
+            found.append(Weight(hf_a, lora_a, (rank, inputs), kernel=True, layers=weight.layers))
+            # The rows of lora_b lie as the weight's do.
+            found.append(dataclasses.replace(weight, hf=hf_b, ours=lora_b, shape=(weight.shape[0], rank)))
     return found
 
 

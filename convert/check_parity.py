@@ -3,10 +3,10 @@
     python -m convert.check_parity --hf=DIR --checkpoint=DIR
 
 A stage is a part of the model that activations pass through: patch embedding, vision blocks, merger, token embedding,
-decoder layers, last norm, head. Every tensor of the folder is read from its file and compared, as exact float32
-numbers, with the part of our array that holds it; "differing" counts those of which any bit differs (so 0 and -0, or
-two NaNs, do not pass for equal). Two equal weights give two equal models only if both are computed alike, which the
-tests show against transformers; no model is run here, and nothing has to fit into memory.
+decoder layers (of each kind), last norm, head. Every tensor of the folder is read from its file and compared, as exact
+float32 numbers, with the part of our array that holds it; "differing" counts those of which any bit differs (so 0 and
+-0, or two NaNs, do not pass for equal). Two equal weights give two equal models only if both are computed alike, which
+the tests show against transformers; no model is run here, and nothing has to fit into memory.
 
 Exit code: 0 if every bit is equal, 1 if not, 2 for bad input. The last line is one JSON object.
 """
@@ -30,6 +30,7 @@ from care_jax.convert.extra_tensors import without_extras
 from care_jax.convert.mapping import Source
 from care_jax.convert.safetensors_io import Tensor
 from care_jax.convert.weight import row_ranges
+from care_jax.models.model_config import LAYER_TYPES
 
 
 @dataclasses.dataclass
@@ -67,7 +68,7 @@ def compare(folder: Path, path: epath.PathLike) -> dict[str, Stage]:
 def stage_of(name: str) -> str:
     """The part of the model that one of our parameters belongs to, e.g. "visual.blocks" or "layers"."""
     head, *rest = name.split(".")
-    return f"{head}.{rest[0]}" if head == "visual" else head
+    return f"{head}.{rest[0]}" if head == "visual" or rest[0] in LAYER_TYPES else head
 
 
 def _compare(tensor: Tensor, source: Source, param: StoredParam) -> tuple[float, bool]:

@@ -1,4 +1,7 @@
-"""Tensors that a folder has and the model does not need: equal ones are left out, others are refused."""
+"""Tensors that a folder has and the model does not need: equal ones are left out, others are refused.
+
+Those of parts that are not trained (mapping.is_carried) are left out too; an export copies them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _TOLERANCE = {"F32": 1e-5, "BF16": 1e-2, "F16": 1e-2}  # of rotary frequencies, 
 
 
 def without_extras(tensors: Mapping[str, Tensor], config: ModelConfig, weights: Sequence[Weight]) -> dict[str, Tensor]:
-    """The tensors without those that say again what others or config.json say; these are named on stderr.
+    """The tensors of the model, without those that say again what others or config.json say; these go to stderr.
 
     They are a head that equals the tied embedding, rotary frequencies, and a weight under a second name.
 
@@ -28,6 +31,7 @@ def without_extras(tensors: Mapping[str, Tensor], config: ModelConfig, weights: 
         InputError: one of them has other values; says what to set.
     """
     wanted = mapping.by_hf_name(weights)
+    tensors = {name: tensor for name, tensor in tensors.items() if not mapping.is_carried(name, config)}
     kept: dict[str, Tensor] = {}
     extras, problems = [], []
     first: dict[str, str] = {}

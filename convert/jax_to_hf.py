@@ -37,8 +37,8 @@ from care_jax.convert.extra_tensors import without_extras
 from care_jax.convert.hf_folder import INDEX_FILE, SINGLE_FILE
 from care_jax.convert.mapping import DTYPES, Source
 from care_jax.convert.model_card import write_card
-from care_jax.convert.safetensors_io import Shard, Spec
-from care_jax.convert.weight import Weight, row_ranges
+from care_jax.convert.safetensors_io import Shard, Spec, Tensor
+from care_jax.convert.weight import PIECE_BYTES, Weight, row_ranges
 from care_jax.errors import InputError, one_line, shown
 from care_jax.models import ModelConfig
 from care_jax.models.model_folder import read_fields
@@ -64,9 +64,9 @@ def convert(
     parameters lie in (`trained_with`).
 
     If `folder` has weights, the new ones have their files, names, order and types, so that a model converted from it
-    gives the same bytes again. If it has none, they have the names of the published files and the type that
-    config.json names. config.json stays as it is in any case. A run's export has a model card, README.md, that says how
-    it was trained.
+    gives the same bytes again; tensors of parts that are not trained are copied. If it has none, they have the names of
+    the published files and the type that config.json names. config.json stays as it is in any case. A run's export has
+    a model card, README.md, that says how it was trained.
 
     Args:
         path: a run, a checkpoint or a converted model.
@@ -103,7 +103,8 @@ def convert(
         add_end_of_turn(new)
         for note in trained_with.apply(trained_with.read(stored), stored, folder, new):
             print(f"note: {note}", file=sys.stderr)
-        found = _write_weights(new, shards, weights, params, adapters)
+        carried = {name for shard in shards.values() for name in shard.tensors if mapping.is_carried(name, config)}
+        found = _write_weights(new, shards, weights, params, carried, adapters)
         if sums is not None:
             try:
                 require_equal({"params": found}, {"params": sums})
@@ -116,7 +117,8 @@ def convert(
         elif shards.keys() != {SINGLE_FILE}:
             write_index(new / INDEX_FILE, shards, num_bytes)
         write_card(new, stored, folder)
-        mapping.check_tensors(hf_folder.all_tensors(hf_folder.read_shards(new)), weights)
+        written = hf_folder.all_tensors(hf_folder.read_shards(new))
+        mapping.check_tensors({name: tensor for name, tensor in written.items() if name not in carried}, weights)
     return sum(np.prod(param.shape, dtype=int) for param in params.values())
 
 
@@ -174,9 +176,9 @@ def _plan(
     planned = {
         file: Shard(
             {
-                name: tensor if dtype == "source" else Spec(_DTYPES[dtype], tensor.shape)
+                name: Spec(_DTYPES[dtype], tensor.shape) if name in tensors and dtype != "source" else tensor
                 for name, tensor in shard.tensors.items()
-                if name in tensors
+                if name in tensors or mapping.is_carried(name, config)
             },
             shard.metadata,
         )
@@ -223,16 +225,24 @@ def _write_weights(
     shards: Mapping[str, Shard],
     weights: list[Weight],
     params: Mapping[str, StoredParam],
+    carried: set[str],
     adapters: Adapters | None,
 ) -> dict[str, int]:
-    """Writes the files, with what adapters add, and returns the checksum of each parameter as it was read."""
+    """Writes the files, with what adapters add, and returns the checksum of each parameter as it was read.
+
+    Tensors in `carried` are copied.
+    """
     sources = mapping.by_hf_name(weights)
     sums = {name: PartialSum(param.shape) for name, param in params.items()}
     for file, shard in shards.items():
         pieces = (
             piece
             for name, spec in shard.tensors.items()
-            for piece in _pieces(name, sources[mapping.hub_name(name)], params, DTYPES[spec.dtype])
+            for piece in (
+                _copied(spec)
+                if name in carried
+                else _pieces(name, sources[mapping.hub_name(name)], params, DTYPES[spec.dtype])
+            )
         )
         safetensors_io.write(folder / file, shard, (_values(piece, sums, adapters) for piece in _one_ahead(pieces)))
     return {name: each.value() for name, each in sums.items()}
@@ -248,6 +258,13 @@ class _Piece(NamedTuple):
     dtype: np.dtype  # to write
 
 
+def _copied(spec: Spec) -> Iterator[np.ndarray]:
+    """The rows of a tensor on disk, some at a time."""
+    assert isinstance(spec, Tensor)
+    step = max(1, PIECE_BYTES * spec.shape[0] // max(1, spec.nbytes))
+    return (spec.read(slice(start, start + step)) for start in range(0, spec.shape[0], step))
+
+
 def _pieces(name: str, source: Source, params: Mapping[str, StoredParam], dtype: np.dtype) -> Iterator[_Piece]:
     param = params[source.weight.ours]
     for rows in row_ranges(source.weight, param.chunk_shape, param.dtype):
@@ -255,8 +272,10 @@ def _pieces(name: str, source: Source, params: Mapping[str, StoredParam], dtype:
         yield _Piece(name, source.weight, place, param.read(place), dtype)
 
 
-def _values(piece: _Piece, sums: Mapping[str, PartialSum], adapters: Adapters | None) -> np.ndarray:
-    """The rows to write, with what adapters add. Adds what was read to the checksums."""
+def _values(piece: _Piece | np.ndarray, sums: Mapping[str, PartialSum], adapters: Adapters | None) -> np.ndarray:
+    """The rows to write, with what adapters add. Adds what was read of our arrays to the checksums."""
+    if isinstance(piece, np.ndarray):
+        return piece
     try:
         part = piece.part.result()
     except ValueError as error:
@@ -274,7 +293,7 @@ def _values(piece: _Piece, sums: Mapping[str, PartialSum], adapters: Adapters | 
     return values
 
 
-def _one_ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+def _one_ahead(pieces: Iterator[_Piece | np.ndarray]) -> Iterator[_Piece | np.ndarray]:
     """Prefetches by one: reading the next piece starts before the current one is yielded."""
     current = next(pieces)
     for following in pieces:

@@ -14,13 +14,13 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
-from care_jax.convert import qwen2_5_vl, qwen3_vl
+from care_jax.convert import qwen2_5_vl, qwen3_5, qwen3_vl
 from care_jax.convert.other_forms import refuse_other_tensors
 from care_jax.convert.weight import Layout, Weight
 from care_jax.errors import InputError, listed
 from care_jax.models import ModelConfig
 
-_FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}  # by model_type
+_FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "qwen3_5": qwen3_5}  # by model_type
 _NESTED_TO_HUB = {"model.language_model.": "model.", "model.visual.": "visual.", "language_model.": "model."}
 # What training programs leave in names: torch.compile, FSDP and activation checkpoints anywhere; data parallelism, peft
 # after its merge, and a model inside a module called model before them.
@@ -62,6 +62,11 @@ def weights_of(config: ModelConfig) -> list[Weight]:
 def published_layout(config: ModelConfig) -> Layout:
     """The key layout of the family's published files."""
     return _FAMILIES[config.model_type].LAYOUT
+
+
+def is_carried(name: str, config: ModelConfig) -> bool:
+    """True for a tensor that the family's files have beside the model's: conversions leave it as it is."""
+    return hub_name(name).startswith(_FAMILIES[config.model_type].CARRIED)
 
 
 def by_hf_name(weights: Sequence[Weight]) -> dict[str, Source]:

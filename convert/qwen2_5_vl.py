@@ -7,6 +7,7 @@ from care_jax.convert.weight import Layout, Weight
 from care_jax.models.model_config import ModelConfig, VisionConfig
 
 LAYOUT: Layout = "hub"  # of the published files
+CARRIED: tuple[str, ...] = ()  # prefixes of tensors that the model does not have
 
 
 def weights(config: ModelConfig) -> list[Weight]:
@@ -21,7 +22,9 @@ def _vision(vision: VisionConfig) -> list[Weight]:
     patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
 
     def block(name: str, ours: str, shape: tuple[int, ...], *, kernel: bool = False) -> Weight:
-        return Weight("visual.blocks.{i}." + name, "visual.blocks." + ours, shape, kernel=kernel, layers=vision.depth)
+        return Weight(
+            "visual.blocks.{i}." + name, "visual.blocks." + ours, shape, kernel=kernel, layers=range(vision.depth)
+        )
 
     def merger(name: str, ours: str, shape: tuple[int, ...], *, kernel: bool = False) -> Weight:
         return Weight("visual.merger." + name, "visual.merger." + ours, shape, kernel=kernel)

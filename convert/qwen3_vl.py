@@ -1,4 +1,4 @@
-"""The weights of Qwen3-VL: Hugging Face's name, our name, Hugging Face's shape."""
+"""The weights of Qwen3-VL and Qwen3.5: Hugging Face's name, our name, Hugging Face's shape."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from care_jax.convert.weight import Layout, Weight
 from care_jax.models.model_config import ModelConfig, VisionConfig
 
 LAYOUT: Layout = "nested"  # of the published files
+CARRIED: tuple[str, ...] = ()  # prefixes of tensors that the model does not have
 
 
 def weights(config: ModelConfig) -> list[Weight]:
@@ -20,21 +21,23 @@ def _vision(vision: VisionConfig) -> list[Weight]:
     # Flattened in this order by the processor too: the convolution's stride is its size, so it is a matrix product.
     patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
 
-    def linear(name: str, shape: tuple[int, ...], layers: int | None = None) -> list[Weight]:
+    blocks, mergers = range(vision.depth), range(len(vision.deepstack_visual_indexes))
+
+    def linear(name: str, shape: tuple[int, ...], layers: range | None = None) -> list[Weight]:
         ours = name.replace(".{i}", "")
         return [
             Weight(f"visual.{name}.weight", f"visual.{ours}.kernel", shape, kernel=True, layers=layers),
             Weight(f"visual.{name}.bias", f"visual.{ours}.bias", shape[:1], layers=layers),
         ]
 
-    def norm(name: str, size: int, layers: int | None = None) -> list[Weight]:
+    def norm(name: str, size: int, layers: range | None = None) -> list[Weight]:
         ours = name.replace(".{i}", "")
         return [
             Weight(f"visual.{name}.{part}", f"visual.{ours}.{part}", (size,), layers=layers)
             for part in ("weight", "bias")
         ]
 
-    def merger(name: str, norm_size: int, layers: int | None = None) -> list[Weight]:
+    def merger(name: str, norm_size: int, layers: range | None = None) -> list[Weight]:
         return [
             *norm(f"{name}.norm", norm_size, layers),
             *linear(f"{name}.linear_fc1", (joined, joined), layers),
@@ -44,12 +47,12 @@ def _vision(vision: VisionConfig) -> list[Weight]:
     return [
         *linear("patch_embed.proj", (width, *patch)),
         Weight("visual.pos_embed.weight", "visual.pos_embed.weight", (vision.num_position_embeddings, width)),
-        *norm("blocks.{i}.norm1", width, vision.depth),
-        *linear("blocks.{i}.attn.qkv", (3 * width, width), vision.depth),
-        *linear("blocks.{i}.attn.proj", (width, width), vision.depth),
-        *norm("blocks.{i}.norm2", width, vision.depth),
-        *linear("blocks.{i}.mlp.linear_fc1", (ffn, width), vision.depth),
-        *linear("blocks.{i}.mlp.linear_fc2", (width, ffn), vision.depth),
+        *norm("blocks.{i}.norm1", width, blocks),
+        *linear("blocks.{i}.attn.qkv", (3 * width, width), blocks),
+        *linear("blocks.{i}.attn.proj", (width, width), blocks),
+        *norm("blocks.{i}.norm2", width, blocks),
+        *linear("blocks.{i}.mlp.linear_fc1", (ffn, width), blocks),
+        *linear("blocks.{i}.mlp.linear_fc2", (width, ffn), blocks),
         *merger("merger", width),
-        *merger("deepstack_merger_list.{i}", joined, len(vision.deepstack_visual_indexes)),
+        *(merger("deepstack_merger_list.{i}", joined, mergers) if mergers else []),
     ]

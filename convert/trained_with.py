@@ -26,6 +26,7 @@ class TrainedWith:
     largest_prompt: int  # tokens
     largest_patches: int  # patches of a prompt's images
     request: str  # appended to every question
+    thinking: bool  # the chat template's switch
     response_len: int  # tokens
 
 
@@ -50,6 +51,7 @@ def read(params: epath.Path) -> TrainedWith | None:
             largest_prompt=int(max(data["prompt_buckets"])),
             largest_patches=int(max(data["patch_buckets"])),
             request=FORMATS[data["response_format"]].request if data["ask_for_format"] else "",
+            thinking=bool(data.get("thinking", True)),
             response_len=int(config["rollout"]["response_len"]),
         )
     except (KeyError, TypeError, ValueError):  # of another version of this program
@@ -102,6 +104,7 @@ def apply(trained: TrainedWith | None, params: epath.Path, source: Path, new: Pa
 
 def snippet(out: Path, trained: TrainedWith) -> str:
     """A program for transformers that asks the exported model as the run's evaluation does, greedily."""
+    switch = "" if trained.thinking else " enable_thinking=False,"
     return f"""from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -111,7 +114,7 @@ picture, question = Image.open("picture.png"), "What is shown?"
 content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": question + {trained.request!r}}}]
 inputs = processor.apply_chat_template(
     [{{"role": "user", "content": content}}],
-    tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt",
+    tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt",{switch}
 )
 ids = model.generate(**inputs, do_sample=False, repetition_penalty=1.0, max_new_tokens={trained.response_len})
 print(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

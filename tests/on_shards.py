@@ -47,7 +47,7 @@ from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
 from care_jax.structs import Record, Rollouts, TrainBatch, Verdicts
-from tests import families
+from tests import families, weights
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
@@ -58,7 +58,12 @@ MESHES = ("8x1x1", "2x4x1", "2x2x2", "1x8x1", "1x1x8")
 QUICK = "2x2x2"
 # A step moves these adapters by 0.1 at most, and the parameters of a full training, to which the bar belongs, by 0.3.
 LORA = LoraConfig(rank=4, alpha=0.3, rank_stabilised=True, targets=("layers.*", "visual.blocks.*", "visual.merger.*"))
-LORA_MESHES = ("2x4x1", "2x2x2", "1x1x8")
+MODELS = {
+    "qwen2_5_vl": MESHES,
+    "qwen3_vl": (QUICK,),
+    "qwen3_5": (QUICK, "1x8x1"),
+    "qwen2_5_vl_lora": ("2x4x1", QUICK, "1x1x8"),
+}
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 TINY = Path(__file__).parents[1] / "care_jax" / "models" / "tiny_qwen2_5_vl"
 
@@ -70,11 +75,12 @@ class Model:
         """Writes the model's Hugging Face folder in `folder`, and draws parameters, adapters too, and batch."""
         path = families.make_folder(family, TINY, folder)
         config = models.load_model_config(path)
+        heads: dict[str, Any] = {"head_dim": 16, "mrope_section": (2, 3, 3)}
+        if "linear_attention" in config.text.period:
+            heads = {"linear_num_key_heads": 8, "linear_num_value_heads": 16}
         self.config = dataclasses.replace(
             config,
-            text=dataclasses.replace(
-                config.text, num_attention_heads=8, num_key_value_heads=8, head_dim=16, mrope_section=(2, 3, 3)
-            ),
+            text=dataclasses.replace(config.text, num_attention_heads=8, num_key_value_heads=8, **heads),
             vision=dataclasses.replace(config.vision, num_heads=8),
             remat="full",
             lora=lora,
@@ -90,11 +96,12 @@ class Model:
         )
         rng = np.random.default_rng(0)
         self.params = {}
-        for name, leaf in models.params_to_dict(models.abstract_model(self.config)).items():
+        initial = jax.device_get(models.params_to_dict(models.init_model(self.config, jax.random.key(0))))
+        for name, leaf in initial.items():
             is_matrix = name.endswith(("kernel", "lora_a", "lora_b"))
             spread = leaf.shape[-2] ** -0.5 if is_matrix else 0.1
-            mean = 0.0 if is_matrix or name.endswith("bias") or name == "embed_tokens.weight" else 1.0
-            self.params[name] = rng.normal(mean, spread, leaf.shape).astype(np.float32)
+            drawn = rng.normal(0.0 if is_matrix else leaf.mean(), spread, leaf.shape).astype(np.float32)
+            self.params[name] = weights.settled(name, drawn, self.config.text)
         side = FACTOR[family]
         records = [question(f"{i}+{i}=?") for i in range(B // 2)]
         for i in range(B // 2, B):  # some with more than half of the bucket's patches, some with fewer
@@ -270,7 +277,10 @@ def compare(
             for shard in leaf.addressable_shards
         ),
         "rows_of_a_shard": rollouts.token_ids.addressable_shards[0].data.shape[0],
-        "kernel_part": sampler["layers.mlp.up_proj.kernel"].addressable_shards[0].data.size,
+        "kernel_part": sum(
+            kernel.addressable_shards[0].data.size for name, kernel in sampler.items() if _is_up_proj(name)
+        ),
+        "kernel": sum(value.size for name, value in model.params.items() if _is_up_proj(name)),
         "collectives": collectives(shards.update),
         "row_shapes": [list(leaf.shape[1:]) for leaf in jax.tree.leaves(model.batch)],
         "whole_stacks": whole_stacks(shards),
@@ -321,40 +331,37 @@ def converted(shards: Shards, folder: Path) -> float:
     return difference(shards.step(shards.state.replace(params=params)), shards.step(shards.state))
 
 
-def main(folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Compares every mesh of both families, and steps across a restore and a conversion; `quick`: QUICK alone."""
-    found: dict[str, Any] = {"meshes": {}, "restored": {}}
-    cases: tuple[tuple[str, LoraConfig | None, tuple[str, ...]], ...] = (
-        ("qwen2_5_vl", None, MESHES),
-        ("qwen3_vl", None, (QUICK,)),
-        ("qwen2_5_vl", LORA, LORA_MESHES),
-    )
-    for family, lora, meshes in (("qwen2_5_vl", None, (QUICK,)),) if quick else cases:
-        name = family if lora is None else f"{family}_lora"
-        model = Model(family, folder / name, lora)
-        single = Shards(model, "1x1x1")
-        expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()
-        made = {}
-        for shape in meshes:
-            made[shape] = Shards(model, shape)
-            found["meshes"][f"{name} {shape}"] = compare(model, single, expected, made[shape], shape)
-        if name == "qwen2_5_vl" and not quick:
+def _is_up_proj(name: str) -> bool:
+    """True for a stack of the decoder's."""
+    return name.startswith("layers.") and name.endswith("mlp.up_proj.kernel")
+
+
+def main(folder: Path, name: str, meshes: tuple[str, ...]) -> dict[str, Any]:
+    """Compares meshes of one of MODELS; with all of the first also steps across a restore and a conversion."""
+    found: dict[str, Any] = {"meshes": {}, "restored": {}, "sizes": {}}
+    model = Model(name.removesuffix("_lora"), folder / name, LORA if name.endswith("_lora") else None)
+    single = Shards(model, "1x1x1")
+    expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()
+    made = {}
+    for shape in meshes:
+        made[shape] = Shards(model, shape)
+        found["meshes"][f"{name} {shape}"] = compare(model, single, expected, made[shape], shape)
+    if name == "qwen2_5_vl":
+        found["sizes"] = {
+            "parameters": sum(value.size for value in model.params.values()),
+            "layer": max(
+                model.params["layers.mlp.up_proj.kernel"][0].size,
+                model.params["visual.merger.fc1.kernel"].size,
+                model.params["visual.patch_embed.proj.kernel"].size,
+            ),
+            "head": model.params["embed_tokens.weight"].size,
+        }
+        if meshes == MESHES:
             found["restored"]["8x1x1 2x4x1"] = restored(made["8x1x1"], made["2x4x1"], folder / "a")
             found["restored"]["1x4x1 1x2x1"] = restored(Shards(model, "1x4x1"), Shards(model, "1x2x1"), folder / "b")
             found["restored"]["converted 2x4x1"] = converted(made["2x4x1"], folder / "c")
-        if family == "qwen2_5_vl":
-            found["sizes"] = {
-                "parameters": sum(value.size for value in model.params.values()),
-                "layer": max(
-                    model.params["layers.mlp.up_proj.kernel"][0].size,
-                    model.params["visual.merger.fc1.kernel"].size,
-                    model.params["visual.patch_embed.proj.kernel"].size,
-                ),
-                "head": model.params["embed_tokens.weight"].size,
-                "kernel": model.params["layers.mlp.up_proj.kernel"].size,
-            }
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), quick="--quick" in sys.argv)))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], tuple(sys.argv[3:]))))

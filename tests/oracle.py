@@ -17,6 +17,8 @@ import numpy as np
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.models import QwenVL, decoder
+from care_jax.models.delta_net import GatedDeltaNet, Inputs
+from care_jax.models.full_attention import mrope
 from care_jax.models.qwen_vl import logits
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Verdicts
 from tests import reference
@@ -115,15 +117,45 @@ def row_logprobs(
     features = model.visual(joined, jnp.dtype("float32"))
     at_token = jnp.maximum(joined.vision_index[0], 0)
     x = jnp.where(is_vision, features.merged[0][at_token], model.embed_tokens.weight[...][token_ids])[None]
-    rope = decoder.mrope(joined.position_ids, model.config.text, jnp.dtype("float32"))
+    rope = mrope(joined.position_ids, model.config.text, jnp.dtype("float32"))
     for index in range(model.config.text.num_hidden_layers):
-        layer = jax.tree.map(lambda leaf, i=index: leaf[i], model.layers)
-        x, _ = layer(x, rope, causal_attention)
+        layer = layer_of(model, index)
+        x, _ = layer(x, rope, causal_attention if layer.kind == "full_attention" else plain_recurrence)
         if index < len(features.deepstack):
             x = x + jnp.where(is_vision, features.deepstack[index, 0][at_token], 0.0)[None]
     values = jnp.where(forbidden_mask[None], -jnp.inf, logits(model.head, model.norm(x))[0] / temperature)
     at_response = prompt_len + jnp.arange(num_response)
     return jax.nn.log_softmax(values)[at_response - 1, token_ids[at_response]]
+
+
+def layer_of(model: QwenVL, index: int) -> decoder.DecoderLayer:
+    """The decoder's layer number `index`."""
+    stack, place = model.layers, index
+    if isinstance(stack, decoder.MixedLayers):
+        kind = stack.period[index % len(stack.period)]
+        stack, place = getattr(stack, kind), model.config.text.layers_of(kind).index(index)
+    return jax.tree.map(lambda leaf: leaf[place], stack)
+
+
+def plain_recurrence(layer: GatedDeltaNet, inputs: Inputs) -> tuple[jax.Array, None]:
+    """Linear attention of one row, a token at a time: its convolution sees zeros before the first."""
+    num_tokens, num_before = inputs.qkv.shape[1], layer.num_taps - 1
+    seen = jnp.pad(inputs.qkv[0], ((num_before, 0), (0, 0), (0, 0)))
+    q, k, v = layer.split_heads(layer.conv1d([seen[i : i + num_tokens] for i in range(layer.num_taps)]), seen.dtype)
+
+    def of_length_one(x: jax.Array) -> jax.Array:
+        return x / jnp.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+    def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        q, k, v, decay, rate = token  # [N, C], [N, C], [N, Q, Cv], [N, Q], [N, Q]
+        state = jnp.exp(decay)[..., None, None] * state
+        error = v - jnp.einsum("nk,nqkv->nqv", k, state)
+        state = state + jnp.einsum("nk,nqv,nq->nqkv", k, error, rate)
+        return state, jnp.einsum("nk,nqkv->nqv", q, state)
+
+    tokens = (of_length_one(q) / q.shape[-1] ** 0.5, of_length_one(k), v, inputs.decay[0], inputs.rate[0])
+    start = jnp.zeros((*v.shape[1:3], q.shape[-1], v.shape[-1]))
+    return jax.lax.scan(step, start, tokens)[1][None], None
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:

@@ -12,6 +12,7 @@ import ml_collections
 import pytest
 
 from care_jax import demo
+from care_jax.errors import InputError
 from care_jax.models import load_model_config
 from care_jax.run.stop import EXIT_CODE, StopFlag
 from tests import weights
@@ -38,6 +39,22 @@ def test_stages_fit_together(tmp_path: Path) -> None:
     assert care.objective.reflect.enabled
     assert care.objective.anchored
     assert care.objective.rescue.enabled
+
+
+def test_another_run_starts_from_a_cold_start_of_its_own_model(tmp_path: Path) -> None:
+    """Catches a run whose first stage leaves weights of another architecture, and a table without its figures."""
+    cold, after = demo.stage_configs(tmp_path, seed=7, name="qwen3_5")
+    assert cold.model.folder == after.model.folder != demo.stage_configs(tmp_path, seed=7)[0].model.folder
+    assert load_model_config(Path(cold.model.folder)).model_type == "qwen3_5"
+
+
+def test_a_run_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches a misspelt run that is found out after the cold start, and the cold start as its own sequel."""
+    for name in ("ppo", "cold_start"):
+        monkeypatch.setattr(demo.flags, "FLAGS", SimpleNamespace(workdir=str(tmp_path), seed=1, run=name))
+        with pytest.raises(InputError, match=f"^--run={name}: choose one of care, .*, lora, qwen3_5$"):
+            demo.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stop_at_the_end_of_a_stage_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 
 from care_jax.method.loss import count_denominators
 from care_jax.method.subgroup import classify
-from care_jax.models.cache import PREFIX_SPECS, Prefix, empty_branch_cache
+from care_jax.models.cache import PREFIX_SPECS, KeyValues, Prefix, empty_branch_cache
 from care_jax.parallel.collectives import pick
 from care_jax.stages.score import pool_states, scores_of_sampler
 from care_jax.structs import Forced, Rollouts, TrainBatch, Verdicts, abstract, zeros
@@ -23,7 +23,7 @@ BATCH = jax.device_put(zeros(TrainBatch, B=2, S=3, R=4, P=5, I=0, F=0, X=0))
 def prefix(prompt_len: jax.Array) -> Prefix:
     """A prefix of two prompts of three tokens, one layer and one head."""
     keys = jnp.zeros((1, 2, 1, 3, 4))
-    return Prefix((keys,), (keys,), prompt_len, jnp.zeros(2, jnp.int32), jnp.zeros((2, 8)))
+    return Prefix(({"full_attention": KeyValues(keys, keys)},), prompt_len, jnp.zeros(2, jnp.int32), jnp.zeros((2, 8)))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from care_jax.evals import decoding
 from care_jax.method import objectives
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import estimate, flops
+from care_jax.planning.sizes import Sizes
 from care_jax.stages.compiled import all_buckets, make_programs, trace
 from care_jax.stages.table import Compute, DeviceStage, HostStage, Setup, Table, value_of
 from tests.planning.test_plan import tiny
@@ -141,7 +142,7 @@ def test_a_new_row_is_seen_by_all_that_walk_the_table(monkeypatch):
     monkeypatch.setattr(step, "STEP", dataclasses.replace(step.STEP, stages=stages))
     config = config_of("grpo")
     model = estimate.planned_model(config)
-    sizes = flops.Sizes.of(config, model, all_buckets(config)[0], {"data": 1, "fsdp": 1, "tensor": 1})
+    sizes = Sizes.of(config, model, all_buckets(config)[0], {"data": 1, "fsdp": 1, "tensor": 1})
     work = flops.step_work(sizes, config)
     assert work["think twice"].tokens == sizes.prompts * (sizes.bucket[0] + 3 * sizes.response_len)
     mesh = setup_of(config).mesh
@@ -153,7 +154,7 @@ def test_without_a_stage_its_work_is_gone():
     """Catches work that is counted for a stage which does not run."""
     for enabled, kl_coef in itertools.product((True, False), (0.0, 0.01)):
         config = config_of("care", objective__reflect__enabled=enabled, objective__kl_coef=kl_coef)
-        sizes = flops.Sizes.of(
+        sizes = Sizes.of(
             config, estimate.planned_model(config), all_buckets(config)[0], {"data": 1, "fsdp": 1, "tensor": 1}
         )
         work = flops.step_work(sizes, config).keys()

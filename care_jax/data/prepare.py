@@ -266,7 +266,7 @@ def _comparable(settings: Settings, files: list[Path], root: Path, shard_records
 
 def _counted_with(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The settings of a config that the number of a prompt's tokens depends on."""
-    keys = ("response_format", "ask_for_format", "max_image_tokens", "min_image_tokens")
+    keys = ("response_format", "ask_for_format", "thinking", "max_image_tokens", "min_image_tokens")
     return {"folder": config.model.folder} | {key: config.data[key] for key in keys}
 
 

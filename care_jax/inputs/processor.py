@@ -22,7 +22,7 @@ from care_jax.errors import BadRowError, InputError, shown
 from care_jax.inputs import images, media
 from care_jax.inputs import tokenizer as tokenizer_lib
 from care_jax.inputs.preprocessor import read_image_spec
-from care_jax.models.model_config import load_model_config
+from care_jax.models.config_json import load_model_config
 from care_jax.models.model_folder import read_fields
 from care_jax.options import OVERLONG, choose_one
 from care_jax.rewards.response_format import FORMATS, ResponseFormat
@@ -57,6 +57,7 @@ class Processor:
     prompt_buckets: tuple[int, ...]  # tokens, ascending
     patch_buckets: tuple[int, ...]  # patches, ascending
     overlong: str  # drop | shrink | error
+    thinking: bool = True  # the chat template's switch, where it has one
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
@@ -125,6 +126,7 @@ def load_processor(
     max_image_tokens: int,
     min_image_tokens: int,
     overlong: str,
+    thinking: bool = True,
 ) -> Processor:
     """Reads the processor of a Hugging Face model folder.
 
@@ -136,6 +138,7 @@ def load_processor(
         max_image_tokens: prompt tokens that an image has at most; tightens the limit of the preprocessor's file.
         min_image_tokens: prompt tokens that an image has at least; likewise.
         overlong: one of OVERLONG, for prompts that exceed the largest bucket.
+        thinking: for chat templates with such a switch.
 
     Returns:
         The processor.
@@ -186,6 +189,7 @@ def load_processor(
         prompt_buckets=tuple(prompt_buckets),
         patch_buckets=tuple(patch_buckets),
         overlong=overlong,
+        thinking=thinking,
     )
 
 
@@ -203,6 +207,7 @@ def make_processor(config: ml_collections.ConfigDict) -> Processor:
         max_image_tokens=data.max_image_tokens,
         min_image_tokens=data.min_image_tokens,
         overlong=data.overlong,
+        thinking=data.thinking,
     )
 
 

@@ -13,6 +13,7 @@ from care_jax.inputs import images, media, positions
 from care_jax.inputs.batch import Example
 from care_jax.inputs.media import VisionItem
 from care_jax.inputs.positions import GridTHW
+from care_jax.rewards.response_format import OPENING
 from care_jax.structs import Record
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def _are_vision(processor: Processor, token_ids: npt.NDArray[np.int32]) -> npt.N
 
 
 def _encode_turn(processor: Processor, record: Record, items: Sequence[VisionItem]) -> npt.NDArray[np.int32]:
-    """Encodes the rendered turn, [tokens], with one vision token in place of each run of them."""
+    """Encodes the rendered turn, [tokens], with one vision token in place of each run of them.
+
+    A rationale that the chat template opens (Qwen3-VL Thinking, Qwen3.5) is left out: responses open it themselves.
+    """
     question = record.prompt + processor.response_format.request
     processor.refuse_special_texts(record, "prompt", question)
     content = [
@@ -114,7 +118,13 @@ def _encode_turn(processor: Processor, record: Record, items: Sequence[VisionIte
         if text
     ]
     turns: list[Any] = [{"role": "user", "content": content}]
-    rendered = str(processor.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    rendered = str(
+        processor.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=processor.thinking
+        )
+    )
+    if (opened := rendered.rstrip()).endswith(OPENING):
+        rendered = opened.removesuffix(OPENING)
     videos = [media.video_texts(item, processor.image_spec, processor.video_text) for item in items if item.fps]
     pieces = rendered.split(processor.video_text)
     if len(pieces) == len(videos) + 1:  # otherwise the counts below do not agree

@@ -11,7 +11,8 @@ from flax import nnx
 
 from care_jax.errors import InputError, listed
 from care_jax.models import vision_qwen2_5, vision_qwen3
-from care_jax.models.model_config import ModelConfig, load_model_config
+from care_jax.models.config_json import load_model_config
+from care_jax.models.model_config import ModelConfig
 from care_jax.models.qwen_vl import QwenVL, Tower
 from care_jax.models.trained import add_adapters, freeze_groups
 from care_jax.parallel.sharding import param_name
@@ -29,6 +30,7 @@ __all__ = [
 _TOWERS: dict[str, type[Tower]] = {
     "qwen2_5_vl": vision_qwen2_5.VisionTower,
     "qwen3_vl": vision_qwen3.VisionTower,
+    "qwen3_5": vision_qwen3.VisionTower,
 }
 _ADAPTERS = 1  # folded into the model's key
 

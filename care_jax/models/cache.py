@@ -1,12 +1,13 @@
-"""Keys and values kept between calls: the prompt's once, each branch's own. By head, as the products read them.
+"""The memory of a layer kept between calls, one struct a kind of layer: the prompt's once, each branch's own. By head.
 
-They are one stack of all L layers, or stacks of fewer layers that follow each other (QwenVL.in_stacks).
+They are one stack of all L layers of their kind, or stacks of fewer layers that follow each other (QwenVL.in_stacks).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Float, Float32, Int32, Shaped
@@ -16,11 +17,29 @@ from care_jax.structs import Array
 
 
 @struct.dataclass
+class KeyValues:
+    """Of full attention: keys and values, of a prompt's tokens [B] or of branches' own by slot [rows J]."""
+
+    k: Float[Array, "L ... N _slots C"]
+    v: Float[Array, "L ... N _slots C"]
+
+
+@struct.dataclass
+class Recurrence:
+    """Of linear attention: what its convolution and its delta rule go on from, behind a prompt or a branch's tokens."""
+
+    conv: Float[Array, "... N _before E"]  # the last inputs of each key head's channels
+    state: Float32[Array, "... N Q C Cv"]
+
+
+Memory = dict[str, KeyValues | Recurrence]  # by kind of layer, those of config.json (TextConfig.period)
+
+
+@struct.dataclass
 class Prefix:
     """A prefilled prompt; any number of branches continue from it."""
 
-    k: tuple[Float[Array, "L B N P C"], ...]  # one per stack of layers
-    v: tuple[Float[Array, "L B N P C"], ...]
+    layers: tuple[Memory, ...]  # one per stack of layers
     prompt_len: Int32[Array, "B"]
     next_position: Int32[Array, "B"]
     last_hidden: Float[Array, "B D"]  # after the final norm, at the last prompt token
@@ -28,10 +47,9 @@ class Prefix:
 
 @struct.dataclass
 class BranchCache:
-    """Keys and values of the branches' own tokens, by slot."""
+    """The memory of the branches."""
 
-    k: tuple[Float[Array, "L rows J N slots C"], ...]  # one per stack of layers
-    v: tuple[Float[Array, "L rows J N slots C"], ...]
+    layers: tuple[Memory, ...]  # one per stack of layers
 
 
 @struct.dataclass
@@ -77,16 +95,25 @@ def prompt_values(
 
 
 # PartitionSpecs in the places of the arrays.
-_prefix: dict[str, Any] = {"k": KEYS, "v": KEYS, "prompt_len": ROWS, "next_position": ROWS, "last_hidden": ROWS}
-_branches: dict[str, Any] = {"k": BRANCH_KEYS, "v": BRANCH_KEYS}
+_prefix: dict[str, Any] = {"layers": KEYS, "prompt_len": ROWS, "next_position": ROWS, "last_hidden": ROWS}
+_branches: dict[str, Any] = {"layers": BRANCH_KEYS}
 PREFIX_SPECS, BRANCH_CACHE_SPECS = Prefix(**_prefix), BranchCache(**_branches)
 
 
 def empty_branch_cache(prefix: Prefix, num_branches: int, num_slots: int) -> BranchCache:
-    """Zeros for `num_branches` branches of `num_slots` tokens each, shaped after the prefix."""
+    """The memory of `num_branches` branches without tokens of their own, and room for `num_slots` each.
+
+    A recurrence goes on from the prompt's; keys and values are zeros.
+    """
 
     def zeros(stack: Array) -> Array:
         layers, batch, heads, _, channels = stack.shape
         return jnp.zeros((layers, batch, num_branches, heads, num_slots, channels), stack.dtype)
 
-    return BranchCache(k=tuple(map(zeros, prefix.k)), v=tuple(map(zeros, prefix.v)))
+    def repeated(stack: Array) -> Array:
+        return jnp.broadcast_to(stack[:, :, None], (*stack.shape[:2], num_branches, *stack.shape[2:]))
+
+    def start(memory: KeyValues | Recurrence) -> KeyValues | Recurrence:
+        return jax.tree.map(zeros if isinstance(memory, KeyValues) else repeated, memory)
+
+    return BranchCache(tuple({kind: start(memory) for kind, memory in stack.items()} for stack in prefix.layers))

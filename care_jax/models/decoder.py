@@ -4,121 +4,54 @@ A layer works on any stream [B, T, D]; how its tokens attend is handed in. So th
 every projection and MLP as one matrix product, and split only inside attention:
 
     prefill           T = P            the prompt alone, keeps its keys and values
-    forward_branches  T = P + J * R    prompt and full branches at once: scores and gradients
+    forward_stream    T = tokens       prompts and branches that lie behind each other: scores and gradients
     extend            T = J * new      new tokens of each branch on top of a prefix and a cache: decoding
+
+The layers of a family are of one kind, or of several that take turns (TextConfig.period); a kind is what mixes tokens:
+full attention (full_attention.py) or linear attention (delta_net.py). Layers of a kind are one stack, and all of them
+one scan.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx, struct
-from jaxtyping import Bool, Float, Int, Int32
+from flax import nnx
+from jaxtyping import Bool, Float, Int32
 
-from care_jax.models import cudnn
-from care_jax.models.attention import PackedMask, branch_attention, causal_attention, packed_attention
-from care_jax.models.cache import Home
-from care_jax.models.layers import GatedMLP, Linear, RMSNorm, recompute, residual_init_scale, rotate
+from care_jax.models import delta_net, full_attention
+from care_jax.models.attention import PackedMask, causal_attention, packed_attention
+from care_jax.models.cache import Home, KeyValues, Memory
+from care_jax.models.delta_net import Forest, GatedDeltaNet, Recur
+from care_jax.models.delta_rule import Chunks
+from care_jax.models.full_attention import Rope, SelfAttention, decoder_norm
+from care_jax.models.layers import GatedMLP, recompute, residual_init_scale, stack
 from care_jax.models.model_config import TextConfig
 from care_jax.parallel.collectives import gather, to_parts
 from care_jax.structs import Array
 
-# (q [B, T, H, C], k [B, T, N, C], v [B, T, N, C]) -> (output [B, T, H, C], what the caller keeps)
-Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
-
-
-@struct.dataclass
-class Rope:
-    """Rotary tables of a stream, in the compute type."""
-
-    cos: Float[Array, "B T C"]
-    sin: Float[Array, "B T C"]
-
-
-_STRIDE = 256  # slots: decoding attends to the shortest multiple that holds what is stored
-
-
-def mrope(position_ids: Int32[Array, "B 3 T"], config: TextConfig, dtype: jnp.dtype) -> Rope:
-    """Multimodal rotary tables from positions in time, height and width.
-
-    Angles are float32; the tables are cast once, as the reference does.
-    """
-    channels = config.head_dim
-    inv_freq = 1.0 / (config.rope_theta ** (jnp.arange(0, channels, 2, dtype=jnp.float32) / channels))
-    axis = mrope_axes(config)
-    angles = jnp.einsum("bty,y->bty", jnp.moveaxis(position_ids, 1, 2)[..., axis].astype(jnp.float32), inv_freq)
-    angles = jnp.concatenate([angles, angles], axis=-1)
-    return Rope(cos=jnp.cos(angles).astype(dtype), sin=jnp.sin(angles).astype(dtype))
-
-
-def mrope_axes(config: TextConfig) -> Int[np.ndarray, "Y"]:
-    """The axis (0 time, 1 height, 2 width) that turns each of the C / 2 frequencies.
-
-    sections (2, 1, 1)      one after the other (Qwen2-VL, arXiv 2409.12191)    0 0 1 2
-                            interleaved (Qwen3-VL): time after the others end   0 1 2 0
-    """
-    sections = config.mrope_section
-    if not config.mrope_interleaved:
-        return np.repeat(np.arange(len(sections)) % 3, sections)
-    index = np.arange(config.head_dim // 2)
-    return np.where(index < 3 * np.asarray(sections)[index % 3], index % 3, 0)
-
-
-class SelfAttention(nnx.Module):
-    """The projections, and the norms of each head of q and k where the model has them."""
-
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-        """Makes the parameters with `rngs`."""
-        self.head_dim = config.head_dim
-        features = config.num_attention_heads * config.head_dim
-        kv_features = config.num_key_value_heads * config.head_dim
-        project = functools.partial(Linear, config.hidden_size, use_bias=config.qkv_bias, rngs=rngs)
-        self.q_proj = project(features, axes=("embed", "heads"))
-        self.k_proj = project(kv_features, axes=("embed", "kv_heads"))
-        self.v_proj = project(kv_features, axes=("embed", "kv_heads"))
-        norm = functools.partial(RMSNorm, config.head_dim, axis="head_channels", eps=config.rms_norm_eps)
-        self.q_norm = norm() if config.qk_norm else None
-        self.k_norm = norm() if config.qk_norm else None
-        scale = residual_init_scale(config.num_hidden_layers)
-        self.o_proj = Linear(
-            features,
-            config.hidden_size,
-            axes=("heads", "embed"),
-            use_bias=config.o_bias,
-            bias_axis="norm",
-            rngs=rngs,
-            init_scale=scale,
-            from_parts=True,
-        )
-
-    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
-        """Returns the output and what `attend` keeps."""
-
-        def heads(y: Array) -> Array:
-            return einops.rearrange(y, "b t (h c) -> b t h c", c=self.head_dim)
-
-        q, k = heads(self.q_proj(x)), heads(self.k_proj(x))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, rope.cos, rope.sin), rotate(k, rope.cos, rope.sin)
-        out, kept = attend(q, k, heads(self.v_proj(x)))
-        return self.o_proj(einops.rearrange(out, "b t h c -> b t (h c)")), kept
+# (carried, layer, its number, its place among the layers of its kind) -> (carried, what is kept of the layer)
+Step = Callable[[Any, "DecoderLayer", Array, Array], tuple[Any, Any]]
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and gated MLP."""
+    """A layer of one kind: pre-norm attention, full or linear, and gated MLP."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-        """Makes the parameters with `rngs`."""
-        self.input_layernorm = RMSNorm(config.hidden_size, axis="norm", eps=config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, rngs=rngs)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, axis="norm", eps=config.rms_norm_eps)
+    def __init__(self, config: TextConfig, kind: str, *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`; `kind` is one of TextConfig.period."""
+        self.kind = kind
+        self.input_layernorm = decoder_norm(config, config.hidden_size, axis="norm")
+        if kind == "full_attention":
+            self.self_attn = SelfAttention(config, rngs=rngs)
+        else:
+            self.linear_attn = GatedDeltaNet(config, rngs=rngs)
+        self.post_attention_layernorm = decoder_norm(config, config.hidden_size, axis="norm")
         self.mlp = GatedMLP(
             config.hidden_size,
             config.intermediate_size,
@@ -130,11 +63,90 @@ class DecoderLayer(nnx.Module):
             in_parts=True,
         )
 
-    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
-        """Returns the output and what `attend` keeps."""
-        attended, kept = self.self_attn(to_parts(self.input_layernorm(x)), rope, attend)
-        x = x + attended
+    def __call__(self, x: Float[Array, "B T D"], rope: Rope, mix: Any) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns the output and what `mix` keeps, which is an Attend for full attention and a Recur for linear."""
+        normed = to_parts(self.input_layernorm(x))
+        if self.kind == "full_attention":
+            mixed, kept = self.self_attn(normed, rope, mix)
+        else:
+            mixed, kept = self.linear_attn(normed, mix)
+        x = x + mixed
         return x + self.mlp(to_parts(self.post_attention_layernorm(x))), kept
+
+
+class MixedLayers(nnx.Module):
+    """Layers of several kinds that take turns, each kind a stack."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+        """Makes the parameters with `rngs`."""
+        self.period = config.period
+        for kind in dict.fromkeys(config.period):
+            setattr(self, kind, _stack(config, kind, rngs=rngs))
+
+
+Layers = DecoderLayer | MixedLayers  # a stack of layers that are all of one kind, or of several
+
+
+def make_layers(config: TextConfig, *, rngs: nnx.Rngs) -> Layers:
+    """The layers of a decoder."""
+    kind, *more = config.period
+    return MixedLayers(config, rngs=rngs) if more else _stack(config, kind, rngs=rngs)
+
+
+def _stack(config: TextConfig, kind: str, *, rngs: nnx.Rngs) -> DecoderLayer:
+    return stack(lambda rngs: DecoderLayer(config, kind, rngs=rngs), len(config.layers_of(kind)), rngs=rngs)
+
+
+def _scan(layers: Layers, step: Step, carried: Any, *, unroll_runs: bool = False) -> tuple[Any, Any]:
+    """Runs `step` through the layers.
+
+    Neighbours of one kind are a scan inside the scan over periods. With `unroll_runs` they are not, so that a layer's
+    parameters are read where they lie and not copied out of their stack first.
+
+    Returns:
+        What was carried, and what was kept by kind of layer, stacked.
+    """
+    if isinstance(layers, DecoderLayer):
+        carried, kept = _scan_stack(layers, step, carried, jnp.int32(0), jnp.int32(0))
+        return carried, {layers.kind: kept}
+    counts = collections.Counter(layers.period)
+    groups = {
+        kind: jax.tree.map(lambda x, count=count: x.reshape(-1, count, *x.shape[1:]), getattr(layers, kind))
+        for kind, count in counts.items()
+    }
+    runs = [(kind, len(list(same))) for kind, same in itertools.groupby(layers.period)]
+
+    def of_group(carried: Any, inputs: tuple[dict[str, DecoderLayer], Array]) -> tuple[Any, Any]:
+        stacks, group = inputs
+        number = group * len(layers.period)
+        done: collections.Counter = collections.Counter()
+        kept: dict[str, list[Any]] = {kind: [] for kind in stacks}
+        for kind, count in runs:
+            start = done[kind]
+            run = jax.tree.map(lambda x, start=start, count=count: x[start : start + count], stacks[kind])
+            place = group * counts[kind] + start
+            carried, of_run = _scan_stack(run, step, carried, number, place, unroll=unroll_runs)
+            kept[kind].append(of_run)
+            number, done[kind] = number + count, start + count
+        return carried, {
+            kind: jax.tree.map(lambda *parts: jnp.concatenate(parts), *each) for kind, each in kept.items()
+        }
+
+    num_groups = jax.tree.leaves(groups)[0].shape[0]
+    carried, kept = jax.lax.scan(of_group, carried, (groups, jnp.arange(num_groups, dtype=jnp.int32)))
+    return carried, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
+
+
+def _scan_stack(
+    layers: DecoderLayer, step: Step, carried: Any, number: Array, place: Array, *, unroll: bool = False
+) -> tuple[Any, Any]:
+    """Runs `step` through a stack of layers that follow each other, the first of them with these two."""
+
+    def of_layer(carried: Any, inputs: tuple[DecoderLayer, Array]) -> tuple[Any, Any]:
+        layer, index = inputs
+        return step(carried, layer, number + index, place + index)
+
+    return jax.lax.scan(of_layer, carried, _indexed(layers), unroll=unroll)
 
 
 def _add_deepstack(
@@ -162,124 +174,131 @@ def _indexed(layers: DecoderLayer) -> tuple[DecoderLayer, Array]:
 
 
 def prefill(
-    layers: DecoderLayer, x: Float[Array, "B P D"], rope: Rope, deepstack: Float[Array, "E B P D"], *, attention: str
-) -> tuple[Float[Array, "B P D"], tuple[Float[Array, "L B N P C"], Float[Array, "L B N P C"]]]:
+    layers: Layers,
+    x: Float[Array, "B P D"],
+    rope: Rope,
+    deepstack: Float[Array, "E B P D"],
+    prompt_len: Int32[Array, "B"],
+    *,
+    attention: str,
+) -> tuple[Float[Array, "B P D"], Memory]:
     """Runs the prompt alone; `deepstack` is added after each of the first E layers.
 
     Returns:
-        The hidden states, and keys and values.
+        The hidden states, and what branches go on from.
     """
-    attend = functools.partial(causal_attention, implementation=attention)
+    chunks = Chunks.of_sequences(prompt_len, x.shape[1])
 
-    def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
-        layer, index = inputs
+    def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeyValues]:
+        kept = KeyValues(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+        return causal_attention(q, k, v, implementation=attention), kept
+
+    recur: Recur = functools.partial(delta_net.prefill, chunks, prompt_len)
+    mixes: dict[str, Any] = {"full_attention": attend, "linear_attention": recur}
+
+    def step(x: Array, layer: DecoderLayer, number: Array, _: Array) -> tuple[Array, Any]:
         layer = gather(layer, x.dtype)
-        x, kept = layer(x, rope, lambda q, k, v: (attend(q, k, v), (k, v)))
-        return _add_deepstack(x, deepstack, index), (jnp.swapaxes(kept[0], 1, 2), jnp.swapaxes(kept[1], 1, 2))
+        x, kept = layer(x, rope, mixes[layer.kind])
+        return _add_deepstack(x, deepstack, number), kept
 
-    return jax.lax.scan(step, x, _indexed(layers))
+    return _scan(layers, step, x)
 
 
 def forward_stream(
-    layers: DecoderLayer,
+    layers: Layers,
     x: Float[Array, "B T D"],
     rope: Rope,
     deepstack: Float[Array, "E B T D"],
     mask: PackedMask,
     *,
+    num_taps: int,
+    most_branches: int,
     remat: str,
     attention: str,
 ) -> Float[Array, "B T D"]:
     """Runs prompts and branches that lie behind each other; `deepstack` is added after each of the first E layers.
 
-    The gradient of every branch flows into its one prompt.
+    The gradient of every branch flows into its one prompt. `num_taps` is TextConfig.linear_conv_kernel_dim, and
+    `most_branches` those of a stream.
     """
-    attend = functools.partial(packed_attention, mask=mask, implementation=attention)
 
-    def step(x: Array, inputs: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
-        layer, index = inputs
+    def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+        return packed_attention(q, k, v, mask, implementation=attention), None
+
+    mixes: dict[str, Any] = {"full_attention": attend}
+    if num_taps:
+        sizes = {"num_taps": num_taps, "most_branches": most_branches}
+        forest = Forest.make(mask.group, mask.branch, mask.first, **sizes)
+        mixes["linear_attention"] = functools.partial(delta_net.run_stream, forest)
+
+    def step(x: Array, layer: DecoderLayer, number: Array, _: Array) -> tuple[Array, None]:
         layer = gather(layer, x.dtype)
-        x, _ = layer(x, rope, lambda q, k, v: (attend(q, k, v), None))
-        return _add_deepstack(x, deepstack, index), None
+        x, _ = layer(x, rope, mixes[layer.kind])
+        return _add_deepstack(x, deepstack, number), None
 
-    return jax.lax.scan(recompute(step, remat), x, _indexed(layers))[0]
+    return _scan(layers, recompute(step, remat), x)[0]
 
 
 def extend(
-    layers: DecoderLayer,
+    layers: Layers,
     x: Float[Array, "B T D"],
     rope: Rope,
     *,
-    prompt_kv: tuple[Float[Array, "L prompts N P C"], Float[Array, "L prompts N P C"]],
-    own_kv: tuple[Float[Array, "L B J N slots C"], Float[Array, "L B J N slots C"]],
+    prompt: Memory,
+    own: Memory,
     prompt_len: Int32[Array, "prompts"],
+    num_branches: int,
     slot: Int32[Array, ""],
     own_visible: Bool[Array, "#B #J #new #slots"],
     attention: str,
+    num_new: Int32[Array, "B J"] | None = None,
     home: Home | None = None,
-) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B J N slots C"], Float[Array, "L B J N slots C"]]]:
+) -> tuple[Float[Array, "B T D"], Memory]:
     """Runs new tokens of each branch on top of a prefix; their keys and values go into slots slot, slot + 1, ...
 
-    Keys and values are carried through the layer scan, so XLA updates them in place. On shards the layers must be the
+    The branches' memory is carried through the layer scan, so XLA updates it in place. On shards the layers must be the
     sampler's (QwenVL.for_sampling): gathering them for every token would take longer than the token.
 
     Args:
-        layers: a stack of decoder layers.
+        layers: all or a stack of the decoder's.
         x: the new tokens, T = J * new, of one branch after the other.
         rope: their rotary tables.
-        prompt_kv: keys and values of the prompts.
-        own_kv: keys and values of the branches' own tokens, by slot.
+        prompt: the memory of the prompts.
+        own: that of the branches.
         prompt_len: tokens.
+        num_branches: J.
         slot: the slot of the first new token.
         own_visible: the slots that each new token sees.
         attention: one of attention.IMPLEMENTATIONS.
+        num_new: of the new tokens of each branch, the first that count; None: there is one, which does.
         home: if the rows are moved branches, with J = 1; None: they are the prompts.
 
     Returns:
-        The hidden states, and `own_kv` with the new tokens.
+        The hidden states, and the branches' memory with the new tokens.
     """
-    batch, num_branches, num_heads, num_slots, channels = own_kv[0].shape[1:]
-    stride = -(-num_slots // 8 // _STRIDE) * _STRIDE
-    lengths = [min(used, num_slots) for used in range(stride, num_slots + stride, stride)]
-    num_new = x.shape[1] // num_branches
-    shortest = (slot + num_new - 1) // stride  # index of the first of `lengths` that holds all that is stored
+    attend_in = functools.partial(
+        full_attention.extend,
+        num_branches=num_branches,
+        prompt_len=prompt_len,
+        slot=slot,
+        own_visible=own_visible,
+        attention=attention,
+        home=home,
+    )
 
-    def step(carry: tuple[Array, Array, Array], inputs: tuple[DecoderLayer, Array]) -> tuple[Any, None]:
-        x, cache_k, cache_v = carry
-        layer, index = inputs
+    def step(carried: tuple[Array, Memory], layer: DecoderLayer, _: Array, place: Array) -> tuple[Any, None]:
+        x, memory = carried
+        kind = layer.kind
+        if kind == "full_attention":
+            x, grown = layer(x, rope, functools.partial(attend_in, prompt[kind], memory[kind], place))
+        else:
+            before = jax.tree.map(
+                lambda stored: jax.lax.dynamic_index_in_dim(stored, place, keepdims=False), memory[kind]
+            )
+            x, after = layer(x, rope, functools.partial(delta_net.extend, before, num_new))
+            grown = jax.tree.map(
+                lambda stored, new: jax.lax.dynamic_update_index_in_dim(stored, new, place, axis=0), memory[kind], after
+            )
+        return (x, {**memory, kind: grown}), None
 
-        def write(stored: Array, new: Array) -> Array:
-            new = einops.rearrange(new, "b (j new) n c -> 1 b j n new c", j=num_branches)
-            return jax.lax.dynamic_update_slice(stored, new, (index, 0, 0, 0, slot, 0))
-
-        def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-            grown_k, grown_v = write(cache_k, k), write(cache_v, v)
-
-            # Slices are taken in here, each in one step, so that the products read them in place.
-            def attend_to(used: int, attend: Callable[..., Array]) -> Array:
-                def of_layer(stored: Array, shape: tuple[int, ...]) -> Array:
-                    return jax.lax.dynamic_slice(stored, (index, *[0] * len(shape)), (1, *shape))[0]
-
-                own = (batch, num_branches, num_heads, used, channels)
-                prompt_k, prompt_v = (of_layer(stored, stored.shape[1:]) for stored in prompt_kv)
-                return attend(
-                    einops.rearrange(q, "b (j new) h c -> b j new h c", j=num_branches),
-                    (prompt_k, prompt_v),
-                    (of_layer(grown_k, own), of_layer(grown_v, own)),
-                    prompt_len=prompt_len,
-                    own_visible=own_visible[..., :used],
-                    home=home,
-                )
-
-            if attention == "cudnn":  # is given all slots, and reads those that are filled
-                out = attend_to(num_slots, functools.partial(cudnn.branch_attention, own_len=slot + num_new))
-            else:
-                choices = [functools.partial(attend_to, used, branch_attention) for used in lengths]
-                out = jax.lax.switch(shortest, choices)
-            return out.reshape(q.shape), (grown_k, grown_v)
-
-        x, (cache_k, cache_v) = layer(x, rope, attend)
-        return (x, cache_k, cache_v), None
-
-    (x, *grown), _ = jax.lax.scan(step, (x, *own_kv), _indexed(layers))
-    return x, (grown[0], grown[1])
+    return _scan(layers, step, (x, own), unroll_runs=True)[0]

@@ -193,18 +193,24 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * weight; statistics in float32, the product with weight in x's type as in Qwen."""
+    """x / sqrt(mean(x^2) + eps) * weight; statistics in float32, the product with weight in x's type as in Qwen.
 
-    def __init__(self, features: int, *, axis: str, eps: float):
+    With `zero_centered` the factor is 1 + weight, and the product is float32, as in Qwen3.5.
+    """
+
+    def __init__(self, features: int, *, axis: str, eps: float, zero_centered: bool = False):
         """Makes the parameters; `axis` is their logical axis."""
-        self.weight = make_param(jnp.ones((features,), jnp.float32), axis)
-        self.eps = eps
+        self.weight = make_param(jnp.full((features,), 0.0 if zero_centered else 1.0, jnp.float32), axis)
+        self.eps, self.zero_centered = eps, zero_centered
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Applies the norm."""
         x32 = x.astype(jnp.float32)
         variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-        normed = (x32 * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        normed = x32 * jax.lax.rsqrt(variance + self.eps)
+        if self.zero_centered:
+            return (normed * (1.0 + _align(self.weight[...], x).astype(jnp.float32))).astype(x.dtype)
+        normed = normed.astype(x.dtype)
         return normed * _align(self.weight[...], normed)
 
 
@@ -304,42 +310,17 @@ def recompute(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
     return jax.checkpoint(layer, policy=keep)
 
 
-def to_float32(x: Array, kernel: Array, spec: str) -> Array:
-    """einsum(spec, x, kernel) with a float32 result.
-
-    Its gradient is rounded to x's type before the two products of the backward pass. Unrounded, a GPU would compute
-    them in float32, which takes several times as long.
-    """
-    return (_einsum if x.dtype == jnp.float32 else _einsum_of_rounded)(x, kernel, spec)
-
-
-def _einsum(x: Array, kernel: Array, spec: str) -> Array:
-    return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
-
-
-_einsum_of_rounded = jax.custom_vjp(_einsum, nondiff_argnums=(2,))
-
-
-def _backward_of_rounded(spec: str, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    gradient = gradient.astype(x.dtype)
-    (of_x,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, kernel), x)(gradient)
-    (of_kernel,) = jax.linear_transpose(lambda kernel: jnp.einsum(spec, x, kernel), kernel)(gradient)
-    return of_x, of_kernel
-
-
-_einsum_of_rounded.defvjp(lambda x, kernel, spec: (_einsum(x, kernel, spec), (x, kernel)), _backward_of_rounded)
-
-
 def residual_init_scale(num_layers: int) -> float:
     """Scales the two projections of a layer that write into the residual stream, so that its variance stays."""
     return (2 * num_layers) ** -0.5
 
 
 def rotate(
-    x: Float[Array, "*batch heads C"], cos: Float[Array, "*batch C"], sin: Float[Array, "*batch C"]
-) -> Float[Array, "*batch heads C"]:
-    """Applies a rotary embedding by halves (not even/odd pairs)."""
+    x: Float[Array, "*batch heads channels"], cos: Float[Array, "*batch C"], sin: Float[Array, "*batch C"]
+) -> Float[Array, "*batch heads channels"]:
+    """Applies a rotary embedding by halves (not even/odd pairs) to the first C channels; the others stay."""
+    if (channels := cos.shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :channels], cos, sin), x[..., channels:]], axis=-1)
     half = x.shape[-1] // 2
     turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]

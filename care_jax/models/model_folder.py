@@ -101,6 +101,12 @@ class Fields:
         """A list of whole numbers from 0 up."""
         return tuple(self._list(name, f"whole numbers up to {_MOST}", lambda x: type(x) is int and 0 <= x <= _MOST))
 
+    def words(self, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        """A list of words from `allowed`."""
+        return tuple(
+            self._list(name, f"words from {', '.join(allowed)}", lambda x: isinstance(x, str) and x in allowed)
+        )
+
     def one_of(self, name: str, allowed: tuple[Any, ...]) -> Any:
         """A field that must have one of the values `allowed`; it may be missing if None is one."""
         if None in allowed and not self.has(name):

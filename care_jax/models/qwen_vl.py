@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int32
 from care_jax.models import decoder
 from care_jax.models.attention import PackedMask
 from care_jax.models.cache import BranchCache, Home, Prefix
-from care_jax.models.layers import Embedding, Linear, RMSNorm, in_int8, merged, stack, to_float32
+from care_jax.models.full_attention import Rope, mrope
+from care_jax.models.layers import Embedding, Linear, RMSNorm, in_int8, merged
 from care_jax.models.model_config import ModelConfig, VisionConfig
 from care_jax.options import SamplerWeights
 from care_jax.parallel.collectives import gather
@@ -29,6 +30,33 @@ def logits(head: Embedding | Linear, hidden: Float[Array, "*batch D"]) -> Float3
     if isinstance(head, Embedding):
         return to_float32(hidden, head.weight[...].astype(hidden.dtype), "...d,vd->...v")
     return to_float32(hidden, head.kernel[...].astype(hidden.dtype), "...d,dv->...v")
+
+
+def to_float32(x: Array, kernel: Array, spec: str) -> Array:
+    """einsum(spec, x, kernel) with a float32 result.
+
+    Its gradient is rounded to x's type before the two products of the backward pass. Unrounded, a GPU would compute
+    them in float32, which takes several times as long.
+    """
+    return (_einsum if x.dtype == jnp.float32 else _einsum_of_rounded)(x, kernel, spec)
+
+
+def _einsum(x: Array, kernel: Array, spec: str) -> Array:
+    return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
+
+
+_einsum_of_rounded = jax.custom_vjp(_einsum, nondiff_argnums=(2,))
+
+
+def _backward_of_rounded(spec: str, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    (of_x,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, kernel), x)(gradient)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: jnp.einsum(spec, x, kernel), kernel)(gradient)
+    return of_x, of_kernel
+
+
+_einsum_of_rounded.defvjp(lambda x, kernel, spec: (_einsum(x, kernel, spec), (x, kernel)), _backward_of_rounded)
 
 
 @runtime_checkable
@@ -54,8 +82,8 @@ class QwenVL(nnx.Module):
         self.config = config
         self.visual = tower(config.vision, remat=config.remat, attention=config.attention, rngs=rngs)
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, axes=("vocab", "embed"), rngs=rngs)
-        self.layers = stack(lambda rngs: decoder.DecoderLayer(text, rngs=rngs), text.num_hidden_layers, rngs=rngs)
-        self.norm = RMSNorm(text.hidden_size, axis="norm", eps=text.rms_norm_eps)
+        self.layers = decoder.make_layers(text, rngs=rngs)
+        self.norm = RMSNorm(text.hidden_size, axis="norm", eps=text.rms_norm_eps, zero_centered=text.zero_centered_norm)
         head = (text.hidden_size, text.vocab_size)
         tied = text.tie_word_embeddings
         self.lm_head = None if tied else Linear(*head, axes=("embed", "vocab"), use_bias=False, rngs=rngs)
@@ -64,10 +92,11 @@ class QwenVL(nnx.Module):
         """Runs vision tower and decoder over the prompts alone."""
         x, deepstack = self._embed_prompts(prompts)
         rope = self._rope(prompts.position_ids)
-        x, (k, v) = decoder.prefill(self.layers, x, rope, deepstack, attention=self.config.attention)
+        x, memory = decoder.prefill(
+            self.layers, x, rope, deepstack, prompts.prompt_len, attention=self.config.attention
+        )
         return Prefix(
-            k=(k,),
-            v=(v,),
+            layers=(memory,),
             prompt_len=prompts.prompt_len,
             next_position=prompts.next_position,
             last_hidden=self.norm(_at(x, prompts.prompt_len - 1)),
@@ -80,6 +109,7 @@ class QwenVL(nnx.Module):
         branch: Int32[Array, "B T"],
         *,
         num_branches: int,
+        most_branches: int,
         group_len: int,
         image_len: int,
     ) -> Float[Array, "B T D"]:
@@ -90,6 +120,7 @@ class QwenVL(nnx.Module):
             group: as in structs.Packing.
             branch: as in structs.Packing.
             num_branches: the most of a group.
+            most_branches: the most of a stream.
             group_len: the most tokens of a group.
             image_len: the most patches of an image.
 
@@ -103,6 +134,8 @@ class QwenVL(nnx.Module):
             self._rope(tokens.position_ids),
             deepstack,
             PackedMask.make(group, branch, num_branches=num_branches, group_len=group_len),
+            num_taps=self.config.text.linear_conv_kernel_dim,
+            most_branches=most_branches,
             remat=self.config.remat,
             attention=self.config.attention,
         )
@@ -112,12 +145,13 @@ class QwenVL(nnx.Module):
         self,
         token_ids: Int32[Array, "rows J new"],
         *,
-        stacks: Sequence[decoder.DecoderLayer],
+        stacks: Sequence[decoder.Layers],
         prefix: Prefix,
         cache: BranchCache,
         slot: Int32[Array, ""],
         offset: Int32[Array, "rows J new"],
         own_visible: Bool[Array, "#rows #J #new #slots"],
+        num_new: Int32[Array, "rows J"] | None = None,
         home: Home | None = None,
     ) -> tuple[Float[Array, "rows J new D"], BranchCache]:
         """Runs new tokens of each branch on top of a prefix and a cache.
@@ -126,10 +160,11 @@ class QwenVL(nnx.Module):
             token_ids: the new tokens.
             stacks: the layers, from `in_stacks`.
             prefix: the prompts, from `in_stacks`.
-            cache: keys and values of the branches' earlier tokens.
+            cache: the memory of the branches' earlier tokens.
             slot: the slot of the first new token in the cache.
             offset: positions of the new tokens, counted from the prompt's end.
             own_visible: the slots that each new token sees.
+            num_new: of the new tokens of each branch, the first that count; None: there is one, which does.
             home: if the rows are moved branches, with J = 1; None: they are the prompts.
 
         Returns:
@@ -139,39 +174,44 @@ class QwenVL(nnx.Module):
         x = self.embed_tokens(token_ids.reshape(batch, -1), self._dtype)
         first = prefix.next_position if home is None else prefix.next_position[home.place // home.num_branches]
         rope = self._rope(self._text_positions(first, offset.reshape(batch, -1)))
-        k, v = list(cache.k), list(cache.v)
-        for i, layers in enumerate(stacks):
-            x, (k[i], v[i]) = decoder.extend(
+        grown = []
+        for layers, prompt, own in zip(stacks, prefix.layers, cache.layers, strict=True):
+            x, memory = decoder.extend(
                 layers,
                 x,
                 rope,
-                prompt_kv=(prefix.k[i], prefix.v[i]),
-                own_kv=(k[i], v[i]),
+                prompt=prompt,
+                own=own,
                 prompt_len=prefix.prompt_len,
+                num_branches=token_ids.shape[1],
                 slot=slot,
                 own_visible=own_visible,
                 attention=self.config.attention,
+                num_new=num_new,
                 home=home,
             )
-        return self.norm(x).reshape(*token_ids.shape, -1), BranchCache(k=tuple(k), v=tuple(v))
+            grown.append(memory)
+        return self.norm(x).reshape(*token_ids.shape, -1), BranchCache(tuple(grown))
 
-    def in_stacks(self, prefix: Prefix) -> tuple[list[decoder.DecoderLayer], Prefix]:
-        """The layers and a prefix as stacks that `extend` scans: one of all layers, or one for each.
+    def in_stacks(self, prefix: Prefix) -> tuple[list[decoder.Layers], Prefix]:
+        """The layers and a prefix as stacks that `extend` scans: one of all layers, or one for each period of them.
 
         XLA for CPUs and GPUs copies a layer and its keys out of their stacks for every token. On a CPU, if a layer does
         not fit the cache, that takes a third of the token's time; on a GPU, half.
         """
-        layer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers)) / self.config.text.num_hidden_layers
+        text = self.config.text
+        layer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers)) / text.num_hidden_layers
         if self.config.scan_decoding or layer_bytes < _CACHED:
             return [self.layers], prefix
 
         def apart(tree: Any) -> list[Any]:
             leaves, structure = jax.tree.flatten(tree)
-            each = zip(*(jnp.split(leaf, len(leaf)) for leaf in leaves), strict=True)
+            num_stacks = text.num_hidden_layers // len(text.period)
+            each = zip(*(jnp.split(leaf, num_stacks) for leaf in leaves), strict=True)
             return [jax.tree.unflatten(structure, parts) for parts in each]
 
-        k, v = (tuple(apart(stacked)) for (stacked,) in (prefix.k, prefix.v))
-        return apart(self.layers), dataclasses.replace(prefix, k=k, v=v)
+        (memory,) = prefix.layers
+        return apart(self.layers), dataclasses.replace(prefix, layers=tuple(apart(memory)))
 
     def for_sampling(self, weights: SamplerWeights = "auto") -> QwenVL:
         """The model that decoding reads: without the tower, in the compute type, and on shards whole along fsdp.
@@ -199,8 +239,8 @@ class QwenVL(nnx.Module):
     def _dtype(self) -> jnp.dtype:
         return jnp.dtype(self.config.compute_dtype)
 
-    def _rope(self, position_ids: Int32[Array, "B 3 T"]) -> decoder.Rope:
-        return decoder.mrope(position_ids, self.config.text, self._dtype)
+    def _rope(self, position_ids: Int32[Array, "B 3 T"]) -> Rope:
+        return mrope(position_ids, self.config.text, self._dtype)
 
     def _embed_prompts(
         self, prompts: Prompts, image_len: int | None = None

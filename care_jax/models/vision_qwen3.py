@@ -1,5 +1,7 @@
 """Qwen3-VL's vision tower: learned beside rotary positions, full attention inside each frame, and deepstack.
 
+Qwen3.5 has the same tower without deepstack.
+
 Deepstack gives the features of some blocks to the decoder's first layers, each through a merger of its own.
 The four grid cells around each patch and their weights come from the host (inputs/positions.py).
 """
@@ -114,15 +116,14 @@ class VisionTower(nnx.Module):
         )
         self.blocks = stack(lambda rngs: VisionBlock(config, rngs=rngs), config.depth, rngs=rngs)
         self.merger = PatchMerger(config, norm_joined=False, rngs=rngs)
-        self.deepstack_merger_list = stack(
-            lambda rngs: PatchMerger(config, norm_joined=True, rngs=rngs),
-            len(config.deepstack_visual_indexes),
-            rngs=rngs,
-        )
+        num_taps = len(config.deepstack_visual_indexes)
+        make = functools.partial(PatchMerger, config, norm_joined=True)
+        self.deepstack_merger_list = stack(lambda rngs: make(rngs=rngs), num_taps, rngs=rngs) if num_taps else None
 
     def parts(self) -> tuple[list[nnx.Module], list[nnx.Module]]:
         """The modules that run on every patch, and those that run on every merged token."""
-        return [self.patch_embed, self.blocks], [self.merger, self.deepstack_merger_list]
+        mergers = [self.merger, self.deepstack_merger_list]
+        return [self.patch_embed, self.blocks], [merger for merger in mergers if merger is not None]
 
     def __call__(self, prompts: Prompts, dtype: jnp.dtype, image_len: int | None = None) -> VisionFeatures:
         """Features in the patches' order; rows of padding are finite and unread."""
@@ -153,9 +154,12 @@ class VisionTower(nnx.Module):
         x = x + self._learned_positions(own).astype(dtype)
         taps = jnp.zeros((tapped.size, *x.shape), x.dtype)
         (x, taps), _ = jax.lax.scan(step, (x, taps), (self.blocks, jnp.arange(self.config.depth)))
+        merged = gather(self.merger, dtype)(x)
+        if self.deepstack_merger_list is None:
+            merged = join_parts(merged, axis=1)
+            return VisionFeatures(merged=merged, deepstack=jnp.zeros((0, *merged.shape), merged.dtype))
         mergers = gather(self.deepstack_merger_list, dtype)
         deepstack = jax.vmap(lambda merger, states: merger(states))(mergers, taps)
-        merged = gather(self.merger, dtype)(x)
         return VisionFeatures(merged=join_parts(merged, axis=1), deepstack=join_parts(deepstack, axis=2))
 
     def _learned_positions(self, own: PatchTables) -> Float32[Array, "B part width"]:

@@ -27,8 +27,8 @@ from care_jax.parallel.processes import HostShare
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of Prompts, Rollouts, Verdicts, Scores, TrainBatch, ...
 WHOLE = PartitionSpec()  # the same on every device
-KEYS = PartitionSpec(None, ("data", "fsdp"), "tensor")  # keys and values of prompts [L, B, N, P, C]
-BRANCH_KEYS = PartitionSpec(None, ("data", "fsdp"), None, "tensor")  # of branches [L, B, J, N, R, C]
+KEYS = PartitionSpec(None, ("data", "fsdp"), "tensor")  # keys, values and states of prompts [L, B, N, ...]
+BRANCH_KEYS = PartitionSpec(None, ("data", "fsdp"), None, "tensor")  # of branches [L, B, J, N, ...]
 
 # Every logical axis that a parameter may have, and the mesh axis that divides it. A parameter's axes are named where it
 # is made (models.layers.make_param), in the order of its dimensions.
@@ -37,9 +37,10 @@ RULES: dict[str, str | None] = {
     "vocab": "tensor",
     "embed": "fsdp",  # the decoder's width, in matrices
     "norm": None,  # the decoder's width, in vectors
-    "heads": "tensor",  # channels of all query heads
+    "heads": "tensor",  # channels of all query heads, or of all heads of linear attention
     "kv_heads": "tensor",
     "head_channels": None,
+    "taps": None,  # of a convolution
     "mlp": "tensor",
     "patch_values": None,
     "grid_cells": None,  # rows of a table of learned positions

@@ -13,6 +13,7 @@ from care_jax.parallel.mesh import factorisations
 from care_jax.planning import flops
 from care_jax.planning.chips import GIB, devices_of
 from care_jax.planning.estimate import Plan, make_plan, planned_model
+from care_jax.planning.sizes import Sizes
 from care_jax.stages.compiled import all_buckets
 from care_jax.stages.model import mesh_sizes
 
@@ -115,7 +116,7 @@ def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_coll
                 stream_len //= 2
                 if not _works(tried, model, mesh, tensor):
                     continue
-                sizes = flops.Sizes.of(tried, model, max(all_buckets(tried)), mesh)
+                sizes = Sizes.of(tried, model, max(all_buckets(tried)), mesh)
                 if flops.least_bytes(sizes, tried) > chip.hbm_gib * GIB:
                     continue
                 ranked.append((flops.least_seconds(sizes, tried, chip) / prompts, len(ranked), tried))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from care_jax.planning import flops
+from care_jax.planning.sizes import Sizes
 
 
 class Phase(NamedTuple):
@@ -42,7 +42,7 @@ def phases(lengths: npt.NDArray[np.int32], shares: Sequence[float]) -> list[Phas
 class Decode:
     """The FLOPs and reads of one chip, for branches that start with `forced` tokens or with room for as many."""
 
-    sizes: flops.Sizes
+    sizes: Sizes
     branches: int  # of a prompt
     forced: int = 0
 
@@ -75,14 +75,17 @@ class Decode:
         return steps * self.sizes.decode_bytes / self.sizes.decode_tensor
 
     def bytes_read(self, phase: Phase) -> float:
-        """Bytes that one chip reads: weights, padded prompts, and filled slots of all rows of the batch.
+        """Bytes that one chip reads: weights, padded prompts, and filled slots of all rows of the batch; and states.
+
+        A state of linear attention is read and written for every token.
 
         Rows share their shard's prompts; a batch of fewer rows has a copy for each.
         """
         sizes = self.sizes
         copies = min(phase.rows, sizes.prompts // self.shards)
         keys = copies * phase.steps * sizes.bucket[0] + phase.rows * self._own_slots(phase)
-        return self.weights(phase.steps) + keys * sizes.key_bytes(1) / sizes.decode_tensor
+        cache = sizes.cache_bytes(keys, phase.rows * phase.steps)
+        return self.weights(phase.steps) + cache / sizes.decode_tensor
 
     def _own_slots(self, phase: Phase) -> float:
         """The filled slots of a row, added up over the tokens."""

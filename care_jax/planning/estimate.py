@@ -23,13 +23,14 @@ from care_jax import config as config_lib
 from care_jax import step
 from care_jax.method.objectives import Objective
 from care_jax.models import ModelConfig, abstract_model
-from care_jax.models.model_config import parse_model_config
+from care_jax.models.config_json import parse_model_config
 from care_jax.models.published import PUBLISHED, published_config
 from care_jax.models.trained import partition, reference_part
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops, hlo
 from care_jax.planning.chips import GIB, Chip, devices_of
+from care_jax.planning.sizes import Sizes
 from care_jax.rewards.response_format import OPENING
 from care_jax.stages.compiled import Call, all_buckets, make_programs, trace
 from care_jax.stages.model import make_model_config, mesh_sizes
@@ -106,7 +107,7 @@ class Plan:
     config: ml_collections.ConfigDict
     topology: str
     chip: Chip
-    sizes: flops.Sizes
+    sizes: Sizes
     stages: list[StageMemory]
     num_hosts: int
 
@@ -180,7 +181,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, only: tuple[str,
     model = planned_model(config)
     chip, devices = devices_of(topology)
     mesh = create_device_mesh(mesh_sizes(config, model, len(devices)), devices)
-    sizes = flops.Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
+    sizes = Sizes.of(config, model, max(all_buckets(config)), dict(mesh.shape))
     num_hosts = len({device.process_index for device in devices})
     return Plan(config, topology, chip, sizes, measure(config, model, mesh, sizes, only), num_hosts)
 
@@ -236,7 +237,7 @@ def planned_calls(config: ml_collections.ConfigDict, model: ModelConfig, mesh: M
 
 
 def measure(
-    config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh, sizes: flops.Sizes, only: tuple[str, ...] = ()
+    config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh, sizes: Sizes, only: tuple[str, ...] = ()
 ) -> list[StageMemory]:
     """The programs of a step, compiled, with what lives beside each."""
     calls = [call for call in planned_calls(config, model, mesh, sizes.bucket) if not only or call.stage.name in only]
@@ -244,7 +245,7 @@ def measure(
         return list(pool.map(lambda call: _compile(call, _made(call, sizes, mesh), _loop(call, config, sizes)), calls))
 
 
-def _loop(call: Call, config: ml_collections.ConfigDict, sizes: flops.Sizes) -> Loop | None:
+def _loop(call: Call, config: ml_collections.ConfigDict, sizes: Sizes) -> Loop | None:
     """The loops of the program over streams; None in a program without streams."""
     compute = call.stage.compute
     if compute is None or compute.mode == "decode" or compute.branches(config) == 0:
@@ -253,13 +254,14 @@ def _loop(call: Call, config: ml_collections.ConfigDict, sizes: flops.Sizes) -> 
     return Loop(sizes.num_streams(compute.branches(config), times) // times, times)
 
 
-def _made(call: Call, sizes: flops.Sizes, mesh: Mesh) -> dict[str, int]:
+def _made(call: Call, sizes: Sizes, mesh: Mesh) -> dict[str, int]:
     """Bytes that a program makes on one chip, as far as they can be counted."""
     compute = call.stage.compute
     if compute is not None and compute.mode == "decode":
         forced = call.values[compute.forced].token_ids
         slots = forced.shape[1] * (forced.shape[2] + sizes.response_len)
-        return {"branch_kv": sizes.prompts * sizes.key_bytes(slots) // mesh.size}
+        own = sizes.key_bytes(slots) + forced.shape[1] * sizes.state_bytes
+        return {"branch_kv": sizes.prompts * own // mesh.size}
     if compute is not None and compute.mode == "train":
         return {"gradients": _bytes(partition(call.values["state"].params)[0]), "activations": sizes.activation_bytes()}
     made = _by_part(call.results)

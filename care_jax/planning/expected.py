@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from care_jax import step
-from care_jax.planning import flops
 from care_jax.planning.chips import Rates
 from care_jax.planning.decode import Decode, phases
 from care_jax.planning.estimate import Plan, StageMemory, forced_width_bound
 from care_jax.planning.passes import Pass
+from care_jax.planning.sizes import Sizes
 from care_jax.planning.speed import keys_read, useful_pass
 from care_jax.planning.workload import Averages, Workload, draw
 from care_jax.stages.packing import StreamSizes, pack, shorter_len, stream_patches
@@ -150,7 +150,7 @@ class _Counter:
         return self.plan.config
 
     @property
-    def _sizes(self) -> flops.Sizes:
+    def _sizes(self) -> Sizes:
         return self.plan.sizes
 
     def host(self, name: str, timer: str, repeats: int) -> Cost:
@@ -278,7 +278,7 @@ class _Counter:
             turns=num_tokens,
             padded=seconds + received,
             moved=moved,
-            needed=weights + keys_read(prompts, lengths) * sizes.key_bytes(1) / sizes.num_chips,
+            needed=weights + sizes.cache_bytes(keys_read(prompts, lengths), lengths.sum()) / sizes.num_chips,
             useful=self._decode_flops(lengths, forced),
         )
 

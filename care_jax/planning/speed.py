@@ -22,9 +22,9 @@ from jaxtyping import Int32
 
 from care_jax.inputs.batch import Example
 from care_jax.parallel.processes import ALL_ROWS, HostShare
-from care_jax.planning import flops
 from care_jax.planning.chips import GIB, PEAKS
 from care_jax.planning.passes import Pass
+from care_jax.planning.sizes import Sizes
 from care_jax.run.step_summary import Step
 from care_jax.stages.model import make_model_config
 from care_jax.structs import Array
@@ -60,7 +60,7 @@ class PromptSizes(NamedTuple):
         return PromptSizes(*(size * is_used for size in self))
 
 
-def useful_pass(sizes: flops.Sizes, prompts: PromptSizes, row_len: npt.ArrayLike) -> Pass:
+def useful_pass(sizes: Sizes, prompts: PromptSizes, row_len: npt.ArrayLike) -> Pass:
     """The forward pass over prompts and the rows [B, J] behind them, in their true length; 0 for a row left out."""
     lengths = np.asarray(row_len, np.float64)
     tokens, num_tokens = prompts.tokens, float(prompts.tokens.sum() + lengths.sum())
@@ -82,7 +82,7 @@ class Speed:
         """Reads the sizes of the model."""
         device, self._config = mesh.devices.flat[0], config
         model = make_model_config(config, device.platform)
-        self._sizes = flops.Sizes.of(config, model, (0, 0), dict(mesh.shape))
+        self._sizes = Sizes.of(config, model, (0, 0), dict(mesh.shape))
         self._num_devices, self._peak = mesh.size, PEAKS.get(device.device_kind)
 
     def step(
@@ -144,7 +144,8 @@ class Speed:
         """Tokens a second and device, their share of the rows' slots, and the share of the memory's bandwidth.
 
         A token that is decoded reads the weights once for all rows, the prompt's keys once for its rows, and the row's
-        own; the rows [B, G] that have ended read nothing. Prefill is part of the seconds.
+        own, and reads and writes the row's states; the rows [B, G] that have ended read nothing. Prefill is part of the
+        seconds.
         """
         sizes, lengths = self._sizes, np.asarray(row_len, np.float64)
         own = (lengths.max(), lengths.size, lengths.sum(), keys_read(prompts, lengths))
@@ -157,7 +158,7 @@ class Speed:
         }
         if self._peak is not None:
             weights = sizes.decode_bytes * num_steps / sizes.decode_tensor
-            read = weights + keys * sizes.key_bytes(1) / self._num_devices
+            read = weights + sizes.cache_bytes(keys, num_tokens) / self._num_devices
             figures["speed/decode_bandwidth"] = read / seconds / self._peak.bytes_per_s
         return {name: float(value) for name, value in figures.items()}
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 
 from care_jax.models import QwenVL
 from care_jax.models.cache import BranchCache, Home, Prefix, empty_branch_cache
-from care_jax.models.decoder import DecoderLayer
+from care_jax.models.decoder import Layers
 from care_jax.parallel.collectives import argmax, first_row, log_softmax, most, pick
 from care_jax.stages.draws import draw
 from care_jax.stages.score import entropy_of, masked_logits
@@ -77,6 +77,7 @@ class Branches:
     room: Int32[Array, "rows J"]  # tokens that may be sampled
     number: Int32[Array, "rows J"]  # among all branches, so that draws do not depend on the batch
     temperature: Float32[Array, "rows J"] | None = None  # 0 decodes greedily; None: the sampling's, for all
+    num_forced: int = struct.field(default=0, pytree_node=False)  # slots of forced tokens
     home: Home | None = None  # of moved branches, whose prompts stay where they are
 
 
@@ -130,7 +131,8 @@ def generate(
     total = batch * num_branches
     sizes = sorted({max(1, int(share * total)) for share in sampling.compact_shares} - {total}, reverse=True)
     number = first_row(batch) * num_branches + jnp.arange(total, dtype=jnp.int32)
-    everyone = Branches(prefix, forced.forced_len, room, number.reshape(batch, num_branches))
+    num_forced = forced.token_ids.shape[-1]
+    everyone = Branches(prefix, forced.forced_len, room, number.reshape(batch, num_branches), num_forced=num_forced)
     forced = dataclasses.replace(forced, active=forced.active & (room > 0))
     return _join(counted, finish(everyone, start_loop(model, stacks, prefix, forced, sampling), sizes))
 
@@ -140,14 +142,14 @@ def decode_token(
     loop: Loop,
     *,
     model: QwenVL,
-    stacks: Sequence[DecoderLayer],
+    stacks: Sequence[Layers],
     forbidden_mask: Bool[Array, "V"],
     key: Array,
     sampling: Sampling,
 ) -> Loop:
     """Samples token t of the branches that are alive, and runs it through the model: one round of a decoding loop."""
-    slots = jnp.arange(loop.cache.k[0].shape[-2], dtype=jnp.int32)
-    num_forced = slots.size - sampling.response_len
+    num_forced = branches.num_forced
+    slots = jnp.arange(num_forced + sampling.response_len, dtype=jnp.int32)
     logprobs = log_softmax(
         masked_logits(model.head, loop.hidden, forbidden_mask=forbidden_mask, temperature=_divisor(branches, sampling))
     )
@@ -228,8 +230,7 @@ def _take_branches(branches: Branches, rows: Array) -> Any:
     else:
         prompt, home = place // num_branches, None
         prefix = Prefix(
-            k=tuple(stack[:, prompt] for stack in prefix.k),
-            v=tuple(stack[:, prompt] for stack in prefix.v),
+            layers=jax.tree.map(lambda stack: stack[:, prompt], prefix.layers),
             prompt_len=prefix.prompt_len[prompt],
             next_position=prefix.next_position[prompt],
             last_hidden=prefix.last_hidden[prompt],
@@ -240,6 +241,7 @@ def _take_branches(branches: Branches, rows: Array) -> Any:
         room=_take(branches.room, rows),
         number=_take(branches.number, rows),
         temperature=None if branches.temperature is None else _take(branches.temperature, rows),
+        num_forced=branches.num_forced,
         home=home,
     )
 
@@ -258,7 +260,7 @@ def _take_loop(loop: Loop, rows: Array) -> Any:
 
 def start_loop(
     model: QwenVL,
-    stacks: Sequence[DecoderLayer],
+    stacks: Sequence[Layers],
     prefix: Prefix,
     forced: Forced,
     sampling: Sampling,
@@ -278,6 +280,7 @@ def start_loop(
             slot=jnp.int32(0),
             offset=jnp.broadcast_to(offset[None, None], forced.token_ids.shape),
             own_visible=(slots[None, :] <= offset[:, None])[None, None],
+            num_new=forced.forced_len,
         )
         last = jnp.maximum(forced.forced_len - 1, 0)[..., None, None]
         at_last = jnp.take_along_axis(states, last, axis=2)[:, :, 0]

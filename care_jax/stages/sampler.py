@@ -75,8 +75,7 @@ def _move(prefix: Prefix) -> Prefix:
     """A device's part of a prefix, from the trainer's layout to the sampler's."""
     names = ("prompt_len", "next_position", "last_hidden")
     rows = collectives.rows_to_sampler({name: getattr(prefix, name) for name in names})
-    k, v = (tuple(map(collectives.heads_apart, stacks)) for stacks in (prefix.k, prefix.v))
-    return Prefix(k=k, v=v, **rows)
+    return Prefix(layers=jax.tree.map(collectives.heads_apart, prefix.layers), **rows)
 
 
 def prefix_shardings(setup: Setup) -> Any:

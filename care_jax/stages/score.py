@@ -194,12 +194,13 @@ def score_stream(
     None: over all.
     """
     stream = packed.stream(index, merge_unit=model.config.vision.merge_unit, length=length)
-    (_, num_branches, row_len), prompts = packed.token_ids.shape, packed.prompts
+    (num_prompts, num_branches, row_len), prompts = packed.token_ids.shape, packed.prompts
     hidden = model.forward_stream(
         stream.tokens,
         stream.group,
         stream.branch,
         num_branches=num_branches,
+        most_branches=num_prompts * num_branches,
         group_len=prompts.token_ids.shape[1] + num_branches * row_len,
         image_len=prompts.image_ids.shape[1],
     )[0]

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import plans
 from benchmarks.config_file import load_config
-from care_jax.planning import flops
 from care_jax.planning.estimate import make_plan, planned_model
+from care_jax.planning.sizes import Sizes
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "planning.md"
 CONFIG = """
@@ -64,7 +64,7 @@ def test_the_document_has_blocks_that_the_command_finds() -> None:
         assert header == " " * 9 + "".join(f" {part}" for part in plans.PARTS) + "  peak"
         assert {len(row) for row in rows} == {len(header)}
         config = load_config(block["config"])
-        sizes = flops.Sizes.of(config, planned_model(config), (2048, 4096), {"data": 1, "fsdp": 1, "tensor": 1})
+        sizes = Sizes.of(config, planned_model(config), (2048, 4096), {"data": 1, "fsdp": 1, "tensor": 1})
         assert f"\n\n{plans.size_of(sizes)}\n\n" in block[0]
 
 

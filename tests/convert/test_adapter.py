@@ -27,7 +27,7 @@ from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder, random_oracle
 
 IDS = torch.tensor([[40, 61, 77, 52, 90]])
-TARGETS = {"decoder": ("layers.*",), "some": ("layers.self_attn.q_proj", "layers.mlp.*", "visual.*")}
+TARGETS = {"decoder": ("layers.*",), "some": ("layers.*self_attn.q_proj", "layers.*mlp.*", "visual.*")}
 
 
 class Trained(NamedTuple):
@@ -115,10 +115,13 @@ def test_an_adapter_that_peft_saved_is_read(trained: Trained, tmp_path: Path) ->
     model.save_pretrained(tmp_path / "peft")
     hf_to_jax.convert_adapter(tmp_path / "peft", trained.source, trained.base, tmp_path / "ours")
     found = load_params(tmp_path / "ours")
-    assert sorted(found) == [f"layers.mlp.{name}_proj.lora_{x}" for name in ("down", "up") for x in "ab"]
+    stacks = sorted({name.partition("mlp.")[0] for name in found})  # one a kind of layer
+    assert sorted(found) == [
+        f"{stack}mlp.{name}_proj.lora_{x}" for stack in stacks for name in ("down", "up") for x in "ab"
+    ]
     state = peft.get_peft_model_state_dict(model)
     theirs = state["base_model.model.model.language_model.layers.1.mlp.up_proj.lora_A.weight"].float().numpy()
-    np.testing.assert_array_equal(found["layers.mlp.up_proj.lora_a"][1], theirs.T)
+    np.testing.assert_array_equal(found[f"{stacks[-1]}mlp.up_proj.lora_a"][1], theirs.T)
     assert adapter.read_settings(tmp_path / "peft").scale == 4.0
 
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from care_jax.checkpoints import array_store, load
 from care_jax.checkpoints.array_store import StoredParam
-from care_jax.convert import hf_to_jax, jax_to_hf, mapping, weight
+from care_jax.convert import check_parity, hf_to_jax, jax_to_hf, mapping, weight
 from care_jax.convert.safetensors_io import Tensor
 from tests import weights
 from tests.families import FAMILIES, edit_json, make_folder
@@ -133,7 +133,8 @@ def test_a_large_array_is_never_in_memory(tiny_folder, tmp_path, monkeypatch, sm
 
 
 @pytest.mark.parametrize(
-    ("family", "layout"), [("qwen2_5_vl", "hub"), ("qwen2_5_vl", "nested"), ("qwen3_vl", "nested")]
+    ("family", "layout"),
+    [("qwen2_5_vl", "hub"), ("qwen2_5_vl", "nested"), ("qwen3_vl", "nested"), ("qwen3_5", "nested")],
 )
 def test_exported_folder_loads_in_transformers(tiny_folder, tmp_path, caplog, family, layout):
     """Catches keys that transformers would fill at random with a warning only."""
@@ -161,7 +162,7 @@ def test_exported_folder_loads_in_transformers(tiny_folder, tmp_path, caplog, fa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folder_without_weights_gets_the_names_that_transformers_writes(tiny_folder, tmp_path, family):
     """Catches a default layout that drifts from what transformers itself saves."""
-    layout = {"qwen2_5_vl": "hub", "qwen3_vl": "nested"}[family]  # which transformers reads
+    layout = {"qwen2_5_vl": "hub", "qwen3_vl": "nested", "qwen3_5": "nested"}[family]  # which transformers reads
     source = weights.make_source(family, tiny_folder, tmp_path / "source", layout=layout)
     hf_to_jax.convert(source, tmp_path / "params")
     model = transformers.AutoModelForImageTextToText.from_pretrained(source)
@@ -172,6 +173,29 @@ def test_folder_without_weights_gets_the_names_that_transformers_writes(tiny_fol
     jax_to_hf.convert(tmp_path / "params", source, tmp_path / "ours")
 
     weights.assert_same_bits(weights.load(tmp_path / "ours"), weights.load(tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("dtype", ["source", "float32"])
+def test_parts_that_are_not_trained_are_carried_over(tiny_folder, tmp_path, small_pieces, dtype):
+    """Catches a head for several tokens that an export loses, moves to another file, rounds, or takes for unknown."""
+    bfloat16 = torch.bfloat16
+    source = weights.make_source("qwen3_5", tiny_folder, tmp_path / "source", layout="nested", dtype=bfloat16)
+    head = {"mtp.fc.weight": torch.randn(96, 192).to(bfloat16), "mtp.norm.weight": torch.full((96,), torch.nan)}
+    tensors = weights.load(source) | head
+    (source / "model.safetensors").unlink()
+    weights.write(source, tensors, num_files=3)
+    num_params = hf_to_jax.convert(source, tmp_path / "params")
+    assert num_params == sum(tensor.numel() for name, tensor in tensors.items() if name not in head)
+    jax_to_hf.convert(tmp_path / "params", source, tmp_path / "out", dtype=dtype)
+    expected = {name: x if name in head or dtype == "source" else x.float() for name, x in tensors.items()}
+    weights.assert_same_bits(weights.load(tmp_path / "out"), expected)
+    files = [
+        json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        for folder in (source, tmp_path / "out")
+    ]
+    assert files[0] == files[1]
+    stages = check_parity.compare(tmp_path / "out", tmp_path / "params")
+    assert not any(stage.differing for stage in stages.values())
 
 
 def test_files_hold_the_limit_and_the_index_names_each_tensor(tiny_folder, tmp_path):

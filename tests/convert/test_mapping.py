@@ -48,13 +48,28 @@ def test_values_land_where_the_model_reads_them(tiny_folder, tmp_path):
     np.testing.assert_array_equal(params["visual.patch_embed.proj.kernel"][patch_value], expected)
 
 
+def test_heads_of_linear_attention_lie_side_by_side(tiny_folder, tmp_path):
+    """Catches q, k and v of different heads in one part of a divided projection: tensor would mix up heads."""
+    source = weights.make_source("qwen3_5", tiny_folder, tmp_path / "source")
+    tensors, params = weights.load(source), weights.read_hf(source)
+    qkv = tensors["model.layers.1.linear_attn.in_proj_qkv.weight"].numpy()  # 2 x 16 of q, 2 x 16 of k, 4 x 24 of v
+    second = np.concatenate([qkv[16:32], qkv[48:64], qkv[64 + 48 :]])
+    kernel = params["layers.linear_attention.linear_attn.in_proj_qkv.kernel"]
+    np.testing.assert_array_equal(kernel[1][:, 80:], second.T)
+    conv = tensors["model.layers.2.linear_attn.conv1d.weight"].numpy()
+    ours = params["layers.linear_attention.linear_attn.conv1d.kernel"]
+    np.testing.assert_array_equal(ours[2][:, 80 + 16], conv[48, 0])
+    full = tensors["model.layers.3.self_attn.q_proj.weight"].numpy()
+    np.testing.assert_array_equal(params["layers.full_attention.self_attn.q_proj.kernel"][0], full.T)
+
+
 def test_rows_go_there_and_back(monkeypatch):
     """Catches pieces that overlap, leave rows out or cut chunks, and a strip of the transpose that is left empty."""
     monkeypatch.setattr(weight_lib, "PIECE_BYTES", 1000)
     for weight, chunk in (
         (Weight("w", "w", (50, 3, 4), kernel=True), (12, 7)),
-        (Weight("w{i}", "w", (50, 37), kernel=True, layers=2), (1, 37, 5)),
-        (Weight("w{i}", "w", (50, 6), layers=2), (1, 8, 6)),
+        (Weight("w{i}", "w", (50, 37), kernel=True, layers=range(2)), (1, 37, 5)),
+        (Weight("w{i}", "w", (50, 6), layers=range(2)), (1, 8, 6)),
         (Weight("w", "w", (50,)), (50,)),
     ):
         tensor = np.random.default_rng(0).random(weight.shape, np.float32)

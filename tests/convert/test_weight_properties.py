@@ -19,9 +19,15 @@ from care_jax.convert.weight import Weight, row_ranges
 def weights(draw: st.DrawFn) -> tuple[Weight, tuple[int, ...]]:
     """A weight and the shape of a chunk of our array."""
     shape = tuple(draw(st.lists(st.integers(1, 40), min_size=1, max_size=4)))
-    layers = draw(st.none() | st.integers(1, 3))
+    layers = draw(st.none() | st.sampled_from([(0,), (2, 5), (0, 1, 2)]))
     is_kernel = len(shape) > 1 and draw(st.booleans())
-    weight = Weight("w{i}" if layers else "w", "w", shape[:1] + tuple(min(n, 6) for n in shape[1:]), is_kernel, layers)
+    num_heads, sections = 1, ()
+    if draw(st.booleans()):
+        num_heads, sections = draw(st.integers(1, 3)), tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+        sections = tuple(num_heads * size for size in sections)
+        shape = (sum(sections), *shape[1:])
+    shape = shape[:1] + tuple(min(n, 6) for n in shape[1:])
+    weight = Weight("w{i}" if layers else "w", "w", shape, is_kernel, layers, sections, num_heads)
     return weight, tuple(draw(st.integers(1, n)) for n in weight.our_shape)
 
 
@@ -46,9 +52,24 @@ def test_pieces_make_the_whole(drawn: tuple[Weight, tuple[int, ...]], piece_byte
             assert rows.start % min(chunk[weight.row_axis], weight.shape[0]) == 0
         assert np.array_equal(np.concatenate(back), numbers[layer])
         index = (layer,) if weight.layers is not None else ()
-        flat = numbers[layer].reshape(weight.shape[0], -1)
-        assert np.array_equal(ours[index], flat.T if weight.kernel else numbers[layer])
+        rows = numbers[layer][by_head(weight)]
+        flat = rows.reshape(weight.shape[0], -1)
+        assert np.array_equal(ours[index], flat.T if weight.kernel else rows)
     assert (written == 1).all()
+
+
+def by_head(weight: Weight) -> list[int]:
+    """The row of Hugging Face's tensor at each place of ours."""
+    if not weight.sections:
+        return list(range(weight.shape[0]))
+    order = []
+    for head in range(weight.num_heads):
+        start = 0
+        for section in weight.sections:
+            size = section // weight.num_heads
+            order += range(start + head * size, start + (head + 1) * size)
+            start += section
+    return order
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=30), most=st.integers(1, 120))

@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from care_jax.inputs import images
 from care_jax.inputs.positions import count_tokens
 from care_jax.inputs.preprocessor import read_image_spec
-from care_jax.models.model_config import load_model_config
+from care_jax.models.config_json import load_model_config
 from tests.families import FAMILIES, make_folder
 from tests.pictures import encode, hub_order, normalised, picture
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor, Qwen3VLProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5Model
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_hf
 from transformers.video_utils import VideoMetadata
@@ -77,7 +78,7 @@ def family(request, tiny_folder, tmp_path_factory) -> Family:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     image_processor.size = {"shortest_edge": 4 * FACTOR[name] ** 2, "longest_edge": 64 * FACTOR[name] ** 2}
-    hub_class = {"qwen2_5_vl": HubQwen25, "qwen3_vl": HubQwen3}[name]
+    hub_class = {"qwen2_5_vl": HubQwen25, "qwen3_vl": HubQwen3, "qwen3_5": HubQwen3}[name]
     hub = hub_class(image_processor, tokenizer, None, chat_template=tokenizer.chat_template)
     hub.video_processor = SimpleNamespace(merge_size=2, temporal_patch_size=2)
     return Family(name, load_processor(folder, **SETTINGS), hub, AutoConfig.from_pretrained(folder))
@@ -106,10 +107,19 @@ def test_token_ids_equal_transformers(family, prompt, sizes):
         content += [{"type": "image"}, {"type": "text", "text": piece}]
     turns = [{"role": "user", "content": content}]
     chat = family.hub.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    chat = chat.removesuffix("<think>\n")  # which the response writes
     wanted = family.hub(text=[chat], images=pictures or None, return_tensors="np")
     example = encode_prompt(family.processor, question(prompt, *[encode(each) for each in pictures]))
     assert example.token_ids.tolist() == wanted["input_ids"][0].tolist()
     assert chat.startswith(SYSTEM[family.name] + "<|im_start|>user\n")
+
+
+@pytest.mark.parametrize(("thinking", "opened"), [(True, ""), (False, "<think>\n\n</think>\n\n")])
+def test_the_switch_of_a_template_that_thinks(family, thinking, opened):
+    """Catches a rationale that prompt and response both open, and a switch that does not reach the template."""
+    processor = dataclasses.replace(family.processor, thinking=thinking)
+    text = processor.tokenizer.decode(encode_prompt(processor, question("1+1=?")).token_ids)
+    assert text.endswith("<|im_start|>assistant\n" + (opened if family.name == "qwen3_5" else ""))
 
 
 @pytest.mark.parametrize("sizes", [[], [(84, 84)], [(28, 196), (140, 84)], [(56, 56), (500, 333), (20, 300)]])
@@ -119,7 +129,7 @@ def test_mrope_equals_transformers(family, sizes):
     prompt = "Look: " + " then ".join(["<image>"] * len(sizes)) + " how many?"
     example = encode_prompt(family.processor, question(prompt, *[encode(picture(*size)) for size in sizes]))
     grids = [images.image_grid(*size, spec, spec.max_pixels) for size in sizes]
-    hub_model = {"qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}[family.name]
+    hub_model = {"qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel, "qwen3_5": Qwen3_5Model}[family.name]
     model = SimpleNamespace(config=family.config)
     model.get_vision_position_ids = functools.partial(hub_model.get_vision_position_ids, model)
     types = torch.from_numpy((example.token_ids == family.processor.image_token_id)[None].astype(np.int64))
@@ -184,7 +194,7 @@ def test_video_in_the_prompt(family, num_frames, fps, times):
         expected = "".join(f"<{time} seconds>{run}" for time in times)
     metadata = VideoMetadata(total_num_frames=num_frames, fps=fps, frames_indices=list(range(num_frames)))
     theirs = family.hub.replace_video_token({"video_grid_thw": np.array([grid]), "video_metadata": [metadata]}, 0)
-    assert expected == theirs if family.name == "qwen3_vl" else theirs in expected
+    assert expected == theirs if family.name != "qwen2_5_vl" else theirs in expected
     rendered = f"{SYSTEM[family.name]}<|im_start|>user\na{expected}b\nAnswer.<|im_end|>\n<|im_start|>assistant\n"
     assert example.token_ids.tolist() == family.processor.tokenizer.encode(rendered)
 
@@ -221,7 +231,7 @@ def test_video_sizes_equal_transformers(family):
     spec = dataclasses.replace(family.processor.image_spec, video_min_pixels=low, video_max_pixels=high)
     for num_frames in (2, 3, 5, 10, 64):
         for height, width in ((20, 30), (64, 64), (100, 333), (480, 640), (31, 2000), (1080, 1920)):
-            if family.name == "qwen3_vl":
+            if family.name != "qwen2_5_vl":
                 size = smart_resize_hf(num_frames, height, width, 2, factor, low, high)
             else:
                 size = images.smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=high)

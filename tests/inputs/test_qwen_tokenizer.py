@@ -18,7 +18,7 @@ from care_jax.inputs.prompts import encode_prompt
 from care_jax.inputs.responses import encode_repairs, encode_rewrites, encode_trace
 from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.rewards.spans import TokenBytes, _byte_alphabet, span_masks
-from tests.families import CHAT_TEMPLATE, FAMILIES, SYSTEM, edit_json, make_folder, read_json
+from tests.families import CHAT_TEMPLATE, SYSTEM, edit_json, make_folder, read_json
 from tests.marks import slow_but
 from tests.pictures import encode, picture, question
 
@@ -120,7 +120,7 @@ class Family:
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-@pytest.fixture(scope="module", params=slow_but(["qwen2_5_vl"], FAMILIES))
+@pytest.fixture(scope="module", params=slow_but(["qwen2_5_vl"], VOCAB_SIZE))
 def family(request, tiny_folder, tmp_path_factory, backend) -> Family:
     """Each family, with its own vocabulary."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("qwen") / "model")

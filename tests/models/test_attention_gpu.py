@@ -20,7 +20,7 @@ from jax._src.cudnn import fused_attention_stablehlo as fused
 
 from care_jax.config import base
 from care_jax.models import abstract_model, attention, cudnn
-from care_jax.models.cache import Prefix
+from care_jax.models.cache import KeyValues, Prefix
 from care_jax.stages.model import make_model_config
 from care_jax.stages.rollout import Sampling, generate, nothing_forced
 from tests.marks import slow_but
@@ -252,7 +252,8 @@ def test_lowered_decoding(tiny_folder):
     model = abstract_model(model_config)
     kv = shape(layers, B, heads, 24, model_config.text.head_dim)
     row = shape(B, dtype=jnp.int32)
-    prefix = Prefix((kv,), (kv,), row, row, shape(B, model_config.text.hidden_size))
+    memory = {"full_attention": KeyValues(kv, kv)}
+    prefix = Prefix((memory,), row, row, shape(B, model_config.text.hidden_size))
     forced = jax.eval_shape(lambda: nothing_forced(B, J))
     forbidden = shape(model_config.text.vocab_size, dtype=bool)
     sampling = Sampling(response_len=8, temperature=1.0, stop_ids=(1,))

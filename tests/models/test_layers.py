@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from care_jax.models.layers import recompute, to_float32
+from care_jax.models.layers import recompute
+from care_jax.models.qwen_vl import to_float32
 
 
 def operations(jaxpr: Any) -> list[Any]:

@@ -34,7 +34,7 @@ from tests.families import FAMILIES, make_folder, random_oracle
 from tests.pictures import encode, picture, question
 
 LORA = LoraConfig(rank=3, alpha=5.0, rank_stabilised=False, targets=("layers.*",))
-EVERYWHERE = dataclasses.replace(LORA, rank_stabilised=True, targets=("layers.self_attn.*", "visual.*"))
+EVERYWHERE = dataclasses.replace(LORA, rank_stabilised=True, targets=("layers.*self_attn.*", "visual.*"))
 TOLERANCE, MERGED_TOLERANCE = 1e-4, 1e-5
 IMAGE_TOKEN, LR, STEPS = 278, 1e-3, 3
 
@@ -114,6 +114,12 @@ def pair(request, tiny_folder, tmp_path_factory) -> Pair:
     return Pair(theirs, ours, inputs, jax.device_put(collate(processor, [example])))
 
 
+def assert_near(ours: jax.Array, expected: np.ndarray | jax.Array, tolerance: float, name: str = "") -> None:
+    """Compares arrays: numbers up to 1 absolutely, those of an array with larger ones as its largest allows."""
+    largest = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * largest, err_msg=name)
+
+
 def last_logits(model: QwenVL, prompts: Prompts) -> jax.Array:
     """The logits behind the prompt, [V]."""
     return logits(model.head, model.prefill(prompts).last_hidden)[0]
@@ -129,7 +135,8 @@ def test_fresh_adapters_add_nothing(pair):
     fresh = models.init_model(pair.ours.config, jax.random.key(3))
     off = reference_policy(reference_part(fresh), fresh)
     np.testing.assert_array_equal(last_logits(fresh, pair.prompts), last_logits(off, pair.prompts))
-    lora_a = models.params_to_dict(partition(fresh)[0])["layers.self_attn.q_proj.lora_a"]
+    params = models.params_to_dict(partition(fresh)[0])
+    (lora_a,) = (param for name, param in params.items() if name.endswith("self_attn.q_proj.lora_a"))
     bound = lora_a.shape[1] ** -0.5  # kaiming_uniform(a=sqrt(5))
     assert bound * 0.98 < np.abs(lora_a).max() <= bound
     assert np.std(lora_a) == pytest.approx(bound / 3**0.5, rel=0.05)
@@ -153,7 +160,7 @@ def test_merged_is_unmerged(pair):
     """Catches a merge into another kernel, without the scale, or twice."""
     unmerged = jax.jit(last_logits)(pair.ours, pair.prompts)
     both = jax.jit(lambda model: merged(merged(model)))(pair.ours)
-    np.testing.assert_allclose(jax.jit(last_logits)(both, pair.prompts), unmerged, rtol=0, atol=MERGED_TOLERANCE)
+    assert_near(jax.jit(last_logits)(both, pair.prompts), unmerged, MERGED_TOLERANCE)
     assert not any(".lora_" in name for name in models.params_to_dict(both))
     assert not any(".lora_" in name for name in models.params_to_dict(pair.ours.for_sampling()))
 
@@ -181,7 +188,7 @@ def test_gradients_and_steps_are_those_of_peft(pair):
         assert ours.keys() == theirs.keys()
         for name, expected in theirs.items():
             assert np.abs(expected).max() > 1e-4, name
-            np.testing.assert_allclose(ours[name], expected, rtol=0, atol=TOLERANCE, err_msg=name)
+            assert_near(ours[name], expected, TOLERANCE, name)
         torch_optimizer.step()
         with jax.numpy_dtype_promotion("standard"):  # Adam of optax raises a float to an integer's power
             updates, state = optimizer.update(grads, state, trained)
@@ -201,7 +208,8 @@ def test_what_is_not_trained_is_in_the_compute_type(family, tiny_folder, tmp_pat
     assert {leaf.dtype for leaf in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
     names = models.params_to_dict(trained)
-    assert len(names) == 2 * 7
+    num_linears = {"full_attention": 7, "linear_attention": 8}  # of a layer: of its attention, and three of the MLP
+    assert len(names) == 2 * sum(num_linears[kind] for kind in set(config.text.period))
     assert all(name.startswith("layers.") for name in names)
     assert set(names) | set(models.params_to_dict(frozen)) == set(models.params_to_dict(models.abstract_model(config)))
 

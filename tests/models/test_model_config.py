@@ -27,6 +27,11 @@ NUM_PARAMS = {
     "Qwen3-VL-4B": 4_437_815_808,
     "Qwen3-VL-8B": 8_767_123_696,
     "Qwen3-VL-32B": 33_357_390_064,
+    "Qwen3.5-0.8B": 852_985_920,
+    "Qwen3.5-2B": 2_213_241_664,
+    "Qwen3.5-4B": 4_539_265_536,
+    "Qwen3.5-9B": 9_409_813_744,
+    "Qwen3.5-27B": 27_356_728_560,
 }
 
 
@@ -57,9 +62,14 @@ def write(folder: Path, change) -> None:
 def change_fields(config, change) -> None:
     """Fields of config.json; "rope" and "text" are where the family has them."""
     text = config.get("text_config", config)
-    places = {"rope": text["rope_scaling"], "text": text, "vision_config": config["vision_config"]}
+    places = {"rope": text[rope_of(text)], "text": text, "vision_config": config["vision_config"]}
     for name, value in change.items():
         places[name].update(value) if isinstance(value, dict) else config.update({name: value})
+
+
+def rope_of(text) -> str:
+    """The field of the text config that has its rotary settings."""
+    return next(name for name in ("rope_scaling", "rope_parameters") if name in text)
 
 
 def refusal(folder: Path) -> str:
@@ -73,7 +83,11 @@ def refusal(folder: Path) -> str:
 
 SECTIONS = {"text": TextConfig, "vision": VisionConfig}
 SPELLED_OTHERWISE = {"rope_theta", "mrope_section", "mrope_interleaved", "qkv_bias", "o_bias", "qk_norm", "head_dim"}
-MROPE_SECTION = {"qwen2_5_vl": [16, 24, 24], "qwen3_vl": [24, 20, 20]}  # written into transformers' modeling files
+MROPE_SECTION = {
+    "qwen2_5_vl": [16, 24, 24],
+    "qwen3_vl": [24, 20, 20],
+    "qwen3_5": [11, 11, 10],
+}  # written into transformers' modeling files
 
 
 def assert_read_as_transformers_reads(folder: Path, config: models.ModelConfig) -> None:
@@ -89,6 +103,11 @@ def assert_read_as_transformers_reads(folder: Path, config: models.ModelConfig) 
     rope = theirs.text_config.rope_parameters
     assert config.text.rope_theta == rope["rope_theta"]
     assert list(config.text.mrope_section) == rope.get("mrope_section", MROPE_SECTION[config.model_type])
+    assert config.text.partial_rotary_factor == rope.get("partial_rotary_factor", 1.0)
+    kinds = theirs.text_config.to_dict().get("layer_types") or ["full_attention"] * config.text.num_hidden_layers
+    assert [config.text.layers_of(kind) for kind in dict.fromkeys(config.text.period)] == [
+        tuple(i for i, each in enumerate(kinds) if each == kind) for kind in dict.fromkeys(config.text.period)
+    ]
     assert config.text.tie_word_embeddings == theirs.tie_word_embeddings
     width = theirs.text_config.hidden_size // theirs.text_config.num_attention_heads
     assert config.text.head_dim == theirs.text_config.to_dict().get("head_dim", width)
@@ -98,7 +117,7 @@ def assert_read_as_transformers_reads(folder: Path, config: models.ModelConfig) 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(tmp_path, family):
     """Catches a default of our own: transformers 4.49 leaves out each field that is at its default."""
-    width = {"qwen2_5_vl": 8192, "qwen3_vl": 4096}[family]  # else out_hidden_size would not fit
+    width = {"qwen2_5_vl": 8192, "qwen3_vl": 4096, "qwen3_5": 4096}[family]  # else out_hidden_size would not fit
     config = {"model_type": family, "text_config": {}, "vision_config": {"out_hidden_size": width}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert_read_as_transformers_reads(tmp_path, models.load_model_config(tmp_path))
@@ -109,7 +128,7 @@ def test_a_field_that_is_left_out_is_read_as_transformers_reads_it(folder):
     config = read_json(folder / "config.json")
     text = config.get("text_config", config)
     read = 0
-    for fields in (config, config["vision_config"], text, text["rope_scaling"]):
+    for fields in (config, config["vision_config"], text, text[rope_of(text)]):
         for name in list(fields):
             value = fields.pop(name)
             (folder / "config.json").write_text(json.dumps(config))
@@ -147,10 +166,10 @@ def test_every_size_of_the_tower_is_bounded(folder, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2_vl"}, "has model_type 'qwen2_vl'; supported: 'qwen2_5_vl', 'qwen3_vl'"),
+        ({"model_type": "qwen2_vl"}, "has model_type 'qwen2_vl'; supported: 'qwen2_5_vl', 'qwen3_vl', 'qwen3_5'"),
         ({"vision_config": {"hidden_act": "relu"}}, r"\(vision_config\) has hidden_act 'relu'; supported: 'silu'"),
-        ({"rope": {"rope_type": "yarn"}}, r"\(rope_scaling\) has rope_type 'yarn'; supported: 'default', 'mrope'"),
-        ({"rope": {"type": "yarn"}}, r"\(rope_scaling\) has type 'yarn'; supported: 'default', 'mrope'"),
+        ({"rope": {"rope_type": "yarn"}}, r"\(rope_[a-z]+\) has rope_type 'yarn'; supported: 'default', 'mrope'"),
+        ({"rope": {"type": "yarn"}}, r"\(rope_[a-z]+\) has type 'yarn'; supported: 'default', 'mrope'"),
         ({"rope": {"mrope_interleaved": "?"}}, r"has mrope_interleaved '\?'; supported: (True|False)"),
         ({"text": {"use_sliding_window": True}}, "has use_sliding_window True; supported: False"),
     ],
@@ -170,7 +189,7 @@ def test_unknown_variants_are_refused(folder, change, message):
         ({"text": {"num_hidden_layers": 0}}, "has num_hidden_layers 0; it must be"),
         ({"text": {"rms_norm_eps": None}}, "has rms_norm_eps None; it must be a number above 0"),
         ({"text": {"num_key_value_heads": 3}}, "config.json: num_key_value_heads must divide num_attention_heads"),
-        ({"rope": {"mrope_section": None}}, r"\(rope_scaling\) has mrope_section None; it must be a list"),
+        ({"rope": {"mrope_section": None}}, r"\(rope_[a-z]+\) has mrope_section None; it must be a list"),
         ({"rope": {"mrope_section": [6, 5, 4]}}, "mrope_section must be three sizes that add up to half of a head's"),
         ({"rope": {"mrope_section": [8, 8]}}, "mrope_section must be three sizes"),
         ({"vision_config": {"num_heads": 3}}, "hidden_size of vision_config must be a multiple of 4 num_heads"),

@@ -29,29 +29,31 @@ from care_jax.stages.train_state import TrainState
 from tests import families
 from tests.end_to_end import finish, start
 from tests.marks import slow_but
-from tests.on_shards import APART, CHUNK, LORA_MESHES, MESHES, QUICK, R, S
+from tests.on_shards import APART, CHUNK, MODELS, QUICK, R, S
 
-LORA_CASES = tuple(f"qwen2_5_vl_lora {mesh}" for mesh in LORA_MESHES)
-CASES = slow_but(
-    [f"qwen2_5_vl {QUICK}"], [*(f"qwen2_5_vl {mesh}" for mesh in MESHES), f"qwen3_vl {QUICK}", *LORA_CASES]
-)
+CASES = slow_but([f"qwen2_5_vl {QUICK}"], [f"{model} {mesh}" for model, meshes in MODELS.items() for mesh in meshes])
 
 
 @pytest.fixture(scope="module")
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The findings of tests/on_shards.py; one process for all meshes, or for one if no slow test is selected."""
+    """The findings of tests/on_shards.py; a process for each model, or one for one mesh if no slow test is selected."""
     folder = tmp_path_factory.mktemp("on_shards")
     ours = [item for item in request.session.items if item.path == request.path]
-    quick = [] if any(item.get_closest_marker("slow") for item in ours) else ["--quick"]
+    is_quick = not any(item.get_closest_marker("slow") for item in ours)
     xla_flags = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=500"
     extra = {
         "XLA_FLAGS": xla_flags,  # eight threads meet late on a machine with other work
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
     }
-    ended = finish(start("tests.on_shards", str(folder), *quick, cache=folder / "cache", extra=extra), seconds=600)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
+    findings: dict[str, Any] = {"meshes": {}, "restored": {}, "sizes": {}}
+    for model, meshes in {"qwen2_5_vl": (QUICK,)}.items() if is_quick else MODELS.items():
+        started = start("tests.on_shards", str(folder), model, *meshes, cache=folder / "cache", extra=extra)
+        ended = finish(started, seconds=600)
+        assert ended.returncode == 0, ended.stderr
+        for kind, of_model in json.loads(ended.stdout.splitlines()[-1]).items():
+            findings[kind] |= of_model
+    return findings
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -80,7 +82,7 @@ def test_rollouts_are_those_of_one_device(found: dict[str, Any], case: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*(f"qwen2_5_vl {mesh}" for mesh in APART), "qwen2_5_vl_lora 2x4x1"])
+@pytest.mark.parametrize("case", [*(f"qwen2_5_vl {mesh}" for mesh in APART), "qwen3_5 1x8x1", "qwen2_5_vl_lora 2x4x1"])
 def test_a_sampler_with_its_own_layout_decodes_as_one_device(found: dict[str, Any], case: str) -> None:
     """Catches keys of other heads or prompts, parts of parameters in the wrong order, and rollouts of other chips."""
     mesh = found["meshes"][case]
@@ -122,8 +124,7 @@ def test_arrays_are_divided_and_groups_are_not(found: dict[str, Any], case: str)
     data, fsdp, tensor = (int(size) for size in case.split()[1].split("x"))
     assert mesh["groups_whole"]
     assert mesh["rows_of_a_shard"] == 8 // (data * fsdp)
-    whole = found["sizes"]["kernel"] if "2_5" in case else 4 * 96 * 192
-    assert mesh["kernel_part"] * fsdp * tensor == whole
+    assert mesh["kernel_part"] * fsdp * tensor == mesh["kernel"]
 
 
 def elements(shapes: list[list[int]]) -> int:

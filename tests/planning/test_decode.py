@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from care_jax import config as config_lib
-from care_jax.models.model_config import parse_model_config
+from care_jax.models.config_json import parse_model_config
 from care_jax.models.published import published_config
-from care_jax.planning import flops
 from care_jax.planning.decode import Decode, Phase, phases
+from care_jax.planning.sizes import Sizes
 
 
 def test_batches_shrink_when_the_fullest_shard_lets_them():
@@ -27,7 +27,7 @@ def test_bytes_and_flops_of_a_batch_by_hand():
     model = parse_model_config(published_config("Qwen2.5-VL-7B"), "Qwen2.5-VL-7B")
     config = config_lib.base()
     config.train.prompts, config.rollout.response_len, config.rollout.tensor = 12, 64, 2
-    sizes = flops.Sizes.of(config, model, (100, 64), {"data": 1, "fsdp": 4, "tensor": 1})
+    sizes = Sizes.of(config, model, (100, 64), {"data": 1, "fsdp": 4, "tensor": 1})
     decode, key = Decode(sizes, branches=4, forced=10), sizes.key_bytes(1)
     assert decode.full == Phase(0, 64, 6 * 4)
     weights = sizes.decode_bytes / 2

@@ -10,12 +10,13 @@ import pytest
 
 from care_jax import config as config_lib
 from care_jax import step
-from care_jax.models.model_config import parse_model_config
+from care_jax.models.config_json import parse_model_config
 from care_jax.models.published import published_config
-from care_jax.planning import expected, flops
+from care_jax.planning import expected
 from care_jax.planning.chips import Chip, Rates
 from care_jax.planning.estimate import PARTS, Bytes, Plan, StageMemory
 from care_jax.planning.expected import HOST_SECONDS, expect
+from care_jax.planning.sizes import Sizes
 from care_jax.planning.speed import PromptSizes
 from care_jax.planning.workload import Averages, Workload
 from care_jax.stages.table import DeviceStage
@@ -39,7 +40,7 @@ def plan_of(config: ml_collections.ConfigDict, *, hbm: Bytes, waited: Bytes) -> 
     """A plan of Qwen2.5-VL-3B whose programs all move so many bytes; twice what is waited for is received."""
     model = parse_model_config(published_config("Qwen2.5-VL-3B"), "Qwen2.5-VL-3B")
     model = dataclasses.replace(model, remat=config.model.remat)
-    sizes = flops.Sizes.of(config, model, BUCKET, {"data": 1, "fsdp": 2, "tensor": 1})
+    sizes = Sizes.of(config, model, BUCKET, {"data": 1, "fsdp": 2, "tensor": 1})
     names = [stage.name for stage in step.STEP.when(config).stages if isinstance(stage, DeviceStage)]
     received = Bytes(2 * waited.fixed, 2 * waited.a_stream)
     nothing = dict.fromkeys(PARTS, 0)

@@ -11,22 +11,24 @@ import pytest
 from benchmarks import padded
 from care_jax import config as config_lib
 from care_jax import models
-from care_jax.models.model_config import LoraConfig, parse_model_config
+from care_jax.models.config_json import parse_model_config
+from care_jax.models.model_config import LoraConfig
 from care_jax.models.published import published_config
 from care_jax.planning import flops
 from care_jax.planning.chips import CHIPS
+from care_jax.planning.sizes import Sizes
 from care_jax.structs import Prompts, abstract
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
-def sizes_of(name: str, mesh: dict[str, int] = ONE, **changes: object) -> flops.Sizes:
+def sizes_of(name: str, mesh: dict[str, int] = ONE, **changes: object) -> Sizes:
     """The sizes of a published model with the default config."""
     model = parse_model_config(published_config(name), name)
     config = config_lib.base()
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     model = dataclasses.replace(model, compute_dtype="bfloat16", remat="full")
-    return flops.Sizes.of(config, model, (2048, 4096), mesh)
+    return Sizes.of(config, model, (2048, 4096), mesh)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-VL-3B", "Qwen3-VL-2B"])
@@ -45,7 +47,7 @@ def test_flops_are_those_of_the_compiled_program(name):
     bucket, rows, length = (512, 256), 2, 128
     config = config_lib.base()
     config.train.prompts, config.rollout.response_len = 1, length
-    sizes = flops.Sizes.of(config, model, bucket, ONE)
+    sizes = Sizes.of(config, model, bucket, ONE)
     counted = sizes.vision_flops() + sizes.prompt_flops() + rows * sizes.branch_flops()
     hidden = bucket[0] * (bucket[0] - 1) / 2 + rows * length * (length - 1) / 2
     counted += 4 * model.text.num_attention_heads * model.text.head_dim * hidden
@@ -91,6 +93,25 @@ def test_a_step_of_the_7b():
     assert list(flops.step_work(sizes, config)) == ["prefill", "rollout", "update"]
 
 
+def test_layers_of_two_kinds():
+    """Catches keys that are counted for layers without any, and states that decoding reads for nothing; by hand."""
+    sizes = sizes_of("Qwen3.5-9B")
+    width, keys, values, mlp = 4096, 16 * 128, 32 * 128, 3 * 4096 * 12288
+    channels = 2 * keys + values
+    linear = width * (channels + values + 2 * 32) + values * width + 4 * channels + mlp
+    full = width * (2 * 4096 + 2 * 1024) + 4096 * width + mlp
+    layers = 24 * linear + 8 * full
+    state = 32 * 128 * 128
+    pairs = 2048 * 2048 + 2048 * 2049 / 2
+    recurred = 24 * 6 * state * 2048
+    assert sizes.branch_flops() == 2 * layers * 2048 + recurred + 8 * 4 * 4096 * pairs
+    assert sizes.key_bytes(1) == 8 * 2 * 4 * 256 * 2
+    assert sizes.state_bytes == 24 * (3 * channels * 2 + 4 * state)
+    work = flops.step_work(sizes, config_lib.base())["rollout"]
+    of_keys = sizes.key_bytes(1) * (2048 * 2048 + 8 * 2048 * 2049 / 2)
+    assert work.cache_bytes == 512 * (of_keys + 8 * 2048 * 2 * sizes.state_bytes)
+
+
 def test_what_chips_send_each_other():
     """Catches bytes of a table that is looked up and not gathered, or of pieces that are left out."""
     mesh = {"data": 1, "fsdp": 8, "tensor": 1}
@@ -128,7 +149,7 @@ def test_adapters_leave_out_the_work_of_what_is_not_trained():
     model = dataclasses.replace(full.model, lora=lora)
     config = config_lib.base()
     config.model.lora.rank, config.objective.kl_coef = 64, 1e-2
-    sizes = flops.Sizes.of(config, model, full.bucket, ONE)
+    sizes = Sizes.of(config, model, full.bucket, ONE)
     adapters = 28 * 64 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944))
     assert sizes.num_trained == adapters == sizes.num_params - full.num_params
     base = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)

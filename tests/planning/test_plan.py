@@ -20,6 +20,7 @@ from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import advice, estimate, flops, hlo
 from care_jax.planning.chips import GIB, devices_of, parse_topology
 from care_jax.planning.estimate import PARTS, Bytes, Plan, StageMemory
+from care_jax.planning.sizes import Sizes
 from care_jax.stages import sampler
 from tests.end_to_end import TINY, Forks, run_forked
 from tests.marks import slow_but
@@ -143,7 +144,7 @@ def test_what_lives_beside_a_program_counts(planned):
 def fake(config: ml_collections.ConfigDict, topology: str, mesh: dict[str, int], name: str, **gib: float) -> Plan:
     """A plan of one program that takes so much."""
     chip, _ = parse_topology(topology)
-    sizes = flops.Sizes.of(config, estimate.planned_model(config), (2048, 4096), mesh)
+    sizes = Sizes.of(config, estimate.planned_model(config), (2048, 4096), mesh)
     parts = dict.fromkeys(PARTS, 0) | {part: round(size * GIB) for part, size in gib.items()}
     none = Bytes(0, 0)
     stage = StageMemory(name, parts, dict.fromkeys(hlo.COLLECTIVES, 0), none, none, none, 0, 0, 0, False, 1.0)
@@ -193,7 +194,7 @@ def test_candidates_of_a_sweep():
     assert tried[0].train.prompts == 512
     assert config.mesh.tensor == 1, "the config itself stays as it was"
     chip, model = parse_topology("v5e:16x16")[0], estimate.planned_model(config)
-    sizes = [flops.Sizes.of(c, model, (2048, 4096), dict(c.mesh)) for c in tried]
+    sizes = [Sizes.of(c, model, (2048, 4096), dict(c.mesh)) for c in tried]
     floors = [flops.least_seconds(of, c, chip) / c.train.prompts for of, c in zip(sizes, tried, strict=True)]
     assert floors == sorted(floors)
 

@@ -17,6 +17,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import flops
 from care_jax.planning.chips import CHIPS, GIB, PEAKS, Peak
+from care_jax.planning.sizes import Sizes
 from care_jax.planning.speed import PromptSizes, Speed, memory
 from care_jax.run.step_summary import Step
 from tests.pictures import encode, picture, question
@@ -51,9 +52,9 @@ def flops_of(figures: dict[str, float], name: str, seconds: float) -> float:
     return figures[f"speed/{name}_mfu"] * seconds * PEAK.flops
 
 
-def whole(config: ml_collections.ConfigDict, bucket: tuple[int, int]) -> tuple[PromptSizes, flops.Sizes]:
+def whole(config: ml_collections.ConfigDict, bucket: tuple[int, int]) -> tuple[PromptSizes, Sizes]:
     """A batch whose prompts fill a bucket with one image each, and the plan's sizes of it."""
-    model = flops.Sizes.of(config, speed(config)._sizes.model, bucket, dict.fromkeys(sharding.AXES, 1))
+    model = Sizes.of(config, speed(config)._sizes.model, bucket, dict.fromkeys(sharding.AXES, 1))
     tokens, patches = (np.full(4, float(size)) for size in bucket)
     window = min(bucket[1], model.model.vision.window_len)
     return PromptSizes(tokens, patches, patches**2, patches * window), model

@@ -28,7 +28,7 @@ from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
-from tests import oracle
+from tests import oracle, weights
 from tests.families import FAMILIES, make_folder
 from tests.marks import slow_but
 from tests.packings import make_packing
@@ -117,7 +117,8 @@ def random_model(config: models.ModelConfig) -> models.QwenVL:
     rng = np.random.default_rng(0)
     initial = models.params_to_dict(models.init_model(config, jax.random.key(0)))
     noisy = {name: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in initial.items()}
-    return models.params_from_dict(config, jax.device_put(noisy))
+    settled = {name: weights.settled(name, leaf, config.text) for name, leaf in noisy.items()}
+    return models.params_from_dict(config, jax.device_put(settled))
 
 
 def make_verdicts(response_len: np.ndarray) -> Verdicts:
