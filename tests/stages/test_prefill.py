@@ -131,10 +131,10 @@ def test_shards_take_turns_together():
     """Catches a shard that computes a chunk at its own size while others gather parameters for another."""
     sizes = ChunkSizes.of((512, 2048), merge_unit=4, tensor=2)
     assert sizes == ([128, 256, 384, 512], [512, 1024, 1536, 2048])
-    tokens = np.array([[100, 120, 130, 500], [20, 30, 257, 128]], np.int32)
+    tokens = np.array([[100, 120, 130, 500], [300, 30, 257, 128]], np.int32)
     patches = np.array([[0, 513, 0, 40], [400, 0, 2048, 512]], np.int32)
     chunks = sizes.computed(PromptLengths(tokens.reshape(-1), patches.reshape(-1)), shards=2)
-    assert chunks == [(1, (128, 512)), (1, (128, 1024)), (1, (256, 512)), (1, (512, 2048))]
+    assert chunks == [(1, (128, 512)), (1, (128, 1024)), (1, (384, 512)), (1, (512, 2048))]
 
 
 @pytest.mark.parametrize(
