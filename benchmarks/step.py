@@ -9,11 +9,12 @@ image in prefill, scoring and update, and all G rows are updated. Here it is the
 with one branch each. No side has a KL term.
 
 With --lengths=lognormal the other side is CARE in the padded layout (benchmarks/padded.py), which computes every slot
-of every group to R tokens; responses are cut to random lengths, and a share of the groups is all correct.
+of every group to R tokens and every prompt to P; responses are cut to random lengths, and a share of the groups is all
+correct. With --prompt_share prompts are cut to random lengths too, and of each image the same share of its patches.
 
-A step is rollout (prefill and decode), score, reflect (CARE only: one repair a group, decoded and scored), batch and
-update. Verifiers, and selection (see benchmarks.selection), take milliseconds and are left out. Without
---lengths every group is mixed and has K failures, the case that costs CARE most, and no response stops before R tokens.
+A step is prefill, rollout, score, reflect (CARE only: one repair a group, decoded and scored), batch and update.
+Verifiers, and selection (see benchmarks.selection), take milliseconds and are left out. Without --lengths every group
+is mixed and has K failures, the case that costs CARE most, and no response stops before R tokens.
 
 Memory is that of the compiled update, arguments (batch, parameters, both Adam moments) and temporaries, with
 --memory_prompts prompts in a micro-batch: both sides hold parameters, moments and gradients once, so the ratio depends
@@ -48,8 +49,9 @@ from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
 from care_jax.models.cache import Prefix
 from care_jax.run.stage_timer import StageTimer
-from care_jax.stages import rollout
+from care_jax.stages import prefill, rollout
 from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.stages.prefill import ChunkSizes
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.score import score
 from care_jax.stages.train_state import TrainState
@@ -68,7 +70,7 @@ from care_jax.structs import (
     zeros,
 )
 
-STAGES = ("rollout", "score", "reflect", "batch", "update")
+STAGES = ("prefill", "rollout", "score", "reflect", "batch", "update")
 
 
 class Side:
@@ -98,14 +100,16 @@ class Side:
         self.sampling = Sampling(args.response_len, 1.0, ())
         self.scoring: dict[str, Any] = {"temperature": 1.0, "chunk": args.chunk}
         self.group_prompts = jax.tree.map(lambda x: x[::copies], self.prompts)  # one a group
+        self.prefill = jax.jit(prefill.prefill if packed else QwenVL.prefill)
         self.assemble = jax.jit(functools.partial(train_batch.assemble, objective=self.objective))
 
     def collect(self, params: QwenVL, seed: int, timer: StageTimer) -> tuple[TrainBatch, Packing | None]:
         """Runs everything of a step before its update; returns the update's batch, and its streams if it is packed."""
         sample_key, repair_key = jax.random.split(jax.random.key(seed))
         batch = self.prompts.token_ids.shape[0]
+        with timer("prefill"):
+            prefix = jax.block_until_ready(self.prefill(params, self.prompts))
         with timer("rollout"):
-            prefix = jax.jit(QwenVL.prefill)(params, self.prompts)
             nothing = rollout.nothing_forced(batch, self.num_branches)
             rollouts = self._generate(params, prefix, nothing, sample_key)
         rollouts, verdicts = self._cut(rollouts, seed), make_verdicts(*rollouts.token_ids.shape)
@@ -173,6 +177,14 @@ class Side:
             rollouts, response_len=jnp.asarray(lengths), sampled_mask=rollouts.sampled_mask & inside
         )
 
+    def prefilled(self) -> dict[str, int]:
+        """The tokens and patches that prefill computes."""
+        bucket = self.prompts.token_ids.shape[1], self.prompts.patches.shape[1]
+        chunks = [(len(self.lengths.tokens), bucket)]
+        if self.packed:
+            chunks = ChunkSizes.of(bucket, merge_unit=4, tensor=1).computed(self.lengths, shards=1)
+        return {name: sum(rows * size[i] for rows, size in chunks) for i, name in enumerate(("tokens", "patches"))}
+
     def _generate(self, params: QwenVL, prefix: Prefix, forced: Forced, key: Array) -> Rollouts:
         rollouts = rollout.generate(params, prefix, forced, self.forbidden_mask, key, sampling=self.sampling)
         return jax.block_until_ready(rollouts)
@@ -204,6 +216,24 @@ class Side:
         outcome = jnp.where(all_correct, jnp.int32(Outcome.ALL_CORRECT), jnp.int32(Outcome.MIXED))
         valid = jnp.broadcast_to(~all_correct[:, None], index.shape)
         return Subgroup(index, valid, outcome, valid.sum(axis=1, dtype=jnp.int32) - valid[:, 0])
+
+
+def cut_prompts(prompts: Prompts, mean_share: float) -> Prompts:
+    """Prompts that end at random lengths, log-normal with this mean share of P, with that share of their patches."""
+    batch, prompt_len = prompts.token_ids.shape
+    sigma, rng = 0.6, np.random.default_rng(0)
+    drawn = rng.lognormal(np.log(mean_share * prompt_len) - sigma**2 / 2, sigma, batch)
+    lengths = np.clip(drawn, min(64, prompt_len), prompt_len).astype(np.int32)
+    num_merged = prompts.image_ids.shape[1] * lengths // prompt_len // 4  # whole tokens of four patches
+    is_kept = np.arange(prompts.image_ids.shape[1])[None] < 4 * num_merged[:, None]
+    is_seen = prompts.vision_index < num_merged[:, None]
+    return dataclasses.replace(
+        prompts,
+        prompt_len=lengths,
+        vision_index=np.where(is_seen, prompts.vision_index, np.int32(-1)),
+        window_ids=prompts.window_ids * is_kept,
+        image_ids=prompts.image_ids * is_kept,
+    )
 
 
 def regroup(tree: Any, batch: int) -> Any:
@@ -281,6 +311,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="qwen2_5_vl", choices=SIZED, help="the family (qwen2_5_vl)")
     parser.add_argument("--lengths", default="full", choices=("full", "lognormal"), help="of responses (full)")
     parser.add_argument("--mean_share", type=float, default=0.25, help="mean length as a share of R (0.25)")
+    parser.add_argument("--prompt_share", type=float, default=1.0, help="mean length of prompts as a share of P (1)")
     parser.add_argument("--all_correct", type=float, default=0.0, help="share of groups without a failure (0)")
     parser.add_argument("--stream_len", type=int, default=0, help="tokens of a stream; 0: everything in one (0)")
     for name, (default, text) in sizes.items():
@@ -306,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         processor, prompts = make_prompts(
             made, num_prompts=args.prompts, prompt_len=args.prompt_len, image_side=args.image_side
         )
+    prompts = cut_prompts(prompts, args.prompt_share) if args.prompt_share < 1 else prompts
     model = models.init_model(config, jax.random.key(0))
     state = TrainState(jnp.int32(0), model, make_optimizer().init(model))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(model))
@@ -333,7 +365,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if repeat > 0:  # the first step of each side compiles
                 times[name].append({stage: taken.get(f"time/{stage}", 0.0) for stage in STAGES})
 
-    return report(args, num_params, times, memory, sides["care"].useful)
+    prefilled = {name: side.prefilled() for name, side in sides.items()}
+    return report(args, num_params, times, memory, sides["care"].useful, prefilled)
 
 
 def state_of(output: UpdateOutput | TrainState) -> TrainState:
@@ -347,10 +380,12 @@ def report(
     times: dict[str, list[dict[str, float]]],
     memory: dict[str, dict[int, dict[str, int]]],
     useful: dict[str, float],
+    prefilled: dict[str, dict[str, int]],
 ) -> dict[str, Any]:
     """Prints medians side by side, and their ratios as the last line.
 
-    `memory` is by side and prompts, `useful` has the shares of useful tokens in the programs of CARE's side.
+    `memory` is by side and prompts, `useful` has the shares of useful tokens in the programs of CARE's side, and
+    `prefilled` has the tokens and patches that each side prefills.
     """
     other = next(name for name in times if name != "care")
     rows: dict[str, dict[str, float]] = {
@@ -364,6 +399,7 @@ def report(
         rows[f"update memory, MB, {count} prompts"] = {name: sum(memory[name][count].values()) / 1e6 for name in memory}
     if other == "plain":
         rows["update tokens a prompt"] = {name: update_tokens(args, shared=name == "care") for name in times}
+    rows |= {f"prefill {unit}": {name: of[unit] for name, of in prefilled.items()} for unit in ("tokens", "patches")}
     ratios = {label: row["care"] / row[other] for label, row in rows.items() if row[other]}
 
     figures: dict[str, Any] = {
@@ -383,7 +419,9 @@ def report(
             "step_time_ratio": round(ratios["step, s"], 4),
         }
     else:
-        figures |= {f"{part}_speedup": round(1 / ratios[f"{part}, s"], 3) for part in ("update", "score", "step")}
+        figures |= {
+            f"{part}_speedup": round(1 / ratios[f"{part}, s"], 3) for part in (*STAGES, "step") if part != "batch"
+        }
     print(f"{num_params / 1e6:.1f} M parameters, {args.prompts} prompts of {args.prompt_len} tokens, G {args.rollouts}")
     print(f"{'medians of ' + str(args.repeats) + ' steps':<36}{'CARE':>12}{other:>12}{'ratio':>8}")
     for label, row in rows.items():

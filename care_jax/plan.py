@@ -22,8 +22,8 @@ change that are listed; 2: bad input.
 
 With --mean_len and --accuracy, or with --metrics of a run, the plan adds the seconds that a step is expected to take
 (planning/expected.py says how), what each stage moves against what it must, and the share of the chips' FLOP/s that
-does useful work. --price adds the response tokens for a dollar. "padded" are the seconds if score, reference and update
-computed every row of every group in its full length.
+does useful work. --price adds the response tokens for a dollar. "padded" are the seconds if prefill, score, reference
+and update computed every prompt, and every row of every group, in its full length.
 
 --sweep tries the meshes, the config's prompts and fewer, and shorter streams, from the lowest floor up, until one
 fits.

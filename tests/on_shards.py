@@ -41,7 +41,7 @@ from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.parallel.sharding import ROWS, WHOLE
 from care_jax.rewards.response_format import ANSWER_TAGS
-from care_jax.stages import rollout, score
+from care_jax.stages import prefill, rollout, score
 from care_jax.stages.compiled import CompiledStages, compile_all
 from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
@@ -339,6 +339,7 @@ def _is_up_proj(name: str) -> bool:
 def main(folder: Path, name: str, meshes: tuple[str, ...]) -> dict[str, Any]:
     """Compares meshes of one of MODELS; with all of the first also steps across a restore and a conversion."""
     found: dict[str, Any] = {"meshes": {}, "restored": {}, "sizes": {}}
+    prefill._UNIT = 8  # so that these short prompts are prefilled in chunks of several sizes
     model = Model(name.removesuffix("_lora"), folder / name, LORA if name.endswith("_lora") else None)
     single = Shards(model, "1x1x1")
     expected = single.step(single.state), jax.device_get(single.rollouts()), single.scores()

@@ -88,9 +88,13 @@ class QwenVL(nnx.Module):
         tied = text.tie_word_embeddings
         self.lm_head = None if tied else Linear(*head, axes=("embed", "vocab"), use_bias=False, rngs=rngs)
 
-    def prefill(self, prompts: Prompts) -> Prefix:
-        """Runs vision tower and decoder over the prompts alone."""
-        x, deepstack = self._embed_prompts(prompts)
+    def features(self, prompts: Prompts, image_len: int | None = None) -> VisionFeatures:
+        """Runs the vision tower; an image has at most `image_len` patches, if given."""
+        return self.visual(prompts, self._dtype, image_len)
+
+    def prefill(self, prompts: Prompts, features: VisionFeatures | None = None) -> Prefix:
+        """Runs the decoder over the prompts alone, and before it the vision tower, unless it gets its features."""
+        x, deepstack = self._embed_prompts(prompts, features)
         rope = self._rope(prompts.position_ids)
         x, memory = decoder.prefill(
             self.layers, x, rope, deepstack, prompts.prompt_len, attention=self.config.attention
@@ -127,7 +131,7 @@ class QwenVL(nnx.Module):
         Returns:
             The hidden states after the final norm.
         """
-        x, deepstack = self._embed_prompts(tokens, image_len)
+        x, deepstack = self._embed_prompts(tokens, self.features(tokens, image_len))
         x = decoder.forward_stream(
             self.layers,
             x,
@@ -243,16 +247,16 @@ class QwenVL(nnx.Module):
         return mrope(position_ids, self.config.text, self._dtype)
 
     def _embed_prompts(
-        self, prompts: Prompts, image_len: int | None = None
+        self, prompts: Prompts, features: VisionFeatures | None = None
     ) -> tuple[Float[Array, "B P D"], Float[Array, "E B P D"]]:
-        """Embeds the tokens of prompts, with vision features in the places of images.
+        """Embeds the tokens of prompts, with vision features in the places of images; None: those of the tower.
 
         Returns:
             The embeddings, and the deepstack features, which are 0 at text. Features get to their places by a gather,
             never by a scatter.
         """
         text = self.embed_tokens(prompts.token_ids, self._dtype)
-        features = self.visual(prompts, self._dtype, image_len)
+        features = self.features(prompts) if features is None else features
         rows = jnp.maximum(prompts.vision_index, 0)[..., None]
         is_vision = prompts.vision_index[..., None] >= 0
         x = jnp.where(is_vision, jnp.take_along_axis(features.merged, rows, axis=1), text)

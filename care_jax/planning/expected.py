@@ -1,14 +1,16 @@
 """The seconds that a step is expected to take, by stage, from its compiled programs and a made-up step's lengths.
 
 A compiled program has static shapes, but its loops end with the data: over streams, and over the tokens of a decode.
-Their trips are counted for a made-up step (workload.py), whose streams are packed as a step packs them; all shards take
-as many turns as the fullest. Stages run one after another. Each takes the longer of its arithmetic and its traffic with
-HBM, at the rates that programs reach (chips.REACHED), and then the transfers for which the compiled program waits.
+Their trips are counted for a made-up step (workload.py), whose streams are packed as a step packs them, and whose
+prompts lie in the chunks of a step's prefill; all shards take as many turns as the fullest. Stages run one after
+another. Each takes the longer of its arithmetic and its traffic with HBM, at the rates that programs reach
+(chips.REACHED), and then the transfers for which the compiled program waits.
 
 * Arithmetic is that of streams of both lengths, with their padding and what the backward pass recomputes. Attention
   kernels on TPUs skip what lies after a token; XLA and cuDNN are counted with all pairs of a stream.
-* Traffic of streams is read from the compiled program, as if all were long. A decode reads the weights, and prompts and
-  slots of the branches that are still in its batch, times what the compiled loop moves above that at full length.
+* Traffic of streams is read from the compiled program, as if all were long, and of a prefill as if its
+  chunks had all sizes equally often. A decode reads the weights, and prompts and slots of the branches that are still
+  in its batch, times what the compiled loop moves above that at full length.
 * A host's work between programs is a constant for each token, and the devices wait for it. Encoding runs ahead of them.
 
 Evaluations, checkpoints and the start are not counted, nor what lies between the kernels of a program.
@@ -32,6 +34,7 @@ from care_jax.planning.sizes import Sizes
 from care_jax.planning.speed import keys_read, useful_pass
 from care_jax.planning.workload import Averages, Workload, draw
 from care_jax.stages.packing import StreamSizes, pack, shorter_len, stream_patches
+from care_jax.stages.prefill import ChunkSizes
 from care_jax.stages.table import DeviceStage, HostStage
 
 # Seconds of a host for each token that a stage works on: 256 rollouts and 32 repairs of 2,048 tokens
@@ -54,8 +57,9 @@ class Cost(NamedTuple):
     compute: float = 0.0  # seconds, of its arithmetic alone
     memory: float = 0.0
     links: float = 0.0
-    turns: float = 0  # streams that each shard goes through, or tokens that are decoded one after the other
-    padded: float = 0.0  # seconds, were every row of every group computed and padded to its full length
+    # Streams or chunks that each shard goes through, or tokens that are decoded one after the other.
+    turns: float = 0
+    padded: float = 0.0  # seconds, were every prompt, and every row of every group, computed and padded
     moved: float = 0.0  # bytes of one chip
     needed: float = 0.0  # of these, parameters, state and keys
     useful: float = 0.0  # FLOPs of all chips, of true lengths, without what is computed again
@@ -86,7 +90,7 @@ class Expected:
 
     @property
     def padded_seconds(self) -> float:
-        """The step if score, reference and update computed every row of every group in its full length."""
+        """The step if prefill, score, reference and update computed all prompts and rows in their full length."""
         return sum(cost.padded for cost in self.costs)
 
     def tokens_a_dollar(self, price: float) -> float:
@@ -205,10 +209,13 @@ class _Counter:
         return Pass(tokens, tower, sizes.decoder_flops(tokens, pairs), 0.0)
 
     def _prefill(self, stage: DeviceStage, program: StageMemory) -> Cost:
-        computed = self._pass(*self._sizes.bucket).flops * self._sizes.prompts / self._sizes.num_chips
-        useful = useful_pass(self._sizes, self.workload.prompts, np.zeros((self._sizes.prompts, 1)))
-        more = {"needed": self._whole(), "useful": useful.flops}
-        return self._cost(stage, program, 0, computed, program.hbm_bytes.fixed, **more)
+        sizes, tensor = self._sizes, self._sizes.mesh["tensor"]
+        lengths = ChunkSizes.of(sizes.bucket, merge_unit=sizes.model.vision.merge_unit, tensor=tensor)
+        chunks = lengths.computed(self.workload.lengths, sizes.row_shards)
+        computed = sum(num_prompts * self._pass(*size).flops for num_prompts, size in chunks) / tensor
+        useful = useful_pass(sizes, self.workload.prompts, np.zeros((sizes.prompts, 1)))
+        more = {"needed": len(chunks) * self._whole(), "useful": useful.flops, "padded": self._padded(stage.name)}
+        return self._cost(stage, program, len(chunks), computed, program.hbm_bytes.fixed, **more)
 
     def _streams(self, stage: DeviceStage, program: StageMemory, row_len: npt.NDArray[np.int32]) -> Cost:
         """A pass over streams of a workload's rows, or an update."""

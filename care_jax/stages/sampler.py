@@ -27,7 +27,7 @@ from care_jax.models.cache import PREFIX_SPECS, Prefix
 from care_jax.options import SamplerWeights
 from care_jax.parallel import collectives
 from care_jax.parallel.sharding import ROWS, WHOLE, gathered, in_sampler_mesh, named, on_shards, param_specs
-from care_jax.stages import rollout
+from care_jax.stages import prefill, rollout
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.table import Setup
 from care_jax.structs import Forced, Prompts, Rollouts
@@ -63,12 +63,14 @@ def _params_specs(model: QwenVL, weights: SamplerWeights) -> Any:
 
 def make_prefill(setup: Setup) -> Callable[[QwenVL, Prompts], Prefix]:
     """From parameters and prompts to the prefix, whose keys lie as decoding reads them."""
-    prefill = on_shards(setup.mesh, QwenVL.prefill, lambda model, prompts: ((param_specs(model), ROWS), PREFIX_SPECS))
+    prefix_of = on_shards(
+        setup.mesh, prefill.prefill, lambda model, prompts: ((param_specs(model), ROWS), PREFIX_SPECS)
+    )
     if not setup.sampler_is_apart:
-        return prefill
+        return prefix_of
     specs = (_in_sampler_mesh(PREFIX_SPECS),), PREFIX_SPECS
     move = on_shards(setup.sampler_mesh, _move, lambda prefix: specs)
-    return lambda model, prompts: move(prefill(model, prompts))
+    return lambda model, prompts: move(prefix_of(model, prompts))
 
 
 def _move(prefix: Prefix) -> Prefix:

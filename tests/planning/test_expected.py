@@ -122,6 +122,27 @@ def test_a_step_by_hand(monkeypatch):
     )
 
 
+def test_a_prefill_counts_its_chunks(monkeypatch):
+    """Catches prompts that are counted at the bucket's size, and a shard that does not wait for another."""
+    made, config = by_hand(monkeypatch), config_of(train__stream_len=1024)
+    tokens, patches = np.array([300.0, 100.0, 200.0, 500.0]), np.array([600.0, 400.0, 0.0, 2048.0])
+    prompts = PromptSizes(tokens, patches, patches**2, patches * 64)
+    monkeypatch.setattr(expected, "draw", lambda *_: made._replace(prompts=prompts))
+    plan = plan_of(config, hbm=Bytes(1e9, 1e10), waited=Bytes(1e8, 1e9))
+    sizes = dataclasses.replace(plan.sizes, bucket=(512, 2048))
+    found = {cost.name: cost for cost in expect(dataclasses.replace(plan, sizes=sizes), AVERAGES, RATES).costs}
+    prefill = found["prefill"]
+    assert prefill.turns == 2
+    # The shorter prompts of both shards are computed at half of the bucket's tokens and a fourth of its patches.
+    short = sizes.decoder_flops(256, 256**2) + sizes.tower_flops(512, 512**2, 512**2)
+    long = sizes.decoder_flops(512, 512**2) + sizes.tower_flops(2048, 2048**2, 2048**2)
+    assert prefill.compute * RATES.flops == pytest.approx(short + long)
+    assert prefill.moved == 1e9
+    assert prefill.needed == 2 * sizes.num_params * sizes.weight_bytes
+    whole = 4 * (sizes.prompt_flops() + sizes.vision_flops()) / 2 / RATES.flops
+    assert prefill.padded == pytest.approx(max(whole, sizes.num_params * sizes.weight_bytes / RATES.bytes_per_s))
+
+
 def test_an_update_counts_its_backward_pass(monkeypatch):
     """Catches a backward pass, layers that are computed again, or an optimizer that is forgotten."""
     by_hand(monkeypatch)
