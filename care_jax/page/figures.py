@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from care_jax.page.run_data import OUTCOMES, STAGES, Run, setting
+from care_jax.page.run_data import NEWLY_RIGHT, NEWLY_WRONG, OUTCOMES, STAGES, Run, setting
 from care_jax.run.collapse import CollapseWatch
 
 LEVELS = {"bad": "problem", "doubt": "doubt", "good": "fine"}  # of a finding, the worst first
@@ -113,6 +113,21 @@ def summary(runs: Sequence[Run]) -> str:
             words.append(
                 f"Reflection repaired {run.num_repaired} of the {run.num_reflected} failures it tried"
                 f" ({run.num_repaired / run.num_reflected:.0%})."
+            )
+    return " ".join(words)
+
+
+def changes(runs: Sequence[Run]) -> str:
+    """The numbers of held-out answers that became right and wrong, a sentence a run, of plain text."""
+    words = []
+    for run in runs:
+        compared = [step for step, row in run.metrics.items() if NEWLY_RIGHT in row]
+        if compared:
+            row, steps = run.metrics[compared[-1]], evaluated_steps(run)
+            asked = _overall(_row(run, compared[-1], _EVAL, "")).n
+            words.append(
+                f"{run.name}, step {steps[0]} to {compared[-1]}: of {asked} answers {row[NEWLY_RIGHT]:.0f} became right"
+                f" and {row.get(NEWLY_WRONG, 0):.0f} became wrong."
             )
     return " ".join(words)
 
