@@ -121,14 +121,10 @@ def changes(runs: Sequence[Run]) -> str:
     """The numbers of held-out answers that became right and wrong, a sentence a run, of plain text."""
     words = []
     for run in runs:
-        compared = [step for step, row in run.metrics.items() if NEWLY_RIGHT in row]
-        if compared:
-            row, steps = run.metrics[compared[-1]], evaluated_steps(run)
-            asked = _overall(_row(run, compared[-1], _EVAL, "")).n
-            words.append(
-                f"{run.name}, step {steps[0]} to {compared[-1]}: of {asked} answers {row[NEWLY_RIGHT]:.0f} became right"
-                f" and {row.get(NEWLY_WRONG, 0):.0f} became wrong."
-            )
+        counted = [(step, row) for step, row in run.metrics.items() if {NEWLY_RIGHT, NEWLY_WRONG} <= row.keys()]
+        for step, row in counted[-1:]:
+            right, wrong = f"{row[NEWLY_RIGHT]:.0f}", f"{row[NEWLY_WRONG]:.0f}"
+            words.append(f"{run.name}: {right} became right and {wrong} became wrong by step {step}.")
     return " ".join(words)
 
 

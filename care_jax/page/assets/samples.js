@@ -133,7 +133,7 @@ function groupCard(sample) {
 
 function answerCard(changed) {
   const answers = changed.answers.map(({ step, response, extracted, correct }) => element("div", { class: "answered" },
-    element("p", { class: "label" }, `step ${step} `, badge(correct ? "right" : "wrong", correct ? "good" : "bad"), ` ${extracted ?? "no readable answer"}`),
+    element("p", { class: "label" }, `at step ${step} `, badge(correct ? "right" : "wrong", correct ? "good" : "bad"), " ", element("b", {}, extracted ?? "no answer")),
     clipped(response)));
   return questionCard(changed, badge(changed.change, changed.change === "newly right" ? "good" : "bad"), ...answers);
 }
