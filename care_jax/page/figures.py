@@ -154,19 +154,19 @@ def _progress(run: Run) -> Iterator[tuple[str, str]]:
         return
     overall = {step: _overall(_row(run, step, _EVAL, "")) for step in steps}
     last, first = overall[steps[-1]], overall[steps[0]]
-    asked = "" if last.n is None else f" of {last.n} questions"
+    asked = "held-out accuracy" if last.n is None else f"held-out accuracy on {last.n} questions"
     if len(steps) == 1:
-        yield "good", f"held-out accuracy is {percent(last)}{asked} at step {steps[0]}, the only evaluation so far"
+        yield "good", f"{asked} is {percent(last)} at step {steps[0]}, the only evaluation so far"
         return
     gain, both = last.value - first.value, _together(last, first)
-    told = f"held-out accuracy went from {percent(first)} at step {steps[0]} to {percent(last)} at step {steps[-1]}"
+    told = f"{asked} went from {percent(first)} at step {steps[0]} to {percent(last)} at step {steps[-1]}"
     if both is None:
-        yield "good" if gain > 0 else "doubt", f"{told}{asked}"
+        yield "good" if gain > 0 else "doubt", told
     elif abs(gain) <= both:
-        yield "doubt", f"{told}{asked}: within ± {100 * both:.1f} points, which may be chance"
+        yield "doubt", f"{told}: within ± {100 * both:.1f} points, which may be chance"
     else:
         level = "good" if gain > 0 else "bad"
-        yield level, f"{told}{asked}: {100 * gain:+.1f} points, more than the {100 * both:.1f} that chance explains"
+        yield level, f"{told}: {100 * gain:+.1f} points, more than the {100 * both:.1f} that chance explains"
     best_step = max(steps, key=lambda step: overall[step].value)
     fall = overall[best_step].value - last.value
     if fall > (_together(last, overall[best_step]) or 1.0):

@@ -242,7 +242,7 @@ def test_what_to_look_at_first(tmp_path):
         ("bad", "the commonest answer to each question gets 53.0%, this model 55.0% ± 8.0"),
         (
             "doubt",
-            "held-out accuracy went from 50.0% ± 8.0 at step 0 to 55.0% ± 8.0 at step 30 of 100 questions: within "
+            "held-out accuracy on 100 questions went from 50.0% ± 8.0 at step 0 to 55.0% ± 8.0 at step 30: within "
             "± 11.3 points, which may be chance",
         ),
         ("doubt", "25% of the responses are cut off: raise rollout.response_len=32"),
