@@ -68,7 +68,7 @@ def parts(runs: Sequence[Run]) -> dict[str, str]:
             f"<li><b>{_escape(run.name)}</b> {_escape(notice)}</li>" for run in runs for notice in run.notices
         ),
         "accuracy": _accuracy_table(accuracy_rows(runs)),
-        "runs": "".join(map(_run_details, runs)) + _differences(runs),
+        "runs": _differences(runs) + "".join(map(_run_details, runs)),
     }
 
 
@@ -182,7 +182,7 @@ def _accuracy_cell(accuracy: Accuracy | None) -> str:
 def _run_details(run: Run) -> str:
     rows = (("", _escape(key), [_escape(str(value))]) for key, value in run.manifest.items())
     config = _escape(json.dumps(run.config, indent=1))
-    head = f"{_escape(run.name)} <small>{STAGES[run.stage]}, {run.last_step} steps</small>"
+    head = f"Versions and settings of {_escape(run.name)} <small>{STAGES[run.stage]}, {run.last_step} steps</small>"
     return (
         f'<details data-key="run {_escape(run.name)}"><summary>{head}</summary>{_table("plain", ("", ""), rows)}'
         f"<pre>{config}</pre></details>"
