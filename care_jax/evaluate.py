@@ -95,7 +95,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str,
     items: list[JudgedItem] = []
     with CompileGuard() as guard, opened(workdir, guard) as warm_up, Verifier.from_config(config) as verifier:
         model, evaluator = _load(config, source, processor, verifier, mesh, warm_up)
-        summary = evaluator.run(model, limit=0, whole=True, write=items.append)
+        summary = evaluator.run(model, limit=0, whole=True, write=lambda _, item: items.append(item))
         summary |= evaluator.majority(train, limit=0) if train is not None else {}
     if is_first():
         files.write_text(workdir / "eval_samples.jsonl", "".join(json.dumps(item) + "\n" for item in items))

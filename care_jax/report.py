@@ -3,9 +3,9 @@
     python -m care_jax.report --workdir=DIR [--workdir=DIR2 ...] --out=report.html
     python -m care_jax.report --workdir=DIR [--workdir=DIR2 ...] --serve
 
-It reads a run's config.json, manifest.json, metrics.jsonl, events.jsonl and samples.jsonl, reduces them to what is
-drawn, and embeds that as JSON beside the page's own style and scripts (page/render.py). With --serve the page follows
-the files as they grow (page/report_server.py).
+It reads the config, manifest, metrics, events, samples and held-out answers of a run (run/folder.py), reduces them to
+what is drawn, and embeds that as JSON beside the page's own style and scripts (page/render.py). With --serve the page
+follows the files as they grow (page/report_server.py).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from care_jax.parallel.sharding import abstract_arrays
 from care_jax.planning.speed import SHOWN, PromptSizes, Speed, memory
 from care_jax.rewards.judge import Judged
 from care_jax.rewards.spans import TokenBytes
-from care_jax.run import step_summary
+from care_jax.run import samples, step_summary
 from care_jax.run.session import Session, open_session
 from care_jax.run.training_data import Encoder
 from care_jax.stages.compiled import EVERY_BUCKET, CompiledStages, bucket_of, compile_all
@@ -268,10 +268,10 @@ class Trainer:
         session.writer.scalars(session.step, metrics)
         session.writer.events(session.step, step_summary.events(done, anchored=anchored))
         if session.step % config.train.samples_every == 0:
-            row = step_summary.most_interesting(done, share)
             cue, token_bytes = self.objective.reflect.cue, self.services.token_bytes
-            tell = functools.partial(step_summary.sample, anchored=anchored, cue=cue, token_bytes=token_bytes)
-            session.writer.samples(session.step, [] if row is None else [tell(done, row)])
+            tell = functools.partial(samples.sample, done, anchored=anchored, cue=cue, token_bytes=token_bytes)
+            for row in samples.groups_to_show(done, share):
+                session.writer.samples(session.step, [] if row is None else [tell(row)])
         gap = metrics["logprob_gap/mean"]
         if gap > config.train.max_logprob_gap:
             raise FloatingPointError(

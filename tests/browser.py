@@ -21,6 +21,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+_FLAGS += ("--hide-scrollbars",)  # which would take room that the picture of a page lacks
 _FLAGS += ("--disable-background-networking", "--remote-debugging-pipe")
 _SECONDS = 60  # that anything may take
 

@@ -98,6 +98,8 @@ def test_demo(cached: SmallTask, tmp_path: Path, capsys: pytest.CaptureFixture[s
     page = Path(first["report"]).read_text()
     assert sample["id"] in page
     assert sample["images"][0] in page
+    answers = [json.loads(line) for line in (tmp_path / "care" / "held_out.jsonl").read_text().splitlines()]
+    assert len([answer for answer in answers if answer["step"] == 0]) == 12  # all that were asked
 
     demo.show(first)
     last = capsys.readouterr().out.splitlines()[-1]

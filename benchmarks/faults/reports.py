@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.faults.damage import damaged_files
 from benchmarks.faults.outcomes import Case
 from care_jax.report import write_report
-from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, MANIFEST_FILE, METRICS_FILE, SAMPLES_FILE
+from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, HELD_OUT_FILE, MANIFEST_FILE, METRICS_FILE, SAMPLES_FILE
 
 _PIXEL = "data:image/png;base64,iVBORw0KGgo="
 _LARGEST = 1e100  # of a number that a report draws
@@ -37,6 +37,7 @@ def _sound_files() -> dict[str, bytes]:
     metrics: list[dict[str, Any]] = [{"step": 0, "eval/accuracy/count": 0.25, "eval/accuracy/mean": 0.25}]
     metrics += [{"step": step, "loss": 0.5 / step, "reward/mean": 0.5, "kl": None} for step in (1, 2, 3)]
     metrics += [{"step": 3, "eval/accuracy/count": 0.5, "eval/accuracy/mean": 0.5}]
+    metrics[-1] |= {"eval/newly_right": 1.0, "eval/newly_wrong": 0.0}
     event: dict[str, Any] = {
         "id": "q",
         "source": "count",
@@ -62,6 +63,11 @@ def _sound_files() -> dict[str, bytes]:
         "answer": "3",
     }
     sample |= {"outcome": "MIXED", "rollouts": [rollout, rollout], "reflection": reflection}
+    answer = {name: sample[name] for name in ("id", "source", "images", "prompt", "answer")} | {"index": 4}
+    answers = [
+        {"step": step, **answer, "response": "<answer>3</answer>", "extracted": "3", "correct": step == 3}
+        for step in (0, 3)
+    ]
     manifest = {"stage": "train", "seed": 0, "commit": "0af1", "device": "cpu x 1", "processes": 1, "jax": "0.10.2"}
     return {
         CONFIG_FILE: json.dumps({"seed": 0, "train": {"steps": 4}, "objective": {"kl_coef": 0.0}}).encode(),
@@ -69,6 +75,7 @@ def _sound_files() -> dict[str, bytes]:
         METRICS_FILE: _lines(*metrics),
         EVENTS_FILE: _lines(*({"step": step, **event} for step in (1, 2, 3))),
         SAMPLES_FILE: _lines(*({"step": step, **sample} for step in (1, 2))),
+        HELD_OUT_FILE: _lines(*answers),
     }
 
 

@@ -1,8 +1,8 @@
 """Damaged run folders: what a run does that resumes in one, file by file.
 
 A small run's folder has each file that a run writes, the checkpoints' included. Right is: the state of the checkpoint
-that is used, bit for bit, with the data position that belongs to it; and of the lines of metrics.jsonl, events.jsonl
-and samples.jsonl those that json alone can read, up to that step.
+that is used, bit for bit, with the data position that belongs to it; and of the lines of metrics, events, samples and
+held_out.jsonl those that json alone can read, up to that step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from care_jax import models
 from care_jax.checkpoints.checkpointer import Checkpointer
 from care_jax.data import loader
 from care_jax.run import history, manifest
-from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, MANIFEST_FILE, METRICS_FILE, SAMPLES_FILE
+from care_jax.run.folder import CONFIG_FILE, EVENTS_FILE, HELD_OUT_FILE, MANIFEST_FILE, METRICS_FILE, SAMPLES_FILE
 from care_jax.run.metrics_writer import MetricsWriter
 from care_jax.run.session import BEST_METRIC
 from care_jax.stages.train_state import TrainState
@@ -44,7 +44,7 @@ SETTINGS = {
     "content of data.eval": "77bc",
     "content of model.folder/config.json": "9e00",
 }
-_LINES = (METRICS_FILE, EVENTS_FILE, SAMPLES_FILE)
+_LINES = (METRICS_FILE, EVENTS_FILE, SAMPLES_FILE, HELD_OUT_FILE)
 
 
 class _Numbers:
@@ -96,6 +96,7 @@ def _write_run(workdir: Path, states: dict[int, TrainState]) -> Path:
         writer.scalars(step, {"loss": 0.5 / step, **scores})
         writer.events(step, [{"id": f"q{step}", "outcome": "MIXED"}])  # type: ignore[typeddict-item]
         writer.samples(step, [{"id": f"q{step}", "prompt": "<image>?"}])  # type: ignore[typeddict-item]
+        writer.held_out(step, [{"index": step, "id": f"t{step}", "correct": True}])  # type: ignore[typeddict-item]
         checkpointer.save(states[step], iterator, scores)
     checkpointer.close()
     writer.close()
@@ -126,6 +127,7 @@ def _resume(workdir: Path, sound: Path, name: str, data: bytes, states: dict[int
             step = int(state.step)
             history.write(folder, SETTINGS, step=step)
             writer = MetricsWriter(workdir, resume_step=step)
+            writer.first_verdicts()
             writer.close()
         position = iterator.get_state()
         return (

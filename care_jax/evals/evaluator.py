@@ -72,7 +72,8 @@ class Evaluator:
         limit: int = 0,
     ) -> None:
         """Compiles nothing yet."""
-        self._config, self._source, self._processor, self._verifier = config, source, processor, verifier
+        self.source = source
+        self._config, self._processor, self._verifier = config, processor, verifier
         self._token_bytes, self._has_warned = TokenBytes(processor.tokenizer), False
         num_asked = min(limit or len(source), len(source))
         self._decoder, self._mesh = Decoder(config, processor, model, mesh, num_asked), mesh
@@ -89,7 +90,7 @@ class Evaluator:
         *,
         limit: int,
         whole: bool = False,
-        write: Callable[[JudgedItem], None] | None = None,
+        write: Callable[[int, JudgedItem], None] | None = None,
         wait: Callable[[Arrays], Arrays] = jax.block_until_ready,
     ) -> dict[str, float]:
         """Accuracy per source and their mean, each with n and interval, unparsed and format rates; on all processes.
@@ -107,21 +108,22 @@ class Evaluator:
             model: the model.
             limit: how many of the held-out records to ask, evenly spread; 0 for all.
             whole: ask all of them, and the `limit` ones without their images as well.
-            write: called with each judged item, those without a response last.
+            write: called with each record's index in the source and the judged item, those without a response last.
             wait: called with each batch's rollouts; waits for them, or raises to leave the evaluation.
 
         Raises:
             InputError: no prompt is short enough, or none of the `limit` records can be read.
         """
-        total = len(self._source)
+        total = len(self.source)
         count = min(limit, total) or total
         lost = self._lost_records()
-        placed = self._judged(model, self._source, lost, limit=0 if whole else limit, wait=wait)
+        placed = self._judged(model, self.source, lost, limit=0 if whole else limit, wait=wait)
         asked = {place * total // count for place in range(count)}
-        items = sorted((item for _, item in placed), key=lambda item: not item["responses"])
+        ordered = sorted(placed, key=lambda pair: not pair[1]["responses"])
+        items = [item for _, item in ordered]
         num_dropped = sum(not item["responses"] for item in items)
         if num_dropped == len(items):
-            raise InputError(f"every prompt of {self._source!r} is too long; raise the length limits")
+            raise InputError(f"every prompt of {self.source!r} is too long; raise the length limits")
         if num_dropped and not self._has_warned:
             self._has_warned = True
             logging.warning(
@@ -131,19 +133,19 @@ class Evaluator:
                 len(items),
             )
         if write is not None:
-            for item in items:
-                write(item)
+            for place, item in ordered:
+                write(place if whole else place * total // count, item)
         num_lost = sum(self._share.exchange(len(lost)))
         chosen = [item for place, item in placed if not whole or place in asked]
         if not chosen:
-            raise InputError(f"none of the {count} records of {self._source!r} that every evaluation asks can be read")
+            raise InputError(f"none of the {count} records of {self.source!r} that every evaluation asks can be read")
         summary = _summarise(chosen)
         if whole and count < total:
             summary |= {name.replace("eval/", "eval_all/", 1): value for name, value in _summarise(items).items()}
         if whole and any(mark in item["prompt"] for item in items for mark in MARKS):
             # There are no more batches than records, so that no key is drawn twice.
             grey = self._judged(
-                model, WithoutImages(self._source), self._lost_records(), limit=limit, first_batch=total, wait=wait
+                model, WithoutImages(self.source), self._lost_records(), limit=limit, first_batch=total, wait=wait
             )
             summary |= _accuracies("baseline/without_image", [item for _, item in grey])
         return summary | {"eval/num_dropped": float(num_dropped), "eval/num_unreadable": float(num_lost)}
@@ -151,7 +153,7 @@ class Evaluator:
     def majority(self, train: RecordSource, *, limit: int) -> dict[str, float]:
         """The accuracy of the majority answers of `train` on the same records, as `baseline/majority/S`."""
         answer_format = self._processor.response_format
-        items = majority_items(self._verifier, train, self._source, answer_format, limit=limit)
+        items = majority_items(self._verifier, train, self.source, answer_format, limit=limit)
         return _accuracies("baseline/majority", items) if items else {}
 
     def _judged(

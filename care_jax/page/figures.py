@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from care_jax.page.run_data import OUTCOMES, STAGES, Run, setting
+from care_jax.page.run_data import NEWLY_RIGHT, NEWLY_WRONG, OUTCOMES, STAGES, Run, setting
 from care_jax.run.collapse import CollapseWatch
 
 LEVELS = {"bad": "problem", "doubt": "doubt", "good": "fine"}  # of a finding, the worst first
@@ -117,6 +117,17 @@ def summary(runs: Sequence[Run]) -> str:
     return " ".join(words)
 
 
+def changes(runs: Sequence[Run]) -> str:
+    """The numbers of held-out answers that became right and wrong, a sentence a run, of plain text."""
+    words = []
+    for run in runs:
+        counted = [(step, row) for step, row in run.metrics.items() if {NEWLY_RIGHT, NEWLY_WRONG} <= row.keys()]
+        for step, row in counted[-1:]:
+            right, wrong = f"{row[NEWLY_RIGHT]:.0f}", f"{row[NEWLY_WRONG]:.0f}"
+            words.append(f"{run.name}: {right} became right and {wrong} became wrong by step {step}.")
+    return " ".join(words)
+
+
 def findings(runs: Sequence[Run]) -> list[Finding]:
     """The findings about some runs, the worst first: collapse, gain, baselines, form of the responses, lost data."""
     found = [Finding(level, run.name, text) for run in runs for level, text in _findings(run)]
@@ -143,19 +154,19 @@ def _progress(run: Run) -> Iterator[tuple[str, str]]:
         return
     overall = {step: _overall(_row(run, step, _EVAL, "")) for step in steps}
     last, first = overall[steps[-1]], overall[steps[0]]
-    asked = "" if last.n is None else f" of {last.n} questions"
+    asked = "held-out accuracy" if last.n is None else f"held-out accuracy on {last.n} questions"
     if len(steps) == 1:
-        yield "good", f"held-out accuracy is {percent(last)}{asked} at step {steps[0]}, the only evaluation so far"
+        yield "good", f"{asked} is {percent(last)} at step {steps[0]}, the only evaluation so far"
         return
     gain, both = last.value - first.value, _together(last, first)
-    told = f"held-out accuracy went from {percent(first)} at step {steps[0]} to {percent(last)} at step {steps[-1]}"
+    told = f"{asked} went from {percent(first)} at step {steps[0]} to {percent(last)} at step {steps[-1]}"
     if both is None:
-        yield "good" if gain > 0 else "doubt", f"{told}{asked}"
+        yield "good" if gain > 0 else "doubt", told
     elif abs(gain) <= both:
-        yield "doubt", f"{told}{asked}: within ± {100 * both:.1f} points, which may be chance"
+        yield "doubt", f"{told}: within ± {100 * both:.1f} points, which may be chance"
     else:
         level = "good" if gain > 0 else "bad"
-        yield level, f"{told}{asked}: {100 * gain:+.1f} points, more than the {100 * both:.1f} that chance explains"
+        yield level, f"{told}: {100 * gain:+.1f} points, more than the {100 * both:.1f} that chance explains"
     best_step = max(steps, key=lambda step: overall[step].value)
     fall = overall[best_step].value - last.value
     if fall > (_together(last, overall[best_step]) or 1.0):

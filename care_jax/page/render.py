@@ -14,9 +14,9 @@ from typing import Any
 
 from care_jax.errors import printable
 from care_jax.page.charts import sections
-from care_jax.page.figures import LEVELS, Accuracy, AccuracyRow, accuracy_rows, findings, percent, summary
+from care_jax.page.figures import LEVELS, Accuracy, AccuracyRow, accuracy_rows, changes, findings, percent, summary
 from care_jax.page.local_server import content_policy
-from care_jax.page.run_data import STAGES, Run, explanation, setting
+from care_jax.page.run_data import STAGES, Change, Run, explanation, setting
 
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("charts.js", "samples.js", "draw.js")
@@ -46,6 +46,7 @@ def data(runs: Sequence[Run]) -> dict[str, Any]:
         "has_training": any(run.stage == "train" for run in runs),
         "sections": sections(runs),
         "mechanism": [{"run": run.name, "points": run.mechanism} for run in runs if run.mechanism],
+        "answers": [_answer(run.name, change) for run in runs for change in run.changes],
         "samples": [{**sample, "run": run.name, "note": explanation(sample)} for run in runs for sample in run.samples],
     }
 
@@ -56,6 +57,7 @@ def parts(runs: Sequence[Run]) -> dict[str, str]:
     return {
         "title": _escape(" · ".join(run.name for run in runs)),
         "summary": _escape(summary(runs)),
+        "changes": _escape(changes(runs)),
         "facts": _facts(runs),
         "findings": "".join(
             f'<li class="{one.level}"><span class="badge {one.level}">{LEVELS[one.level]}</span> '
@@ -66,8 +68,17 @@ def parts(runs: Sequence[Run]) -> dict[str, str]:
             f"<li><b>{_escape(run.name)}</b> {_escape(notice)}</li>" for run in runs for notice in run.notices
         ),
         "accuracy": _accuracy_table(accuracy_rows(runs)),
-        "runs": "".join(map(_run_details, runs)) + _differences(runs),
+        "runs": _differences(runs) + "".join(map(_run_details, runs)),
     }
+
+
+def _answer(run: str, change: Change) -> dict[str, Any]:
+    after = change["after"]
+    told = {key: after[key] for key in ("step", "id", "source", "images", "prompt", "answer")}
+    answers = [
+        {key: one[key] for key in ("step", "response", "extracted", "correct")} for one in (change["before"], after)
+    ]
+    return {**told, "run": run, "change": change["change"], "answers": answers}
 
 
 def _escape(text: str) -> str:
@@ -171,7 +182,7 @@ def _accuracy_cell(accuracy: Accuracy | None) -> str:
 def _run_details(run: Run) -> str:
     rows = (("", _escape(key), [_escape(str(value))]) for key, value in run.manifest.items())
     config = _escape(json.dumps(run.config, indent=1))
-    head = f"{_escape(run.name)} <small>{STAGES[run.stage]}, {run.last_step} steps</small>"
+    head = f"Versions and settings of {_escape(run.name)} <small>{STAGES[run.stage]}, {run.last_step} steps</small>"
     return (
         f'<details data-key="run {_escape(run.name)}"><summary>{head}</summary>{_table("plain", ("", ""), rows)}'
         f"<pre>{config}</pre></details>"

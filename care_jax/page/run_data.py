@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,18 @@ from care_jax.page.run_files import read_lines, read_object
 from care_jax.run.folder import (
     CONFIG_FILE,
     EVENTS_FILE,
+    HELD_OUT_FILE,
     MANIFEST_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
+    HeldOutLine,
     SampleLine,
 )
 
 OUTCOMES = {"ALL_WRONG": "all wrong", "MIXED": "mixed", "ALL_CORRECT": "all correct"}
 STAGES = {"cold_start": "cold start", "train": "training"}
 _LARGEST_STEP = 2**53
+NEWLY_RIGHT, NEWLY_WRONG = "eval/newly_right", "eval/newly_wrong"
 MAX_SAMPLES = 400  # sample groups of one run on the page; their images are most of its size
 MAX_BUBBLES = 60  # different advantages drawn at one K'
 _IMAGE_PREFIXES = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "webp", "gif"))
@@ -52,6 +56,14 @@ class MechanismPoint(TypedDict):
     values: list[tuple[float, int]]  # the commonest advantages, to two digits, with how often each came
 
 
+class Change(TypedDict):
+    """A held-out question whose answer's verdict differs between the first and the last evaluation."""
+
+    change: str  # newly right | newly wrong
+    before: HeldOutLine
+    after: HeldOutLine  # with the images
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run folder as the page shows it."""
@@ -66,6 +78,7 @@ class Run:
     num_reflected: int  # groups in which a reflection was tried
     num_repaired: int  # of those, came out correct
     samples: Sequence[SampleLine]
+    changes: Sequence[Change]  # some of those of the last evaluation, newly right and newly wrong ones in turn
     notices: Sequence[str]  # one line each: what is missing or short
 
     @property
@@ -100,6 +113,7 @@ def load_run(workdir: epath.Path, name: str) -> Run:
     told = notices if stage == "train" else []
     events = read_lines(workdir / EVENTS_FILE, Group, told, is_sound=_is_sound)
     samples = read_lines(workdir / SAMPLES_FILE, SampleLine, told, is_sound=lambda sample: sample["step"] >= 0)
+    held_out = read_lines(workdir / HELD_OUT_FILE, HeldOutLine, notices, is_sound=lambda line: line["step"] >= 0)
     stride = -(-len(samples) // MAX_SAMPLES) or 1
     if stride > 1:
         notices.append(f"1 in {stride} of {len(samples)} sample groups is shown; all are in {SAMPLES_FILE}")
@@ -118,7 +132,8 @@ def load_run(workdir: epath.Path, name: str) -> Run:
         num_groups={outcome: outcomes.count(outcome) for outcome in OUTCOMES},
         num_reflected=len(reflected),
         num_repaired=sum(event["reflection_correct"] is True for event in reflected),
-        samples=[_safe_sample(sample) for sample in samples[::stride]],
+        samples=[{**sample, "images": _safe_images(sample["images"])} for sample in _of_steps(samples, stride)],
+        changes=_changes(held_out, metrics),
         notices=notices,
     )
 
@@ -137,9 +152,30 @@ def _guess_stage(metrics: Mapping[int, Mapping[str, float]]) -> str:
     return "cold_start" if "loss" in names and "reward/mean" not in names else "train"
 
 
-def _safe_sample(sample: SampleLine) -> SampleLine:
-    """The sample with embedded bitmaps as its only images: the page would load an address when it is opened."""
-    return {**sample, "images": [image for image in sample["images"] if image.startswith(_IMAGE_PREFIXES)]}
+def _of_steps(samples: Sequence[SampleLine], stride: int) -> list[SampleLine]:
+    """The groups of every `stride`-th step. Every `stride`-th group could be without the all-wrong ones."""
+    steps = set(sorted({sample["step"] for sample in samples})[::stride])
+    return [sample for sample in samples if sample["step"] in steps]
+
+
+def _safe_images(images: Sequence[str]) -> list[str]:
+    """The embedded bitmaps; the page would load an address when it is opened."""
+    return [image for image in images if image.startswith(_IMAGE_PREFIXES)]
+
+
+def _changes(lines: Sequence[HeldOutLine], metrics: Mapping[int, Mapping[str, float]]) -> list[Change]:
+    first_step = min((line["step"] for line in lines), default=0)
+    first = {line["index"]: line for line in lines if line["step"] == first_step}
+    compared = [step for step, row in metrics.items() if NEWLY_RIGHT in row]
+    last = {line["index"]: line for line in lines if compared and line["step"] == max(compared)}
+    found: dict[bool, list[Change]] = {True: [], False: []}
+    for index, after in last.items():
+        if index in first and first[index]["correct"] != after["correct"]:
+            change = "newly right" if after["correct"] else "newly wrong"
+            after = {**after, "images": _safe_images(after["images"])}
+            found[after["correct"]].append(Change(change=change, before=first[index], after=after))
+    in_turn = itertools.zip_longest(found[True], found[False])
+    return [change for pair in in_turn for change in pair if change is not None]
 
 
 def explanation(sample: SampleLine) -> str:

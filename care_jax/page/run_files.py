@@ -28,6 +28,7 @@ RUN_NAMES = {
     folder.METRICS_FILE,
     folder.EVENTS_FILE,
     folder.SAMPLES_FILE,
+    folder.HELD_OUT_FILE,
     "checkpoints",
     "tensorboard",
     ".lock",

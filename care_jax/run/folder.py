@@ -1,4 +1,4 @@
-"""The files of a run folder, and what one line of events.jsonl and samples.jsonl holds.
+"""The files of a run folder, and what a line of those holds that the report reads.
 
     config.json     the resolved config
     history.json    what the run was started with and each change since (history.py)
@@ -6,9 +6,10 @@
     metrics.jsonl   {"step": 12, "loss": 0.31, "time/rollout": 4.2}     scalars; the trackers get the same
     events.jsonl    {"step": 12, "id": "q17", "outcome": "MIXED", ...}  an `EventLine` a line: one group of a step
     samples.jsonl   {"step": 10, "id": "q17", "rollouts": [...], ...}   a `SampleLine` a line: one group in full
+    held_out.jsonl  {"step": 0, "id": "t3", "correct": true, ...}       a `HeldOutLine` a line: one held-out answer
     tracker.json    {"id": "1f0c..", "name": "demo-1/care", ...}        what trackers call the run (trackers.py)
 
-step_summary.py makes the lines, metrics_writer.py writes them; the report and the study read them.
+step_summary.py and samples.py make the lines, metrics_writer.py writes them; the report and the study read them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+HELD_OUT_FILE = "held_out.jsonl"
 TRACKER_FILE = "tracker.json"
 
 
@@ -96,5 +98,25 @@ class Sample(TypedDict):
 
 class SampleLine(Sample):
     """A sample as samples.jsonl has it."""
+
+    step: int
+
+
+class HeldOutAnswer(TypedDict):
+    """An answer of an evaluation: all of the first one, and of later ones some whose verdict has changed since."""
+
+    index: int  # of the record in the held-out data
+    id: str  # the record's
+    source: str
+    images: list[str]  # data URLs; none at the first evaluation
+    prompt: str
+    answer: str  # the gold
+    response: str
+    extracted: str | None  # the answer in the response
+    correct: bool
+
+
+class HeldOutLine(HeldOutAnswer):
+    """An answer as held_out.jsonl has it."""
 
     step: int

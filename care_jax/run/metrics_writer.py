@@ -1,4 +1,4 @@
-"""Writes a run folder's metrics.jsonl, events.jsonl and samples.jsonl as the run goes, and tells its trackers.
+"""Writes the files of a run folder that grow with the run, and tells its trackers.
 
 The files are plain JSON lines (folder.py says of what), so a run can be read while it is written.
 
@@ -26,12 +26,12 @@ from etils import epath
 
 from care_jax import files
 from care_jax.parallel.processes import ALL_ROWS, HostShare, together
-from care_jax.run.folder import EVENTS_FILE, METRICS_FILE, SAMPLES_FILE, Event, Sample
+from care_jax.run.folder import EVENTS_FILE, HELD_OUT_FILE, METRICS_FILE, SAMPLES_FILE, Event, HeldOutAnswer, Sample
 from care_jax.run.trackers import open_trackers
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl, events.jsonl and samples.jsonl of a run folder; trackers get the metrics too.
+    """Appends to metrics, events, samples and held_out.jsonl of a run folder; trackers get the metrics too.
 
     Args:
         workdir: the run folder; made if it is missing.
@@ -68,7 +68,7 @@ class MetricsWriter:
         if not enabled:
             return
         self._files = {}
-        for name in (METRICS_FILE, EVENTS_FILE, SAMPLES_FILE):
+        for name in (METRICS_FILE, EVENTS_FILE, SAMPLES_FILE, HELD_OUT_FILE):
             if files.in_bucket(workdir) and (self._workdir / name).exists():
                 (self._local / name).write_bytes((self._workdir / name).read_bytes())
             cut_after(self._local / name, resume_step)
@@ -78,11 +78,19 @@ class MetricsWriter:
             if any(name.startswith("eval/") for name in row):
                 self.evaluated_steps.add(row["step"])
 
-    def past_rows(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl so far; none on a process that writes nothing."""
+    def past_rows(self, name: str = METRICS_FILE) -> Iterator[dict[str, Any]]:
+        """The lines of a file so far; none on a process that writes nothing."""
         if self._enabled:
-            with open(self._local / METRICS_FILE, encoding="utf-8") as lines:
+            with open(self._local / name, encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
+
+    def first_verdicts(self) -> dict[tuple[int, str], bool]:
+        """The verdicts of the run's first evaluation, by index and id, as held_out.jsonl has them."""
+        rows = list(self.past_rows(HELD_OUT_FILE))
+        step = min((row["step"] for row in rows), default=0)
+        types = {"index": int, "id": str, "correct": bool}  # lines of another shape are not this run's
+        sound = [row for row in rows if all(type(row.get(name)) is kind for name, kind in types.items())]
+        return {(row["index"], row["id"]): row["correct"] for row in sound if row["step"] == step}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of metrics.jsonl and gives the same scalars to the trackers.
@@ -109,6 +117,10 @@ class MetricsWriter:
         """Appends one line of samples.jsonl for each group that the report shows in full; every process calls it."""
         told = self._share.exchange([_line(step, sample) for sample in samples])
         self._append(SAMPLES_FILE, list(itertools.chain.from_iterable(told)))
+
+    def held_out(self, step: int, answers: Sequence[HeldOutAnswer]) -> None:
+        """Appends one line of held_out.jsonl for each answer; every process has the same."""
+        self._append(HELD_OUT_FILE, [_line(step, answer) for answer in answers])
 
     def require_folder(self) -> None:
         """Looks whether the files are still in the run folder, where an open file goes on without a name.

@@ -26,11 +26,12 @@ from care_jax.checkpoints.initial_state import abstract_state, initial_state, lo
 from care_jax.data import loader
 from care_jax.errors import InputError
 from care_jax.evals.evaluator import Evaluator
+from care_jax.evals.judged_items import JudgedItem
 from care_jax.inputs.processor import Processor
 from care_jax.parallel import sharding
 from care_jax.parallel.processes import HostShare, exchange, is_first, require_same, together
 from care_jax.rewards.judge import Verifier
-from care_jax.run import history, opening, trackers
+from care_jax.run import history, opening, samples, trackers
 from care_jax.run import manifest as manifest_lib
 from care_jax.run.collapse import CollapseWatch
 from care_jax.run.compilation_cache import WarmUp, opened
@@ -151,11 +152,16 @@ class Session:
         if not due or self.supervisor.stop.is_set or self.step in self.writer.evaluated_steps:
             return None
         limit, timer = config.eval_examples, self.supervisor.timer
+        asked: dict[int, JudgedItem] = {}
         with timer("evaluate"):
-            metrics = self.evaluator.run(self.state.params, limit=limit, whole=at_end, wait=self.supervisor.wait)
+            metrics = self.evaluator.run(
+                self.state.params, limit=limit, whole=at_end, write=asked.__setitem__, wait=self.supervisor.wait
+            )
             if self.step == 0:
                 metrics |= self.evaluator.majority(self.train, limit=limit)
-        self.writer.scalars(self.step, metrics | timer.take())
+        answers, changes = samples.held_out_answers(asked, self.writer.first_verdicts(), self.evaluator.source)
+        self.writer.held_out(self.step, answers)  # before the metrics, which say that all of it is written
+        self.writer.scalars(self.step, metrics | changes | timer.take())
         self.writer.evaluated_steps.add(self.step)
         self.held_out = "{:.3f} ± {:.3f} of {:.0f} at step {}".format(
             *(metrics[f"eval/{name}/mean"] for name in ("accuracy", "interval", "n")), self.step

@@ -1,12 +1,10 @@
-"""The record of a step: its metrics, an event for each group, and sample groups for the report.
+"""The record of a step: its metrics, and an event for each group.
 
 Takes host arrays and gives plain values, which metrics_writer.py writes.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,18 +14,13 @@ import ml_collections
 import numpy as np
 from jaxtyping import Bool
 
-from care_jax.inputs.images import decode_image
 from care_jax.method.advantage import SubgroupAdvantages
 from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
 from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards.judge import Judged, Verdict
 from care_jax.rewards.pool import DEADLINE, WORKER_DIED
-from care_jax.rewards.spans import TokenBytes
-from care_jax.run.folder import Event, ReflectionSample, RolloutSample, Sample
+from care_jax.run.folder import Event
 from care_jax.structs import Array, Forced, Outcome, Record, Rollouts, Scores, Subgroup, TrainBatch
-
-_LARGEST_IMAGE = 64 << 10  # bytes that are shown as they are
-_THUMBNAIL_SIDE = 448  # pixels
 
 
 class Drawn(NamedTuple):
@@ -229,14 +222,6 @@ def _subgroup_totals(step: Step) -> _Totals:
     return _Totals(means, {"reflect/tried": float(np.sum(tried))}, {})
 
 
-def most_interesting(step: Step, share: HostShare) -> int | None:
-    """The group to show: one with a successful reflection, else a MIXED one, else the first; None if another has it."""
-    interest = 2 * (step.reflection.tried & step.reflection.correct) + (step.subgroup.outcome == Outcome.MIXED)
-    b = int(np.argmax(interest))
-    claim = [int(interest[b]), -share.rows_of(len(interest))[b]]
-    return b if claim == max(share.exchange(claim)) else None
-
-
 def events(step: Step, *, anchored: bool) -> list[Event]:
     """The event of each group that was updated."""
     lines: list[Event] = []
@@ -260,62 +245,3 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
             }
         )
     return lines
-
-
-def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBytes) -> Sample:
-    """Group b in full: question, images, rollouts with their roles, the reflection."""
-    record, subgroup = step.records[b], step.subgroup
-    advantage = dict.fromkeys(range(len(step.judged.texts[b])), 0.0)
-    role = dict.fromkeys(advantage, "unselected")
-    for slot in np.flatnonzero(subgroup.valid[b]):
-        row = int(subgroup.index[b, slot])
-        advantage[row] = float(step.advantages.final[b, slot])
-        role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
-    reflection: ReflectionSample | None = None
-    if step.reflected and step.reflection.tried[b]:
-        row = int(subgroup.index[b, REFLECTED_SLOT])
-        role[row] = "reflected"
-        forced, sampled = step.reflected
-        given = token_bytes.text(forced.token_ids[b, 0, : forced.forced_len[b, 0]])
-        reflection = {
-            "rollout": row,
-            "before": given.removesuffix(cue),
-            "cue": cue if given else "",
-            "after": token_bytes.text(sampled.token_ids[b, 0][sampled.sampled_mask[b, 0]]),
-            "correct": bool(step.reflection.correct[b]),
-        }
-    verdicts = step.judged.verdicts
-    rollouts: list[RolloutSample] = [
-        {
-            "text": step.judged.texts[b][g],
-            "extracted": step.judged.extracted[b][g],
-            "correct": bool(verdicts.correct[b, g]),
-            "format_ok": bool(verdicts.format_ok[b, g]),
-            "parsed": bool(verdicts.parsed[b, g]),
-            "role": role[g],
-            "advantage": advantage[g],
-            "response_len": int(step.rollouts.response_len[b, g]),
-        }
-        for g in advantage
-    ]
-    return {
-        "id": record.id,
-        "source": record.source,
-        "images": [_data_url(image) for image in (*record.images, *(video.frames[0] for video in record.videos))],
-        "prompt": record.prompt,
-        "answer": record.answer,
-        "outcome": Outcome(int(subgroup.outcome[b])).name,
-        "rollouts": rollouts,
-        "reflection": reflection,
-    }
-
-
-def _data_url(image: bytes) -> str:
-    """An image as a data URL; a large one is scaled down, because a report holds hundreds."""
-    if len(image) > _LARGEST_IMAGE:
-        picture, shown = decode_image(image), io.BytesIO()
-        picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-        picture.save(shown, "JPEG", quality=85)
-        image = shown.getvalue()
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

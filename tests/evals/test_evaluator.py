@@ -137,13 +137,26 @@ def test_a_prompt_that_is_too_long_counts_as_wrong(
     monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: says)
     items: list[dict[str, Any]] = []
     with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
-        summary = _evaluator(records, processor, verifier).run(None, limit=0, write=items.append)
+        summary = _evaluator(records, processor, verifier).run(None, limit=0, write=lambda _, item: items.append(item))
     assert summary["eval/accuracy/mean"] == pytest.approx(2 / 3)
     assert (summary["eval/num_dropped"], summary["eval/num_unreadable"]) == (1, 1)
     assert {item["id"]: item["correct"] for item in items} == {"a": [True], "b": [True], "long": []}
     assert [item["id"] for item in items] == ["a", "b", "long"]
     assert says.asked == [[True, False, True, False]]
     assert "1 of 3 held-out prompts" in caplog.text
+
+
+@pytest.mark.parametrize(("whole", "written"), [(False, {0: "0", 2: "2"}), (True, dict(enumerate("01234")))])
+def test_items_come_with_the_index_of_their_record(
+    tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch, whole: bool, written: dict[int, str]
+) -> None:
+    """Catches an item under its number among those that were asked, which is another record of the source."""
+    records = [question("1+2?", id=str(number)) for number in range(5)]
+    monkeypatch.setattr(evaluator_lib, "Decoder", lambda *args: _SaysThree(tiny_processor))
+    items: dict[int, Any] = {}
+    with Verifier(workers=1, deadline=30.0, tolerance=0.0) as verifier:
+        _evaluator(records, tiny_processor, verifier).run(None, limit=2, whole=whole, write=items.__setitem__)
+    assert {index: item["id"] for index, item in items.items()} == written
 
 
 def test_keys_are_drawn_once_and_records_that_cannot_be_read_are_named(

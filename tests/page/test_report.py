@@ -44,6 +44,13 @@ def sample(step: int = 1, **changes) -> dict:
     return group | {"answer": "3", "outcome": "MIXED", "rollouts": [rollout], "reflection": None} | changes
 
 
+def answer(step: int, index: int, *, correct: bool, **changes) -> dict:
+    """A line of held_out.jsonl."""
+    line = {"step": step, "index": index, "id": f"q{index}", "source": "count", "images": [PIXEL] if step else []}
+    line |= {"prompt": "<image> How many?", "answer": "3", "response": f"<answer>{correct:d}</answer>"}
+    return line | {"extracted": f"{correct:d}", "correct": correct} | changes
+
+
 def evaluation(step: int, count: float, bars: float) -> dict:
     """A line of metrics.jsonl with an evaluation."""
     return {
@@ -72,10 +79,12 @@ def train_run(folder: Path, final: float = 0.9) -> Path:
         shares = {"groups/all_wrong": 0.25, "groups/mixed": 0.5, "groups/all_correct": 0.25}
         negatives = {f"subgroup/num_negatives_{count}": 1 / 11 for count in range(11)}
         rows.append({"step": step, "reward/mean": 0.5, "loss": 0.1 * step} | shares | negatives)
-    write_lines(folder / "metrics.jsonl", [*rows, evaluation(3, final, 0.7)])
+    counted = {"eval/newly_right": 1.0, "eval/newly_wrong": 0.0}
+    write_lines(folder / "metrics.jsonl", [*rows, evaluation(3, final, 0.7) | counted])
     reflected = [event(reflected=1, reflection_correct=correct) for correct in (True, False, False, True, True)]
     write_lines(folder / "events.jsonl", [event("ALL_WRONG"), event("ALL_CORRECT"), event(), *reflected])
     write_lines(folder / "samples.jsonl", [sample(1), sample(2)])
+    write_lines(folder / "held_out.jsonl", [answer(0, 1, correct=False), answer(3, 1, correct=True)])
     (folder / "config.json").write_text(json.dumps({"seed": 1, "train": {"steps": 3}, "objective": {"kl_coef": final}}))
     (folder / "manifest.json").write_text(json.dumps({"stage": "train", "jax": "0.10.2"}))
     return folder
@@ -181,6 +190,42 @@ def test_facts_of_a_run(tmp_path):
     assert f"{heads} rl training charts/train models/qwen 3 4 of 9 2 h 1 min cpu x 1" in page.text
 
 
+def test_held_out_answers_that_changed(tmp_path):
+    """Catches an older evaluation in place of the last, first and last exchanged, and one kind that fills the page."""
+    folder = tmp_path / "rl"
+    counted = [{"step": step, "eval/newly_right": float(step), "eval/newly_wrong": 1.0} for step in (2, 4)]
+    run_of(folder, [measured(0, 0.5), *counted])
+    first = [answer(0, index, correct=index >= 4) for index in range(6)]
+    older = [answer(2, 5, correct=False, images=[])]
+    last = [answer(4, index, correct=index < 4) for index in (0, 1, 3, 4)]
+    write_lines(folder / "held_out.jsonl", [*first, *older, *last, answer(4, 9, correct=True)])
+    page = Page([folder], tmp_path / "report.html")
+    told = [[one["id"], one["change"], *(a["correct"] for a in one["answers"])] for one in page.data["answers"]]
+    assert told == [
+        ["q0", "newly right", False, True],
+        ["q4", "newly wrong", True, False],
+        ["q1", "newly right", False, True],
+        ["q3", "newly right", False, True],
+    ]
+    shown = page.data["answers"][0]
+    assert (shown["images"], shown["run"], shown["source"]) == ([PIXEL], "rl", "count")
+    assert [(one["step"], one["response"], one["extracted"]) for one in shown["answers"]] == [
+        (0, "<answer>0</answer>", "0"),
+        (4, "<answer>1</answer>", "1"),
+    ]
+    assert "rl: 4 became right and 1 became wrong by step 4." in page.text
+
+
+def test_an_evaluation_without_a_change_shows_none(tmp_path):
+    """Catches the changes of an older evaluation under the last one's numbers."""
+    folder = tmp_path / "rl"
+    run_of(folder, [{"step": step, "eval/newly_right": 2.0 - step, "eval/newly_wrong": 0.0} for step in (1, 2)])
+    write_lines(folder / "held_out.jsonl", [answer(0, 3, correct=False), answer(1, 3, correct=True)])
+    page = Page([folder], tmp_path / "report.html")
+    assert page.data["answers"] == []
+    assert "rl: 0 became right and 0 became wrong by step 2." in page.text
+
+
 def test_what_to_look_at_first(tmp_path):
     """Catches a collapse that only a curve hints at, a gain that may be chance, and a model that does not look."""
     long = [{"step": step, "response_len/mean": 24.0} for step in range(1, 21)]
@@ -197,7 +242,7 @@ def test_what_to_look_at_first(tmp_path):
         ("bad", "the commonest answer to each question gets 53.0%, this model 55.0% ± 8.0"),
         (
             "doubt",
-            "held-out accuracy went from 50.0% ± 8.0 at step 0 to 55.0% ± 8.0 at step 30 of 100 questions: within "
+            "held-out accuracy on 100 questions went from 50.0% ± 8.0 at step 0 to 55.0% ± 8.0 at step 30: within "
             "± 11.3 points, which may be chance",
         ),
         ("doubt", "25% of the responses are cut off: raise rollout.response_len=32"),
@@ -281,7 +326,12 @@ def test_model_text_stays_inert(tmp_path):
     reflection = {"rollout": 0, "before": HOSTILE, "cue": HOSTILE, "after": HOSTILE, "correct": False}
     texts = {"id": HOSTILE, "source": HOSTILE, "prompt": HOSTILE, "answer": HOSTILE}
     write_lines(folder / "samples.jsonl", [sample(rollouts=[rollout], reflection=reflection, **texts)])
-    write_lines(folder / "metrics.jsonl", [{"step": 1, f"eval/accuracy/{HOSTILE}": 0.5, "eval/accuracy/mean": 0.5}])
+    said = texts | {"response": HOSTILE, "extracted": HOSTILE, "images": [HOSTILE]}
+    write_lines(folder / "held_out.jsonl", [answer(step, 1, correct=step == 1, **said) for step in (0, 1)])
+    write_lines(
+        folder / "metrics.jsonl",
+        [{"step": 1, f"eval/accuracy/{HOSTILE}": 0.5, "eval/accuracy/mean": 0.5, "eval/newly_right": 1}],
+    )
     (folder / "manifest.json").write_text(json.dumps({"stage": "train", "device": HOSTILE, HOSTILE: 1}))
     (folder / "config.json").write_text(json.dumps({"train": {"steps": 9}, HOSTILE: HOSTILE}))
     page = Page([folder], tmp_path / "report.html")
@@ -291,6 +341,8 @@ def test_model_text_stays_inert(tmp_path):
     (shown,) = page.data["samples"]
     assert shown["rollouts"][0]["text"] == HOSTILE
     assert shown["reflection"] == reflection
+    (changed,) = page.data["answers"]
+    assert (changed["images"], changed["answers"][1]["response"]) == ([], HOSTILE)
     # All that is left of it as text: the skill in the table, twice each in manifest and config.
     assert page.text.count(HOSTILE) == 5
 
@@ -386,7 +438,7 @@ def test_a_run_in_progress_is_shown_as_far_as_it_goes(tmp_path):
     folder = tmp_path / "rl"
     folder.mkdir()
     page = Page([folder], tmp_path / "report.html")
-    for name in ("config.json", "manifest.json", "metrics.jsonl", "events.jsonl", "samples.jsonl"):
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "held_out.jsonl"):
         assert f"rl no {name}" in page.text
     assert "No held-out evaluation yet" in page.text
 
@@ -431,6 +483,16 @@ def test_a_long_run_is_thinned_and_says_so(tmp_path, monkeypatch):
     assert math.isclose(line["y"][-1], 4000 / 4001, rel_tol=1e-4)
 
 
+def test_thinning_keeps_whole_steps(tmp_path, monkeypatch):
+    """Catches all-wrong groups that are all left out, since each step has one behind another group."""
+    folder = train_run(tmp_path / "rl")
+    monkeypatch.setattr(run_data, "MAX_SAMPLES", 4)
+    groups = [sample(step, outcome=outcome) for step in range(4) for outcome in ("MIXED", "ALL_WRONG")]
+    write_lines(folder / "samples.jsonl", groups)
+    shown = [(group["step"], group["outcome"]) for group in run_data.load_run(folder, "rl").samples]
+    assert shown == [(0, "MIXED"), (0, "ALL_WRONG"), (2, "MIXED"), (2, "ALL_WRONG")]
+
+
 SHAPES = [
     (
         "metrics.jsonl",
@@ -448,6 +510,10 @@ SHAPES = [
         [event(num_negatives=-1), event(reflected="1"), event(reflection_correct=1), event(anchor=math.nan)],
     ),
     ("samples.jsonl", [None, "x", {}, sample(images=[1]), sample(images=PIXEL), sample(rollouts={}), sample(prompt=7)]),
+    (
+        "held_out.jsonl",
+        [None, [], {}, answer(-1, 1, correct=True), answer(0, 1, correct=1), answer(0, "1", correct=True)],
+    ),
     ("samples.jsonl", [sample(rollouts=[None]), sample(reflection=[]), sample(reflection={}), sample(step="1")]),
 ]
 
@@ -495,7 +561,9 @@ def test_files_of_another_shape_are_left_out_with_a_word(tmp_path, name, data):
     assert [notice for notice in run.notices if name in notice] or data.startswith(b'{"train"')
 
 
-@pytest.mark.parametrize("name", ["config.json", "manifest.json", "metrics.jsonl", "events.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "manifest.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "held_out.jsonl"]
+)
 def test_what_is_no_file_is_not_opened(tmp_path, name):
     """Catches a page that waits for a pipe to be written, and a traceback for a folder in a file's place."""
     folder = train_run(tmp_path / "rl")

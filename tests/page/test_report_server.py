@@ -14,7 +14,7 @@ from care_jax.errors import InputError
 from care_jax.page.report_server import ReportServer
 from tests.browser import CHROMIUM
 from tests.chat import in_thread
-from tests.page.test_report import event, measured, sample, write_lines
+from tests.page.test_report import answer, event, measured, sample, write_lines
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 
@@ -35,7 +35,12 @@ def folder(tmp_path) -> Path:
     }
     write_lines(folder / "samples.jsonl", [sample(rollouts=[rollout, failed], reflection=repair)])
     write_lines(folder / "events.jsonl", [event()])
-    write_lines(folder / "metrics.jsonl", [measured(0, 0.5), {"step": 1, "reward/mean": 0.25}])
+    write_lines(
+        folder / "metrics.jsonl",
+        [measured(0, 0.5), {"step": 1, "reward/mean": 0.25, "eval/newly_right": 1, "eval/newly_wrong": 1}],
+    )
+    answers = [answer(step, index, correct=index == step) for step in (0, 1) for index in (0, 1)]
+    write_lines(folder / "held_out.jsonl", answers)
     (folder / "config.json").write_text(json.dumps({"train": {"steps": 9}}))
     (folder / "manifest.json").write_text(json.dumps({"stage": "train", "seed": 1}))
     return folder
@@ -99,6 +104,19 @@ def test_the_page_follows_a_run(page, server, folder) -> None:
 
 
 @needs_browser
+def test_each_list_is_narrowed_by_itself(page, server) -> None:
+    """Catches a choice among the answers that empties the list of groups, and one that shows what was not asked for."""
+    page.open(f"http://127.0.0.1:{server.server_port}/", width=1400)
+    page.run(
+        "const select = document.querySelector('#answers select'); select.value = 'newly wrong';"
+        "select.dispatchEvent(new Event('change'))"
+    )
+    shown = page.run("[...document.querySelectorAll('#answers .group .badge')].map((n) => n.innerText)")
+    assert shown == ["newly wrong", "right", "wrong"]
+    assert page.run("document.querySelectorAll('#samples .group').length") == 1
+
+
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
 def test_looks(page, server, width, dark) -> None:
@@ -107,6 +125,12 @@ def test_looks(page, server, width, dark) -> None:
     page.run("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     assert page.run("document.documentElement.scrollWidth <= window.innerWidth") is True
     assert page.run("[...document.querySelectorAll('.scroll')].every((n) => n.scrollWidth <= n.clientWidth)") is True
+    cards = page.run("[...document.querySelectorAll('#answers .group')].map((n) => n.innerText)")
+    assert [[part in card for part in ("newly right", "newly wrong")] for card in cards] == [
+        [True, False],
+        [False, True],
+    ]
+    assert cards[0].index("at step 0 wrong 0") < cards[0].index("at step 1 right 1")
     failure, repair = (page.run(f"document.querySelector('tr.{kind}').innerText") for kind in ("replaced", "repair"))
     assert ("wrong" in failure, "its repair has it" in failure, "+1.25" in failure) == (True, True, False)
     assert ("repaired" in repair, "+1.25" in repair, "wrong" in repair) == (True, True, False)

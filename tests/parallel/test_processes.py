@@ -148,7 +148,11 @@ def test_two_processes_train_as_one_through_kills(small_task: SmallTask, alone: 
         assert our_row == pytest.approx(their_row, rel=1e-4, abs=1e-5)
     # Which of equal rollouts comes first is a matter of rounding.
     of_event = ("step", "id", "outcome", "num_negatives")
-    for name, told in (("events.jsonl", of_event), ("samples.jsonl", ("step", "id"))):
+    for name, told in (
+        ("events.jsonl", of_event),
+        ("samples.jsonl", ("step", "id")),
+        ("held_out.jsonl", ("step", "id")),
+    ):
         lines = [
             [[json.loads(line)[key] for key in told] for line in (run / name).read_text().splitlines()]
             for run in (workdir, alone)

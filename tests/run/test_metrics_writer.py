@@ -46,7 +46,9 @@ def test_each_stream_goes_to_its_own_file(tmp_path):
     writer.scalars(1, {"loss": 0.5, "num": 3})
     writer.events(1, [{"id": "a", "step": 99}, {"id": "b"}])
     writer.samples(1, [{"id": "c", "rollouts": [{"text": "<b>\u2028\n"}]}])
+    writer.held_out(1, [{"id": "d", "correct": True}])
     writer.close()
+    assert lines(tmp_path / "run/held_out.jsonl") == [{"step": 1, "id": "d", "correct": True}]
     assert lines(tmp_path / "run/metrics.jsonl") == [{"step": 1, "loss": 0.5, "num": 3}]
     assert lines(tmp_path / "run/events.jsonl") == [{"step": 1, "id": "a"}, {"step": 1, "id": "b"}]
     assert lines(tmp_path / "run/samples.jsonl") == [{"step": 1, "id": "c", "rollouts": [{"text": "<b>\u2028\n"}]}]
@@ -62,7 +64,7 @@ def test_lines_can_be_read_before_the_writer_is_closed(tmp_path):
 
 def test_resume_cuts_what_the_killed_run_wrote_past_its_checkpoint(tmp_path):
     """Catches doubled steps after a resume, and a new line glued to the torn one of a SIGKILL."""
-    for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl", "held_out.jsonl"):
         whole = "".join(json.dumps({"step": step, "x": step / 2}) + "\n" for step in (0, 1, 2, 2, 3))
         (tmp_path / name).write_text(whole + '{"step": 2, "x": 1')
     writer = open_writer(tmp_path, resume_step=2)
@@ -71,9 +73,27 @@ def test_resume_cuts_what_the_killed_run_wrote_past_its_checkpoint(tmp_path):
     assert [(row["step"], row["x"]) for row in lines(tmp_path / "metrics.jsonl")] == [
         (0, 0.0), (1, 0.5), (2, 1.0), (2, 1.0), (3, 7.0)
     ]  # fmt: skip
-    for name in ("events.jsonl", "samples.jsonl"):
+    for name in ("events.jsonl", "samples.jsonl", "held_out.jsonl"):
         assert [row["step"] for row in lines(tmp_path / name)] == [0, 1, 2, 2]
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_verdicts_are_those_of_the_first_evaluation(tmp_path):
+    """Catches a resumed run that compares with its last evaluation, and a traceback for a line of another shape."""
+    writer = open_writer(tmp_path, resume_step=-1)
+    assert writer.first_verdicts() == {}
+    writer.held_out(0, [{"index": 3, "id": "a", "correct": True}, {"index": 9, "id": "b", "correct": False}])
+    assert writer.first_verdicts() == {(3, "a"): True, (9, "b"): False}
+    writer.held_out(4, [{"index": 9, "id": "b", "correct": True}])
+    writer.close()
+    with open(tmp_path / "held_out.jsonl", "a") as file:
+        sound = {"index": 3, "id": "a", "correct": False}
+        for wrong in ({"index": []}, {"index": True}, {"id": 7}, {"correct": None}, {"step": 9}):
+            file.write(json.dumps({"step": 0, **sound, **wrong}) + "\n")
+        file.write('{"step": 0}\n')
+    writer = open_writer(tmp_path, resume_step=4)
+    assert writer.first_verdicts() == {(3, "a"): True, (9, "b"): False}
+    writer.close()
 
 
 def test_cut_keeps_a_whole_last_line_without_its_newline(tmp_path):
@@ -128,7 +148,7 @@ BROKEN_LINES = [
 
 
 @pytest.mark.parametrize("line", BROKEN_LINES, ids=lambda line: repr(line[:12]))
-@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl", "held_out.jsonl"])
 def test_a_broken_line_is_cut_off_and_counted(tmp_path: Path, name: str, line: bytes, capsys: Any) -> None:
     """Catches a run that cannot be resumed for a line that is no object with a step, or that keeps it."""
     sound = b'{"step": 1, "eval/accuracy/mean": 0.5}\n'
@@ -190,7 +210,7 @@ def full_disk(writer: MetricsWriter, name: str) -> None:
         writer._files[name] = FullDisk()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl", "tensorboard"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl", "held_out.jsonl", "tensorboard"])
 def test_a_full_disk_ends_the_run_at_the_next_line(tmp_path: Path, name: str) -> None:
     """Catches a run that trains on without its metrics, and one that waits for a thread that has died."""
     writer = open_writer(tmp_path)
@@ -198,6 +218,7 @@ def test_a_full_disk_ends_the_run_at_the_next_line(tmp_path: Path, name: str) ->
     write: Callable[[], None] = {
         "events.jsonl": lambda: writer.events(1, [{"id": "a"}]),
         "samples.jsonl": lambda: writer.samples(1, [{"id": "a"}]),
+        "held_out.jsonl": lambda: writer.held_out(1, [{"id": "a"}]),
     }.get(name, lambda: writer.scalars(1, {"loss": 0.5}))
     with pytest.raises(OSError, match="No space left") as error:
         write()

@@ -217,7 +217,7 @@ def test_a_stage_survives_a_kill(request: pytest.FixtureRequest, stage: str, tmp
 def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
     """Catches a finished run that trains on, evaluates again or writes its checkpoint anew."""
     workdir = shutil.copytree(care.expected, tmp_path / "run")
-    watched = [workdir / name for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl")]
+    watched = [workdir / name for name in ("metrics.jsonl", "events.jsonl", "samples.jsonl", "held_out.jsonl")]
     before = [path.read_bytes() for path in watched]
     written = os.stat(workdir / "checkpoints" / str(STEPS)).st_mtime_ns
     ended = care.start(workdir).finish()

@@ -22,6 +22,7 @@ from care_jax.run import session as session_lib
 from care_jax.run.opening import lock, open_inputs
 from care_jax.run.session import Session
 from care_jax.run.stage_timer import StageTimer
+from tests.pictures import question
 
 PROGRAM = """
 import sys
@@ -72,10 +73,17 @@ def stand_in(step: int, eval_examples: int) -> Any:
         ),
         sums=None,
         writer=SimpleNamespace(
-            flush=lambda: None, evaluated_steps=set(), scalars=lambda step, values: told.append(values)
+            flush=lambda: None,
+            evaluated_steps=set(),
+            scalars=lambda step, values: told.append(values),
+            first_verdicts=dict,
+            held_out=lambda step, answers: None,
         ),
         evaluator=SimpleNamespace(
-            run=lambda params, limit, whole, wait: asked.append({"limit": limit, "whole": whole}) or {**EVALUATION},
+            run=lambda params, limit, whole, write, wait: (
+                asked.append({"limit": limit, "whole": whole}) or {**EVALUATION}
+            ),
+            source=[],
             majority=lambda train, limit: asked.append({"majority": limit}) or {"baseline/majority/mean": 0.4},
         ),
         train=None,
@@ -92,6 +100,20 @@ def test_every_evaluation_asks_the_same_records(step: int, whole: bool) -> None:
     assert session.asked == [{"limit": 3, "whole": whole}, *([{"majority": 3}] if step == 0 else [])]
     Session.checkpoint_if_due(session, found)
     assert session.told[1:] == ([found] if step else [])  # what ranks the checkpoint
+
+
+def test_answers_that_changed_are_written_before_the_metrics() -> None:
+    """Catches changes that no metric counts, and a kill between the two after which the answers never come."""
+    session = stand_in(5, 0)
+    item = {"id": "q", "source": "count", "prompt": "?", "answer": "3"}
+    item |= {"responses": ["3"], "extracted": ["3"], "correct": [True]}
+    session.evaluator.run = lambda params, limit, whole, write, wait: write(0, item) or {**EVALUATION}
+    session.evaluator.source = [question("?")]
+    session.writer.first_verdicts = lambda: {(0, "q"): False}
+    session.writer.held_out = lambda step, answers: session.told.append((step, [one["id"] for one in answers]))
+    Session.evaluate_if_due(session)
+    assert session.told[0] == (5, ["q"])
+    assert (session.told[1]["eval/newly_right"], session.told[1]["eval/newly_wrong"]) == (1.0, 0.0)
 
 
 def test_the_time_of_an_evaluation_is_told_with_it() -> None:

@@ -13,8 +13,9 @@ import pytest
 from care_jax.inputs.images import decode_image
 from care_jax.method.advantage import SubgroupAdvantages
 from care_jax.method.train_batch import Reflection
+from care_jax.parallel.processes import ALL_ROWS
 from care_jax.rewards.judge import Judged
-from care_jax.run import step_summary
+from care_jax.run import samples, step_summary
 from care_jax.structs import Forced, Outcome, Rollouts, Scores, Subgroup, TrainBatch, Verdicts, Video, zeros
 from tests.pictures import encode, picture, question
 
@@ -197,7 +198,7 @@ def test_a_large_image_is_shown_small_and_a_video_by_a_frame(step):
     """Catches photos of megabytes that are copied into the report, and a question about a video without a picture."""
     photo, frame = encode(picture(900, 1200)), encode(picture(28, 28))
     record = question("<image><video>?", photo, videos=(Video((frame, frame), 2.0),))
-    image, still = step_summary.sample(
+    image, still = samples.sample(
         step._replace(records=[record, *step.records[1:]]), 0, anchored=True, cue=CUE, token_bytes=LETTERS
     )["images"]
     shown = decode_image(base64.b64decode(image.partition(",")[2]))
@@ -259,7 +260,7 @@ def test_events(step):
 
 def test_sample(step):
     """Catches roles and advantages on other rollouts than their own, and a repair that is shown with its opening."""
-    ours = json.loads(json.dumps(step_summary.sample(step, 0, anchored=True, cue=CUE, token_bytes=LETTERS)))
+    ours = json.loads(json.dumps(samples.sample(step, 0, anchored=True, cue=CUE, token_bytes=LETTERS)))
     assert [row["role"] for row in ours["rollouts"]] == ["negative", "anchor", "unselected", "reflected"]
     assert [row["advantage"] for row in ours["rollouts"]] == [-1.0, 1.0, 0.0, 1.0]
     assert [row["correct"] for row in ours["rollouts"]] == [False, True, False, False]
@@ -274,16 +275,47 @@ def test_sample(step):
     assert ours["images"][0].startswith("data:image/png;base64,iVBOR")
     scratch = step.reflected.forced.replace(forced_len=np.zeros((B, 1), np.int32))
     resampled = step._replace(reflected=step.reflected._replace(forced=scratch))
-    shown = step_summary.sample(resampled, 0, anchored=True, cue=CUE, token_bytes=LETTERS)["reflection"]
+    shown = samples.sample(resampled, 0, anchored=True, cue=CUE, token_bytes=LETTERS)["reflection"]
     assert (shown["before"], shown["cue"], shown["after"]) == ("", "", "b!")
-    untouched = step_summary.sample(step, 2, anchored=True, cue=CUE, token_bytes=LETTERS)
+    untouched = samples.sample(step, 2, anchored=True, cue=CUE, token_bytes=LETTERS)
     assert untouched["reflection"] is None
     assert {row["role"] for row in untouched["rollouts"]} == {"unselected"}
     assert [
-        row["role"] for row in step_summary.sample(step, 1, anchored=False, cue=CUE, token_bytes=LETTERS)["rollouts"]
+        row["role"] for row in samples.sample(step, 1, anchored=False, cue=CUE, token_bytes=LETTERS)["rollouts"]
     ] == [
         "updated",
         "unselected",
         "updated",
         "unselected",
     ]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "shown"),
+    [
+        ((Outcome.MIXED, Outcome.ALL_WRONG, Outcome.ALL_CORRECT), (0, 1)),
+        ((Outcome.MIXED, Outcome.ALL_CORRECT, Outcome.ALL_WRONG), (0, 2)),
+        ((Outcome.MIXED, Outcome.ALL_CORRECT, Outcome.MIXED), (0, None)),
+        ((Outcome.ALL_WRONG, Outcome.ALL_WRONG, Outcome.ALL_CORRECT), (0, 1)),
+        ((Outcome.ALL_CORRECT, Outcome.ALL_WRONG, Outcome.MIXED), (2, 1)),
+        ((Outcome.ALL_CORRECT, Outcome.ALL_CORRECT, Outcome.ALL_WRONG), (0, 2)),
+    ],
+)
+def test_an_all_wrong_group_is_shown_too(step, outcomes, shown):
+    """Catches questions that are never solved and never seen, a group shown twice, and a right one in its place."""
+    step = step._replace(
+        subgroup=step.subgroup.replace(outcome=np.array(outcomes, np.int32)),
+        reflection=step.reflection.replace(tried=np.zeros(B, bool)),
+    )
+    assert samples.groups_to_show(step, ALL_ROWS) == shown
+
+
+@pytest.mark.parametrize(
+    ("rows", "others", "shown"),
+    [((0, 1, 2), [[1, -3], [1, -4]], (0, 1)), ((3, 4, 5), [[3, 0], [1, -1]], (None, None))],
+)
+def test_one_process_shows_a_group(step, rows, others, shown):
+    """Catches a group of each kind that two processes show, or neither."""
+    claims = iter(others)
+    share = SimpleNamespace(rows_of=lambda _: rows, exchange=lambda claim: [claim, next(claims)])
+    assert samples.groups_to_show(step, share) == shown

@@ -17,7 +17,8 @@ function draw(data) {
   const roles = data.mechanism.length ? ["anchor", "negative"].map((role) => mechanismCard(role, data.mechanism)) : [];
   fill("#mechanism", roles.length ? [element("div", { class: "grid wide" }, ...roles)] : [],
     data.has_training ? "No anchored subgroup yet: events.jsonl holds no such mixed group." : "");
-  fill("#samples", data.samples.length ? browser(data.samples) : [],
+  fill("#answers", data.answers.length ? browser("answers", data.answers) : [], "");
+  fill("#samples", data.samples.length ? browser("samples", data.samples) : [],
     data.has_training ? "No sample groups yet: samples.jsonl is missing or empty." : "");
 }
 

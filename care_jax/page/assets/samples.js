@@ -1,5 +1,5 @@
 "use strict";
-// The browser of sample groups. Model text goes in as text nodes only.
+// The browsers of held-out answers and of sample groups. Model text goes in as text nodes only.
 
 const PAGE_SIZE = 4;
 const ROLES = ["anchor", "reflected", "negative", "unselected"];
@@ -115,48 +115,63 @@ function rolloutTable(sample) {
   return element("div", {}, ...tables);
 }
 
-function groupCard(sample) {
-  const head = element("div", { class: "group-head" }, element("b", {}, sample.source), badge(OUTCOMES[sample.outcome] ?? sample.outcome, ""),
-    ...[`step ${sample.step}`, `id ${sample.id}`, sample.run].map((text) => element("span", {}, text)));
+// A card about a question: where it comes from, its images, its words, and then what is shown of the answers.
+function questionCard({ source, run, images, prompt, answer, id, step }, mark, ...answers) {
+  const head = element("div", { class: "group-head" }, element("b", {}, source), mark,
+    ...[`step ${step}`, `id ${id}`, run].map((text) => element("span", {}, text)));
   const words = element("div", { class: "words" },
-    element("p", { class: "label" }, "question"), element("p", { class: "text" }, sample.prompt),
-    element("p", { class: "label" }, "right answer"), element("p", { class: "text" }, element("b", {}, sample.answer)));
-  const question = element("div", { class: "question" }, element("div", { class: "images" }, ...sample.images.map(picture)), words);
-  const note = sample.note ? element("p", { class: "explained" }, sample.note) : null;
-  return element("div", { class: "card group" }, head, question, note, rolloutTable(sample));
+    element("p", { class: "label" }, "question"), element("p", { class: "text" }, prompt),
+    element("p", { class: "label" }, "right answer"), element("p", { class: "text" }, element("b", {}, answer)));
+  const question = element("div", { class: "question" }, element("div", { class: "images" }, ...images.map(picture)), words);
+  return element("div", { class: "card group" }, head, question, ...answers);
 }
 
-const chosen = {};  // the browser's filters, and its place; they outlive an update
-let first = 0;
+function groupCard(sample) {
+  const note = sample.note ? element("p", { class: "explained" }, sample.note) : null;
+  return questionCard(sample, badge(OUTCOMES[sample.outcome] ?? sample.outcome, ""), note, rolloutTable(sample));
+}
 
-function browser(samples) {
-  const filters = { run: "run", source: "skill", outcome: "outcome", step: "step" };
+function answerCard(changed) {
+  const answers = changed.answers.map(({ step, response, extracted, correct }) => element("div", { class: "answered" },
+    element("p", { class: "label" }, `at step ${step} `, badge(correct ? "right" : "wrong", correct ? "good" : "bad"), " ", element("b", {}, extracted ?? "no answer")),
+    clipped(response)));
+  return questionCard(changed, badge(changed.change, changed.change === "newly right" ? "good" : "bad"), ...answers);
+}
+
+// What each browser shows, and what it can be narrowed to. `chosen` and `first` outlive an update.
+const BROWSERS = {
+  answers: { card: answerCard, listed: "grid wide", filters: { run: "run", source: "skill", change: "change" }, chosen: {}, first: 0 },
+  samples: { card: groupCard, listed: "", filters: { run: "run", source: "skill", outcome: "outcome", step: "step" }, chosen: {}, first: 0 },
+};
+
+function browser(name, samples) {
+  const state = BROWSERS[name], { filters, chosen } = state;
   const bar = element("div", { class: "filters" });
-  const list = element("div");
+  const list = element("div", { class: state.listed });
   const count = element("span");
   const earlier = element("button", { type: "button" }, "← earlier");
   const later = element("button", { type: "button" }, "later →");
   const show = () => {
     const found = samples.filter((sample) => Object.keys(filters).every((key) => (chosen[key] ?? "") === "" || String(sample[key]) === chosen[key]));
-    first = Math.max(0, Math.min(first, found.length - 1));
+    const first = state.first = Math.max(0, Math.min(state.first, found.length - 1));
     const shown = found.slice(first, first + PAGE_SIZE);
     count.textContent = shown.length ? `${first + 1}–${first + shown.length} of ${found.length}` : "none match";
     earlier.disabled = first === 0;
     later.disabled = first + PAGE_SIZE >= found.length;
-    list.replaceChildren(...shown.map(groupCard));
+    list.replaceChildren(...shown.map(state.card));
   };
-  for (const [key, name] of Object.entries(filters)) {
+  for (const [key, label] of Object.entries(filters)) {
     const values = [...new Set(samples.map((sample) => String(sample[key])))];
     if (key !== "step") values.sort();
     if (values.length < 2) continue;
     const select = element("select", {}, element("option", { value: "" }, "all"));
     values.forEach((value) => select.append(element("option", { value }, OUTCOMES[value] ?? value)));
     if (values.includes(chosen[key])) select.value = chosen[key];
-    select.addEventListener("change", () => { chosen[key] = select.value; first = 0; show(); });
-    bar.append(element("label", {}, `${name} `, select));
+    select.addEventListener("change", () => { chosen[key] = select.value; state.first = 0; show(); });
+    bar.append(element("label", {}, `${label} `, select));
   }
-  earlier.addEventListener("click", () => { first -= PAGE_SIZE; show(); });
-  later.addEventListener("click", () => { first += PAGE_SIZE; show(); });
+  earlier.addEventListener("click", () => { state.first -= PAGE_SIZE; show(); });
+  later.addEventListener("click", () => { state.first += PAGE_SIZE; show(); });
   bar.append(earlier, later, count);
   show();
   return [bar, list];
