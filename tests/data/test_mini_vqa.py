@@ -25,7 +25,8 @@ from care_jax.configs import study
 from care_jax.data.array_records import StoredRecords
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
-from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
+from care_jax.data.mini_vqa.difficulty import Difficulty
+from care_jax.data.mini_vqa.questions import _unique, generate
 from care_jax.inputs.processor import make_processor
 from care_jax.inputs.responses import encode_trace
 from care_jax.structs import Record
