@@ -4,7 +4,7 @@
     chart      windows of real tables; held out: the last quarter of every table's time axis
     geometry   triangles drawn to scale; held out: about one unordered pair of angles in six, by hash
     columns    handwriting too: three numbers of three digits added, a long rationale that the answer does not end
-    options    handwriting too: the letter of the result among ten options
+    options    handwriting too: the letter of the sum among twelve options
     series     two columns of a table in one chart, which is read twice
     triangles  two images, a triangle each, whose angles are compared
 

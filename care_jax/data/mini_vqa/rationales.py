@@ -50,10 +50,10 @@ def work_columns(slipping: int, values: list[int], slip: int) -> tuple[str, str]
     return ";".join((numbers, *steps)), str(int(written))
 
 
-def work_option(work: Work, options: Sequence[int], values: list[int], slip: int) -> tuple[str, str]:
-    """Other work whose result is answered by the letter of an option, "" if it is none of them."""
-    rationale, result = work(values, slip)
-    return rationale, dict(zip(map(str, options), first_letters(len(options)), strict=True)).get(result, "")
+def work_option(options: Sequence[int], values: list[int], slip: int) -> tuple[str, str]:
+    """A sum, answered by the letter of the option that it is, "" if it is none."""
+    rationale, total = work_sum(values, slip)
+    return rationale, dict(zip(map(str, options), first_letters(len(options)), strict=True)).get(total, "")
 
 
 def work_pair(pair: tuple[str, str], sign: str, values: list[int], slip: int) -> tuple[str, str]:
@@ -106,8 +106,8 @@ def work_compared(work: Work, values: list[int], slip: int) -> tuple[str, str]:
 
 
 def first_letters(count: int) -> str:
-    """The first letters of the alphabet, at most ten."""
-    return "ABCDEFGHIJ"[:count]
+    """The first letters of the alphabet, at most twelve."""
+    return "ABCDEFGHIJKL"[:count]
 
 
 def _named(values: list[int]) -> str:

@@ -2,7 +2,7 @@
 
 A question's sources are named in its id, so that the separation of the splits can be checked on the finished data:
 "digits/s12-s903-s44/sum", "chart/us-employment:construction:12-16/A+B" (rows, both ends included),
-"geometry/45-60/third/r135m" (rotation in degrees, m: mirrored), "columns/s12-...", "options/s12-s903-s44/sum",
+"geometry/45-60/third/r135m" (rotation in degrees, m: mirrored), "columns/s12-...", "options/s12-...",
 "triangles/45-60/30-60/third/r135m-r20", "series/us-employment:mining:12-16/us-employment:construction:12-16/peak+".
 """
 
@@ -34,7 +34,7 @@ from care_jax.data.mini_vqa.rationales import (
 
 FIRST_HELDOUT_SCAN = 1300
 MIN_ANGLE = 20  # degrees, of all three corners
-NUM_OPTIONS = 10  # so many that a guess is right as rarely as in MMMU-Pro
+NUM_OPTIONS = 12  # as many as the verifier of choices reads: half of all groups of eight guesses are all wrong
 
 # Draws a new value for one that is misread.
 Misread = Callable[[np.random.Generator, int], int]
@@ -71,18 +71,15 @@ def columns(rng: np.random.Generator, heldout: bool, difficulty: Difficulty) -> 
 
 
 def options(rng: np.random.Generator, heldout: bool, difficulty: Difficulty) -> Iterator[Question]:
-    """The sum or the range of digits, answered by the letter of one of ten consecutive numbers in random order."""
+    """The sum of handwritten digits, answered by the letter of one of twelve consecutive numbers in random order."""
     for key, image, values in _handwriting(rng, heldout, difficulty.num_digits):
-        asked = ("sum", "range")[rng.integers(2)]
-        lowest = max(0, int(_DIGIT_WORK[asked](values, 0)[1]) - int(rng.integers(NUM_OPTIONS)))
+        lowest = max(0, sum(values) - int(rng.integers(NUM_OPTIONS)))
         numbers = [lowest + int(i) for i in rng.permutation(NUM_OPTIONS)]
         letters = first_letters(NUM_OPTIONS)
-        listed = " ".join(f"{letter}{number}" for letter, number in zip(letters, numbers, strict=True))
-        work = functools.partial(work_option, _DIGIT_WORK[asked], numbers)
+        text = "sum? " + " ".join(f"{letter}{number}" for letter, number in zip(letters, numbers, strict=True))
+        work = functools.partial(work_option, numbers)
         # The letters are the choices: a number without its letter is no answer.
-        yield Question(
-            f"options/{key}/{asked}", f"{asked}? {listed}", (image,), values, work, _misread_digit, tuple(letters)
-        )
+        yield Question(f"options/{key}", text, (image,), values, work, _misread_digit, tuple(letters))
 
 
 _DIGIT_WORK: Mapping[str, Work] = {"sum": work_sum, "range": work_range}
