@@ -1,4 +1,4 @@
-r"""Tasks where failures rule: the cold start leaves most answers wrong, and most groups with none that is right.
+r"""Tasks for questions about failures: their cold starts are to end while most groups have no right answer.
 
     python -m benchmarks.study --config=configs/failures.py --out=docs/study/failures     # hours on two CPU cores
     python -m care_jax.cold_start --config=configs/failures.py:columns/cold_start --workdir=COLD_START \
@@ -6,7 +6,7 @@ r"""Tasks where failures rule: the cold start leaves most answers wrong, and mos
     python -m care_jax.train --config=configs/failures.py:columns/care --workdir=runs/mine \
         --config.data.train=runs/data --config.model.weights=COLD_START
 
-Each task is a skill of mini_vqa (care_jax/data/mini_vqa/skills.py), and fails in another way. Sizes in tokens, the
+Each task is a skill of mini_vqa (care_jax/data/mini_vqa/skills.py), and is hard in another way. Sizes in tokens, the
 largest and its room; P is the prompt, I the patches, R a rationale with its answer, "trace" that with a draft:
 
     columns    nine scans read, a rationale of 61 to 70, an answer    P 23 of 28  I 36  R 79 of 80  trace 150
@@ -14,6 +14,9 @@ largest and its room; P is the prompt, I the patches, R a rationale with its ans
     options    the sum must be mapped to one of twelve letters        P 70 of 72  I 36  R 27 of 32  trace 49
     series     a chart read twice, on axes of 21 levels               P 25 of 28  I 36  R 39 of 40  trace 72
     triangles  two images, whose results are compared                 P 38 of 40  I 72  R 56 of 56  trace 105
+
+After the 60 steps of options, 9.6 ± 3.7 % of 250 held-out answers are right, and 55 % of 120 groups have none: the
+letters are guesses, of which a twelfth is right. The lengths of the other cold starts are not measured.
 """
 
 from __future__ import annotations
@@ -29,20 +32,20 @@ from care_jax.configs.study import Arm, Task
 TASKS: Mapping[str, Task] = {
     "columns": Task(
         "column addition",
-        600,
+        400,
         150,
         {"data.mini_vqa.skills": ("columns",), "objective.reflect.max_rationale_len": 70},
         response_len=80,
     ),
     "options": Task(
         "twelve options",
-        600,
+        60,
         49,
         {"data.mini_vqa.skills": ("options",), "data.mini_vqa.num_digits": 5, "data.prompt_buckets": (72,)},
     ),
     "series": Task(
         "two series",
-        600,
+        60,
         72,
         {
             "data.mini_vqa.skills": ("series",),
@@ -53,7 +56,7 @@ TASKS: Mapping[str, Task] = {
     ),
     "triangles": Task(
         "two triangles",
-        600,
+        150,
         105,
         {
             "data.mini_vqa.skills": ("triangles",),
@@ -72,7 +75,7 @@ ARMS: Mapping[str, Arm] = {
 
 ABOUT = (
     "A Qwen2.5-VL of 1 M parameters that starts from random weights: a cold start on traces with a rationale, stopped "
-    "while most answers are wrong, and then RL: 96 steps of 24 prompts with 8 rollouts, three epochs of 768 prompts, 4 "
+    "early, and then RL: 96 steps of 24 prompts with 8 rollouts, three epochs of 768 prompts, 4 "
     "updates a step, Adam at 5e-5. Column addition: three handwritten numbers of three digits. Twelve options: the "
     "letter of the sum of five handwritten digits. Two series: where the dark bars of a chart peak, and the sum or the "
     "difference of both bars there. Two triangles: the difference of their third, or exterior, angles. 750 held-out "
@@ -89,7 +92,7 @@ def get_config(run: str = f"columns/{study.CARE}") -> ml_collections.ConfigDict:
         ValueError: there is no such task or arm.
     """
     c = study.config_of(run, TASKS, ARMS)
-    if not run.endswith(study.COLD_START):
+    if not run.endswith(f"/{study.COLD_START}"):
         # The policy comes back to a prompt and moves between the updates of a step, so that clipping acts.
         c.data.mini_vqa.num_train = 768
         c.train.minibatches = 4

@@ -8,7 +8,7 @@
     series     two columns of a table in one chart, which is read twice
     triangles  two images, a triangle each, whose angles are compared
 
-The first three are the default. The others are for studies of what failures teach (configs/failures.py).
+The first three are the default. The others are harder, for studies of what failures teach (configs/failures.py).
 """
 
 from __future__ import annotations
