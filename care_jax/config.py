@@ -57,9 +57,9 @@ def base() -> ConfigDict:
     c.data.eval = ""  # the held-out data, in the same format, one file or folder; mini_vqa: the same folder
     # The knobs of the embedded task; each setting is a data set of its own, built on first use.
     c.data.mini_vqa = ConfigDict()
-    c.data.mini_vqa.skills = options.SKILLS  # some of digits, chart, geometry
-    c.data.mini_vqa.num_digits = 3  # scans in an image, 2 to 6; a rationale about six has 26 tokens
-    c.data.mini_vqa.min_bars = 3  # values of a chart, 2 to 5
+    c.data.mini_vqa.skills = options.SKILLS  # some of digits, chart, geometry, columns, options, series, triangles
+    c.data.mini_vqa.num_digits = 3  # scans in an image of digits or options, 2 to 6
+    c.data.mini_vqa.min_bars = 3  # letters below a chart, 2 to 5
     c.data.mini_vqa.max_bars = 5
     c.data.mini_vqa.num_levels = 9  # values go from 1 to this, 3 to 21
     c.data.mini_vqa.angle_step = 5  # degrees, 1, 5 or 10; printed angles are multiples of it

@@ -67,7 +67,8 @@ _share = _holds(lambda value: 0 <= value < 1, "must lie in [0, 1)")
 _axis = _holds(lambda size: size >= 1 or size == -1, "must be at least 1, or -1 for what the others leave")
 _buckets = _holds(_is_ascending, "give one size or more, ascending and at least 1")
 _skills = _holds(
-    lambda skills: bool(skills) and set(skills) <= set(options.SKILLS), f"choose some of {', '.join(options.SKILLS)}"
+    lambda skills: bool(skills) and set(skills) <= set(options.EVERY_SKILL),
+    f"choose some of {', '.join(options.EVERY_SKILL)}",
 )
 _trackers = _holds(
     lambda tracker: set(options.tracker_names(tracker)) <= set(options.TRACKERS),

@@ -30,12 +30,13 @@ FIRST_TASK, SECOND_TASK = "three_skills", "five_digits"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task and the length of its cold start, chosen to reach 50 to 80 % accuracy."""
+    """A task and the length of its cold start, here chosen to reach 50 to 80 % accuracy."""
 
     title: str
     cold_start_steps: int
     trace_len: int  # tokens of the longest trace: a wrong draft, the cue, and a rationale with its answer
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all its runs, by dotted key
+    response_len: int = 32  # tokens, room for any rationale and its answer
 
 
 TASKS: Mapping[str, Task] = {
@@ -53,7 +54,7 @@ class Arm:
     make_objective: Callable[[], ml_collections.ConfigDict]
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the objective, by dotted key
     num_rollouts: int = 8
-    response_len: int = 32  # room for any rationale and its answer
+    holds_failure: bool = False  # a response has room for a failed rationale before its repair
     lr: float = 5e-5  # of Adam, the same for all but the arms that ask what it decides
     num_steps: int = 96
     seeds: range = range(3)
@@ -109,7 +110,7 @@ ARMS: Mapping[str, Arm] = {
         "trained on the continuation, R = 56",
         {"reflect.train_on": "continuation"},
         tasks=BOTH,
-        response_len=56,  # a failed rationale, and its repair
+        holds_failure=True,
         num_probes=3,
     ),
     # Without a cue a failed rationale stays as it is, and only an answer is sampled: a rewrite would hold no rationale.
@@ -117,7 +118,7 @@ ARMS: Mapping[str, Arm] = {
         "Reflection",
         "without a cue, trained on the continuation, R = 56",
         {"reflect.cue": "", "reflect.train_on": "continuation"},
-        response_len=56,
+        holds_failure=True,
         baseline="reflect_continuation",
         num_probes=3,
     ),
@@ -178,39 +179,50 @@ def get_config(run: str = f"{FIRST_TASK}/{CARE}") -> ml_collections.ConfigDict:
     Raises:
         ValueError: there is no such task or arm.
     """
+    return config_of(run, TASKS, ARMS)
+
+
+def config_of(run: str, tasks: Mapping[str, Task], arms: Mapping[str, Arm]) -> ml_collections.ConfigDict:
+    """The config of a run of a study with other tasks and arms, as `get_config`."""
     task, _, name = run.partition("/")
-    if task not in TASKS or name not in (*ARMS, COLD_START):
-        raise ValueError(f"{run!r} is not a run of the study: give TASK/ARM, TASK one of {', '.join(TASKS)}")
-    if name == COLD_START:
-        c = demo.cold_start()
-        c.train.steps = TASKS[task].cold_start_steps
-        c.optimizer.lr = 2e-3
-        c.train.eval_every, c.train.eval_examples, c.train.checkpoint_every = 0, 0, 200
-        c.rollout.response_len = TASKS[task].trace_len
-    else:
-        arm = ARMS[name]
-        c = demo.with_objective(arm.make_objective())
-        c.objective.update_from_flattened_dict(
-            {"kl_coef": 0.0, "reflect.train_on": "rewrite", **_UNIFORM, **arm.changes}
-        )
-        # A constant learning rate: a curve may be cut anywhere and be that of a shorter run.
-        c.optimizer.schedule = "constant"
-        c.optimizer.lr = arm.lr
-        # Without clipping Adam's step does not depend on the scale of a loss, which differs between the arms.
-        c.optimizer.clip_norm = 1e9
-        c.train.steps = arm.num_steps
-        c.train.prompts = 24
-        c.train.minibatches = 2  # the second is off-policy by one update
-        c.train.eval_every = arm.num_steps // 8
-        c.train.eval_examples = 0
-        c.train.checkpoint_every = 48
-        c.train.samples_every = 50
-        c.rollout.num_rollouts = arm.num_rollouts
-        c.rollout.response_len = arm.response_len
-        c.score.old_from = "sampler"  # the same log-probs up to rounding, without the time of a scoring pass
+    if task not in tasks or name not in (*arms, COLD_START):
+        raise ValueError(f"{run!r} is not a run of the study: give TASK/ARM, TASK one of {', '.join(tasks)}")
+    c = _cold_start(tasks[task]) if name == COLD_START else _training(arms[name])
     # Charts have more levels and bars, and images more digits, than the demo's.
     c.data.mini_vqa.num_levels, c.data.mini_vqa.max_bars, c.data.mini_vqa.num_digits = 9, 5, 3
     c.data.mini_vqa.num_train = 40_000
     c.data.mini_vqa.num_heldout = 750  # they are asked nine times in a run
-    c.update_from_flattened_dict(TASKS[task].changes)
+    c.update_from_flattened_dict(tasks[task].changes)
+    if name != COLD_START:
+        forced = c.objective.reflect.max_rationale_len if arms[name].holds_failure else 0
+        c.rollout.response_len = tasks[task].response_len + forced
+    return c
+
+
+def _cold_start(task: Task) -> ml_collections.ConfigDict:
+    c = demo.cold_start()
+    c.train.steps = task.cold_start_steps
+    c.optimizer.lr = 2e-3
+    c.train.eval_every, c.train.eval_examples, c.train.checkpoint_every = 0, 0, 200
+    c.rollout.response_len = task.trace_len
+    return c
+
+
+def _training(arm: Arm) -> ml_collections.ConfigDict:
+    c = demo.with_objective(arm.make_objective())
+    c.objective.update_from_flattened_dict({"kl_coef": 0.0, "reflect.train_on": "rewrite", **_UNIFORM, **arm.changes})
+    # A constant learning rate: a curve may be cut anywhere and be that of a shorter run.
+    c.optimizer.schedule = "constant"
+    c.optimizer.lr = arm.lr
+    # Without clipping Adam's step does not depend on the scale of a loss, which differs between the arms.
+    c.optimizer.clip_norm = 1e9
+    c.train.steps = arm.num_steps
+    c.train.prompts = 24
+    c.train.minibatches = 2  # the second is off-policy by one update
+    c.train.eval_every = arm.num_steps // 8
+    c.train.eval_examples = 0
+    c.train.checkpoint_every = 48
+    c.train.samples_every = 50
+    c.rollout.num_rollouts = arm.num_rollouts
+    c.score.old_from = "sampler"  # the same log-probs up to rounding, without the time of a scoring pass
     return c

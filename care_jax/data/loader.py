@@ -15,7 +15,7 @@ from absl import logging
 from care_jax.data import statistics
 from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
-from care_jax.data.mini_vqa.questions import Difficulty
+from care_jax.data.mini_vqa.difficulty import Difficulty
 from care_jax.data.own_data import listing, read_jsonl
 from care_jax.data.prefetch import Prefetch
 from care_jax.data.train_stream import Example, LostRecords, RecordSource, TrainStream

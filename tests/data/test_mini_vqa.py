@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import io
 import itertools
 import os
 import pickle
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from care_jax import config
@@ -25,10 +23,12 @@ from care_jax.configs import study
 from care_jax.data.array_records import StoredRecords
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa import drawing
-from care_jax.data.mini_vqa.questions import Difficulty, _unique, generate
+from care_jax.data.mini_vqa.difficulty import Difficulty
+from care_jax.data.mini_vqa.questions import _unique, generate
 from care_jax.inputs.processor import make_processor
 from care_jax.inputs.responses import encode_trace
 from care_jax.structs import Record
+from tests.drawn import count_letters, pixels_of, read_angles, read_chart, read_digits
 from tests.marks import slow_but
 
 
@@ -68,12 +68,6 @@ def heldout(wanted: Difficulty, folder: Path) -> list[Record]:
 
 def _of(records: list[Record], skill: str) -> list[Record]:
     return [record for record in records if record.source == skill]
-
-
-def _pixels(record: Record) -> np.ndarray:
-    image = Image.open(io.BytesIO(record.images[0]))
-    assert (image.format, image.mode, image.size) == ("PNG", "RGB", (84, 84))
-    return np.asarray(image)[:, :, 0]
 
 
 def test_sizes_and_balance(wanted: Difficulty, train: list[Record], heldout: list[Record]) -> None:
@@ -150,32 +144,15 @@ def test_digit_answers_match_the_scans(train: list[Record], heldout: list[Record
             assert record.rationale == str(digits[0]) + "".join(f"+{digit}={total}" for digit, total in steps)
         else:
             assert record.rationale.split(":")[0].split(" ") == [str(digit) for digit in digits]
-    pixels = _pixels(record)
-    for cell, index in enumerate(indices):
-        drawn = 255 - pixels[30:54, 28 * cell + 2 : 28 * cell + 26].astype(float)
-        blocks = drawn.reshape(8, 3, 8, 3).mean(axis=(1, 3))
-        assert np.corrcoef(blocks.ravel(), scans[index])[0, 1] > 0.97
-
-
-def _read_chart(pixels: np.ndarray, count: int) -> list[int]:
-    """Values of a drawn chart, from its pixels alone."""
-    values = []
-    for i in range(count):
-        x = 14 * i + 7
-        top = int(np.argmax(pixels[:, x] == 40))
-        is_bar = pixels[top, x + 4] == 40
-        values.append((70 - top - (0 if is_bar else 3)) / 7)
-    return values
+    assert min(read_digits(pixels_of(record.images[0]), scans[indices])) > 0.97
 
 
 def test_chart_answers_match_the_pixels(train: list[Record], heldout: list[Record]) -> None:
     """Catches a chart that shows other values than the answer was worked out from, and ambiguous questions."""
     questions = collections.Counter()
     for record in _of(heldout, "chart") + _of(train, "chart")[:500]:
-        pixels = _pixels(record)
-        labelled = [n for n in (3, 4, 5) if _labels_fit(pixels, n)]
-        assert len(labelled) == 1
-        values = dict(zip("ABCDE", _read_chart(pixels, labelled[0]), strict=False))
+        pixels = pixels_of(record.images[0])
+        values = dict(zip("ABCDE", read_chart(pixels, count_letters(pixels)), strict=False))
         question = record.prompt.removeprefix("<image>")
         questions[question if question == "top?" else question[1]] += 1
         if question == "top?":
@@ -191,38 +168,10 @@ def test_chart_answers_match_the_pixels(train: list[Record], heldout: list[Recor
     assert min(questions[form] for form in ("top?", "+", "-")) > 200
 
 
-def _labels_fit(pixels: np.ndarray, count: int) -> bool:
-    """True if exactly `count` letters stand below the chart, a patch each."""
-    lefts = [14 * i for i in range(count)]
-    letters = [np.asarray(drawing._glyph("ABCDE"[i], 14))[:13] for i in range(count)]
-    return all(
-        np.array_equal(pixels[71:84, x : x + 14], letter) for x, letter in zip(lefts, letters, strict=True)
-    ) and sum(int((letter < 128).sum()) for letter in letters) == int((pixels[71:84] < 128).sum())
-
-
-def _read_angles(pixels: np.ndarray) -> list[int]:
-    """Numbers printed on the 7-pixel grid, by their left edge, then their top."""
-    glyphs = {digit: np.asarray(drawing._glyph(digit, 7)) for digit in "0123456789"}
-    digits = {}
-    for x in range(0, 84, 7):
-        for y in range(0, 71, 7):
-            for digit, glyph in glyphs.items():
-                if np.array_equal(pixels[y : y + 14, x : x + 7], glyph):
-                    digits[x, y] = digit
-    numbers = []
-    for x, y in sorted(digits):
-        if (x - 7, y) not in digits:
-            number = digits[x, y]
-            while (x := x + 7, y)[0] and (x, y) in digits:
-                number += digits[x, y]
-            numbers.append(int(number))
-    return numbers
-
-
 def test_geometry_answers_match_the_print(train: list[Record], heldout: list[Record]) -> None:
     """Catches labels that are cut off, touched by a side or read in another order, and wrong sums."""
     for record in _of(heldout, "geometry")[:60] + _of(train, "geometry")[:60]:
-        first, second = _read_angles(_pixels(record))
+        first, second = read_angles(pixels_of(record.images[0]))
         key, question = record.id.split("/")[1:3]
         assert sorted((first, second)) == [int(angle) for angle in key.split("-")]
         assert int(record.answer) == (180 - first - second if question == "third" else first + second)
@@ -273,7 +222,7 @@ def test_hardest_knobs_still_fit() -> None:
     for split in ("train", "heldout"):
         records = list(generate(split, hard))
         assert all(len(record.rationale) <= 26 for record in records)
-        assert all(_pixels(record).min() < 60 for record in records)
+        assert all(pixels_of(record.images[0]).min() < 60 for record in records)
 
 
 @pytest.mark.parametrize(

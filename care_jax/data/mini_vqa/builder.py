@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from care_jax.data.array_records import ShardWriter, StoredRecords, write_metadata
-from care_jax.data.mini_vqa.questions import SPLITS, Difficulty, generate
+from care_jax.data.mini_vqa.difficulty import Difficulty
+from care_jax.data.mini_vqa.questions import SPLITS, generate
 from care_jax.errors import InputError
 from care_jax.structs import Record
 

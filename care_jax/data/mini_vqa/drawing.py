@@ -33,10 +33,10 @@ class Tilt(NamedTuple):
 
 
 def draw_digits(scans: list[np.ndarray], tilts: list[Tilt]) -> bytes:
-    """Puts handwritten digits side by side, one to a cell; a second row starts after three.
+    """Puts handwritten digits side by side, one to a cell, three to a row.
 
     Args:
-        scans: 1 to 6 arrays [8, 8], ink from 0 to 16.
+        scans: 1 to 9 arrays [8, 8], ink from 0 to 16.
         tilts: one a scan.
 
     Returns:
@@ -54,13 +54,14 @@ def draw_digits(scans: list[np.ndarray], tilts: list[Tilt]) -> bytes:
     return _png(canvas)
 
 
-def draw_chart(values: list[int], *, num_levels: int, line: bool) -> bytes:
+def draw_chart(series: list[list[int]], *, num_levels: int, line: bool) -> bytes:
     """Draws values as bars, or as a line with square markers, over a grid with one line a level; A, B, .. below.
 
     Args:
-        values: 2 to 6 integers from 1 to num_levels.
+        series: 2 to 6 integers from 1 to num_levels, drawn dark; or two such lists, and the bars of the second stand
+            lighter to the right of the first's.
         num_levels: the top of the axis; a level is 63 // num_levels pixels.
-        line: a line with markers instead of bars.
+        line: a line with markers instead of the bars of one series.
 
     Returns:
         The PNG.
@@ -72,13 +73,14 @@ def draw_chart(values: list[int], *, num_levels: int, line: bool) -> bytes:
         y = BASELINE - pitch * level
         draw.line((0, y, CANVAS - 1, y), fill=150 if level % 5 == 0 else 215)
     slot = 2 * GRID  # one patch
-    centers = [slot * i + slot // 2 for i in range(len(values))]
-    tops = [BASELINE - pitch * value for value in values]
-    if line:
-        draw.line(list(zip(centers, tops, strict=True)), fill=110, width=3)
-    for x, y in zip(centers, tops, strict=True):
-        half = 3 if line else 4
-        draw.rectangle((x - half, y - 3, x + half, y + 3) if line else (x - half, y, x + half, BASELINE), fill=40)
+    centers = [slot * i + slot // 2 for i in range(len(series[0]))]
+    bars = ((-4, 4, 40),) if len(series) == 1 else ((-5, -1, 40), (1, 5, 130))  # from, to, shade
+    for values, (left, right, shade) in zip(series, bars, strict=True):
+        tops = [BASELINE - pitch * value for value in values]
+        if line:
+            draw.line(list(zip(centers, tops, strict=True)), fill=110, width=3)
+        for x, y in zip(centers, tops, strict=True):
+            draw.rectangle((x - 3, y - 3, x + 3, y + 3) if line else (x + left, y, x + right, BASELINE), fill=shade)
     draw.line((0, BASELINE, CANVAS - 1, BASELINE), fill=0)
     for i, x in enumerate(centers):
         canvas.paste(_glyph(chr(ord("A") + i), 2 * GRID), (x - GRID, BASELINE + 1))
@@ -91,6 +93,12 @@ class TriangleLayout(NamedTuple):
     corners: list[Point]
     angles: tuple[int, int]
     labels: list[tuple[int, int]]  # top left corners
+
+    @property
+    def read(self) -> tuple[int, int]:
+        """The two angles in reading order: by the left edges of their labels, then from the top."""
+        first, second = self.angles
+        return (first, second) if self.labels[0] <= self.labels[1] else (second, first)
 
 
 def lay_out_triangle(first: int, second: int, *, rotation: int, mirrored: bool) -> TriangleLayout | None:
@@ -112,12 +120,8 @@ def lay_out_triangle(first: int, second: int, *, rotation: int, mirrored: bool) 
     return None
 
 
-def draw_triangle(layout: TriangleLayout) -> tuple[bytes, tuple[int, int]]:
-    """Draws the triangle and prints the two angles beside their corners.
-
-    Returns:
-        The PNG, and the two angles in reading order: by the left edges of their labels, then from the top.
-    """
+def draw_triangle(layout: TriangleLayout) -> bytes:
+    """Draws the triangle, prints the two angles beside their corners, and returns the PNG."""
     scale = 4  # drawn larger and reduced, for clean slanted lines
     large = Image.new("L", (CANVAS * scale, CANVAS * scale), 255)
     outline = [(x * scale, y * scale) for x, y in layout.corners]
@@ -126,8 +130,7 @@ def draw_triangle(layout: TriangleLayout) -> tuple[bytes, tuple[int, int]]:
     for angle, (x, y) in zip(layout.angles, layout.labels, strict=True):
         for i, digit in enumerate(str(angle)):
             canvas.paste(_glyph(digit, GRID), (x + GRID * i, y))
-    first, second = layout.angles
-    return _png(canvas), (first, second) if layout.labels[0] <= layout.labels[1] else (second, first)
+    return _png(canvas)
 
 
 def _unit_corners(first: int, second: int, *, rotation: int, mirrored: bool) -> list[Point]:
