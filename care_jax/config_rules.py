@@ -141,6 +141,7 @@ RULES: Mapping[str, Rule] = {
     "objective.region.gamma_pos": _at_least(0),
     "objective.region.gamma_neg": _at_least(0),
     "objective.region.format_weight": _at_least(0),
+    "objective.region.unit": _one_of(options.REGION_UNITS),
     "objective.ratio": _one_of(options.RATIOS),
     "objective.clip_low": _holds(lambda value: 0 < value <= 1, "must lie in (0, 1]"),
     "objective.clip_high": _above(0),

@@ -199,18 +199,29 @@ def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objectiv
     for t in range(len(answer_mask)):
         if answer_mask[t]:
             has_answer = True
-    weights = []
+    region = objective.region
+    per_region = {
+        "answer": 1.0,
+        "rationale": region.gamma_pos if correct else region.gamma_neg,
+        "form": region.format_weight,
+    }
+    regions = []
     for t in range(len(sampled_mask)):
         if not sampled_mask[t]:
-            weight = 0.0
-        elif not objective.region.enabled or not has_answer or answer_mask[t]:
-            weight = 1.0
+            regions.append(None)
+        elif not region.enabled or not has_answer or answer_mask[t]:
+            regions.append("answer")
         elif think_mask[t]:
-            weight = objective.region.gamma_pos if correct else objective.region.gamma_neg
+            regions.append("rationale")
         else:
-            weight = objective.region.format_weight
-        weights.append(weight)
-    return weights
+            regions.append("form")
+    if region.enabled and region.unit == "region":
+        sizes = {name: regions.count(name) for name in per_region}
+        total = sum(per_region[name] for name in per_region if sizes[name])
+        for name, size in sizes.items():
+            if size and total:
+                per_region[name] *= sum(sizes.values()) / (size * total)
+    return [0.0 if name is None else per_region[name] for name in regions]
 
 
 # Section 5: importance weights of one row.

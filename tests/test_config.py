@@ -48,6 +48,7 @@ BAD = [
     ("objective.rescue.scale", "one", "objective.rescue.scale='one': choose one of zscore, delta"),
     ("objective.reflect.source", "cue", "objective.reflect.source='cue': choose one of rationale, scratch"),
     ("objective.reflect.train_on", "all", "objective.reflect.train_on='all': choose one of continuation, rewrite"),
+    ("objective.region.unit", "row", "objective.region.unit='row': choose one of token, region"),
     ("model.folder", "", "model.folder='': name a folder with a config.json"),
     ("data.train", "", "data.train='': name the training data"),
     ("data.train", (("a", 1.0),), "data.train=(('a', 1.0),): give one path, or with data.format='prepared' ((folder"),

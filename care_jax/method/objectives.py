@@ -18,7 +18,17 @@ from typing import Any
 import ml_collections
 
 from care_jax.errors import InputError
-from care_jax.options import Aggregate, RankBy, Ratio, RepairSource, RescueScale, Selector, TrainOn, choose_one
+from care_jax.options import (
+    Aggregate,
+    RankBy,
+    Ratio,
+    RegionUnit,
+    RepairSource,
+    RescueScale,
+    Selector,
+    TrainOn,
+    choose_one,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Region:
     gamma_pos: float = 0.005  # weight of a correct response's rationale
     gamma_neg: float = 0.0  # weight of a wrong response's rationale (published: masked)
     format_weight: float = 0.0  # weight of tags and the stop token [study]
+    unit: RegionUnit = "token"  # token | region: whether each token has such a weight, or all of a region's together
 
     def __post_init__(self) -> None:
         """Refuses a wrong type or word."""

@@ -207,12 +207,34 @@ def test_token_weights_by_hand(answer: np.ndarray, sampled: np.ndarray, correct:
     np.testing.assert_array_equal(token_weights(**masks, objective=Objective()), sampled.astype(np.float32))
 
 
-def test_token_weights_equal_the_reference() -> None:
+@pytest.mark.parametrize(
+    ("answer", "sampled", "correct", "format_weight", "expected"),
+    [
+        (ANSWER, SAMPLED, True, 1.0, [8 / 20, 2, 2, 8 / 20, 8 / 20, 2, 8 / 20, 8 / 20, 0]),  # 8 in the parts 1 : 2 : 1
+        (ANSWER, SAMPLED, False, 1.0, [4 / 5, 0, 0, 4 / 5, 4 / 5, 4, 4 / 5, 4 / 5, 0]),
+        (NO_SPAN, SAMPLED, True, 1.0, [1, 1, 1, 1, 1, 1, 1, 1, 0]),
+        (ANSWER, SAMPLED & ~THINK, True, 1.0, [3 / 5, 0, 0, 3 / 5, 3 / 5, 3, 3 / 5, 3 / 5, 0]),  # a forced rationale
+        (ANSWER, SAMPLED & ~ANSWER, False, 0.0, [0] * 9),  # nothing that was sampled has a share
+    ],
+)
+def test_shares_of_regions_by_hand(
+    answer: np.ndarray, sampled: np.ndarray, correct: bool, format_weight: float, expected: list[float]
+) -> None:
+    """Catches a share that grows with a region's tokens, is lost with an empty one, or counts forced tokens."""
+    changes = {"gamma_pos": 2.0, "gamma_neg": 0.0, "format_weight": format_weight, "unit": "region"}
+    objective = record(objectives.care, **{f"region__{name}": value for name, value in changes.items()})
+    arguments = {"think_mask": THINK, "answer_mask": answer, "sampled_mask": sampled, "correct": np.array([correct])}
+    masks = {name: jnp.asarray(value) for name, value in arguments.items()}
+    np.testing.assert_allclose(token_weights(**masks, objective=objective)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["token", "region"])
+def test_token_weights_equal_the_reference(unit: str) -> None:
     """Catches overlapping or missing spans handled differently from the text."""
     rng = np.random.default_rng(2)
     think, answer, sampled = (rng.random((50, 5, 6)) < share for share in (0.4, 0.15, 0.8))
     correct = rng.random((50, 5)) < 0.5
-    objective = record(objectives.care, region__format_weight=0.3)
+    objective = record(objectives.care, region__format_weight=0.3, region__gamma_pos=0.5, region__unit=unit)
     ours = token_weights(
         think_mask=jnp.asarray(think),
         answer_mask=jnp.asarray(answer),
@@ -222,4 +244,4 @@ def test_token_weights_equal_the_reference() -> None:
     )
     for b, s in np.ndindex(50, 5):
         expected = reference.token_weights(think[b, s], answer[b, s], sampled[b, s], bool(correct[b, s]), objective)
-        np.testing.assert_allclose(ours[b, s], expected, atol=1e-7)
+        np.testing.assert_allclose(ours[b, s], expected, rtol=1e-6, atol=1e-7)
