@@ -192,8 +192,32 @@ def subgroup_advantages(
     return raw, final
 
 
+# Section 5: what the rationales of one group's rows share with their anchor's.
+def common_beginning(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Tokens before the first difference."""
+    count = 0
+    while count < min(len(ours), len(theirs)) and ours[count] == theirs[count]:
+        count += 1
+    return count
+
+
+def shared_with_anchor(token_ids, think_mask, correct) -> list[list[bool]]:
+    """Shared tokens of the rows of one group, anchor first: arrays [rows, R] (section 5)."""
+    spans = [[t for t in range(len(row)) if row[t]] for row in think_mask]
+    rationales = [[int(ids[t]) for t in span] for ids, span in zip(token_ids, spans, strict=True)]
+    lengths = [common_beginning(rationale, rationales[0]) for rationale in rationales]
+    opposed = [lengths[row] for row in range(1, len(lengths)) if not correct[row]]
+    lengths[0] = min(opposed) if opposed else 0
+    return [
+        [t in span[:length] for t in range(len(row))]
+        for row, span, length in zip(token_ids, spans, lengths, strict=True)
+    ]
+
+
 # Section 5: token weights of one response.
-def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objective: Objective) -> list[float]:
+def token_weights(
+    think_mask, answer_mask, sampled_mask, correct: bool, objective: Objective, shared_mask=None
+) -> list[float]:
     """Region weights of one response's tokens (section 5)."""
     has_answer = False
     for t in range(len(answer_mask)):
@@ -204,6 +228,7 @@ def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objectiv
         "answer": 1.0,
         "rationale": region.gamma_pos if correct else region.gamma_neg,
         "form": region.format_weight,
+        "shared": 0.0,
     }
     regions = []
     for t in range(len(sampled_mask)):
@@ -211,6 +236,8 @@ def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objectiv
             regions.append(None)
         elif not region.enabled or not has_answer or answer_mask[t]:
             regions.append("answer")
+        elif shared_mask is not None and shared_mask[t]:
+            regions.append("shared")
         elif think_mask[t]:
             regions.append("rationale")
         else:

@@ -123,6 +123,17 @@ def test_samples_need_a_temperature():
     config.validate(c)
 
 
+@pytest.mark.parametrize("part", ["reflect.enabled", "region.after_divergence"])
+def test_what_needs_an_anchor_is_refused_without_one(part: str) -> None:
+    """Catches a part of CARE that silently does nothing in a group objective."""
+    c = good()
+    c.objective = objectives.grpo()
+    config.validate(c)
+    c.objective.update_from_flattened_dict({part: True})
+    with pytest.raises(InputError, match=re.escape(f"objective.{part} needs objective.anchored=True: ")):
+        config.validate(c)
+
+
 def test_a_rewrite_has_room_for_every_rationale():
     """Catches a limit of continuations that is held against rewrites, whose forced tokens lie elsewhere."""
     c = good()

@@ -41,6 +41,7 @@ GRPO: dict[str, Any] = {
     "region.gamma_neg": 0.0,
     "region.format_weight": 0.0,
     "region.unit": "token",
+    "region.after_divergence": False,
     "ratio": "token",
     "clip_low": 0.2,
     "clip_high": 0.2,
