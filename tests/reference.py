@@ -274,6 +274,29 @@ def importance(gaps: dict[int, float], t: int, correction: Correction) -> tuple[
     return min(at_level(gaps, t, correction.tis_level), correction.tis_cap), True
 
 
+# Section 5: ratios and surrogates.
+def token_ratio(gaps: dict[int, float], fixed_gaps: dict[int, float], t: int, ratio: str) -> float:
+    """The ratio of token t; `gaps`: new minus old at the row's sampled tokens, `fixed_gaps`: those without gradient."""
+    if ratio == "token":
+        return math.exp(gaps[t])
+    if ratio == "sequence":
+        return math.exp(sum(gaps.values()) / len(gaps))
+    return math.exp(sum(fixed_gaps.values()) / len(gaps)) * math.exp(gaps[t] - fixed_gaps[t])
+
+
+def clip(ratio: float, objective: Objective) -> float:
+    """A ratio between the bounds."""
+    return min(max(ratio, 1.0 - objective.clip_low), 1.0 + objective.clip_high)
+
+
+def surrogate(ratio: float, advantage: float, objective: Objective) -> float:
+    """The loss of a token, hard or softly limited."""
+    if objective.surrogate == "clip":
+        return -min(ratio * advantage, clip(ratio, objective) * advantage)
+    tau = objective.sapo_tau_pos if advantage > 0 else objective.sapo_tau_neg
+    return -advantage * (4.0 / tau) / (1.0 + math.exp(-tau * (ratio - 1.0)))
+
+
 # Section 5: the loss of a batch of rows.
 def policy_loss(
     logprobs,
@@ -287,11 +310,14 @@ def policy_loss(
     correction: Correction | None = None,
     logprobs_sampler=None,
     logprobs_proximal=None,
+    logprobs_fixed=None,
 ) -> float:
     """Arrays of rows [rows, R]; rows with row_mask False are as if absent. The mean is over all rows given.
 
-    `logprobs_proximal`: what the weights hold against the sampler; not moved with `logprobs` by finite differences.
+    `logprobs_proximal`: what the weights hold against the sampler; `logprobs_fixed`: what has a value and no gradient
+    in a ratio, `logprobs` itself if None. Finite differences of `logprobs` move neither.
     """
+    logprobs_fixed = logprobs if logprobs_fixed is None else logprobs_fixed
     num_rows, num_tokens = 0, 0
     for i in range(len(row_mask)):
         if row_mask[i]:
@@ -305,13 +331,16 @@ def policy_loss(
         if not tokens:
             continue
         gaps = {t: float(logprobs[i][t]) - float(logprobs_old[i][t]) for t in tokens}
-        sequence_ratio = math.exp(sum(gaps.values()) / len(tokens))
+        fixed = {t: float(logprobs_fixed[i][t]) for t in tokens}
+        fixed_gaps = {t: fixed[t] - float(logprobs_old[i][t]) for t in tokens}
         weight_sum = sum(float(weights[i][t]) for t in tokens)
         for t in tokens:
-            ratio = sequence_ratio if objective.ratio == "sequence" else math.exp(gaps[t])
-            clipped = min(max(ratio, 1.0 - objective.clip_low), 1.0 + objective.clip_high)
             advantage = float(advantages[i])
-            token_loss = -min(ratio * advantage, clipped * advantage)
+            if objective.surrogate == "cispo":
+                weight_of_ratio = clip(token_ratio(fixed_gaps, fixed_gaps, t, objective.ratio), objective)
+                token_loss = -weight_of_ratio * advantage * float(logprobs[i][t])
+            else:
+                token_loss = surrogate(token_ratio(gaps, fixed_gaps, t, objective.ratio), advantage, objective)
             gap_ref = float(logprobs_ref[i][t]) - float(logprobs[i][t])
             kl = math.exp(gap_ref) - gap_ref - 1.0
             weight = float(weights[i][t])

@@ -26,6 +26,7 @@ from care_jax.options import (
     RepairSource,
     RescueScale,
     Selector,
+    Surrogate,
     TrainOn,
     choose_one,
 )
@@ -102,7 +103,12 @@ class Objective:
     reflect: Reflect = dataclasses.field(default_factory=Reflect)
     region: Region = dataclasses.field(default_factory=Region)
     # The policy loss.
-    ratio: Ratio = "token"  # token | sequence (length-normalised, GSPO)
+    # token | sequence (length-normalised, GSPO) | sequence_token (its value, the gradient of each token: GSPO-token)
+    ratio: Ratio = "token"
+    # What limits a ratio: clip (PPO) | cispo (the ratio is a clipped weight without gradient) | sapo (a smooth gate).
+    surrogate: Surrogate = "clip"
+    sapo_tau_pos: float = 1.0  # temperature of sapo's gate for rows of positive advantage
+    sapo_tau_neg: float = 1.05  # for the others
     clip_low: float = 0.2
     clip_high: float = 0.2
     aggregate: Aggregate = "sequence"  # sequence | token | constant [study]
