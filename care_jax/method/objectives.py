@@ -114,8 +114,8 @@ class Objective:
     aggregate: Aggregate = "sequence"  # sequence | token | constant [study]
     kl_coef: float = 1e-2  # on the k3 estimate against the reference policy; 0: no reference pass
     # What DAPO adds.
-    dynamic_sampling: bool = False  # drop uniform groups and draw more prompts until the batch is full
-    max_draws: int = 10  # most batches drawn for one step of dynamic sampling; then uniform groups fill up
+    dynamic_sampling: bool = False  # drop groups without a contrast and draw more prompts until the batch is full
+    max_draws: int = 10  # most batches drawn for one step of dynamic sampling; then dropped groups fill up
     overlong_buffer_len: int = 0  # tokens before the limit over which the length penalty grows; 0: no penalty
     overlong_penalty: float = 1.0  # reward taken off at the limit
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from care_jax.method import objectives, train_batch
-from care_jax.method.advantage import may_teach
+from care_jax.method.advantage import has_contrast, may_teach
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Subgroup, Verdicts, zeros
@@ -173,6 +173,22 @@ def test_a_reflection_in_an_unused_slot_stays_out(assemble):
     assert batch.token_ids[2, 1].tolist() == [1010, 1011, 1012, 1013, 1014]
     assert batch.token_ids[2, 2].tolist() == jnp.arange(40, 45).tolist()
     assert not batch.row_mask[2, 2]
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "expected"),
+    [
+        (objectives.dapo, {}, [True, False, False]),
+        (objectives.dapo, {"rescue__enabled": True}, [True, False, False]),  # a rescue needs an anchor
+        (objectives.care, {"dynamic_sampling": True}, [True, True, False]),
+        (objectives.care, {"rescue__enabled": False}, [True, False, False]),
+    ],
+)
+def test_dynamic_sampling_keeps_groups_with_a_contrast(preset, changes, expected):
+    """Catches all-wrong groups that CARE would rescue and dynamic sampling throws away, and uniform ones it keeps."""
+    correct = np.array([[1, 0], [0, 0], [1, 1]], bool)
+    for objective in (record(preset, **changes), record(preset, **changes).to_config()):
+        assert has_contrast(correct, objective).tolist() == expected
 
 
 @pytest.mark.parametrize(
