@@ -137,6 +137,7 @@ RULES: Mapping[str, Rule] = {
     "objective.rescue.scale": _one_of(options.RESCUE_SCALES),
     "objective.reflect.max_rationale_len": _count,
     "objective.reflect.source": _one_of(options.REPAIR_SOURCES),
+    "objective.reflect.failure": _one_of(options.REPAIRED_FAILURES),
     "objective.reflect.train_on": _one_of(options.TRAIN_ON),
     "objective.region.gamma_pos": _at_least(0),
     "objective.region.gamma_neg": _at_least(0),

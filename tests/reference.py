@@ -100,16 +100,21 @@ def select_negatives(states, correct, anchor: int, num_negatives: int, num_neigh
 
 
 # Section 4: the all-wrong group.
+def likelihood(logprobs_old: np.ndarray, sampled_mask: np.ndarray, rank_by: str) -> float:
+    """The old log-prob of one row, its sum or its mean (section 4)."""
+    total, count = 0.0, 0
+    for t in range(len(logprobs_old)):
+        if sampled_mask[t]:
+            total += float(logprobs_old[t])
+            count += 1
+    return -math.inf if count == 0 else total if rank_by == "sum" else total / count
+
+
 def choose_pseudo_anchor(logprobs_old: np.ndarray, sampled_mask: np.ndarray, rank_by: str) -> int:
     """The failure with the largest old log-prob (section 4)."""
     best_row, best_score = None, None
     for g in range(len(logprobs_old)):
-        total, count = 0.0, 0
-        for t in range(len(logprobs_old[g])):
-            if sampled_mask[g][t]:
-                total += float(logprobs_old[g][t])
-                count += 1
-        score = -math.inf if count == 0 else total if rank_by == "sum" else total / count
+        score = likelihood(logprobs_old[g], sampled_mask[g], rank_by)
         if best_score is None or score > best_score:
             best_row, best_score = g, score
     return best_row
@@ -124,6 +129,27 @@ def select_rescue(states, pseudo_anchor: int, num_negatives: int) -> list[int]:
     return sorted(chosen, key=lambda g: (to_anchor[g], g))
 
 
+# Section 3: the negative that is repaired.
+def put_first(negatives: list[int], preference: Sequence[float]) -> list[int]:
+    """The negatives with the most preferred one before the others."""
+    first = None
+    for row in negatives:
+        if first is None or preference[row] > preference[first]:
+            first = row
+    return [row for row in negatives if row == first] + [row for row in negatives if row != first]
+
+
+def count_alike(token_ids, answer_mask, correct) -> list[int]:
+    """Failures of one group with each row's answer; 0 for a row without one (section 3)."""
+    answers = [
+        [int(ids[t]) for t in range(len(ids)) if mask[t]] for ids, mask in zip(token_ids, answer_mask, strict=True)
+    ]
+    return [
+        sum(1 for g in range(len(answers)) if not correct[g] and answers[g] == answer) if answer else 0
+        for answer in answers
+    ]
+
+
 def select_subgroup(
     correct,
     think_len,
@@ -133,8 +159,33 @@ def select_subgroup(
     sampled_mask,
     states,
     objective: Objective,
+    num_alike=None,
 ) -> Group:
-    """The rows of one group that are updated (sections 2 and 4)."""
+    """The rows of one group that are updated, in the order of their slots (sections 2 to 4)."""
+    group = choose_rows(correct, think_len, answer_len, response_len, logprobs_old, sampled_mask, states, objective)
+    if not (objective.reflect.enabled and group.rows):
+        return group
+    anchor, *negatives = group.rows
+    if objective.reflect.failure == "likeliest":
+        rank_by = objective.rescue.rank_by
+        scores = [likelihood(logprobs_old[g], sampled_mask[g], rank_by) for g in range(len(correct))]
+        negatives = put_first(negatives, scores)
+    elif objective.reflect.failure == "commonest":
+        negatives = put_first(negatives, num_alike)
+    return dataclasses.replace(group, rows=[anchor, *negatives])
+
+
+def choose_rows(
+    correct,
+    think_len,
+    answer_len,
+    response_len,
+    logprobs_old,
+    sampled_mask,
+    states,
+    objective: Objective,
+) -> Group:
+    """The rows of one group that are updated, negatives nearest first (sections 2 and 4)."""
     outcome = classify(correct)
     if not objective.anchored:
         return Group(list(range(len(correct))), outcome, 0)

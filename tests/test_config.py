@@ -48,6 +48,7 @@ BAD = [
     ("objective.rescue.scale", "one", "objective.rescue.scale='one': choose one of zscore, delta"),
     ("objective.reflect.source", "cue", "objective.reflect.source='cue': choose one of rationale, scratch"),
     ("objective.reflect.train_on", "all", "objective.reflect.train_on='all': choose one of continuation, rewrite"),
+    ("objective.reflect.failure", "any", "objective.reflect.failure='any': choose one of nearest, likeliest, common"),
     ("objective.surrogate", "ppo", "objective.surrogate='ppo': choose one of clip, cispo, sapo"),
     ("objective.sapo_tau_neg", 0.0, "objective.sapo_tau_neg=0.0: must be above 0"),
     ("objective.region.unit", "row", "objective.region.unit='row': choose one of token, region"),

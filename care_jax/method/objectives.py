@@ -23,6 +23,7 @@ from care_jax.options import (
     RankBy,
     Ratio,
     RegionUnit,
+    RepairedFailure,
     RepairSource,
     RescueScale,
     Selector,
@@ -59,6 +60,9 @@ class Reflect:
     # the response's length; with "rewrite" the repair has all of it but the tag's.
     max_rationale_len: int = 1024
     source: RepairSource = "rationale"  # rationale | scratch (ablation: resample the prompt)
+    # The negative that is repaired: nearest (published) | likeliest, as rescue.rank_by ranks | commonest (its answer is
+    # that of the most failures of the group).
+    failure: RepairedFailure = "nearest"
     train_on: TrainOn = "continuation"  # continuation | rewrite [study]
 
     def __post_init__(self) -> None:

@@ -11,12 +11,12 @@ from care_jax.method.objectives import Objective
 from care_jax.method.token_weights import shared_with_anchor, token_weights
 from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 
-REFLECTED_SLOT = 1  # the nearest negative
+REFLECTED_SLOT = 1  # the negative that is repaired: the nearest, or as reflect.failure says
 
 
 @struct.dataclass
 class Reflection:
-    """One reflected response a group, ready for the slot of the nearest negative. Zeros mean that none was tried."""
+    """One reflected response a group, ready for the slot of its negative. Zeros mean that none was tried."""
 
     tried: Bool[Array, "B"]
     token_ids: Int32[Array, "B R"]
