@@ -179,13 +179,10 @@ def _streams_hold_a_row(c: ConfigDict) -> str:
 
 
 def _warmup_ends(c: ConfigDict) -> str:
-    updates = c.train.steps * c.train.minibatches
-    if 0 <= c.optimizer.warmup_steps < updates:
+    warmup, updates = c.optimizer.warmup_steps, c.train.steps * c.train.minibatches
+    if 0 <= warmup < updates:
         return ""
-    return (
-        f"optimizer.warmup_steps={c.optimizer.warmup_steps}: must be below the run's steps * minibatches = {updates} "
-        "updates"
-    )
+    return f"optimizer.warmup_steps={warmup}: must be below the run's steps * minibatches = {updates} updates"
 
 
 def _samples_differ(c: ConfigDict) -> str:
@@ -201,10 +198,16 @@ def _buffer_fits(c: ConfigDict) -> str:
     return f"objective.overlong_buffer_len={buffer_len}: must lie in 0 .. rollout.response_len"
 
 
-def _reflection_has_a_negative(c: ConfigDict) -> str:
-    if c.objective.anchored or not c.objective.reflect.enabled:
-        return ""
-    return "objective.reflect.enabled needs objective.anchored=True: reflection repairs a subgroup's negative"
+_NEED_AN_ANCHOR = {
+    "reflect.enabled": "reflection repairs a subgroup's negative",
+    "region.after_divergence": "a rationale has its credit from where it parts from the anchor's",
+}
+
+
+def _is_anchored(c: ConfigDict) -> str:
+    values = flat(c.objective)
+    in_vain = [key for key in _NEED_AN_ANCHOR if values[key] and not c.objective.anchored]
+    return f"objective.{in_vain[0]} needs objective.anchored=True: {_NEED_AN_ANCHOR[in_vain[0]]}" if in_vain else ""
 
 
 def _repair_has_room(c: ConfigDict) -> str:
@@ -238,12 +241,8 @@ _MIXTURES = ("data.train", "data.eval")  # paths, or mixtures, which `_is_path_o
 
 
 def _images_have_sizes(c: ConfigDict) -> str:
-    if c.data.min_image_tokens <= c.data.max_image_tokens:
-        return ""
-    return (
-        f"data.min_image_tokens={c.data.min_image_tokens}: must be at most "
-        f"data.max_image_tokens={c.data.max_image_tokens}"
-    )
+    least, most = c.data.min_image_tokens, c.data.max_image_tokens
+    return "" if least <= most else f"data.min_image_tokens={least}: must be at most data.max_image_tokens={most}"
 
 
 def _rewards_are_known(c: ConfigDict) -> str:
@@ -274,7 +273,7 @@ CHECKS: tuple[Check, ...] = (
     _warmup_ends,
     _samples_differ,
     _buffer_fits,
-    _reflection_has_a_negative,
+    _is_anchored,
     _repair_has_room,
 )
 

@@ -17,7 +17,7 @@ import ml_collections
 from care_jax.method import train_batch
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import keeps_forced
-from care_jax.method.subgroup import select_subgroup
+from care_jax.method.subgroup import count_alike, select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.parallel.sharding import ROWS, WHOLE, place
 from care_jax.stages import host, sampler, score
@@ -48,6 +48,9 @@ def _reflect(setup: Setup) -> Callable:
 
 
 def _select(setup: Setup) -> Callable:
+    objective = setup.objective
+    by_answer = objective.reflect.enabled and objective.reflect.failure == "commonest"
+
     def select(rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: jax.Array) -> Subgroup:
         return select_subgroup(
             correct=verdicts.correct,
@@ -58,7 +61,8 @@ def _select(setup: Setup) -> Callable:
             sampled_mask=rollouts.sampled_mask,
             think_states=scores.think_states,
             key=key,
-            objective=setup.objective,
+            objective=objective,
+            num_alike=count_alike(rollouts.token_ids, verdicts.answer_mask, verdicts.correct) if by_answer else None,
         )
 
     return select

@@ -152,7 +152,8 @@ class Scores:
 class Subgroup:
     """The rows of each group that are updated; unused slots are valid=False, never a shorter array.
 
-    Slot 0 is the anchor (or pseudo-anchor); slots 1..K are negatives, nearest first.
+    Slot 0 is the anchor (or pseudo-anchor); slots 1..K are negatives, nearest first unless reflect.failure puts
+    another one into slot 1.
     """
 
     index: Int32[Array, "B S"]  # which of the G rollouts

@@ -32,6 +32,7 @@ from care_jax.inputs.batch import Example
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import reflect
+from care_jax.method.advantage import has_contrast
 from care_jax.method.objectives import Objective
 from care_jax.method.train_batch import Reflection
 from care_jax.parallel.sharding import abstract_arrays
@@ -48,7 +49,7 @@ from care_jax.stages.table import HostStage, Setup, Stage
 from care_jax.stages.train_state import TrainState
 from care_jax.structs import Rollouts, zeros
 
-# What dynamic sampling puts together of the mixed groups of several draws.
+# What dynamic sampling puts together of the groups of several draws.
 REGROUPED = frozenset(
     ("examples", "records", "padding", "bucket", "lengths", "prompts", "prefix", "rollouts", "judged", "verdicts")
 )
@@ -145,7 +146,7 @@ class Trainer:
         self.phases = self.stages.table.phases()
         if self.objective.dynamic_sampling:
             left = self.stages.table.given_anew() - REGROUPED
-            assert not left, f"_draw_mixed_groups does not put {', '.join(left)} together"
+            assert not left, f"_draw_until_full does not put {', '.join(left)} together"
         self.speed, self.idle_seconds = Speed(config, session.mesh), 0.0  # in which the devices wait for the host
         # What is there before every step, beside the state.
         num_own = len(share.rows(setup.num_prompts))
@@ -167,7 +168,7 @@ class Trainer:
         values = Values(self.stages, self.session, start, self.start_on_host)
 
         self._run(self.phases.opening, values, wait=False)  # the devices work while the data are read
-        drawn = self._draw_mixed_groups(values) if self.objective.dynamic_sampling else self._draw(values, 0)
+        drawn = self._draw_until_full(values) if self.objective.dynamic_sampling else self._draw(values, 0)
         values.free(self.stages.table.freed_after_drawing())
         self._run(self.phases.learning, values)
 
@@ -220,8 +221,8 @@ class Trainer:
             num_draws=1,
         )
 
-    def _draw_mixed_groups(self, values: Values) -> step_summary.Drawn:
-        """DAPO's dynamic sampling: draws batches until B groups are mixed; uniform ones fill up after max_draws.
+    def _draw_until_full(self, values: Values) -> step_summary.Drawn:
+        """Dynamic sampling: draws batches until B groups have a contrast; others fill up after max_draws.
 
         Dropped groups are gone: their prompts are not asked again in this epoch.
         """
@@ -233,10 +234,9 @@ class Trainer:
             values.free(drawn)
             draws.append(self._draw(values, draw))
             rollouts, judged = values.on_host("rollouts"), values.on_host("judged")
-            correct = judged.verdicts.correct
+            is_kept = has_contrast(judged.verdicts.correct, self.objective)
             for b, example in enumerate(values.on_host("examples")):
-                is_mixed = 0 < correct[b].sum() < correct.shape[1]
-                (kept if is_mixed else spare).append((example, _row(rollouts, b), step_summary.judged_row(judged, b)))
+                (kept if is_kept[b] else spare).append((example, _row(rollouts, b), step_summary.judged_row(judged, b)))
             if len(kept) >= wanted:
                 break
         examples, rollouts, judged = zip(*(kept + spare)[:wanted], strict=True)

@@ -79,9 +79,15 @@ def care_rows(
             group,
             objective,
         )
-        for row, advantage in zip(slots, advantages, strict=True):
+        shared: list = [None] * len(slots)
+        if slots and objective.region.enabled and objective.region.after_divergence:
+            shared = reference.shared_with_anchor(
+                *([row[name] for row in slots] for name in ("token_ids", "think_mask", "correct"))
+            )
+        for row, advantage, shared_mask in zip(slots, advantages, shared, strict=True):
             masks = (row["think_mask"], row["answer_mask"], row["sampled"])
-            weights = np.array(reference.token_weights(*masks, bool(row["correct"]), objective), np.float32)
+            weights = reference.token_weights(*masks, bool(row["correct"]), objective, shared_mask)
+            weights = np.array(weights, np.float32)
             rows.append(Row(b, row["token_ids"], row["sampled"], row["logprobs_old"], weights, advantage))
     return rows
 

@@ -100,16 +100,21 @@ def select_negatives(states, correct, anchor: int, num_negatives: int, num_neigh
 
 
 # Section 4: the all-wrong group.
+def likelihood(logprobs_old: np.ndarray, sampled_mask: np.ndarray, rank_by: str) -> float:
+    """The old log-prob of one row, its sum or its mean (section 4)."""
+    total, count = 0.0, 0
+    for t in range(len(logprobs_old)):
+        if sampled_mask[t]:
+            total += float(logprobs_old[t])
+            count += 1
+    return -math.inf if count == 0 else total if rank_by == "sum" else total / count
+
+
 def choose_pseudo_anchor(logprobs_old: np.ndarray, sampled_mask: np.ndarray, rank_by: str) -> int:
     """The failure with the largest old log-prob (section 4)."""
     best_row, best_score = None, None
     for g in range(len(logprobs_old)):
-        total, count = 0.0, 0
-        for t in range(len(logprobs_old[g])):
-            if sampled_mask[g][t]:
-                total += float(logprobs_old[g][t])
-                count += 1
-        score = -math.inf if count == 0 else total if rank_by == "sum" else total / count
+        score = likelihood(logprobs_old[g], sampled_mask[g], rank_by)
         if best_score is None or score > best_score:
             best_row, best_score = g, score
     return best_row
@@ -124,6 +129,27 @@ def select_rescue(states, pseudo_anchor: int, num_negatives: int) -> list[int]:
     return sorted(chosen, key=lambda g: (to_anchor[g], g))
 
 
+# Section 3: the negative that is repaired.
+def put_first(negatives: list[int], preference: Sequence[float]) -> list[int]:
+    """The negatives with the most preferred one before the others."""
+    first = None
+    for row in negatives:
+        if first is None or preference[row] > preference[first]:
+            first = row
+    return [row for row in negatives if row == first] + [row for row in negatives if row != first]
+
+
+def count_alike(token_ids, answer_mask, correct) -> list[int]:
+    """Failures of one group with each row's answer; 0 for a row without one (section 3)."""
+    answers = [
+        [int(ids[t]) for t in range(len(ids)) if mask[t]] for ids, mask in zip(token_ids, answer_mask, strict=True)
+    ]
+    return [
+        sum(1 for g in range(len(answers)) if not correct[g] and answers[g] == answer) if answer else 0
+        for answer in answers
+    ]
+
+
 def select_subgroup(
     correct,
     think_len,
@@ -133,8 +159,33 @@ def select_subgroup(
     sampled_mask,
     states,
     objective: Objective,
+    num_alike=None,
 ) -> Group:
-    """The rows of one group that are updated (sections 2 and 4)."""
+    """The rows of one group that are updated, in the order of their slots (sections 2 to 4)."""
+    group = choose_rows(correct, think_len, answer_len, response_len, logprobs_old, sampled_mask, states, objective)
+    if not (objective.reflect.enabled and group.rows):
+        return group
+    anchor, *negatives = group.rows
+    if objective.reflect.failure == "likeliest":
+        rank_by = objective.rescue.rank_by
+        scores = [likelihood(logprobs_old[g], sampled_mask[g], rank_by) for g in range(len(correct))]
+        negatives = put_first(negatives, scores)
+    elif objective.reflect.failure == "commonest":
+        negatives = put_first(negatives, num_alike)
+    return dataclasses.replace(group, rows=[anchor, *negatives])
+
+
+def choose_rows(
+    correct,
+    think_len,
+    answer_len,
+    response_len,
+    logprobs_old,
+    sampled_mask,
+    states,
+    objective: Objective,
+) -> Group:
+    """The rows of one group that are updated, negatives nearest first (sections 2 and 4)."""
     outcome = classify(correct)
     if not objective.anchored:
         return Group(list(range(len(correct))), outcome, 0)
@@ -192,25 +243,63 @@ def subgroup_advantages(
     return raw, final
 
 
+# Section 5: what the rationales of one group's rows share with their anchor's.
+def common_beginning(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Tokens before the first difference."""
+    count = 0
+    while count < min(len(ours), len(theirs)) and ours[count] == theirs[count]:
+        count += 1
+    return count
+
+
+def shared_with_anchor(token_ids, think_mask, correct) -> list[list[bool]]:
+    """Shared tokens of the rows of one group, anchor first: arrays [rows, R] (section 5)."""
+    spans = [[t for t in range(len(row)) if row[t]] for row in think_mask]
+    rationales = [[int(ids[t]) for t in span] for ids, span in zip(token_ids, spans, strict=True)]
+    lengths = [common_beginning(rationale, rationales[0]) for rationale in rationales]
+    opposed = [lengths[row] for row in range(1, len(lengths)) if not correct[row]]
+    lengths[0] = min(opposed) if opposed else 0
+    return [
+        [t in span[:length] for t in range(len(row))]
+        for row, span, length in zip(token_ids, spans, lengths, strict=True)
+    ]
+
+
 # Section 5: token weights of one response.
-def token_weights(think_mask, answer_mask, sampled_mask, correct: bool, objective: Objective) -> list[float]:
+def token_weights(
+    think_mask, answer_mask, sampled_mask, correct: bool, objective: Objective, shared_mask=None
+) -> list[float]:
     """Region weights of one response's tokens (section 5)."""
     has_answer = False
     for t in range(len(answer_mask)):
         if answer_mask[t]:
             has_answer = True
-    weights = []
+    region = objective.region
+    per_region = {
+        "answer": 1.0,
+        "rationale": region.gamma_pos if correct else region.gamma_neg,
+        "form": region.format_weight,
+        "shared": 0.0,
+    }
+    regions = []
     for t in range(len(sampled_mask)):
         if not sampled_mask[t]:
-            weight = 0.0
-        elif not objective.region.enabled or not has_answer or answer_mask[t]:
-            weight = 1.0
+            regions.append(None)
+        elif not region.enabled or not has_answer or answer_mask[t]:
+            regions.append("answer")
+        elif shared_mask is not None and shared_mask[t]:
+            regions.append("shared")
         elif think_mask[t]:
-            weight = objective.region.gamma_pos if correct else objective.region.gamma_neg
+            regions.append("rationale")
         else:
-            weight = objective.region.format_weight
-        weights.append(weight)
-    return weights
+            regions.append("form")
+    if region.enabled and region.unit == "region":
+        sizes = {name: regions.count(name) for name in per_region}
+        total = sum(per_region[name] for name in per_region if sizes[name])
+        for name, size in sizes.items():
+            if size and total:
+                per_region[name] *= sum(sizes.values()) / (size * total)
+    return [0.0 if name is None else per_region[name] for name in regions]
 
 
 # Section 5: importance weights of one row.
@@ -236,6 +325,29 @@ def importance(gaps: dict[int, float], t: int, correction: Correction) -> tuple[
     return min(at_level(gaps, t, correction.tis_level), correction.tis_cap), True
 
 
+# Section 5: ratios and surrogates.
+def token_ratio(gaps: dict[int, float], fixed_gaps: dict[int, float], t: int, ratio: str) -> float:
+    """The ratio of token t; `gaps`: new minus old at the row's sampled tokens, `fixed_gaps`: those without gradient."""
+    if ratio == "token":
+        return math.exp(gaps[t])
+    if ratio == "sequence":
+        return math.exp(sum(gaps.values()) / len(gaps))
+    return math.exp(sum(fixed_gaps.values()) / len(gaps)) * math.exp(gaps[t] - fixed_gaps[t])
+
+
+def clip(ratio: float, objective: Objective) -> float:
+    """A ratio between the bounds."""
+    return min(max(ratio, 1.0 - objective.clip_low), 1.0 + objective.clip_high)
+
+
+def surrogate(ratio: float, advantage: float, objective: Objective) -> float:
+    """The loss of a token, hard or softly limited."""
+    if objective.surrogate == "clip":
+        return -min(ratio * advantage, clip(ratio, objective) * advantage)
+    tau = objective.sapo_tau_pos if advantage > 0 else objective.sapo_tau_neg
+    return -advantage * (4.0 / tau) / (1.0 + math.exp(-tau * (ratio - 1.0)))
+
+
 # Section 5: the loss of a batch of rows.
 def policy_loss(
     logprobs,
@@ -249,11 +361,14 @@ def policy_loss(
     correction: Correction | None = None,
     logprobs_sampler=None,
     logprobs_proximal=None,
+    logprobs_fixed=None,
 ) -> float:
     """Arrays of rows [rows, R]; rows with row_mask False are as if absent. The mean is over all rows given.
 
-    `logprobs_proximal`: what the weights hold against the sampler; not moved with `logprobs` by finite differences.
+    `logprobs_proximal`: what the weights hold against the sampler; `logprobs_fixed`: what has a value and no gradient
+    in a ratio, `logprobs` itself if None. Finite differences of `logprobs` move neither.
     """
+    logprobs_fixed = logprobs if logprobs_fixed is None else logprobs_fixed
     num_rows, num_tokens = 0, 0
     for i in range(len(row_mask)):
         if row_mask[i]:
@@ -267,13 +382,16 @@ def policy_loss(
         if not tokens:
             continue
         gaps = {t: float(logprobs[i][t]) - float(logprobs_old[i][t]) for t in tokens}
-        sequence_ratio = math.exp(sum(gaps.values()) / len(tokens))
+        fixed = {t: float(logprobs_fixed[i][t]) for t in tokens}
+        fixed_gaps = {t: fixed[t] - float(logprobs_old[i][t]) for t in tokens}
         weight_sum = sum(float(weights[i][t]) for t in tokens)
         for t in tokens:
-            ratio = sequence_ratio if objective.ratio == "sequence" else math.exp(gaps[t])
-            clipped = min(max(ratio, 1.0 - objective.clip_low), 1.0 + objective.clip_high)
             advantage = float(advantages[i])
-            token_loss = -min(ratio * advantage, clipped * advantage)
+            if objective.surrogate == "cispo":
+                weight_of_ratio = clip(token_ratio(fixed_gaps, fixed_gaps, t, objective.ratio), objective)
+                token_loss = -weight_of_ratio * advantage * float(logprobs[i][t])
+            else:
+                token_loss = surrogate(token_ratio(gaps, fixed_gaps, t, objective.ratio), advantage, objective)
             gap_ref = float(logprobs_ref[i][t]) - float(logprobs[i][t])
             kl = math.exp(gap_ref) - gap_ref - 1.0
             weight = float(weights[i][t])

@@ -48,6 +48,10 @@ BAD = [
     ("objective.rescue.scale", "one", "objective.rescue.scale='one': choose one of zscore, delta"),
     ("objective.reflect.source", "cue", "objective.reflect.source='cue': choose one of rationale, scratch"),
     ("objective.reflect.train_on", "all", "objective.reflect.train_on='all': choose one of continuation, rewrite"),
+    ("objective.reflect.failure", "any", "objective.reflect.failure='any': choose one of nearest, likeliest, common"),
+    ("objective.surrogate", "ppo", "objective.surrogate='ppo': choose one of clip, cispo, sapo"),
+    ("objective.sapo_tau_neg", 0.0, "objective.sapo_tau_neg=0.0: must be above 0"),
+    ("objective.region.unit", "row", "objective.region.unit='row': choose one of token, region"),
     ("model.folder", "", "model.folder='': name a folder with a config.json"),
     ("data.train", "", "data.train='': name the training data"),
     ("data.train", (("a", 1.0),), "data.train=(('a', 1.0),): give one path, or with data.format='prepared' ((folder"),
@@ -120,6 +124,17 @@ def test_samples_need_a_temperature():
         config.validate(c)
     c.eval.num_samples = 1
     config.validate(c)
+
+
+@pytest.mark.parametrize("part", ["reflect.enabled", "region.after_divergence"])
+def test_what_needs_an_anchor_is_refused_without_one(part: str) -> None:
+    """Catches a part of CARE that silently does nothing in a group objective."""
+    c = good()
+    c.objective = objectives.grpo()
+    config.validate(c)
+    c.objective.update_from_flattened_dict({part: True})
+    with pytest.raises(InputError, match=re.escape(f"objective.{part} needs objective.anchored=True: ")):
+        config.validate(c)
 
 
 def test_a_rewrite_has_room_for_every_rationale():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_importance_weights_train(old_from: str, train_on: str, cached: SmallTas
         assert row["tis/weight"] == pytest.approx(1, abs=1e-4)
         assert row["tis/masked"] == row["tis/truncated"] == 0
         assert 0 < row["logprob_gap/mean"] <= 1e-5
+
+
+@pytest.mark.slow
+def test_care_draws_until_each_group_has_a_contrast(cached: SmallTask, tmp_path: Path) -> None:
+    """Catches all-wrong groups that a draw drops under a rescue, and surrogates or weights that do not run."""
+    config = demo.get_config()
+    apply(config, small(cached.model, cached.data, train__steps=2, model__weights=str(cached.cold_start)))
+    config.objective.dynamic_sampling, config.objective.clip_high = True, 0.28
+    config.objective.surrogate, config.objective.ratio = "cispo", "sequence_token"
+    config.objective.region.unit, config.objective.region.after_divergence = "region", True
+    train.run(config, tmp_path / "run")
+    rows = [row for row in metrics(tmp_path / "run") if "loss" in row]
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    outcomes = [event["outcome"] for event in events]
+    assert {*outcomes} == {"MIXED", "ALL_WRONG"}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 from care_jax import step, train
@@ -19,6 +20,7 @@ from care_jax.planning import estimate, flops
 from care_jax.planning.sizes import Sizes
 from care_jax.stages.compiled import all_buckets, make_programs, trace
 from care_jax.stages.table import Compute, DeviceStage, HostStage, Setup, Table, value_of
+from care_jax.structs import Rollouts, Scores, Verdicts
 from tests.planning.test_plan import tiny
 
 
@@ -70,6 +72,25 @@ def test_every_value_is_there_when_a_stage_takes_it(preset, old_from, tis_cap):
     assert names[-1] == "update"
     updated = [(x.shape, x.dtype) for x in jax.tree.leaves(calls[-1].results["state"])]
     assert updated == [(x.shape, x.dtype) for x in jax.tree.leaves(setup.state)]
+
+
+@pytest.mark.parametrize("failure", ["nearest", "likeliest", "commonest"])
+def test_the_failure_to_repair_is_chosen_on_the_devices(failure: str) -> None:
+    """Catches a choice that the select stage knows nothing of: the three are three programs, run on one batch."""
+    setup = setup_of(config_of("care", objective__reflect__failure=failure, objective__num_negatives=3))
+    shape, place = (1, 4, 8), np.arange(8)
+    answers = np.broadcast_to(place < 1, shape)
+    ids = np.broadcast_to(np.array([[1], [2], [3], [3]], np.int32), shape)
+    logprobs = np.broadcast_to(np.array([[-1.0], [-2.0], [-1.0], [-2.0]], np.float32), shape)
+    whole, correct = np.ones(shape, bool), np.array([[True, False, False, False]])
+    rollouts = Rollouts(ids, np.full((1, 4), 8, np.int32), logprobs, whole, whole[:, :, 0])
+    verdicts = Verdicts(correct, correct, correct, correct.astype(np.float32), ~answers, answers)
+    angle = np.radians([0, 10, 50, 30])
+    scores = Scores(logprobs, -logprobs, np.stack([np.cos(angle), np.sin(angle)], -1)[None].astype(np.float32))
+    (select,) = (stage for stage in step.STEP.stages if stage.name == "select")
+    chosen = jax.jit(select.function(setup))(rollouts, verdicts, scores, jax.random.key(0))
+    order = {"nearest": [0, 1, 3, 2], "likeliest": [0, 2, 1, 3], "commonest": [0, 3, 1, 2]}
+    assert chosen.index[0].tolist() == order[failure]
 
 
 def test_adapters_need_no_second_model():

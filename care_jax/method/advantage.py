@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Float32
@@ -86,14 +87,22 @@ def _z_score(rewards: Float[Array, "B S"], valid: Bool[Array, "B S"], normalise_
     return centred / (std + STD_EPS)
 
 
+def has_contrast(
+    correct: Bool[np.ndarray, "B G"], objective: Objective | ml_collections.ConfigDict
+) -> Bool[np.ndarray, "B"]:
+    """Groups that dynamic sampling keeps: MIXED, and ALL_WRONG if they are rescued (docs/method.md section 6)."""
+    rescued = objective.anchored and objective.rescue.enabled
+    return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | rescued)
+
+
 def may_teach(
     correct: Bool[np.ndarray, "B G"], rewards: Float[np.ndarray, "B G"], objective: Objective
 ) -> Bool[np.ndarray, "B"]:
     """Groups that may get a gradient; all others have advantages of 0, whatever their scores, and no KL.
 
-    anchored    MIXED, and with the rescue ALL_WRONG
+    anchored    those of `has_contrast`
     else        rewards that differ; all of them with a KL
     """
     if objective.anchored:
-        return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | objective.rescue.enabled)
+        return has_contrast(correct, objective)
     return (np.min(rewards, axis=1) != np.max(rewards, axis=1)) | (objective.kl_coef > 0)

@@ -1,4 +1,4 @@
-"""The clipped policy loss of a batch of rows: ratio, clip, KL, and one sum (docs/method.md section 5).
+"""The policy loss of a batch of rows: ratio, surrogate, KL, and one sum (docs/method.md section 5).
 
 Every denominator is a count over the whole minibatch, over all processes and micro-batches, and the caller passes it
 in: the loss of a piece is its part of the whole, so that pieces and their gradients add up.
@@ -13,7 +13,7 @@ import typing
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from care_jax.method.importance import Correction, at_level, importance
 from care_jax.method.objectives import Objective
@@ -57,12 +57,13 @@ def policy_loss(
     denominators: Denominators,
     correction: Correction | None = None,
 ) -> LossOutput:
-    """Computes the clipped policy loss and the k3 KL of the rows in `batch.row_mask` (docs/method.md sections 5, 6).
+    """Computes the policy loss and the k3 KL of the rows in `batch.row_mask` (docs/method.md sections 5, 6).
 
-        l = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)
+        l = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)   surrogate "clip"; `_surrogate` has the others
         k = exp(ref - new) - (ref - new) - 1
         rho = exp(new - old)                                         ratio "token"
         rho = exp(mean of new - old over the row's sampled tokens)   ratio "sequence" (GSPO, arXiv 2507.18071)
+        rho = stop_gradient(that) * exp(new - stop_gradient(new))    ratio "sequence_token" (GSPO-token, the same paper)
 
     l is summed with the token weights, k with 1 at every sampled token, both divided as `aggregate_tokens` says. The
     loss is the first plus kl_coef times the second, which is not computed at kl_coef 0.
@@ -76,15 +77,15 @@ def policy_loss(
         logprobs: of the policy that is being updated. Values at tokens that were not sampled are ignored, and their
             gradient is exactly 0.
         batch: the rows; all of a minibatch, or one piece of it.
-        objective: ratio, clip, aggregate and KL coefficient; static under jit.
+        objective: ratio, surrogate, aggregate and KL coefficient; static under jit.
         denominators: counts of the whole minibatch.
         correction: of the sampler; needs `batch.logprobs_sampler`. None: none.
 
     Returns:
         LossOutput. aux holds sums over this piece: `loss` = `policy_loss` + `kl_loss` (their parts of the minibatch
         loss, already divided), `kl_sum` (k over tokens; divide by num_tokens), `log_ratio_sum` (new - old over
-        tokens; by num_tokens) and `abs_log_ratio_sum`, `clipped_tokens` (tokens with a weight whose clipped branch is
-        taken; by weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`. The two of the KL are absent at
+        tokens; by num_tokens) and `abs_log_ratio_sum`, `clipped_tokens` (tokens with a weight whose ratio was
+        clipped; by weighted_tokens), `weighted_tokens`, `num_tokens`, `num_rows`. The two of the KL are absent at
         kl_coef 0. With a correction also `importance_sum` (weights of the `kept_tokens`), `kept_tokens`,
         `masked_tokens` and `truncated_tokens`.
     """
@@ -103,12 +104,12 @@ def policy_loss(
         corrected = importance(proximal - jnp.where(mask, batch.logprobs_sampler, 0.0), mask, correction)
         moved = logprobs - proximal if correction.tis_cap > 0 else log_ratio
 
-    exponent = at_level(moved, mask, "geometric" if objective.ratio == "sequence" else "token")
+    exponent = at_level(moved, mask, "token" if objective.ratio == "token" else "geometric")
+    if objective.ratio == "sequence_token":
+        exponent = jax.lax.stop_gradient(exponent) + (moved - jax.lax.stop_gradient(moved))
     ratio = jnp.exp(jnp.minimum(exponent, MAX_LOG_RATIO))
     advantages = jnp.where(batch.row_mask, batch.advantages, 0.0)[..., None]
-    unclipped = ratio * advantages
-    clipped = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high) * advantages
-    losses = -jnp.minimum(unclipped, clipped)
+    losses, is_clipped = _surrogate(ratio, logprobs, advantages, objective)
     weighed = losses if corrected is None else corrected.weights * losses
     policy = aggregate_tokens(weighed, weights, objective.aggregate, denominators)
 
@@ -117,7 +118,7 @@ def policy_loss(
         "policy_loss": policy,
         "log_ratio_sum": log_ratio.sum(),
         "abs_log_ratio_sum": jnp.abs(log_ratio).sum(),
-        "clipped_tokens": (has_weight & (clipped < unclipped)).sum(dtype=jnp.float32),
+        "clipped_tokens": (has_weight & is_clipped).sum(dtype=jnp.float32),
         "weighted_tokens": has_weight.sum(dtype=jnp.float32),
         "num_tokens": sampled.sum(),
         "num_rows": batch.row_mask.sum(dtype=jnp.float32),
@@ -137,6 +138,30 @@ def policy_loss(
         loss = policy + kl_loss
         aux |= {"kl_loss": kl_loss, "kl_sum": kl.sum()}
     return LossOutput(loss=loss, aux=aux | {"loss": loss})
+
+
+def _surrogate(
+    ratio: Float32[Array, "B S R"],
+    logprobs: Float32[Array, "B S R"],
+    advantages: Float32[Array, "B S 1"],
+    objective: Objective,
+) -> tuple[Float32[Array, "B S R"], Bool[Array, "B S R"]]:
+    """The loss of each token, and whether its ratio was clipped.
+
+    -min(rho * A, clip(rho) * A)               clip (PPO, arXiv 1707.06347)
+    -stop_gradient(clip(rho)) * A * new        cispo (MiniMax-M1, arXiv 2506.13585): every token keeps a gradient
+    -4 / tau * sigmoid(tau * (rho - 1)) * A    sapo (arXiv 2511.20347): tau by the sign of A; nothing is clipped
+    """
+    if objective.surrogate == "sapo":
+        tau = jnp.where(advantages > 0, objective.sapo_tau_pos, objective.sapo_tau_neg)
+        return -4.0 / tau * jax.nn.sigmoid(tau * (ratio - 1.0)) * advantages, jnp.zeros(ratio.shape, bool)
+    bounded = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high)
+    if objective.surrogate == "cispo":
+        return -jax.lax.stop_gradient(bounded) * advantages * logprobs, bounded != ratio
+    if objective.surrogate == "clip":
+        unclipped, clipped = ratio * advantages, bounded * advantages
+        return -jnp.minimum(unclipped, clipped), clipped < unclipped
+    typing.assert_never(objective.surrogate)
 
 
 def aggregate_tokens(

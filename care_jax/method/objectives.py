@@ -18,7 +18,19 @@ from typing import Any
 import ml_collections
 
 from care_jax.errors import InputError
-from care_jax.options import Aggregate, RankBy, Ratio, RepairSource, RescueScale, Selector, TrainOn, choose_one
+from care_jax.options import (
+    Aggregate,
+    RankBy,
+    Ratio,
+    RegionUnit,
+    RepairedFailure,
+    RepairSource,
+    RescueScale,
+    Selector,
+    Surrogate,
+    TrainOn,
+    choose_one,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,9 @@ class Reflect:
     # the response's length; with "rewrite" the repair has all of it but the tag's.
     max_rationale_len: int = 1024
     source: RepairSource = "rationale"  # rationale | scratch (ablation: resample the prompt)
+    # The negative that is repaired: nearest (published) | likeliest, as rescue.rank_by ranks | commonest (its answer is
+    # that of the most failures of the group).
+    failure: RepairedFailure = "nearest"
     train_on: TrainOn = "continuation"  # continuation | rewrite [study]
 
     def __post_init__(self) -> None:
@@ -63,6 +78,8 @@ class Region:
     gamma_pos: float = 0.005  # weight of a correct response's rationale
     gamma_neg: float = 0.0  # weight of a wrong response's rationale (published: masked)
     format_weight: float = 0.0  # weight of tags and the stop token [study]
+    unit: RegionUnit = "token"  # token | region: whether each token has such a weight, or all of a region's together
+    after_divergence: bool = False  # rationale tokens before the first that differs from the anchor's weigh 0
 
     def __post_init__(self) -> None:
         """Refuses a wrong type or word."""
@@ -90,14 +107,19 @@ class Objective:
     reflect: Reflect = dataclasses.field(default_factory=Reflect)
     region: Region = dataclasses.field(default_factory=Region)
     # The policy loss.
-    ratio: Ratio = "token"  # token | sequence (length-normalised, GSPO)
+    # token | sequence (length-normalised, GSPO) | sequence_token (its value, the gradient of each token: GSPO-token)
+    ratio: Ratio = "token"
+    # What limits a ratio: clip (PPO) | cispo (the ratio is a clipped weight without gradient) | sapo (a smooth gate).
+    surrogate: Surrogate = "clip"
+    sapo_tau_pos: float = 1.0  # temperature of sapo's gate for rows of positive advantage
+    sapo_tau_neg: float = 1.05  # for the others
     clip_low: float = 0.2
     clip_high: float = 0.2
     aggregate: Aggregate = "sequence"  # sequence | token | constant [study]
     kl_coef: float = 1e-2  # on the k3 estimate against the reference policy; 0: no reference pass
     # What DAPO adds.
-    dynamic_sampling: bool = False  # drop uniform groups and draw more prompts until the batch is full
-    max_draws: int = 10  # most batches drawn for one step of dynamic sampling; then uniform groups fill up
+    dynamic_sampling: bool = False  # drop groups without a contrast and draw more prompts until the batch is full
+    max_draws: int = 10  # most batches drawn for one step of dynamic sampling; then dropped groups fill up
     overlong_buffer_len: int = 0  # tokens before the limit over which the length penalty grows; 0: no penalty
     overlong_penalty: float = 1.0  # reward taken off at the limit
 

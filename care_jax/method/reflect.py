@@ -1,4 +1,4 @@
-"""Reflection-guided resampling (docs/method.md section 3): repair the nearest failure once, verify it again.
+"""Reflection-guided resampling (docs/method.md section 3): repair one failure a group once, verify it again.
 
     forced (never in a loss)                        sampled
     <think> failed rationale + repair cue           repaired rationale </think><answer> .. </answer>

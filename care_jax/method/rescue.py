@@ -16,7 +16,17 @@ from care_jax.structs import Array
 def choose_pseudo_anchor(
     logprobs_old: Float[Array, "B G R"], sampled_mask: Bool[Array, "B G R"], rank_by: RankBy
 ) -> Int32[Array, "B"]:
-    """Picks the rollout that the old policy finds most likely (docs/method.md section 4).
+    """Picks the rollout that the old policy finds most likely, the lowest one of equals (docs/method.md section 4).
+
+    The arguments are those of `likelihood`.
+    """
+    return likelihood(logprobs_old, sampled_mask, rank_by).argmax(axis=1).astype(jnp.int32)
+
+
+def likelihood(
+    logprobs_old: Float[Array, "B G R"], sampled_mask: Bool[Array, "B G R"], rank_by: RankBy
+) -> Float32[Array, "B G"]:
+    """How likely the old policy finds each rollout (docs/method.md section 4).
 
         score = sum_t logprobs_old                    rank_by "sum" (published; favours short responses)
         score = sum_t logprobs_old / num_sampled      rank_by "mean"
@@ -29,14 +39,13 @@ def choose_pseudo_anchor(
         rank_by: objective.rescue.rank_by.
 
     Returns:
-        The index of the pseudo-anchor, the lowest one of equals. A row without sampled tokens comes last: its empty sum
-        is not a likelihood.
+        The scores; -inf for a row without sampled tokens, whose empty sum is not a likelihood.
     """
     score = jnp.where(sampled_mask, logprobs_old.astype(jnp.float32), 0.0).sum(axis=2)
     num_tokens = sampled_mask.sum(axis=2, dtype=jnp.int32)
     if rank_by == "mean":
         score /= jnp.maximum(num_tokens, 1).astype(jnp.float32)
-    return jnp.where(num_tokens > 0, score, -jnp.inf).argmax(axis=1).astype(jnp.int32)
+    return jnp.where(num_tokens > 0, score, -jnp.inf)
 
 
 def pseudo_rewards(valid: Bool[Array, "B S"], num_negatives: Int32[Array, "B"], delta: float) -> Float32[Array, "B S"]:

@@ -4,7 +4,8 @@ Everything is decided from the [G, G] distances of a group, and a choice is a ra
 ones considered, lowest index first if keys are equal. No shape depends on the data.
 
 Choices this module makes:
-1. Negatives lie in their slots nearest to the anchor first, whatever the order they were picked in.
+1. Negatives lie in their slots nearest to the anchor first, whatever the order they were picked in. Only the one that
+   is repaired comes before the others (`reflect.failure`).
 2. The pre-selection of M neighbours belongs to `farthest_first`; the other selectors look at all failures, and M only
    bounds how many they take, so that K' is the same for every selector.
 """
@@ -171,6 +172,7 @@ def select_subgroup(
     think_states: Float[Array, "B G D"],
     key: PRNGKeyArray | None,
     objective: Objective,
+    num_alike: Int32[Array, "B G"] | None = None,
 ) -> Subgroup:
     """Chooses the rows of each group that are updated (docs/method.md sections 2 and 4).
 
@@ -180,7 +182,7 @@ def select_subgroup(
 
         slot          0       1 2 3 4          K = 4, three failures
         valid         1       1 1 1 0
-        index         anchor  negatives, nearest first
+        index         anchor  negatives, nearest first; slot 1 the one to repair
 
     Args:
         correct: verdicts.
@@ -192,6 +194,7 @@ def select_subgroup(
         think_states: of unit length.
         key: needed for the random selector, else unused.
         objective: which rows; static under jit.
+        num_alike: from `count_alike`; needed for reflect.failure "commonest", else unused.
 
     Returns:
         A Subgroup with S = K + 1 (anchored) or G. Slots that are not valid have index 0. `num_negatives` is 0 in a
@@ -225,7 +228,52 @@ def select_subgroup(
         representatives = _representatives(distances, pseudo_anchor, objective.num_negatives)
         negatives = jnp.where(rescued[:, None], representatives, negatives)
         active |= rescued
-    return _fill_slots(distances, anchor, negatives & active[:, None], active, outcome, objective.num_negatives)
+    preference = None
+    if objective.reflect.enabled and objective.reflect.failure == "likeliest":
+        preference = rescue.likelihood(logprobs_old, sampled_mask, objective.rescue.rank_by)
+    elif objective.reflect.enabled and objective.reflect.failure == "commonest":
+        assert num_alike is not None
+        preference = num_alike.astype(jnp.float32)
+    negatives &= active[:, None]
+    nearness = _rank(_distances_to(distances, anchor), negatives)
+    order = nearness if preference is None else _put_first(nearness, negatives, preference)
+    return _fill_slots(order, anchor, negatives, active, outcome, objective.num_negatives)
+
+
+def count_alike(
+    token_ids: Int32[Array, "B G R"], answer_mask: Bool[Array, "B G R"], correct: Bool[Array, "B G"]
+) -> Int32[Array, "B G"]:
+    """Counts the failures of a group that give each rollout's answer, token by token (docs/method.md section 3).
+
+    Args:
+        token_ids: of the rollouts.
+        answer_mask: tokens of the answer, one run of them.
+        correct: verdicts.
+
+    Returns:
+        The counts, a failure's own included; 0 for a rollout without an answer.
+    """
+    place = jnp.arange(token_ids.shape[-1], dtype=jnp.int32)[None, None]
+    start = answer_mask.argmax(axis=-1, keepdims=True).astype(jnp.int32)
+    answers = jnp.take_along_axis(token_ids, jnp.minimum(start + place, place.size - 1), axis=-1)
+    answers = jnp.where(place < answer_mask.sum(axis=-1, keepdims=True, dtype=jnp.int32), answers, -1)
+
+    def count(row: Int32[Array, ""]) -> Int32[Array, "B"]:
+        is_alike = (answers == answers[:, row, None]).all(axis=-1) & ~correct
+        return is_alike.sum(axis=1, dtype=jnp.int32)
+
+    counts = jax.lax.map(count, jnp.arange(token_ids.shape[1], dtype=jnp.int32)).T
+    return jnp.where(answer_mask.any(axis=-1), counts, 0)
+
+
+def _put_first(
+    rank: Int32[Array, "B G"], negatives: Bool[Array, "B G"], preference: Float32[Array, "B G"]
+) -> Int32[Array, "B G"]:
+    """The ranks with the most preferred negative before the others, of equals the one of the lowest rank."""
+    best = jnp.where(negatives, preference, -jnp.inf).max(axis=1, keepdims=True)
+    is_best = negatives & (preference == best)
+    first = jnp.where(is_best, rank, NO_RANK).min(axis=1, keepdims=True)
+    return jnp.where(is_best & (rank == first), 0, rank + (rank < first).astype(jnp.int32))
 
 
 def _require_room(num_rollouts: int, objective: Objective) -> None:
@@ -249,16 +297,15 @@ def _representatives(
 
 
 def _fill_slots(
-    distances: Float32[Array, "B G G"],
+    order: Int32[Array, "B G"],
     anchor: Int32[Array, "B"],
     negatives: Bool[Array, "B G"],
     active: Bool[Array, "B"],
     outcome: Int32[Array, "B"],
     num_slots: int,
 ) -> Subgroup:
-    """Puts the anchor into slot 0 and the k-th nearest of `negatives` into slot k; only `active` groups count."""
-    nearness = _rank(_distances_to(distances, anchor), negatives)
-    at_slot = nearness[:, None, :] == jnp.arange(num_slots, dtype=jnp.int32)[None, :, None]  # [B, K, G]
+    """Puts the anchor into slot 0 and the negative of rank k - 1 into slot k; only `active` groups count."""
+    at_slot = order[:, None, :] == jnp.arange(num_slots, dtype=jnp.int32)[None, :, None]  # [B, K, G]
     slots = jnp.where(at_slot, _rows(negatives)[:, None, :], 0).sum(axis=2, dtype=jnp.int32)
     index = jnp.concatenate([jnp.where(active, anchor, 0)[:, None], slots], axis=1)
     valid = jnp.concatenate([active[:, None], at_slot.any(axis=2)], axis=1)

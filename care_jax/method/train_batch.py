@@ -8,15 +8,15 @@ from jaxtyping import Bool, Float32, Int32, Shaped
 
 from care_jax.method.advantage import SubgroupAdvantages, subgroup_advantages
 from care_jax.method.objectives import Objective
-from care_jax.method.token_weights import token_weights
+from care_jax.method.token_weights import shared_with_anchor, token_weights
 from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 
-REFLECTED_SLOT = 1  # the nearest negative
+REFLECTED_SLOT = 1  # the negative that is repaired: the nearest, or as reflect.failure says
 
 
 @struct.dataclass
 class Reflection:
-    """One reflected response a group, ready for the slot of the nearest negative. Zeros mean that none was tried."""
+    """One reflected response a group, ready for the slot of its negative. Zeros mean that none was tried."""
 
     tried: Bool[Array, "B"]
     token_ids: Int32[Array, "B R"]
@@ -88,17 +88,25 @@ def assemble(
         subgroup=subgroup,
         objective=objective,
     )
+    token_ids = rows(rollouts.token_ids, reflection.token_ids)
+    think_mask = rows(verdicts.think_mask, reflection.think_mask)
+    shared_mask = None
+    if objective.region.enabled and objective.region.after_divergence:
+        shared_mask = shared_with_anchor(
+            token_ids=token_ids, think_mask=think_mask, correct=correct, valid=subgroup.valid
+        )
     weights = token_weights(
-        think_mask=rows(verdicts.think_mask, reflection.think_mask),
+        think_mask=think_mask,
         answer_mask=rows(verdicts.answer_mask, reflection.answer_mask),
         sampled_mask=sampled_mask,
         correct=correct,
         objective=objective,
+        shared_mask=shared_mask,
     )
     logprobs_old = rows(scores.logprobs, reflection.logprobs_old)
     batch = TrainBatch(
         prompts=prompts,
-        token_ids=rows(rollouts.token_ids, reflection.token_ids),
+        token_ids=token_ids,
         response_len=rows(rollouts.response_len, reflection.response_len),
         sampled_mask=sampled_mask,
         logprobs_old=logprobs_old,

@@ -27,6 +27,7 @@ from scipy import special
 from care_jax import step
 from care_jax.errors import InputError, shown
 from care_jax.files import parse_object
+from care_jax.method.advantage import has_contrast
 from care_jax.method.objectives import keeps_forced
 from care_jax.planning.speed import PromptSizes
 from care_jax.run.folder import METRICS_FILE
@@ -130,16 +131,16 @@ def draw(
     response_len = draw_lengths(rng, shape, averages.mean_len, limit)
     fresh = draw_lengths(rng, (shape[0], 1), averages.mean_len, limit)
 
-    num_draws, is_mixed = 1, np.any(correct, axis=1) & ~np.all(correct, axis=1)
+    num_draws = 1
     if objective.dynamic_sampling:
-        num_draws = min(math.ceil(1 / max(is_mixed.mean(), 1e-9)), objective.max_draws)
-    if objective.dynamic_sampling and np.any(is_mixed):
-        correct = correct[np.resize(np.flatnonzero(is_mixed), shape[0])]
-        is_mixed = np.ones_like(is_mixed)
+        is_kept = has_contrast(correct, objective)
+        num_draws = min(math.ceil(1 / max(is_kept.mean(), 1e-9)), objective.max_draws)
+        correct = correct[np.resize(np.flatnonzero(is_kept), shape[0])] if np.any(is_kept) else correct
+    is_mixed = np.any(correct, axis=1) & ~np.all(correct, axis=1)
 
     teaches = (is_mixed | (objective.kl_coef > 0))[:, None]
     if objective.anchored:
-        teaches = is_mixed[:, None] | (~np.any(correct, axis=1, keepdims=True) & objective.rescue.enabled)
+        teaches = has_contrast(correct, objective)[:, None]
     scored = np.where(teaches, response_len, 0)
     taught = np.where(teaches, _subgroups(correct, response_len, step.num_updated(config)), 0)
     taught = taught if objective.anchored else scored

@@ -1,4 +1,4 @@
-"""Advantages and token weights: hand-made numbers, the signature of the method, and the slow reference."""
+"""Advantages: hand-made numbers, the signature of the method, and the slow reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from care_jax.method import advantage, objectives
 from care_jax.method.objectives import Objective
-from care_jax.method.token_weights import token_weights
 from care_jax.structs import Outcome, Subgroup
 from tests import reference
 from tests.presets import record
@@ -178,48 +177,3 @@ def test_group_advantages_equal_the_reference(normalise_std: bool) -> None:
     ours = weigh_group(jnp.asarray(rewards), normalise_std)
     expected = [reference.z_score(row, normalise_std) for row in rewards]
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
-
-
-#                  <think> t  t  </think> <answer> a  </answer> <stop> pad
-THINK = np.array([[0, 1, 1, 0, 0, 0, 0, 0, 0]], bool)
-ANSWER = np.array([[0, 0, 0, 0, 0, 1, 0, 0, 0]], bool)
-SAMPLED = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 0]], bool)
-NO_SPAN = np.zeros_like(ANSWER)
-
-
-@pytest.mark.parametrize(
-    ("answer", "sampled", "correct", "expected"),
-    [
-        (ANSWER, SAMPLED, True, [0.25, 0.005, 0.005, 0.25, 0.25, 1, 0.25, 0.25, 0]),
-        (ANSWER, SAMPLED, False, [0.25, 0, 0, 0.25, 0.25, 1, 0.25, 0.25, 0]),
-        (NO_SPAN, SAMPLED, False, [1, 1, 1, 1, 1, 1, 1, 1, 0]),
-        (ANSWER, SAMPLED & ~THINK, True, [0.25, 0, 0, 0.25, 0.25, 1, 0.25, 0.25, 0]),  # a forced rationale
-    ],
-)
-def test_token_weights_by_hand(answer: np.ndarray, sampled: np.ndarray, correct: bool, expected: list[float]) -> None:
-    """Catches a wrong rationale that is trained, a weight on a forced token, and a response without any weight."""
-    objective = record(objectives.care, region__format_weight=0.25)
-    arguments = {"think_mask": THINK, "answer_mask": answer, "sampled_mask": sampled, "correct": np.array([correct])}
-    masks = {name: jnp.asarray(value) for name, value in arguments.items()}
-    ours = token_weights(**masks, objective=objective)
-    assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours[0], expected, atol=1e-8)
-    np.testing.assert_array_equal(token_weights(**masks, objective=Objective()), sampled.astype(np.float32))
-
-
-def test_token_weights_equal_the_reference() -> None:
-    """Catches overlapping or missing spans handled differently from the text."""
-    rng = np.random.default_rng(2)
-    think, answer, sampled = (rng.random((50, 5, 6)) < share for share in (0.4, 0.15, 0.8))
-    correct = rng.random((50, 5)) < 0.5
-    objective = record(objectives.care, region__format_weight=0.3)
-    ours = token_weights(
-        think_mask=jnp.asarray(think),
-        answer_mask=jnp.asarray(answer),
-        sampled_mask=jnp.asarray(sampled),
-        correct=jnp.asarray(correct),
-        objective=objective,
-    )
-    for b, s in np.ndindex(50, 5):
-        expected = reference.token_weights(think[b, s], answer[b, s], sampled[b, s], bool(correct[b, s]), objective)
-        np.testing.assert_allclose(ours[b, s], expected, atol=1e-7)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,21 @@ from care_jax.structs import Outcome, Prompts, TrainBatch, zeros
 from tests import reference
 from tests.presets import record
 
-PRESETS = ("grpo", "dapo", "gspo", "dr_grpo")  # the loss of care is that of grpo, with other weights and rows
+# The loss of care is that of grpo, with other weights and rows.
+PRESETS = ("grpo", "dapo", "gspo", "dr_grpo")
+OTHERS: dict[str, dict[str, Any]] = {
+    "gspo_token": {"ratio": "sequence_token", "clip_low": 3e-4, "clip_high": 4e-4},
+    "cispo": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.2, "aggregate": "token"},
+    "sapo": {"surrogate": "sapo", "sapo_tau_neg": 1.5},
+}
+LOSSES = (*PRESETS, *OTHERS)
 SHAPE = (8, 5, 7)
 
 
 def preset(name: str) -> Objective:
-    """The record of a preset."""
+    """The record of a preset, or of GRPO with another ratio or surrogate."""
+    if name in OTHERS:
+        return record(objectives.grpo, **OTHERS[name])
     return record({p: getattr(objectives, p) for p in PRESETS}[name])
 
 
@@ -73,18 +84,33 @@ def evaluate(logprobs: jax.Array, batch: TrainBatch, objective: Objective):
     return np.asarray(loss), aux, np.asarray(grad)
 
 
-def reference_loss(logprobs: np.ndarray, batch: TrainBatch, objective: Objective) -> float:
-    """The slow reference's loss of the same rows."""
+def reference_loss(
+    logprobs: np.ndarray, batch: TrainBatch, objective: Objective, fixed: np.ndarray | None = None
+) -> float:
+    """The slow reference's loss of the same rows; `fixed`: the log-probs behind a stop-gradient, the same if None."""
     fields = ("logprobs_old", "logprobs_ref", "sampled_mask", "token_weights")
-    rows = [np.asarray(x).reshape(-1, x.shape[-1]) for x in (logprobs, *(getattr(batch, f) for f in fields))]
-    return reference.policy_loss(*rows, np.ravel(batch.advantages), np.ravel(batch.row_mask), objective)
+    values = (logprobs, *(getattr(batch, f) for f in fields), logprobs if fixed is None else fixed)
+    *rows, fixed = [np.asarray(x).reshape(-1, x.shape[-1]) for x in values]
+    of_rows = np.ravel(batch.advantages), np.ravel(batch.row_mask)
+    return reference.policy_loss(*rows, *of_rows, objective, logprobs_fixed=fixed)
 
 
-@pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_value_and_gradient_equal_the_reference(aggregate: str, ratio: str) -> None:
-    """Catches a wrong denominator, clip side, KL direction or weight, and a gradient that is not the value's."""
-    objective = record(objectives.grpo, aggregate=aggregate, ratio=ratio, clip_low=0.15, clip_high=0.28, kl_coef=0.3)
+@pytest.mark.parametrize(
+    ("ratio", "surrogate", "aggregate"),
+    [
+        *itertools.product(["token", "sequence"], ["clip"], ["sequence", "token", "constant"]),
+        *itertools.product(["token", "sequence", "sequence_token"], ["cispo", "sapo"], ["sequence"]),
+        ("sequence_token", "clip", "sequence"),
+    ],
+)
+def test_value_and_gradient_equal_the_reference(ratio: str, surrogate: str, aggregate: str) -> None:
+    """Catches a wrong denominator, clip side, KL direction or weight, and a gradient that is not the value's.
+
+    Also a stop-gradient that is missing, or hides more than the ratio's value.
+    """
+    changes: dict[str, Any] = {"ratio": ratio, "surrogate": surrogate, "aggregate": aggregate}
+    taus = {"sapo_tau_pos": 0.8, "sapo_tau_neg": 1.6}
+    objective = record(objectives.grpo, **changes, **taus, clip_low=0.15, clip_high=0.28, kl_coef=0.3)
     logprobs, batch = make_batch(shape=(3, 4, 5))
     loss, _, grad = evaluate(logprobs, batch, objective)
     exact = np.asarray(logprobs, np.float64)
@@ -94,11 +120,12 @@ def test_value_and_gradient_equal_the_reference(aggregate: str, ratio: str) -> N
         up, down = exact.copy(), exact.copy()
         up[place] += step
         down[place] -= step
-        slope = (reference_loss(up, batch, objective) - reference_loss(down, batch, objective)) / (2 * step)
+        ahead, behind = (reference_loss(moved, batch, objective, exact) for moved in (up, down))
+        slope = (ahead - behind) / (2 * step)
         np.testing.assert_allclose(grad[place], slope, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_preset_equals_the_reference(name: str) -> None:
     """Catches a preset whose fields the loss does not read."""
     for field in ("ratio", "clip_low", "clip_high", "aggregate", "kl_coef"):
@@ -137,6 +164,42 @@ def test_clipping_by_hand() -> None:
     np.testing.assert_allclose(loss, 2 * (1.5 + 1.1 + 0.8) / 3, rtol=1e-6)
     assert float(aux["clipped_tokens"]) == 1.0
     assert float(aux["log_ratio_sum"]) == pytest.approx(log(1.5 * 1.1 * 0.5))
+
+
+def test_surrogates_by_hand() -> None:
+    """Catches a token that cispo cuts off, a gate of the wrong sign or slope, and a count of what is not clipped."""
+    log, ratios = np.log, np.array([1.5, 1.1, 0.5])
+    new, batch = one_row(log(ratios).tolist(), [0.0, 0.0, 0.0], 2.0)
+    cispo = record(objectives.grpo, surrogate="cispo", clip_low=1.0, clip_high=0.2, kl_coef=0.0)
+    loss, aux, grad = evaluate(new, batch, cispo)
+    np.testing.assert_allclose(grad[0, 0], -2 / 3 * np.array([1.2, 1.1, 0.5]), rtol=1e-5)
+    np.testing.assert_allclose(loss, -2 / 3 * (np.array([1.2, 1.1, 0.5]) @ log(ratios)), rtol=1e-5)
+    assert float(aux["clipped_tokens"]) == 1.0
+    for advantage_of_row, tau in ((2.0, 1.0), (-2.0, 3.0)):
+        new, batch = one_row(log([1.0, 1.5]).tolist(), [0.0, 0.0], advantage_of_row)
+        sapo = record(objectives.grpo, surrogate="sapo", sapo_tau_pos=1.0, sapo_tau_neg=3.0, kl_coef=0.0)
+        loss, aux, grad = evaluate(new, batch, sapo)
+        gates = 1 / (1 + np.exp(-tau * np.array([0.0, 0.5])))
+        np.testing.assert_allclose(loss, -advantage_of_row / 2 * (4 / tau * gates).sum(), rtol=1e-6)
+        slopes = 4 * gates * (1 - gates) * [1.0, 1.5]  # 1 where the policy has not moved, as of PPO
+        np.testing.assert_allclose(grad[0, 0], -advantage_of_row / 2 * slopes, rtol=1e-5)
+        assert float(aux["clipped_tokens"]) == 0.0
+
+
+def test_only_gspo_token_sees_token_weights() -> None:
+    """Catches a ratio of a sequence that gives a token without weight a gradient although GSPO-token was asked for."""
+    new, batch = one_row(np.log([1.5, 1.2, 0.8]).tolist(), [0.0, 0.0, 0.0], 1.0)
+    wide = {"clip_low": 0.9, "clip_high": 9.0, "kl_coef": 0.0}
+    gspo, gspo_token = (record(objectives.gspo, ratio=ratio, **wide) for ratio in ("sequence", "sequence_token"))
+    of_row = (1.5 * 1.2 * 0.8) ** (1 / 3)
+    for weights, expected in (([1.0, 1.0, 1.0], [1 / 3] * 3), ([1.0, 0.0, 3.0], [0.25, 0, 0.75])):
+        weighed = batch.replace(token_weights=jnp.array([[weights]]))
+        loss, _, grad = evaluate(new, weighed, gspo)
+        np.testing.assert_allclose(loss, -of_row, rtol=1e-5)
+        np.testing.assert_allclose(grad[0, 0], -of_row * np.full(3, 1 / 3), rtol=1e-5)
+        loss, _, grad = evaluate(new, weighed, gspo_token)
+        np.testing.assert_allclose(loss, -of_row, rtol=1e-5)
+        np.testing.assert_allclose(grad[0, 0], -of_row * np.array(expected), rtol=1e-5)
 
 
 def test_kl_by_hand() -> None:
@@ -220,7 +283,7 @@ def test_gspo_on_responses_of_one_token_is_grpo_with_its_clip() -> None:
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_eight_microbatches_give_the_gradient_of_one(name: str) -> None:
     """Catches a denominator taken from the micro-batch: here the pieces have different numbers of rows and tokens."""
     logprobs, batch = make_batch(3)
@@ -240,7 +303,7 @@ def test_eight_microbatches_give_the_gradient_of_one(name: str) -> None:
     assert (whole["num_rows"], whole["num_tokens"]) == (counts.num_rows, counts.num_tokens)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_masked_places_have_no_gradient_whatever_they_hold(name: str) -> None:
     """Catches forced, padded or uncounted tokens that enter the loss, and nan that leaks through a where."""
     logprobs, batch = make_batch(4)
@@ -260,7 +323,7 @@ def test_masked_places_have_no_gradient_whatever_they_hold(name: str) -> None:
     assert np.abs(grad[counted]).max() > 0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("empty", ["sampled_mask", "row_mask", "token_weights"])
 def test_empty_masks_give_finite_gradients(name: str, empty: str) -> None:
     """Catches 0 / 0 in a batch where nothing was sampled, selected or weighted."""
@@ -274,10 +337,11 @@ def test_empty_masks_give_finite_gradients(name: str, empty: str) -> None:
         assert not grad.any()
 
 
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_exploded_ratios_stay_finite(ratio: str) -> None:
+@pytest.mark.parametrize("surrogate", ["clip", "cispo", "sapo"])
+@pytest.mark.parametrize("ratio", ["token", "sequence", "sequence_token"])
+def test_exploded_ratios_stay_finite(ratio: str, surrogate: str) -> None:
     """Catches inf * 0 in the gradient of a clipped ratio, and a row without tokens in the sequence ratio."""
-    objective = record(objectives.grpo, ratio=ratio)
+    objective = record(objectives.grpo, ratio=ratio, surrogate=surrogate)
     logprobs, batch = make_batch(6)
     for shift in (-300.0, 300.0):
         loss, _, grad = evaluate(logprobs + shift, batch, objective)

@@ -53,7 +53,8 @@ def assert_equals_reference(groups: dict[str, np.ndarray], objective: Objective)
     expected = []
     for b in range(len(index)):
         names = "correct", "think_len", "answer_len", "response_len", "logprobs_old", "sampled_mask", "think_states"
-        group = reference.select_subgroup(*(groups[name][b] for name in names), objective)
+        num_alike = groups["num_alike"][b] if "num_alike" in groups else None
+        group = reference.select_subgroup(*(groups[name][b] for name in names), objective, num_alike)
         size = len(group.rows)
         assert index[b, :size].tolist() == group.rows, (b, groups["correct"][b])
         assert valid[b].tolist() == [True] * size + [False] * (index.shape[1] - size)
@@ -84,6 +85,36 @@ def test_selection_equals_the_reference(selector: str, rollouts: int, num_negati
     seen = {(group.outcome, group.num_negatives) for group in expected}
     assert {(reference.MIXED, 1), (reference.ALL_CORRECT, 0)} <= seen
     assert (reference.ALL_WRONG, min(num_negatives, rollouts - 1)) in seen
+
+
+@pytest.mark.parametrize("failure", ["likeliest", "commonest"])
+def test_the_failure_to_repair_equals_the_reference(failure: str) -> None:
+    """Catches a choice among all failures, a row without tokens or an answer that wins, and ties by index."""
+    objective = record(objectives.care, reflect__failure=failure, num_negatives=3)
+    rng = np.random.default_rng(7)
+    groups = random_groups(rng, 8)
+    shape = groups["logprobs_old"].shape
+    start, length = rng.integers(0, 4, (*shape[:2], 1)), rng.integers(0, 3, (*shape[:2], 1))
+    answer_mask = (np.arange(shape[2]) >= start) & (np.arange(shape[2]) < start + length)
+    answers = rng.integers(0, 3, shape).astype(np.int32), answer_mask, groups["correct"]
+    num_alike = jax.jit(subgroup.count_alike)(*answers)
+    expected = [reference.count_alike(*(values[b] for values in answers)) for b in range(NUM_GROUPS)]
+    assert np.asarray(num_alike).tolist() == expected
+    assert_equals_reference(groups | {"num_alike": num_alike}, objective)
+    ours, nearest = (
+        np.asarray(select(groups | {"num_alike": num_alike}, chosen).index)
+        for chosen in (objective, record(objectives.care, num_negatives=3))
+    )
+    assert (np.sort(ours) == np.sort(nearest)).all()
+    assert (ours[:, 1] != nearest[:, 1]).mean() > 0.2
+
+
+def test_the_commonest_answer_by_hand() -> None:
+    """Catches answers compared at their place in the response, right ones that count, and none that count as alike."""
+    token_ids = jnp.array([[[5, 1, 2, 0], [1, 2, 9, 9], [1, 3, 9, 9], [7, 7, 7, 7], [8, 8, 8, 8], [1, 2, 4, 4]]])
+    mask = jnp.array([[[0, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4, [1, 1, 0, 0]]], bool)
+    correct = jnp.array([[False, False, False, False, False, True]])
+    assert subgroup.count_alike(token_ids, mask, correct).tolist() == [[2, 2, 1, 0, 0, 2]]
 
 
 @pytest.mark.parametrize("enabled", [True, False])

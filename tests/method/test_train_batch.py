@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from care_jax.method import objectives, train_batch
-from care_jax.method.advantage import may_teach
+from care_jax.method.advantage import has_contrast, may_teach
 from care_jax.method.subgroup import select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.structs import Outcome, Prompts, Rollouts, Scores, Subgroup, Verdicts, zeros
@@ -133,6 +133,32 @@ def test_a_reflection_replaces_slot_1_of_mixed_groups_alone(assemble, correct):
     np.testing.assert_array_equal(ours.batch.advantages[1:], plain.batch.advantages[1:])
 
 
+def test_what_a_subgroup_shares_with_its_anchor_has_no_weight():
+    """Catches rationales that are compared with another group's anchor, before the repair is placed, or not at all."""
+    shape, place = (B, G, R), np.arange(R)
+    token_ids = np.full(shape, 7, np.int32)
+    token_ids[0, 3, 1], token_ids[1, 3, 0] = 8, 8  # group 0: slot 2 parts at its second token; group 1: slot 1 at once
+    think, answer = (np.broadcast_to(mask, shape) for mask in (place < 3, place == 3))
+    whole = np.ones(shape, bool)
+    rollouts = Rollouts(token_ids, np.full((B, G), R, np.int32), np.zeros(shape, np.float32), whole, whole[:, :, 0])
+    verdicts = Verdicts(CORRECT, CORRECT, CORRECT, CORRECT.astype(np.float32), think, answer)
+    scores = Scores(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros((B, G, 2), np.float32))
+    outcome = np.array([Outcome.MIXED, Outcome.ALL_WRONG, Outcome.MIXED], np.int32)
+    subgroup = Subgroup(INDEX, VALID, outcome, np.array([2, 2, 1], np.int32))
+    regions = {"region__gamma_pos": 1.0, "region__gamma_neg": 1.0, "region__after_divergence": True}
+    objective = record(objectives.care, num_negatives=2, **regions)
+    repair = reflection([False, False, True], [False] * B)  # its rationale is tokens 2 and 4
+    repair = repair.replace(
+        token_ids=np.full((B, R), 7, np.int32), think_mask=np.isin(place, (2, 3))[None].repeat(B, 0)
+    )
+    repair = repair.replace(answer_mask=np.broadcast_to(place == 4, (B, R)))
+    given = jax.device_put((zeros(Prompts, B=B, P=1, I=0, F=0, X=0), rollouts, verdicts, scores, subgroup, repair))
+    weights = np.asarray(train_batch.assemble(*given, objective=objective).batch.token_weights)
+    assert weights[0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 1, 0], [0, 1, 1, 1, 0]]
+    assert weights[1].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 0, 1, 0]]
+    assert weights[2].tolist() == [[0, 0, 1, 1, 0], [0, 0, 0, 0, 1], [0] * R]
+
+
 def test_a_reflection_is_normalised_with_its_group(assemble):
     """Catches rewards z-scored before the replacement, and a repaired row that is pushed down as a negative."""
     right = assemble(reflection([True, False, False], [True] * B)).batch.advantages[0]
@@ -147,6 +173,22 @@ def test_a_reflection_in_an_unused_slot_stays_out(assemble):
     assert batch.token_ids[2, 1].tolist() == [1010, 1011, 1012, 1013, 1014]
     assert batch.token_ids[2, 2].tolist() == jnp.arange(40, 45).tolist()
     assert not batch.row_mask[2, 2]
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "expected"),
+    [
+        (objectives.dapo, {}, [True, False, False]),
+        (objectives.dapo, {"rescue__enabled": True}, [True, False, False]),  # a rescue needs an anchor
+        (objectives.care, {"dynamic_sampling": True}, [True, True, False]),
+        (objectives.care, {"rescue__enabled": False}, [True, False, False]),
+    ],
+)
+def test_dynamic_sampling_keeps_groups_with_a_contrast(preset, changes, expected):
+    """Catches all-wrong groups that CARE would rescue and dynamic sampling throws away, and uniform ones it keeps."""
+    correct = np.array([[1, 0], [0, 0], [1, 1]], bool)
+    for objective in (record(preset, **changes), record(preset, **changes).to_config()):
+        assert has_contrast(correct, objective).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,14 @@ def test_stages_of_grpo_work_on_all_rows_with_a_kl_term_and_on_mixed_groups_with
     assert nothing.num_draws == 7  # a run tries until it gives up
 
 
+def test_a_draw_of_care_keeps_the_groups_that_it_rescues():
+    """Catches plans that draw until all groups are mixed, though a run would not, and groups planned without work."""
+    for is_rescued in (True, False):
+        drawn = made(config_of(objective__dynamic_sampling=True, objective__rescue__enabled=is_rescued))
+        assert drawn.rows["rollout_packing"].any(axis=1).all()
+        assert (drawn.repaired == 0).any() == is_rescued  # all-wrong groups, which are not repaired
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
