@@ -69,7 +69,7 @@ def test_padding_leaves_the_state_as_it_is():
     inputs, lengths = draw_inputs(1, 192), jnp.array([3], jnp.int32)
     others = tuple(jnp.concatenate([x[:, :3], 7 + x[:, 3:]], axis=1) for x in inputs)
     after = [
-        delta_rule(*(x[:, :num_tokens] for x in given), Chunks.of_sequences(lengths, num_tokens))[1]
+        jax.jit(delta_rule)(*(x[:, :num_tokens] for x in given), Chunks.of_sequences(lengths, num_tokens))[1]
         for given, num_tokens in ((inputs, 64), (others, 64), (others, 192))
     ]
     assert np.abs(after[0]).max() > 0.1

@@ -96,7 +96,7 @@ def make_row(case: str, processor: Processor, pixels_of: Callable, oracle: trans
     return row
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_but(["qwen3_vl", "qwen3_5"], FAMILIES))
 def family(request, tiny_folder, tmp_path_factory) -> Family:
     """The oracle is saved by transformers; our model is read from what it has saved, config and weights."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("family") / "model")

@@ -80,6 +80,7 @@ def test_checkpoints_hold_adapters_and_name_their_base(trained: Path, cached: Sm
     assert max(row["logprob_gap/mean"] for row in rows) < 1e-4  # of merged weights, in float32
 
 
+@pytest.mark.slow
 def test_bfloat16_merges_as_near_as_it_computes(cached: SmallTask, folders: Path) -> None:
     """Catches a sampler that decodes without adapters, or with other ones than the scorer has."""
     config = lora_config(cached, model__compute_dtype="bfloat16", train__steps=6)
@@ -90,6 +91,7 @@ def test_bfloat16_merges_as_near_as_it_computes(cached: SmallTask, folders: Path
     assert max(gaps) < 2e-2
 
 
+@pytest.mark.slow
 def test_another_run_goes_on_from_adapters(trained: Path, cached: SmallTask, folders: Path) -> None:
     """Catches adapters that start anew, a base that is the other run's folder, and a reference without adapters."""
     config = lora_config(cached, objective__kl_coef=1e-2, train__steps=2, model__weights=str(trained))
@@ -171,6 +173,7 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_base_has_moved(cached: SmallTask, tmp_path: Path) -> None:
     """Catches a resumed run that does not find its base at the place that model.weights now names, or starts anew."""
     place, workdir = tmp_path / "place", tmp_path / "run"
