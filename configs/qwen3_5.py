@@ -28,7 +28,7 @@ def get_config(size: str = "9b") -> ml_collections.ConfigDict:
 
 
 def size_9b() -> ml_collections.ConfigDict:
-    """For a v5p:4x4x4."""
+    """For a v5p:4x4x4 or a v6e:8x8."""
     c = _paper_run("9b")
     c.rollout.tensor = 4
     return c
