@@ -214,7 +214,8 @@ class _Counter:
         chunks = lengths.computed(self.workload.lengths, sizes.row_shards)
         computed = sum(num_prompts * self._pass(*size).flops for num_prompts, size in chunks) / tensor
         useful = useful_pass(sizes, self.workload.prompts, np.zeros((sizes.prompts, 1)))
-        more = {"needed": len(chunks) * self._whole(), "useful": useful.flops, "padded": self._padded(stage.name)}
+        padded = self._padded(stage.name, turns=len(chunks))
+        more = {"needed": len(chunks) * self._whole(), "useful": useful.flops, "padded": padded}
         return self._cost(stage, program, len(chunks), computed, program.hbm_bytes.fixed, **more)
 
     def _streams(self, stage: DeviceStage, program: StageMemory, row_len: npt.NDArray[np.int32]) -> Cost:
@@ -238,14 +239,14 @@ class _Counter:
         more = {"needed": needed, "useful": work, "padded": self._padded(stage.name)}
         return self._cost(stage, program, turns, done / sizes.mesh["tensor"], program.hbm_bytes.of(turns), **more)
 
-    def _padded(self, name: str) -> float:
-        """Seconds of a pass over all rows in their full length."""
+    def _padded(self, name: str, turns: int = 1) -> float:
+        """Seconds of a pass at once over all rows in their full length, by a program that gathers `turns` times."""
         floors, chip, rates = self.plan.floors[name], self.plan.chip, self.rates
         bound = max(
             floors["compute"] * chip.peak_flops / rates.flops,
             floors["memory"] * chip.hbm_bytes_per_s / rates.bytes_per_s,
         )
-        return bound + floors["links"] * chip.link_bytes_per_s / rates.link_bytes_per_s
+        return bound + floors["links"] / turns * chip.link_bytes_per_s / rates.link_bytes_per_s
 
     def _turns(self, row_len: npt.NDArray[np.int32], parts: int) -> tuple[int, int, int]:
         """Streams that all shards go through together, those of full length, and the most tokens of a shard's rows."""
