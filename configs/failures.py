@@ -15,8 +15,9 @@ largest and its room; P is the prompt, I the patches, R a rationale with its ans
     series     a chart read twice, on axes of 21 levels               P 25 of 28  I 36  R 39 of 40  trace 72
     triangles  two images, whose results are compared                 P 38 of 40  I 72  R 56 of 56  trace 105
 
-After the 60 steps of options, 9.6 ± 3.7 % of 250 held-out answers are right, and 55 % of 120 groups have none: the
-letters are guesses, of which a twelfth is right. The lengths of the other cold starts are not measured.
+After 60 steps of options on 16,000 records (--config.data.mini_vqa.num_train) 9.6 ± 3.7 % of 250 held-out answers were
+right, and 55 % of 120 groups had none: the letters are guesses, of which a twelfth is right. The lengths of the other
+cold starts are not measured.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def read_two_series(pixels: np.ndarray, count: int, num_levels: int) -> tuple[li
 
 
 def read_digits(pixels: np.ndarray, scans: np.ndarray) -> list[float]:
-    """How like each cell is to its scan of `scans` [n, 8, 8]: the correlation of their ink. Three cells make a row.
+    """Correlates the ink of each cell with its scan of `scans` [n, 8, 8]. Three cells make a row.
 
     Scans that were not turned fill a cell but for 2 pixels at each edge.
     """

@@ -26,7 +26,7 @@ def choose_pseudo_anchor(
 def likelihood(
     logprobs_old: Float[Array, "B G R"], sampled_mask: Bool[Array, "B G R"], rank_by: RankBy
 ) -> Float32[Array, "B G"]:
-    """How likely the old policy finds each rollout (docs/method.md section 4).
+    """Scores rollouts by their likelihood under the old policy (docs/method.md section 4).
 
         score = sum_t logprobs_old                    rank_by "sum" (published; favours short responses)
         score = sum_t logprobs_old / num_sampled      rank_by "mean"

@@ -18,7 +18,7 @@ from care_jax.structs import Array
 
 @struct.dataclass
 class KeyValues:
-    """Of full attention: keys and values, of a prompt's tokens [B] or of branches' own by slot [rows J]."""
+    """Keys and values of full attention: of a prompt's tokens [B], or of branches' own by slot [rows J]."""
 
     k: Float[Array, "L ... N _slots C"]
     v: Float[Array, "L ... N _slots C"]
@@ -26,7 +26,7 @@ class KeyValues:
 
 @struct.dataclass
 class Recurrence:
-    """Of linear attention: what its convolution and its delta rule go on from, behind a prompt or a branch's tokens."""
+    """The state of linear attention behind a prompt or a branch: its convolution and its delta rule go on from it."""
 
     conv: Float[Array, "... N _before E"]  # the last inputs of each key head's channels
     state: Float32[Array, "... N Q C Cv"]

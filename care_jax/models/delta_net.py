@@ -97,7 +97,7 @@ class GatedDeltaNet(nnx.Module):
 
     @property
     def _channels(self) -> int:
-        """Of a key head: its q, its k, and the v of its value heads."""
+        """Channels of a key head: its q, its k, and the v of its value heads."""
         return 2 * self.key_dim + self.num_values * self.value_dim
 
     def split_heads(self, convolved: Float32[Array, "*batch N E"], dtype: jnp.dtype) -> tuple[Array, Array, Array]:

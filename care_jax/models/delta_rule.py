@@ -163,7 +163,7 @@ def delta_rule(
         k, corrected, read, attended, asked, left, end, start, before = chunk
 
         def of_start(x: Array) -> Array:
-            """What the states that its tokens start from have at x [B, N, Q, c, C]."""
+            """Reads x [B, N, Q, c, C] from the states that its tokens start from."""
             of_all = _einsum("bhgik,bhgskv->bhgisv", x, states)
             return jnp.sum(jnp.where(start[..., None], of_all, 0.0), axis=-2)
 

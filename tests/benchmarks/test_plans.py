@@ -58,7 +58,7 @@ def test_only_the_block_of_the_config_is_written(tmp_path: Path, monkeypatch: py
 def test_the_document_has_blocks_that_the_command_finds() -> None:
     """Catches a comment edited so that its figures are not written again, another layout, and another model's size."""
     blocks = list(plans._BLOCK.finditer(DOCUMENT.read_text()))
-    assert len(blocks) == DOCUMENT.read_text().count("<!-- python") > 0
+    assert len(blocks) == DOCUMENT.read_text().count("<!-- python") == 11
     for block in blocks:
         header, *rows = (line for line in block[0].splitlines() if line.startswith((" ", "rollout", "score", "update")))
         assert header == " " * 9 + "".join(f" {part}" for part in plans.PARTS) + "  peak"

@@ -49,7 +49,7 @@ def both(skill: str) -> list[Record]:
 
 
 def result_of(record: Record, text: str) -> str:
-    """What a rationale comes to: its last number, or a sum that columns put together."""
+    """The result of a rationale: its last number, or a sum that columns put together."""
     last = SEPARATORS.split(text)[-1]
     if record.source != "columns":
         return last

@@ -98,7 +98,7 @@ def work_third(values: list[int], slip: int) -> tuple[str, str]:
 
 
 def work_compared(work: Work, values: list[int], slip: int) -> tuple[str, str]:
-    """The same work about two images, and the difference of its results: 45+60=105:75 30+60=90:90:90-75=15."""
+    """Work done for each of two images, and the difference of the results: 45+60=105:75 30+60=90:90:90-75=15."""
     half = len(values) // 2
     (first, one), (second, other) = work(values[:half], 0), work(values[half:], slip)
     high, low = max(int(one), int(other)), min(int(one), int(other))
