@@ -22,6 +22,20 @@ from care_jax.structs import Prompts, Record
 _TOKENIZER_FOLDER = Path(care_jax.__file__).parent / "models" / "tiny_qwen2_5_vl"
 FACTOR = {"qwen2_5_vl": 28, "qwen3_vl": 32, "qwen3_5": 32}  # pixels a side of one image token
 IMAGE_UNIT = FACTOR["qwen2_5_vl"]
+_QWEN3_TOWER = {
+    "depth": 4,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 64,
+    "in_channels": 3,
+    "initializer_range": 0.02,
+    "intermediate_size": 112,
+    "num_heads": 4,
+    "num_position_embeddings": 25,
+    "out_hidden_size": 96,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 # Heads wider than the stream, more layers than deepstack features, a position grid smaller and larger than pictures.
 _QWEN3 = {
     "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -50,22 +64,7 @@ _QWEN3 = {
     },
     "tie_word_embeddings": True,
     "video_token_id": 279,
-    "vision_config": {
-        "deepstack_visual_indexes": [0, 2],
-        "depth": 4,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_size": 64,
-        "in_channels": 3,
-        "initializer_range": 0.02,
-        "intermediate_size": 112,
-        "model_type": "qwen3_vl",
-        "num_heads": 4,
-        "num_position_embeddings": 25,
-        "out_hidden_size": 96,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    },
+    "vision_config": {**_QWEN3_TOWER, "model_type": "qwen3_vl", "deepstack_visual_indexes": [0, 2]},
     "vision_end_token_id": 276,
     "vision_start_token_id": 275,
 }
@@ -111,27 +110,11 @@ _QWEN3_5 = {
     },
     "tie_word_embeddings": True,
     "video_token_id": 279,
-    "vision_config": {
-        "depth": 4,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_size": 64,
-        "in_channels": 3,
-        "initializer_range": 0.02,
-        "intermediate_size": 112,
-        "model_type": "qwen3_5_vision",
-        "num_heads": 4,
-        "num_position_embeddings": 25,
-        "out_hidden_size": 96,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    },
+    "vision_config": {**_QWEN3_TOWER, "model_type": "qwen3_5_vision"},
     "vision_end_token_id": 276,
     "vision_start_token_id": 275,
 }
 _CONFIGS = {"qwen3_vl": _QWEN3, "qwen3_5": _QWEN3_5}
-
-
 SIZED = ("qwen2_5_vl", "qwen3_5")  # what `write_folder` writes
 
 

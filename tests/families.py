@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 import transformers
 
 from benchmarks.made_model import write_tiny
+from care_jax.inputs.processor import Processor, load_processor
+from care_jax.rewards.response_format import ANSWER_TAGS
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 # The families' chat templates, in our own words: Qwen2.5-VL's puts a system turn first, Qwen3.5's opens a rationale.
@@ -41,6 +44,19 @@ def edit_json(path: Path, **changes: Any) -> None:
 def make_folder(family: str, tiny_folder: Path, target: Path) -> Path:
     """A folder of the family with the tiny tokenizer; images have from 1 to 4096 merged tokens."""
     return write_tiny(target, family, source=tiny_folder)
+
+
+def tiny_processor(folder: Path, bucket: tuple[int, int], *, max_image_tokens: int = 16) -> Processor:
+    """The processor of a folder with one bucket (tokens, patches), and questions without a request for a format."""
+    return load_processor(
+        folder,
+        response_format=dataclasses.replace(ANSWER_TAGS, request=""),
+        prompt_buckets=bucket[:1],
+        patch_buckets=bucket[1:],
+        max_image_tokens=max_image_tokens,
+        min_image_tokens=1,
+        overlong="error",
+    )
 
 
 def random_oracle(folder: Path) -> transformers.PreTrainedModel:

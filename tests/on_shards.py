@@ -30,7 +30,6 @@ from care_jax.checkpoints.stream import StreamedParam, save_params
 from care_jax.data import loader
 from care_jax.evals import decoding
 from care_jax.inputs.batch import collate
-from care_jax.inputs.processor import load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.method.loss import policy_loss
@@ -40,7 +39,6 @@ from care_jax.models.trained import partition
 from care_jax.parallel import sharding
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.parallel.sharding import ROWS, WHOLE
-from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import prefill, rollout, score
 from care_jax.stages.compiled import CompiledStages, compile_all
 from care_jax.stages.table import Setup
@@ -85,15 +83,7 @@ class Model:
             remat="full",
             lora=lora,
         )
-        self.processor = load_processor(
-            path,
-            response_format=dataclasses.replace(ANSWER_TAGS, request=""),
-            prompt_buckets=BUCKET[:1],
-            patch_buckets=BUCKET[1:],
-            max_image_tokens=16,
-            min_image_tokens=1,
-            overlong="error",
-        )
+        self.processor = families.tiny_processor(path, BUCKET)
         rng = np.random.default_rng(0)
         self.params = {}
         initial = jax.device_get(models.params_to_dict(models.init_model(self.config, jax.random.key(0))))

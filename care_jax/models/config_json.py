@@ -14,6 +14,19 @@ from care_jax.models.model_folder import Fields, read_fields
 _MOST_LAYERS, _MOST_PATCH = 1024, 1024  # bounds that keep a broken file from being built
 # The values of fields that a file leaves out: transformers 4.49 leaves out those at their default. Source: the
 # configuration files of transformers 4.49 to 5.23, which agree.
+_QWEN3_TOWER: dict[str, Any] = {
+    "depth": 27,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "in_channels": 3,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "num_position_embeddings": 2304,
+    "out_hidden_size": 3584,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {
         "depth": 32,
@@ -30,33 +43,8 @@ _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
         "tokens_per_second": 4,
         "window_size": 112,
     },
-    "qwen3_vl": {
-        "deepstack_visual_indexes": [8, 16, 24],
-        "depth": 27,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_size": 1152,
-        "in_channels": 3,
-        "intermediate_size": 4304,
-        "num_heads": 16,
-        "num_position_embeddings": 2304,
-        "out_hidden_size": 3584,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    },
-    "qwen3_5": {
-        "depth": 27,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_size": 1152,
-        "in_channels": 3,
-        "intermediate_size": 4304,
-        "num_heads": 16,
-        "num_position_embeddings": 2304,
-        "out_hidden_size": 3584,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    },
+    "qwen3_vl": {**_QWEN3_TOWER, "deepstack_visual_indexes": [8, 16, 24]},
+    "qwen3_5": _QWEN3_TOWER,
 }
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {

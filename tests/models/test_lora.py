@@ -20,17 +20,15 @@ from care_jax import models
 from care_jax.convert import adapter, mapping
 from care_jax.errors import InputError
 from care_jax.inputs.batch import collate
-from care_jax.inputs.processor import load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import QwenVL
 from care_jax.models.layers import merged
 from care_jax.models.model_config import LoraConfig
 from care_jax.models.qwen_vl import logits
 from care_jax.models.trained import combine, partition, reference_part, reference_policy
-from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.structs import Prompts
 from tests import weights
-from tests.families import FAMILIES, make_folder, random_oracle
+from tests.families import FAMILIES, make_folder, random_oracle, tiny_processor
 from tests.pictures import encode, picture, question
 
 LORA = LoraConfig(rank=3, alpha=5.0, rank_stabilised=False, targets=("layers.*",))
@@ -97,15 +95,7 @@ def pair(request, tiny_folder, tmp_path_factory) -> Pair:
         if ".lora_" in name:
             parameter.data.normal_(0.0, 0.5 * parameter.shape[1] ** -0.5)
     ours = models.params_from_dict(config, weights.read_hf(folder / "saved") | jax.device_put(in_ours(theirs, config)))
-    processor = load_processor(
-        folder,
-        response_format=dataclasses.replace(ANSWER_TAGS, request=""),
-        prompt_buckets=(48,),
-        patch_buckets=(64,),
-        max_image_tokens=16,
-        min_image_tokens=1,
-        overlong="error",
-    )
+    processor = tiny_processor(folder, (48, 64))
     example = encode_prompt(processor, question("<image>=?", encode(picture(84, 56))))
     pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     ids = torch.from_numpy(example.token_ids)[None].long()

@@ -18,17 +18,16 @@ import transformers
 from care_jax import models
 from care_jax.convert import mapping
 from care_jax.inputs.batch import collate
-from care_jax.inputs.processor import Processor, load_processor
+from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.models import decoder
 from care_jax.models.attention import segment_attention
 from care_jax.models.qwen_vl import logits
 from care_jax.models.vision import own_patches, rotary_tables
-from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout
 from care_jax.structs import Prompts, Record, Video
 from tests import weights
-from tests.families import FAMILIES, make_folder, random_oracle
+from tests.families import FAMILIES, make_folder, random_oracle, tiny_processor
 from tests.marks import slow_but
 from tests.oracle import layer_of
 from tests.packings import branch_logprobs, make_packing
@@ -104,15 +103,7 @@ def family(request, tiny_folder, tmp_path_factory) -> Family:
     saved = folder / "saved"
     oracle.save_pretrained(saved)
     model = models.params_from_dict(models.load_model_config(saved), weights.read_hf(saved))
-    processor = load_processor(
-        folder,
-        response_format=dataclasses.replace(ANSWER_TAGS, request=""),
-        prompt_buckets=(80,),
-        patch_buckets=(112,),
-        max_image_tokens=28,
-        min_image_tokens=1,
-        overlong="error",
-    )
+    processor = tiny_processor(folder, (80, 112), max_image_tokens=28)
     pixels_of = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     rows = {case: make_row(case, processor, pixels_of, oracle) for case in CASES}
     return Family(oracle, model, processor, rows)

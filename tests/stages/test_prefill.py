@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -14,20 +13,18 @@ from benchmarks.made_model import FACTOR
 from care_jax import config as config_lib
 from care_jax import models, step
 from care_jax.inputs.batch import collate
-from care_jax.inputs.processor import load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.method.objectives import Objective
 from care_jax.models import QwenVL
 from care_jax.models.cache import KeyValues, Prefix
 from care_jax.parallel.mesh import create_device_mesh
-from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import prefill, rollout
 from care_jax.stages.packing import PromptLengths
 from care_jax.stages.prefill import ChunkSizes
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.table import Setup
 from care_jax.structs import Array, Prompts
-from tests.families import FAMILIES, make_folder
+from tests.families import FAMILIES, make_folder, tiny_processor
 from tests.marks import slow_but
 from tests.pictures import encode, picture, question
 from tests.stages.test_shared_prompt import random_model
@@ -50,15 +47,7 @@ class Case(NamedTuple):
 def case(request, tiny_folder, tmp_path_factory) -> Case:
     """Seven prompts, so that chunks of two do not come out even; the longest lies between others, one is long text."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("prefill") / "model")
-    processor = load_processor(
-        folder,
-        response_format=dataclasses.replace(ANSWER_TAGS, request=""),
-        prompt_buckets=BUCKET[:1],
-        patch_buckets=BUCKET[1:],
-        max_image_tokens=16,
-        min_image_tokens=1,
-        overlong="error",
-    )
+    processor = tiny_processor(folder, BUCKET)
     unit = FACTOR[request.param]
     small, large = encode(picture(unit, 2 * unit)), encode(picture(4 * unit, 3 * unit))
     records = [

@@ -15,21 +15,19 @@ import pytest
 from benchmarks.made_model import FACTOR
 from care_jax import models
 from care_jax.inputs.batch import collate
-from care_jax.inputs.processor import load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import subgroup, train_batch
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import Objective, Reflect, Region, Rescue
 from care_jax.method.train_batch import Reflection
 from care_jax.models import QwenVL
-from care_jax.rewards.response_format import ANSWER_TAGS
 from care_jax.stages import rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.stages.train_state import TrainState
 from care_jax.stages.update import make_update
 from care_jax.structs import Forced, Outcome, Prompts, Rollouts, Scores, Verdicts, zeros
 from tests import oracle, weights
-from tests.families import FAMILIES, make_folder
+from tests.families import FAMILIES, make_folder, tiny_processor
 from tests.marks import slow_but
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
@@ -79,15 +77,7 @@ def make_objective() -> Objective:
 def case(request, tiny_folder, tmp_path_factory) -> Case:
     """Six prompts of different lengths with none, one or two images; rollouts by the sampler."""
     folder = make_folder(request.param, tiny_folder, tmp_path_factory.mktemp("shared") / "model")
-    processor = load_processor(
-        folder,
-        response_format=dataclasses.replace(ANSWER_TAGS, request=""),
-        prompt_buckets=(40,),
-        patch_buckets=(64,),
-        max_image_tokens=16,
-        min_image_tokens=1,
-        overlong="error",
-    )
+    processor = tiny_processor(folder, (40, 64))
     one, unit = encode(picture(*[2 * FACTOR[request.param]] * 2)), FACTOR[request.param]
     wide = encode(picture(unit, 3 * unit))
     records = [
