@@ -7,6 +7,8 @@
    weights, start from the patches and end with the tokens; torch keeps its default number of threads. The lower ratio
    counts.
 2. The same at the demo's size: the 1 M-parameter model, 16 prompts of 28 tokens, 32 new ones.
+   Beside it, for the first model, what a token costs at least here: the products of G rows with the weights that
+   decoding reads, and the time in which this machine sums up the same bytes.
 3. The time to decode R tokens, prefill not counted, after a prompt of 2,048 tokens over that after 256.
 4. Response lengths with a roughly geometric distribution of mean R / 8: a share 8 / R of all ids ends a response, and
    random weights favour none of them. A decode that waits for the longest branch is compared with one that continues
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import made_model
@@ -169,6 +172,31 @@ def against_transformers(
     return ratios
 
 
+def least_of_a_token(model: QwenVL, repeats: int) -> dict[str, float]:
+    """Milliseconds of a token's products with the weights, "products", and of reading the weights once, "reading"."""
+    model = model.for_sampling()
+    leaves = jax.tree_util.tree_leaves_with_path(model.layers)
+    stacks = [leaf for path, leaf in leaves if "kernel" in jax.tree_util.keystr(path)]
+    kernels = [part[0] for stack in stacks for part in jnp.split(stack, len(stack))]  # apart, as decoding reads them
+    table = model.embed_tokens.weight[...]  # the head of these models
+
+    @jax.jit
+    def multiply(kernels: list[jax.Array], table: jax.Array) -> list[jax.Array]:
+        rows = {size: jnp.ones((NUM_ROLLOUTS, size), table.dtype) for size in {len(kernel) for kernel in kernels}}
+        return [rows[len(kernel)] @ kernel for kernel in kernels] + [jnp.ones_like(table[:NUM_ROLLOUTS]) @ table.T]
+
+    @jax.jit
+    def read(kernels: list[jax.Array], table: jax.Array) -> list[jax.Array]:
+        return [jnp.sum(each) for each in (*kernels, table)]
+
+    runs = {"products": lambda: multiply(kernels, table), "reading": lambda: read(kernels, table)}
+    milliseconds = {name: 1e3 * seconds for name, seconds in alternate(runs, repeats).items()}
+    megabytes = sum(each.nbytes for each in (*kernels, table)) / 1e6
+    for name, each in milliseconds.items():
+        print(f"{name:<10}{each:>10.1f} ms a token, {megabytes / each:.1f} GB/s of {megabytes:.0f} MB")
+    return milliseconds
+
+
 def prompt_growth(model: QwenVL, folder: Path, response_len: int, lengths: tuple[int, int], repeats: int) -> float:
     """The ratio of decoding time after the longer prompt to that after the shorter one."""
     runs = {}
@@ -250,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"{parameters / 1e6:.1f} M parameters, prompt of {args.prompt_len} tokens, {side} x {side} pixels")
         processor, prompts = made_model.make_prompts(folder, num_prompts=1, prompt_len=args.prompt_len, image_side=side)
         ratios = against_transformers(sides, processor, prompts, args.response_len, args.repeats)
+        least = least_of_a_token(sides.ours, args.repeats)
         growth = prompt_growth(sides.ours, folder, args.response_len, tuple(args.growth), args.repeats)
         tail = long_tail(sides.ours, folder, args.tail_prompts, args.response_len, args.repeats)
 
@@ -271,6 +300,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "greedy_ratio": round(ratios["greedy"], 2),
         "sampled_ratio": round(ratios["sampled"], 2),
         "tail_mean_len": round(tail["mean_len"], 1),
+        "products_ms": round(least["products"], 2),
+        "reading_ms": round(least["reading"], 2),
         "tokens_per_s_ratio": round(min(ratios.values()), 2),
         "tokens_per_s_ratio_demo": round(min(demo_ratios.values()), 2),
         "prompt_growth_ratio": round(growth, 3),
