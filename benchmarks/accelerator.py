@@ -1,7 +1,7 @@
 """Speed of one accelerator: an update, a scoring pass, a prefill, a decode and a whole CARE step of published shapes.
 
     python -m benchmarks.accelerator          # a GPU with 80 GB: minutes, most of them compiling
-    python -m benchmarks.accelerator --tiny   # the same on a CPU, with models of two layers
+    python -m benchmarks.accelerator --tiny   # the same on a CPU, with models of a few layers
 
 For each of --models: random weights, computed in bfloat16, prompts with an image and responses that all have their full
 length (device_step.py). The stages of a step run one after the other on one device; medians of --repeats steps after
@@ -74,18 +74,25 @@ def make_config(args: argparse.Namespace, run: Run, patches: int) -> ml_collecti
 
 
 def architecture(name: str, *, tiny: bool) -> ModelConfig:
-    """A published model, or one of two layers of the same family."""
+    """A published model, or one of two or four layers of the same family."""
     raw = published_config(name)
     if tiny:
         text, tower = raw.get("text_config", raw), raw["vision_config"]
         text.update(hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=512)
         text.update(num_attention_heads=4, num_key_value_heads=2)
-        text["rope_scaling"]["mrope_section"] = [2, 3, 3]
         tower.update(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=64)
-        if raw["model_type"] == "qwen3_vl":
-            text["head_dim"] = 16
+        if raw["model_type"] == "qwen3_5":
+            text.update(num_hidden_layers=4, layer_types=text["layer_types"][:4], head_dim=32)
+            text.update(linear_num_key_heads=2, linear_num_value_heads=4)
+            text.update(linear_key_head_dim=16, linear_value_head_dim=16)
+            text["rope_parameters"]["mrope_section"] = [2, 1, 1]
+            tower.update(num_position_embeddings=16)
+        elif raw["model_type"] == "qwen3_vl":
+            text.update(head_dim=16)
+            text["rope_scaling"]["mrope_section"] = [2, 3, 3]
             tower.update(deepstack_visual_indexes=[0], num_position_embeddings=16)
         else:
+            text["rope_scaling"]["mrope_section"] = [2, 3, 3]
             tower["fullatt_block_indexes"] = [1]
     return parse_model_config(raw, f"the published {name}")
 
@@ -212,7 +219,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="Qwen3-VL-2B:32:14336:dots,Qwen2.5-VL-3B:8:28672:full",
         help="NAME:prompts of a step:tokens of a stream:model.remat, ... (%(default)s, which fits 80 GB)",
     )
-    parser.add_argument("--tiny", action="store_true", help="two layers of each family, and small sizes by default")
+    parser.add_argument("--tiny", action="store_true", help="a few layers of each family, and small sizes by default")
     sizes = {
         "rollouts": (8, 4, "G, rollouts of a prompt"),
         "negatives": (4, 2, "K, negatives of a subgroup"),
