@@ -216,7 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models",
-        default="Qwen3-VL-2B:32:14336:dots,Qwen2.5-VL-3B:8:28672:full",
+        default="Qwen3-VL-2B:32:3584:dots,Qwen2.5-VL-3B:8:3584:full",
         help="NAME:prompts of a step:tokens of a stream:model.remat, ... (%(default)s, which fits 80 GB)",
     )
     parser.add_argument("--tiny", action="store_true", help="a few layers of each family, and small sizes by default")

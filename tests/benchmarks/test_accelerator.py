@@ -31,7 +31,7 @@ STAGES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Qwen3-VL-2B", "Qwen2.5-VL-3B"])
+@pytest.mark.parametrize("name", ["Qwen3-VL-2B", "Qwen2.5-VL-3B", "Qwen3.5-2B"])
 def test_figures_of_a_tiny_step(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a stage that is left out, a last line that is no JSON, and a step whose rows are not all full and taught.
 
