@@ -29,7 +29,7 @@ _LONGEST = 1000  # characters of an error's line
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "-?"}
 _FROM_COMMANDS = ("model.folder", "data.train", "data.eval")  # keys that some commands let be empty
 _CONFIG_FLAG = re.compile(r"--?(config\.[\w.]+)(=.*)?", re.DOTALL)
-_FOREIGN = ("absl.", "tensorflow_datasets.")  # modules whose flags --help leaves out
+_FOREIGN = ("absl.", "array_record.", "grain.", "orbax.", "tensorflow_datasets.")  # modules whose flags --help omits
 _SHIPPED_CONFIG = re.compile(r"(?P<flag>--?config=|)(?P<file>configs/\w+\.py)(?P<run>:.*|)")
 _RECORDED = Path(__file__).parent / "run" / "recorded_config.py"  # the config that a run folder has
 _is_read = False  # the flags of this process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -189,6 +190,24 @@ def test_help_lists_every_option(command: str) -> None:
     )
     assert shown["objective.num_negatives"] == "objective.num_negatives=4  # K, target negatives of a subgroup"
     assert shown["objective.rescue.delta"] == "objective.rescue.delta=0.1  # pseudo-reward of the pseudo-anchor"
+
+
+# Commands that print their help after imports that define flags of their own.
+LATE = ("convert.jax_to_hf", "convert.hf_to_jax", "convert.check_parity", "care_jax.judge", "care_jax.plan")
+
+
+@pytest.mark.parametrize("command", slow_but(("convert.jax_to_hf",), LATE))
+def test_help_leaves_out_the_flags_of_libraries(command: str) -> None:
+    """Catches flags of absl, grain or orbax between those of the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", command, "--help"], capture_output=True, text=True, check=True, cwd=REPO
+    )
+    shown = set(re.findall(r"^  --(\w+)  ", done.stdout, re.M))
+    files = [*REPO.glob("care_jax/**/*.py"), *REPO.glob("convert/*.py")]
+    sources = "".join(path.read_text() for path in files)
+    ours = {"config", *re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', sources)}
+    assert len(shown) >= 2
+    assert shown <= ours
 
 
 @pytest.mark.parametrize("command", [TRAIN, COLD_START, EVALUATE, "care_jax.demo"])
