@@ -87,9 +87,10 @@ class Packed:
 
         patch = jnp.maximum(taken.patch_source, 0)
         owner, is_patch = patch // patch_len, taken.patch_source >= 0
-        # Images of different prompts have the same ids in the batch, but not in a stream.
+        # Images of different prompts, or of two copies of one, have the same ids in the batch, but not in a stream.
+        piece = jnp.cumsum(is_patch & (patch % patch_len == 0), dtype=jnp.int32)
         window_ids, image_ids = (
-            jnp.where(is_patch, owner * (patch_len + 1) + ids.reshape(-1)[patch], 0)
+            jnp.where(is_patch, piece * (patch_len + 1) + ids.reshape(-1)[patch], 0)
             for ids in (jnp.asarray(prompts.window_ids), jnp.asarray(prompts.image_ids))
         )
         places = jnp.arange(len(patch), dtype=jnp.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
 from care_jax.stages.streams import Packed
-from care_jax.structs import Packing
+from care_jax.structs import Packing, Prompts
+from tests.packings import make_packing
 
 P, PATCHES, R = 24, 16, 10  # padded prompt, patches and row
 
@@ -148,3 +150,21 @@ def test_each_stream_is_computed_once_with_room_for_its_tokens():
     filled = (streams.group > 0).sum(axis=1)
     assert {0, 45, 60} == set(np.unique(computed).tolist())
     np.testing.assert_array_equal(computed, np.where(filled > 45, 60, np.where(filled > 0, 45, 0)))
+
+
+def test_copies_of_a_prompt_have_images_of_their_own(tiny_prompts: Prompts) -> None:
+    """Catches patches of two pieces of a group that see each other: first fit puts pieces 1 and 3 into one stream."""
+    prompts = jax.tree.map(lambda x: x[1:2], tiny_prompts)  # two images
+    row_len = np.array([[81, 72, 72, 15]], np.int32)
+    length = int(prompts.prompt_len[0])
+    streams = make_packing(prompts, row_len, padded_len=81, stream_len=length + 150).streams
+    packed = Packed(prompts, jnp.zeros((1, 4, 81), jnp.int32), streams)
+    found = []
+    for index in range(2):
+        stream = packed.stream(index, merge_unit=4).tokens
+        for ids in (np.asarray(stream.image_ids[0]), np.asarray(stream.window_ids[0])):
+            runs = [one for one, before in zip(ids, [0, *ids[:-1]], strict=True) if one not in (0, before)]
+            assert len(runs) == len(set(runs))
+            found.append(len(runs))
+    images, windows = (len(np.unique(ids[ids > 0])) for ids in map(np.asarray, (prompts.image_ids, prompts.window_ids)))
+    assert found == [images, windows, 2 * images, 2 * windows]
