@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from care_jax import options
-from care_jax.config_rules import RULES, key_problems, type_problem
+from care_jax.config_rules import RULES, is_path_or_mixture, key_problems, type_problem
 from care_jax.errors import InputError, shown
 from care_jax.method import objectives
 from care_jax.rewards import terms
@@ -72,6 +72,7 @@ def base() -> ConfigDict:
     c.data.patch_buckets = (1024, 4096)  # patches of a prompt's images, the static sizes of the vision tower
     c.data.max_image_tokens = 1024  # tokens of one image; larger ones are scaled down
     c.data.min_image_tokens = 4  # tokens of one image; smaller ones are scaled up
+    c.data.videos = False  # rows may have videos: all frames of each patch travel to the devices, of pictures too
     c.data.response_format = "answer_tags"  # answer_tags | boxed: what is asked for and read, see response_format.py
     # Of chat templates with such a switch; False puts an empty rationale before the response (inputs/prompts.py).
     c.data.thinking = True
@@ -193,21 +194,23 @@ def _samples_differ(c: ConfigDict) -> str:
 
 def _buffer_fits(c: ConfigDict) -> str:
     buffer_len = c.objective.overlong_buffer_len
-    if 0 <= buffer_len <= c.rollout.response_len:
-        return ""
-    return f"objective.overlong_buffer_len={buffer_len}: must lie in 0 .. rollout.response_len"
+    fits = 0 <= buffer_len <= c.rollout.response_len
+    return "" if fits else f"objective.overlong_buffer_len={buffer_len}: must lie in 0 .. rollout.response_len"
 
 
-_NEED_AN_ANCHOR = {
-    "reflect.enabled": "reflection repairs a subgroup's negative",
-    "region.after_divergence": "a rationale has its credit from where it parts from the anchor's",
+_NEEDS = {
+    "reflect.enabled": (("anchored",), "reflection repairs a subgroup's negative"),
+    "region.after_divergence": (("anchored",), "a rationale has its credit from where it parts from the anchor's"),
+    "reflect.all_wrong": (("reflect.enabled", "rescue.enabled"), "it repairs the pseudo-anchor of a rescue"),
 }
 
 
-def _is_anchored(c: ConfigDict) -> str:
+def _has_what_it_needs(c: ConfigDict) -> str:
     values = flat(c.objective)
-    in_vain = [key for key in _NEED_AN_ANCHOR if values[key] and not c.objective.anchored]
-    return f"objective.{in_vain[0]} needs objective.anchored=True: {_NEED_AN_ANCHOR[in_vain[0]]}" if in_vain else ""
+    for key, (needs, why) in _NEEDS.items():
+        if values[key] and (missing := [need for need in needs if not values[need]]):
+            return f"objective.{key} needs objective.{missing[0]}=True: {why}"
+    return ""
 
 
 def _repair_has_room(c: ConfigDict) -> str:
@@ -220,24 +223,7 @@ def _repair_has_room(c: ConfigDict) -> str:
     )
 
 
-def _is_path_or_mixture(c: ConfigDict, *, split: str) -> str:
-    value, is_prepared = c.data[split], c.data.format == "prepared"
-    is_mixture = is_prepared and isinstance(value, tuple | list) and bool(value) and all(map(_is_part, value))
-    if is_mixture or (isinstance(value, str) and not type_problem(value, "")):
-        return ""
-    wanted = "give one path, or with data.format='prepared' ((folder, weight), ...), weights above 0"
-    return f"data.{split}={shown(value)}: {wanted}"
-
-
-def _is_part(part: Any) -> bool:
-    """True for (folder, weight) of a mixture."""
-    if not (isinstance(part, tuple | list) and len(part) == 2):
-        return False
-    folder, weight = part
-    return isinstance(folder, str) and bool(folder) and not type_problem(weight, 1.0) and weight > 0
-
-
-_MIXTURES = ("data.train", "data.eval")  # paths, or mixtures, which `_is_path_or_mixture` looks at
+_MIXTURES = ("data.train", "data.eval")  # paths, or mixtures, which `is_path_or_mixture` looks at
 
 
 def _images_have_sizes(c: ConfigDict) -> str:
@@ -265,15 +251,15 @@ def _something_is_trained(c: ConfigDict) -> str:
 CHECKS: tuple[Check, ...] = (
     _something_is_trained,
     _rewards_are_known,
-    functools.partial(_is_path_or_mixture, split="train"),
-    functools.partial(_is_path_or_mixture, split="eval"),
+    functools.partial(is_path_or_mixture, split="train"),
+    functools.partial(is_path_or_mixture, split="eval"),
     _images_have_sizes,
     _batches_divide,
     _streams_hold_a_row,
     _warmup_ends,
     _samples_differ,
     _buffer_fits,
-    _is_anchored,
+    _has_what_it_needs,
     _repair_has_room,
 )
 

@@ -84,7 +84,7 @@ class Prompts:
     position_ids: Int32[Array, "B 3 P"]  # M-RoPE (time, height, width)
     next_position: Int32[Array, "B"]  # position of the first response token, the same on all three axes
     vision_index: Int32[Array, "B P"]  # row of the merged vision features, -1 at text tokens
-    # Pixels as bytes; one frame where every picture of the batch is still, else all of a patch. The devices repeat the
+    # Pixels as bytes; with data.videos all frames of a patch, else the one of a still picture. The devices repeat the
     # frame and normalise (models.vision.pixels).
     patches: UInt8[Array, "B I F"]
     pixel_norm: Float32[Array, "B 2 3"]  # mean and deviation of each channel, of pixels from 0 to 1

@@ -207,7 +207,7 @@ def _load_processor(settings: Settings) -> Processor:
     from care_jax.inputs.processor import make_processor  # imports JAX, and only counting tokens needs it
 
     config = _token_config(settings.config, settings.model)
-    config.data.overlong = "error"
+    config.data.overlong, config.data.videos = "error", True
     config.data.prompt_buckets = config.data.patch_buckets = (1 << 24,)
     return make_processor(config)
 

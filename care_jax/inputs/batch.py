@@ -27,7 +27,7 @@ class Example:
     position_ids: npt.NDArray[np.int32]  # [3, P] (time, height, width)
     next_position: int  # of the first response token
     vision_index: npt.NDArray[np.int32]  # [P] row of the merged features, -1 at text
-    patches: npt.NDArray[np.uint8]  # [I, F]; one frame a patch unless the record has a video
+    patches: npt.NDArray[np.uint8]  # [I, F]; one frame a patch unless the prompts may have videos
     patch_position_ids: npt.NDArray[np.int32]  # [I, 2] (height, width)
     window_ids: npt.NDArray[np.int32]  # [I] from 1
     image_ids: npt.NDArray[np.int32]  # [I] from 1, one an image or frame
@@ -61,7 +61,6 @@ class BatchSizes(NamedTuple):
 
     most_tokens: int  # of a prompt
     most_patches: int
-    patch_values: int  # one frame's where every picture is still, else all
     num_tokens: int  # of all prompts
     num_patches: int
     num_prompts: int
@@ -71,14 +70,13 @@ class BatchSizes(NamedTuple):
         """The sizes of some of the batch's prompts, or all."""
         tokens = [len(example.token_ids) for example in examples]
         patches = [len(example.patches) for example in examples]
-        values = max(example.patches.shape[1] for example in examples)
-        return cls(max(tokens), max(patches), values, sum(tokens), sum(patches), len(examples))
+        return cls(max(tokens), max(patches), sum(tokens), sum(patches), len(examples))
 
     @classmethod
     def join(cls, parts: Sequence[Sequence[int]]) -> BatchSizes:
         """The sizes of a batch whose parts have these sizes."""
         columns = list(zip(*parts, strict=True))
-        return cls(*map(max, columns[:3]), *map(sum, columns[3:]))
+        return cls(*map(max, columns[:2]), *map(sum, columns[2:]))
 
     def metrics(self, bucket: tuple[int, int]) -> dict[str, float]:
         """Computes the sizes of a prompt on average, and the shares of padding in a bucket."""
@@ -117,7 +115,7 @@ def collate(processor: Processor, examples: Sequence[Example], sizes: BatchSizes
         position_ids=_pad([e.position_ids.T for e in examples], size, 0).transpose(0, 2, 1).copy(),
         next_position=np.array([e.next_position for e in examples], np.int32),
         vision_index=_pad([e.vision_index for e in examples], size, -1),
-        patches=_pad([with_frames(e.patches, sizes.patch_values, spec) for e in examples], room, 0),
+        patches=_pad([with_frames(e.patches, processor.patch_values, spec) for e in examples], room, 0),
         pixel_norm=np.repeat(norm[None], len(examples), axis=0),
         patch_position_ids=_pad([e.patch_position_ids for e in examples], room, 0),
         window_ids=_pad([e.window_ids for e in examples], room, 0),

@@ -58,6 +58,13 @@ class Processor:
     patch_buckets: tuple[int, ...]  # patches, ascending
     overlong: str  # drop | shrink | error
     thinking: bool = True  # the chat template's switch, where it has one
+    videos: bool = False  # prompts may have some
+
+    @property
+    def patch_values(self) -> int:
+        """F, the values of a patch that travel to the devices: of all its frames with videos, else of one."""
+        spec = self.image_spec
+        return spec.frame_values * (spec.temporal_patch_size if self.videos else 1)
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
@@ -127,6 +134,7 @@ def load_processor(
     min_image_tokens: int,
     overlong: str,
     thinking: bool = True,
+    videos: bool = False,
 ) -> Processor:
     """Reads the processor of a Hugging Face model folder.
 
@@ -139,6 +147,7 @@ def load_processor(
         min_image_tokens: prompt tokens that an image has at least; likewise.
         overlong: one of OVERLONG, for prompts that exceed the largest bucket.
         thinking: for chat templates with such a switch.
+        videos: prompts may have some.
 
     Returns:
         The processor.
@@ -190,6 +199,7 @@ def load_processor(
         patch_buckets=tuple(patch_buckets),
         overlong=overlong,
         thinking=thinking,
+        videos=videos,
     )
 
 
@@ -208,6 +218,7 @@ def make_processor(config: ml_collections.ConfigDict) -> Processor:
         min_image_tokens=data.min_image_tokens,
         overlong=data.overlong,
         thinking=data.thinking,
+        videos=data.videos,
     )
 
 

@@ -34,9 +34,11 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
     Raises:
         BadRowError: the text spells a special token, the <image> or <video> marks differ in number from the images or
             videos, or an image cannot be read. The message names the record.
-        InputError: the prompt is too long and `overlong` is "error", or the chat template has no place for images.
+        InputError: the prompt is too long and `overlong` is "error", it has videos and the processor takes none, or the
+            chat template has no place for images.
     """
     spec = processor.image_spec
+    _refuse_videos(processor, record)
     items = media.decode_items(record, spec)
     text_ids = _encode_turn(processor, record, items)
     is_vision = _are_vision(processor, text_ids)
@@ -60,7 +62,7 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
     vision_index = np.full(len(token_ids), -1, np.int32)
     vision_index[is_vision] = _join_ids([table.vision_index for table in tables], tokens)
     patches = [images.patchify(item.frames, grid, spec) for item, grid in pairs]
-    values = max([spec.frame_values, *(part.shape[1] for part in patches)])
+    values = processor.patch_values
     windows = [int(table.window_ids[-1]) for table in tables]
     return Example(
         record=record,
@@ -90,8 +92,9 @@ def measure_prompt(processor: Processor, record: Record) -> PromptSize:
 
     Raises:
         BadRowError: as `encode_prompt`.
-        InputError: the chat template has no place for images.
+        InputError: the prompt has videos and the processor takes none, or the chat template has no place for images.
     """
+    _refuse_videos(processor, record)
     items = media.decode_items(record, processor.image_spec, images.open_image)
     demand = _demand(processor, record, _encode_turn(processor, record, items), items)
     is_usable = demand.needed <= demand.room
@@ -99,6 +102,11 @@ def measure_prompt(processor: Processor, record: Record) -> PromptSize:
         is_usable = media.fit_grids(items, processor.image_spec, demand.room) is not None
     unit = processor.image_spec.layout.merge**2
     return PromptSize(demand.text_len + demand.needed, demand.needed * unit, is_usable)
+
+
+def _refuse_videos(processor: Processor, record: Record) -> None:
+    if record.videos and not processor.videos:
+        raise InputError(f"record {shown(record.id)} has a video; set --config.data.videos=True")
 
 
 def _are_vision(processor: Processor, token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:

@@ -32,7 +32,12 @@ class PatchSizes(Protocol):
 
     @property
     def frame_values(self) -> int:
-        """F, values of one frame of a patch, which is all that travels of a still picture."""
+        """Values of one frame of a patch."""
+        ...
+
+    @property
+    def temporal_patch_size(self) -> int:
+        """Frames of a patch."""
         ...
 
     @property
@@ -90,7 +95,8 @@ class Setup:
     def prompt_dims(self, bucket: Bucket) -> dict[str, int]:
         """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
         spec = self.image_spec
-        return {"B": self.num_prompts, "P": bucket[0], "I": bucket[1], "F": spec.frame_values, "X": spec.grid_cells}
+        values = spec.frame_values * (spec.temporal_patch_size if self.config.data.videos else 1)
+        return {"B": self.num_prompts, "P": bucket[0], "I": bucket[1], "F": values, "X": spec.grid_cells}
 
     def response_dims(self, num_responses: int) -> dict[str, int]:
         """The dimensions of `Rollouts` and `Verdicts` with so many responses a prompt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from care_jax.data.own_data import read_jsonl
 from care_jax.data.prepare import Settings, prepare
 from care_jax.data.validation import decode_picture
+from care_jax.errors import InputError
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.inputs.responses import encode_trace
@@ -87,7 +89,9 @@ def test_a_parquet_file_has_videos_and_pictures(tmp_path: Path, tiny_processor: 
     source = read_jsonl(tmp_path / "mine.parquet", strict=True)
     assert source[0] == WHOLE
     assert source[1] == Record("8", "mine", "<image>and here?", (FRAMES[0],), "3", "integer")
-    example = encode_prompt(tiny_processor, source[0])
+    with pytest.raises(InputError, match="record '7' has a video; set --config"):
+        encode_prompt(tiny_processor, source[0])
+    example = encode_prompt(dataclasses.replace(tiny_processor, videos=True), source[0])
     assert example is not None
     assert len(example.patches) == 2 * 16  # three frames are two patches in time
     assert source.fingerprint() == read_jsonl(tmp_path / "mine.parquet", strict=True).fingerprint()

@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoConfig
 
 from care_jax.errors import InputError
-from care_jax.inputs.batch import BatchSizes, Example, collate
+from care_jax.inputs.batch import BatchSizes, Example, blank, collate
 from care_jax.inputs.processor import Processor, load_processor
 from care_jax.inputs.prompts import encode_prompt
 from care_jax.inputs.responses import encode_repairs, encode_rewrites, encode_trace
@@ -254,13 +254,17 @@ def test_sizes_and_padding_by_hand(processor):
     assert figures == shares | {"prompt_len/mean": real / 2, "patches/mean": 18}
 
 
-def test_a_batch_has_one_width_of_patches_on_all_processes(processor):
-    """Catches patches of one frame on one process and of all on another, of which no array can be made."""
+@pytest.mark.parametrize("videos", [False, True])
+def test_patches_have_one_width_whatever_the_batch(processor, videos):
+    """Catches a batch of still pictures, or of none, that is narrower than the one with a video beside it."""
+    processor = dataclasses.replace(processor, videos=videos)
+    spec = processor.image_spec
     still = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
-    sizes = BatchSizes.of([still])
-    joined = BatchSizes.join([sizes, sizes._replace(patch_values=2 * sizes.patch_values)])
-    patches = collate(processor, [still], joined).patches
-    assert patches.shape[-1] == joined.patch_values == 2 * sizes.patch_values
+    widths = {collate(processor, examples).patches.shape[-1] for examples in ([still], [blank(spec)])}
+    assert widths == {processor.patch_values} == {(2 if videos else 1) * 3 * 14 * 14}
+    one = encode_prompt(dataclasses.replace(processor, videos=False), record("<image>?", encode(picture(84, 84))))
+    pixels = still.patches.reshape(36, 3, -1, 14 * 14)
+    assert all(np.array_equal(pixels[:, :, frame], one.patches.reshape(36, 3, 196)) for frame in range(pixels.shape[2]))
 
 
 def test_collate_takes_the_smallest_bucket_that_holds_all(processor):

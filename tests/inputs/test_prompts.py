@@ -81,7 +81,7 @@ def family(request, tiny_folder, tmp_path_factory) -> Family:
     hub_class = {"qwen2_5_vl": HubQwen25, "qwen3_vl": HubQwen3, "qwen3_5": HubQwen3}[name]
     hub = hub_class(image_processor, tokenizer, None, chat_template=tokenizer.chat_template)
     hub.video_processor = SimpleNamespace(merge_size=2, temporal_patch_size=2)
-    return Family(name, load_processor(folder, **SETTINGS), hub, AutoConfig.from_pretrained(folder))
+    return Family(name, load_processor(folder, **SETTINGS, videos=True), hub, AutoConfig.from_pretrained(folder))
 
 
 def video_of(num_frames: int, height: int, width: int, fps: float = 2.0) -> Video:

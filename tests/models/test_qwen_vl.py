@@ -105,13 +105,19 @@ def family(request, tiny_folder, tmp_path_factory) -> Family:
     model = models.params_from_dict(models.load_model_config(saved), weights.read_hf(saved))
     processor = tiny_processor(folder, (80, 112), max_image_tokens=28)
     pixels_of = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    rows = {case: make_row(case, processor, pixels_of, oracle) for case in CASES}
+    rows = {case: make_row(case, with_videos(processor, case), pixels_of, oracle) for case in CASES}
     return Family(oracle, model, processor, rows)
+
+
+def with_videos(processor: Processor, *cases: str) -> Processor:
+    """The processor of a run whose data are these cases."""
+    return dataclasses.replace(processor, videos=any(CASES[case][2] for case in cases))
 
 
 def batch_of(case: str, processor: Processor) -> tuple[list[str], Prompts]:
     """A case alone, or all of them together; every batch has the same padded sizes."""
     names = list(CASES) if case == ALL else [case]
+    processor = with_videos(processor, *names)
     return names, jax.device_put(collate(processor, [encode_prompt(processor, record_of(name)) for name in names]))
 
 
