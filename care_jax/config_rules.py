@@ -244,3 +244,21 @@ def _is_plain(text: str) -> bool:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
+
+
+def is_path_or_mixture(c: ConfigDict, *, split: str) -> str:
+    """The problem with data.train or data.eval, or ""."""
+    value, is_prepared = c.data[split], c.data.format == "prepared"
+    is_mixture = is_prepared and isinstance(value, tuple | list) and bool(value) and all(map(_is_part, value))
+    if is_mixture or (isinstance(value, str) and not type_problem(value, "")):
+        return ""
+    wanted = "give one path, or with data.format='prepared' ((folder, weight), ...), weights above 0"
+    return f"data.{split}={shown(value)}: {wanted}"
+
+
+def _is_part(part: Any) -> bool:
+    """True for (folder, weight) of a mixture."""
+    if not (isinstance(part, tuple | list) and len(part) == 2):
+        return False
+    folder, weight = part
+    return isinstance(folder, str) and bool(folder) and not type_problem(weight, 1.0) and weight > 0

@@ -11,23 +11,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from care_jax.method import train_batch
 from care_jax.method.loss import policy_loss
 from care_jax.method.objectives import keeps_forced
-from care_jax.method.subgroup import count_alike, select_subgroup
 from care_jax.method.train_batch import Reflection
 from care_jax.parallel.sharding import ROWS, WHOLE, place
-from care_jax.stages import host, sampler, score
+from care_jax.stages import choice, host, sampler, score
 from care_jax.stages.table import Bucket, Compute, DeviceStage, HostStage, Setup, Stage, Table
 from care_jax.stages.update import LossFn, make_update, update_shardings
-from care_jax.structs import Forced, Prompts, Rollouts, Scores, Subgroup, Verdicts, abstract
+from care_jax.structs import Forced, Prompts, Rollouts, Verdicts, abstract
 
 # Folded into the key of a step, one number for each stage that draws. Redraws of dynamic sampling count on from
 # ROLLOUT, so a further stage takes a number far above it; those that are here keep their draws.
 SELECT, REFLECT, ROLLOUT = range(3)
+TURN = 1 << 16
 
 
 # Functions of device stages that only fit a function of a lower module to the table.
@@ -45,27 +44,6 @@ def _rollout(setup: Setup) -> Callable:
 def _reflect(setup: Setup) -> Callable:
     sampling = dataclasses.replace(setup.sampling, drop_forced=not keeps_forced(setup.objective))
     return sampler.make_decode(setup, sampling)
-
-
-def _select(setup: Setup) -> Callable:
-    objective = setup.objective
-    by_answer = objective.reflect.enabled and objective.reflect.failure == "commonest"
-
-    def select(rollouts: Rollouts, verdicts: Verdicts, scores: Scores, key: jax.Array) -> Subgroup:
-        return select_subgroup(
-            correct=verdicts.correct,
-            think_len=verdicts.think_mask.sum(-1, dtype=jnp.int32),
-            answer_len=verdicts.answer_mask.sum(-1, dtype=jnp.int32),
-            response_len=rollouts.response_len,
-            logprobs_old=scores.logprobs,
-            sampled_mask=rollouts.sampled_mask,
-            think_states=scores.think_states,
-            key=key,
-            objective=objective,
-            num_alike=count_alike(rollouts.token_ids, verdicts.answer_mask, verdicts.correct) if by_answer else None,
-        )
-
-    return select
 
 
 def update_function(loss: Callable[[Setup], LossFn]) -> Callable[[Setup], Callable]:
@@ -97,6 +75,10 @@ def _scored_by_sampler(config: ml_collections.ConfigDict) -> bool:
 
 def _with_reflection(config: ml_collections.ConfigDict) -> bool:
     return config.objective.reflect.enabled
+
+
+def _with_turned_groups(config: ml_collections.ConfigDict) -> bool:
+    return config.objective.reflect.enabled and config.objective.reflect.all_wrong
 
 
 def _with_reference(config: ml_collections.ConfigDict) -> bool:
@@ -251,7 +233,7 @@ _STAGES: tuple[Stage, ...] = (
         timer="select",
         takes=("rollouts", "verdicts", "scores", "key"),
         gives=("subgroup",),
-        function=_select,
+        function=choice.make_select,
         on_shards=False,
         random=SELECT,
     ),
@@ -308,6 +290,16 @@ _STAGES: tuple[Stage, ...] = (
         puts=("reflection",),
         shapes=lambda setup, bucket: (abstract_reflection(setup),),
         is_on=_with_reflection,
+    ),
+    DeviceStage(
+        "turn",
+        timer="select",
+        takes=("verdicts", "scores", "subgroup", "reflection", "repair_scores", "key"),
+        gives=("subgroup",),
+        function=choice.make_turn,
+        on_shards=False,
+        random=TURN,
+        is_on=_with_turned_groups,
     ),
     DeviceStage(
         "assemble",

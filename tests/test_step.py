@@ -14,13 +14,17 @@ import pytest
 
 from care_jax import step, train
 from care_jax.evals import decoding
+from care_jax.inputs.batch import collate
+from care_jax.inputs.processor import make_processor
+from care_jax.inputs.prompts import encode_prompt
 from care_jax.method import objectives
 from care_jax.parallel.mesh import create_device_mesh
 from care_jax.planning import estimate, flops
 from care_jax.planning.sizes import Sizes
-from care_jax.stages.compiled import all_buckets, make_programs, trace
+from care_jax.stages.compiled import all_buckets, bucket_of, make_programs, trace
 from care_jax.stages.table import Compute, DeviceStage, HostStage, Setup, Table, value_of
-from care_jax.structs import Rollouts, Scores, Verdicts
+from care_jax.structs import Prompts, Rollouts, Scores, Verdicts, Video, abstract
+from tests.pictures import encode, picture, question
 from tests.planning.test_plan import tiny
 
 
@@ -93,6 +97,28 @@ def test_the_failure_to_repair_is_chosen_on_the_devices(failure: str) -> None:
     assert chosen.index[0].tolist() == order[failure]
 
 
+@pytest.mark.parametrize("videos", [False, True])
+def test_programs_are_made_for_the_patches_that_batches_have(videos: bool) -> None:
+    """Catches a run that compiles for one frame a patch and dies at its first video."""
+    config = config_of("care", data__videos=videos)
+    setup, processor = setup_of(config), make_processor(config)
+    frames = tuple(encode(picture(28, 28)) for _ in range(4))
+    clips = (Video(frames, 2.0),) if videos else ()
+    row = question("<video>?" if videos else "1+2=?", videos=clips)
+    prompts = collate(processor, [encode_prompt(processor, row)] * setup.num_prompts)
+    wanted = abstract(Prompts, **setup.prompt_dims(bucket_of(prompts)))
+    assert [x.shape for x in jax.tree.leaves(prompts)] == [x.shape for x in jax.tree.leaves(wanted)]
+
+
+def test_a_turned_group_has_a_stage_of_its_own():
+    """Catches a turn that comes before the repair is scored or behind the batch, and one of a run that has none."""
+    config = config_of("care", objective__reflect__all_wrong=True)
+    setup, table = setup_of(config), step.STEP.when(config)
+    names = [call.stage.name for call in trace(table, make_programs(table, setup), setup, all_buckets(config)[0])]
+    assert names.index("score of reflections") < names.index("turn") < names.index("assemble")
+    assert "turn" not in [stage.name for stage in step.STEP.when(config_of("care")).stages]
+
+
 def test_adapters_need_no_second_model():
     """Catches a reference policy that is held beside the one whose adapters can be switched off, and moments of it."""
     config = config_of("care", model__lora__rank=2, model__weights="base")
@@ -142,10 +168,9 @@ def test_random_stages_have_numbers_of_their_own():
     """Catches two stages of a step that draw with the same key, and draws that reach another stage's number."""
     random = [s for s in step.STEP.stages if isinstance(s, DeviceStage) and s.random is not None]
     numbers = [stage.random for stage in random]
-    assert len(set(numbers)) == len(numbers) == 3
-    assert [stage.random for stage in random if stage.is_drawing] == [max(numbers)], (
-        "dynamic sampling counts on from it"
-    )
+    assert len(set(numbers)) == len(numbers) == 4
+    (drawing,) = (stage.random for stage in random if stage.is_drawing)
+    assert not [number for number in numbers if drawing < number < drawing + 1000], "dynamic sampling counts on from it"
 
 
 def test_a_new_row_is_seen_by_all_that_walk_the_table(monkeypatch):

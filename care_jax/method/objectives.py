@@ -63,6 +63,7 @@ class Reflect:
     # The negative that is repaired: nearest (published) | likeliest, as rescue.rank_by ranks | commonest (its answer is
     # that of the most failures of the group).
     failure: RepairedFailure = "nearest"
+    all_wrong: bool = False  # ALL_WRONG groups too: the pseudo-anchor is repaired, and a right repair is the anchor
     train_on: TrainOn = "continuation"  # continuation | rewrite [study]
 
     def __post_init__(self) -> None:

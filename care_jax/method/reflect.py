@@ -3,7 +3,8 @@
     forced (never in a loss)                        sampled
     <think> failed rationale + repair cue           repaired rationale </think><answer> .. </answer>
 
-One negative of each MIXED group, all groups in one batched decode that continues from the prompts' cache.
+One negative of each MIXED group, and with `reflect.all_wrong` the pseudo-anchor of each ALL_WRONG one, all groups in
+one batched decode that continues from the prompts' cache.
 
 Deviations from the published code:
 1. The forced tokens stay in the context that the update conditions on, or a clean response is trained (`rewrite`).
@@ -20,7 +21,7 @@ from care_jax.errors import InputError
 from care_jax.inputs.processor import Processor
 from care_jax.inputs.responses import encode_repairs, encode_rewrites
 from care_jax.method.objectives import Objective, keeps_forced
-from care_jax.method.train_batch import REFLECTED_SLOT
+from care_jax.method.train_batch import slot_of_repair
 from care_jax.rewards.response_format import CLOSING, OPENING, ResponseFormat
 from care_jax.rewards.spans import TokenBytes
 from care_jax.structs import Forced, Outcome, Rollouts, Subgroup
@@ -86,10 +87,14 @@ def force_prefixes(
     batch = len(texts)
     token_ids = np.zeros((batch, 1, forced_width(processor, objective)), np.int32)
     forced_len = np.zeros((batch, 1), np.int32)
-    active = (subgroup.outcome == Outcome.MIXED)[:, None] & subgroup.valid[:, REFLECTED_SLOT, None]
+    slot = np.asarray(slot_of_repair(subgroup.outcome))[:, None]
+    has_repair = subgroup.outcome == Outcome.MIXED
+    if objective.reflect.all_wrong:
+        has_repair |= subgroup.outcome == Outcome.ALL_WRONG
+    active = has_repair[:, None] & np.take_along_axis(subgroup.valid, slot, axis=1)
     if objective.reflect.source == "rationale":
         groups = np.flatnonzero(active).tolist()
-        failed = [texts[b][int(subgroup.index[b, REFLECTED_SLOT])] for b in groups]
+        failed = [texts[b][int(subgroup.index[b, slot[b, 0]])] for b in groups]
         repairs = encode_repairs(
             processor,
             [failed_rationale(text, processor.response_format) for text in failed],

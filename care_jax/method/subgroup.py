@@ -235,9 +235,7 @@ def select_subgroup(
         assert num_alike is not None
         preference = num_alike.astype(jnp.float32)
     negatives &= active[:, None]
-    nearness = _rank(_distances_to(distances, anchor), negatives)
-    order = nearness if preference is None else _put_first(nearness, negatives, preference)
-    return _fill_slots(order, anchor, negatives, active, outcome, objective.num_negatives)
+    return fill_slots(distances, anchor, negatives, active, outcome, objective.num_negatives, preference)
 
 
 def count_alike(
@@ -296,15 +294,21 @@ def _representatives(
     return farthest_first(distances, others, start, jnp.full_like(pseudo_anchor, count), count)
 
 
-def _fill_slots(
-    order: Int32[Array, "B G"],
+def fill_slots(
+    distances: Float32[Array, "B G G"],
     anchor: Int32[Array, "B"],
     negatives: Bool[Array, "B G"],
     active: Bool[Array, "B"],
     outcome: Int32[Array, "B"],
     num_slots: int,
+    preference: Float32[Array, "B G"] | None = None,
 ) -> Subgroup:
-    """Puts the anchor into slot 0 and the negative of rank k - 1 into slot k; only `active` groups count."""
+    """Puts the anchor into slot 0 and the negatives behind it, nearest first; only `active` groups count.
+
+    With `preference` the negative that has most of it comes before the others.
+    """
+    nearness = _rank(_distances_to(distances, anchor), negatives)
+    order = nearness if preference is None else _put_first(nearness, negatives, preference)
     at_slot = order[:, None, :] == jnp.arange(num_slots, dtype=jnp.int32)[None, :, None]  # [B, K, G]
     slots = jnp.where(at_slot, _rows(negatives)[:, None, :], 0).sum(axis=2, dtype=jnp.int32)
     index = jnp.concatenate([jnp.where(active, anchor, 0)[:, None], slots], axis=1)

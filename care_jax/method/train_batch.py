@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float32, Int32, Shaped
 
@@ -11,7 +14,17 @@ from care_jax.method.objectives import Objective
 from care_jax.method.token_weights import shared_with_anchor, token_weights
 from care_jax.structs import Array, Outcome, Prompts, Rollouts, Scores, Subgroup, TrainBatch, Verdicts
 
-REFLECTED_SLOT = 1  # the negative that is repaired: the nearest, or as reflect.failure says
+REFLECTED_SLOT = 1  # of a MIXED group: the negative that is repaired, the nearest or as reflect.failure says
+
+
+def slot_of_repair(outcome: Shaped[Array, "B"]) -> Shaped[Array, "B"]:
+    """The slot whose rollout a repair starts from: REFLECTED_SLOT, or of an ALL_WRONG group the pseudo-anchor's, 0."""
+    return (outcome != Outcome.ALL_WRONG).astype(np.int32) * np.int32(REFLECTED_SLOT)
+
+
+def turned_groups(outcome: Int32[Array, "B"], tried: Bool[Array, "B"], correct: Bool[Array, "B"]) -> Bool[Array, "B"]:
+    """The ALL_WRONG groups of which the repair is right."""
+    return (outcome == Outcome.ALL_WRONG) & tried & correct
 
 
 @struct.dataclass
@@ -52,7 +65,8 @@ def assemble(
 ) -> Assembled:
     """Gathers the rows of an update with their advantages and token weights (docs/method.md sections 2 to 5).
 
-    A reflection, right or wrong, replaces the negative in slot 1 of a MIXED group before rewards are normalised.
+    A reflection, right or wrong, replaces the negative in slot 1 of a MIXED group before rewards are normalised. A
+    right one replaces the pseudo-anchor of an ALL_WRONG group, which from there on counts as MIXED.
 
     Args:
         prompts: the batch's prompts, passed on.
@@ -69,8 +83,9 @@ def assemble(
     """
     num_slots = subgroup.index.shape[1]
     slot = jnp.arange(num_slots, dtype=jnp.int32)[None]
-    replaced = reflection.tried[:, None] & (slot == REFLECTED_SLOT) & subgroup.valid
-    replaced = replaced & (subgroup.outcome == Outcome.MIXED)[:, None]
+    turned = turned_groups(subgroup.outcome, reflection.tried, reflection.correct) & objective.reflect.all_wrong
+    takes_repair = turned | (reflection.tried & (subgroup.outcome == Outcome.MIXED))
+    replaced = takes_repair[:, None] & (slot == slot_of_repair(subgroup.outcome)[:, None]) & subgroup.valid
 
     def rows(of_rollouts: Shaped[Array, "B G ..."], of_reflection: Shaped[Array, "B ..."]) -> Shaped[Array, "B S ..."]:
         """The subgroup's rows, with the reflection in its slot."""
@@ -85,7 +100,7 @@ def assemble(
         rewards=rows(verdicts.rewards, reflection.rewards),
         correct=correct,
         reflected=replaced,
-        subgroup=subgroup,
+        subgroup=dataclasses.replace(subgroup, outcome=jnp.where(turned, jnp.int32(Outcome.MIXED), subgroup.outcome)),
         objective=objective,
     )
     token_ids = rows(rollouts.token_ids, reflection.token_ids)

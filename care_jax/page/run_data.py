@@ -187,6 +187,8 @@ def explanation(sample: SampleLine) -> str:
     if sample["outcome"] == "ALL_WRONG":
         if is_zero:
             return f"All {len(rollouts)} responses are wrong. None is better than another, so all advantages are 0."
+        if sample["reflection"] is not None and sample["reflection"]["correct"]:
+            return f"All {len(rollouts)} responses are wrong. The likeliest one was repaired: the repair is the anchor."
         return (
             f"All {len(rollouts)} responses are wrong. The likeliest one stands in for an anchor, with small "
             "pseudo-rewards (objective.rescue), so the group still gives a gradient."

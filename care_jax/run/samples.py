@@ -16,7 +16,7 @@ from care_jax.data.train_stream import RecordSource
 from care_jax.errors import InputError
 from care_jax.evals.judged_items import JudgedItem
 from care_jax.inputs.images import decode_image
-from care_jax.method.train_batch import REFLECTED_SLOT
+from care_jax.method.train_batch import slot_of_repair
 from care_jax.parallel.processes import HostShare
 from care_jax.rewards.spans import TokenBytes
 from care_jax.run.folder import HeldOutAnswer, ReflectionSample, RolloutSample, Sample
@@ -62,7 +62,7 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
         role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
     reflection: ReflectionSample | None = None
     if step.reflected and step.reflection.tried[b]:
-        row = int(subgroup.index[b, REFLECTED_SLOT])
+        row = int(subgroup.index[b, slot_of_repair(subgroup.outcome)[b]])
         role[row] = "reflected"
         forced, sampled = step.reflected
         given = token_bytes.text(forced.token_ids[b, 0, : forced.forced_len[b, 0]])

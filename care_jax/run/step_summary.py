@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from care_jax.method.advantage import SubgroupAdvantages
-from care_jax.method.train_batch import REFLECTED_SLOT, Reflection
+from care_jax.method.train_batch import REFLECTED_SLOT, Reflection, slot_of_repair, turned_groups
 from care_jax.parallel.processes import ALL_ROWS, HostShare
 from care_jax.rewards.judge import Judged, Verdict
 from care_jax.rewards.pool import DEADLINE, WORKER_DIED
@@ -141,7 +141,7 @@ def metrics(step: Step, *, anchored: bool, share: HostShare = ALL_ROWS) -> dict[
     values |= {
         name: total / max(count, 1e-12)
         for name, (total, count) in totals.means.items()
-        if count or name not in ("entropy", "logprob_gap/mean", "reflect/success_rate")
+        if count or name not in ("entropy", "logprob_gap/mean", "reflect/success_rate", "reflect/turned_rate")
     }
     for name in ("reward/mean", "advantage/failure_share"):  # quotients of float32
         values[name] = float(np.float32(values[name]))
@@ -212,12 +212,14 @@ def _subgroup_totals(step: Step) -> _Totals:
     anchor = (np.arange(final.shape[1]) == 0)[None] & subgroup.valid
     negative = subgroup.valid & ~anchor
     negative[:, REFLECTED_SLOT] &= ~(tried & step.reflection.correct)
+    turned = turned_groups(subgroup.outcome, tried, step.reflection.correct)
     count = np.bincount(subgroup.num_negatives, minlength=final.shape[1])
     means = {f"subgroup/num_negatives_{k}": [float(n), len(tried)] for k, n in enumerate(count)} | {
         "advantage/anchor": _total(final, anchor & mixed[:, None]),
         "advantage/negative": _total(final, negative & mixed[:, None]),
-        "rescue/rate": _total(all_wrong & subgroup.valid[:, 0]),
+        "rescue/rate": _total(all_wrong & subgroup.valid[:, 0] & ~turned),
         "reflect/success_rate": _total(step.reflection.correct, tried),
+        "reflect/turned_rate": _total(turned, all_wrong & tried),
     }
     return _Totals(means, {"reflect/tried": float(np.sum(tried))}, {})
 
@@ -225,6 +227,7 @@ def _subgroup_totals(step: Step) -> _Totals:
 def events(step: Step, *, anchored: bool) -> list[Event]:
     """The event of each group that was updated."""
     lines: list[Event] = []
+    slots = slot_of_repair(step.subgroup.outcome)
     for b, record in enumerate(step.records):
         valid = step.subgroup.valid[b]
         index = step.subgroup.index[b][valid].tolist()
@@ -240,7 +243,7 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
                 "num_negatives": int(step.subgroup.num_negatives[b]),
                 "advantages_raw": step.advantages.raw[b][valid].tolist(),
                 "advantages": step.advantages.final[b][valid].tolist(),
-                "reflected": index[REFLECTED_SLOT] if tried else None,
+                "reflected": index[slots[b]] if tried else None,
                 "reflection_correct": bool(step.reflection.correct[b]) if tried else None,
             }
         )

@@ -36,6 +36,7 @@ GRPO: dict[str, Any] = {
     "reflect.max_rationale_len": 1024,
     "reflect.source": "rationale",
     "reflect.failure": "nearest",
+    "reflect.all_wrong": False,
     "reflect.train_on": "continuation",
     "region.enabled": False,
     "region.gamma_pos": 0.005,

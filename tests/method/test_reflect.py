@@ -82,6 +82,17 @@ def test_forced_prefixes(tiny_processor, objective, subgroup):
     assert said[2:] == ["", ""]
 
 
+def test_an_all_wrong_group_is_repaired_at_its_pseudo_anchor(tiny_processor, subgroup):
+    """Catches a representative's rationale, and a group that has no pseudo-anchor."""
+    objective = record(objectives.care, **SHORT, reflect__all_wrong=True)
+    (wrong,) = np.flatnonzero((subgroup.outcome == Outcome.ALL_WRONG) & subgroup.valid[:, 0])
+    texts = [[f"<think>{b}{g}</think>" for g in range(2)] for b in range(4)]
+    forced = reflect.force_prefixes(tiny_processor, objective, texts=texts, subgroup=subgroup)
+    assert forced.active[:, 0].tolist() == [True, True, *(b == wrong for b in (2, 3))]
+    said = tiny_processor.tokenizer.decode(forced.token_ids[wrong, 0, : forced.forced_len[wrong, 0]])
+    assert said == f"<think>{wrong}{subgroup.index[wrong, 0]} Wait!"
+
+
 def test_a_long_rationale_is_cut_and_the_cue_kept(tiny_processor, objective, subgroup):
     """Catches a cut that takes the cue, or a width that the longest prefix passes."""
     long = [["", ""], ["", "<think>123456789</think>"], ["", ""], ["", ""]]
