@@ -44,7 +44,7 @@ class PackedMask:
     def make(
         cls, group: Int32[Array, "B T"], branch: Int32[Array, "B T"], *, num_branches: int, group_len: int
     ) -> PackedMask:
-        """The mask of a packing's groups and branches (structs.Packing)."""
+        """The mask of a packing's groups and branches (structs.Streams)."""
         return cls(group, branch, _starts(group), num_branches, group_len)
 
 

@@ -158,7 +158,7 @@ class Forest:
         num_taps: int,
         most_branches: int,
     ) -> Forest:
-        """The forest of a packing's groups and branches (structs.Packing).
+        """The forest of a packing's groups and branches (structs.Streams).
 
         Args:
             group: of each token.

@@ -121,8 +121,8 @@ class QwenVL(nnx.Module):
 
         Args:
             tokens: the streams' tokens and the images of their prompts.
-            group: as in structs.Packing.
-            branch: as in structs.Packing.
+            group: as in structs.Streams.
+            branch: as in structs.Streams.
             num_branches: the most of a group.
             most_branches: the most of a stream.
             group_len: the most tokens of a group.

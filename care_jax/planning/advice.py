@@ -49,7 +49,7 @@ def changes(plan: Plan) -> list[Change]:
         found.append(Change("objective.kl_coef=0", parts["reference"], "no reference parameters (another objective)"))
     if plan.peak.name == "update":
         kept = parts["activations"] + parts["temporaries"]
-        shorter = config.train.stream_len // 2
+        shorter = _half(config.train.stream_len)
         if shorter >= sizes.bucket[0] + sizes.response_len:
             found.append(Change(f"train.stream_len={shorter}", kept // 2, "half as many tokens at a time"))
         if config.model.remat != "full":
@@ -70,6 +70,11 @@ def changes(plan: Plan) -> list[Change]:
             found.append(Change(f"rollout.tensor={wider}", parts["sampler"] // 2, why))
     found.append(Change("a slice of twice the chips", plan.peak.peak // 2, "at most: what all have stays as it is"))
     return sorted(found, key=lambda change: -change.saves)
+
+
+def _half(stream_len: int) -> int:
+    """Half of a length, rounded down to an even number."""
+    return stream_len // 4 * 2
 
 
 def _works(
@@ -106,14 +111,16 @@ def candidates(config: ml_collections.ConfigDict, topology: str) -> list[ml_coll
             continue
         shards = mesh["data"] * mesh["fsdp"]
         for halvings in range(4):
-            prompts = config.train.prompts >> halvings
+            prompts, rest = divmod(config.train.prompts, 1 << halvings)
+            if rest:
+                break
             stream_len = config.train.stream_len
             while prompts % (config.train.minibatches * shards) == 0 and stream_len >= shortest:
                 tried = config.copy_and_resolve_references()
                 tried.mesh.update(mesh)
                 tried.rollout.tensor = tensor
                 tried.train.update(prompts=prompts, stream_len=stream_len)
-                stream_len //= 2
+                stream_len = _half(stream_len)
                 if not _works(tried, model, mesh, tensor):
                     continue
                 sizes = Sizes.of(tried, model, max(all_buckets(tried)), mesh)

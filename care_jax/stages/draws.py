@@ -40,6 +40,8 @@ def draw(key: Array, number: Int32[Array, "B J"], probs: Float32[Array, "B J par
 def _find(weights: Array, at: Array) -> Array:
     """Index at which a share `at` [...] in [0, 1) of the sum of weights [..., n] is reached; never at a weight of 0."""
     upto = jnp.cumsum(weights, axis=-1)
-    index = jnp.sum(upto <= at[..., None] * upto[..., -1:], axis=-1, dtype=jnp.int32)
-    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1).astype(jnp.int32)
-    return jnp.minimum(index, last)  # a share that is rounded up to all of it is past the last
+    has_weight = weights > 0  # rounded sums may rise where there is none
+    reached = (upto > at[..., None] * upto[..., -1:]) & has_weight
+    last = weights.shape[-1] - 1 - jnp.argmax(has_weight[..., ::-1], axis=-1)
+    index = jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last)
+    return index.astype(jnp.int32)  # a share that is rounded up to all of it is past the last

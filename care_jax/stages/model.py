@@ -25,20 +25,23 @@ def make_model_config(
         platform: "cpu", "gpu" or "tpu".
         architecture: None reads it from the config's model folder.
     """
+    architecture = architecture or load_model_config(Path(config.model.folder))
     return dataclasses.replace(
-        architecture or load_model_config(Path(config.model.folder)),
+        architecture,
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
-        attention=_attention(config, platform),
+        attention=_attention(config, platform, architecture.text.head_dim),
         freeze=tuple(config.model.freeze),
         lora=LoraConfig.from_settings(config.model.lora.to_dict()),
         scan_decoding=platform == "tpu",
     )
 
 
-def _attention(config: ml_collections.ConfigDict, platform: str) -> str:
-    """The attention that a config chooses on a platform; cuDNN's takes no float32."""
-    on_gpu = "cudnn" if config.model.compute_dtype == "bfloat16" else "xla"
+def _attention(config: ml_collections.ConfigDict, platform: str, head_dim: int) -> str:
+    """The attention that a config chooses on a platform; cuDNN's takes no float32, and wide heads from Hopper on."""
+    is_older = float(getattr(jax.devices()[0], "compute_capability", "9.0")) < 9.0
+    takes = config.model.compute_dtype == "bfloat16" and not (is_older and head_dim > 128)
+    on_gpu = "cudnn" if takes else "xla"
     own = {"tpu": "splash", "gpu": on_gpu}.get(platform, "xla")
     return own if config.model.attention == "auto" else config.model.attention
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from jax.sharding import AxisType
 
 from care_jax.config import base
 from care_jax.models import attention, splash
+from care_jax.models.config_json import parse_model_config
+from care_jax.models.published import published_config
 from care_jax.stages.model import make_model_config
 from tests.marks import slow_but
 
@@ -260,3 +263,13 @@ def test_chosen_by_platform(tiny_folder, platform, dtype, wanted, chosen):
     config = base()
     config.model.folder, config.model.attention, config.model.compute_dtype = str(tiny_folder), wanted, dtype
     assert make_model_config(config, platform).attention == chosen
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [("8.0", "xla"), ("9.0", "cudnn"), ("10.0", "cudnn")])
+def test_wide_heads_on_older_gpus(monkeypatch, capability, chosen):
+    """Catches heads of 256, as Qwen3.5's, for which cuDNN has no kernel before Hopper, and GPUs sorted as text."""
+    config = base()
+    config.model.compute_dtype = "bfloat16"
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    architecture = parse_model_config(published_config("Qwen3.5-2B"), "Qwen3.5-2B")
+    assert make_model_config(config, "gpu", architecture).attention == chosen

@@ -173,6 +173,17 @@ def test_changes_name_a_setting_and_what_it_saves():
     assert "train.stream_len" not in " ".join(found)
 
 
+def test_a_sweep_halves_what_can_be_halved():
+    """Catches 0 prompts, halves that are not exact, and streams that no run accepts."""
+    config = tiny(mesh__fsdp=1, mesh__tensor=1)
+    config.train.prompts, config.train.minibatches, config.train.stream_len = 6, 1, 4 * 1025 * 2
+    tried = advice.candidates(config, "v5e:1x1")
+    assert {c.train.prompts for c in tried} == {6, 3}
+    lengths = {c.train.stream_len for c in tried}
+    assert len(lengths) > 2
+    assert not [length for length in lengths if length % 2]
+
+
 @pytest.mark.slow
 def test_candidates_of_a_sweep():
     """Catches a sweep that compiles what cannot fit, misses the mesh that does, or starts with the slow ones."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share
+from care_jax.stages.packing import PromptLengths, StreamSizes, pack, padding_share, shorter_len
 from care_jax.stages.streams import Packed
 from care_jax.structs import Packing, Prompts
 from tests.packings import make_packing
@@ -129,7 +129,7 @@ def test_a_part_keeps_its_groups():
 
 @pytest.mark.parametrize(
     ("last_row", "shards", "computed"),
-    [(10, 1, 45 + 45), (10, 2, 2 * 45), (12, 1, 60 + 45), (12, 2, 2 * 60)],  # the fuller stream has 44 or 46 tokens
+    [(10, 1, 46 + 46), (10, 2, 2 * 46), (13, 1, 60 + 46), (13, 2, 2 * 60)],  # the fuller stream has 44 or 47 tokens
 )
 def test_padding_counts_what_shards_wait_for(last_row, shards, computed):
     """Catches a share of padding that leaves out what the busiest shard has and others have not."""
@@ -148,8 +148,15 @@ def test_each_stream_is_computed_once_with_room_for_its_tokens():
     packed = Packed(nothing, nothing, streams)
     computed = packed.for_each(lambda index, length, total: total.at[index].add(length), jnp.zeros(len(streams.group)))
     filled = (streams.group > 0).sum(axis=1)
-    assert {0, 45, 60} == set(np.unique(computed).tolist())
-    np.testing.assert_array_equal(computed, np.where(filled > 45, 60, np.where(filled > 0, 45, 0)))
+    assert {0, 46, 60} == set(np.unique(computed).tolist())
+    np.testing.assert_array_equal(computed, np.where(filled > 46, 60, np.where(filled > 0, 46, 0)))
+
+
+def test_shorter_streams_are_even():
+    """Catches a length that cuDNN's masks do not take, from an even one."""
+    for length in range(34, 9000, 2):
+        assert shorter_len(length) % 2 == 0
+        assert 0.7 * length < shorter_len(length) < length
 
 
 def test_copies_of_a_prompt_have_images_of_their_own(tiny_prompts: Prompts) -> None:

@@ -147,6 +147,21 @@ def test_forced_tokens_are_kept_and_not_sampled(forced):
             assert ours.response_len[row] > start
 
 
+def test_no_share_finds_an_id_without_weight():
+    """Catches rounded running sums that rise where the weight is 0: shares at each such place and beside it."""
+    rng = np.random.default_rng(0)
+    weights = np.exp(rng.normal(0, 3, (200, 512))).astype(np.float32)
+    weights[rng.random(weights.shape) < 0.3] = 0
+    weights /= weights.sum(1, keepdims=True)
+    upto = np.asarray(jnp.cumsum(jnp.asarray(weights), axis=-1))
+    rows, places = np.nonzero((np.diff(upto, axis=-1) > 0) & (weights[:, 1:] == 0))
+    assert len(rows) > 0
+    at = upto[rows, places] / upto[rows, -1]
+    for offset in range(-3, 4):
+        found = draws._find(jnp.asarray(weights[rows]), jnp.asarray(at + offset * np.spacing(at)))
+        assert np.all(weights[rows, np.asarray(found)] > 0)
+
+
 def test_a_forced_prefix_of_length_0_is_none(free, forced):
     """Catches padding of a forced prefix that shifts positions or is attended to."""
     rows = (FORCED_LEN == 0) & ACTIVE
