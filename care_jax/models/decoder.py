@@ -87,6 +87,12 @@ class MixedLayers(nnx.Module):
 Layers = DecoderLayer | MixedLayers  # a stack of layers that are all of one kind, or of several
 
 
+def stack_of(layers: Layers, kind: str) -> DecoderLayer:
+    """The layers of a kind."""
+    stack: DecoderLayer = layers if isinstance(layers, DecoderLayer) else getattr(layers, kind)
+    return stack
+
+
 def make_layers(config: TextConfig, *, rngs: nnx.Rngs) -> Layers:
     """The layers of a decoder."""
     kind, *more = config.period

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Sequence
@@ -198,7 +199,7 @@ class QwenVL(nnx.Module):
         return self.norm(x).reshape(*token_ids.shape, -1), BranchCache(tuple(grown))
 
     def in_stacks(self, prefix: Prefix) -> tuple[list[decoder.Layers], Prefix]:
-        """The layers and a prefix as stacks that `extend` scans: one of all layers, or one for each period of them.
+        """The layers and a prefix as stacks that `extend` scans: one of all layers, or one for each of them.
 
         XLA for CPUs and GPUs copies a layer and its keys out of their stacks for every token. On a CPU, if a layer does
         not fit the cache, that takes a third of the token's time; on a GPU, half.
@@ -208,14 +209,16 @@ class QwenVL(nnx.Module):
         if self.config.scan_decoding or layer_bytes < _CACHED:
             return [self.layers], prefix
 
-        def apart(tree: Any) -> list[Any]:
-            leaves, structure = jax.tree.flatten(tree)
-            num_stacks = text.num_hidden_layers // len(text.period)
-            each = zip(*(jnp.split(leaf, num_stacks) for leaf in leaves), strict=True)
-            return [jax.tree.unflatten(structure, parts) for parts in each]
+        def alone(stack: Any, place: int) -> Any:
+            return jax.tree.map(lambda x: x[place : place + 1], stack)
 
         (memory,) = prefix.layers
-        return apart(self.layers), dataclasses.replace(prefix, layers=tuple(apart(memory)))
+        layers, memories, passed = [], [], collections.Counter[str]()
+        for kind in text.period * (text.num_hidden_layers // len(text.period)):
+            layers.append(alone(decoder.stack_of(self.layers, kind), passed[kind]))
+            memories.append({kind: alone(memory[kind], passed[kind])})
+            passed[kind] += 1
+        return layers, dataclasses.replace(prefix, layers=tuple(memories))
 
     def for_sampling(self, weights: SamplerWeights = "auto") -> QwenVL:
         """The model that decoding reads: without the tower, in the compute type, and on shards whole along fsdp.
