@@ -1,17 +1,17 @@
 """Full sequences on a TPU: jax's splash attention kernel, whose scores never leave the chip's own memory.
 
-A mask, known when the program is compiled, and segment ids, known when it runs, say which keys a token sees. Blocks
-that the mask leaves empty are skipped. Prompt and branches are one call, so the prompt's keys and values exist once.
-For a prompt of three, one of them padding, and two branches of two:
+Three things together say which keys a token sees: a mask, known when the program is compiled, of which the blocks that
+are empty are skipped; segment ids, known when it runs; and, in streams, channels that tell branches apart. A stream with
+a prompt of two tokens and branches of two and one, then a prompt of one with a branch of one:
 
-    mask               segment ids
-    1 0 0 0 0 0 0      1 1 0 1 1 1 1
+    mask               segment ids (groups)    branches, by the channels
+    1 0 0 0 0 0 0      1 1 1 1 1 2 2           0 0 1 1 2 0 1
     1 1 0 0 0 0 0
-    1 1 1 0 0 0 0
-    1 1 1 1 0 0 0
-    1 1 1 1 1 0 0
-    1 1 1 0 0 1 0
-    1 1 1 0 0 1 1
+    1 1 1 0 0 0 0                              a key is seen from its own branch,
+    1 1 1 1 0 0 0                              and that of a prompt, branch 0,
+    1 1 1 1 1 0 0                              from all branches of its group
+    1 1 1 1 1 1 0
+    1 1 1 1 1 1 1
 """
 
 from __future__ import annotations
