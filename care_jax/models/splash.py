@@ -1,8 +1,8 @@
 """Full sequences on a TPU: jax's splash attention kernel, whose scores never leave the chip's own memory.
 
 Three things together say which keys a token sees: a mask, known when the program is compiled, of which the blocks that
-are empty are skipped; segment ids, known when it runs; and, in streams, channels that tell branches apart. A stream with
-a prompt of two tokens and branches of two and one, then a prompt of one with a branch of one:
+are empty are skipped; segment ids, known when it runs; and, in streams, channels that tell branches apart. A stream
+with a prompt of two tokens and branches of two and one, then a prompt of one with a branch of one:
 
     mask               segment ids (groups)    branches, by the channels
     1 0 0 0 0 0 0      1 1 1 1 1 2 2           0 0 1 1 2 0 1
