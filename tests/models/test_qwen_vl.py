@@ -291,7 +291,7 @@ def test_positions_of_a_response_go_on_from_the_prompt(family):
     """Catches decode positions that differ from those of a forward pass over prompt and response."""
     oracle, _, processor, rows = family
     for name, row in rows.items():
-        example = encode_prompt(processor, record_of(name))
+        example = encode_prompt(with_videos(processor, name), record_of(name))
         whole = hub_positions(oracle, row.inputs(*[65] * 5))
         assert whole[:, -5:].tolist() == [[example.next_position + n for n in range(5)]] * 3, name
 
