@@ -86,14 +86,15 @@ def architecture(name: str, *, tiny: bool) -> ModelConfig:
             text.update(linear_num_key_heads=2, linear_num_value_heads=4)
             text.update(linear_key_head_dim=16, linear_value_head_dim=16)
             text["rope_parameters"]["mrope_section"] = [2, 1, 1]
-            tower.update(num_position_embeddings=16)
-        elif raw["model_type"] == "qwen3_vl":
-            text.update(head_dim=16)
-            text["rope_scaling"]["mrope_section"] = [2, 3, 3]
-            tower.update(deepstack_visual_indexes=[0], num_position_embeddings=16)
         else:
             text["rope_scaling"]["mrope_section"] = [2, 3, 3]
+        if raw["model_type"] == "qwen2_5_vl":
             tower["fullatt_block_indexes"] = [1]
+        else:
+            tower["num_position_embeddings"] = 16
+        if raw["model_type"] == "qwen3_vl":
+            text["head_dim"] = 16
+            tower["deepstack_visual_indexes"] = [0]
     return parse_model_config(raw, f"the published {name}")
 
 

@@ -5,10 +5,9 @@
 
 1. One prompt with an image, G rollouts of exactly R tokens, greedy and sampled. Both sides have the same
    weights, start from the patches and end with the tokens; torch keeps its default number of threads. The lower ratio
-   counts.
+   counts. Beside it, what a token costs at least here: the products of G rows with the weights that decoding reads, and
+   the time in which this machine sums up the same bytes.
 2. The same at the demo's size: the 1 M-parameter model, 16 prompts of 28 tokens, 32 new ones.
-   Beside it, for the first model, what a token costs at least here: the products of G rows with the weights that
-   decoding reads, and the time in which this machine sums up the same bytes.
 3. The time to decode R tokens, prefill not counted, after a prompt of 2,048 tokens over that after 256.
 4. Response lengths with a roughly geometric distribution of mean R / 8: a share 8 / R of all ids ends a response, and
    random weights favour none of them. A decode that waits for the longest branch is compared with one that continues

@@ -115,7 +115,7 @@ def collate(processor: Processor, examples: Sequence[Example], sizes: BatchSizes
         position_ids=_pad([e.position_ids.T for e in examples], size, 0).transpose(0, 2, 1).copy(),
         next_position=np.array([e.next_position for e in examples], np.int32),
         vision_index=_pad([e.vision_index for e in examples], size, -1),
-        patches=_pad([with_frames(e.patches, processor.patch_values, spec) for e in examples], room, 0),
+        patches=_pad([with_frames(e.patches, processor.sent_values, spec) for e in examples], room, 0),
         pixel_norm=np.repeat(norm[None], len(examples), axis=0),
         patch_position_ids=_pad([e.patch_position_ids for e in examples], room, 0),
         window_ids=_pad([e.window_ids for e in examples], room, 0),

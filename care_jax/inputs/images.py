@@ -62,6 +62,11 @@ class ImageSpec:
         return len(self.mean) * self.patch_size**2
 
     @property
+    def patch_values(self) -> int:
+        """Values of one flattened patch with all its frames."""
+        return self.frame_values * self.temporal_patch_size
+
+    @property
     def grid_cells(self) -> int:
         """Cells of the learned position grid that a patch takes its position from."""
         return 4 if self.layout.side else 0

@@ -61,10 +61,9 @@ class Processor:
     videos: bool = False  # prompts may have some
 
     @property
-    def patch_values(self) -> int:
+    def sent_values(self) -> int:
         """F, the values of a patch that travel to the devices: of all its frames with videos, else of one."""
-        spec = self.image_spec
-        return spec.frame_values * (spec.temporal_patch_size if self.videos else 1)
+        return self.image_spec.patch_values if self.videos else self.image_spec.frame_values
 
     @property
     def buckets(self) -> list[tuple[int, int]]:

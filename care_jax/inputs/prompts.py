@@ -62,7 +62,7 @@ def encode_prompt(processor: Processor, record: Record) -> Example | None:
     vision_index = np.full(len(token_ids), -1, np.int32)
     vision_index[is_vision] = _join_ids([table.vision_index for table in tables], tokens)
     patches = [images.patchify(item.frames, grid, spec) for item, grid in pairs]
-    values = processor.patch_values
+    values = processor.sent_values
     windows = [int(table.window_ids[-1]) for table in tables]
     return Example(
         record=record,

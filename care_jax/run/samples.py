@@ -62,8 +62,10 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
         role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
     reflection: ReflectionSample | None = None
     if step.reflected and step.reflection.tried[b]:
-        row = int(subgroup.index[b, slot_of_repair(subgroup.outcome)[b]])
-        role[row] = "reflected"
+        start = int(slot_of_repair(subgroup.outcome)[b])
+        row = int(subgroup.index[b, start])
+        if subgroup.outcome[b] == Outcome.MIXED or step.reflection.correct[b]:  # the repair is in the slot
+            role[row], advantage[row] = "reflected", float(step.advantages.final[b, start])
         forced, sampled = step.reflected
         given = token_bytes.text(forced.token_ids[b, 0, : forced.forced_len[b, 0]])
         reflection = {

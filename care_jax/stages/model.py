@@ -38,12 +38,19 @@ def make_model_config(
 
 
 def _attention(config: ml_collections.ConfigDict, platform: str, head_dim: int) -> str:
-    """The attention that a config chooses on a platform; cuDNN's takes no float32, and wide heads from Hopper on."""
-    is_older = float(getattr(jax.devices()[0], "compute_capability", "9.0")) < 9.0
-    takes = config.model.compute_dtype == "bfloat16" and not (is_older and head_dim > 128)
-    on_gpu = "cudnn" if takes else "xla"
-    own = {"tpu": "splash", "gpu": on_gpu}.get(platform, "xla")
-    return own if config.model.attention == "auto" else config.model.attention
+    """The attention that a config chooses on a platform."""
+    wanted: str = config.model.attention
+    if wanted != "auto":
+        return wanted
+    if platform == "gpu" and config.model.compute_dtype == "bfloat16" and _cudnn_takes(head_dim):
+        return "cudnn"
+    return "splash" if platform == "tpu" else "xla"
+
+
+def _cudnn_takes(head_dim: int) -> bool:
+    """True if cuDNN's attention has heads of this size on this GPU; it has wide ones from Hopper on."""
+    capability = getattr(jax.devices()[0], "compute_capability", "9.0")  # a GPU that a plan is for has none
+    return head_dim <= 128 or float(capability) >= 9.0
 
 
 def make_mesh(config: ml_collections.ConfigDict, *, training: bool) -> Mesh:

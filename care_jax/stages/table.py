@@ -36,8 +36,8 @@ class PatchSizes(Protocol):
         ...
 
     @property
-    def temporal_patch_size(self) -> int:
-        """Frames of a patch."""
+    def patch_values(self) -> int:
+        """Values of one patch with all its frames."""
         ...
 
     @property
@@ -95,7 +95,7 @@ class Setup:
     def prompt_dims(self, bucket: Bucket) -> dict[str, int]:
         """The dimensions of `Prompts` in a bucket, by the letters of structs.py."""
         spec = self.image_spec
-        values = spec.frame_values * (spec.temporal_patch_size if self.config.data.videos else 1)
+        values = spec.patch_values if self.config.data.videos else spec.frame_values
         return {"B": self.num_prompts, "P": bucket[0], "I": bucket[1], "F": values, "X": spec.grid_cells}
 
     def response_dims(self, num_responses: int) -> dict[str, int]:

@@ -261,7 +261,7 @@ def test_patches_have_one_width_whatever_the_batch(processor, videos):
     spec = processor.image_spec
     still = encode_prompt(processor, record("<image>?", encode(picture(84, 84))))
     widths = {collate(processor, examples).patches.shape[-1] for examples in ([still], [blank(spec)])}
-    assert widths == {processor.patch_values} == {(2 if videos else 1) * 3 * 14 * 14}
+    assert widths == {processor.sent_values} == {(2 if videos else 1) * 3 * 14 * 14}
     one = encode_prompt(dataclasses.replace(processor, videos=False), record("<image>?", encode(picture(84, 84))))
     pixels = still.patches.reshape(36, 3, -1, 14 * 14)
     assert all(np.array_equal(pixels[:, :, frame], one.patches.reshape(36, 3, 196)) for frame in range(pixels.shape[2]))

@@ -298,6 +298,8 @@ def group(outcome: str, *roles: str, advantage: float = 0.0, repaired: bool | No
         (group("ALL_CORRECT", "unselected", "unselected"), "All 2 responses are right. None is better"),
         (group("ALL_WRONG", "unselected", "unselected"), "All 2 responses are wrong. None is better"),
         (group("ALL_WRONG", "anchor", "negative", advantage=0.1), "The likeliest one stands in for an anchor"),
+        (group("ALL_WRONG", "reflected", "negative", advantage=1.0, repaired=True), "the repair is the anchor"),
+        (group("ALL_WRONG", "anchor", "negative", advantage=0.1, repaired=False), "stands in for an anchor"),
         (group("MIXED", "anchor", "reflected", repaired=True), "only failure was repaired"),
         (group("MIXED", "anchor", "reflected", "negative", repaired=True), "All rewards in the subgroup are the same"),
     ],

@@ -181,6 +181,25 @@ def test_a_step_without_a_try_has_no_success_rate(step):
     assert "reflect/success_rate" not in ours
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_repair_in_an_all_wrong_group(step, is_right):
+    """Catches a turned group that counts as rescued, the failure of slot 1, and a wrong repair that is not dropped."""
+    tried, correct = np.array([False, True, False]), np.array([False, is_right, False])
+    tried_step = step._replace(reflection=step.reflection.replace(tried=tried, correct=correct))
+    both = np.array([[1, 3, 0], [2, 2, 0], [0, 0, 0]], np.int32)  # the pseudo-anchor may be a negative of its repair
+    if is_right:
+        tried_step = tried_step._replace(subgroup=step.subgroup.replace(index=both))
+    ours = step_summary.metrics(tried_step, anchored=True)
+    assert ours["reflect/turned_rate"] == float(is_right)
+    assert ours["rescue/rate"] == pytest.approx(0 if is_right else 1 / 3)
+    assert step_summary.events(tried_step, anchored=True)[1]["reflected"] == 2
+    shown = samples.sample(tried_step, 1, anchored=True, cue=CUE, token_bytes=LETTERS)
+    assert shown["reflection"]["rollout"] == 2
+    assert shown["rollouts"][2]["role"] == ("reflected" if is_right else "anchor")
+    assert shown["rollouts"][2]["advantage"] == pytest.approx(0.4)
+    assert "reflect/turned_rate" not in step_summary.metrics(step, anchored=True)
+
+
 def test_figures_are_of_every_group_that_was_drawn(step):
     """Catches dynamic sampling that reports the accuracy of the groups it kept, which is always near the middle."""
     wrong = judged([[""] * G], np.zeros((1, G), bool))

@@ -14,13 +14,20 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks import padded
-from care_jax.models import QwenVL, decoder, qwen_vl
+from benchmarks.made_model import FACTOR
+from care_jax.inputs.batch import collate
+from care_jax.inputs.prompts import encode_prompt
+from care_jax.models import QwenVL, decoder, load_model_config, qwen_vl
 from care_jax.parallel import collectives
 from care_jax.stages import draws, rollout, score
 from care_jax.stages.rollout import Sampling
 from care_jax.structs import Forced, Rollouts, Verdicts
+from tests.families import FAMILIES, make_folder
+from tests.families import tiny_processor as tiny_processor_of
 from tests.marks import slow_but
 from tests.packings import make_packing
+from tests.pictures import encode, picture, question
+from tests.stages.test_shared_prompt import random_model
 
 R, J = 12, 4
 KEY = jax.random.key(1)
@@ -251,22 +258,26 @@ def test_a_smaller_batch_for_the_last_branches_changes_nothing(run, forces):
     assert (np.abs(ours.logprobs - logprobs) * ours.sampled_mask).max() <= GAP
 
 
-@pytest.mark.slow
-def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_model, tiny_prompts, tiny_processor):
-    """Catches a layer, or what it kept, in the place of another's, in a smaller batch too."""
+@pytest.mark.parametrize("family", slow_but(["qwen3_5"], FAMILIES))
+def test_layers_decoded_each_alone_change_nothing(monkeypatch, tiny_folder, tmp_path, family):
+    """Catches a layer, or what it kept, in the place of another's or of another kind's, in a smaller batch too."""
     monkeypatch.setattr(qwen_vl, "_CACHED", 0)
-    alone = copy.copy(tiny_model)
-    alone.config = dataclasses.replace(tiny_model.config, scan_decoding=False)
-    prefix = jax.jit(QwenVL.prefill)(tiny_model, tiny_prompts)
-    assert len(alone.in_stacks(prefix)[0]) == 3
-    assert len(tiny_model.in_stacks(prefix)[0]) == 1
+    folder = make_folder(family, tiny_folder, tmp_path / "model")
+    processor, model = tiny_processor_of(folder, (40, 64)), random_model(load_model_config(folder))
+    side = FACTOR[family]
+    records = [question("<image>=?", encode(picture(side, 2 * side))), question("1+2=?"), question("how many?")]
+    prompts = collate(processor, [encode_prompt(processor, record) for record in records])
+    alone = copy.copy(model)
+    alone.config = dataclasses.replace(model.config, scan_decoding=False)
+    prefix = jax.jit(QwenVL.prefill)(model, prompts)
+    assert len(alone.in_stacks(prefix)[0]) == model.config.text.num_hidden_layers
+    assert len(model.in_stacks(prefix)[0]) == 1
     sampling, forbidden = (
         dataclasses.replace(SAMPLED, compact_shares=(0.5,)),
-        jnp.asarray(tiny_processor.forbidden_mask),
+        jnp.asarray(processor.forbidden_mask),
     )
     ours, theirs = (
-        rollout.generate(model, prefix, forced_prefixes(), forbidden, KEY, sampling=sampling)
-        for model in (alone, tiny_model)
+        rollout.generate(each, prefix, forced_prefixes(), forbidden, KEY, sampling=sampling) for each in (alone, model)
     )
     np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, rtol=0, atol=GAP)
