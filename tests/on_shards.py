@@ -86,7 +86,7 @@ class Model:
         self.processor = families.tiny_processor(path, BUCKET)
         rng = np.random.default_rng(0)
         self.params = {}
-        initial = jax.device_get(models.params_to_dict(models.init_model(self.config, jax.random.key(0))))
+        initial = jax.device_get(models.params_to_dict(weights.initial_model(self.config)))
         for name, leaf in initial.items():
             is_matrix = name.endswith(("kernel", "lora_a", "lora_b"))
             spread = leaf.shape[-2] ** -0.5 if is_matrix else 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from care_jax.checkpoints.load import load_params
 from care_jax.checkpoints.stream import StreamedParam
 from care_jax.convert import hf_to_jax, mapping
 from care_jax.convert.weight import Layout, Weight
+from care_jax.models import ModelConfig, QwenVL, init_model
 from care_jax.models.model_config import TextConfig
 from tests.families import edit_json, make_folder
 
@@ -55,6 +57,12 @@ def write_index(folder: Path) -> None:
 def load(folder: Path) -> dict[str, torch.Tensor]:
     """Reads all tensors of a folder."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def initial_model(config: ModelConfig, seed: int = 0) -> QwenVL:
+    """A model as a run starts with; in one program, since its many draws would each be compiled."""
+    model: QwenVL = jax.jit(functools.partial(init_model, config))(jax.random.key(seed))
+    return model
 
 
 def make_source(

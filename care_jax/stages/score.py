@@ -264,18 +264,8 @@ def scores_of_sampler(rollouts: Rollouts, verdicts: Verdicts) -> Scores:
     return Scores(
         logprobs=rollouts.logprobs,
         entropy=rollouts.entropy,
-        think_states=think_states(rollouts.states, rollouts, verdicts),
+        think_states=pool_states(rollouts.states, pooled_tokens(rollouts, verdicts)),
     )
-
-
-def think_states(
-    own_hidden: Float[Array, "B J R D"], rollouts: Rollouts, verdicts: Verdicts
-) -> Float32[Array, "B J D"]:
-    """The rationales' embeddings: the states after the final norm, pooled over the rationale.
-
-    A response without a rationale is pooled whole.
-    """
-    return pool_states(own_hidden, pooled_tokens(rollouts, verdicts))
 
 
 def pooled_tokens(rollouts: Rollouts, verdicts: Verdicts) -> Bool[Array, "B J R"]:

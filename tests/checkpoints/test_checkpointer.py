@@ -407,7 +407,7 @@ def test_another_model_is_not_called_damaged(tiny_model, tiny_folder, tmp_path):
         {"num_hidden_layers": fields["num_hidden_layers"] + 1},
     ):
         (folder / "config.json").write_text(json.dumps(fields | changes))
-        other = models.init_model(models.load_model_config(folder), jax.random.key(0))
+        other = weights.initial_model(models.load_model_config(folder))
         with pytest.raises(
             InputError, match=r"holds another model: .* parameters differ, .* give the model.folder that"
         ):

@@ -11,6 +11,7 @@ import pytest
 
 from care_jax import models
 from care_jax.models import decoder
+from tests import weights
 from tests.families import make_folder
 from tests.oracle import layer_of
 
@@ -29,7 +30,7 @@ def test_layers_take_turns(name, unroll_runs, tiny_folder, tmp_path):
     config = models.load_model_config(make_folder("qwen3_5", tiny_folder, tmp_path / "model"))
     num_layers = 2 * len(period)
     text = dataclasses.replace(config.text, period=period, num_hidden_layers=num_layers)
-    model = models.init_model(dataclasses.replace(config, text=text), jax.random.key(0))
+    model = weights.initial_model(dataclasses.replace(config, text=text))
     marks = [float(jnp.abs(layer_of(model, i).mlp.up_proj.kernel[...]).sum()) for i in range(num_layers)]
 
     def step(seen, layer, number, place):

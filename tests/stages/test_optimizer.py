@@ -13,6 +13,7 @@ import pytest
 from care_jax import config, models
 from care_jax.stages.optimizer import learning_rate, make_optimizer
 from care_jax.stages.train_state import TrainState
+from tests import weights
 from tests.families import make_folder
 
 
@@ -80,7 +81,7 @@ def test_only_matrices_decay(tiny_model):
 def test_learned_positions_do_not_decay(tiny_folder, tmp_path):
     """Catches decay of every parameter with two dimensions."""
     config = models.load_model_config(make_folder("qwen3_vl", tiny_folder, tmp_path / "model"))
-    updates = first_update(settings(warmup_steps=0), models.init_model(config, jax.random.key(0)))
+    updates = first_update(settings(warmup_steps=0), weights.initial_model(config))
     assert np.ptp(updates["visual.pos_embed.weight"]) == 0
     assert np.ptp(updates["embed_tokens.weight"]) > 0
 
@@ -95,7 +96,7 @@ def test_gradients_are_clipped_by_their_global_norm(tiny_model):
 
 def test_frozen_parts_have_no_moments(tiny_model):
     """Catches optimizer memory for weights that are not trained."""
-    frozen = models.init_model(dataclasses.replace(tiny_model.config, freeze=("vision", "merger")), jax.random.key(0))
+    frozen = weights.initial_model(dataclasses.replace(tiny_model.config, freeze=("vision", "merger")))
     state = TrainState.start(frozen, make_optimizer(settings(warmup_steps=0))).opt_state
     held = sum(leaf.size for leaf in jax.tree.leaves(state))
     trained = sum(p.size for name, p in models.params_to_dict(tiny_model).items() if not name.startswith("visual."))

@@ -105,7 +105,7 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
 def random_model(config: models.ModelConfig) -> models.QwenVL:
     """Initial weights with noise, so that norms are not 1 and biases not 0."""
     rng = np.random.default_rng(0)
-    initial = models.params_to_dict(models.init_model(config, jax.random.key(0)))
+    initial = models.params_to_dict(weights.initial_model(config))
     noisy = {name: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in initial.items()}
     settled = {name: weights.settled(name, leaf, config.text) for name, leaf in noisy.items()}
     return models.params_from_dict(config, jax.device_put(settled))
