@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,8 +154,9 @@ def test_what_a_subgroup_shares_with_its_anchor_has_no_weight():
         token_ids=np.full((B, R), 7, np.int32), think_mask=np.isin(place, (2, 3))[None].repeat(B, 0)
     )
     repair = repair.replace(answer_mask=np.broadcast_to(place == 4, (B, R)))
-    given = jax.device_put((zeros(Prompts, B=B, P=1, I=0, F=0, X=0), rollouts, verdicts, scores, subgroup, repair))
-    weights = np.asarray(train_batch.assemble(*given, objective=objective).batch.token_weights)
+    prompts = zeros(Prompts, B=B, P=1, I=0, F=0, X=0)
+    assemble = jax.jit(functools.partial(train_batch.assemble, objective=objective))
+    weights = np.asarray(assemble(prompts, rollouts, verdicts, scores, subgroup, repair).batch.token_weights)
     assert weights[0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 1, 0], [0, 1, 1, 1, 0]]
     assert weights[1].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 0, 1, 0]]
     assert weights[2].tolist() == [[0, 0, 1, 1, 0], [0, 0, 0, 0, 1], [0] * R]
@@ -224,20 +227,19 @@ def test_groups_that_are_left_out_have_no_gradient(preset, changes, expected):
     verdicts = Verdicts(correct, correct, is_formed, rewards, *masks)
     states = rng.normal(size=(*correct.shape, 8)).astype(np.float32)
     scores = Scores(rng.normal(size=shape).astype(np.float32), np.ones(shape, np.float32), states)
-    subgroup = select_subgroup(
-        correct=jnp.asarray(correct),
-        think_len=jnp.ones(correct.shape, jnp.int32),
-        answer_len=jnp.ones(correct.shape, jnp.int32),
-        response_len=jnp.asarray(rollouts.response_len),
-        logprobs_old=jnp.asarray(scores.logprobs),
-        sampled_mask=jnp.asarray(rollouts.sampled_mask),
-        think_states=jnp.asarray(states),
+    subgroup = jax.jit(functools.partial(select_subgroup, objective=objective))(
+        correct=correct,
+        think_len=np.ones(correct.shape, np.int32),
+        answer_len=np.ones(correct.shape, np.int32),
+        response_len=rollouts.response_len,
+        logprobs_old=scores.logprobs,
+        sampled_mask=rollouts.sampled_mask,
+        think_states=states,
         key=jax.random.key(0),
-        objective=objective,
     )
     prompts, none = zeros(Prompts, B=5, P=1, I=0, F=0, X=0), zeros(Reflection, B=5, R=R)
-    given = jax.device_put((prompts, rollouts, verdicts, scores))
-    assembled = train_batch.assemble(*given, subgroup, jax.device_put(none), objective=objective)
+    assemble = jax.jit(functools.partial(train_batch.assemble, objective=objective))
+    assembled = assemble(prompts, rollouts, verdicts, scores, subgroup, none)
     teaches = may_teach(correct, rewards, objective)
     assert teaches.tolist() == expected
     assert np.asarray(assembled.taught_len).any(axis=1).tolist() == expected

@@ -11,6 +11,7 @@ import pytest
 
 from care_jax.models.delta_net import Forest
 from care_jax.models.delta_rule import Chunks, delta_rule, delta_step
+from care_jax.structs import Array
 
 N, Q, C, CV = 2, 2, 8, 6
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-5
@@ -24,19 +25,25 @@ STREAMS = {
 }
 
 
-def draw_inputs(num_rows: int, num_tokens: int) -> tuple[jax.Array, ...]:
+# Each a program, not dozens.
+of_sequences = jax.jit(Chunks.of_sequences, static_argnums=1)
+of_streams = jax.jit(Chunks.of_streams)
+make_forest = jax.jit(Forest.make, static_argnames=("num_taps", "most_branches"))
+
+
+def draw_inputs(num_rows: int, num_tokens: int) -> tuple[np.ndarray, ...]:
     """q, k, v, decay and rate."""
     rng = np.random.default_rng(num_tokens)
 
-    def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=(num_rows, num_tokens, *shape)), jnp.float32)
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=(num_rows, num_tokens, *shape)).astype(np.float32)
 
     heads = normal(N, Q), normal(N, Q)
-    return normal(N, C), normal(N, C), normal(N, Q, CV), -jnp.abs(heads[0]), jax.nn.sigmoid(heads[1])
+    return normal(N, C), normal(N, C), normal(N, Q, CV), -np.abs(heads[0]), 1 / (1 + np.exp(-heads[1]))
 
 
 @jax.jit
-def one_at_a_time(inputs: tuple[jax.Array, ...], parents: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+def one_at_a_time(inputs: tuple[Array, ...], parents: Array, start: Array) -> tuple[jax.Array, jax.Array]:
     """Outputs [T, ...] of one row, and the states; token t goes on from the state of parents[t], or -1 from `start`."""
     num_tokens = len(parents)
     states = jnp.zeros((num_tokens + 1, *start.shape)).at[num_tokens].set(start)
@@ -54,22 +61,22 @@ def test_sequences_in_chunks(num_tokens):
     """Catches a chunk that loses the state before it, and padding that changes one by a single bit."""
     lengths = [num_tokens, max(1, num_tokens - 3)]
     inputs = draw_inputs(2, num_tokens)
-    start = jnp.asarray(np.random.default_rng(1).normal(size=(2, N, Q, C, CV)), jnp.float32)
-    chunks = Chunks.of_sequences(jnp.array(lengths, jnp.int32), num_tokens)
-    out, after = jax.jit(delta_rule)(*inputs, chunks, start)
+    start = np.random.default_rng(1).normal(size=(2, N, Q, C, CV)).astype(np.float32)
+    chunks = of_sequences(np.array(lengths, np.int32), num_tokens)
+    out, after = map(np.asarray, jax.jit(delta_rule)(*inputs, chunks, start))
     for row, length in enumerate(lengths):
         own = tuple(x[row : row + 1, :length] for x in inputs)
-        expected, states = one_at_a_time(own, jnp.arange(length) - 1, start[row])
+        expected, states = one_at_a_time(own, np.arange(length) - 1, start[row])
         np.testing.assert_allclose(out[row, :length], expected, rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(after[row], states[length - 1], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_padding_leaves_the_state_as_it_is():
     """Catches a decay or an update at padding, whatever it holds: the state behind 3 tokens has the same bits."""
-    inputs, lengths = draw_inputs(1, 192), jnp.array([3], jnp.int32)
-    others = tuple(jnp.concatenate([x[:, :3], 7 + x[:, 3:]], axis=1) for x in inputs)
+    inputs, lengths = draw_inputs(1, 192), np.array([3], np.int32)
+    others = tuple(np.concatenate([x[:, :3], 7 + x[:, 3:]], axis=1) for x in inputs)
     after = [
-        jax.jit(delta_rule)(*(x[:, :num_tokens] for x in given), Chunks.of_sequences(lengths, num_tokens))[1]
+        jax.jit(delta_rule)(*(x[:, :num_tokens] for x in given), of_sequences(lengths, num_tokens))[1]
         for given, num_tokens in ((inputs, 64), (others, 64), (others, 192))
     ]
     assert np.abs(after[0]).max() > 0.1
@@ -80,9 +87,9 @@ def test_padding_leaves_the_state_as_it_is():
 def test_alike_keys():
     """Catches an inverse by powers, which is lost where all keys are the same and nothing decays."""
     q, k, v, decay, rate = draw_inputs(1, 300)
-    inputs = q, jnp.ones_like(k), v, jnp.zeros_like(decay), jnp.ones_like(rate)
-    out, _ = jax.jit(delta_rule)(*inputs, Chunks.of_sequences(jnp.array([300], jnp.int32), 300))
-    expected, _ = one_at_a_time(inputs, jnp.arange(300) - 1, jnp.zeros((N, Q, C, CV)))
+    inputs = q, np.ones_like(k), v, np.zeros_like(decay), np.ones_like(rate)
+    out, _ = jax.jit(delta_rule)(*inputs, of_sequences(np.array([300], np.int32), 300))
+    expected, _ = one_at_a_time(inputs, np.arange(300) - 1, np.zeros((N, Q, C, CV), np.float32))
     np.testing.assert_allclose(out[0], expected, rtol=0, atol=TOLERANCE)
 
 
@@ -105,20 +112,26 @@ def test_streams_in_chunks(name):
     """Catches a branch that starts from another's state or from nothing, and gradients that do not reach its prompt."""
     group, branch, parents = lay_out(STREAMS[name], padding=30)
     num_real, inputs = len(parents), draw_inputs(1, len(group))
-    weights = jnp.asarray(np.random.default_rng(2).normal(size=(num_real, N, Q, CV)), jnp.float32)
-    chunks = Chunks.of_streams(group[None], branch[None])
+    weights = np.random.default_rng(2).normal(size=(num_real, N, Q, CV)).astype(np.float32)
+    chunks = of_streams(group[None], branch[None])
 
-    def in_chunks(inputs: tuple[jax.Array, ...]) -> jax.Array:
+    def in_chunks(inputs: tuple[Array, ...]) -> jax.Array:
         return delta_rule(*inputs, chunks)[0][0, :num_real]
 
-    def singly(inputs: tuple[jax.Array, ...]) -> jax.Array:
+    def singly(inputs: tuple[Array, ...]) -> jax.Array:
         return one_at_a_time(tuple(x[:, :num_real] for x in inputs), parents, jnp.zeros((N, Q, C, CV)))[0]
 
-    def gradient(run) -> tuple[jax.Array, ...]:
-        return jax.jit(jax.grad(lambda inputs: jnp.sum(weights * run(inputs))))(inputs)
+    def with_gradient(run) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        def weighted(inputs: tuple[Array, ...]) -> tuple[Array, Array]:
+            out = run(inputs)
+            return jnp.sum(weights * out), out
 
-    np.testing.assert_allclose(jax.jit(in_chunks)(inputs), singly(inputs), rtol=0, atol=TOLERANCE)
-    for ours, expected in zip(gradient(in_chunks), gradient(singly), strict=True):
+        (_, out), gradient = jax.device_get(jax.jit(jax.value_and_grad(weighted, has_aux=True))(inputs))
+        return out, gradient
+
+    (ours, our_gradient), (expected, gradient) = with_gradient(in_chunks), with_gradient(singly)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
+    for ours, expected in zip(our_gradient, gradient, strict=True):
         assert np.abs(ours - expected).max() <= GRADIENT_TOLERANCE * np.abs(expected).max()
 
 
@@ -128,10 +141,9 @@ def test_a_branch_convolves_into_its_prompt(name):
     group, branch, parents = lay_out(STREAMS[name], padding=3)
     first = np.maximum.accumulate(np.where(np.append(True, group[1:] != group[:-1]), np.arange(len(group)), 0))
     num_branches = sum(len(branches) for _, branches in STREAMS[name])
-    forest = Forest.make(
-        *(jnp.asarray(x[None], jnp.int32) for x in (group, branch, first)), num_taps=4, most_branches=num_branches + 2
-    )
-    depth, heads, tails = np.asarray(forest.depth[0]), np.asarray(forest.head[0]), np.asarray(forest.tail[0])
+    rows = (np.int32(x[None]) for x in (group, branch, first))
+    forest = jax.device_get(make_forest(*rows, num_taps=4, most_branches=num_branches + 2))
+    depth, heads, tails = forest.depth[0], forest.head[0], forest.tail[0]
     for place, parent in enumerate(parents):
         path = [place]
         while path[-1] >= 0 and len(path) < 5:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from care_jax.models.trained import combine, partition, reference_part, referenc
 from care_jax.structs import Prompts
 from tests import weights
 from tests.families import FAMILIES, make_folder, random_oracle, tiny_processor
+from tests.marks import slow_but
 from tests.pictures import encode, picture, question
 
 LORA = LoraConfig(rank=3, alpha=5.0, rank_stabilised=False, targets=("layers.*",))
@@ -75,7 +77,13 @@ def peft_targets(config: models.ModelConfig) -> str:
     return "|".join(module.replace(".", r"\.") for module in sorted(modules))
 
 
-@pytest.fixture(scope="module", params=[(family, lora) for family in FAMILIES for lora in (LORA, EVERYWHERE)])
+PAIRS = list(itertools.product(FAMILIES, (LORA, EVERYWHERE)))
+
+
+@pytest.fixture(
+    scope="module",
+    params=slow_but([(FAMILIES[0], LORA), *((family, EVERYWHERE) for family in FAMILIES)], PAIRS),
+)
 def pair(request, tiny_folder, tmp_path_factory) -> Pair:
     """Random base and adapters; ours are read from what transformers has saved and from peft's state."""
     family, lora = request.param
@@ -122,11 +130,13 @@ def loss_of(trained: QwenVL, frozen: QwenVL, prompts: Prompts) -> jax.Array:
 
 def test_fresh_adapters_add_nothing(pair):
     """Catches an initial value that changes the model, A drawn otherwise than by peft, and B that is not 0."""
-    fresh = weights.initial_model(pair.ours.config, seed=3)
+    config, (_, base) = pair.ours.config, partition(pair.ours)
+    adapters = jax.jit(lambda: partition(models.init_model(config, jax.random.key(3)))[0])()
+    fresh = combine(adapters, base)
     off = reference_policy(reference_part(fresh), fresh)
     ours, expected = (jax.jit(last_logits)(model, pair.prompts) for model in (fresh, off))
     np.testing.assert_array_equal(ours, expected)
-    params = models.params_to_dict(partition(fresh)[0])
+    params = models.params_to_dict(adapters)
     (lora_a,) = (param for name, param in params.items() if name.endswith("self_attn.q_proj.lora_a"))
     bound = lora_a.shape[1] ** -0.5  # kaiming_uniform(a=sqrt(5))
     assert bound * 0.98 < np.abs(lora_a).max() <= bound

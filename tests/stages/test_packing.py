@@ -161,14 +161,14 @@ def test_shorter_streams_are_even():
 
 def test_copies_of_a_prompt_have_images_of_their_own(tiny_prompts: Prompts) -> None:
     """Catches patches of two pieces of a group that see each other: first fit puts pieces 1 and 3 into one stream."""
-    prompts = jax.tree.map(lambda x: x[1:2], tiny_prompts)  # two images
+    prompts = jax.tree.map(lambda x: np.asarray(x)[1:2], tiny_prompts)  # two images
     row_len = np.array([[81, 72, 72, 15]], np.int32)
     length = int(prompts.prompt_len[0])
     streams = make_packing(prompts, row_len, padded_len=81, stream_len=length + 150).streams
-    packed = Packed(prompts, jnp.zeros((1, 4, 81), jnp.int32), streams)
+    packed = Packed(prompts, np.zeros((1, 4, 81), np.int32), streams)
     found = []
     for index in range(2):
-        stream = packed.stream(index, merge_unit=4).tokens
+        stream = jax.jit(lambda packed, i: packed.stream(i, merge_unit=4))(packed, np.int32(index)).tokens
         for ids in (np.asarray(stream.image_ids[0]), np.asarray(stream.window_ids[0])):
             runs = [one for one, before in zip(ids, [0, *ids[:-1]], strict=True) if one not in (0, before)]
             assert len(runs) == len(set(runs))

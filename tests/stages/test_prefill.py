@@ -77,7 +77,8 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(prefill, "_UNIT", UNIT)
         in_chunks = jax.jit(step.PREFILL.function(setup))(model, prompts)
-    return Case(model, prompts, processor.forbidden_mask, jax.jit(QwenVL.prefill)(model, prompts), in_chunks)
+    whole, in_chunks = jax.device_get((jax.jit(QwenVL.prefill)(model, prompts), in_chunks))
+    return Case(model, prompts, processor.forbidden_mask, whole, in_chunks)
 
 
 def test_the_prefix_is_that_of_the_whole_batch(case):
