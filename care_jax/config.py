@@ -66,6 +66,9 @@ def base() -> ConfigDict:
     c.data.mini_vqa.num_train = 40_000  # records, spread evenly over the skills
     c.data.mini_vqa.num_heldout = 1_500
     c.data.mini_vqa.seed = 0
+    # Prompts with a contrast take the turns that others lose.
+    c.data.turns_if_all_correct = 1.0  # share of its turns that a prompt keeps while its last group was all correct
+    c.data.turns_if_all_wrong = 1.0  # and while it was all wrong
     c.data.strict = False  # refuse a file with broken rows instead of dropping them
     c.data.overlong = "drop"  # drop | shrink | error, for prompts past the largest bucket; never truncated
     c.data.prompt_buckets = (1024, 2048)  # tokens, the static prompt lengths

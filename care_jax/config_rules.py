@@ -64,6 +64,7 @@ def _are_functions(names: tuple[str, ...]) -> bool:
 
 _local = _holds(lambda path: not files.in_bucket(str(path)), files.MUST_BE_LOCAL)
 _share = _holds(lambda value: 0 <= value < 1, "must lie in [0, 1)")
+_kept = _holds(lambda value: 0 < value <= 1, "must be above 0 and at most 1")
 _axis = _holds(lambda size: size >= 1 or size == -1, "must be at least 1, or -1 for what the others leave")
 _buckets = _holds(_is_ascending, "give one size or more, ascending and at least 1")
 _skills = _holds(
@@ -109,6 +110,8 @@ RULES: Mapping[str, Rule] = {
     "data.mini_vqa.num_train": _count,
     "data.mini_vqa.num_heldout": _count,
     "data.mini_vqa.seed": _seed,
+    "data.turns_if_all_correct": _kept,
+    "data.turns_if_all_wrong": _kept,
     "data.overlong": _one_of(options.OVERLONG),
     "data.prompt_buckets": _buckets,
     "data.patch_buckets": _buckets,

@@ -214,6 +214,7 @@ class Trainer:
         """The next batch of prompts, with G judged rollouts each."""
         self._run(self.phases.drawing, values, draw=draw)
         rollouts: Rollouts = values.on_host("rollouts")
+        self.session.data.tell(values.on_host("judged").verdicts.correct)
         return step_summary.Drawn(
             records=values.on_host("records"),
             judged=values.on_host("judged"),

@@ -16,6 +16,7 @@ from care_jax.data import statistics
 from care_jax.data.array_records import open_folder
 from care_jax.data.mini_vqa import builder as mini_vqa
 from care_jax.data.mini_vqa.difficulty import Difficulty
+from care_jax.data.outcomes import ALL_TURNS, Turns
 from care_jax.data.own_data import listing, read_jsonl
 from care_jax.data.prefetch import Prefetch
 from care_jax.data.train_stream import Example, LostRecords, RecordSource, TrainStream
@@ -146,11 +147,13 @@ def make_train_iterator(
     seed: int,
     rows: Sequence[int] | None = None,
     lost: LostRecords | None = None,
+    turns: Turns = ALL_TURNS,
 ) -> TrainStream[Example]:
     """Makes an endless stream of batches, shuffled anew each epoch.
 
     The parts of a Mixture have epochs of their own and take turns by weight: among any n records drawn, each part has
-    its share of n, to within one record for each part. (Records that `encode` drops count as drawn.)
+    its share of n, to within one record for each part. (Records that `encode` drops or whose turn
+    is passed over count as drawn.)
 
     Args:
         source: the records.
@@ -159,6 +162,7 @@ def make_train_iterator(
         seed: determines the order.
         rows: the rows of each batch that this process reads; None: all.
         lost: counts the records that cannot be read.
+        turns: what records keep whose last groups were uniform.
 
     Returns:
         Iterator over lists of the examples in `rows`.
@@ -172,7 +176,7 @@ def make_train_iterator(
         raise InputError(f"batch_size={batch_size}: must be at least 1")
     parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
     lost = LostRecords() if lost is None else lost
-    return TrainStream(parts, encode, batch_size=batch_size, seed=seed, rows=rows, lost=lost)
+    return TrainStream(parts, encode, batch_size=batch_size, seed=seed, rows=rows, lost=lost, turns=turns)
 
 
 class EvalRow(NamedTuple, Generic[Example]):

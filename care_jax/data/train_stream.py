@@ -1,21 +1,26 @@
 """The stream of a run's training batches: each row of a batch has its own, so that a process reads its rows alone.
 
 The records of the source, shuffled anew each epoch, are dealt to the rows in turn: of batches of 4 rows, row 0 gets
-those at positions 0, 4, 8 ... A record that the encoder drops, or that cannot be read, is made up for by the next of
-its row. So a batch does not depend on which process reads which rows, and nobody has to look at the rows of others.
+those at positions 0, 4, 8 ... A record that the encoder drops, that cannot be read, or whose turn is passed over
+(outcomes.py) is made up for by the next of its row. So a batch does not depend on which process reads which rows, and
+nobody has to look at the rows of others.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import grain
+import numpy as np
 from absl import logging
+from jaxtyping import Bool
 
+from care_jax.data.outcomes import Outcomes, Turns, outcome_of
 from care_jax.data.prefetch import Prefetch
 from care_jax.errors import BadRowError, InputError
 from care_jax.structs import Record
@@ -72,14 +77,23 @@ class _Loaded(NamedTuple, Generic[Example]):
     """The next example of a row."""
 
     example: Example
-    skipped: list[str | None]  # before it: the id of each record that was dropped, None for one that was lost
+    record: int  # its number among those of all parts
+    position: int
+    left_out: list[tuple[int, str | None]]  # before it: a position, and the record's id if it was dropped and not lost
+
+
+class Moved(NamedTuple):
+    """What a row has passed before its example."""
+
+    position: int  # of the example
+    left_out: Sequence[tuple[int, str | None]]  # as of _Loaded
 
 
 class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
     """Endless batches of a mixture of sources; the examples of the next batch are encoded ahead.
 
-    Its state is the position of each row, those of other processes included: `skip` tells of records that they passed
-    over.
+    Its state is the position of each row, those of other processes included, which `follow` tells of, and what is
+    known of the records' last groups.
     """
 
     def __init__(
@@ -91,6 +105,7 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         seed: int,
         rows: Sequence[int] | None,
         lost: LostRecords,
+        turns: Turns,
     ) -> None:
         """Checks that each source, given with its weight, is large enough. The rest: `loader.make_train_iterator`."""
         super().__init__()
@@ -106,39 +121,52 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
             epochs = shuffled.repeat(reseed_each_epoch=True)
             streams.append(epochs.map(functools.partial(_place, number)))
         self._places = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [w for _, w in parts])
-        self.skipped: dict[int, list[str | None]] = {}  # in the last batch, by row, as in `skip`
+        self._first = [0, *itertools.accumulate(len(source) for source, _ in parts)]  # record of each part
+        self.outcomes = Outcomes(self._first[-1], turns, seed=seed)
+        self._taken = list[int]()  # the records of the last batch, in the order of the rows
+        self.moved: dict[int, Moved] = {}  # of the last batch, by row, as in `follow`
+        self.num_passed_over = 0  # turns, between the last batch and the one before
 
     def __next__(self) -> list[Example]:
         """The examples of this process's rows of the next batch."""
         self.start_prefetch()
         loaded = self._ahead.take()
-        self.skipped = {row: one.skipped for row, one in zip(self._rows, loaded, strict=True) if one.skipped}
+        places = list(zip(self._rows, loaded, strict=True))
+        self.moved = {
+            row: Moved(one.position, one.left_out) for row, one in places if one.position != self._positions[row]
+        }
+        self._taken = [one.record for one in loaded]
         self._positions = [position + len(self._positions) for position in self._positions]
-        for row, skipped in self.skipped.items():
-            self._positions[row] += len(skipped) * len(self._positions)
+        self.num_passed_over = 0
+        self._advance(self.moved)
+        self.outcomes.settle()
         self.start_prefetch()
         return [one.example for one in loaded]
 
-    def skip(self, skipped: Mapping[int, Sequence[str | None]]) -> None:
-        """Takes in what another process passed over for its rows in the batch that it has just read.
+    def follow(self, moved: Mapping[int, Moved]) -> None:
+        """Takes in what another process passed in its rows of the batch that it has just read.
 
         Raises:
             OSError: with those too many records are lost.
         """
-        for row, ids in skipped.items():
-            for record_id in ids:
-                number, index = self._places[self._positions[row] - len(self._positions)]
-                self._positions[row] += len(self._positions)
-                if record_id is None:
-                    self._lost.add(self._parts[number].source, index, OSError("another process cannot read it"))
+        self._advance(moved)
+        for position, record_id in (left_out for one in moved.values() for left_out in one.left_out):
+            if record_id is None:
+                number, index = self._places[position]
+                self._lost.add(self._parts[number].source, index, OSError("another process cannot read it"))
+
+    def outcomes_of(self, correct: Bool[np.ndarray, "rows G"]) -> list[tuple[int, int]]:
+        """The records of the last batch with their outcomes, for `outcomes.tell` of every process."""
+        return [(record, outcome_of(group)) for record, group in zip(self._taken, correct, strict=True)]
 
     def get_state(self) -> dict[str, Any]:
-        """The position of each row in the stream of records."""
-        return {"positions": list(self._positions)}
+        """The position of each row in the stream of records, and the records' outcomes."""
+        return {"positions": list(self._positions), "outcomes": self.outcomes.to_text()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Returns to a state of `get_state`."""
         self._ahead.drop()
+        self.outcomes.set_text(state["outcomes"])
         self._positions = list(state["positions"])
 
     def start_prefetch(self) -> None:
@@ -154,21 +182,30 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         self._ahead.close()
         super().close()
 
+    def _advance(self, moved: Mapping[int, Moved]) -> None:
+        for row, (position, left_out) in moved.items():
+            expected, self._positions[row] = self._positions[row], position + len(self._positions)
+            self.num_passed_over += (self._positions[row] - expected) // len(self._positions) - len(left_out)
+
     def _load(self, position: int) -> _Loaded[Example]:
         """The first usable example of a row from `position` on."""
-        skipped: list[str | None] = []
+        left_out = list[tuple[int, str | None]]()
         while True:
             number, index = self._places[position]
+            record_number = self._first[number] + index
+            if self.outcomes.passes_over(record_number, position):
+                position += len(self._positions)
+                continue
             part = self._parts[number]
             try:
                 record = part.source[index]
                 example = self._encode(record)
                 if example is not None:
-                    return _Loaded(example, skipped)
-                skipped.append(record.id)
+                    return _Loaded(example, record_number, position, left_out)
+                left_out.append((position, record.id))
             except (BadRowError, OSError) as error:
                 self._lost.add(part.source, index, error)
-                skipped.append(None)
+                left_out.append((position, None))
             part.leave_out(index, num_lost=len(self._lost))
             position += len(self._positions)
 

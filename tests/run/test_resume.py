@@ -81,6 +81,8 @@ def _care(small_task: SmallTask, forks: Forks, expected: Path, steps: int, **cha
         train__checkpoint_every=EVERY,
         train__eval_every=EVERY,
         optimizer__lr=1e-3,
+        data__turns_if_all_correct=0.5,
+        data__turns_if_all_wrong=0.5,
         **changes,
     )
     stage = Stage(forks, "care_jax.train", ["--config=configs/demo.py", *flags(overrides)], steps, expected)
