@@ -91,6 +91,7 @@ class Side:
         copies = 1 if shared else args.rollouts
         self.args, self.shared, self.forbidden_mask = args, shared, jax.device_put(forbidden_mask)
         self.packed, self.useful = packed, dict[str, float]()  # shares of the tokens computed
+        self.num_tokens = dict[str, int]()  # in the streams of a stage
         self.lengths = PromptLengths.of(jax.tree.map(lambda x: np.repeat(x, copies, axis=0), prompts))
         self.prompts = jax.device_put(jax.tree.map(lambda x: np.repeat(x, copies, axis=0), prompts))
         self.num_branches = args.rollouts // copies
@@ -112,7 +113,8 @@ class Side:
         with timer("rollout"):
             nothing = rollout.nothing_forced(batch, self.num_branches)
             rollouts = self._generate(params, prefix, nothing, sample_key)
-        rollouts, verdicts = self._cut(rollouts, seed), make_verdicts(*rollouts.token_ids.shape)
+        rollouts = self._cut(rollouts, seed)
+        verdicts = regroup(make_verdicts(self.args.prompts, self.args.rollouts, self.args.response_len), batch)
         all_correct = np.arange(batch) < round(self.args.all_correct * batch)
         correct = verdicts.correct | all_correct[:, None]
         verdicts = dataclasses.replace(verdicts, correct=correct, rewards=correct.astype(jnp.float32))
@@ -156,6 +158,7 @@ class Side:
         sizes = self._sizes(*row_len.shape)
         packing = pack(sizes, self.lengths, np.asarray(row_len))
         self.useful[stage] = 1 - padding_share(packing, sizes)
+        self.num_tokens[stage] = int((packing.streams.source >= 0).sum())
         return jax.device_put(packing)
 
     def abstract_update(self, batch: TrainBatch, num_prompts: int) -> tuple[TrainBatch, Packing]:
@@ -183,7 +186,8 @@ class Side:
         chunks = [(len(self.lengths.tokens), bucket)]
         if self.packed:
             chunks = ChunkSizes.of(bucket, merge_unit=4, tensor=1).computed(self.lengths, shards=1)
-        return {name: sum(rows * size[i] for rows, size in chunks) for i, name in enumerate(("tokens", "patches"))}
+        names = "prefill tokens", "prefill patches"
+        return {name: sum(rows * size[i] for rows, size in chunks) for i, name in enumerate(names)}
 
     def _generate(self, params: QwenVL, prefix: Prefix, forced: Forced, key: Array) -> Rollouts:
         rollouts = rollout.generate(params, prefix, forced, self.forbidden_mask, key, sampling=self.sampling)
@@ -283,13 +287,6 @@ def bytes_of(compiled: jax.stages.Compiled) -> dict[str, int]:
     return {"arguments": memory.argument_size_in_bytes + fresh, "temporaries": memory.temp_size_in_bytes}
 
 
-def update_tokens(args: argparse.Namespace, *, shared: bool) -> int:
-    """Decoder tokens that the update of one prompt computes."""
-    if shared:
-        return args.prompt_len + (args.negatives + 1) * args.response_len
-    return args.rollouts * (args.prompt_len + args.response_len)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -365,8 +362,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if repeat > 0:  # the first step of each side compiles
                 times[name].append({stage: taken.get(f"time/{stage}", 0.0) for stage in STAGES})
 
-    prefilled = {name: side.prefilled() for name, side in sides.items()}
-    return report(args, num_params, times, memory, sides["care"].useful, prefilled)
+    tokens = {
+        name: side.prefilled() | ({"update tokens": side.num_tokens["update"]} if side.packed else {})
+        for name, side in sides.items()
+    }
+    return report(args, num_params, times, memory, sides["care"].useful, tokens)
 
 
 def state_of(output: UpdateOutput | TrainState) -> TrainState:
@@ -380,12 +380,12 @@ def report(
     times: dict[str, list[dict[str, float]]],
     memory: dict[str, dict[int, dict[str, int]]],
     useful: dict[str, float],
-    prefilled: dict[str, dict[str, int]],
+    counts: dict[str, dict[str, int]],
 ) -> dict[str, Any]:
     """Prints medians side by side, and their ratios as the last line.
 
     `memory` is by side and prompts, `useful` has the shares of useful tokens in the programs of CARE's side, and
-    `prefilled` has the tokens and patches that each side prefills.
+    `counts` has the tokens and patches that each side prefills, and the tokens that it updates in streams.
     """
     other = next(name for name in times if name != "care")
     rows: dict[str, dict[str, float]] = {
@@ -397,9 +397,7 @@ def report(
         for part in ("arguments", "temporaries"):
             rows[f"update {part}, MB, {count} prompts"] = {name: memory[name][count][part] / 1e6 for name in memory}
         rows[f"update memory, MB, {count} prompts"] = {name: sum(memory[name][count].values()) / 1e6 for name in memory}
-    if other == "plain":
-        rows["update tokens a prompt"] = {name: update_tokens(args, shared=name == "care") for name in times}
-    rows |= {f"prefill {unit}": {name: of[unit] for name, of in prefilled.items()} for unit in ("tokens", "patches")}
+    rows |= {label: {name: of[label] for name, of in counts.items()} for label in counts[other]}
     ratios = {label: row["care"] / row[other] for label, row in rows.items() if row[other]}
 
     figures: dict[str, Any] = {
@@ -412,7 +410,7 @@ def report(
     }
     if other == "plain":
         figures |= {
-            "predicted_update_ratio": round(ratios["update tokens a prompt"], 4),
+            "predicted_update_ratio": round(ratios["update tokens"], 4),
             "update_time_ratio": round(ratios["update, s"], 4),
             "update_memory_ratio": round(ratios[f"update memory, MB, {args.memory_prompts} prompts"], 4),
             "update_memory_ratio_timed": round(ratios[f"update memory, MB, {args.prompts} prompts"], 4),
