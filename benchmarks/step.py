@@ -115,7 +115,8 @@ class Side:
             rollouts = self._generate(params, prefix, nothing, sample_key)
         rollouts = self._cut(rollouts, seed)
         verdicts = regroup(make_verdicts(self.args.prompts, self.args.rollouts, self.args.response_len), batch)
-        all_correct = np.arange(batch) < round(self.args.all_correct * batch)
+        all_correct = np.arange(self.args.prompts) < round(self.args.all_correct * self.args.prompts)
+        all_correct = np.repeat(all_correct, batch // self.args.prompts)
         correct = verdicts.correct | all_correct[:, None]
         verdicts = dataclasses.replace(verdicts, correct=correct, rewards=correct.astype(jnp.float32))
         with timer("score"):

@@ -66,7 +66,7 @@ def base() -> ConfigDict:
     c.data.mini_vqa.num_train = 40_000  # records, spread evenly over the skills
     c.data.mini_vqa.num_heldout = 1_500
     c.data.mini_vqa.seed = 0
-    # Prompts with a contrast take the turns that others lose.
+    # Others of its source take the turns that a prompt loses. Verdicts count here, not rewards.
     c.data.turns_if_all_correct = 1.0  # share of its turns that a prompt keeps while its last group was all correct
     c.data.turns_if_all_wrong = 1.0  # and while it was all wrong
     c.data.strict = False  # refuse a file with broken rows instead of dropping them

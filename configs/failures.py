@@ -16,8 +16,9 @@ largest and its room; P is the prompt, I the patches, R a rationale with its ans
     triangles  two images, whose results are compared                 P 38 of 40  I 72  R 56 of 56  trace 105
 
 After 60 steps of options on 16,000 records (--config.data.mini_vqa.num_train) 9.6 ± 3.7 % of 250 held-out answers were
-right, and 55 % of 120 groups had none: the letters are guesses, of which a twelfth is right. The lengths of the other
-cold starts are not measured.
+right, and 55 % of 120 groups had none: the letters are guesses, of which a twelfth is right. Of 750 held-out answers of
+series 10.1 % were right after 60 steps, of triangles 8.1 % after 200 and 16.9 % after 240, of columns none after 400:
+no cold start of columns is known yet from which RL could begin.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ TASKS: Mapping[str, Task] = {
     ),
     "triangles": Task(
         "two triangles",
-        150,
+        200,
         105,
         {
             "data.mini_vqa.skills": ("triangles",),

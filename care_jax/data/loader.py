@@ -152,8 +152,7 @@ def make_train_iterator(
     """Makes an endless stream of batches, shuffled anew each epoch.
 
     The parts of a Mixture have epochs of their own and take turns by weight: among any n records drawn, each part has
-    its share of n, to within one record for each part. (Records that `encode` drops or whose turn
-    is passed over count as drawn.)
+    its share of n, to within one record for each part. (Records that `encode` drops count as drawn.)
 
     Args:
         source: the records.
@@ -162,7 +161,7 @@ def make_train_iterator(
         seed: determines the order.
         rows: the rows of each batch that this process reads; None: all.
         lost: counts the records that cannot be read.
-        turns: what records keep whose last groups were uniform.
+        turns: the shares of turns that records keep while their last groups were uniform.
 
     Returns:
         Iterator over lists of the examples in `rows`.

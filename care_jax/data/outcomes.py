@@ -1,12 +1,13 @@
-"""What the last group of each record came to, and which of the record's turns are passed over for that.
+"""Passes over turns of records whose last group was uniform, and gives them to other records of their source.
 
-Groups whose rollouts are all right, or all wrong, mostly have no gradient, and a prompt that had one often has another:
-its turns are better given to others. A turn is passed over before the record is read, so it costs nothing.
+Where all rollouts are right, or all are wrong, there is mostly no gradient, and a prompt that had such a group often
+has another. A turn is passed over before its record is read.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -15,10 +16,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from care_jax.errors import InputError
+from care_jax.structs import Outcome
 
-# Outcomes of a group: mixed, or the record was never asked; all its rollouts wrong; all right.
-_OPEN, _ALL_WRONG, _ALL_CORRECT = range(3)
-_TOLD = 4  # times an outcome and 1: what has been told, and does not count yet
+_MOST_TRIES = 64  # records that are looked at for one turn; where most lose their turns, the last of these is asked
+_UNTOLD = 3  # in the place of an Outcome
 
 
 class Turns(NamedTuple):
@@ -31,45 +32,62 @@ class Turns(NamedTuple):
 ALL_TURNS = Turns()
 
 
-def outcome_of(correct: Bool[np.ndarray, "G"]) -> int:
+def classify(correct: Bool[np.ndarray, "G"]) -> Outcome:
     """The outcome of a group, from which of its rollouts are right."""
-    return _ALL_CORRECT if correct.all() else _OPEN if correct.any() else _ALL_WRONG
+    return Outcome.ALL_CORRECT if correct.all() else Outcome.MIXED if correct.any() else Outcome.ALL_WRONG
 
 
 class Outcomes:
-    """The outcomes of a stream's records. What a step tells counts from the step after the next one.
+    """The outcome of each record's last group. What is told of a batch counts from the batch after the next one.
 
-    The next step's prompts are read while the step is under way. A run that resumes draws the same prompts for that.
+    The next batch is read while that one is in use. So a run that resumes draws what it would have drawn.
     """
 
     def __init__(self, num_records: int, turns: Turns, *, seed: int) -> None:
-        """Begins with every record open; `seed` says which turns are passed over."""
-        self._codes = np.zeros(num_records, np.uint8)
-        self._shares, self._seed = (1.0, *turns), seed
+        """Begins as if all groups had been mixed; `seed` decides which turns are passed over."""
+        self._shares = {Outcome.ALL_WRONG: turns.all_wrong, Outcome.ALL_CORRECT: turns.all_correct}
+        self.are_used = min(turns) < 1.0  # else no turn is passed over, and nothing is kept
+        self._seed = seed
+        self._counted = np.full(num_records, Outcome.MIXED, np.uint8)
+        self._told = np.full(num_records, _UNTOLD, np.uint8)
 
-    @property
-    def are_used(self) -> bool:
-        """True if any turn may be passed over."""
-        return min(self._shares) < 1.0
+    def record_of_turn(self, position: int, record: int, source: range) -> tuple[int, int]:
+        """The record that has the turn at a position of the stream, and how many were passed over for it.
 
-    def passes_over(self, record: int, position: int) -> bool:
-        """True if the turn at this position of the stream, which is this record's, is passed over."""
-        share = self._shares[self._codes[record] % _TOLD]
-        return share < 1.0 and zlib.crc32(f"{self._seed} {position}".encode()) >= share * 2**32
+        Args:
+            position: of the turn.
+            record: whose turn it is.
+            source: the records that may take its place, those of its own source.
+        """
+        if not self.are_used:
+            return record, 0
+        for tries in range(_MOST_TRIES):
+            draw = hashlib.blake2b(f"{self._seed} {position} {tries}".encode(), digest_size=16).digest()
+            if int.from_bytes(draw[:8]) < self._shares.get(Outcome(self._counted[record]), 1.0) * 2**64:
+                return record, tries
+            record = source[int.from_bytes(draw[8:]) % len(source)]
+        return record, _MOST_TRIES
 
     def tell(self, outcomes: Iterable[tuple[int, int]]) -> None:
-        """Takes in pairs of a record and its newest outcome."""
+        """Takes in the records of a batch, each with the Outcome of its group; of two groups that differ, mixed."""
+        told = dict[int, int]()
         for record, outcome in outcomes:
-            self._codes[record] = self._codes[record] % _TOLD + _TOLD * (outcome + 1)
+            told[record] = outcome if told.get(record, outcome) == outcome else Outcome.MIXED
+        for record, outcome in told.items() if self.are_used else ():
+            self._told[record] = outcome
 
-    def settle(self) -> None:
-        """Lets count what has been told."""
-        told = self._codes // _TOLD
-        self._codes = np.where(told > 0, told - 1, self._codes).astype(np.uint8)
+    def count(self) -> None:
+        """Makes what was told count."""
+        is_told = self._told != _UNTOLD
+        self._counted = np.where(is_told, self._told, self._counted)
+        self._told = np.full_like(self._told, _UNTOLD)
 
     def to_text(self) -> str:
-        """All that is known, for a checkpoint; "" if that is nothing."""
-        return base64.b64encode(zlib.compress(self._codes.tobytes())).decode() if self._codes.any() else ""
+        """Everything that is known, for a checkpoint; "" if no group has been uniform."""
+        both = self._counted + 4 * self._told
+        if np.all(both == Outcome.MIXED + 4 * _UNTOLD):
+            return ""
+        return base64.b64encode(zlib.compress(both.tobytes(), level=1)).decode()
 
     def set_text(self, text: str) -> None:
         """Returns to what `to_text` has given.
@@ -77,7 +95,8 @@ class Outcomes:
         Raises:
             InputError: it is of another number of records.
         """
-        codes = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8) if text else 0 * self._codes
-        if codes.shape != self._codes.shape:
-            raise InputError(f"the outcomes are of {len(codes)} records, and the training data have {len(self._codes)}")
-        self._codes = codes.copy()
+        unknown = np.full_like(self._told, Outcome.MIXED + 4 * _UNTOLD)
+        both = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8) if text else unknown
+        if both.shape != unknown.shape:
+            raise InputError(f"the outcomes are of {len(both)} records, and the training data have {len(unknown)}")
+        self._counted, self._told = both % 4, both // 4

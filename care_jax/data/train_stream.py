@@ -1,9 +1,9 @@
 """The stream of a run's training batches: each row of a batch has its own, so that a process reads its rows alone.
 
 The records of the source, shuffled anew each epoch, are dealt to the rows in turn: of batches of 4 rows, row 0 gets
-those at positions 0, 4, 8 ... A record that the encoder drops, that cannot be read, or whose turn is passed over
-(outcomes.py) is made up for by the next of its row. So a batch does not depend on which process reads which rows, and
-nobody has to look at the rows of others.
+those at positions 0, 4, 8 ... A record that the encoder drops, or that cannot be read, is made up for by the next of
+its row. So a batch does not depend on which process reads which rows, and nobody has to look at the rows of others.
+The turn of a record may be passed to another of its source (outcomes.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool
 
-from care_jax.data.outcomes import Outcomes, Turns, outcome_of
+from care_jax.data.outcomes import Outcomes, Turns, classify
 from care_jax.data.prefetch import Prefetch
 from care_jax.errors import BadRowError, InputError
 from care_jax.structs import Record
@@ -28,6 +28,7 @@ from care_jax.structs import Record
 _FEW_LOST, _MOST_LOST = 8, 0.05  # records of a source, share of it, that may become unreadable while a run goes on
 
 Example = TypeVar("Example")
+Skipped = str | Sequence[int]  # the id of a record that was dropped; of one that was lost, its source and index there
 
 
 class RecordSource(Protocol):
@@ -77,23 +78,20 @@ class _Loaded(NamedTuple, Generic[Example]):
     """The next example of a row."""
 
     example: Example
-    record: int  # its number among those of all parts
-    position: int
-    left_out: list[tuple[int, str | None]]  # before it: a position, and the record's id if it was dropped and not lost
-
-
-class Moved(NamedTuple):
-    """What a row has passed before its example."""
-
-    position: int  # of the example
-    left_out: Sequence[tuple[int, str | None]]  # as of _Loaded
+    record: int  # its number among those of all sources
+    num_passed_over: int  # turns of other records
+    skipped: list[Skipped]  # before it
 
 
 class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
     """Endless batches of a mixture of sources; the examples of the next batch are encoded ahead.
 
-    Its state is the position of each row, those of other processes included, which `follow` tells of, and what is
-    known of the records' last groups.
+    Its state is the position of each row, those of other processes included, which `skip` tells of, and the outcomes.
+
+    Attributes:
+        outcomes: of the records' last groups.
+        skipped: in the last batch, by row, as in `skip`.
+        num_passed_over: turns of the last batch.
     """
 
     def __init__(
@@ -121,46 +119,46 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
             epochs = shuffled.repeat(reseed_each_epoch=True)
             streams.append(epochs.map(functools.partial(_place, number)))
         self._places = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [w for _, w in parts])
-        self._first = [0, *itertools.accumulate(len(source) for source, _ in parts)]  # record of each part
-        self.outcomes = Outcomes(self._first[-1], turns, seed=seed)
-        self._taken = list[int]()  # the records of the last batch, in the order of the rows
-        self.moved: dict[int, Moved] = {}  # of the last batch, by row, as in `follow`
-        self.num_passed_over = 0  # turns, between the last batch and the one before
+        ends = itertools.accumulate(len(source) for source, _ in parts)
+        self._records = [range(end - len(part.source), end) for part, end in zip(self._parts, ends, strict=True)]
+        self.outcomes = Outcomes(self._records[-1].stop, turns, seed=seed)
+        self._taken = list[int]()  # the records of the last batch
+        self.skipped: dict[int, list[Skipped]] = {}
+        self.num_passed_over = 0
 
     def __next__(self) -> list[Example]:
         """The examples of this process's rows of the next batch."""
         self.start_prefetch()
         loaded = self._ahead.take()
-        places = list(zip(self._rows, loaded, strict=True))
-        self.moved = {
-            row: Moved(one.position, one.left_out) for row, one in places if one.position != self._positions[row]
-        }
-        self._taken = [one.record for one in loaded]
+        self.skipped = {row: one.skipped for row, one in zip(self._rows, loaded, strict=True) if one.skipped}
         self._positions = [position + len(self._positions) for position in self._positions]
-        self.num_passed_over = 0
-        self._advance(self.moved)
-        self.outcomes.settle()
+        for row, skipped in self.skipped.items():
+            self._positions[row] += len(skipped) * len(self._positions)
+        self._taken = [one.record for one in loaded]
+        self.num_passed_over = sum(one.num_passed_over for one in loaded)
+        self.outcomes.count()
         self.start_prefetch()
         return [one.example for one in loaded]
 
-    def follow(self, moved: Mapping[int, Moved]) -> None:
-        """Takes in what another process passed in its rows of the batch that it has just read.
+    def skip(self, skipped: Mapping[int, Sequence[Skipped]]) -> None:
+        """Takes in what another process passed over for its rows in the batch that it has just read.
 
         Raises:
             OSError: with those too many records are lost.
         """
-        self._advance(moved)
-        for position, record_id in (left_out for one in moved.values() for left_out in one.left_out):
-            if record_id is None:
-                number, index = self._places[position]
-                self._lost.add(self._parts[number].source, index, OSError("another process cannot read it"))
+        for row, records in skipped.items():
+            self._positions[row] += len(records) * len(self._positions)
+            for record in records:
+                if not isinstance(record, str):
+                    number, index = record
+                    self._lost.add(self._parts[number].source, index, OSError("another process cannot read it"))
 
-    def outcomes_of(self, correct: Bool[np.ndarray, "rows G"]) -> list[tuple[int, int]]:
-        """The records of the last batch with their outcomes, for `outcomes.tell` of every process."""
-        return [(record, outcome_of(group)) for record, group in zip(self._taken, correct, strict=True)]
+    def classified(self, correct: Bool[np.ndarray, "rows G"]) -> list[tuple[int, int]]:
+        """The records of the last batch, each with the Outcome of its group, for `outcomes.tell`."""
+        return [(record, int(classify(group))) for record, group in zip(self._taken, correct, strict=True)]
 
     def get_state(self) -> dict[str, Any]:
-        """The position of each row in the stream of records, and the records' outcomes."""
+        """The position of each row in the stream of records, and the outcomes."""
         return {"positions": list(self._positions), "outcomes": self.outcomes.to_text()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -182,30 +180,24 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         self._ahead.close()
         super().close()
 
-    def _advance(self, moved: Mapping[int, Moved]) -> None:
-        for row, (position, left_out) in moved.items():
-            expected, self._positions[row] = self._positions[row], position + len(self._positions)
-            self.num_passed_over += (self._positions[row] - expected) // len(self._positions) - len(left_out)
-
     def _load(self, position: int) -> _Loaded[Example]:
         """The first usable example of a row from `position` on."""
-        left_out = list[tuple[int, str | None]]()
+        skipped: list[Skipped] = []
+        num_passed_over = 0
         while True:
             number, index = self._places[position]
-            record_number = self._first[number] + index
-            if self.outcomes.passes_over(record_number, position):
-                position += len(self._positions)
-                continue
-            part = self._parts[number]
+            part, records = self._parts[number], self._records[number]
+            number_of_all, passed_over = self.outcomes.record_of_turn(position, records[index], records)
+            index, num_passed_over = number_of_all - records.start, num_passed_over + passed_over
             try:
                 record = part.source[index]
                 example = self._encode(record)
                 if example is not None:
-                    return _Loaded(example, record_number, position, left_out)
-                left_out.append((position, record.id))
+                    return _Loaded(example, number_of_all, num_passed_over, skipped)
+                skipped.append(record.id)
             except (BadRowError, OSError) as error:
                 self._lost.add(part.source, index, error)
-                left_out.append((position, None))
+                skipped.append((number, index))
             part.leave_out(index, num_lost=len(self._lost))
             position += len(self._positions)
 

@@ -57,6 +57,8 @@ _IN_DOUBT = (
     _CONTENT + "model.folder",
     "model.weights",
     "model.compute_dtype",
+    "data.turns_if_all_correct",
+    "data.turns_if_all_wrong",
     "rollout.compact_shares",
     "rollout.weights",
     "rollout.tensor",

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from care_jax import files
 from care_jax.data import accounting, loader
-from care_jax.data.outcomes import Turns
+from care_jax.data.outcomes import ALL_TURNS, Turns
 from care_jax.errors import InputError
 from care_jax.inputs.processor import Processor, make_processor
 from care_jax.method.objectives import Objective
@@ -70,13 +70,14 @@ def open_inputs(
     # Dynamic sampling moves groups to any row, so there every process has all of them.
     is_whole = Objective.from_config(config.objective).dynamic_sampling
     share = sharding.whole_share(mesh) if is_whole else sharding.own_share(mesh)
+    turns = Turns(all_wrong=config.data.turns_if_all_wrong, all_correct=config.data.turns_if_all_correct)
     data = TrainingData(
         train,
         make_encoder(processor),
         batch_size=config.train.prompts,
         seed=config.seed,
         share=share,
-        turns=Turns(all_wrong=config.data.turns_if_all_wrong, all_correct=config.data.turns_if_all_correct),
+        turns=ALL_TURNS if stage == "cold_start" else turns,  # which has no groups
     )
     account = accounting.account_of_run(config, processor, train, held_out, learns_traces=stage == "cold_start")
     return Inputs(processor, account, train, data, held_out, mesh, share, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Bool
 
 from care_jax.data import loader
 from care_jax.data.outcomes import ALL_TURNS, Turns
-from care_jax.data.train_stream import Moved, TrainStream
+from care_jax.data.train_stream import TrainStream
 from care_jax.parallel.processes import HostShare, is_alone, together
 from care_jax.structs import Record
 
@@ -47,31 +48,34 @@ class TrainingData:
             turns=turns,
         )
         self._marked: Any = None
+        self._num_passed_over = 0
 
     def __next__(self) -> list[Any]:
         """The examples of this process's rows of the next step."""
         examples = together(lambda: next(self.iterator))
-        own = self.iterator.moved
-        for told in self._share.exchange(list(own.items())):
-            others = {row: Moved(*moved) for row, moved in told if row not in own}
-            self.iterator.follow(others)
-            self._encoder.add(name for moved in others.values() for _, name in moved.left_out if name is not None)
+        own = self.iterator.skipped
+        told: Any = [list(own.items()), self.iterator.num_passed_over]
+        for skipped, num_passed_over in self._share.exchange(told):
+            others = {row: records for row, records in skipped if row not in own}
+            self.iterator.skip(others)
+            self._encoder.add(name for records in others.values() for name in records if isinstance(name, str))
+            self._num_passed_over += num_passed_over
         return examples
 
     def tell(self, correct: Bool[np.ndarray, "rows G"]) -> None:
-        """Takes in which rollouts of the newest examples are right, so that prompts may be passed over for that."""
+        """Takes in which rollouts of the newest examples are right; uniform groups may lose turns for it."""
         if self.iterator.outcomes.are_used:
-            for outcomes in self._share.exchange(self.iterator.outcomes_of(correct)):
-                self.iterator.outcomes.tell(outcomes)
+            told = self._share.exchange(self.iterator.classified(correct))
+            self.iterator.outcomes.tell(itertools.chain.from_iterable(told))
 
     def counts(self) -> dict[str, float]:
-        """The different records left out so far, and the turns passed over before the last batch."""
+        """The different records left out so far, and the turns passed over since the last call."""
         counts: dict[str, float] = {
             "data/num_dropped": self._encoder.num_dropped,
             "data/num_unreadable": len(self._lost),
         }
         if self.iterator.outcomes.are_used:
-            counts["data/num_passed_over"] = self.iterator.num_passed_over
+            counts["data/num_passed_over"], self._num_passed_over = self._num_passed_over, 0
         return counts
 
     def mark(self) -> None:
@@ -80,6 +84,7 @@ class TrainingData:
 
     def rewind(self) -> None:
         """Returns to the marked position, so later batches are drawn again."""
+        self._num_passed_over = 0
         self.iterator.set_state(self._marked)
 
     def close(self) -> None:

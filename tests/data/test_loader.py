@@ -22,7 +22,6 @@ from care_jax import config as config_lib
 from care_jax.configs import data_care_49k
 from care_jax.data import array_records, loader
 from care_jax.data.prepare import Settings, prepare
-from care_jax.data.train_stream import Moved
 from care_jax.errors import BadRowError, InputError
 from care_jax.parallel.processes import HostShare
 from care_jax.structs import Record
@@ -120,8 +119,7 @@ def test_processes_read_their_rows_alone_and_together_the_same_batches() -> None
         parts = dict(zip(itertools.chain(*rows), itertools.chain(*map(next, streams)), strict=True))
         assert [parts[row] for row in range(8)] == batch
         for stream, other in itertools.permutations(streams, 2):
-            told = json.loads(json.dumps(list(other.moved.items())))
-            stream.follow({row: Moved(*moved) for row, moved in told})
+            stream.skip(dict(json.loads(json.dumps(list(other.skipped.items())))))
         assert len({json.dumps(stream.get_state()) for stream in streams}) == 1
     assert streams[0].get_state() == whole_stream.get_state()
     again = loader.make_train_iterator(Numbers(97), _unless_third, batch_size=8, seed=0, rows=[5])

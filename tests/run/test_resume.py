@@ -216,6 +216,11 @@ def test_a_stage_survives_a_kill(request: pytest.FixtureRequest, stage: str, tmp
     _assert_as_uninterrupted(killed, workdir)
 
 
+def test_turns_are_passed_over(care: Stage) -> None:
+    """Catches outcomes that do not reach the data: the options of `care` leave half of a uniform group's turns."""
+    assert sum(row.get("data/num_passed_over", 0) for row in metrics(care.expected)) > 0
+
+
 def test_finished_run_does_nothing(care: Stage, tmp_path: Path) -> None:
     """Catches a finished run that trains on, evaluates again or writes its checkpoint anew."""
     workdir = shutil.copytree(care.expected, tmp_path / "run")
