@@ -133,6 +133,8 @@ def test_what_is_told_counts_from_the_batch_after_the_next() -> None:
             batch = next(stream)
             if is_early:
                 stream.wait()
+            else:
+                stream._ahead.drop()  # to be read after what follows
             stream.outcomes.tell(stream.classified(np.array([group_of(number) for number in batch])))
     assert next(first) == next(second)
     assert first.get_state() == second.get_state()
