@@ -127,17 +127,19 @@ def test_a_batch_is_full_where_all_are_solved() -> None:
 
 def test_what_is_told_counts_from_the_batch_after_the_next() -> None:
     """Catches draws that depend on whether the next batch had been read when a step ended."""
-    first, second = (stream_of(TURNS, sizes=(7,)) for _ in range(2))
-    for stream, is_early in ((first, True), (second, False)):
+    drawn = []
+    for is_early in (True, False):
+        stream, batches = stream_of(TURNS, sizes=(7,)), list[list[int]]()
         for _ in range(25):
-            batch = next(stream)
+            batches.append(next(stream))
             if is_early:
                 stream.wait()
             else:
                 stream._ahead.drop()  # to be read after what follows
-            stream.outcomes.tell(stream.classified(np.array([group_of(number) for number in batch])))
-    assert next(first) == next(second)
-    assert first.get_state() == second.get_state()
+            groups = [group_of(number + batches[-1][0]) for number in batches[-1]]
+            stream.outcomes.tell(stream.classified(np.array(groups)))
+        drawn.append(batches)
+    assert drawn[0] == drawn[1]
 
 
 def test_a_state_goes_on_with_the_next_batch() -> None:
