@@ -31,6 +31,7 @@ from care_jax.checkpoints.checkpointer import Checkpointer, named_arrays
 from care_jax.checkpoints.checksums import checksums
 from care_jax.checkpoints.load import find_params, load_params
 from care_jax.data import loader
+from care_jax.data.train_stream import TrainStream
 from care_jax.errors import InputError
 from care_jax.models import params_to_dict
 from care_jax.stages.train_state import TrainState
@@ -98,6 +99,18 @@ def test_restored_state_is_bit_equal(tiny_model, tmp_path):
     expected = make_iterator()
     next(expected)
     assert [next(iterator) for _ in range(3)] == [next(expected) for _ in range(3)]
+
+
+def test_a_checkpoint_without_outcomes_is_read(tiny_model, tmp_path, monkeypatch):
+    """Catches a run of an older version that is taken for damaged, since its position lacks what was added since."""
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainStream, "get_state", lambda stream: {"positions": list(stream._positions)})
+        save(tmp_path, tiny_model, {5: None}).close()
+    iterator, expected = make_iterator(), make_iterator()
+    with contextlib.closing(Checkpointer(tmp_path, keep_last=2, best_metric=METRIC)) as checkpointer:
+        assert int(checkpointer.restore(state_at(tiny_model, 0), iterator).step) == 5
+    next(expected)
+    assert next(iterator) == next(expected)
 
 
 def test_the_best_and_the_last_are_kept(tiny_model, tmp_path):
