@@ -181,14 +181,15 @@ class Side:
             rollouts, response_len=jnp.asarray(lengths), sampled_mask=rollouts.sampled_mask & inside
         )
 
-    def prefilled(self) -> dict[str, int]:
-        """The tokens and patches that prefill computes."""
+    def computed(self) -> dict[str, int]:
+        """The tokens and patches that prefill computes, and the tokens in the streams of an update."""
         bucket = self.prompts.token_ids.shape[1], self.prompts.patches.shape[1]
         chunks = [(len(self.lengths.tokens), bucket)]
         if self.packed:
             chunks = ChunkSizes.of(bucket, merge_unit=4, tensor=1).computed(self.lengths, shards=1)
         names = "prefill tokens", "prefill patches"
-        return {name: sum(rows * size[i] for rows, size in chunks) for i, name in enumerate(names)}
+        counts = {name: sum(rows * size[i] for rows, size in chunks) for i, name in enumerate(names)}
+        return counts | ({"update tokens": self.num_tokens["update"]} if self.packed else {})
 
     def _generate(self, params: QwenVL, prefix: Prefix, forced: Forced, key: Array) -> Rollouts:
         rollouts = rollout.generate(params, prefix, forced, self.forbidden_mask, key, sampling=self.sampling)
@@ -363,11 +364,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if repeat > 0:  # the first step of each side compiles
                 times[name].append({stage: taken.get(f"time/{stage}", 0.0) for stage in STAGES})
 
-    tokens = {
-        name: side.prefilled() | ({"update tokens": side.num_tokens["update"]} if side.packed else {})
-        for name, side in sides.items()
-    }
-    return report(args, num_params, times, memory, sides["care"].useful, tokens)
+    counts = {name: side.computed() for name, side in sides.items()}
+    return report(args, num_params, times, memory, sides["care"].useful, counts)
 
 
 def state_of(output: UpdateOutput | TrainState) -> TrainState:
@@ -386,7 +384,7 @@ def report(
     """Prints medians side by side, and their ratios as the last line.
 
     `memory` is by side and prompts, `useful` has the shares of useful tokens in the programs of CARE's side, and
-    `counts` has the tokens and patches that each side prefills, and the tokens that it updates in streams.
+    `counts` is what each side has computed.
     """
     other = next(name for name in times if name != "care")
     rows: dict[str, dict[str, float]] = {

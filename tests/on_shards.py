@@ -44,8 +44,9 @@ from care_jax.stages.compiled import CompiledStages, compile_all
 from care_jax.stages.table import Setup
 from care_jax.stages.train_state import TrainState, state_specs
 from care_jax.stages.update import make_update, update_shardings
-from care_jax.structs import Record, Rollouts, TrainBatch, Verdicts
+from care_jax.structs import Rollouts, TrainBatch, Verdicts
 from tests import families, weights
+from tests.numbers import Numbers
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
 
@@ -278,21 +279,9 @@ def compare(
     }
 
 
-class Numbers:
-    """Records for a data position to save."""
-
-    def __len__(self) -> int:
-        """Their number."""
-        return 8
-
-    def __getitem__(self, index: int) -> Record:
-        """One of them; out of range raises an IndexError."""
-        return Record(str(range(8)[index]), "numbers", "?", (), "1", "integer")
-
-
 def restored(before: Shards, after: Shards, folder: Path) -> float:
     """The largest difference of the second step from an undisturbed one if the mesh changes between the two."""
-    iterator = loader.make_train_iterator(Numbers(), lambda record: record.id, batch_size=4, seed=0)
+    iterator = loader.make_train_iterator(Numbers(8), lambda record: record.id, batch_size=4, seed=0)
     first = before.step(before.state)
     checkpointer = Checkpointer(folder, keep_last=1, best_metric="none")
     checkpointer.save(first, iterator, None)

@@ -19,7 +19,7 @@ from care_jax.checkpoints.load import load_params
 from care_jax.checkpoints.stream import StreamedParam
 from care_jax.convert import hf_to_jax, mapping
 from care_jax.convert.weight import Layout, Weight
-from care_jax.models import ModelConfig, QwenVL, init_model
+from care_jax.models import ModelConfig, QwenVL, init_model, params_from_dict, params_to_dict
 from care_jax.models.model_config import TextConfig
 from tests.families import edit_json, make_folder
 
@@ -59,10 +59,19 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def initial_model(config: ModelConfig, seed: int = 0) -> QwenVL:
-    """A model as a run starts with; in one program, since its many draws would each be compiled."""
-    model: QwenVL = jax.jit(functools.partial(init_model, config))(jax.random.key(seed))
+def initial_model(config: ModelConfig) -> QwenVL:
+    """Makes the model that a run starts with, in one program instead of one for each draw."""
+    model: QwenVL = jax.jit(functools.partial(init_model, config))(jax.random.key(0))
     return model
+
+
+def random_model(config: ModelConfig) -> QwenVL:
+    """Initial weights with noise, so that norms are not 1 and biases not 0."""
+    rng = np.random.default_rng(0)
+    initial = params_to_dict(initial_model(config))
+    noisy = {name: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in initial.items()}
+    settled = {name: settled(name, leaf, config.text) for name, leaf in noisy.items()}
+    return params_from_dict(config, jax.device_put(settled))
 
 
 def make_source(

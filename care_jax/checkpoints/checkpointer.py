@@ -261,8 +261,8 @@ def _read_step(folder: epath.Path, state: TrainState, position_like: Any) -> _St
     position = read_json(folder / "data" / "metadata")
     if sums.get("data") != _crc(position):
         raise InputError("checksum mismatch: data")
-    if isinstance(position, dict):  # of an older version, which did not keep all of it
-        position = position_like | position
+    if isinstance(position, dict):  # an older version had no texts in it
+        position = {name: value for name, value in position_like.items() if value == ""} | position
     if not _is_like(position, position_like):
         raise InputError(f"the data position {shown(position)} has another form than {shown(position_like)}")
     arrays = named_arrays(state)

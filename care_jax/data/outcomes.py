@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
 
 from care_jax.errors import InputError
 from care_jax.structs import Outcome
@@ -32,15 +31,11 @@ class Turns(NamedTuple):
 ALL_TURNS = Turns()
 
 
-def classify(correct: Bool[np.ndarray, "G"]) -> Outcome:
-    """The outcome of a group, from which of its rollouts are right."""
-    return Outcome.ALL_CORRECT if correct.all() else Outcome.MIXED if correct.any() else Outcome.ALL_WRONG
-
-
 class Outcomes:
-    """The outcome of each record's last group. What is told of a batch counts from the batch after the next one.
+    """The outcome of each record's last group.
 
-    The next batch is read while that one is in use. So a run that resumes draws what it would have drawn.
+    A step reads the next batch before it knows its own outcomes. They therefore count only from the batch after that,
+    so that a resumed run draws the same records.
     """
 
     def __init__(self, num_records: int, turns: Turns, *, seed: int) -> None:
@@ -69,15 +64,17 @@ class Outcomes:
         return record, _MOST_TRIES
 
     def tell(self, outcomes: Iterable[tuple[int, int]]) -> None:
-        """Takes in the records of a batch, each with the Outcome of its group; of two groups that differ, mixed."""
+        """Stores the Outcome of each record of a batch; a record with two groups that differ is MIXED."""
+        if not self.are_used:
+            return
         told = dict[int, int]()
         for record, outcome in outcomes:
             told[record] = outcome if told.get(record, outcome) == outcome else Outcome.MIXED
-        for record, outcome in told.items() if self.are_used else ():
+        for record, outcome in told.items():
             self._told[record] = outcome
 
     def count(self) -> None:
-        """Makes what was told count."""
+        """Lets the stored outcomes count from now on."""
         is_told = self._told != _UNTOLD
         self._counted = np.where(is_told, self._told, self._counted)
         self._told = np.full_like(self._told, _UNTOLD)

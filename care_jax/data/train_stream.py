@@ -16,11 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import grain
-import numpy as np
 from absl import logging
-from jaxtyping import Bool
 
-from care_jax.data.outcomes import Outcomes, Turns, classify
+from care_jax.data.outcomes import Outcomes, Turns
 from care_jax.data.prefetch import Prefetch
 from care_jax.errors import BadRowError, InputError
 from care_jax.structs import Record
@@ -90,8 +88,9 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
 
     Attributes:
         outcomes: of the records' last groups.
+        taken: the records of the last batch, by their numbers among those of all sources.
         skipped: in the last batch, by row, as in `skip`.
-        num_passed_over: turns of the last batch.
+        num_passed_over: turns that other records lost to those of the last batch.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         ends = itertools.accumulate(len(source) for source, _ in parts)
         self._records = [range(end - len(part.source), end) for part, end in zip(self._parts, ends, strict=True)]
         self.outcomes = Outcomes(self._records[-1].stop, turns, seed=seed)
-        self._taken = list[int]()  # the records of the last batch
+        self.taken = list[int]()
         self.skipped: dict[int, list[Skipped]] = {}
         self.num_passed_over = 0
 
@@ -134,7 +133,7 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
         self._positions = [position + len(self._positions) for position in self._positions]
         for row, skipped in self.skipped.items():
             self._positions[row] += len(skipped) * len(self._positions)
-        self._taken = [one.record for one in loaded]
+        self.taken = [one.record for one in loaded]
         self.num_passed_over = sum(one.num_passed_over for one in loaded)
         self.outcomes.count()
         self.start_prefetch()
@@ -152,10 +151,6 @@ class TrainStream(grain.DatasetIterator[list[Example]], Generic[Example]):
                 if not isinstance(record, str):
                     number, index = record
                     self._lost.add(self._parts[number].source, index, OSError("another process cannot read it"))
-
-    def classified(self, correct: Bool[np.ndarray, "rows G"]) -> list[tuple[int, int]]:
-        """The records of the last batch, each with the Outcome of its group, for `outcomes.tell`."""
-        return [(record, int(classify(group))) for record, group in zip(self._taken, correct, strict=True)]
 
     def get_state(self) -> dict[str, Any]:
         """The position of each row in the stream of records, and the outcomes."""

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from care_jax.data import loader
 from care_jax.data.outcomes import ALL_TURNS, Turns
 from care_jax.data.train_stream import TrainStream
+from care_jax.method.subgroup import classify
 from care_jax.parallel.processes import HostShare, is_alone, together
 from care_jax.structs import Record
 
@@ -63,9 +64,9 @@ class TrainingData:
         return examples
 
     def tell(self, correct: Bool[np.ndarray, "rows G"]) -> None:
-        """Takes in which rollouts of the newest examples are right; uniform groups may lose turns for it."""
+        """Stores the outcomes of the newest examples, so that those with a uniform group lose turns."""
         if self.iterator.outcomes.are_used:
-            told = self._share.exchange(self.iterator.classified(correct))
+            told = self._share.exchange(list(zip(self.iterator.taken, classify(correct).tolist(), strict=True)))
             self.iterator.outcomes.tell(itertools.chain.from_iterable(told))
 
     def counts(self) -> dict[str, float]:

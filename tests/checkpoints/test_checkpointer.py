@@ -35,28 +35,16 @@ from care_jax.data.train_stream import TrainStream
 from care_jax.errors import InputError
 from care_jax.models import params_to_dict
 from care_jax.stages.train_state import TrainState
-from care_jax.structs import Record
 from tests import weights
+from tests.numbers import Numbers
 
 METRIC = "eval/accuracy/mean"
 OPTIMIZER = optax.adam(1e-3)
 
 
-class Numbers:
-    """Records "0" to "22"."""
-
-    def __len__(self) -> int:
-        """Enough for some batches."""
-        return 23
-
-    def __getitem__(self, index: int) -> Record:
-        """The number as its id."""
-        return Record(str(range(23)[index]), "numbers", "?", (), "1", "integer")
-
-
 def make_iterator():
     """Batches of four numbers, from the start."""
-    return loader.make_train_iterator(Numbers(), lambda record: int(record.id), batch_size=4, seed=0)
+    return loader.make_train_iterator(Numbers(23), lambda record: int(record.id), batch_size=4, seed=0)
 
 
 def state_at(model: models.QwenVL, step: int) -> TrainState:

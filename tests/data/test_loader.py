@@ -25,22 +25,7 @@ from care_jax.data.prepare import Settings, prepare
 from care_jax.errors import BadRowError, InputError
 from care_jax.parallel.processes import HostShare
 from care_jax.structs import Record
-
-
-@dataclasses.dataclass
-class Numbers:
-    """Records "first" to "first + size - 1"."""
-
-    size: int
-    first: int = 0
-
-    def __len__(self) -> int:
-        """The number of records."""
-        return self.size
-
-    def __getitem__(self, index: int) -> Record:
-        """The record of an index; negative ones count from the end."""
-        return Record(str(self.first + range(self.size)[index]), "numbers", "?", (), "1", "integer")
+from tests.numbers import Numbers
 
 
 def _number(record: Record) -> int:

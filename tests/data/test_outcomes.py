@@ -12,53 +12,34 @@ import numpy as np
 import pytest
 
 from care_jax.data import loader
-from care_jax.data.outcomes import ALL_TURNS, Outcomes, Turns, classify
+from care_jax.data.outcomes import ALL_TURNS, Outcomes, Turns
 from care_jax.data.train_stream import TrainStream
 from care_jax.errors import InputError
 from care_jax.run.training_data import TrainingData
-from care_jax.structs import Outcome, Record
+from care_jax.structs import Outcome
+from tests.numbers import Numbers
 
-WRONG, MIXED, RIGHT = [False, False], [True, False], [True, True]
 TURNS = Turns(all_wrong=0.5, all_correct=0.1)
 
 
-@dataclasses.dataclass
-class Numbers:
-    """Records whose ids count from `first`."""
-
-    size: int
-    first: int = 0
-
-    def __len__(self) -> int:
-        """The number of records."""
-        return self.size
-
-    def __getitem__(self, index: int) -> Record:
-        """The record of an index."""
-        return Record(str(self.first + range(self.size)[index]), "numbers", "?", (), "1", "integer")
-
-
-def stream_of(
-    turns: Turns, *, sizes: Sequence[int] = (45,), batch_size: int = 6, rows: list[int] | None = None
-) -> TrainStream[int]:
+def stream_of(turns: Turns, *, sizes: Sequence[int] = (45,), batch_size: int = 6) -> TrainStream[int]:
     """Batches of a mixture whose parts all have the same weight, the records of part i counting from 1000 i."""
     parts = tuple((Numbers(size, 1000 * i), 1.0) for i, size in enumerate(sizes))
     return loader.make_train_iterator(
-        loader.Mixture(parts), lambda record: int(record.id), batch_size=batch_size, seed=3, rows=rows, turns=turns
+        loader.Mixture(parts), lambda record: int(record.id), batch_size=batch_size, seed=3, turns=turns
     )
 
 
-def group_of(number: int) -> list[bool]:
-    """A third of the records each is never solved, has a contrast, and is solved."""
-    return (WRONG, MIXED, RIGHT)[number % 3]
+def tell(stream: TrainStream[int], outcomes: Sequence[int]) -> None:
+    """Tells the outcomes of the last batch."""
+    stream.outcomes.tell(zip(stream.taken, outcomes, strict=True))
 
 
 def run(stream: TrainStream[int], steps: int, *, is_steady: bool = True) -> Iterator[list[int]]:
-    """Batches, of each of which the outcome is told before the next; a record has always the same, if `is_steady`."""
+    """Yields batches and tells their outcomes; a third of the numbers has each. With `is_steady` they never change."""
     for _ in range(steps):
         batch = next(stream)
-        groups = [group_of(number if is_steady else number + batch[0]) for number in batch]
-        stream.outcomes.tell(stream.classified(np.array(groups)))
+        tell(stream, [(number if is_steady else number + batch[0]) % 3 for number in batch])
         yield batch
 
 
@@ -79,7 +60,7 @@ def test_a_mixture_keeps_its_weights(batch_size: int) -> None:
     stream, asked = stream_of(Turns(all_correct=0.1), sizes=(30, 30), batch_size=batch_size), list[int]()
     for _ in range(60):
         batch = next(stream)
-        stream.outcomes.tell(stream.classified(np.array([RIGHT if n < 25 else MIXED for n in batch])))
+        tell(stream, [Outcome.ALL_CORRECT if number < 25 else Outcome.MIXED for number in batch])
         asked += batch
     parts = np.array(asked) // 1000
     assert abs(2 * parts.sum() - len(parts)) <= 2
@@ -100,7 +81,7 @@ def test_a_prompt_that_is_no_longer_uniform_has_all_its_turns() -> None:
     stream, seen, counts = stream_of(Turns(all_correct=0.3), sizes=(9,)), set[int](), np.zeros(9)
     for step in range(120):
         batch = next(stream)
-        stream.outcomes.tell(stream.classified(np.array([MIXED if number in seen else RIGHT for number in batch])))
+        tell(stream, [Outcome.MIXED if number in seen else Outcome.ALL_CORRECT for number in batch])
         seen |= set(batch)
         if step >= 60:
             np.add.at(counts, batch, 1)
@@ -136,8 +117,7 @@ def test_what_is_told_counts_from_the_batch_after_the_next() -> None:
                 stream.wait()
             else:
                 stream._ahead.drop()  # to be read after what follows
-            groups = [group_of(number + batches[-1][0]) for number in batches[-1]]
-            stream.outcomes.tell(stream.classified(np.array(groups)))
+            tell(stream, [(number + batches[-1][0]) % 3 for number in batches[-1]])
         drawn.append(batches)
     assert drawn[0] == drawn[1]
 
@@ -154,10 +134,10 @@ def test_a_state_goes_on_with_the_next_batch() -> None:
 
 @dataclasses.dataclass
 class Share:
-    """What a process knows of the rows: its own, and what the other has told last."""
+    """Stands in for a process with some of the rows, and one other process."""
 
     own: list[int]
-    others: list[Any] = dataclasses.field(default_factory=list)
+    others: list[Any] = dataclasses.field(default_factory=list)  # the values that the other sends next
     is_whole: bool = False
 
     def rows(self, batch_size: int) -> list[int]:
@@ -196,14 +176,11 @@ def test_processes_draw_what_one_draws() -> None:
         parts = [next(data) for data in apart]
         by_row = dict(zip([0, 4, 1, 2, 3, 5], [*parts[0], *parts[1]], strict=True))
         assert [by_row[row] for row in range(6)] == batch
-        groups = {row: group_of(number + row + step) for row, number in by_row.items()}
-        corrects = [np.array([groups[row] for row in share.own]) for share in shares]
-        shares[1].others, shares[2].others = (
-            [apart[1].iterator.classified(corrects[2])],
-            [apart[0].iterator.classified(corrects[1])],
-        )
-        for data, correct in zip((whole, *apart), corrects, strict=True):
-            data.tell(correct)
+        outcomes = [np.array([(by_row[row] + row + step) % 3 for row in share.own], np.int32) for share in shares]
+        for share, other, of_other in ((shares[1], apart[1], outcomes[2]), (shares[2], apart[0], outcomes[1])):
+            share.others = [[*zip(other.iterator.taken, of_other.tolist(), strict=True)]]
+        for data, own in zip((whole, *apart), outcomes, strict=True):
+            data.tell(np.array([[outcome > 0, outcome == 2] for outcome in own]))
         counts = [data.counts()["data/num_passed_over"] for data in (whole, *apart)]
         assert counts[1:] == counts[:1] * 2
         total += counts[0]
@@ -211,9 +188,8 @@ def test_processes_draw_what_one_draws() -> None:
     assert len({json.dumps(data.iterator.get_state()) for data in (whole, *apart)}) == 1
 
 
-def test_outcomes_by_hand() -> None:
-    """Catches a group that is taken for another, and of two groups of a record the last that was told."""
-    assert [classify(np.array(group)) for group in (WRONG, MIXED, RIGHT)] == list(Outcome)
+def test_two_groups_that_differ_are_mixed() -> None:
+    """Catches a record whose outcome is that of the group that was told last."""
     told = [[(0, Outcome.ALL_CORRECT), (0, Outcome.ALL_WRONG)], [(0, Outcome.ALL_WRONG), (0, Outcome.ALL_CORRECT)]]
     for pairs in told:
         outcomes = Outcomes(1, TURNS, seed=0)

@@ -27,7 +27,7 @@ from care_jax.structs import Array, Prompts
 from tests.families import FAMILIES, make_folder, tiny_processor
 from tests.marks import slow_but
 from tests.pictures import encode, picture, question
-from tests.stages.test_shared_prompt import random_model
+from tests.weights import random_model
 
 BUCKET = (48, 64)
 UNIT = 8  # tokens of the smallest size, so that small prompts have several

@@ -27,7 +27,7 @@ from tests.families import tiny_processor as tiny_processor_of
 from tests.marks import slow_but
 from tests.packings import make_packing
 from tests.pictures import encode, picture, question
-from tests.stages.test_shared_prompt import random_model
+from tests.weights import random_model
 
 R, J = 12, 4
 KEY = jax.random.key(1)

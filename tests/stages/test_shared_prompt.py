@@ -89,7 +89,7 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
         question("<image>+1", one),
     ]
     prompts = collate(processor, [encode_prompt(processor, record) for record in records])
-    model = random_model(models.load_model_config(folder))
+    model = weights.random_model(models.load_model_config(folder))
     sampling = Sampling(R, TEMPERATURE, tuple(range(60, 70)))
     prefix = jax.jit(QwenVL.prefill)(model, prompts)
     forbidden = jnp.asarray(processor.forbidden_mask)
@@ -100,15 +100,6 @@ def case(request, tiny_folder, tmp_path_factory) -> Case:
     scores = score.score(model, prompts, rollouts, verdicts, packing, forbidden, temperature=TEMPERATURE, chunk=CHUNK)
     given = jax.device_get((rollouts, verdicts, scores))
     return Case(model, processor.forbidden_mask, prompts, *given, make_reflection())
-
-
-def random_model(config: models.ModelConfig) -> models.QwenVL:
-    """Initial weights with noise, so that norms are not 1 and biases not 0."""
-    rng = np.random.default_rng(0)
-    initial = models.params_to_dict(weights.initial_model(config))
-    noisy = {name: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in initial.items()}
-    settled = {name: weights.settled(name, leaf, config.text) for name, leaf in noisy.items()}
-    return models.params_from_dict(config, jax.device_put(settled))
 
 
 def make_verdicts(response_len: np.ndarray) -> Verdicts:
