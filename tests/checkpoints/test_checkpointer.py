@@ -101,6 +101,16 @@ def test_a_checkpoint_without_outcomes_is_read(tiny_model, tmp_path, monkeypatch
     assert next(iterator) == next(expected)
 
 
+def test_a_position_without_its_numbers_is_refused(tiny_model, tmp_path, monkeypatch):
+    """Catches data that begin anew in silence, since what a position lacks is filled in."""
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainStream, "get_state", lambda stream: {"outcomes": ""})
+        save(tmp_path, tiny_model, {5: None}).close()
+    with contextlib.closing(Checkpointer(tmp_path, keep_last=2, best_metric=METRIC)) as checkpointer:
+        with pytest.raises(InputError, match="the data position .* has another form"):
+            checkpointer.restore(state_at(tiny_model, 0), make_iterator())
+
+
 def test_the_best_and_the_last_are_kept(tiny_model, tmp_path):
     """Catches a best one that is thrown away, a worse one kept, and one that was not evaluated taken for the best."""
     save(tmp_path, tiny_model, {1: 0.2, 2: 0.7, 3: 0.5, 4: None, 5: 0.6, 6: None}).close()
