@@ -106,9 +106,8 @@ def test_a_position_without_its_numbers_is_refused(tiny_model, tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(TrainStream, "get_state", lambda stream: {"outcomes": ""})
         save(tmp_path, tiny_model, {5: None}).close()
-    with contextlib.closing(Checkpointer(tmp_path, keep_last=2, best_metric=METRIC)) as checkpointer:
-        with pytest.raises(InputError, match="the data position .* has another form"):
-            checkpointer.restore(state_at(tiny_model, 0), make_iterator())
+    with pytest.raises(InputError, match=r"the data position .* has another form"):
+        restored(tmp_path, tiny_model)
 
 
 def test_the_best_and_the_last_are_kept(tiny_model, tmp_path):
