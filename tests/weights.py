@@ -70,8 +70,8 @@ def random_model(config: ModelConfig) -> QwenVL:
     rng = np.random.default_rng(0)
     initial = params_to_dict(initial_model(config))
     noisy = {name: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in initial.items()}
-    settled = {name: settled(name, leaf, config.text) for name, leaf in noisy.items()}
-    return params_from_dict(config, jax.device_put(settled))
+    weights = {name: settled(name, leaf, config.text) for name, leaf in noisy.items()}
+    return params_from_dict(config, jax.device_put(weights))
 
 
 def make_source(
