@@ -148,10 +148,13 @@ def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
             repaired += event["reflection_correct"] is True
         if event["outcome"] != "MIXED" or event["anchor"] is None or event["reflection_correct"]:
             continue
+        count = event["num_negatives"]
         squares["anchor"].append(final[0] ** 2)
-        squares["negative"] += [value**2 for value in final[1:]]
+        squares["negative"] += [value**2 for value in final[1 : 1 + count]]
+        if len(final) > 1 + count:  # further positives: another law
+            continue
         for slot, value in enumerate(event["advantages_raw"]):
-            sums = signature["negative" if slot else "anchor", event["num_negatives"]]
+            sums = signature["negative" if slot else "anchor", count]
             sums[0] += 1
             sums[1] += value
             sums[2] += value**2

@@ -131,6 +131,7 @@ RULES: Mapping[str, Rule] = {
     "verify.allow": _holds(_are_functions, 'must name functions as "module:function"'),
     "verify.correct_weight": _at_least(0),
     "verify.format_weight": _at_least(0),
+    "objective.num_positives": _count,
     "objective.num_negatives": _count,
     "objective.num_neighbours": _count,
     "objective.selector": _one_of(options.SELECTORS),

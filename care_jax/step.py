@@ -88,7 +88,7 @@ def _with_reference(config: ml_collections.ConfigDict) -> bool:
 def num_updated(config: ml_collections.ConfigDict) -> int:
     """Rows of a prompt that an update sees, S."""
     objective = config.objective
-    return objective.num_negatives + 1 if objective.anchored else config.rollout.num_rollouts
+    return objective.num_positives + objective.num_negatives if objective.anchored else config.rollout.num_rollouts
 
 
 def abstract_reflection(setup: Setup) -> Reflection:

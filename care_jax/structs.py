@@ -2,7 +2,7 @@
 
 Dimension key (a letter means the same thing everywhere in the project):
 
-    B prompts of a batch          G rollouts of a prompt       S rows of a subgroup (K + 1, or G)
+    B prompts of a batch          G rollouts of a prompt       S rows of a subgroup (K + positives, or G)
     K target negatives            M pre-selected neighbours    J branches of a forward pass (any count)
     P prompt tokens, padded       R response tokens, padded    T tokens of one stream
     A streams of a packing
@@ -153,7 +153,7 @@ class Subgroup:
     """The rows of each group that are updated; unused slots are valid=False, never a shorter array.
 
     Slot 0 is the anchor (or pseudo-anchor); slots 1..K are negatives, nearest first unless reflect.failure puts
-    another one into slot 1.
+    another one into slot 1. Slots behind them are further correct rollouts, shortest first.
     """
 
     index: Int32[Array, "B S"]  # which of the G rollouts

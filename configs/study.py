@@ -53,6 +53,7 @@ class Arm:
     section: str
     make_objective: Callable[[], ml_collections.ConfigDict]
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the objective, by dotted key
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other changes, by dotted key
     num_rollouts: int = 8
     holds_failure: bool = False  # a response has room for a failed rationale before its repair
     lr: float = 5e-5  # of Adam, the same for all but the arms that ask what it decides
@@ -225,4 +226,5 @@ def _training(arm: Arm) -> ml_collections.ConfigDict:
     c.train.samples_every = 50
     c.rollout.num_rollouts = arm.num_rollouts
     c.score.old_from = "sampler"  # the same log-probs up to rounding, without the time of a scoring pass
+    c.update_from_flattened_dict(arm.config)
     return c

@@ -22,7 +22,7 @@ EPS = 1e-6
 
 @dataclasses.dataclass
 class Group:
-    """The rows of one group that are updated: no padding, anchor first, then negatives, nearest first."""
+    """The rows of one group that are updated: no padding, anchor, negatives, nearest first, other positives."""
 
     rows: list[int]
     outcome: int
@@ -44,18 +44,15 @@ def classify(correct: Sequence[bool]) -> int:
 
 
 # Section 2: anchor and hard negatives.
-def choose_anchor(correct, think_len, answer_len, response_len) -> int:
-    """The correct rollout with the fewest think tokens, or None (section 2)."""
-    best_row, best_key = None, None
-    for g in range(len(correct)):
-        if not correct[g]:
-            continue
+def positives_by_length(correct, think_len, answer_len, response_len) -> list[int]:
+    """The correct rollouts, the one with the fewest think tokens first (section 2)."""
+
+    def key(g: int) -> tuple[int, int, int]:
         think = think_len[g] if think_len[g] > 0 else response_len[g]
         answer = answer_len[g] if answer_len[g] > 0 else response_len[g]
-        key = (think, answer, g)
-        if best_key is None or key < best_key:
-            best_row, best_key = g, key
-    return best_row
+        return think, answer, g
+
+    return sorted((g for g in range(len(correct)) if correct[g]), key=key)
 
 
 def distance(state_a: np.ndarray, state_b: np.ndarray) -> float:
@@ -165,14 +162,15 @@ def select_subgroup(
     group = choose_rows(correct, think_len, answer_len, response_len, logprobs_old, sampled_mask, states, objective)
     if not (objective.reflect.enabled and group.rows):
         return group
-    anchor, *negatives = group.rows
+    end = 1 + group.num_negatives
+    anchor, negatives, further = group.rows[0], group.rows[1:end], group.rows[end:]
     if objective.reflect.failure == "likeliest":
         rank_by = objective.rescue.rank_by
         scores = [likelihood(logprobs_old[g], sampled_mask[g], rank_by) for g in range(len(correct))]
         negatives = put_first(negatives, scores)
     elif objective.reflect.failure == "commonest":
         negatives = put_first(negatives, num_alike)
-    return dataclasses.replace(group, rows=[anchor, *negatives])
+    return dataclasses.replace(group, rows=[anchor, *negatives, *further])
 
 
 def choose_rows(
@@ -190,11 +188,11 @@ def choose_rows(
     if not objective.anchored:
         return Group(list(range(len(correct))), outcome, 0)
     if outcome == MIXED:
-        anchor = choose_anchor(correct, think_len, answer_len, response_len)
+        anchor, *others = positives_by_length(correct, think_len, answer_len, response_len)
         negatives = select_negatives(
             states, correct, anchor, objective.num_negatives, objective.num_neighbours, objective.selector
         )
-        return Group([anchor, *negatives], outcome, len(negatives))
+        return Group([anchor, *negatives, *others[: objective.num_positives - 1]], outcome, len(negatives))
     if outcome == ALL_WRONG and objective.rescue.enabled:
         anchor = choose_pseudo_anchor(logprobs_old, sampled_mask, objective.rescue.rank_by)
         negatives = select_rescue(states, anchor, objective.num_negatives)
@@ -229,7 +227,7 @@ def subgroup_advantages(
         return raw, list(raw)
     final = []
     for slot, advantage in enumerate(raw):
-        if slot == 0 or (reflected[slot] and correct[slot]):
+        if slot == 0 or correct[slot]:
             value = advantage
         elif reflected[slot]:
             value = -objective.reflected_scale * abs(advantage)
@@ -258,7 +256,8 @@ def shared_with_anchor(token_ids, think_mask, correct) -> list[list[bool]]:
     rationales = [[int(ids[t]) for t in span] for ids, span in zip(token_ids, spans, strict=True)]
     lengths = [common_beginning(rationale, rationales[0]) for rationale in rationales]
     opposed = [lengths[row] for row in range(1, len(lengths)) if not correct[row]]
-    lengths[0] = min(opposed) if opposed else 0
+    least = min(opposed) if opposed else 0
+    lengths = [min(length, least) if row == 0 or correct[row] else length for row, length in enumerate(lengths)]
     return [
         [t in span[:length] for t in range(len(row))]
         for row, span, length in zip(token_ids, spans, lengths, strict=True)

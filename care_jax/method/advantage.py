@@ -34,7 +34,7 @@ def subgroup_advantages(
     """Computes the advantages inside each subgroup (docs/method.md sections 2 to 4).
 
         A_raw = (r - mean_S) / (std_S + 1e-6)              mean and population std over the valid rows of S
-        anchor, and a reflected row that came out correct   A_raw
+        anchor, and every other row that is correct         A_raw
         reflected row that is still wrong                   -reflected_scale * |A_raw|
         negative                                            -negative_scale * |A_raw|
         all of them, if equalise                            times sqrt(K / K')
@@ -64,7 +64,7 @@ def subgroup_advantages(
 
     is_anchor = (jnp.arange(valid.shape[1], dtype=jnp.int32) == 0)[None]
     scale = jnp.where(reflected, objective.reflected_scale, objective.negative_scale)
-    final = jnp.where(is_anchor | (reflected & correct), raw, -scale * jnp.abs(raw))
+    final = jnp.where(is_anchor | correct, raw, -scale * jnp.abs(raw))
     if objective.equalise:
         num_negatives = jnp.maximum(subgroup.num_negatives, 1).astype(jnp.float32)
         final *= jnp.sqrt(objective.num_negatives / num_negatives)[:, None]

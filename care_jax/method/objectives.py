@@ -97,6 +97,7 @@ class Objective:
 
     # Which rows are updated, and their advantages.
     anchored: bool = False  # True: the anchored subgroup; False: all G rollouts
+    num_positives: int = 1  # most correct rollouts of a subgroup: the anchor and the next shortest
     num_negatives: int = 4  # K, target negatives of a subgroup
     num_neighbours: int = 6  # M, failures nearest to the anchor that are considered
     selector: Selector = "farthest_first"  # farthest_first | nearest | random | mixed | farthest

@@ -31,13 +31,13 @@ def classify(correct: Bool[Array, "B G"]) -> Int32[Array, "B"]:
     return correct.any(axis=1).astype(jnp.int32) + correct.all(axis=1).astype(jnp.int32)
 
 
-def choose_anchor(
+def rank_positives(
     correct: Bool[Array, "B G"],
     think_len: Int32[Array, "B G"],
     answer_len: Int32[Array, "B G"],
     response_len: Int32[Array, "B G"],
-) -> Int32[Array, "B"]:
-    """Picks the correct rollout with the fewest think tokens (docs/method.md section 2).
+) -> Int32[Array, "B G"]:
+    """Ranks the correct rollouts by their think tokens, fewest first; rank 0 is the anchor (docs/method.md section 2).
 
     Ties go to the fewest answer tokens, then to the lowest index. A span of length 0 is missing or empty and counts as
     the whole response, so that skipping the rationale is not the shortest rationale.
@@ -49,14 +49,11 @@ def choose_anchor(
         response_len: tokens of the response.
 
     Returns:
-        The index of the anchor; 0 in a group without a correct rollout.
+        The ranks from 0; NO_RANK for a wrong rollout.
     """
-    among = correct
-    for length in (think_len, answer_len):
-        length = jnp.where(length > 0, length, response_len)
-        length = jnp.where(among, length, NO_RANK)
-        among &= length == length.min(axis=1, keepdims=True)
-    return _first(among)
+    think, answer = (jnp.where(length > 0, length, response_len) for length in (think_len, answer_len))
+    order = jnp.lexsort((answer, think, ~correct))  # the last key counts most, and equal ones keep their order
+    return jnp.where(correct, jnp.argsort(order).astype(jnp.int32), NO_RANK)
 
 
 def state_distances(think_states: Float[Array, "B G D"]) -> Float32[Array, "B G G"]:
@@ -126,7 +123,7 @@ def select_negatives(
 
     Args:
         distances: from `state_distances`.
-        anchor: from `choose_anchor`.
+        anchor: of rank 0 among `rank_positives`, or another row.
         failures: the only candidates.
         num_negatives: K.
         num_neighbours: M.
@@ -179,9 +176,10 @@ def select_subgroup(
     negatives, an ALL_WRONG one its pseudo-anchor and representatives (none if rescue is off), and an ALL_CORRECT one
     nothing.
 
-        slot          0       1 2 3 4          K = 4, three failures
-        valid         1       1 1 1 0
-        index         anchor  negatives, nearest first; slot 1 the one to repair
+        slot          0       1 2 3 4                         5 6                K = 4, three failures
+        valid         1       1 1 1 0                         1 1                num_positives = 3
+        index         anchor  negatives, nearest first;       other positives,
+                              slot 1 the one to repair        shortest first
 
     Args:
         correct: verdicts.
@@ -196,8 +194,8 @@ def select_subgroup(
         num_alike: from `count_alike`; needed for reflect.failure "commonest", else unused.
 
     Returns:
-        A Subgroup with S = K + 1 (anchored) or G. Slots that are not valid have index 0. `num_negatives` is 0 in a
-        group without an anchor.
+        A Subgroup with S = num_positives + K (anchored) or G. Slots that are not valid have index 0. `num_negatives`
+        is 0 in a group without an anchor.
 
     Raises:
         ValueError: an anchored objective has fewer than 2 rollouts, or K or M below 1, or lacks the key it needs.
@@ -209,7 +207,8 @@ def select_subgroup(
 
     _require_room(correct.shape[1], objective)
     distances = state_distances(think_states)
-    anchor = choose_anchor(correct, think_len, answer_len, response_len)
+    positives = rank_positives(correct, think_len, answer_len, response_len)
+    anchor = _first(positives == 0)
     negatives = select_negatives(
         distances=distances,
         anchor=anchor,
@@ -219,7 +218,7 @@ def select_subgroup(
         selector=objective.selector,
         key=key,
     )
-    active = outcome == Outcome.MIXED
+    active = mixed = outcome == Outcome.MIXED
     if objective.rescue.enabled:
         rescued = outcome == Outcome.ALL_WRONG
         pseudo_anchor = rescue.choose_pseudo_anchor(logprobs_old, sampled_mask, objective.rescue.rank_by)
@@ -234,7 +233,10 @@ def select_subgroup(
         assert num_alike is not None
         preference = num_alike.astype(jnp.float32)
     negatives &= active[:, None]
-    return fill_slots(distances, anchor, negatives, active, outcome, objective.num_negatives, preference)
+    positives = jnp.where(mixed[:, None], positives, NO_RANK)
+    return fill_slots(
+        distances, anchor, negatives, active, outcome, objective=objective, positives=positives, preference=preference
+    )
 
 
 def count_alike(
@@ -299,20 +301,29 @@ def fill_slots(
     negatives: Bool[Array, "B G"],
     active: Bool[Array, "B"],
     outcome: Int32[Array, "B"],
-    num_slots: int,
+    *,
+    objective: Objective,
+    positives: Int32[Array, "B G"],
     preference: Float32[Array, "B G"] | None = None,
 ) -> Subgroup:
     """Puts the anchor into slot 0 and the negatives behind it, nearest first; only `active` groups count.
 
-    With `preference` the negative that has most of it comes before the others.
+    With `preference` the negative that has most of it comes before the others. Behind the negatives come the rollouts
+    that `positives` ranks, from rank 1.
     """
     nearness = _rank(_distances_to(distances, anchor), negatives)
     order = nearness if preference is None else _put_first(nearness, negatives, preference)
-    at_slot = order[:, None, :] == jnp.arange(num_slots, dtype=jnp.int32)[None, :, None]  # [B, K, G]
-    slots = jnp.where(at_slot, _rows(negatives)[:, None, :], 0).sum(axis=2, dtype=jnp.int32)
-    index = jnp.concatenate([jnp.where(active, anchor, 0)[:, None], slots], axis=1)
-    valid = jnp.concatenate([active[:, None], at_slot.any(axis=2)], axis=1)
+    others, are_others = _at_ranks(order, range(objective.num_negatives))
+    further, are_further = _at_ranks(positives, range(1, objective.num_positives))
+    index = jnp.concatenate([jnp.where(active, anchor, 0)[:, None], others, further], axis=1)
+    valid = jnp.concatenate([active[:, None], are_others, are_further], axis=1)
     return Subgroup(index, valid, outcome, negatives.sum(axis=1, dtype=jnp.int32))
+
+
+def _at_ranks(rank: Int32[Array, "B G"], ranks: range) -> tuple[Int32[Array, "B slots"], Bool[Array, "B slots"]]:
+    """The row of each rank, 0 if there is none, and whether there is one."""
+    is_there = rank[:, None, :] == jnp.asarray(ranks, jnp.int32)[None, :, None]
+    return jnp.where(is_there, _rows(rank)[:, None, :], 0).sum(axis=2, dtype=jnp.int32), is_there.any(axis=2)
 
 
 def _rank(keys: Float[Array, "B G"], among: Bool[Array, "B G"]) -> Int32[Array, "B G"]:

@@ -75,6 +75,7 @@ def shared_with_anchor(
         slot 0    <think> a b c d </think>    shared  0 1 1 0 0 0    the anchor: what all wrong rows share with it
         slot 1    <think> a b c x </think>    shared  0 1 1 1 0 0
         slot 2    <think> a b y </think>      shared  0 1 1 0 0
+        slot 3    <think> a b c </think>      shared  0 1 1 0 0      a correct row: no more than its anchor
 
     Args:
         token_ids: of the rows, the anchor in slot 0.
@@ -83,7 +84,7 @@ def shared_with_anchor(
         valid: slots that are used.
 
     Returns:
-        The shared tokens. The anchor of a subgroup without a wrong row shares none.
+        The shared tokens. A subgroup without a wrong row has none.
     """
     num_tokens = token_ids.shape[-1]
     place = jnp.arange(num_tokens, dtype=jnp.int32)[None, None]
@@ -97,5 +98,5 @@ def shared_with_anchor(
     opposed = valid & ~correct & ~is_anchor
     of_anchor = jnp.where(opposed, shared_len, num_tokens).min(axis=1, keepdims=True)
     of_anchor = jnp.where(opposed.any(axis=1, keepdims=True), of_anchor, 0)
-    shared_len = jnp.where(is_anchor, of_anchor, shared_len)
+    shared_len = jnp.where(is_anchor | correct, jnp.minimum(shared_len, of_anchor), shared_len)
     return think_mask & (place - start < shared_len[..., None])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray, Shaped
 
 from care_jax.method.objectives import Objective
-from care_jax.method.subgroup import fill_slots, select_negatives, state_distances
+from care_jax.method.subgroup import NO_RANK, fill_slots, select_negatives, state_distances
 from care_jax.method.train_batch import Reflection, turned_groups
 from care_jax.structs import Array, Subgroup
 
@@ -54,7 +54,10 @@ def turn(
         selector=objective.selector,
         key=key,
     )
-    chosen = fill_slots(distances, repair, negatives, turned, subgroup.outcome, objective.num_negatives)
+    no_others = jnp.full(negatives.shape, NO_RANK, jnp.int32)
+    chosen = fill_slots(
+        distances, repair, negatives, turned, subgroup.outcome, objective=objective, positives=no_others
+    )
     pseudo_anchor = subgroup.index[:, :1]
     chosen = dataclasses.replace(chosen, index=jnp.concatenate([pseudo_anchor, chosen.index[:, 1:]], axis=1))
 

@@ -48,7 +48,8 @@ class Event(TypedDict):
     anchor: int | None  # rollout; None without a subgroup
     negatives: list[int]  # rollouts
     num_negatives: int  # K'
-    advantages_raw: list[float]  # of the subgroup's rows, anchor first
+    positives: list[int]  # further correct rollouts
+    advantages_raw: list[float]  # of the subgroup's rows: the anchor's, the negatives', the positives'
     advantages: list[float]  # the same after scaling
     reflected: int | None  # rollout that a reflection tried to repair
     reflection_correct: bool | None  # None if no reflection was tried
@@ -68,7 +69,7 @@ class RolloutSample(TypedDict):
     correct: bool
     format_ok: bool
     parsed: bool
-    role: str  # anchor | negative | reflected | updated | unselected
+    role: str  # anchor | negative | positive | reflected | updated | unselected
     advantage: float | None  # None if it is not finite
     response_len: int  # tokens
 

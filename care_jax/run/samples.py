@@ -59,7 +59,10 @@ def sample(step: Step, b: int, *, anchored: bool, cue: str, token_bytes: TokenBy
     for slot in np.flatnonzero(subgroup.valid[b]):
         row = int(subgroup.index[b, slot])
         advantage[row] = float(step.advantages.final[b, slot])
-        role[row] = ("anchor" if slot == 0 else "negative") if anchored else "updated"
+        if anchored:
+            role[row] = "anchor" if slot == 0 else "negative" if slot <= subgroup.num_negatives[b] else "positive"
+        else:
+            role[row] = "updated"
     reflection: ReflectionSample | None = None
     if step.reflected and step.reflection.tried[b]:
         start = int(slot_of_repair(subgroup.outcome)[b])

@@ -210,7 +210,8 @@ def _subgroup_totals(step: Step) -> _Totals:
     subgroup, final, tried = step.subgroup, step.advantages.final, step.reflection.tried
     mixed, all_wrong = subgroup.outcome == Outcome.MIXED, subgroup.outcome == Outcome.ALL_WRONG
     anchor = (np.arange(final.shape[1]) == 0)[None] & subgroup.valid
-    negative = subgroup.valid & ~anchor
+    is_negative = (np.arange(final.shape[1]) > 0) & (np.arange(final.shape[1]) <= subgroup.num_negatives[:, None])
+    negative = subgroup.valid & is_negative
     negative[:, REFLECTED_SLOT] &= ~(tried & step.reflection.correct)
     turned = turned_groups(subgroup.outcome, tried, step.reflection.correct)
     count = np.bincount(subgroup.num_negatives, minlength=final.shape[1])
@@ -231,6 +232,7 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
     for b, record in enumerate(step.records):
         valid = step.subgroup.valid[b]
         index = step.subgroup.index[b][valid].tolist()
+        num_negatives = int(step.subgroup.num_negatives[b])
         has_anchor = anchored and bool(index)
         tried = bool(step.reflection.tried[b])
         lines.append(
@@ -239,8 +241,9 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
                 "source": record.source,
                 "outcome": Outcome(int(step.subgroup.outcome[b])).name,
                 "anchor": index[0] if has_anchor else None,
-                "negatives": index[1:] if has_anchor else [],
-                "num_negatives": int(step.subgroup.num_negatives[b]),
+                "negatives": index[1 : 1 + num_negatives] if has_anchor else [],
+                "num_negatives": num_negatives,
+                "positives": index[1 + num_negatives :] if has_anchor else [],
                 "advantages_raw": step.advantages.raw[b][valid].tolist(),
                 "advantages": step.advantages.final[b][valid].tolist(),
                 "reflected": index[slots[b]] if tried else None,

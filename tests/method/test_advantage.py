@@ -12,6 +12,7 @@ import pytest
 
 from care_jax.method import advantage, objectives
 from care_jax.method.objectives import Objective
+from care_jax.method.subgroup import select_subgroup
 from care_jax.structs import Outcome, Subgroup
 from tests import reference
 from tests.presets import record
@@ -128,10 +129,10 @@ def test_rescue_scales_by_hand() -> None:
 
 
 def random_rows(rng: np.random.Generator, outcomes: np.ndarray, slots: int) -> dict[str, np.ndarray]:
-    """Rows as the pipeline makes them: a correct anchor, at most one reflection, format rewards of all kinds."""
+    """Rows as the pipeline makes them: correct positives, at most one reflection, format rewards of all kinds."""
     shape = (NUM_GROUPS, slots)
-    reflected = (np.arange(slots) == rng.integers(1, slots, (NUM_GROUPS, 1))) & (rng.random((NUM_GROUPS, 1)) < 0.6)
-    correct = (np.arange(slots) == 0) | (reflected & (rng.random(shape) < 0.5))
+    reflected = (np.arange(slots) == rng.integers(1, K + 1, (NUM_GROUPS, 1))) & (rng.random((NUM_GROUPS, 1)) < 0.6)
+    correct = (np.arange(slots) == 0) | (np.arange(slots) > K) | (reflected & (rng.random(shape) < 0.5))
     mixed = (outcomes == Outcome.MIXED)[:, None]
     correct, reflected = correct & mixed, reflected & mixed
     rewards = 0.9 * correct + 0.1 * (rng.random(shape) < 0.7)
@@ -146,6 +147,7 @@ def random_rows(rng: np.random.Generator, outcomes: np.ndarray, slots: int) -> d
         {"normalise_std": False},
         {"reflected_scale": 0.4, "negative_scale": 0.7},
         {"rescue__scale": "delta"},
+        {"num_positives": 4},
     ],
     ids=str,
 )
@@ -155,19 +157,56 @@ def test_subgroup_advantages_equal_the_reference(change: dict[str, Any]) -> None
     rng = np.random.default_rng(0)
     outcomes = rng.choice([Outcome.ALL_WRONG, Outcome.MIXED, Outcome.ALL_CORRECT], NUM_GROUPS, p=[0.3, 0.6, 0.1])
     counts = np.where(outcomes == Outcome.ALL_CORRECT, 0, rng.integers(1, K + 1, NUM_GROUPS)).astype(np.int32)
-    valid = (np.arange(K + 1) <= counts[:, None]) & (outcomes != Outcome.ALL_CORRECT)[:, None]
+    slot = np.arange(K + objective.num_positives)
+    further = (slot > K) & (slot <= K + rng.integers(0, 4, (NUM_GROUPS, 1))) & (outcomes == Outcome.MIXED)[:, None]
+    valid = ((slot <= counts[:, None]) & (outcomes != Outcome.ALL_CORRECT)[:, None]) | further
     chosen = Subgroup(np.zeros_like(valid, np.int32), valid, outcomes.astype(np.int32), counts)
-    rows = random_rows(rng, outcomes, K + 1)
+    rows = random_rows(rng, outcomes, len(slot))
     ours = weigh(objective, **rows, subgroup=chosen)
     raw, final = np.asarray(ours.raw), np.asarray(ours.final)
     for b in range(NUM_GROUPS):
-        size = int(valid[b].sum())
-        group = reference.Group(list(range(size)), int(outcomes[b]), int(counts[b]))
-        values = (rows[name][b][:size] for name in ("rewards", "correct", "reflected"))
+        group = reference.Group(np.flatnonzero(valid[b]).tolist(), int(outcomes[b]), int(counts[b]))
+        values = (rows[name][b][valid[b]] for name in ("rewards", "correct", "reflected"))
         expected_raw, expected_final = reference.subgroup_advantages(*values, group, objective)
-        padding = [0.0] * (K + 1 - size)
-        np.testing.assert_allclose(raw[b], expected_raw + padding, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(final[b], expected_final + padding, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(raw[b, valid[b]], expected_raw, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(final[b, valid[b]], expected_final, rtol=1e-6, atol=1e-6)
+        assert not raw[b, ~valid[b]].any()
+        assert not final[b, ~valid[b]].any()
+
+
+def test_a_subgroup_of_all_rollouts_has_the_advantages_of_a_group() -> None:
+    """Catches a positive that is left out, scaled or pushed down where the subgroup has room for every rollout."""
+    everything = {"num_positives": 8, "num_negatives": 8, "num_neighbours": 8, "negative_scale": 1.0, "equalise": False}
+    objective = record(objectives.care_no_rgr, **everything, rescue__enabled=False)
+    rng = np.random.default_rng(2)
+    correct = rng.random((NUM_GROUPS, 8)) < rng.random((NUM_GROUPS, 1))
+    rewards = (0.9 * correct + 0.1 * (rng.random(correct.shape) < 0.7)).astype(np.float32)
+    lengths = [rng.integers(1, 5, correct.shape).astype(np.int32) for _ in range(3)]
+    states = rng.standard_normal((*correct.shape, 4)).astype(np.float32)
+    none = np.zeros((*correct.shape, 1))
+    chosen = jax.jit(functools.partial(select_subgroup, objective=objective))(
+        correct=correct,
+        think_len=lengths[0],
+        answer_len=lengths[1],
+        response_len=lengths[2],
+        logprobs_old=none,
+        sampled_mask=none > 0,
+        think_states=states,
+        key=None,
+    )
+    ours = np.zeros_like(rewards)
+    rows = {
+        name: np.take_along_axis(x, np.asarray(chosen.index), 1)
+        for name, x in [("rewards", rewards), ("correct", correct)]
+    }
+    final = weigh(objective, **rows, reflected=np.zeros_like(rows["correct"]), subgroup=chosen).final
+    for b, slot in zip(*np.nonzero(np.asarray(chosen.valid)), strict=True):
+        ours[b, chosen.index[b, slot]] += final[b, slot]
+    mixed = correct.any(1) & ~correct.all(1)
+    assert mixed.sum() > NUM_GROUPS // 2
+    np.testing.assert_allclose(np.abs(ours[mixed]), np.abs(weigh_group(jnp.asarray(rewards), True)[mixed]), atol=1e-5)
+    assert (ours[mixed] * np.where(correct, 1, -1)[mixed] >= 0).all()
+    assert not ours[~mixed].any()
 
 
 @pytest.mark.parametrize("normalise_std", [True, False])

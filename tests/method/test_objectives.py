@@ -19,6 +19,7 @@ from care_jax.method.objectives import Objective
 # What each preset is: GRPO's values whole, and the others by what differs from it.
 GRPO: dict[str, Any] = {
     "anchored": False,
+    "num_positives": 1,
     "num_negatives": 4,
     "num_neighbours": 6,
     "selector": "farthest_first",

@@ -55,10 +55,15 @@ def assert_equals_reference(groups: dict[str, np.ndarray], objective: Objective)
         names = "correct", "think_len", "answer_len", "response_len", "logprobs_old", "sampled_mask", "think_states"
         num_alike = groups["num_alike"][b] if "num_alike" in groups else None
         group = reference.select_subgroup(*(groups[name][b] for name in names), objective, num_alike)
-        size = len(group.rows)
-        assert index[b, :size].tolist() == group.rows, (b, groups["correct"][b])
-        assert valid[b].tolist() == [True] * size + [False] * (index.shape[1] - size)
-        assert index[b, size:].tolist() == [0] * (index.shape[1] - size)
+        assert index[b, valid[b]].tolist() == group.rows, (b, groups["correct"][b])
+        assert not index[b, ~valid[b]].any()
+        used = group.num_negatives + 1 if group.rows else 0  # of the slots of the anchor and the negatives
+        if not objective.anchored:
+            used = len(group.rows)
+        num_slots = objective.num_negatives + 1 if objective.anchored else used
+        further = len(group.rows) - used
+        places = [True] * used + [False] * (num_slots - used) + [True] * further
+        assert valid[b].tolist() == places + [False] * (index.shape[1] - len(places))
         assert (ours.outcome[b], ours.num_negatives[b]) == (group.outcome, group.num_negatives)
         expected.append(group)
     return expected
@@ -76,10 +81,17 @@ def assert_equals_reference(groups: dict[str, np.ndarray], objective: Objective)
         ("farthest", 6, 4, 2),
     ],
 )
-def test_selection_equals_the_reference(selector: str, rollouts: int, num_negatives: int, num_neighbours: int) -> None:
+@pytest.mark.parametrize("num_positives", [1, 3])
+def test_selection_equals_the_reference(
+    selector: str, rollouts: int, num_negatives: int, num_neighbours: int, num_positives: int
+) -> None:
     """Catches a wrong tie, count or order: one failure, none, all wrong, K' < K, M < K, K > G - 1, missing spans."""
     objective = record(
-        objectives.care_no_rgr, selector=selector, num_negatives=num_negatives, num_neighbours=num_neighbours
+        objectives.care_no_rgr,
+        selector=selector,
+        num_positives=num_positives,
+        num_negatives=num_negatives,
+        num_neighbours=num_neighbours,
     )
     expected = assert_equals_reference(random_groups(np.random.default_rng(rollouts), rollouts), objective)
     seen = {(group.outcome, group.num_negatives) for group in expected}
@@ -144,17 +156,22 @@ def test_outcomes() -> None:
 @pytest.mark.parametrize(
     ("correct", "think_len", "answer_len", "expected"),
     [
-        ([0, 1, 1, 1], [1, 9, 5, 7], [1, 1, 1, 1], 2),  # the shortest rationale, not the shortest wrong one
-        ([1, 1, 1, 1], [5, 5, 5, 6], [4, 3, 3, 1], 1),  # fewest answer tokens, then lowest index
-        ([1, 1, 0, 0], [0, 19, 1, 1], [1, 1, 1, 1], 1),  # no rationale counts as 20 tokens
-        ([1, 1, 0, 0], [5, 5, 1, 1], [0, 19, 1, 1], 1),  # no answer span counts as 20 tokens
-        ([0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], 2),  # the only correct one, spans missing
+        ([0, 1, 1, 1], [1, 9, 5, 7], [1, 1, 1, 1], [2, 3, 1]),  # the shortest rationale, not the shortest wrong one
+        ([1, 1, 1, 1], [5, 5, 5, 6], [4, 3, 3, 1], [1, 2, 0, 3]),  # fewest answer tokens, then lowest index
+        ([1, 1, 0, 0], [0, 19, 1, 1], [1, 1, 1, 1], [1, 0]),  # no rationale counts as 20 tokens
+        ([1, 1, 0, 0], [5, 5, 1, 1], [0, 19, 1, 1], [1, 0]),  # no answer span counts as 20 tokens
+        ([0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [2]),  # the only correct one, spans missing
+        ([0, 0, 0, 0], [1, 2, 3, 4], [1, 1, 1, 1], []),
     ],
 )
-def test_anchor_by_hand(correct: list[int], think_len: list[int], answer_len: list[int], expected: int) -> None:
+def test_positives_by_hand(
+    correct: list[int], think_len: list[int], answer_len: list[int], expected: list[int]
+) -> None:
     """Catches a missing span that wins as the shortest, and a wrong rollout as the anchor."""
     rows = [jnp.array([row]) for row in (think_len, answer_len, [20] * 4)]
-    assert subgroup.choose_anchor(jnp.array([correct], dtype=bool), *rows).tolist() == [expected]
+    ranks = subgroup.rank_positives(jnp.array([correct], dtype=bool), *rows)[0].tolist()
+    assert [ranks.index(place) for place in range(len(expected))] == expected
+    assert ranks.count(subgroup.NO_RANK) == 4 - len(expected)
 
 
 def directions(*degrees: float) -> np.ndarray:

@@ -84,7 +84,8 @@ def shared(rows: list[str], correct: list[bool], valid: list[bool] | None = None
         ([".abcd", ".xbcd", ".abcd"], [1, 0, 0], ["", "", "abcd"]),  # equal again later, and a wrong answer alone
         ([".abcd", ".ab", ".abcde"], [1, 0, 0], ["ab", "ab", "abcd"]),  # one ends where the other goes on
         ([".abcd", ".xyz", ".abc"], [1, 1, 0], ["abc", "", "abc"]),  # a repair that is right does not oppose the anchor
-        ([".abcd", ".abc"], [1, 1], ["", "abc"]),  # nothing opposes it
+        ([".abcd", ".abcy", ".abx"], [1, 1, 0], ["ab", "ab", "ab"]),  # what is right shares no more than its anchor
+        ([".abcd", ".abc"], [1, 1], ["", ""]),  # nothing opposes them
         ([".abcd", ".abx"], [0, 0], ["ab", "ab"]),  # a pseudo-anchor
         ([".abcd", ".", ".abx"], [1, 0, 0], ["", "", "ab"]),  # no rationale to share
     ],

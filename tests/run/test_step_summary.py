@@ -213,6 +213,18 @@ def test_figures_are_of_every_group_that_was_drawn(step):
     assert ours["accuracy/train/chart"] == 0.0
 
 
+def test_further_positives(step):
+    """Catches a correct rollout behind the negatives that counts or is shown as one of them."""
+    num_negatives = np.array([1, 1, 0], np.int32)
+    untried = dataclasses.replace(step.reflection, tried=np.zeros(3, bool))
+    ours = step._replace(subgroup=step.subgroup.replace(num_negatives=num_negatives), reflection=untried)
+    event = step_summary.events(ours, anchored=True)[0]
+    assert (event["anchor"], event["negatives"], event["positives"]) == (1, [3], [0])
+    assert step_summary.metrics(ours, anchored=True)["advantage/negative"] == pytest.approx(1.0)  # slot 1 alone
+    roles = samples.sample(ours, 0, anchored=True, cue=CUE, token_bytes=LETTERS)["rollouts"]
+    assert [row["role"] for row in roles] == ["positive", "anchor", "unselected", "negative"]
+
+
 def test_a_large_image_is_shown_small_and_a_video_by_a_frame(step):
     """Catches photos of megabytes that are copied into the report, and a question about a video without a picture."""
     photo, frame = encode(picture(900, 1200)), encode(picture(28, 28))
@@ -242,6 +254,7 @@ def test_events(step):
             "anchor": 1,
             "negatives": [3, 0],
             "num_negatives": 2,
+            "positives": [],
             "advantages_raw": [1.0, 1.0, -2.0],
             "advantages": [1.0, 1.0, -1.0],
             "reflected": 3,
@@ -254,6 +267,7 @@ def test_events(step):
             "anchor": 2,
             "negatives": [0],
             "num_negatives": 1,
+            "positives": [],
             "advantages_raw": [1.0, -1.0],
             "advantages": [pytest.approx(0.4), pytest.approx(-0.1)],
             "reflected": None,
@@ -266,6 +280,7 @@ def test_events(step):
             "anchor": None,
             "negatives": [],
             "num_negatives": 0,
+            "positives": [],
             "advantages_raw": [],
             "advantages": [],
             "reflected": None,

@@ -2,7 +2,7 @@
 // The browsers of held-out answers and of sample groups. Model text goes in as text nodes only.
 
 const PAGE_SIZE = 4;
-const ROLES = ["anchor", "reflected", "negative", "unselected"];
+const ROLES = ["anchor", "positive", "reflected", "negative", "unselected"];
 const OUTCOMES = { ALL_WRONG: "all wrong", MIXED: "mixed", ALL_CORRECT: "all correct" };
 
 const badge = (text, kind) => element("span", { class: `badge ${kind}` }, text);
