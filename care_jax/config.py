@@ -204,7 +204,7 @@ def _buffer_fits(c: ConfigDict) -> str:
 _NEEDS = {
     "reflect.enabled": (("anchored",), "reflection repairs a subgroup's negative"),
     "region.after_divergence": (("anchored",), "a rationale has its credit from where it parts from the anchor's"),
-    "reflect.all_wrong": (("reflect.enabled", "rescue.enabled"), "it repairs the pseudo-anchor of a rescue"),
+    "reflect.all_wrong": (("reflect.enabled",), "it is the place where repairs are switched on"),
 }
 
 
@@ -214,6 +214,15 @@ def _has_what_it_needs(c: ConfigDict) -> str:
         if values[key] and (missing := [need for need in needs if not values[need]]):
             return f"objective.{key} needs objective.{missing[0]}=True: {why}"
     return ""
+
+
+def _virtual_reward_counts(c: ConfigDict) -> str:
+    if not (c.objective.virtual_reward > 0 and c.objective.anchored):
+        return ""
+    return (
+        f"objective.virtual_reward={c.objective.virtual_reward}: it counts without anchors alone; set it to 0 or "
+        "objective.anchored=False"
+    )
 
 
 def _repair_has_room(c: ConfigDict) -> str:
@@ -263,6 +272,7 @@ CHECKS: tuple[Check, ...] = (
     _samples_differ,
     _buffer_fits,
     _has_what_it_needs,
+    _virtual_reward_counts,
     _repair_has_room,
 )
 

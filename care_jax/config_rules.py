@@ -134,6 +134,7 @@ RULES: Mapping[str, Rule] = {
     "objective.num_positives": _count,
     "objective.num_negatives": _count,
     "objective.num_neighbours": _count,
+    "objective.virtual_reward": _at_least(0),
     "objective.selector": _one_of(options.SELECTORS),
     "objective.negative_scale": _at_least(0),
     "objective.reflected_scale": _at_least(0),

@@ -222,9 +222,11 @@ def subgroup_advantages(
         return [], []
     if objective.anchored and group.outcome == ALL_WRONG:
         rewards = pseudo_rewards(group.num_negatives, objective.rescue.delta)
-    raw = z_score(rewards, objective.normalise_std)
     if not objective.anchored:
+        others = [objective.virtual_reward] if objective.virtual_reward > 0 else []
+        raw = z_score([*rewards, *others], objective.normalise_std)[: len(rewards)]
         return raw, list(raw)
+    raw = z_score(rewards, objective.normalise_std)
     final = []
     for slot, advantage in enumerate(raw):
         if slot == 0 or correct[slot]:

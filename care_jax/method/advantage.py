@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Float32
 
 from care_jax.method import rescue
-from care_jax.method.objectives import Objective
+from care_jax.method.objectives import Objective, learns_from_all_wrong
 from care_jax.structs import Array, Outcome, Subgroup
 
 STD_EPS = 1e-6
@@ -41,8 +41,9 @@ def subgroup_advantages(
 
     An ALL_WRONG group that was rescued uses pseudo-rewards in place of r. z-scoring cancels their size; with
     rescue.scale "delta" the final values are multiplied by delta, which gives it back. Without `objective.anchored` all
-    rows are treated alike, and the final values are the raw ones. A repair whose reward is above its anchor's pushes
-    the anchor down: at K' = 1 and rewards 0.9 and 1.0 the final values are -2 and +2.
+    rows are treated alike, the final values are the raw ones, and a `virtual_reward` counts as one row more. A repair
+    whose reward is above its anchor's pushes the anchor down: at K' = 1 and rewards 0.9 and 1.0 the final values are -2
+    and +2.
 
     Args:
         rewards: of the subgroup's rows, with reflections already in their slots.
@@ -55,7 +56,7 @@ def subgroup_advantages(
         The advantages before and after scaling.
     """
     if not objective.anchored:
-        raw = _z_score(rewards, subgroup.valid, objective.normalise_std)
+        raw = _z_score(rewards, subgroup.valid, objective.normalise_std, objective.virtual_reward)
         return SubgroupAdvantages(raw, raw)
 
     valid, rescued = subgroup.valid, (subgroup.outcome == Outcome.ALL_WRONG)[:, None]
@@ -73,8 +74,17 @@ def subgroup_advantages(
     return SubgroupAdvantages(raw, jnp.where(valid, final, 0.0))
 
 
-def _z_score(rewards: Float[Array, "B S"], valid: Bool[Array, "B S"], normalise_std: bool) -> Float32[Array, "B S"]:
-    """(r - mean) / (std + 1e-6) over the valid rows, 0 elsewhere; slot 0 is valid if any slot is."""
+def _z_score(
+    rewards: Float[Array, "B S"], valid: Bool[Array, "B S"], normalise_std: bool, virtual_reward: float = 0.0
+) -> Float32[Array, "B S"]:
+    """(r - mean) / (std + 1e-6) over the valid rows, 0 elsewhere; slot 0 is valid if any slot is.
+
+    A virtual reward above 0 counts as one row more in the mean and the deviation.
+    """
+    if virtual_reward > 0:
+        rewards = jnp.pad(rewards, ((0, 0), (0, 1)), constant_values=virtual_reward)
+        valid = jnp.pad(valid, ((0, 0), (0, 1)), constant_values=True)
+        return _z_score(rewards, valid, normalise_std)[:, :-1]
     rewards = rewards.astype(jnp.float32)
     # Equal rewards whose float32 mean is off by one rounding step would come out as 0.06, not 0, because that
     # step is divided by 1e-6. Measured from slot 0 they are zeros, and so is everything made of them.
@@ -90,9 +100,8 @@ def _z_score(rewards: Float[Array, "B S"], valid: Bool[Array, "B S"], normalise_
 def has_contrast(
     correct: Bool[np.ndarray, "B G"], objective: Objective | ml_collections.ConfigDict
 ) -> Bool[np.ndarray, "B"]:
-    """Groups that dynamic sampling keeps: MIXED, and ALL_WRONG if they are rescued (docs/method.md section 6)."""
-    rescued = objective.anchored and objective.rescue.enabled
-    return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | rescued)
+    """Groups that dynamic sampling keeps: MIXED, and ALL_WRONG if they can teach (docs/method.md section 6)."""
+    return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | learns_from_all_wrong(objective))
 
 
 def may_teach(
@@ -101,8 +110,10 @@ def may_teach(
     """Groups that may get a gradient; all others have advantages of 0, whatever their scores, and no KL.
 
     anchored    those of `has_contrast`
-    else        rewards that differ; all of them with a KL
+    else        rewards that differ, from the virtual one too; all of them with a KL
     """
     if objective.anchored:
         return has_contrast(correct, objective)
-    return (np.min(rewards, axis=1) != np.max(rewards, axis=1)) | (objective.kl_coef > 0)
+    least, most = np.min(rewards, axis=1), np.max(rewards, axis=1)
+    virtual = np.float32(objective.virtual_reward)
+    return (least != most) | ((virtual > 0) & (most != virtual)) | (objective.kl_coef > 0)

@@ -102,6 +102,9 @@ class Objective:
     num_neighbours: int = 6  # M, failures nearest to the anchor that are considered
     selector: Selector = "farthest_first"  # farthest_first | nearest | random | mixed | farthest
     normalise_std: bool = True  # divide the group's advantages by their standard deviation
+    # Without anchors: the reward of a response that nobody sampled, which counts in the mean and the deviation. The
+    # largest reward there is makes all-wrong groups teach (NGRPO); 0: none.
+    virtual_reward: float = 0.0
     negative_scale: float = 0.5  # s, on the advantage of a negative
     reflected_scale: float = 0.25  # on a reflected sample that is still wrong
     equalise: bool = True  # multiply a subgroup's advantages by sqrt(K / K')
@@ -148,6 +151,13 @@ def keeps_forced(objective: Objective | ml_collections.ConfigDict) -> bool:
     """True if forced tokens lie in the response that is trained, and share its room with the repair (section 3)."""
     reflect = objective.reflect
     return reflect.source == "rationale" and reflect.train_on == "continuation"
+
+
+def learns_from_all_wrong(objective: Objective | ml_collections.ConfigDict) -> bool:
+    """True if ALL_WRONG groups can teach: they are rescued, repaired or compared with a virtual reward (section 4)."""
+    if objective.anchored:
+        return objective.rescue.enabled or (objective.reflect.enabled and objective.reflect.all_wrong)
+    return objective.virtual_reward > 0
 
 
 def is_rewritten(objective: Objective | ml_collections.ConfigDict) -> bool:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Int32, PRNGKeyArray, Shaped
 
 from care_jax.method import rescue
-from care_jax.method.objectives import Objective
+from care_jax.method.objectives import Objective, learns_from_all_wrong
 from care_jax.options import Selector
 from care_jax.structs import Array, Outcome, Subgroup
 
@@ -173,8 +173,8 @@ def select_subgroup(
     """Chooses the rows of each group that are updated (docs/method.md sections 2 and 4).
 
     Without `objective.anchored` they are all G rollouts in order. With it, a MIXED group gives its anchor and
-    negatives, an ALL_WRONG one its pseudo-anchor and representatives (none if rescue is off), and an ALL_CORRECT one
-    nothing.
+    negatives, an ALL_WRONG one its pseudo-anchor and representatives (none if it is neither rescued nor repaired), and
+    an ALL_CORRECT one nothing.
 
         slot          0       1 2 3 4                         5 6                K = 4, three failures
         valid         1       1 1 1 0                         1 1                num_positives = 3
@@ -219,7 +219,7 @@ def select_subgroup(
         key=key,
     )
     active = mixed = outcome == Outcome.MIXED
-    if objective.rescue.enabled:
+    if learns_from_all_wrong(objective):
         rescued = outcome == Outcome.ALL_WRONG
         pseudo_anchor = rescue.choose_pseudo_anchor(logprobs_old, sampled_mask, objective.rescue.rank_by)
         anchor = jnp.where(rescued, pseudo_anchor, anchor)

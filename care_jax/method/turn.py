@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, PRNGKeyArray, Shaped
 from care_jax.method.objectives import Objective
 from care_jax.method.subgroup import NO_RANK, fill_slots, select_negatives, state_distances
 from care_jax.method.train_batch import Reflection, turned_groups
-from care_jax.structs import Array, Subgroup
+from care_jax.structs import Array, Outcome, Subgroup
 
 
 def turn(
@@ -26,8 +26,8 @@ def turn(
 ) -> Subgroup:
     """Chooses the negatives of each ALL_WRONG group that a repair turns: the failures near the repair (section 2).
 
-    Slot 0 keeps the pseudo-anchor's index; `train_batch.assemble` puts the repair there. All other groups stay as they
-    are.
+    Slot 0 keeps the pseudo-anchor's index; `train_batch.assemble` puts the repair there. An ALL_WRONG group that is not
+    turned is rescued, or without `objective.rescue.enabled` has no valid slot. All other groups stay as they are.
 
     Args:
         subgroup: from `subgroup.select_subgroup`.
@@ -65,4 +65,11 @@ def turn(
         return jnp.where(turned if old.ndim == 1 else turned[:, None], new, old)
 
     result: Subgroup = jax.tree.map(of_turned, chosen, subgroup)
+    if not objective.rescue.enabled:
+        is_taught = turned | (subgroup.outcome != Outcome.ALL_WRONG)
+        result = dataclasses.replace(
+            result,
+            valid=result.valid & is_taught[:, None],
+            num_negatives=jnp.where(is_taught, result.num_negatives, 0),
+        )
     return result

@@ -246,7 +246,7 @@ def events(step: Step, *, anchored: bool) -> list[Event]:
                 "positives": index[1 + num_negatives :] if has_anchor else [],
                 "advantages_raw": step.advantages.raw[b][valid].tolist(),
                 "advantages": step.advantages.final[b][valid].tolist(),
-                "reflected": index[slots[b]] if tried else None,
+                "reflected": int(step.subgroup.index[b, slots[b]]) if tried else None,
                 "reflection_correct": bool(step.reflection.correct[b]) if tried else None,
             }
         )

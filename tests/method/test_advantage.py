@@ -35,14 +35,13 @@ def weigh(objective: Objective, **arguments) -> advantage.SubgroupAdvantages:
     return jax.jit(functools.partial(advantage.subgroup_advantages, objective=objective))(**arguments)
 
 
-def weigh_group(rewards: jax.Array, normalise_std: bool) -> jax.Array:
+def weigh_group(rewards: jax.Array, normalise_std: bool, virtual_reward: float = 0.0) -> jax.Array:
     """The advantages of a group objective, which updates every row."""
     no_row = jnp.zeros(rewards.shape, bool)
     none = jnp.zeros(len(rewards), jnp.int32)
     every_row = Subgroup(no_row.astype(jnp.int32), ~no_row, none, none)
-    ours = weigh(
-        Objective(normalise_std=normalise_std), rewards=rewards, correct=no_row, reflected=no_row, subgroup=every_row
-    )
+    objective = Objective(normalise_std=normalise_std, virtual_reward=virtual_reward)
+    ours = weigh(objective, rewards=rewards, correct=no_row, reflected=no_row, subgroup=every_row)
     np.testing.assert_array_equal(ours.raw, ours.final)
     return ours.final
 
@@ -55,6 +54,15 @@ def test_group_advantages_by_hand(normalise_std: bool) -> None:
     if not normalise_std:
         expected = [[0.5, -0.5, -0.5, 0.5], [0.75, -0.25, -0.25, -0.25]]
     np.testing.assert_allclose(weigh_group(rewards, normalise_std), expected, atol=1e-5)
+
+
+def test_a_virtual_reward_by_hand() -> None:
+    """Catches a virtual response that is updated, and one that changes a group whose rewards all are the largest."""
+    rewards = jnp.array([[0.0] * 4, [1.0, 0, 0, 0], [1.0] * 4])
+    up, down = 0.6 / 0.24**0.5, -0.4 / 0.24**0.5  # mean 2/5
+    expected = [[-0.5] * 4, [up, down, down, down], [0.0] * 4]  # in the first: mean 1/5, deviation 2/5
+    np.testing.assert_allclose(weigh_group(rewards, True, 1.0), expected, atol=1e-5)
+    np.testing.assert_allclose(weigh_group(rewards, False, 1.0)[0], [-0.2] * 4, atol=1e-6)
 
 
 @pytest.mark.parametrize("rollouts", [3, 5, 6, 7, 8])
@@ -209,10 +217,13 @@ def test_a_subgroup_of_all_rollouts_has_the_advantages_of_a_group() -> None:
     assert not ours[~mixed].any()
 
 
+@pytest.mark.parametrize("virtual_reward", [0.0, 1.0])
 @pytest.mark.parametrize("normalise_std", [True, False])
-def test_group_advantages_equal_the_reference(normalise_std: bool) -> None:
+def test_group_advantages_equal_the_reference(normalise_std: bool, virtual_reward: float) -> None:
     """Catches a group objective that scales or equalises as the anchored one does."""
     rewards = np.random.default_rng(1).choice([0.0, 0.1, 0.9, 1.0], (NUM_GROUPS, 8)).astype(np.float32)
-    ours = weigh_group(jnp.asarray(rewards), normalise_std)
-    expected = [reference.z_score(row, normalise_std) for row in rewards]
+    ours = weigh_group(jnp.asarray(rewards), normalise_std, virtual_reward)
+    objective = Objective(normalise_std=normalise_std, virtual_reward=virtual_reward)
+    nothing, group = [False] * 8, reference.Group(list(range(8)), Outcome.MIXED, 0)
+    expected = [reference.subgroup_advantages(row, nothing, nothing, group, objective)[0] for row in rewards]
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)

@@ -24,6 +24,7 @@ GRPO: dict[str, Any] = {
     "num_neighbours": 6,
     "selector": "farthest_first",
     "normalise_std": True,
+    "virtual_reward": 0.0,
     "negative_scale": 0.5,
     "reflected_scale": 0.25,
     "equalise": True,

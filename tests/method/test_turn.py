@@ -95,12 +95,16 @@ def test_negatives_lie_near_the_repair(selector: str) -> None:
         assert (after.outcome[b], after.num_negatives[b]) == (Outcome.ALL_WRONG, 3)
 
 
-def test_a_turned_group_is_updated_as_a_mixed_one() -> None:
+@pytest.mark.parametrize("rescued", [True, False])
+def test_a_turned_group_is_updated_as_a_mixed_one(rescued: bool) -> None:
     """Catches a repair in another slot, pseudo-rewards or delta in a turned group, and a wrong repair that is trained.
+
+    A group that is not turned has the rows of a rescue, or none if there are no rescues.
 
     Rewards are 1 for the repair and 0 for its three negatives: z-scores are sqrt(3) and -1/sqrt(3).
     """
-    objective = record(objectives.care, reflect__all_wrong=True, num_negatives=3, rescue__scale="delta")
+    changes = {"num_negatives": 3, "rescue__scale": "delta", "rescue__enabled": rescued}
+    objective = record(objectives.care, reflect__all_wrong=True, **changes)
     given = groups(np.random.default_rng(1))
     before = jax.device_get(selected(given, objective))
     repairs = reflection(given)
@@ -125,10 +129,9 @@ def test_a_turned_group_is_updated_as_a_mixed_one() -> None:
     all_wrong = ~correct.any(1)
     turned = all_wrong & given["tried"] & given["repaired"]
     root = 3**0.5
-    plain = record(objectives.care, num_negatives=3, rescue__scale="delta")
-    without = jax.device_get(
-        assemble(prompts, rollouts, verdicts, scores, before, zeros(Reflection, B=B, R=R), objective=plain)
-    )
+    plain, none = record(objectives.care, **changes), zeros(Reflection, B=B, R=R)
+    of_rescue = jax.device_get(selected(given, plain))
+    without = jax.device_get(assemble(prompts, rollouts, verdicts, scores, of_rescue, none, objective=plain))
     for b in np.flatnonzero(all_wrong):
         if turned[b]:
             assert made.batch.token_ids[b, 0].tolist() == [99] * R
@@ -137,3 +140,6 @@ def test_a_turned_group_is_updated_as_a_mixed_one() -> None:
         else:
             assert not (made.batch.token_ids[b] == 99).any()
             np.testing.assert_array_equal(made.batch.advantages[b], without.batch.advantages[b])
+            np.testing.assert_array_equal(made.batch.row_mask[b], without.batch.row_mask[b])
+            assert made.batch.row_mask[b].any() == rescued
+            assert bool(chosen.num_negatives[b]) == rescued

@@ -200,6 +200,22 @@ def test_a_repair_in_an_all_wrong_group(step, is_right):
     assert "reflect/turned_rate" not in step_summary.metrics(step, anchored=True)
 
 
+def test_a_wrong_repair_in_a_group_that_is_not_rescued(step):
+    """Catches a group without rows whose repair has no rollout to start from."""
+    subgroup = step.subgroup.replace(
+        valid=step.subgroup.valid & np.array([[True], [False], [False]]), num_negatives=np.array([2, 0, 0], np.int32)
+    )
+    reflection = step.reflection.replace(tried=np.array([False, True, False]), correct=np.zeros(3, bool))
+    ours = step._replace(subgroup=subgroup, reflection=reflection)
+    event = step_summary.events(ours, anchored=True)[1]
+    assert (event["anchor"], event["negatives"], event["advantages"]) == (None, [], [])
+    assert (event["reflected"], event["reflection_correct"]) == (2, False)
+    assert step_summary.metrics(ours, anchored=True)["rescue/rate"] == 0
+    shown = samples.sample(ours, 1, anchored=True, cue=CUE, token_bytes=LETTERS)
+    assert shown["reflection"]["rollout"] == 2
+    assert {row["role"] for row in shown["rollouts"]} == {"unselected"}
+
+
 def test_figures_are_of_every_group_that_was_drawn(step):
     """Catches dynamic sampling that reports the accuracy of the groups it kept, which is always near the middle."""
     wrong = judged([[""] * G], np.zeros((1, G), bool))
