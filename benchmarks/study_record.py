@@ -109,6 +109,18 @@ def of_run(workdir: Path) -> dict[str, Any]:
     } | _of_groups(_lines(workdir / EVENTS_FILE), num_draws)
 
 
+def first_step(workdir: Path, accuracy: float) -> int | None:
+    """The first step of a run from which its mean held-out accuracy stays at or above this; None if there is none.
+
+    Earlier ones may be as good by guessing the commonest answer.
+    """
+    name, found = f"{_ACCURACY}mean", None
+    for row in _lines(workdir / METRICS_FILE):
+        if name in row:
+            found = None if row[name] < accuracy else row["step"] if found is None else found
+    return found
+
+
 def _lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -23,6 +23,7 @@ import ml_collections
 from care_jax.configs import demo
 from care_jax.method import objectives
 
+START_EVERY = 10
 GRPO, CARE, EQUAL = "grpo", "care", "care_equal"
 COLD_START = "cold_start"
 FIRST_TASK, SECOND_TASK = "three_skills", "five_digits"
@@ -30,13 +31,16 @@ FIRST_TASK, SECOND_TASK = "three_skills", "five_digits"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task and the length of its cold start, here chosen to reach 50 to 80 % accuracy."""
+    """A task and its cold start, whose length is here chosen to reach 50 to 80 % accuracy."""
 
     title: str
     cold_start_steps: int
     trace_len: int  # tokens of the longest trace: a wrong draft, the cue, and a rationale with its answer
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all its runs, by dotted key
     response_len: int = 32  # tokens, room for any rationale and its answer
+    # RL starts from the first of the cold start's checkpoints with at least this accuracy on held-out questions, of
+    # which there is one every START_EVERY steps; 0: from the last.
+    start: float = 0.0
 
 
 TASKS: Mapping[str, Task] = {
@@ -205,6 +209,9 @@ def _cold_start(task: Task) -> ml_collections.ConfigDict:
     c.train.steps = task.cold_start_steps
     c.optimizer.lr = 2e-3
     c.train.eval_every, c.train.eval_examples, c.train.checkpoint_every = 0, 0, 200
+    if task.start:
+        c.train.eval_every = c.train.checkpoint_every = START_EVERY
+        c.train.keep_last = task.cold_start_steps // START_EVERY
     c.rollout.response_len = task.trace_len
     return c
 
