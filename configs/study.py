@@ -38,8 +38,8 @@ class Task:
     trace_len: int  # tokens of the longest trace: a wrong draft, the cue, and a rationale with its answer
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all its runs, by dotted key
     response_len: int = 32  # tokens, room for any rationale and its answer
-    # RL starts from the first of the cold start's checkpoints with at least this accuracy on held-out questions, of
-    # which there is one every START_EVERY steps; 0: from the last.
+    # RL starts from the first of the cold start's checkpoints, one every START_EVERY steps, from which the accuracy on
+    # held-out questions stays at or above this; 0: from the last.
     start: float = 0.0
 
 

@@ -449,13 +449,11 @@ def test_page_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_run_may_start_within_a_cold_start(tmp_path: Path) -> None:
-    """Catches the end of a cold start that has become too good, a skill's accuracy, and a command of another folder."""
+    """Catches the end of a cold start that has become too good, a lucky guess, and a command of another folder."""
     rows = [{"step": 1, "loss": 2.0}]
-    rows += [
-        {"step": s, "eval/accuracy/mean": a, "eval/accuracy/digits": 1.0} for s, a in [(0, 0), (10, 0.1), (20, 0.5)]
-    ]
+    rows += [{"step": s, "eval/accuracy/mean": a, "eval/accuracy/x": 1} for s, a in enumerate([0, 0.2, 0, 0.1, 0.5])]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [study_record.first_step(tmp_path, accuracy) for accuracy in (0.1, 0.11, 0.6)] == [10, 20, None]
+    assert [study_record.first_step(tmp_path, accuracy) for accuracy in (0.1, 0.11, 0.6)] == [3, 4, None]
     command = study_page._cold_start_command("python -m a --config=c.py:t/care --config.model.weights=w/checkpoints/10")
     assert command == "python -m care_jax.cold_start --config=c.py:t/cold_start --workdir=w"
     task = dataclasses.replace(study.TASKS[study.FIRST_TASK], start=0.1)
