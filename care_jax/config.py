@@ -58,7 +58,7 @@ def base() -> ConfigDict:
     # The knobs of the embedded task; each setting is a data set of its own, built on first use.
     c.data.mini_vqa = ConfigDict()
     c.data.mini_vqa.skills = options.SKILLS  # some of digits, chart, geometry, columns, options, series, triangles
-    c.data.mini_vqa.num_digits = 3  # scans in an image of digits or options, 2 to 6
+    c.data.mini_vqa.num_digits = 3  # scans in an image of digits or options, 2 to 9
     c.data.mini_vqa.min_bars = 3  # letters below a chart, 2 to 5
     c.data.mini_vqa.max_bars = 5
     c.data.mini_vqa.num_levels = 9  # values go from 1 to this, 3 to 21

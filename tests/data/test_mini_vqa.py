@@ -218,16 +218,16 @@ def _shape(record: Record, rationale: str) -> str:
 
 def test_hardest_knobs_still_fit() -> None:
     """Catches rationales that outgrow the response, and drawings that fail, at the far end of the knobs."""
-    hard = difficulty(num_digits=6, min_bars=5, num_levels=21, angle_step=1, num_train=150, num_heldout=60)
+    hard = difficulty(num_digits=9, min_bars=5, num_levels=21, angle_step=1, num_train=150, num_heldout=60)
     for split in ("train", "heldout"):
         records = list(generate(split, hard))
-        assert all(len(record.rationale) <= 26 for record in records)
+        assert all(len(record.rationale) <= 41 for record in records)
         assert all(pixels_of(record.images[0]).min() < 60 for record in records)
 
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"num_digits": 7}, {"num_levels": 2}, {"min_bars": 5, "max_bars": 4}, {"angle_step": 7}, {"skills": ("count",)}],
+    [{"num_digits": 10}, {"num_levels": 2}, {"min_bars": 5, "max_bars": 4}, {"angle_step": 7}, {"skills": ("count",)}],
 )
 def test_bad_knob_is_refused(knobs: dict) -> None:
     """Catches a knob that would only fail in the middle of a build."""

@@ -17,7 +17,7 @@ class Difficulty:
     """
 
     skills: tuple[str, ...]  # of options.EVERY_SKILL
-    num_digits: int  # scans in an image of digits or options, 2 to 6; a rationale about six has 26 tokens
+    num_digits: int  # scans in an image of digits or options, 2 to 9; a rationale about nine has 41 tokens
     min_bars: int  # letters below a chart, 2 to 5
     max_bars: int
     num_levels: int  # values go from 1 to this, 3 to 21
@@ -31,7 +31,7 @@ class Difficulty:
         if not self.skills or not set(self.skills) <= set(EVERY_SKILL):
             raise InputError(f"mini_vqa skills={self.skills}: choose some of {', '.join(EVERY_SKILL)}")
         for knob, value, low, high in (
-            ("num_digits", self.num_digits, 2, 6),
+            ("num_digits", self.num_digits, 2, 9),
             ("min_bars", self.min_bars, 2, 5),
             ("max_bars", self.max_bars, 2, 5),
             ("num_levels", self.num_levels, 3, 21),
