@@ -37,6 +37,7 @@ class Task:
     cold_start_steps: int
     trace_len: int  # tokens of the longest trace: a wrong draft, the cue, and a rationale with its answer
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all its runs, by dotted key
+    cold_start: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its cold start alone: easier data
     response_len: int = 32  # tokens, room for any rationale and its answer
     # RL starts from the first of the cold start's checkpoints, one every START_EVERY steps, from which the accuracy on
     # held-out questions stays at or above this; 0: from the last.
@@ -198,7 +199,9 @@ def config_of(run: str, tasks: Mapping[str, Task], arms: Mapping[str, Arm]) -> m
     c.data.mini_vqa.num_train = 40_000
     c.data.mini_vqa.num_heldout = 750  # they are asked nine times in a run
     c.update_from_flattened_dict(tasks[task].changes)
-    if name != COLD_START:
+    if name == COLD_START:
+        c.update_from_flattened_dict(tasks[task].cold_start)
+    else:
         forced = c.objective.reflect.max_rationale_len if arms[name].holds_failure else 0
         c.rollout.response_len = tasks[task].response_len + forced
     return c

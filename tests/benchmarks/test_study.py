@@ -18,6 +18,8 @@ import pytest
 from benchmarks import study as study_main
 from benchmarks import study_claims, study_page, study_record
 from benchmarks import study_stats as stats
+from care_jax import config
+from care_jax.config import flat
 from care_jax.configs import study
 from tests import small_study
 from tests.end_to_end import REPO, environment
@@ -459,6 +461,19 @@ def test_a_run_may_start_within_a_cold_start(tmp_path: Path) -> None:
     task = dataclasses.replace(study.TASKS[study.FIRST_TASK], start=0.1)
     train = study.config_of("t/cold_start", {"t": task}, {}).train
     assert (train.eval_every, train.checkpoint_every, train.steps // train.keep_last) == (10, 10, 10)
+
+
+@pytest.mark.parametrize("file", ["study.py", "failures.py"])
+def test_every_run_of_a_study_can_begin(file: str) -> None:
+    """Catches an arm that is refused after hours of others, and changes of a cold start that reach the runs from it."""
+    module = study_main.load_study(str(REPO / "configs" / file))
+    for task, about in module.TASKS.items():
+        for name in (*module.ARMS, "cold_start"):
+            c = module.get_config(f"{task}/{name}")
+            c.data.train, c.model.weights = "somewhere", "random" if name == "cold_start" else "somewhere"
+            config.validate(c)
+            wanted = dict(about.changes) | (about.cold_start if name == "cold_start" else {})
+            assert {key: flat(c)[key] for key in wanted} == wanted
 
 
 def test_a_run_that_fails_ends_the_study(tmp_path: Path) -> None:
