@@ -199,13 +199,7 @@ class Runner:
                 child.run(self._command("care_jax.cold_start", task, "cold_start", seed, workdir))
             if not last.is_dir():
                 raise InputError(f"{workdir} was stopped before its end; run the same command again")
-        start = self._study.TASKS[task].start
-        if not start:
-            return workdir
-        step = study_record.first_step(workdir, start)
-        if step is None:
-            raise InputError(f"{workdir} has no checkpoint whose held-out accuracy is {start}; see TASKS[{task!r}]")
-        return workdir / "checkpoints" / str(step)
+        return workdir
 
     def _command(self, module: str, task: str, arm: str, seed: int, workdir: Path) -> list[str | Path]:
         words: list[str | Path] = [sys.executable, "-m", module, f"--config={self._config_file}:{task}/{arm}"]

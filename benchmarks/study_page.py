@@ -321,7 +321,6 @@ def _cold_start_command(command: str) -> str:
     """The command of the cold start that a run's command names."""
     flags = dict(word.partition("=")[::2] for word in shlex.split(command))
     config = f"{flags['--config'].rpartition('/')[0]}/cold_start"
-    workdir = flags["--config.model.weights"].partition("/checkpoints/")[0]  # of which a run may take one step
-    words = [f"--config={config}", f"--workdir={workdir}"]
+    words = [f"--config={config}", f"--workdir={flags['--config.model.weights']}"]
     words += [f"{name}={flags[name]}" for name in ("--config.seed", "--config.data.train") if name in flags]
     return shlex.join(["python", "-m", "care_jax.cold_start", *words])

@@ -109,18 +109,6 @@ def of_run(workdir: Path) -> dict[str, Any]:
     } | _of_groups(_lines(workdir / EVENTS_FILE), num_draws)
 
 
-def first_step(workdir: Path, accuracy: float) -> int | None:
-    """The first step of a run from which its mean held-out accuracy stays at or above this; None if there is none.
-
-    Earlier ones may be as good by guessing the commonest answer.
-    """
-    name, found = f"{_ACCURACY}mean", None
-    for row in _lines(workdir / METRICS_FILE):
-        if name in row:
-            found = None if row[name] < accuracy else row["step"] if found is None else found
-    return found
-
-
 def _lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -140,9 +128,9 @@ def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
     """Counts over all groups of a run.
 
     "no_gradient" counts the groups that dynamic sampling dropped too. "signature" has, for each role and K', number,
-    sum and sum of squares of the raw advantages of MIXED subgroups. A repaired failure counts as correct in its
-    subgroup, which then follows another law and is left out, as in the report. "second_moment" is the mean square of
-    the final advantages of anchors and of negatives.
+    sum and sum of squares of the raw advantages of MIXED subgroups. Subgroups with a repaired failure, which counts as
+    correct there, or with further positives follow another law and are left out, as in the report. "second_moment" is
+    the mean square of the final advantages of anchors and of negatives.
     """
     num_groups = num_still = 0
     active_steps: dict[int, bool] = {}
@@ -181,6 +169,7 @@ def _of_groups(events: Iterable[EventLine], num_draws: float) -> dict[str, Any]:
         groups["reflections"] = {"tried": tried, "repaired": repaired}
     if signature:
         groups["signature"] = [[role, count, *sums] for (role, count), sums in sorted(signature.items())]
+    if any(squares.values()):
         groups["second_moment"] = {role: statistics.fmean(values) for role, values in squares.items() if values}
     return groups
 

@@ -204,7 +204,7 @@ def _buffer_fits(c: ConfigDict) -> str:
 _NEEDS = {
     "reflect.enabled": (("anchored",), "reflection repairs a subgroup's negative"),
     "region.after_divergence": (("anchored",), "a rationale has its credit from where it parts from the anchor's"),
-    "reflect.all_wrong": (("reflect.enabled",), "it is the place where repairs are switched on"),
+    "reflect.all_wrong": (("reflect.enabled",), "that switches repairs on"),
 }
 
 
@@ -220,7 +220,7 @@ def _virtual_reward_counts(c: ConfigDict) -> str:
     if not (c.objective.virtual_reward > 0 and c.objective.anchored):
         return ""
     return (
-        f"objective.virtual_reward={c.objective.virtual_reward}: it counts without anchors alone; set it to 0 or "
+        f"objective.virtual_reward={c.objective.virtual_reward}: it has an effect only without anchors; set it to 0 or "
         "objective.anchored=False"
     )
 

@@ -23,7 +23,6 @@ import ml_collections
 from care_jax.configs import demo
 from care_jax.method import objectives
 
-START_EVERY = 10
 GRPO, CARE, EQUAL = "grpo", "care", "care_equal"
 COLD_START = "cold_start"
 FIRST_TASK, SECOND_TASK = "three_skills", "five_digits"
@@ -39,9 +38,6 @@ class Task:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all its runs, by dotted key
     cold_start: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its cold start alone: easier data
     response_len: int = 32  # tokens, room for any rationale and its answer
-    # RL starts from the first of the cold start's checkpoints, one every START_EVERY steps, from which the accuracy on
-    # held-out questions stays at or above this; 0: from the last.
-    start: float = 0.0
 
 
 TASKS: Mapping[str, Task] = {
@@ -212,9 +208,6 @@ def _cold_start(task: Task) -> ml_collections.ConfigDict:
     c.train.steps = task.cold_start_steps
     c.optimizer.lr = 2e-3
     c.train.eval_every, c.train.eval_examples, c.train.checkpoint_every = 0, 0, 200
-    if task.start:
-        c.train.eval_every = c.train.checkpoint_every = START_EVERY
-        c.train.keep_last = task.cold_start_steps // START_EVERY
     c.rollout.response_len = task.trace_len
     return c
 

@@ -95,7 +95,7 @@ BAD = [
     ("objective.overlong_buffer_len", 2049, "objective.overlong_buffer_len=2049: must lie in 0 .."),
     ("objective.num_positives", 0, "objective.num_positives=0: must be at least 1"),
     ("objective.virtual_reward", -1.0, "objective.virtual_reward=-1.0: must be at least 0"),
-    ("objective.virtual_reward", 1.0, "objective.virtual_reward=1.0: it counts without anchors alone"),
+    ("objective.virtual_reward", 1.0, "objective.virtual_reward=1.0: it has an effect only without anchors"),
     ("objective.anchored", False, "objective.reflect.enabled needs objective.anchored=True"),
     ("objective.reflect.max_rationale_len", 2048, "max_rationale_len=2048: must be below rollout.response_len=2048"),
     ("objective.reflect.max_rationale_len", 0, "objective.reflect.max_rationale_len=0: must be"),

@@ -100,20 +100,23 @@ def _z_score(
 def has_contrast(
     correct: Bool[np.ndarray, "B G"], objective: Objective | ml_collections.ConfigDict
 ) -> Bool[np.ndarray, "B"]:
-    """Groups that dynamic sampling keeps: MIXED, and ALL_WRONG if they can teach (docs/method.md section 6)."""
-    return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | learns_from_all_wrong(objective))
+    """Groups that dynamic sampling keeps: MIXED, and ALL_WRONG if no repair is needed (docs/method.md section 6)."""
+    contrasted = objective.rescue.enabled if objective.anchored else objective.virtual_reward > 0
+    return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | contrasted)
 
 
 def may_teach(
-    correct: Bool[np.ndarray, "B G"], rewards: Float[np.ndarray, "B G"], objective: Objective
+    correct: Bool[np.ndarray, "B G"],
+    rewards: Float[np.ndarray, "B G"],
+    objective: Objective | ml_collections.ConfigDict,
 ) -> Bool[np.ndarray, "B"]:
     """Groups that may get a gradient; all others have advantages of 0, whatever their scores, and no KL.
 
-    anchored    those of `has_contrast`
+    anchored    MIXED, and ALL_WRONG if they are rescued or repaired
     else        rewards that differ, from the virtual one too; all of them with a KL
     """
     if objective.anchored:
-        return has_contrast(correct, objective)
+        return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | learns_from_all_wrong(objective))
     least, most = np.min(rewards, axis=1), np.max(rewards, axis=1)
     virtual = np.float32(objective.virtual_reward)
     return (least != most) | ((virtual > 0) & (most != virtual)) | (objective.kl_coef > 0)

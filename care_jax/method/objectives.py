@@ -80,7 +80,7 @@ class Region:
     gamma_neg: float = 0.0  # weight of a wrong response's rationale (published: masked)
     format_weight: float = 0.0  # weight of tags and the stop token [study]
     unit: RegionUnit = "token"  # token | region: whether each token has such a weight, or all of a region's together
-    after_divergence: bool = False  # rationale tokens before the first that differs from the anchor's weigh 0
+    after_divergence: bool = False  # rationale tokens that right and wrong rows of the subgroup share weigh 0
 
     def __post_init__(self) -> None:
         """Refuses a wrong type or word."""

@@ -123,7 +123,7 @@ def select_negatives(
 
     Args:
         distances: from `state_distances`.
-        anchor: of rank 0 among `rank_positives`, or another row.
+        anchor: the row that distances are measured to.
         failures: the only candidates.
         num_negatives: K.
         num_neighbours: M.
@@ -218,14 +218,14 @@ def select_subgroup(
         selector=objective.selector,
         key=key,
     )
-    active = mixed = outcome == Outcome.MIXED
+    active = outcome == Outcome.MIXED
     if learns_from_all_wrong(objective):
-        rescued = outcome == Outcome.ALL_WRONG
+        all_wrong = outcome == Outcome.ALL_WRONG
         pseudo_anchor = rescue.choose_pseudo_anchor(logprobs_old, sampled_mask, objective.rescue.rank_by)
-        anchor = jnp.where(rescued, pseudo_anchor, anchor)
+        anchor = jnp.where(all_wrong, pseudo_anchor, anchor)
         representatives = _representatives(distances, pseudo_anchor, objective.num_negatives)
-        negatives = jnp.where(rescued[:, None], representatives, negatives)
-        active |= rescued
+        negatives = jnp.where(all_wrong[:, None], representatives, negatives)
+        active = active | all_wrong
     preference = None
     if objective.reflect.enabled and objective.reflect.failure == "likeliest":
         preference = rescue.likelihood(logprobs_old, sampled_mask, objective.rescue.rank_by)
@@ -233,7 +233,7 @@ def select_subgroup(
         assert num_alike is not None
         preference = num_alike.astype(jnp.float32)
     negatives &= active[:, None]
-    positives = jnp.where(mixed[:, None], positives, NO_RANK)
+    positives = jnp.where(active[:, None], positives, NO_RANK)
     return fill_slots(
         distances, anchor, negatives, active, outcome, objective=objective, positives=positives, preference=preference
     )

@@ -186,9 +186,17 @@ def explanation(sample: SampleLine) -> str:
         return f"All {len(rollouts)} responses are right. None is better than another, so all advantages are 0."
     if sample["outcome"] == "ALL_WRONG":
         if is_zero:
-            return f"All {len(rollouts)} responses are wrong. None is better than another, so all advantages are 0."
+            tried = "" if sample["reflection"] is None else " The repair that was tried is wrong too."
+            return (
+                f"All {len(rollouts)} responses are wrong.{tried} None is better than another, so all advantages are 0."
+            )
         if sample["reflection"] is not None and sample["reflection"]["correct"]:
             return f"All {len(rollouts)} responses are wrong. The likeliest one was repaired: the repair is the anchor."
+        if not any(rollout["role"] == "anchor" for rollout in rollouts):
+            return (
+                f"All {len(rollouts)} responses are wrong. Compared with objective.virtual_reward they are pushed "
+                "down, so the group still gives a gradient."
+            )
         return (
             f"All {len(rollouts)} responses are wrong. The likeliest one stands in for an anchor, with small "
             "pseudo-rewards (objective.rescue), so the group still gives a gradient."

@@ -24,14 +24,15 @@ import numpy.typing as npt
 from etils import epath
 from scipy import special
 
-from care_jax import step
 from care_jax.errors import InputError, shown
 from care_jax.files import parse_object
-from care_jax.method.advantage import has_contrast
+from care_jax.method.advantage import has_contrast, may_teach
 from care_jax.method.objectives import keeps_forced
+from care_jax.method.train_batch import slot_of_repair
 from care_jax.planning.speed import PromptSizes
 from care_jax.run.folder import METRICS_FILE
 from care_jax.stages.packing import Bucket, PromptLengths
+from care_jax.structs import Outcome
 
 SIGMA = 0.8
 _CONCENTRATION = 2.0  # sum of the beta distribution's two parameters
@@ -138,36 +139,54 @@ def draw(
         correct = correct[np.resize(np.flatnonzero(is_kept), shape[0])] if np.any(is_kept) else correct
     is_mixed = np.any(correct, axis=1) & ~np.all(correct, axis=1)
 
-    teaches = (is_mixed | (objective.kl_coef > 0))[:, None]
+    teaches = may_teach(correct, correct * np.float32(objective.virtual_reward or 1.0), objective)
+    scored = np.where(teaches[:, None], response_len, 0)
+    taught = scored
     if objective.anchored:
-        teaches = has_contrast(correct, objective)[:, None]
-    scored = np.where(teaches, response_len, 0)
-    taught = np.where(teaches, _subgroups(correct, response_len, step.num_updated(config)), 0)
-    taught = taught if objective.anchored else scored
+        rows_of_group = _subgroups(correct, response_len, objective.num_positives, objective.num_negatives)
+        taught = np.where(teaches[:, None], rows_of_group, 0)
 
     forced, repaired = np.zeros_like(fresh), np.zeros_like(fresh)
     rows = {"rollout_packing": scored, "batch_packing": taught}
     if objective.reflect.enabled:
+        tried = teaches & (is_mixed | objective.reflect.all_wrong)
+        slot = slot_of_repair(np.where(is_mixed, Outcome.MIXED, Outcome.ALL_WRONG))[:, None]
+        failed = np.take_along_axis(taught, slot, axis=1)
         if objective.reflect.source == "rationale":
-            forced = np.where(is_mixed[:, None], np.minimum(taught[:, 1:2], objective.reflect.max_rationale_len), 0)
+            forced = np.where(tried[:, None], np.minimum(failed, objective.reflect.max_rationale_len), 0)
         kept = forced if keeps_forced(objective) else np.zeros_like(forced)
-        repaired = np.where(is_mixed[:, None], np.minimum(fresh, limit - kept), 0)
+        repaired = np.where(tried[:, None], np.minimum(fresh, limit - kept), 0)
         rows["repair_packing"] = kept + repaired
-        taught[:, 1:2] = np.where(is_mixed[:, None], kept + repaired, taught[:, 1:2])
+        # A wrong repair of an all-wrong group has no place. Repairs are right as often as responses are.
+        is_placed = tried & (is_mixed | (rng.random(shape[0]) < averages.accuracy))
+        np.put_along_axis(taught, slot, np.where(is_placed[:, None], kept + repaired, failed), axis=1)
+        if not objective.rescue.enabled:
+            taught[~(is_mixed | is_placed)] = 0
     sizes = PromptSizes(tokens, patches, patches**2, patches * np.minimum(patches, window_len))
     return Workload(sizes, response_len, forced, repaired, rows, num_draws)
 
 
-def _subgroups(correct: npt.NDArray[np.bool_], response_len: Lengths, num_rows: int) -> Lengths:
-    """Tokens of the rows of anchored subgroups [B, num_rows]: the shortest right response, then wrong ones.
+def _subgroups(
+    correct: npt.NDArray[np.bool_], response_len: Lengths, num_positives: int, num_negatives: int
+) -> Lengths:
+    """Tokens of the rows of anchored subgroups [B, S]: the shortest right response, wrong ones, the other right ones.
 
     0 where a group has no more. All-wrong groups have a wrong one in the anchor's place.
     """
-    some, num_wrong = np.any(correct, axis=1), np.sum(~correct, axis=1)
-    wrong = np.take_along_axis(response_len, np.argsort(correct, axis=1, kind="stable"), axis=1)
-    anchor = np.where(correct, response_len, np.iinfo(np.int32).max).min(axis=1)
-    rows = np.where(some[:, None], np.column_stack([anchor, wrong]), np.column_stack([wrong, np.zeros_like(anchor)]))
-    return np.where(np.arange(num_rows) < (num_wrong + some)[:, None], rows[:, :num_rows], 0).astype(np.int32)
+    first = np.argsort(correct, axis=1, kind="stable")  # the wrong ones come first
+    wrong = np.take_along_axis(np.where(correct, 0, response_len), first, axis=1)
+    most = np.iinfo(np.int32).max
+    right = np.sort(np.where(correct, response_len, most), axis=1)
+    right = np.where(right == most, 0, right)
+    some = np.any(correct, axis=1, keepdims=True)
+    anchor = np.where(some, right[:, :1], wrong[:, :1])
+    others = np.where(some, wrong, np.pad(wrong[:, 1:], ((0, 0), (0, 1))))
+    return np.concatenate([anchor, _columns(others, num_negatives), _columns(right[:, 1:], num_positives - 1)], axis=1)
+
+
+def _columns(lengths: Lengths, count: int) -> Lengths:
+    """The first columns, and zeros for those that there are not."""
+    return np.pad(lengths[:, :count], ((0, 0), (0, max(0, count - lengths.shape[1]))))
 
 
 def draw_prompts(rng: np.random.Generator, count: int, mean: float, most: int) -> npt.NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import subprocess
@@ -178,8 +177,9 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
     base = {"anchor": 1, "num_negatives": 1, "reflected": None, "reflection_correct": None}
     mixed = {"step": 1, "outcome": "MIXED", "advantages_raw": [1.0, -1.0], "advantages": [2.0, -1.0], **base}
     repaired = mixed | {"reflected": 0, "reflection_correct": True, "advantages_raw": [9.0, 9.0]}
+    wide = mixed | {"advantages_raw": [0.7, -1.4, 0.7], "advantages": [2.0, -1.0, 9.0]}  # with a further positive
     still = {"step": 2, "outcome": "ALL_CORRECT", "advantages_raw": [], "advantages": [], **base, "anchor": None}
-    for name, lines in (("metrics", rows), ("events", [mixed, repaired, still])):
+    for name, lines in (("metrics", rows), ("events", [mixed, wide, repaired, still])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 3}}))
     ours = study_record.of_run(tmp_path)
@@ -189,7 +189,7 @@ def test_record_of_a_run_folder(tmp_path: Path) -> None:
     ]
     assert ours["seconds_a_step"] == {"step": 2.0, "update": 1.0}
     assert ours["tokens"] == {"rollout": 270, "reflect": 30}
-    assert ours["no_gradient"] == {"groups": pytest.approx(2 / 3), "steps": 0.5}  # of 6 drawn
+    assert ours["no_gradient"] == {"groups": pytest.approx(5 / 8), "steps": 0.5}  # of 8 drawn
     assert ours["reflections"] == {"tried": 1, "repaired": 1}
     assert ours["signature"] == [["anchor", 1, 1, 1.0, 1.0], ["negative", 1, 1, -1.0, 1.0]]
     assert ours["second_moment"] == {"anchor": 4.0, "negative": 1.0}
@@ -448,19 +448,6 @@ def test_page_by_hand(tmp_path: Path) -> None:
     assert about["command"] in lines
     cold = "python -m care_jax.cold_start --config=c.py:t/cold_start --workdir=start --config.seed=0"
     assert f"{cold} --config.data.train=d" in lines
-
-
-def test_a_run_may_start_within_a_cold_start(tmp_path: Path) -> None:
-    """Catches the end of a cold start that has become too good, a lucky guess, and a command of another folder."""
-    rows = [{"step": 1, "loss": 2.0}]
-    rows += [{"step": s, "eval/accuracy/mean": a, "eval/accuracy/x": 1} for s, a in enumerate([0, 0.2, 0, 0.1, 0.5])]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [study_record.first_step(tmp_path, accuracy) for accuracy in (0.1, 0.11, 0.6)] == [3, 4, None]
-    command = study_page._cold_start_command("python -m a --config=c.py:t/care --config.model.weights=w/checkpoints/10")
-    assert command == "python -m care_jax.cold_start --config=c.py:t/cold_start --workdir=w"
-    task = dataclasses.replace(study.TASKS[study.FIRST_TASK], start=0.1)
-    train = study.config_of("t/cold_start", {"t": task}, {}).train
-    assert (train.eval_every, train.checkpoint_every, train.steps // train.keep_last) == (10, 10, 10)
 
 
 @pytest.mark.parametrize("file", ["study.py", "failures.py"])

@@ -185,8 +185,7 @@ def test_a_reflection_in_an_unused_slot_stays_out(assemble):
         (objectives.dapo, {"rescue__enabled": True}, [True, False, False]),  # a rescue needs an anchor
         (objectives.care, {"dynamic_sampling": True}, [True, True, False]),
         (objectives.care, {"rescue__enabled": False}, [True, False, False]),
-        (objectives.care, {"rescue__enabled": False, "reflect__all_wrong": True}, [True, True, False]),
-        (objectives.care_no_rgr, {"rescue__enabled": False, "reflect__all_wrong": True}, [True, False, False]),
+        (objectives.care, {"rescue__enabled": False, "reflect__all_wrong": True}, [True, False, False]),
         (objectives.grpo, {"virtual_reward": 1.0}, [True, True, False]),
     ],
 )
@@ -203,6 +202,7 @@ def test_dynamic_sampling_keeps_groups_with_a_contrast(preset, changes, expected
         (objectives.care, {}, [True, True, True, False, False]),
         (objectives.care, {"rescue__enabled": False}, [True, False, False, False, False]),
         (objectives.care, {"kl_coef": 0.0}, [True, True, True, False, False]),
+        (objectives.care, {"rescue__enabled": False, "reflect__all_wrong": True}, [True, True, True, False, False]),
         (objectives.grpo, {"kl_coef": 0.0}, [True, True, False, True, False]),
         (objectives.grpo, {"kl_coef": 0.01}, [True] * 5),
         (objectives.dapo, {}, [True, True, False, True, False]),

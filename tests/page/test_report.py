@@ -300,6 +300,8 @@ def group(outcome: str, *roles: str, advantage: float = 0.0, repaired: bool | No
         (group("ALL_WRONG", "anchor", "negative", advantage=0.1), "The likeliest one stands in for an anchor"),
         (group("ALL_WRONG", "reflected", "negative", advantage=1.0, repaired=True), "the repair is the anchor"),
         (group("ALL_WRONG", "anchor", "negative", advantage=0.1, repaired=False), "stands in for an anchor"),
+        (group("ALL_WRONG", "unselected", "unselected", repaired=False), "The repair that was tried is wrong too."),
+        (group("ALL_WRONG", "updated", "updated", advantage=-0.3), "Compared with objective.virtual_reward"),
         (group("MIXED", "anchor", "reflected", repaired=True), "only failure was repaired"),
         (group("MIXED", "anchor", "reflected", "negative", repaired=True), "All rewards in the subgroup are the same"),
     ],

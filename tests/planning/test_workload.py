@@ -66,7 +66,14 @@ def test_rows_of_a_subgroup_by_hand():
     correct = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], bool)
     lengths = np.array([[9, 3, 5, 4], [8, 7, 6, 5], [3, 2, 9, 6], [1, 1, 1, 1]], np.int32)
     expected = [[5, 3, 4], [8, 7, 6], [2, 6, 0], [1, 0, 0]]  # the last is left out by its caller
-    np.testing.assert_array_equal(workload._subgroups(correct, lengths, 3), expected)
+    np.testing.assert_array_equal(workload._subgroups(correct, lengths, 1, 2), expected)
+    wide = [
+        [5, 3, 4, 0, 0, 0, 9, 0, 0],
+        [8, 7, 6, 5, 0, 0, 0, 0, 0],
+        [2, 6, 0, 0, 0, 0, 3, 9, 0],
+        [1, 0, 0, 0, 0, 0, 1, 1, 1],
+    ]
+    np.testing.assert_array_equal(workload._subgroups(correct, lengths, 4, 5), wide)
 
 
 def test_stages_of_care_work_on_groups_that_teach():
@@ -85,6 +92,31 @@ def test_stages_of_care_work_on_groups_that_teach():
     np.testing.assert_array_equal(rewritten.rows["repair_packing"], rewritten.repaired)
     no_rescue = made(config_of(objective__rescue__enabled=False))
     np.testing.assert_array_equal(no_rescue.rows["rollout_packing"].any(axis=1), tried)
+
+
+@pytest.mark.parametrize("rescued", [True, False])
+def test_repairs_in_all_wrong_groups_work_too(rescued):
+    """Catches all-wrong groups that are tried for nothing in the plan, and rows of those that a wrong repair leaves."""
+    changes = {"objective__reflect__all_wrong": True, "objective__rescue__enabled": rescued}
+    step, plain = made(config_of(**changes)), made(config_of())
+    scored, taught, repairs = (step.rows[f"{name}_packing"] for name in ("rollout", "batch", "repair"))
+    np.testing.assert_array_equal(scored, plain.rows["rollout_packing"])
+    np.testing.assert_array_equal(repairs[:, 0] > 0, scored.any(axis=1))
+    was_tried = plain.rows["repair_packing"][:, 0] > 0
+    all_wrong = scored.any(axis=1) & ~was_tried
+    np.testing.assert_array_equal(taught[was_tried], plain.rows["batch_packing"][was_tried])
+    turned = taught[all_wrong].any(axis=1)
+    assert turned.all() if rescued else 0 < turned.sum() < len(turned)
+    assert np.any(taught[all_wrong][:, 0] == repairs[all_wrong][:, 0])
+
+
+def test_a_virtual_reward_makes_all_wrong_groups_work():
+    """Catches a plan in which they cost nothing."""
+    plain = {"objective__anchored": False, "objective__reflect__enabled": False, "objective__kl_coef": 0.0}
+    steps = [made(config_of(**plain, objective__virtual_reward=reward)) for reward in (1.0, 0.0)]
+    ours, theirs = (each.rows["batch_packing"].any(axis=1) for each in steps)
+    assert theirs.sum() < ours.sum() < 256
+    assert np.all(ours | ~theirs)
 
 
 def test_stages_of_grpo_work_on_all_rows_with_a_kl_term_and_on_mixed_groups_without():

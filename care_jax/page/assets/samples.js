@@ -63,7 +63,7 @@ function rolloutRow(rollout, number, largest, sample) {
   const verdicts = element("div", { class: "badges" }, badge(rollout.correct ? "correct" : "wrong", rollout.correct ? "good" : "bad"));
   if (!rollout.parsed) verdicts.append(badge("no readable answer", ""));
   if (!rollout.format_ok) verdicts.append(badge("badly formed", ""));
-  const isReplaced = sample.reflection !== null && sample.reflection.rollout === number;
+  const isReplaced = rollout.role === "reflected";
   const advantage = isReplaced ? noAdvantage("its repair has it")
     : rollout.role === "unselected" ? element("td", { class: "number" }, "–") : advantageCell(rollout.advantage, largest);
   return row(isReplaced ? "replaced" : "", [
@@ -76,8 +76,8 @@ function rolloutRow(rollout, number, largest, sample) {
     element("td", {}, clipped(rollout.text))]);
 }
 
-// The repair of a failure takes its place in the subgroup, and has its advantage.
-function repairRow(reflection, { advantage }, largest) {
+// The repair of a failure takes its place in the subgroup, and has its advantage; a wrong one of an all-wrong group has none.
+function repairRow(reflection, { role, advantage }, largest) {
   const words = reflection.before === "" ? [element("p", { class: "label" }, "the prompt was sampled once more")]
     : [element("p", { class: "text" }, element("span", { class: "failed" }, reflection.before), element("mark", {}, reflection.cue.trim() || "(no cue)")),
       element("p", { class: "label" }, "the failed rationale and the cue were given; the model went on with")];
@@ -86,7 +86,7 @@ function repairRow(reflection, { advantage }, largest) {
     element("td", {}, badge("repair", "reflected")),
     element("td", {}, element("div", { class: "badges" }, badge(reflection.correct ? "repaired" : "still wrong", reflection.correct ? "good" : "bad"))),
     element("td", {}, (reflection.after.match(/<answer>(.*?)<\/answer>/s) ?? ["", "–"])[1]),
-    advantageCell(advantage, largest),
+    role === "reflected" ? advantageCell(advantage, largest) : noAdvantage("not updated"),
     element("td", {}, "–"),
     element("td", {}, ...words, clipped(reflection.after))]);
 }
