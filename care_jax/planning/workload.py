@@ -150,7 +150,7 @@ def draw(
     rows = {"rollout_packing": scored, "batch_packing": taught}
     if objective.reflect.enabled:
         tried = teaches & (is_mixed | objective.reflect.all_wrong)
-        slot = slot_of_repair(np.where(is_mixed, Outcome.MIXED, Outcome.ALL_WRONG))[:, None]
+        slot = np.asarray(slot_of_repair(np.where(is_mixed, Outcome.MIXED, Outcome.ALL_WRONG)))[:, None]
         failed = np.take_along_axis(taught, slot, axis=1)
         if objective.reflect.source == "rationale":
             forced = np.where(tried[:, None], np.minimum(failed, objective.reflect.max_rationale_len), 0)
