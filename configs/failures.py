@@ -19,12 +19,12 @@ largest and its room; P is the prompt, I the patches, R a rationale with its ans
 A task is of use if the policy can do each step and seldom all of them. That is meant by nine, whose cold start reads
 digits and has never seen so many: with seed 0 it begins at 26.4 % of 750, 53 to 72 % of the groups are all wrong, and
 GRPO at 1e-4 ends at 28.0 % (--only='nine/grpo@0.0001/0/training'). It is not so where a cold start has not learnt to
-read: what is right there is guessed, and RL makes the guesses surer. In that state are columns, options and series
-however long their cold starts are: with --config.train.steps=900 and --config.train.eval_every=50 no answer of columns
-was right up to step 550, with 400 and 40 from 5 to 10 % of 300 answers of options (a guess of twelve), and 11 to 14 %
-of series from step 80 on, while the loss on its few tables went to 0.1. GRPO at 5e-5 and at 1e-4 gained less than a
-point on options and series in 96 steps from 60 of the cold start. Triangles are right in 8.1 % of 750 after 200 steps
-and in 16.9 % after 240; no RL was finished on them.
+read: what is right there is guessed, and RL makes the guesses surer. In that state were columns, options and series
+after all cold starts that were tried: with --config.train.steps=900 and --config.train.eval_every=50 at most one of 250
+answers of columns was right up to step 550, with 400 and 40 from 5 to 10 % of 300 answers of options (a guess of
+twelve), and 11 to 14 % of series from step 80 on, while the loss on its few tables went to 0.1. GRPO at 5e-5 and at
+1e-4 gained less than a point on options and series in 96 steps from 60 of the cold start. Triangles are right in 8.1 %
+of 750 after 200 steps and in 16.9 % after 240; no RL was finished on them.
 """
 
 from __future__ import annotations
