@@ -9,8 +9,10 @@ import hashlib
 import itertools
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import ml_collections
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -223,20 +225,21 @@ def test_both_triangles_are_compared() -> None:
 @pytest.mark.parametrize("task", failures.TASKS)
 def test_every_row_fits_its_task(task: str) -> None:
     """Catches buckets and lengths that leave rows out, and ones that are larger than any row needs."""
-    cold_start, training = (failures.get_config(f"{task}/{run}") for run in ("cold_start", "care"))
+    cold_start, training = (failures.get_config(f"{task}/{run}") for run in ("cold_start", "care@0.0001"))
     config.validate(cold_start, unused=("data.train",))
     config.validate(training, unused=("data.train",))
     processor, cue = make_processor(cold_start), cold_start.objective.reflect.cue
     longest = collections.Counter()
-    for record in itertools.islice(generate("train", Difficulty(**cold_start.data.mini_vqa)), 1500):
+    for record in rows_of(cold_start):
+        longest |= collections.Counter(trace=len(whole_trace(processor, record, cue=cue).token_ids))  # the larger
+    for record in rows_of(training):
         size = measure_prompt(processor, record)
         alone = dataclasses.replace(record, draft=None)
         lengths = {"rationale": len(processor.encode_text(record.rationale))}
         lengths |= {"draft": len(processor.encode_text(record.draft or ""))}
-        lengths |= {"trace": len(whole_trace(processor, record, cue=cue).token_ids)}
         lengths |= {"answer": len(whole_trace(processor, alone, cue=cue).token_ids)}
         lengths |= {"prompt": size.num_tokens, "patches": size.num_patches}
-        longest |= collections.Counter(lengths)  # the larger of each
+        longest |= collections.Counter(lengths)
     (prompts,), (patches,) = cold_start.data.prompt_buckets, cold_start.data.patch_buckets
     assert prompts - 6 < longest["prompt"] <= prompts
     assert patches == longest["patches"]
@@ -245,10 +248,16 @@ def test_every_row_fits_its_task(task: str) -> None:
     assert max(longest["rationale"], longest["draft"]) <= training.objective.reflect.max_rationale_len
 
 
+def rows_of(c: ml_collections.ConfigDict) -> Iterator[Record]:
+    """Some training rows of a config's data."""
+    return itertools.islice(generate("train", Difficulty(**{**c.data.mini_vqa, "num_train": 40_000})), 1500)
+
+
 def test_tasks_run_as_a_study() -> None:
     """Catches a task that the study's command does not plan, or that has another's data."""
-    runs = {task: failures.get_config(f"{task}/{study.GRPO}") for task in failures.TASKS}
-    assert [c.data.mini_vqa.skills for c in runs.values()] == [(skill,) for skill in failures.TASKS]
+    runs = {task: failures.get_config(f"{task}/{study.GRPO}@0.0001") for task in failures.TASKS}
+    skills = [("digits" if task == "nine" else task,) for task in failures.TASKS]
+    assert [c.data.mini_vqa.skills for c in runs.values()] == skills
     assert all(arm.tasks == tuple(failures.TASKS) for arm in failures.ARMS.values())
-    with pytest.raises(ValueError, match="'columns/sft' is not a run of the study: give TASK/ARM, TASK one of columns"):
+    with pytest.raises(ValueError, match="'columns/sft' is not a run of the study: give TASK/ARM, TASK one of nine"):
         failures.get_config("columns/sft")
