@@ -1,6 +1,6 @@
 r"""Tasks for questions about failures: RL begins where most groups have no right answer.
 
-    python -m benchmarks.study --config=configs/failures.py --out=docs/study/failures     # hours on two CPU cores
+    python -m benchmarks.study --config=configs/failures.py --out=docs/study/failures --only=nine/  # hours on two cores
     python -m care_jax.cold_start --config=configs/failures.py:nine/cold_start --workdir=COLD_START \
         --config.data.train=runs/data                                                    # one of its runs
     python -m care_jax.train --config=configs/failures.py:nine/care@0.0001 --workdir=runs/mine \

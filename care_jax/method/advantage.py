@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Float32
 
 from care_jax.method import rescue
-from care_jax.method.objectives import Objective, learns_from_all_wrong
+from care_jax.method.objectives import Objective, has_all_wrong_subgroups
 from care_jax.structs import Array, Outcome, Subgroup
 
 STD_EPS = 1e-6
@@ -116,7 +116,7 @@ def may_teach(
     else        rewards that differ, from the virtual one too; all of them with a KL
     """
     if objective.anchored:
-        return ~np.all(correct, axis=1) & (np.any(correct, axis=1) | learns_from_all_wrong(objective))
+        return has_contrast(correct, objective) | (~np.any(correct, axis=1) & has_all_wrong_subgroups(objective))
     least, most = np.min(rewards, axis=1), np.max(rewards, axis=1)
     virtual = np.float32(objective.virtual_reward)
     return (least != most) | ((virtual > 0) & (most != virtual)) | (objective.kl_coef > 0)

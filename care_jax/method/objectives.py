@@ -153,11 +153,9 @@ def keeps_forced(objective: Objective | ml_collections.ConfigDict) -> bool:
     return reflect.source == "rationale" and reflect.train_on == "continuation"
 
 
-def learns_from_all_wrong(objective: Objective | ml_collections.ConfigDict) -> bool:
-    """True if ALL_WRONG groups can teach: they are rescued, repaired or compared with a virtual reward (section 4)."""
-    if objective.anchored:
-        return objective.rescue.enabled or (objective.reflect.enabled and objective.reflect.all_wrong)
-    return objective.virtual_reward > 0
+def has_all_wrong_subgroups(objective: Objective | ml_collections.ConfigDict) -> bool:
+    """True if ALL_WRONG groups of an anchored objective get a subgroup: they are rescued or repaired (section 4)."""
+    return objective.rescue.enabled or (objective.reflect.enabled and objective.reflect.all_wrong)
 
 
 def is_rewritten(objective: Objective | ml_collections.ConfigDict) -> bool:

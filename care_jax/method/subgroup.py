@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Int32, PRNGKeyArray, Shaped
 
 from care_jax.method import rescue
-from care_jax.method.objectives import Objective, learns_from_all_wrong
+from care_jax.method.objectives import Objective, has_all_wrong_subgroups
 from care_jax.options import Selector
 from care_jax.structs import Array, Outcome, Subgroup
 
@@ -219,7 +219,7 @@ def select_subgroup(
         key=key,
     )
     active = outcome == Outcome.MIXED
-    if learns_from_all_wrong(objective):
+    if has_all_wrong_subgroups(objective):
         all_wrong = outcome == Outcome.ALL_WRONG
         pseudo_anchor = rescue.choose_pseudo_anchor(logprobs_old, sampled_mask, objective.rescue.rank_by)
         anchor = jnp.where(all_wrong, pseudo_anchor, anchor)

@@ -209,9 +209,9 @@ def _are(verdict: Verdict, judged: Judged) -> Array:
 def _subgroup_totals(step: Step) -> _Totals:
     subgroup, final, tried = step.subgroup, step.advantages.final, step.reflection.tried
     mixed, all_wrong = subgroup.outcome == Outcome.MIXED, subgroup.outcome == Outcome.ALL_WRONG
-    anchor = (np.arange(final.shape[1]) == 0)[None] & subgroup.valid
-    is_negative = (np.arange(final.shape[1]) > 0) & (np.arange(final.shape[1]) <= subgroup.num_negatives[:, None])
-    negative = subgroup.valid & is_negative
+    slot = np.arange(final.shape[1])[None]
+    anchor = subgroup.valid & (slot == 0)
+    negative = subgroup.valid & (slot > 0) & (slot <= subgroup.num_negatives[:, None])
     negative[:, REFLECTED_SLOT] &= ~(tried & step.reflection.correct)
     turned = turned_groups(subgroup.outcome, tried, step.reflection.correct)
     count = np.bincount(subgroup.num_negatives, minlength=final.shape[1])
