@@ -117,6 +117,21 @@ def test_each_list_is_narrowed_by_itself(page, server) -> None:
 
 
 @needs_browser
+def test_a_wrong_repair_of_an_all_wrong_group_has_no_advantage(page, folder) -> None:
+    """Catches the pseudo-anchor's advantage beside the repair that did not take its place."""
+    rollout = sample()["rollouts"][0] | {"correct": False, "role": "anchor", "advantage": 0.75}
+    repair = {"rollout": 0, "before": "<think>9", "cue": "Wait", "after": "2", "correct": False}
+    group = sample(outcome="ALL_WRONG", rollouts=[rollout], reflection=repair)
+    write_lines(folder / "samples.jsonl", [group])
+    with ReportServer("127.0.0.1", 0, {"rl": epath.Path(folder)}) as server, in_thread(server):
+        page.open(f"http://127.0.0.1:{server.server_port}/", width=1400)
+        page.run("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+        anchor, repaired = page.run("[...document.querySelectorAll('.rollouts tr')].slice(1).map((n) => n.innerText)")
+    assert ("+0.75" in anchor, "its repair has it" in anchor) == (True, False)
+    assert ("+0.75" in repaired, "not updated" in repaired) == (False, True)
+
+
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
 def test_looks(page, server, width, dark) -> None:
